@@ -1,0 +1,230 @@
+"""Gemma with several experts joined layer by layer in one attention, with openpi's parameter paths.
+
+Expert 0 is the language model (plain RMSNorm), expert 1 pi0.5's action expert (adaptive RMSNorm on a time
+embedding); its parameters end in `_1`. Layers are scanned: every leaf has a leading layer axis.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sigma_jax.lora import Layout, LoraConfig
+from sigma_jax.nn import attention, project
+
+QUERY = Layout('ndh', 'd', 'nh')
+KEY_VALUE = Layout('ckdh', 'd', 'kh')
+OUTPUT = Layout('nhd', 'nh', 'd')
+GATING = Layout('cdf', 'd', 'f')
+LINEAR = Layout('fd', 'f', 'd')
+LAYOUTS = {
+    r'.*/attn/q_einsum(_1)?/w': QUERY,
+    r'.*/attn/kv_einsum(_1)?/w': KEY_VALUE,
+    r'.*/attn/attn_vec_einsum(_1)?/w': OUTPUT,
+    r'.*/mlp(_1)?/gating_einsum': GATING,
+    r'.*/mlp(_1)?/linear': LINEAR,
+}
+Cache = tuple[Float[Array, 'layers b s k h'], Float[Array, 'layers b s k h']]
+
+
+@dataclasses.dataclass(frozen=True)
+class GemmaConfig:
+    """Sizes of one expert. Experts that run together share depth, heads, kv_heads and head_dim."""
+
+    width: int = 2048
+    depth: int = 18
+    mlp_dim: int = 16384
+    heads: int = 8
+    kv_heads: int = 1
+    head_dim: int = 256
+    adaptive: bool = False  # adaptive RMSNorm on a conditioning vector
+
+
+def suffix(expert: int) -> str:
+    """Expert 0 has no suffix, expert 1 '_1'."""
+    return f'_{expert}' if expert else ''
+
+
+def rope(x: Float[Array, 'b s n h'], positions: Int[Array, 'b s'], max_wavelength: float = 10_000.0):
+    """Rotary position embedding on the two halves of the head, in float32."""
+    half = x.shape[-1] // 2
+    timescale = max_wavelength ** (2.0 / x.shape[-1] * jnp.arange(half, dtype=jnp.float32))
+    angle = (positions[..., None].astype(jnp.float32) / timescale)[:, :, None, :]
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    x1, x2 = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """(1 + scale) x / rms(x) in float32; adaptive: scale, shift and gate from one dense layer on `cond`."""
+
+    adaptive: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'b s w'], cond: Float[Array, 'b w2'] | None):
+        """Returns the normed x and the gate of the residual branch (None where not adaptive)."""
+        w = x.shape[-1]
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
+        if not self.adaptive:
+            return (y * (1 + self.param('scale', nn.initializers.zeros, (w,)))).astype(x.dtype), None
+        dense = nn.Dense(3 * w, kernel_init=nn.initializers.zeros, dtype=x.dtype, name='Dense_0')
+        scale, shift, gate = jnp.split(dense(cond)[:, None], 3, axis=-1)
+        return (y * (1 + scale) + shift).astype(x.dtype), gate
+
+
+class Einsum(nn.Module):
+    """One projection; the weight is the leaf `w` of the module's own path."""
+
+    shape: tuple[int, ...]
+    layout: Layout
+    lora: LoraConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
+        return project(self, 'w', x, self.shape, self.layout, self.lora)
+
+
+class Attention(nn.Module):
+    """One attention over the joined sequences of all experts that are present."""
+
+    configs: Sequence[GemmaConfig]
+    lora: LoraConfig
+
+    @nn.compact
+    def __call__(self, xs, positions: Int[Array, 'b t'], mask: Bool[Array, 'b t s'], cache):
+        """`xs`: one [b t_i w_i] or None an expert; `cache`: earlier (k, v) [b s k h]. Returns (outputs, (k, v))."""
+        present = [i for i, x in enumerate(xs) if x is not None]
+        qs, ks, vs = zip(*(self.heads_in(i, xs[i]) for i in present), strict=True)
+        q, k, v = (jnp.concatenate(parts, axis=1) for parts in (qs, ks, vs))
+        q = rope(q, positions) * self.configs[0].head_dim ** -0.5
+        k = rope(k, positions)
+        if cache is not None:
+            k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(cache, (k, v), strict=True))
+        y = attention(q, k, v, mask)
+        outputs, start = list(xs), 0
+        for i in present:
+            length, c = xs[i].shape[1], self.configs[i]
+            out = Einsum((c.heads, c.head_dim, c.width), OUTPUT, self.lora, name=f'attn_vec_einsum{suffix(i)}')
+            outputs[i] = out(y[:, start : start + length])
+            start += length
+        return outputs, (k, v)
+
+    def heads_in(self, i: int, x: Float[Array, 'b t w']):
+        """Queries [b t n h], keys and values [b t k h] of expert i, before rotation."""
+        c = self.configs[i]
+        q = Einsum((c.heads, c.width, c.head_dim), QUERY, self.lora, name=f'q_einsum{suffix(i)}')(x)
+        kv = Einsum((2, c.kv_heads, c.width, c.head_dim), KEY_VALUE, self.lora, name=f'kv_einsum{suffix(i)}')(x)
+        return q, kv[0], kv[1]
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward: (gelu(x W_gate) * x W_up) W_down."""
+
+    mlp_dim: int
+    lora: LoraConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'b t w']) -> Float[Array, 'b t w']:
+        w = x.shape[-1]
+        gate, up = project(self, 'gating_einsum', x, (2, w, self.mlp_dim), GATING, self.lora)
+        return project(self, 'linear', nn.gelu(gate, approximate=True) * up, (self.mlp_dim, w), LINEAR, self.lora)
+
+
+class Block(nn.Module):
+    """One layer of all experts, in the form that `nn.scan` wants: carry is the tuple of sequences."""
+
+    configs: Sequence[GemmaConfig]
+    lora: LoraConfig
+
+    @nn.compact
+    def __call__(self, xs, cache, positions, mask, conds):
+        normed, gates = self.norms('pre_attention_norm', xs, conds)
+        ys, new_cache = Attention(self.configs, self.lora, name='attn')(normed, positions, mask, cache)
+        xs = tuple(map(add_gated, xs, ys, gates))
+        normed, gates = self.norms('pre_ffw_norm', xs, conds)
+        ys = [
+            None if x is None else FeedForward(c.mlp_dim, self.lora, name=f'mlp{suffix(i)}')(x)
+            for i, (c, x) in enumerate(zip(self.configs, normed, strict=True))
+        ]
+        return tuple(map(add_gated, xs, ys, gates)), None if cache is None else new_cache
+
+    def norms(self, name: str, xs, conds):
+        """The norm `name` of every expert present: (normed sequences, gates)."""
+        pairs = [
+            (None, None) if x is None else RMSNorm(c.adaptive, name=name + suffix(i))(x, cond)
+            for i, (c, x, cond) in enumerate(zip(self.configs, xs, conds, strict=True))
+        ]
+        return zip(*pairs, strict=True)
+
+
+def add_gated(x, y, gate):
+    """x + y, or x + y * gate; None stays None."""
+    if x is None:
+        return None
+    return x + (y if gate is None else y * gate).astype(x.dtype)
+
+
+class Embedder(nn.Module):
+    """Token table [vocab w]; embeddings are scaled by sqrt(w)."""
+
+    vocab_size: int
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l w']:
+        table = self.param('input_embedding', nn.initializers.normal(self.width**-0.5), (self.vocab_size, self.width))
+        return table[tokens].astype(self.dtype) * jnp.asarray(self.width**0.5, self.dtype)
+
+
+class Gemma(nn.Module):
+    """The experts' shared stack of layers, and the language model's token table."""
+
+    configs: Sequence[GemmaConfig]
+    vocab_size: int
+    lora: LoraConfig
+    dtype: str = 'float32'
+    remat: str | None = None  # name of a jax.checkpoint policy; None: keep all activations
+
+    def setup(self):
+        self.embedder = Embedder(self.vocab_size, self.configs[0].width, self.dtype)
+        block = Block
+        if self.remat:
+            policy = getattr(jax.checkpoint_policies, self.remat)
+            block = nn.remat(Block, prevent_cse=False, policy=policy)
+        self.layers = nn.scan(
+            block,
+            variable_axes={'params': 0, 'lora': 0},
+            split_rngs={'params': True, 'dropout': True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=self.configs[0].depth,
+        )(self.configs, self.lora)
+        for i, c in enumerate(self.configs):
+            setattr(self, f'final_norm{suffix(i)}', RMSNorm(c.adaptive))
+
+    def embed(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l w']:
+        """Token embeddings, scaled by sqrt(w)."""
+        return self.embedder(tokens)
+
+    def empty_cache(self, batch: int) -> Cache:
+        """Keys and values of no positions: handing this in asks for the cache of what is computed."""
+        c = self.configs[0]
+        empty = jnp.zeros((c.depth, batch, 0, c.kv_heads, c.head_dim), self.dtype)
+        return empty, empty
+
+    def __call__(self, xs, positions, mask, conds, cache: Cache | None = None):
+        """`xs`, `conds`: one entry an expert, None where absent.
+
+        positions [b t] and mask [b t s] are over the joined sequence t; s counts cached keys first.
+        Returns (final-normed sequences, cache grown by t), or None for a cache where none was given.
+        """
+        xs, cache = self.layers(tuple(xs), cache, positions, mask, tuple(conds))
+        normed = [
+            None if x is None else getattr(self, f'final_norm{suffix(i)}')(x, cond)[0]
+            for i, (x, cond) in enumerate(zip(xs, conds, strict=True))
+        ]
+        return normed, cache

@@ -1,0 +1,221 @@
+"""pi0.5: SigLIP and Gemma-2B joined with an action expert, trained and sampled by flow matching.
+
+Token sequence of one observation (all prefix tokens see each other; actions see everything, nothing sees them):
+
+    [ view 1: f tokens | view 2 ... | prompt: l tokens ]  [ t noisy actions ]
+      Gemma-2B, KV-cached while sampling                    action expert
+
+Parameter paths and array layouts are those of openpi's JAX checkpoint. Time t = 1 is noise, t = 0 is data:
+x_t = t noise + (1 - t) actions, and the target velocity is noise - actions.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sigma_jax.backbones import gemma, siglip
+from sigma_jax.lora import LoraConfig
+from sigma_jax.types import Observation
+
+PyTree = Any
+LAYOUTS = gemma.LAYOUTS | siglip.LAYOUTS
+
+
+@dataclasses.dataclass(frozen=True)
+class Pi05Config:
+    """Sizes of pi0.5; the defaults are the full 3.35 B model (openpi, `pi05=True`)."""
+
+    vision: siglip.SiglipConfig = siglip.SiglipConfig()
+    language: gemma.GemmaConfig = gemma.GemmaConfig()
+    expert: gemma.GemmaConfig = gemma.GemmaConfig(width=1024, mlp_dim=4096, adaptive=True)
+    vocab_size: int = 257152
+    action_dim: int = 32
+    action_horizon: int = 50
+    sample_steps: int = 10
+    lora: LoraConfig = LoraConfig()
+    dtype: str = 'bfloat16'
+    remat: str | None = None
+
+
+def sincos_embedding(time: Float[Array, 'b'], width: int, min_period=4e-3, max_period=4.0) -> Float[Array, 'b w']:
+    """[sin, cos] of 2 pi t / period, with periods geometric from `min_period` to `max_period`, in float32."""
+    fraction = jnp.linspace(0.0, 1.0, width // 2)
+    period = min_period * (max_period / min_period) ** fraction
+    angle = time.astype(jnp.float32)[:, None] * (1.0 / period * 2 * jnp.pi)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+def unit_range(images: Array, dtype: str) -> Float[Array, '...']:
+    """uint8 images -> [-1, 1]; float images pass as they are."""
+    if images.dtype == jnp.uint8:
+        return (images.astype(jnp.float32) / 255.0 * 2.0 - 1.0).astype(dtype)
+    return images.astype(dtype)
+
+
+class PaliGemma(nn.Module):
+    """Holds the image encoder `img` and the language model with its action expert `llm`."""
+
+    config: Pi05Config
+
+    def setup(self):
+        c = self.config
+        self.img = siglip.Siglip(c.vision, c.language.width, c.lora, c.dtype, c.remat is not None)
+        self.llm = gemma.Gemma((c.language, c.expert), c.vocab_size, c.lora, c.dtype, c.remat)
+
+
+class Pi05(nn.Module):
+    """The policy. Methods map (variables, inputs) to outputs; apply with `method=`."""
+
+    config: Pi05Config
+
+    def setup(self):
+        c, dense = self.config, functools.partial(nn.Dense, dtype=self.config.dtype)
+        self.PaliGemma = PaliGemma(c)
+        self.action_in_proj = dense(c.expert.width)
+        self.action_out_proj = dense(c.action_dim)
+        self.time_mlp_in = dense(c.expert.width)
+        self.time_mlp_out = dense(c.expert.width)
+
+    def encode_images(self, images: Array) -> Float[Array, 'b f w']:
+        """All views [b i h x 3] (uint8, or float in [-1, 1]) -> their tokens in order of views."""
+        b, i, *size = images.shape
+        tokens = self.PaliGemma.img(unit_range(images.reshape(b * i, *size), self.config.dtype))
+        return tokens.reshape(b, -1, tokens.shape[-1])
+
+    def embed_text(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l w']:
+        """Token embeddings, scaled by sqrt(w)."""
+        return self.PaliGemma.llm.embed(tokens)
+
+    def encode(self, embeddings: Float[Array, 'b s w'], mask: Bool[Array, 'b s']) -> Float[Array, 'b s w']:
+        """The language model over [b s w], bidirectional over valid positions, after its final norm."""
+        pair = mask[:, None, :] & mask[:, :, None]
+        x = embeddings.astype(self.config.dtype)
+        (hidden, _), _ = self.PaliGemma.llm((x, None), positions(mask), pair, (None, None))
+        return hidden
+
+    def embed_prefix(self, observation: Observation) -> tuple[Float[Array, 'b s w'], Bool[Array, 'b s']]:
+        """[views, prompt] as embeddings, and which of them are valid."""
+        images = self.encode_images(observation.images)
+        text = self.embed_text(observation.prompt)
+        views = jnp.repeat(observation.image_mask, self.config.vision.tokens, axis=1)
+        return jnp.concatenate([images, text], axis=1), jnp.concatenate([views, observation.prompt_mask], axis=1)
+
+    def time_condition(self, time: Float[Array, 'b']) -> Float[Array, 'b w']:
+        """Conditioning vector of the adaptive norms at flow-matching time."""
+        x = sincos_embedding(time, self.config.expert.width).astype(self.config.dtype)
+        return nn.silu(self.time_mlp_out(nn.silu(self.time_mlp_in(x))))
+
+    def velocity(
+        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
+    ) -> Float[Array, 'b t a']:
+        """The training pass: prefix and actions in one attention -> velocity in float32."""
+        prefix, mask = self.embed_prefix(observation)
+        actions = self.action_in_proj(x_t.astype(self.config.dtype))
+        joint = jnp.concatenate([mask, jnp.ones(x_t.shape[:2], bool)], axis=1)
+        is_action = jnp.arange(joint.shape[1]) >= mask.shape[1]
+        pair = joint[:, None, :] & joint[:, :, None] & (is_action[:, None] | ~is_action[None, :])
+        conds = (None, self.time_condition(time))
+        (_, hidden), _ = self.PaliGemma.llm((prefix, actions), positions(joint), pair, conds)
+        return self.action_out_proj(hidden).astype(jnp.float32)
+
+    def sample_actions(self, noise: Float[Array, 'b t a'], observation: Observation) -> Float[Array, 'b t a']:
+        """Euler steps from noise at time 1 to actions at time 0, normalised units, with cached prefix."""
+        llm, steps = self.PaliGemma.llm, self.config.sample_steps
+        prefix, mask = self.embed_prefix(observation)
+        b, t, _ = noise.shape
+        pair = mask[:, None, :] & mask[:, :, None]
+        _, cache = llm((prefix, None), positions(mask), pair, (None, None), llm.empty_cache(b))
+        suffix_mask = jnp.concatenate([mask, jnp.ones((b, t), bool)], axis=1)
+        pair = jnp.broadcast_to(suffix_mask[:, None, :], (b, t, suffix_mask.shape[1]))
+        place = positions(suffix_mask)[:, mask.shape[1] :]
+
+        def step(module, x, time):
+            cond = module.time_condition(jnp.full((b,), time))
+            actions = module.action_in_proj(x.astype(self.config.dtype))
+            (_, hidden), _ = module.PaliGemma.llm((None, actions), place, pair, (None, cond), cache)
+            return x - module.action_out_proj(hidden).astype(jnp.float32) / steps, None
+
+        times = 1.0 - jnp.arange(steps, dtype=jnp.float32) / steps
+        loop = nn.scan(step, variable_broadcast=('params', 'lora'), split_rngs={'params': False})
+        return loop(self, noise.astype(jnp.float32), times)[0]
+
+    def init_all(self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']):
+        """Touches every parameter once, for `init`."""
+        return self.velocity(observation, x_t, time)
+
+
+def positions(mask: Bool[Array, 'b s']) -> Int[Array, 'b s']:
+    """Masked tokens do not advance the position: cumsum(mask) - 1."""
+    return jnp.cumsum(mask, axis=1) - 1
+
+
+def example_observation(config: Pi05Config, batch: int = 1, views: int = 2, prompt: int = 8) -> Observation:
+    """Zeros of the right shapes, for `init` and `eval_shape`."""
+    size = config.vision.image_size
+    tokens, mask = jnp.zeros((batch, prompt), jnp.int32), jnp.ones((batch, prompt), bool)
+    return Observation(
+        images=jnp.zeros((batch, views, size, size, 3), jnp.uint8),
+        image_mask=jnp.ones((batch, views), bool),
+        prompt=tokens,
+        prompt_mask=mask,
+        text=tokens,
+        text_mask=mask,
+        state=jnp.zeros((batch, config.action_dim)),
+    )
+
+
+def init_params(key: Array, config: Pi05Config) -> PyTree:
+    """Random parameters, float32, in openpi's tree."""
+    x_t = jnp.zeros((1, config.action_horizon, config.action_dim))
+    return Pi05(config).init(key, example_observation(config), x_t, jnp.zeros((1,)), method='init_all')['params']
+
+
+def abstract_params(config: Pi05Config) -> PyTree:
+    """Shapes and dtypes of the parameters, without allocating them."""
+    return jax.eval_shape(functools.partial(init_params, config=config), jax.random.key(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundPi05:
+    """A `backbones.base.Backbone`: pi0.5 with its frozen weights and LoRA factors bound, as pure functions."""
+
+    config: Pi05Config
+    params: PyTree
+    lora: PyTree | None = None
+    dropout_key: Array | None = None
+
+    @property
+    def width(self) -> int:
+        return self.config.language.width
+
+    def _apply(self, method: str, *inputs):
+        variables = {'params': self.params} | ({'lora': self.lora} if self.lora else {})
+        rngs = {} if self.dropout_key is None else {'dropout': self.dropout_key}
+        return Pi05(self.config).apply(variables, *inputs, method=method, rngs=rngs)
+
+    def encode_images(self, images: Array) -> Float[Array, 'b f w']:
+        """See `Pi05.encode_images`."""
+        return self._apply('encode_images', images)
+
+    def embed_text(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l w']:
+        """See `Pi05.embed_text`."""
+        return self._apply('embed_text', tokens)
+
+    def encode(self, embeddings: Float[Array, 'b s w'], mask: Bool[Array, 'b s']) -> Float[Array, 'b s w']:
+        """See `Pi05.encode`."""
+        return self._apply('encode', embeddings, mask)
+
+    def velocity(self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']):
+        """See `Pi05.velocity`."""
+        return self._apply('velocity', observation, x_t, time)
+
+    def sample_actions(self, key: Array, observation: Observation) -> Float[Array, 'b t a']:
+        """`key`: one key a batch element [b], so that a window's sample does not depend on its batch."""
+        shape = (self.config.action_horizon, self.config.action_dim)
+        noise = jax.vmap(lambda k: jax.random.normal(k, shape))(key)
+        return self._apply('sample_actions', noise, observation)

@@ -1,0 +1,58 @@
+"""The optimiser: AdamW per group of trainable leaves, clipped, with warm-up and cosine decay."""
+
+import dataclasses
+
+import jax
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Peak learning rate of each group of trainable leaves, and what they share."""
+
+    sigma_rate: float = 1e-3
+    lora_rate: float = 3e-4
+    params_rate: float = 3e-4
+    warmup_steps: int = 50
+    total_steps: int = 1000
+    final_fraction: float = 0.1
+    weight_decay: float = 1e-4
+    b1: float = 0.9
+    b2: float = 0.95
+    clip_norm: float = 1.0
+
+
+def rate_schedule(peak: float, config: OptimizerConfig) -> optax.Schedule:
+    """Linear warm-up to `peak`, cosine decay to `final_fraction` of it at `total_steps`."""
+    warmup = min(config.warmup_steps, max(config.total_steps - 1, 0))
+    return optax.warmup_cosine_decay_schedule(
+        peak / (warmup + 1), peak, warmup, max(config.total_steps, warmup + 1), peak * config.final_fraction
+    )
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """One clipped AdamW for each top-level group of the trainable tree: `sigma`, `lora`, `params`.
+
+    The tree holds trainable leaves only, so no moment of a frozen weight ever exists. Matrices decay,
+    vectors and scalars do not.
+    """
+
+    def group(peak):
+        return optax.chain(
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.adamw(
+                rate_schedule(peak, config),
+                config.b1,
+                config.b2,
+                weight_decay=config.weight_decay,
+                mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
+            ),
+        )
+
+    groups = {'sigma': config.sigma_rate, 'lora': config.lora_rate, 'params': config.params_rate}
+    return optax.partition({name: group(peak) for name, peak in groups.items()}, label_groups)
+
+
+def label_groups(trainable: dict) -> dict:
+    """Every leaf labelled with the top-level key it stands under."""
+    return {name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in trainable.items()}

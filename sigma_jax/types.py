@@ -1,0 +1,130 @@
+"""Structs that cross module borders, and the glossary of axes.
+
+One letter an axis, in every jaxtyping string, einsum and comment of the project:
+
+    b batch               g consecutive windows    s hidden sequence      t horizon (16 actions)
+    f feature tokens N_f  v visual tokens N_v      n state tokens N_s     l text tokens
+    k semantic factors K  q action queries         d d_model              e telepathy dimension d_tau
+    w backbone width      p state dim              a action dim           c chunk
+    r LoRA rank           i camera views           h, x image height, width
+
+Every array may carry more leading axes than its annotation shows (`g` under `lax.scan`, rows under `vmap`).
+"""
+
+from typing import Any
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+PyTree = Any
+
+
+@struct.dataclass
+class Observation:
+    """What the policy sees at the first frame of a window, never later frames.
+
+    `prompt` is pi0.5's own prompt (task and discretised state); `text` is the task alone, which Sigma's
+    language workspace reads beside its state tokens. `state` is quantile-normalised, about [-1, 1].
+    Depth and audio are optional: None means no tokens, not zeros.
+    """
+
+    images: UInt8[Array, 'b i h x 3'] | Float[Array, 'b i h x 3']  # uint8, or float in [-1, 1]
+    image_mask: Bool[Array, 'b i']
+    prompt: Int[Array, 'b l']
+    prompt_mask: Bool[Array, 'b l']
+    text: Int[Array, 'b l2']
+    text_mask: Bool[Array, 'b l2']
+    state: Float[Array, 'b p']
+    depth: Float[Array, 'b i h x 1'] | None = None
+    audio: Float[Array, 'b samples'] | None = None
+
+
+@struct.dataclass
+class Actions:
+    """The paper's three action outputs, raw robot units: first step, first `c` steps, all `t` steps."""
+
+    vec: Float[Array, 'b a']
+    chk: Float[Array, 'b c a']
+    traj: Float[Array, 'b t a']
+
+    @classmethod
+    def from_trajectory(cls, trajectory: Float[Array, 'b t a'], chunk: int) -> 'Actions':
+        """Views of one trajectory: `vec` its first step, `chk` its first `chunk` steps (DESIGN 3.4)."""
+        return cls(vec=trajectory[..., 0, :], chk=trajectory[..., :chunk, :], traj=trajectory)
+
+
+@struct.dataclass
+class Batch:
+    """One training or evaluation batch; under sequences every leaf is [b g ...].
+
+    `actions` and `base` are [t a] trajectories in raw units: the truth and the frozen policy's own sample.
+    `reset` is true where the memory must start anew (episode start, dropped window); `mask` is false on
+    padding windows, which count nowhere. `text_id` numbers distinct task strings (InfoNCE negatives).
+    """
+
+    observation: Observation
+    actions: Float[Array, 'b t a']
+    action_mask: Bool[Array, 'b t']
+    base: Float[Array, 'b t a']
+    reset: Bool[Array, 'b']
+    mask: Bool[Array, 'b']
+    text_id: Int[Array, 'b']
+    episode: Int[Array, 'b']
+    frame: Int[Array, 'b']
+
+
+@struct.dataclass
+class Telepathy:
+    """What pass 1 of the language intent workspace infers (paper 3.2)."""
+
+    z_sem: Float[Array, 'b k d']
+    z_pool: Float[Array, 'b d']
+    memory: Float[Array, 'b d']  # m_t
+    c_env: Float[Array, 'b d']
+    c_beh: Float[Array, 'b d']
+    c_text: Float[Array, 'b d']
+    z_intent: Float[Array, 'b d']
+    tau: Float[Array, 'b e']
+
+
+@struct.dataclass
+class Carry:
+    """State handed from one window to the next: semantic memory m and the telepathy factor tau."""
+
+    memory: Float[Array, 'b d']
+    tau: Float[Array, 'b e']
+
+
+@struct.dataclass
+class SigmaOutput:
+    """All that losses, adapter and metrics need of one forward pass.
+
+    `residual` is in units of `sigma_a`; `actions = base + sigma_a * residual` (DESIGN 3.4).
+    `c_act0` is the action condition that never saw tau; `m_prev` the memory before this window;
+    `fresh` is true where that memory had just been reset; `text_pool` and `vision_pool` are the pooled
+    inputs of pass 1, for InfoNCE and `sem_align`.
+    """
+
+    actions: Actions
+    residual: Actions
+    telepathy: Telepathy
+    m_prev: Float[Array, 'b d']
+    fresh: Bool[Array, 'b']
+    c_act: Float[Array, 'b e']
+    c_act0: Float[Array, 'b e']
+    text_pool: Float[Array, 'b d']
+    vision_pool: Float[Array, 'b d']
+
+
+@struct.dataclass
+class Ablation:
+    """Gates as data: 1 keeps a part, 0 removes it, read by `jnp.where`, so all rows share one trace."""
+
+    tau: float | Float[Array, ''] = 1.0  # 0: tau = 0 in everything downstream of pass 1
+    tau_const: float | Float[Array, ''] = 0.0  # 1: tau is one learned vector, the same for every input
+    film: float | Float[Array, ''] = 1.0  # 0: v_mod = v_base
+    memory: float | Float[Array, ''] = 1.0  # 0: m_prev = 0 everywhere
+    residual: float | Float[Array, ''] = 1.0  # 0: actions = sigma_a * residual, without a_base
+    lora: float | Float[Array, ''] = 1.0  # 0: LoRA factors have no effect
+    hard: float | Float[Array, ''] = 1.0  # 0: no hard-sample term in TRAF
+    ramp_speed: float | Float[Array, ''] = 1.0  # TSAC: curriculum step = speed * optimiser step; inf: all at once

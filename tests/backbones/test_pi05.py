@@ -1,0 +1,124 @@
+"""pi0.5 against the numbers of two public implementations (tests/data/pi05_tiny)."""
+
+import ast
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sigma_jax import lora, trees
+from sigma_jax.backbones import pi05
+from tests import golden
+
+
+@pytest.fixture(scope='module')
+def computed(golden_params):
+    """Every quantity of the fixture, from our model."""
+    backbone, obs, i = pi05.BoundPi05(golden.config(), golden_params), golden.observation(), golden.inputs()
+    images = backbone.encode_images(obs.images)
+    prefix, mask = backbone._apply('embed_prefix', obs)
+    time = i['time'][:, None, None]
+    velocity = backbone.velocity(obs, time * i['noise'] + (1 - time) * i['actions'], i['time'])
+    return {
+        'image_embeddings_cam0': images[:, :16],
+        'image_embeddings_cam1': images[:, 16:],
+        'token_embeddings': backbone.embed_text(obs.prompt),
+        'prefix_embeddings': prefix,
+        'prefix_mask': mask,
+        'prefix_positions': pi05.positions(mask),
+        'prefix_hidden': backbone.encode(prefix, mask),
+        'time_cond': backbone._apply('time_condition', i['time']),
+        'velocity': velocity,
+        'loss': (velocity - (i['noise'] - i['actions'])) ** 2,
+        'sampled_actions': backbone._apply('sample_actions', i['sample_noise'], obs),
+    }
+
+
+TOLERANCE = {'velocity': 1e-4, 'loss': 1e-4, 'sampled_actions': 1e-4, 'time_cond': 1e-4}
+
+
+@pytest.mark.parametrize('source', ['', '_openpi'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'image_embeddings_cam0',
+        'image_embeddings_cam1',
+        'token_embeddings',
+        'prefix_embeddings',
+        'prefix_mask',
+        'prefix_positions',
+        'prefix_hidden',
+        'time_cond',
+        'velocity',
+        'loss',
+        'sampled_actions',
+    ],
+)
+def test_equals_public_implementations(computed, name, source):
+    want = golden.outputs().get(name + source, golden.outputs()[name])
+    np.testing.assert_allclose(computed[name], want, rtol=0, atol=TOLERANCE.get(name, 2e-5))
+
+
+def test_full_size_tree_is_openpis():
+    rows = (line.split('\t') for line in (golden.DATA / 'full_size/openpi_jax_params.tsv').read_text().splitlines())
+    want = {path: (ast.literal_eval(shape), dtype) for path, shape, dtype in rows}
+    got = {p: (x.shape, str(x.dtype)) for p, x in trees.flatten(pi05.abstract_params(pi05.Pi05Config())).items()}
+    assert got == want
+    assert sum(np.prod(shape) for shape, _ in got.values()) == 3_353_433_872
+
+
+def test_absent_camera_and_prompt_padding_change_nothing(golden_params):
+    backbone, obs, noise = pi05.BoundPi05(golden.config(), golden_params), golden.observation(), golden.inputs()['noise']
+    images = np.where(obs.image_mask[:, :, None, None, None], obs.images, 0.7)
+    prompt = np.where(obs.prompt_mask, obs.prompt, 9)
+    longer = obs.replace(
+        images=images,
+        prompt=np.pad(prompt, ((0, 0), (0, 5)), constant_values=3),
+        prompt_mask=np.pad(obs.prompt_mask, ((0, 0), (0, 5))),
+    )
+    want = backbone._apply('sample_actions', noise, obs)
+    chex.assert_trees_all_close(backbone._apply('sample_actions', noise, longer), want, atol=2e-5)
+
+
+def test_prefix_never_sees_actions(golden_params):
+    backbone, obs, i = pi05.BoundPi05(golden.config(), golden_params), golden.observation(), golden.inputs()
+
+    def first_action(noise):  # actions see each other, and the cached sampler equals the joint pass
+        return backbone.velocity(obs, noise, jnp.ones(3))[0, 0].sum()
+
+    gradient = jax.grad(first_action)(i['noise'])
+    assert np.abs(gradient[0]).min() > 0 and np.abs(gradient[1:]).max() == 0
+    one_step = pi05.BoundPi05(dataclasses.replace(golden.config(), sample_steps=1), golden_params)
+    want = i['noise'] - backbone.velocity(obs, i['noise'], jnp.ones(3))
+    chex.assert_trees_all_close(one_step._apply('sample_actions', i['noise'], obs), want, atol=1e-5)
+
+
+def test_remat_and_samples_keyed_by_window(golden_params):
+    obs, config = golden.observation(), golden.config()
+    remat = pi05.BoundPi05(dataclasses.replace(config, remat='nothing_saveable'), golden_params)
+    plain = pi05.BoundPi05(config, golden_params)
+    keys = jax.random.split(jax.random.key(3), 3)
+    want = plain.sample_actions(keys, obs)
+    chex.assert_trees_all_close(remat.sample_actions(keys, obs), want, atol=1e-6)
+    order = np.array([2, 0, 1])
+    shuffled = plain.sample_actions(keys[order], jax.tree.map(lambda x: x[order], obs))
+    chex.assert_trees_all_close(shuffled, want[order], atol=1e-5)
+
+
+def test_lora_side_path_equals_merged_weights(golden_params):
+    patterns = ('.*einsum(_1)?/w', '.*(gating_einsum|linear)', '.*/MultiHeadDotProductAttention_0/.*/kernel')
+    c = lora.LoraConfig(patterns, rank=4, alpha=8.0, dropout=0.0)
+    factors = lora.init_factors(jax.random.key(0), golden_params, pi05.LAYOUTS, c)
+    config, obs, i = dataclasses.replace(golden.config(), lora=c), golden.observation(), golden.inputs()
+    untrained = pi05.BoundPi05(config, golden_params, factors).velocity(obs, i['noise'], i['time'])
+    plain = pi05.BoundPi05(config, golden_params).velocity(obs, i['noise'], i['time'])
+    chex.assert_trees_all_equal(untrained, plain)
+    factors = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), factors)
+    side = pi05.BoundPi05(config, golden_params, factors).velocity(obs, i['noise'], i['time'])
+    merged = lora.merge(golden_params, factors, pi05.LAYOUTS, c.alpha)
+    want = pi05.BoundPi05(config, merged).velocity(obs, i['noise'], i['time'])
+    assert np.abs(side - plain).max() > 0.01
+    chex.assert_trees_all_close(side, want, atol=5e-5)
