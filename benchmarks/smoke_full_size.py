@@ -15,8 +15,8 @@ from sigma_jax import lora, trees
 from sigma_jax.backbones import gemma, pi05, siglip
 from sigma_jax.objective import FlowMatching
 from sigma_jax.optimizer import OptimizerConfig, make_optimizer
-from sigma_jax.train_step import Frozen, init_state, make_step
-from sigma_jax.types import Ablation, Batch
+from sigma_jax.train_step import init_state, make_step
+from sigma_jax.types import Ablation, Batch, Frozen
 
 QKVO = (r'.*/attn/(q|kv|attn_vec)_einsum(_1)?/w',)
 TINY = pi05.Pi05Config(
@@ -83,7 +83,7 @@ def main() -> None:
     factors = lora.LoraConfig(QKVO)
     config = dataclasses.replace(TINY if flags.tiny else pi05.Pi05Config(), lora=factors, remat='nothing_saveable')
     params = random_params(config, jnp.bfloat16)
-    stats = {'sigma_a': jnp.ones(6), 'action_q01': -jnp.ones(6), 'action_q99': jnp.ones(6)}
+    stats = {'sigma_a': jnp.ones(6), 'action_low': -jnp.ones(6), 'action_span': 2 * jnp.ones(6)}
     frozen = Frozen(params, stats)
     print(f'device {jax.devices()[0].device_kind}, {trees.count(params):,} parameters')
 

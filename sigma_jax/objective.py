@@ -9,11 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
+from sigma_jax import curriculum, losses
 from sigma_jax.backbones.pi05 import BoundPi05, Pi05Config
-from sigma_jax.train_step import Frozen
-from sigma_jax.types import Ablation, Batch
+from sigma_jax.sigma import Sigma, SigmaConfig, embed_observation, initial_carry, run_sequence, window_keys
+from sigma_jax.types import Ablation, Batch, Frozen, SigmaOutput
 
 PyTree = Any
 
@@ -37,15 +39,14 @@ def bind(
 
 def normalize_actions(actions: Float[Array, '... a'], stats: Mapping[str, Array], width: int) -> Float[Array, '... d']:
     """Raw actions -> pi0.5's quantile-normalised units, padded with zeros to the policy's action width."""
-    low, high = stats['action_q01'], stats['action_q99']
-    scaled = (actions - low) / (high - low + 1e-6) * 2 - 1
+    scaled = (actions - stats['action_low']) / stats['action_span'] * 2 - 1
     return jnp.pad(scaled, [(0, 0)] * (actions.ndim - 1) + [(0, width - actions.shape[-1])])
 
 
 def unnormalize_actions(actions: Float[Array, '... d'], stats: Mapping[str, Array]) -> Float[Array, '... a']:
     """The inverse of `normalize_actions`, padding dropped."""
-    low, high = stats['action_q01'], stats['action_q99']
-    return (actions[..., : low.shape[-1]] + 1) / 2 * (high - low + 1e-6) + low
+    low, span = stats['action_low'], stats['action_span']
+    return (actions[..., : low.shape[-1]] + 1) / 2 * span + low
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,3 +72,71 @@ class FlowMatching:
         valid = batch.action_mask & batch.mask[:, None]
         loss = jnp.sum(error * valid) / jnp.maximum(jnp.sum(valid), 1)
         return loss, {'velocity_mse': loss}
+
+
+@dataclasses.dataclass(frozen=True)
+class SigmaObjective:
+    """TRAF and TSAC around the frozen policy (paper 4.2; DESIGN 3.5)."""
+
+    config: Pi05Config
+    sigma: SigmaConfig
+    loss: losses.LossConfig
+    curriculum: curriculum.CurriculumConfig
+
+    def forward(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key=None) -> SigmaOutput:
+        """One pass over [b g] windows; `key` turns LoRA dropout on."""
+        frozen_backbone = bind(self.config, {}, frozen, ablation)
+        backbone = bind(self.config, trainable, frozen, ablation, key)
+        features, text = embed_observation(frozen_backbone, batch.observation, self.sigma)
+
+        def window(observation, features, text, base, carry, reset, keys):
+            return Sigma(self.sigma).apply(
+                {'params': trainable['sigma']},
+                *(backbone, observation, features, text, base, frozen.stats['sigma_a'], carry, reset, ablation, keys),
+            )
+
+        base = batch.replace(base=batch.base[..., : self.sigma.horizon, :])
+        return run_sequence(window, self.sigma, base, features, text, key=key)[1]
+
+    def terms(self, trainable, frozen, batch, ablation, key, step):
+        """({term: [b]}, {term: weight}, metrics) of one batch."""
+        output = self.forward(trainable, frozen, batch, ablation, key)
+        horizon = self.sigma.horizon
+        batch = batch.replace(actions=batch.actions[..., :horizon, :], action_mask=batch.action_mask[..., :horizon])
+        terms, metrics = losses.sigma_terms(output, batch, self.loss, frozen.stats['sigma_a'], ablation)
+        weights = curriculum.evaluate(curriculum.make_schedules(self.curriculum), step, ablation.ramp_speed)
+        return terms, weights, metrics | curriculum.columns(weights)
+
+    def __call__(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key, step):
+        """See `train_step.Objective`."""
+        terms, weights, metrics = self.terms(trainable, frozen, batch, ablation, key, step)
+        return losses.combine(terms, weights, batch.mask, self.loss.alignment_scale), metrics
+
+    def alignment_share(self, trainable, frozen, batch, ablation, key, step) -> dict[str, Array]:
+        """Gradient norm of each weighted term, and the alignment terms' share of all of them (DESIGN 3.5)."""
+
+        names = ('act', 'sem', 'intent', 'tau')
+
+        def one_term(chosen):
+            def loss(trainable):
+                terms, weights, _ = self.terms(trainable, frozen, batch, ablation, key, step)
+                alone = {k: weights[k] * chosen[n] for n, k in enumerate(names)}
+                return losses.combine(terms, alone, batch.mask, self.loss.alignment_scale)
+
+            return optax.global_norm(jax.grad(loss)(trainable))
+
+        norms = dict(zip(names, jax.lax.map(one_term, jnp.eye(len(names))), strict=True))
+        aligned = norms['sem'] + norms['intent'] + norms['tau']
+        return {f'grad_{k}': v for k, v in norms.items()} | {'grad_share': aligned / (aligned + norms['act'])}
+
+
+def init_sigma(key: Array, objective: SigmaObjective, frozen: Frozen, batch: Batch) -> PyTree:
+    """Random parameters of the three workspaces for one window of `batch` [b g]."""
+    first = jax.tree.map(lambda x: x[:1, 0], batch)
+    backbone = bind(objective.config, {}, frozen, Ablation())
+    features, text = embed_observation(backbone, first.observation, objective.sigma)
+    carry = initial_carry(objective.sigma, 1)
+    base = first.base[..., : objective.sigma.horizon, :]
+    keys = window_keys(key, first.episode, first.frame) if objective.sigma.noise_scale else None
+    start = (backbone, first.observation, features, text, base, frozen.stats['sigma_a'], carry, first.reset, Ablation())
+    return Sigma(objective.sigma).init(key, *start, keys)['params']

@@ -7,22 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Int, UInt32
 
-from sigma_jax.types import Ablation, Batch
+from sigma_jax.types import Ablation, Batch, Frozen
 
 PyTree = Any
-
-
-@struct.dataclass
-class Frozen:
-    """What a step reads and never changes: base weights and the statistics of the training data.
-
-    `params` is the base policy's tree; `stats` holds `sigma_a`, `action_q01`, `action_q99`, each [a].
-    """
-
-    params: PyTree
-    stats: dict[str, Float[Array, 'a']]
 
 
 @struct.dataclass

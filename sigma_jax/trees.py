@@ -5,11 +5,13 @@ is made here.
 """
 
 import difflib
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from sigma_jax.errors import UserError
 
@@ -82,3 +84,13 @@ def check_same(expected: PyTree, got: PyTree, what: str) -> None:
     ]
     if problems:
         raise UserError(f'{what} does not fit the model ({len(problems)} differences): ' + '; '.join(problems))
+
+
+def digest(tree: PyTree) -> str:
+    """SHA-256 over paths, dtypes, shapes and bytes of all leaves: equal exactly for bitwise equal trees."""
+    out = hashlib.sha256()
+    for path, leaf in sorted(flatten(tree).items()):
+        array = np.ascontiguousarray(leaf)
+        out.update(f'{path} {array.dtype} {array.shape}\n'.encode())
+        out.update(array.view(np.uint8).data)
+    return out.hexdigest()

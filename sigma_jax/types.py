@@ -74,6 +74,18 @@ class Batch:
 
 
 @struct.dataclass
+class Frozen:
+    """What a step reads and never changes: base weights and the statistics of the training data.
+
+    `params` is the base policy's tree; `stats`, each [a], raw units: `sigma_a` (spread of the
+    training actions), `action_low` and `action_span` (quantile normalisation of the policy's actions).
+    """
+
+    params: PyTree
+    stats: dict[str, Float[Array, 'a']]
+
+
+@struct.dataclass
 class Telepathy:
     """What pass 1 of the language intent workspace infers (paper 3.2)."""
 

@@ -196,7 +196,7 @@ class BoundPi05:
     def _apply(self, method: str, *inputs):
         variables = {'params': self.params} | ({'lora': self.lora} if self.lora else {})
         rngs = {} if self.dropout_key is None else {'dropout': self.dropout_key}
-        return Pi05(self.config).apply(variables, *inputs, method=method, rngs=rngs)
+        return Pi05(self.config, parent=None).apply(variables, *inputs, method=method, rngs=rngs)
 
     def encode_images(self, images: Array) -> Float[Array, 'b f w']:
         """See `Pi05.encode_images`."""

@@ -1,0 +1,38 @@
+"""Shards of the embedded SO-101 pick-and-place data set. Every default of prepare_data.py, with its origin."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the config of prepare_data.py."""
+    data = ConfigDict()
+    data.source = 'assets/so101_pickplace'  # a LeRobot v2.1 or v3.0 directory (ours: recorded in simulation)
+    # order of the model's views (names as in svla_so101_pickplace)
+    data.cameras = ('observation.images.up', 'observation.images.side')
+    data.image_size = 56  # pixels a side; pi0.5's is 224, ours fits two CPU cores
+    data.horizon = 16  # actions a window (paper 4.1)
+    data.chunk = 8  # actions of `chk`, the first of the window (ours; the paper does not say)
+    data.stride = 4  # frames from window to window (ours; the paper's 723 windows come from 16)
+    data.min_motion = 0.05  # mean |a_{t+1} - a_t| in joint units below which a training window is dropped (ours)
+    data.min_action_norm = 0.0  # the paper's filter on the mean action norm; filters nothing on absolute positions
+    data.tail = 'drop'  # windows over an episode's end: 'drop' (paper) or 'pad'
+    data.shard_size = 512  # windows a file (ours)
+    data.split_fractions = (0.6, 0.2, 0.2)  # train, calibration, test, by episode (ours; the paper has one split)
+    data.split_seed = 0
+    data.train_episodes = ()  # explicit lists replace the fractions
+    data.calibration_episodes = ()
+    data.test_episodes = ()
+    data.stats_from = ''  # a norm_stats.json to use instead of this data's own, such as a checkpoint's
+    data.tokenizer = 'assets/tokenizer/tokenizer.json'  # checks text lengths here; '' leaves that to training
+    data.max_prompt_len = 48  # tokens; pi0.5's is 200, ours fits the small tokenizer
+    data.max_text_len = 16  # tokens of the task alone (ours)
+    data.state_dim = 6  # joints of the arm; 0 takes any width up to 32
+    data.prompt_state_dim = 0  # states in the prompt: 0 is the robot's own (openpi), 32 pads (LeRobot)
+    baselines = ConfigDict()
+    baselines.base = ''  # a converted pi0.5, sampled on every window; '' leaves the baselines out
+    baselines.tokenizer = 'assets/tokenizer/tokenizer.json'  # the one the base was trained with
+    baselines.samples = 1  # draws a window; more allow the mean of several as an arm (ours)
+    baselines.seed = 0  # noise is keyed by seed, episode, frame and draw
+    baselines.batch_size = 32
+    baselines.dtype = 'float32'  # 'bfloat16' on a GPU
+    return ConfigDict({'data': data, 'baselines': baselines})

@@ -1,0 +1,74 @@
+"""Every setting of a run with its origin; each experiment's file changes what it needs, and nothing else does.
+
+Origins: (paper N) section of the Sigma paper, (Table 1) its printed rows, (openpi), (ours).
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """Defaults of every run."""
+    c = ConfigDict()
+    c.objective = 'sigma'  # 'sigma' (paper 4.2) or 'flow_matching' (pi0.5's own)
+    c.trainable = ('sigma', 'lora')  # groups of leaves that learn; flow matching: ('lora',) or ('params',)
+    c.base = ''  # folder of a converted pi0.5; '' starts from random weights of the sizes in `model`
+    c.shards = ''  # folder written by prepare_data.py
+    c.tokenizer = 'assets/tokenizer/tokenizer.json'  # a tokenizer.json, a sentencepiece .model or a hub id
+    c.stats_from = 'base'  # statistics of prompts and policy actions: 'base' (the checkpoint's own) or 'shards'
+    c.seed = 0
+    c.steps = 800  # optimiser steps
+    c.batch_size = 4  # sequences a step
+    c.sequence_length = 4  # consecutive windows a sequence, memory carried through (ours; paper: 1)
+    c.ema = config_dict.placeholder(float)  # decay of a running average of trainable leaves; None: none kept
+    c.loader = ConfigDict({'num_workers': 0, 'cache': True})  # decoding processes; keep decoded windows in memory
+    c.log = ConfigDict({'every': 10, 'shares': 0})  # steps between rows (Table 1: 10) and between gradient shares (0: never)
+    c.checkpoint = ConfigDict({'every': 200, 'keep': 2})  # steps between checkpoints, how many stay
+
+    c.model = ConfigDict()  # how the base computes; sizes only where `base` is ''
+    c.model.dtype = 'float32'  # of its matrix products; 'bfloat16' on a GPU
+    c.model.remat = config_dict.placeholder(str)  # name of a jax.checkpoint policy, None keeps all activations
+
+    c.lora = ConfigDict()
+    c.lora.patterns = (r'.*/attn/(q|kv|attn_vec)_einsum/w',)  # q, k, v, output of Gemma (paper 4.2)
+    c.lora.rank = 16  # (paper 4.2)
+    c.lora.alpha = 16.0  # (ours)
+    c.lora.dropout = 0.05  # (ours; the paper gives no figure)
+
+    c.sigma = ConfigDict()  # see sigma_jax/workspaces/config.py for all sizes
+    c.sigma.horizon = 16  # horizon_T (paper 4.1)
+    c.sigma.chunk = 8  # (ours)
+    c.sigma.d_tau = 64  # (derived from Table 1)
+    c.sigma.num_factors = 8  # K (ours)
+    c.sigma.num_visual = 64  # N_v (ours)
+    c.sigma.num_state = 4  # N_s (ours)
+
+    c.loss = ConfigDict()
+    c.loss.action_weights = (1.0, 1.0, 1.0)  # alpha of vec, chk, traj (ours)
+    c.loss.hard_ratio = 0.3  # rho (Table 1)
+    c.loss.lambda_hard = 1.0  # (ours)
+    c.loss.beta_mi = 0.1  # (Table 1: L_sem = 0.1 ln 2)
+    c.loss.temperature = 0.07  # (ours)
+    c.loss.units = 'normalised'  # action errors divided by sigma_a (ours); 'raw' is the paper's
+    c.loss.alignment_scale = 0.03  # keeps the alignment terms under 10 % of the gradient norm (ours)
+
+    c.curriculum = ConfigDict()
+    c.curriculum.ramp_steps = 82  # (Table 1: the only length that gives all 42 printed weights)
+    c.curriculum.sem = (0.1, 1.0)  # w_sem (Table 1)
+    c.curriculum.intent = (0.1, 0.8)  # w_intent (Table 1)
+    c.curriculum.tau = (0.0, 0.03)  # w_tau (Table 1)
+
+    c.optimizer = ConfigDict()
+    c.optimizer.sigma_rate = 1e-3  # peak learning rates (ours)
+    c.optimizer.lora_rate = 3e-4
+    c.optimizer.params_rate = 5e-4
+    c.optimizer.warmup_steps = 40
+    c.optimizer.final_fraction = 0.05  # of the peak, at the last step
+    c.optimizer.weight_decay = 1e-4
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.95
+    c.optimizer.clip_norm = 1.0
+
+    # gates, 1 on, 0 off (tau_const the other way round); ramp_speed 2 is a ramp twice as fast, inf no ramp
+    gates = ('tau', 'film', 'memory', 'residual', 'lora', 'hard', 'ramp_speed')
+    c.ablation = ConfigDict(dict.fromkeys(gates, 1.0) | {'tau_const': 0.0})
+    return c

@@ -1,0 +1,147 @@
+"""Baselines: the frozen policy's own actions for every window, run once and stored beside the shards.
+
+`baselines-<split>.npz` holds `base` [m samples t a] in raw units, `baselines.json` what made it. The noise of a
+window is keyed by seed, episode, frame and sample, so it depends neither on the batch nor on the order.
+"""
+
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sigma_jax import assembly, objective
+from sigma_jax.backbones.pi05 import BoundPi05
+from sigma_jax.backbones.tokenizer import check_vocab, load_tokenizer
+from sigma_jax.data import pipeline, shards
+from sigma_jax.data.meta import read_meta
+from sigma_jax.errors import UserError
+from sigma_jax.files import atomic_write
+from sigma_jax.sigma import window_keys
+
+RECORD = 'baselines.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineConfig:
+    """Which policy, and how it is sampled."""
+
+    base: str = ''  # folder of a converted pi0.5
+    tokenizer: str = 'assets/tokenizer/tokenizer.json'
+    samples: int = 1  # draws a window
+    seed: int = 0
+    batch_size: int = 32
+    dtype: str = 'float32'
+
+
+def write_baselines(
+    shards_dir: str | pathlib.Path, config: BaselineConfig, progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[str, Any]:
+    """Samples the policy on all splits. Returns the record; finished splits of the same settings are kept.
+
+    Raises UserError for shards, base or tokenizer that do not fit each other.
+    """
+    shards_dir, policy = pathlib.Path(shards_dir), load_policy(config)
+    record = dataclasses.asdict(config) | {'base': policy.folder.name, 'base_digest': policy.digest}
+    record.pop('batch_size')
+    finished = _finished(shards_dir, record)
+    meta = read_meta(shards_dir)
+    total, done = sum(meta['windows'].values()), 0
+    for split in shards.SPLITS:
+        count = meta['windows'][split]
+        if split not in finished and count:
+            arrays = _sample_split(shards_dir, split, count, policy, config, lambda n, d=done: progress(d + n, total))
+            buffer = io.BytesIO()
+            np.savez(buffer, base=arrays)
+            atomic_write(shards_dir / f'baselines-{split}.npz', buffer.getvalue())
+            finished.append(split)
+            atomic_write(shards_dir / RECORD, json.dumps(record | {'finished': finished}, indent=1))
+        done += count
+        progress(done, total)
+    return record
+
+
+def load_policy(config: BaselineConfig) -> assembly.Base:
+    """The converted policy with its statistics. Raises UserError without `norm_stats.json` in its folder."""
+    settings = {'dtype': config.dtype, 'remat': None}
+    policy = assembly.load_base({'base': config.base, 'model': settings, 'lora': {}})
+    if policy.norm_stats is None:
+        raise UserError(
+            f'expected norm_stats.json in {config.base}, got none; a policy is sampled in the units it was trained in: '
+            'copy the statistics of its training data there'
+        )
+    return policy
+
+
+def _finished(shards_dir: pathlib.Path, record: Mapping[str, Any]) -> list[str]:
+    file = shards_dir / RECORD
+    if not file.is_file():
+        return []
+    old = json.loads(file.read_text())
+    if differences := [k for k in record if old.get(k) != record[k]]:
+        raise UserError(
+            f'{file} was made with other settings ({", ".join(differences)}); delete {shards_dir}/baselines* and run again'
+        )
+    return [split for split in old['finished'] if (shards_dir / f'baselines-{split}.npz').is_file()]
+
+
+def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndarray:
+    """[m samples t a] float32, raw units, in record order."""
+    tokenizer = load_tokenizer(config.tokenizer)
+    check_vocab(tokenizer, policy.config.vocab_size)
+    loader = pipeline.make_loader(
+        shards_dir,
+        split,
+        batch_size=config.batch_size,
+        tokenizer=tokenizer,
+        norm_stats=policy.folder / 'norm_stats.json',
+    )
+    horizon = read_meta(shards_dir)['horizon']
+    if policy.config.action_horizon < horizon:
+        raise UserError(
+            f'expected a policy with at least {horizon} action steps, got {policy.config.action_horizon} from '
+            f'{config.base}; prepare shards with a shorter horizon'
+        )
+    stats = assembly.frozen_stats(policy.norm_stats, policy.norm_stats)
+    sample, params = jax.jit(_sampler(policy, stats, config, horizon)), jax.device_put(policy.params)
+    out = np.zeros((count, config.samples, horizon, policy.norm_stats['actions'].low.shape[0]), np.float32)
+    for batch in loader:
+        number = batch['record'][:, 0]
+        real = number >= 0
+        out[number[real]] = np.asarray(sample(params, assembly.to_batch(batch)))[real]
+        progress(int(number.max()) + 1)
+    return out
+
+
+def _sampler(policy: assembly.Base, stats: Mapping[str, jax.Array], config: BaselineConfig, horizon: int) -> Callable:
+    """(params, batch [b 1 ...]) -> raw actions [b samples t a]."""
+
+    def sample(params, batch):
+        batch = jax.tree.map(lambda x: x[:, 0], batch)
+        backbone = BoundPi05(policy.config, params)
+
+        def draw(n):
+            keys = window_keys(jax.random.fold_in(jax.random.key(config.seed), n), batch.episode, batch.frame)
+            actions = backbone.sample_actions(keys, batch.observation)
+            return objective.unnormalize_actions(actions, stats)[:, :horizon]
+
+        return jax.lax.map(draw, jnp.arange(config.samples)).swapaxes(0, 1)
+
+    return sample
+
+
+def check_baselines(shards_dir: str | pathlib.Path, base_digest: str) -> None:
+    """Raises UserError when the baselines beside the shards come from another policy than `base_digest`."""
+    file = pathlib.Path(shards_dir) / RECORD
+    if not file.is_file():
+        raise UserError(f'expected the baselines of the base policy in {shards_dir}, got none; run prepare_data.py --base=DIR')
+    if (got := json.loads(file.read_text())['base_digest']) != base_digest:
+        raise UserError(
+            f'expected baselines of the policy {base_digest[:12]} in {shards_dir}, got those of {got[:12]}; '
+            'prepare the shards with the same --base as config.base'
+        )

@@ -1,0 +1,94 @@
+"""Training checkpoints: the state, the loader's position and the config, saved together by Orbax."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sigma_jax import trees
+from sigma_jax.errors import UserError
+from sigma_jax.train_step import TrainState
+
+PyTree = Any
+# settings that may change between a run and its continuation
+FREE = ('steps', 'log', 'checkpoint', 'loader')
+
+
+class Checkpoints:
+    """A folder of numbered checkpoints; use as a context manager, which waits for the last write."""
+
+    def __init__(self, folder: str | pathlib.Path, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix='step', cleanup_tmp_directories=True)
+        self.folder = pathlib.Path(folder)
+        self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint, None when there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, loader: dict, config: dict) -> None:
+        """Writes checkpoint `state.step` in the background, under its final name only when whole."""
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), loader=ocp.args.JsonSave(loader), config=ocp.args.JsonSave(config)
+        )
+        self._manager.save(int(state.step), args=items, force=True)
+
+    def config(self, step: int) -> dict:
+        """The config that checkpoint `step` was made with."""
+        items = ocp.args.Composite(config=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=items)['config']
+
+    def restore(self, step: int, like: TrainState, config: dict) -> tuple[TrainState, dict]:
+        """(state, loader position) of checkpoint `step`, shaped as `like`.
+
+        Raises UserError when it was made with another config, naming every difference.
+        """
+        if differences := compare(self.config(step), json.loads(json.dumps(config))):
+            raise UserError(
+                f'checkpoint {step} in {self.folder} was made with another config: {"; ".join(differences)}; '
+                'restore those values or choose another --workdir'
+            )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)),
+            loader=ocp.args.JsonRestore(),
+        )
+        restored = self._manager.restore(step, args=items)
+        return restored['state'], restored['loader']
+
+    def restore_trainable(self, step: int) -> PyTree:
+        """Trainable leaves of checkpoint `step` for inference: the running average where one was kept."""
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+        state = restored['state']
+        return jax.tree.map(np.asarray, state['ema'] if state.get('ema') else state['trainable'])
+
+
+def compare(saved: dict, now: dict) -> list[str]:
+    """Differences of two configs, `FREE` settings left out, as sentences 'key: saved 1, now 2'."""
+    saved, now = (flat(c) for c in (saved, now))
+    keys = sorted(k for k in saved | now if k.split('.')[0] not in FREE)
+    return [
+        f'{k}: saved {saved.get(k, "absent")!r}, now {now.get(k, "absent")!r}' for k in keys if saved.get(k) != now.get(k)
+    ]
+
+
+def flat(config: dict, prefix: str = '') -> dict:
+    """Nested config -> {'a.b': value}."""
+    out: dict = {}
+    for key, value in config.items():
+        out |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
+    return out
+
+
+def parameter_count(trainable: PyTree) -> dict[str, int]:
+    """Elements in each group of trainable leaves."""
+    return {name: trees.count(tree) for name, tree in trainable.items()}

@@ -1,0 +1,71 @@
+"""One recorded demonstration: columns in memory, frames decoded on demand."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from sigma_jax.errors import UserError
+
+FrameReader = Callable[[Sequence[int]], Iterator[np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """What every data source turns into; `n` frames, `p` state and `a` action dimensions, raw robot units.
+
+    `readers` holds one function per camera: ascending row numbers in, RGB frames out, one at a time, so an
+    episode never lies in memory as pixels.
+    """
+
+    index: int
+    state: Float[np.ndarray, 'n p']
+    actions: Float[np.ndarray, 'n a']
+    timestamps: Float[np.ndarray, ' n']
+    frame_index: Int[np.ndarray, ' n']
+    tasks: tuple[str, ...]
+    readers: Mapping[str, FrameReader]
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    @property
+    def task(self) -> str:
+        """The instruction at the first frame."""
+        return self.tasks[0]
+
+    def frames(self, camera: str, rows: Sequence[int] | None = None) -> Iterator[UInt8[np.ndarray, 'h x 3']]:
+        """Yields the camera's frames at ascending `rows` (default: all), decoding lazily.
+
+        Raises:
+          UserError: unknown camera, or a video that is damaged or shorter than the rows.
+        """
+        if camera not in self.readers:
+            known = ', '.join(self.readers) or 'none'
+            raise UserError(f"Expected one of this data set's cameras ({known}), got '{camera}'; correct data.cameras.")
+        return self.readers[camera](range(len(self)) if rows is None else rows)
+
+
+def check_episode(episode: Episode, fps: float) -> None:
+    """Raises UserError unless numbers are finite, rows are consecutive and time advances by one frame a row."""
+    name = f'episode {episode.index}'
+    for column, values in (('states', episode.state), ('actions', episode.actions), ('times', episode.timestamps)):
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            raise UserError(
+                f'Expected finite {column} in {name}, got {values[tuple(bad[0])]} at frame {bad[0][0]}; '
+                'repair or leave out this episode.'
+            )
+    if not np.array_equal(episode.frame_index, np.arange(len(episode))):
+        raise UserError(
+            f'Expected frame_index 0 to {len(episode) - 1} in {name}, got {episode.frame_index[0]} to '
+            f'{episode.frame_index[-1]} with gaps or repeats; the data set is damaged, record or convert it again.'
+        )
+    steps = np.diff(episode.timestamps) * fps
+    jumps = np.flatnonzero(np.abs(steps - 1) > 0.5)
+    if len(jumps):
+        raise UserError(
+            f'Expected timestamps 1/{fps:g} s apart in {name}, got a step of {steps[jumps[0]]:.2f} frames at frame '
+            f'{jumps[0]}; fps in meta/info.json is wrong or the recording has a gap.'
+        )

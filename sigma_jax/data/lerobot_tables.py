@@ -1,0 +1,161 @@
+"""LeRobot v3.0's tables and info: columns, types.
+
+And the Hugging Face and pandas metadata that lerobot 0.4.4 writes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from sigma_jax.errors import UserError
+
+VERSION = 'v3.0'
+DATA_PATH = 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'
+VIDEO_PATH = 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4'
+INDEX_COLUMNS = ('frame_index', 'episode_index', 'index', 'task_index')
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a data set records.
+
+    Attributes:
+      joints: names of the entries of state and action.
+      cameras: names; camera `up` becomes the feature `observation.images.up`.
+      height: of every image, pixels.
+      width: of every image, pixels.
+      fps: frames per second.
+      robot_type: as LeRobot spells it.
+    """
+
+    joints: tuple[str, ...]
+    cameras: tuple[str, ...]
+    height: int
+    width: int
+    fps: int = 30
+    robot_type: str = 'so101_follower'
+
+    def __post_init__(self) -> None:
+        """Raises UserError for odd image sizes."""
+        if self.height % 2 or self.width % 2:
+            size = f'{self.height} x {self.width}'
+            raise UserError(f'Expected an even image height and width for yuv420p video; got {size}; round them up.')
+
+    @property
+    def image_keys(self) -> tuple[str, ...]:
+        """Feature names of the cameras."""
+        return tuple(f'observation.images.{camera}' for camera in self.cameras)
+
+
+def info(recording: Recording, codec: str, episodes: int, frames: int, tasks: int) -> dict:
+    """The content of meta/info.json."""
+    return {
+        'codebase_version': VERSION,
+        'robot_type': recording.robot_type,
+        'total_episodes': episodes,
+        'total_frames': frames,
+        'total_tasks': tasks,
+        'chunks_size': 1000,
+        'data_files_size_in_mb': 100,
+        'video_files_size_in_mb': 200,
+        'fps': recording.fps,
+        'splits': {'train': f'0:{episodes}'},
+        'data_path': DATA_PATH,
+        'video_path': VIDEO_PATH,
+        'features': features(recording, codec),
+    }
+
+
+def data_schema(joints: int) -> pa.Schema:
+    """Schema of data/*.parquet for `joints` joints, with the features as the datasets library expects them."""
+    vector = pa.list_(pa.float32(), joints)
+    fields = [pa.field('action', vector), pa.field('observation.state', vector), pa.field('timestamp', pa.float32())]
+    fields += [pa.field(name, pa.int64()) for name in INDEX_COLUMNS]
+    joint_list = {'feature': {'dtype': 'float32', '_type': 'Value'}, 'length': joints, '_type': 'List'}
+    features = {
+        'action': joint_list,
+        'observation.state': joint_list,
+        'timestamp': {'dtype': 'float32', '_type': 'Value'},
+    }
+    features |= {name: {'dtype': 'int64', '_type': 'Value'} for name in INDEX_COLUMNS}
+    return pa.schema(fields, metadata={'huggingface': json.dumps({'info': {'features': features}})})
+
+
+def table(columns: Mapping[str, np.ndarray], schema: pa.Schema) -> pa.Table:
+    """A table of [T] and [T, joints] arrays; two-dimensional ones become fixed-size lists."""
+    arrays = []
+    for field in schema:
+        values = columns[field.name]
+        flat = pa.array(values.reshape(-1))
+        arrays.append(pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if values.ndim == 2 else flat)
+    return pa.Table.from_arrays(
+        [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)], schema=schema
+    )
+
+
+def episodes_table(rows: Sequence[dict], recording: Recording) -> pa.Table:
+    """The table of meta/episodes with LeRobot's types: nested lists for image statistics.
+
+    Int64 where the feature is integral.
+    """
+    fields = []
+    for name in rows[0]:
+        kind = pa.int64() if isinstance(rows[0][name], int) else pa.float64()
+        if name == 'tasks':
+            kind = pa.list_(pa.string())
+        elif name.startswith('stats/'):
+            kind = _stats_type(*name.split('/')[1:], images=recording.image_keys)
+        fields.append(pa.field(name, kind))
+    return pa.Table.from_pylist(list(rows), schema=pa.schema(fields))
+
+
+def _stats_type(feature: str, key: str, images: Sequence[str]) -> pa.DataType:
+    if key == 'count' or (feature in INDEX_COLUMNS and key in ('min', 'max')):
+        return pa.list_(pa.int64())
+    deep = pa.list_(pa.list_(pa.list_(pa.float64())))
+    return deep if feature in images else pa.list_(pa.float64())
+
+
+def tasks_table(tasks: Mapping[str, int]) -> pa.Table:
+    """meta/tasks.parquet as pandas writes a frame whose unnamed index is the task text."""
+    index = '__index_level_0__'
+    column = {
+        'name': 'task_index',
+        'field_name': 'task_index',
+        'pandas_type': 'int64',
+        'numpy_type': 'int64',
+        'metadata': None,
+    }
+    text = {'name': None, 'field_name': index, 'pandas_type': 'unicode', 'numpy_type': 'object', 'metadata': None}
+    names = {
+        'name': None,
+        'field_name': None,
+        'pandas_type': 'unicode',
+        'numpy_type': 'object',
+        'metadata': {'encoding': 'UTF-8'},
+    }
+    pandas = {'index_columns': [index], 'column_indexes': [names], 'columns': [column, text], 'attributes': {}}
+    schema = pa.schema(
+        [('task_index', pa.int64()), (index, pa.large_string())], metadata={'pandas': json.dumps(pandas)}
+    )
+    return pa.table({'task_index': list(tasks.values()), index: list(tasks)}, schema=schema)
+
+
+def features(recording: Recording, codec: str) -> dict:
+    """The features of meta/info.json."""
+    joints = {'dtype': 'float32', 'shape': [len(recording.joints)], 'names': list(recording.joints)}
+    video = {
+        'video.height': recording.height,
+        'video.width': recording.width,
+        'video.codec': codec,
+        'video.pix_fmt': 'yuv420p',
+    }
+    video |= {'video.is_depth_map': False, 'video.fps': recording.fps, 'video.channels': 3, 'has_audio': False}
+    shape = [recording.height, recording.width, 3]
+    image = {'dtype': 'video', 'shape': shape, 'names': ['height', 'width', 'channels'], 'info': video}
+    features = {'action': joints, 'observation.state': joints} | {key: image for key in recording.image_keys}
+    features['timestamp'] = {'dtype': 'float32', 'shape': [1], 'names': None}
+    return features | {name: {'dtype': 'int64', 'shape': [1], 'names': None} for name in INDEX_COLUMNS}

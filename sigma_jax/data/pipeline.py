@@ -1,0 +1,180 @@
+"""The loader: shards to batches of sequences, in an order that a seed fixes and a checkpoint can resume."""
+
+import dataclasses
+from pathlib import Path
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Float, Int
+
+from sigma_jax.backbones.tokenizer import Tokenizer, clean_task, pad_tokens, pi05_prompt
+from sigma_jax.data.normalize import Statistics, quantile_normalize, read_norm_stats
+from sigma_jax.data.plan import pad_state
+from sigma_jax.data.records import Records, read_baselines
+from sigma_jax.data.sequences import PADDING, cut_sequences, fill_batches
+from sigma_jax.errors import UserError
+
+NumpyBatch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class ToExample(grain.transforms.Map):
+    """Turns a run of record numbers [g] into the batch dictionary without its batch axis."""
+
+    records: Records
+    tokenizer: Tokenizer
+    statistics: Statistics
+    base: Float[np.ndarray, 'm t a'] | None
+    max_prompt_len: int
+    max_text_len: int
+    cache: dict[int, NumpyBatch] | None
+
+    def map(self, element: Int[np.ndarray, ' g']) -> NumpyBatch:
+        """Loads, normalises and tokenises; padding repeats a real window, so that no value is out of range."""
+        real = element != PADDING
+        numbers = np.where(real, element, element[real][-1] if real.any() else 0)
+        windows = [self._window(int(number)) for number in numbers]
+        example = {key: np.stack([window[key] for window in windows]) for key in windows[0]}
+        example['reset'] = self.records.index.is_first[numbers] & real
+        example['reset'][0] = True
+        example['mask'] = real
+        example['record'] = element.astype(np.int32)
+        return example
+
+    def _window(self, number: int) -> NumpyBatch:
+        if self.cache is None:
+            return self._load(number)
+        if number not in self.cache:
+            self.cache[number] = self._load(number)
+        return self.cache[number]
+
+    def _load(self, number: int) -> NumpyBatch:
+        record, index, meta = self.records[number], self.records.index, self.records.meta
+        task = meta['tasks'][index.text_id[number]]
+        state = quantile_normalize(record.state, self.statistics)
+        prompt_state = pad_state(state[None], meta['prompt_state_dim'])[0]
+        prompt = pad_tokens(self.tokenizer.encode(pi05_prompt(task, prompt_state)), self.max_prompt_len)
+        text = pad_tokens(self.tokenizer.encode(clean_task(task)), self.max_text_len, 'text')
+        return {
+            'images': record.images,
+            'image_mask': np.ones(len(record.images), bool),
+            'prompt': prompt[0],
+            'prompt_mask': prompt[1],
+            'text': text[0],
+            'text_mask': text[1],
+            'state': state,
+            'actions': record.actions,
+            'action_mask': record.action_mask,
+            'base': np.zeros_like(record.actions) if self.base is None else self.base[number],
+            'text_id': np.int32(index.text_id[number]),
+            'episode': np.int32(index.episode[number]),
+            'frame': np.int32(index.frame[number]),
+        }
+
+
+def make_loader(
+    shards_dir: str | Path,
+    split: str,
+    *,
+    batch_size: int,
+    tokenizer: Tokenizer,
+    sequence_length: int | None = 1,
+    seed: int = 0,
+    shuffle: bool = False,
+    num_epochs: int | None = 1,
+    baselines: str | None = None,
+    baseline_sample: int | None = 0,
+    drop_remainder: bool = False,
+    num_workers: int = 0,
+    cache: bool = False,
+    norm_stats: str | Path | None = None,
+    max_prompt_len: int | None = None,
+    max_text_len: int | None = None,
+) -> grain.DatasetIterator[NumpyBatch]:
+    """Returns a Grain iterator of batches with leaves [b g ...]; `get_state` and `set_state` resume it exactly.
+
+    Keys: images uint8 [b g i h x 3], image_mask, prompt, prompt_mask, text, text_mask, state (quantile-normalised),
+    actions (raw), action_mask, base (raw; zeros without `baselines`), reset, mask, text_id, episode, frame, and
+    record (the number in the split, -1 on padding).
+
+    Training: `shuffle=True, num_epochs=None, drop_remainder=True`; runs are shuffled anew each epoch.
+    Every window in record order: the defaults. Whole episodes for evaluation: `sequence_length=None`, one run an
+    episode, with `reset` only at its start and after dropped windows.
+
+    Args:
+      sequence_length: windows a run (g); None for whole episodes.
+      num_epochs: None repeats without end.
+      baselines: 'pi05' adds the frozen policy's actions (baselines-<split>.npz), None leaves zeros.
+      baseline_sample: which of its samples; None takes their mean.
+      drop_remainder: leaves out the last short batch instead of filling it with masked windows.
+      num_workers: processes that decode; 0 decodes in threads of this one.
+      cache: keeps decoded windows in memory; for data that fit.
+      norm_stats: statistics to normalise states by, such as a checkpoint's; default: those beside the shards.
+      max_prompt_len, max_text_len: token lengths; default: those of the preparation.
+
+    Raises:
+      UserError: no finished shards, missing baselines, a text that is too long, or fewer runs than a batch.
+    """
+    if batch_size < 1 or (sequence_length is not None and sequence_length < 1):
+        raise UserError(
+            f'Expected batch_size and sequence_length of at least 1, got {batch_size} and {sequence_length}; '
+            'correct them.'
+        )
+    records = Records(shards_dir, split)
+    sequences = cut_sequences(records.index, sequence_length)
+    if not drop_remainder:
+        sequences = fill_batches(sequences, batch_size)
+    elif num_epochs is not None and len(sequences) * num_epochs < batch_size:
+        raise UserError(
+            f'Expected at least {batch_size} sequences for one batch of {split}, got {len(sequences)}; '
+            'lower batch_size or sequence_length.'
+        )
+    to_example = ToExample(
+        records=records,
+        tokenizer=tokenizer,
+        statistics=read_norm_stats(norm_stats or Path(shards_dir) / 'norm_stats.json', _widths(records))['state'],
+        base=_base(records, baselines, baseline_sample),
+        max_prompt_len=max_prompt_len or records.meta['max_prompt_len'],
+        max_text_len=max_text_len or records.meta['max_text_len'],
+        cache={} if cache else None,
+    )
+    return iter(_dataset(sequences, to_example, batch_size, seed if shuffle else None, num_epochs, num_workers))
+
+
+def _dataset(
+    sequences: Int[np.ndarray, 'n g'],
+    to_example: ToExample,
+    batch_size: int,
+    seed: int | None,
+    num_epochs: int | None,
+    num_workers: int,
+) -> grain.IterDataset[NumpyBatch]:
+    dataset = grain.MapDataset.source(list(sequences))
+    if seed is not None:
+        dataset = dataset.shuffle(seed=seed)
+    dataset = dataset.repeat(num_epochs).map(to_example).batch(batch_size, drop_remainder=True)
+    if num_workers:
+        if not flags.FLAGS.is_parsed():  # Grain's workers read their settings from absl; outside of absl take defaults
+            flags.FLAGS.mark_as_parsed()
+        options = grain.MultiprocessingOptions(num_workers=num_workers)
+        return dataset.to_iter_dataset().mp_prefetch(options)
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+
+
+def _widths(records: Records) -> dict[str, int]:
+    return {'state': len(records.meta['state_names'])}
+
+
+def _base(records: Records, kind: str | None, sample: int | None) -> Float[np.ndarray, 'm t a'] | None:
+    if kind is None:
+        return None
+    if kind != 'pi05':
+        raise UserError(f"Expected baselines 'pi05' or None, got {kind!r}; choose one of them.")
+    shape = (len(records), records.meta['horizon'], len(records.meta['action_names']))
+    samples = read_baselines(records.directory, records.split, shape)
+    if sample is not None and not 0 <= sample < samples.shape[1]:
+        raise UserError(
+            f'Expected a baseline sample below {samples.shape[1]}, got {sample}; run prepare_data.py with more samples.'
+        )
+    return samples.mean(1) if sample is None else samples[:, sample]

@@ -1,0 +1,200 @@
+"""What a preparation will write, worked out from the columns alone: no video is decoded here."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sigma_jax.backbones.tokenizer import clean_task, load_tokenizer, pad_tokens, pi05_prompt
+from sigma_jax.data import windows as windows_lib
+from sigma_jax.data.lerobot import Dataset
+from sigma_jax.data.normalize import Statistics, compute_statistics, quantile_normalize, read_norm_stats
+from sigma_jax.data.shards import SPLITS
+from sigma_jax.data.splits import split_episodes
+from sigma_jax.data.windows import Windows
+from sigma_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The `data` part of a config; configs/data_so101.py explains each value and where it comes from."""
+
+    source: str
+    cameras: tuple[str, ...]
+    image_size: int
+    horizon: int
+    chunk: int
+    stride: int
+    min_motion: float
+    min_action_norm: float
+    tail: str
+    shard_size: int
+    split_fractions: tuple[float, ...]
+    split_seed: int
+    train_episodes: tuple[int, ...]
+    calibration_episodes: tuple[int, ...]
+    test_episodes: tuple[int, ...]
+    stats_from: str
+    tokenizer: str
+    max_prompt_len: int
+    max_text_len: int
+    state_dim: int
+    prompt_state_dim: int
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> 'DataConfig':
+        """Builds it from a plain dictionary; an unknown or missing name raises UserError."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        wrong = sorted(known ^ set(settings))
+        if wrong:
+            problem = 'unknown' if wrong[0] in settings else 'missing'
+            raise UserError(
+                f"Expected the data settings {sorted(known)}, got {problem} '{wrong[0]}'; correct the config."
+            )
+        return cls(**settings)
+
+    def settings(self) -> dict[str, Any]:
+        """All settings that shape the result, as JSON would give them back; paths are told by digests instead."""
+        paths = {'source', 'tokenizer', 'stats_from'}
+        kept = {key: value for key, value in dataclasses.asdict(self).items() if key not in paths}
+        return json.loads(json.dumps(kept))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Windows per split, statistics of the train episodes, and what was left out and why."""
+
+    splits: dict[str, list[int]]
+    windows: dict[str, Windows]
+    dropped: dict[str, dict[str, int]]
+    statistics: dict[str, Statistics]
+
+    def shards(self, split: str, shard_size: int) -> list[Windows]:
+        """The windows of a split in pieces of `shard_size`, in order."""
+        table = self.windows[split]
+        starts = range(0, len(table), shard_size)
+        return [table.take(np.arange(start, min(start + shard_size, len(table)))) for start in starts]
+
+
+def make_plan(dataset: Dataset, config: DataConfig) -> Plan:
+    """Cuts and filters windows, splits episodes and computes the statistics.
+
+    Raises:
+      UserError: settings that do not fit the data set, damaged columns, or no window left to train on.
+    """
+    _check(dataset, config)
+    explicit = {name: getattr(config, f'{name}_episodes') for name in SPLITS}
+    splits = split_episodes(sorted(dataset.episodes), config.split_fractions, config.split_seed, explicit)
+    tables, dropped, columns = {}, {}, {}
+    for name, indices in splits.items():
+        tables[name], dropped[name], columns[name] = _windows(dataset, config, indices, name == 'train')
+    if not len(tables['train']):
+        raise UserError(
+            f'Expected windows to train on, got none out of {len(splits["train"])} episodes ({dropped["train"]}); '
+            'lower data.min_motion or data.horizon.'
+        )
+    statistics = {name: compute_statistics(values) for name, values in columns['train'].items()}
+    if config.stats_from:
+        statistics = read_norm_stats(config.stats_from, {name: len(one.mean) for name, one in statistics.items()})
+    plan = Plan(splits, tables, dropped, statistics)
+    if config.tokenizer:
+        check_text_lengths(plan, config)
+    return plan
+
+
+def check_text_lengths(plan: Plan, config: DataConfig) -> None:
+    """Raises UserError if the prompt or task of any window has more tokens than the config allows."""
+    tokenizer = load_tokenizer(config.tokenizer)
+    for table in plan.windows.values():
+        states = quantile_normalize(table.state, plan.statistics['state'])
+        for task, state in zip(table.task, pad_state(states, config.prompt_state_dim), strict=True):
+            pad_tokens(tokenizer.encode(pi05_prompt(task, state)), config.max_prompt_len)
+        for task in sorted(set(table.task)):
+            pad_tokens(tokenizer.encode(clean_task(task)), config.max_text_len, 'text')
+
+
+def pad_state(state: np.ndarray, width: int) -> np.ndarray:
+    """Zero-pads normalised states [m p] to `width` for the prompt; 0 leaves them as they are.
+
+    openpi writes the robot's own joints into the prompt, LeRobot's pi0.5 all 32 places.
+    """
+    return np.pad(state, ((0, 0), (0, max(0, width - state.shape[1]))))
+
+
+def source_digest(root: Path) -> str:
+    """sha256 over names and contents of a data set's files, hidden ones left out."""
+    digest = hashlib.sha256()
+    files = [path for path in root.rglob('*') if path.is_file()]
+    for path in sorted(files):
+        relative = path.relative_to(root)
+        if not any(part.startswith('.') for part in relative.parts):
+            digest.update(f'{relative.as_posix()}\0{file_digest(path)}\n'.encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _check(dataset: Dataset, config: DataConfig) -> None:
+    unknown = [name for name in config.cameras if name not in dataset.cameras]
+    if unknown or not config.cameras:
+        raise UserError(
+            f'Expected data.cameras out of {list(dataset.cameras)}, got {unknown or "none"}; '
+            'name cameras of this data set.'
+        )
+    if config.state_dim and len(dataset.state_names) != config.state_dim:
+        raise UserError(
+            f'Expected states of width {config.state_dim} (data.state_dim), got {len(dataset.state_names)} in '
+            f'{dataset.root}; choose the matching config or set data.state_dim=0 to take any width.'
+        )
+    for name in ('image_size', 'horizon', 'chunk', 'stride', 'shard_size', 'max_prompt_len', 'max_text_len'):
+        if getattr(config, name) < 1:
+            raise UserError(f'Expected data.{name} of at least 1, got {getattr(config, name)}; correct the config.')
+    if config.chunk > config.horizon:
+        raise UserError(f'Expected data.chunk up to data.horizon={config.horizon}, got {config.chunk}; lower it.')
+
+
+def _windows(
+    dataset: Dataset, config: DataConfig, indices: list[int], filtered: bool
+) -> tuple[Windows, dict[str, int], dict[str, np.ndarray]]:
+    """Windows of some episodes, counts of those left out, and the episodes' columns (every frame)."""
+    tables, states, actions, short = [], [], [], 0
+    for index in indices:
+        episode = dataset.read_episode(index)
+        table = windows_lib.cut_windows(episode, horizon=config.horizon, stride=config.stride, tail=config.tail)
+        short += not len(table)
+        tables.append(table)
+        states.append(episode.state)
+        actions.append(episode.actions)
+    if not tables:
+        return _no_windows(dataset, config), {}, {}
+    table = windows_lib.concatenate(tables)
+    dropped = {'episode shorter than the horizon': short}
+    if filtered:
+        limits = {'min_motion': config.min_motion, 'min_action_norm': config.min_action_norm}
+        table, reasons = windows_lib.filter_windows(table, **limits)
+        dropped |= reasons
+    return table, dropped, {'state': np.concatenate(states), 'actions': np.concatenate(actions)}
+
+
+def _no_windows(dataset: Dataset, config: DataConfig) -> Windows:
+    some = dataset.read_episode(min(dataset.episodes))
+    table = windows_lib.cut_windows(some, horizon=config.horizon, stride=config.stride, tail='pad')
+    return table.take(np.zeros(0, int))
+
+
+def describe_statistics(
+    statistics: Mapping[str, Statistics], names: Mapping[str, tuple[str, ...]]
+) -> dict[str, list[str]]:
+    """Names the near-constant dimensions, whose normalisation is clamped."""
+    return {
+        quantity: [names[quantity][i] for i in np.flatnonzero(one.near_constant)]
+        for quantity, one in statistics.items()
+    }

@@ -1,0 +1,159 @@
+"""ArrayRecord shards that TFDS reads without TensorFlow; every file appears whole or not at all."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+
+from sigma_jax.errors import UserError
+
+NAME = 'sigma'
+VERSION = '1.0.0'
+SPLITS = ('train', 'calibration', 'test')
+INCOMING = '.incoming'
+LOCK = '.lock'
+_TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+
+
+def window_features(
+    cameras: Iterable[str], image_size: int, state_width: int, action_width: int, horizon: int
+) -> tfds.features.FeaturesDict:
+    """The fields of a record; images are stored as JPEG bytes."""
+    feature = tfds.features
+    image = {name: feature.Image(shape=(image_size, image_size, 3), encoding_format='jpeg') for name in cameras}
+    return feature.FeaturesDict(
+        {
+            'images': feature.FeaturesDict(image),
+            'state': feature.Tensor(shape=(state_width,), dtype=np.float32),
+            'actions': feature.Tensor(shape=(horizon, action_width), dtype=np.float32),
+            'action_mask': feature.Tensor(shape=(horizon,), dtype=np.bool_),
+            'task': feature.Text(),
+            'episode_index': feature.Scalar(np.int64),
+            'frame_index': feature.Scalar(np.int64),
+            'avg_action_l2': feature.Scalar(np.float32),
+            'max_action_l2': feature.Scalar(np.float32),
+            'avg_motion': feature.Scalar(np.float32),
+        }
+    )
+
+
+def shard_file(split: str, shard: int, count: int) -> str:
+    """The name TFDS gives to shard `shard` of `count`."""
+    return f'{NAME}-{split}.array_record-{shard:05d}-of-{count:05d}'
+
+
+def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iterable[Mapping[str, Any]]) -> None:
+    """Writes one shard atomically. Equal examples give equal files."""
+    serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
+    with incoming(path) as temporary:
+        writer = array_record_module.ArrayRecordWriter(str(temporary), 'group_size:1')
+        try:
+            for example in examples:
+                proto = serializer.get_tf_example(features.encode_example(dict(example)))
+                writer.write(proto.SerializeToString(deterministic=True))
+        finally:
+            writer.close()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with incoming(path) as temporary:
+        temporary.write_text(text)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz atomically; equal arrays give equal files."""
+    with incoming(path) as temporary, temporary.open('wb') as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def write_tfds_metadata(
+    out: Path, features: tfds.features.FeaturesDict, splits: Mapping[str, tuple[list[int], int]]
+) -> None:
+    """Writes dataset_info.json and features.json; `splits` maps a name to (windows per shard, bytes)."""
+    staging = out / INCOMING / 'metadata'
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    placeholders = [staging / shard_file(name, 0, 1) for name in splits]
+    for path in placeholders:
+        path.touch()  # TFDS wants to see a file per split, but reads only names when it is given the lengths
+    tfds.folder_dataset.write_metadata(
+        data_dir=staging,
+        features=features,
+        split_infos=[
+            tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=size)
+            for name, (lengths, size) in splits.items()
+        ],
+        version=VERSION,
+        filename_template=_TEMPLATE,
+        check_data=False,
+    )
+    for path in placeholders:
+        path.unlink()
+    for path in sorted(staging.iterdir()):
+        publish(path, out / path.name)
+
+
+@contextlib.contextmanager
+def incoming(path: Path) -> Iterator[Path]:
+    """Gives a temporary path on the same disk; renames it to `path` when the block ends without an error."""
+    folder = path.parent / INCOMING
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / path.name
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        publish(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if not _is_full_disk(error):
+            raise
+        raise UserError(
+            f'Expected room for {path}, got a full disk; free some and run the same command again.'
+        ) from error
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in codes
+    # ArrayRecord's writer has no error type of its own, only the system's words in a RuntimeError
+    return isinstance(error, RuntimeError) and any(os.strerror(code) in str(error) for code in codes)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Flushes a finished file to disk and gives it its final name."""
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def writer_lock(out: Path) -> Iterator[None]:
+    """Holds `out` for one writer; the system lets go when the process ends, however it ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / LOCK).open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f'Expected to be the only writer of {out}, got another running preparation; '
+                'wait for it or use another --out.'
+            ) from error
+        yield

@@ -1,0 +1,203 @@
+"""The loader: contents, order, sequences and resets, and exact resume."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sigma_jax.backbones.tokenizer import Tokenizer, load_tokenizer, pi05_prompt
+from sigma_jax.data.lerobot import open_dataset
+from sigma_jax.data.meta import read_meta
+from sigma_jax.data.normalize import quantile_normalize, read_norm_stats
+from sigma_jax.data.pipeline import make_loader
+from sigma_jax.data.prepare import prepare
+from sigma_jax.data.records import Index, Records, read_index
+from sigma_jax.data.sequences import cut_sequences, fill_batches
+from sigma_jax.errors import UserError
+from tests.data_pipeline import recordings
+
+LENGTHS = (40, 44, 36, 52, 60, 30)
+TRAIN = {'train_episodes': (0, 1, 3, 4), 'calibration_episodes': (2,), 'test_episodes': (5,)}
+
+
+@pytest.fixture(scope='module')
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(recordings.SETTINGS['tokenizer'])
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory) -> Path:
+    return recordings.record(tmp_path_factory.mktemp('source'), LENGTHS)
+
+
+@pytest.fixture(scope='module')
+def shards(source: Path, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp('shards') / 'out'
+    prepare(recordings.config(source, **TRAIN), out)
+    return out
+
+
+def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_default_walks_every_window_once_in_record_order(shards: Path, tokenizer: Tokenizer) -> None:
+    index = read_index(shards, 'train')
+    batches = list(make_loader(shards, 'train', batch_size=7, tokenizer=tokenizer))
+    record, mask = (np.concatenate([batch[key][:, 0] for batch in batches]) for key in ('record', 'mask'))
+    assert record[mask].tolist() == list(range(len(index)))
+    assert len(record) % 7 == 0 and np.all(record[~mask] == -1)
+    frames = np.concatenate([batch['frame'][:, 0] for batch in batches])
+    assert np.array_equal(frames[mask], index.frame)
+    assert all(batch['reset'].all() for batch in batches)
+
+
+def test_contents_are_those_of_the_recording(shards: Path, source: Path, tokenizer: Tokenizer) -> None:
+    statistics = read_norm_stats(shards / 'norm_stats.json')['state']
+    dataset, meta = open_dataset(source), read_meta(shards)
+    for batch in make_loader(shards, 'train', batch_size=4, sequence_length=3, tokenizer=tokenizer):
+        for at in zip(*np.nonzero(batch['mask']), strict=True):
+            episode, frame = dataset.read_episode(int(batch['episode'][at])), int(batch['frame'][at])
+            assert np.array_equal(batch['actions'][at], episode.actions[frame : frame + 16])
+            state = quantile_normalize(episode.state[frame], statistics)
+            np.testing.assert_allclose(batch['state'][at], state, rtol=1e-6)
+            prompt = batch['prompt'][at][batch['prompt_mask'][at]]
+            assert tokenizer.decode(prompt) == pi05_prompt(episode.tasks[frame], state)
+            assert tokenizer.decode(batch['text'][at][batch['text_mask'][at]]) == episode.tasks[frame]
+            assert meta['tasks'][batch['text_id'][at]] == episode.tasks[frame]
+            assert not batch['prompt'][at][~batch['prompt_mask'][at]].any()
+            assert np.abs(batch['images'][at][0, 16, 16].astype(int) - picture(episode.index, frame)).max() < 8
+        assert batch['image_mask'].all() and batch['action_mask'][batch['mask']].all()
+        assert not batch['base'].any()
+
+
+def picture(episode: int, frame: int) -> np.ndarray:
+    return recordings.picture(episode, frame, recordings.CAMERAS[0])[0, 0].astype(int)
+
+
+def test_sequences_are_consecutive_and_reset_where_they_start(shards: Path, tokenizer: Tokenizer) -> None:
+    seen = []
+    for batch in make_loader(shards, 'train', batch_size=2, sequence_length=4, tokenizer=tokenizer):
+        for row in range(2):
+            real = batch['mask'][row]
+            seen += batch['record'][row][real].tolist()
+            assert batch['reset'][row].tolist() == [True, False, False, False]
+            assert len(set(batch['episode'][row])) == 1
+            assert np.all(np.diff(batch['frame'][row][real]) == 4)
+            assert not np.any(np.diff(real.astype(int)) > 0)  # padding only at the end
+    assert sorted(seen) == list(range(len(read_index(shards, 'train'))))
+
+
+def test_whole_episodes_reset_once(shards: Path, tokenizer: Tokenizer) -> None:
+    batches = list(make_loader(shards, 'train', batch_size=4, sequence_length=None, tokenizer=tokenizer))
+    assert len(batches) == 1
+    batch = batches[0]
+    assert batch['episode'][:, 0].tolist() == [0, 1, 3, 4]
+    assert batch['reset'].sum(1).tolist() == [1, 1, 1, 1] and batch['reset'][:, 0].all()
+    assert batch['mask'].sum(1).tolist() == [len(range(0, LENGTHS[i] - 15, 4)) for i in (0, 1, 3, 4)]
+
+
+def test_dropped_windows_reset_the_memory(source: Path, tokenizer: Tokenizer, tmp_path) -> None:
+    prepare(recordings.config(source, min_motion=2.35, **TRAIN), tmp_path / 'out')
+    index = read_index(tmp_path / 'out', 'train')
+    gaps = (np.diff(index.frame) != 4) & (np.diff(index.episode) == 0)
+    assert gaps.any()
+    for batch in make_loader(tmp_path / 'out', 'train', batch_size=1, sequence_length=None, tokenizer=tokenizer):
+        real = batch['mask'][0]
+        jumps = np.diff(batch['frame'][0][real], prepend=-100) != 4
+        assert np.array_equal(batch['reset'][0][real], jumps)
+
+
+def test_cut_sequences_keeps_each_window_once() -> None:
+    episode = np.array([2, 2, 2, 2, 2, 5, 5, 9])
+    nothing = np.zeros(8)
+    index = Index(episode, nothing, nothing, nothing.astype(bool), nothing, nothing)
+    assert cut_sequences(index, 2).tolist() == [[0, 1], [2, 3], [4, -1], [5, 6], [7, -1]]
+    assert cut_sequences(index, None).tolist() == [[0, 1, 2, 3, 4], [5, 6, -1, -1, -1], [7, -1, -1, -1, -1]]
+    assert fill_batches(cut_sequences(index, 2), 3).tolist()[-1] == [-1, -1]
+
+
+def training_loader(shards: Path, tokenizer: Tokenizer, **options):
+    settings = {'batch_size': 3, 'sequence_length': 2, 'seed': 7, 'shuffle': True, 'num_epochs': None}
+    return make_loader(shards, 'train', tokenizer=tokenizer, drop_remainder=True, **(settings | options))
+
+
+@pytest.mark.parametrize('stop', [0, 1, 5, 13])
+@pytest.mark.parametrize('cache', [False, True])
+def test_resume_is_bitwise_at_any_step(stop: int, cache: bool, shards: Path, tokenizer: Tokenizer) -> None:
+    first = training_loader(shards, tokenizer, cache=cache)
+    for _ in range(stop):
+        next(first)
+    state = first.get_state()
+    expected = [next(first) for _ in range(6)]
+    second = training_loader(shards, tokenizer)
+    second.set_state(state)
+    assert all(equal(a, next(second)) for a in expected)
+
+
+def test_seed_fixes_the_order_and_epochs_differ(shards: Path, tokenizer: Tokenizer) -> None:
+    def order(seed: int) -> list[int]:
+        batches = itertools.islice(training_loader(shards, tokenizer, seed=seed, batch_size=2), 40)
+        return [int(number) for batch in batches for number in batch['record'][:, 0]]
+
+    runs = len(cut_sequences(read_index(shards, 'train'), 2))
+    first = order(1)
+    assert first == order(1) != order(2)
+    assert sorted(first[:runs]) == sorted(first[runs : 2 * runs])
+    assert first[:runs] != first[runs : 2 * runs]
+
+
+def test_worker_process_gives_the_same_batches(shards: Path, tokenizer: Tokenizer) -> None:
+    here = make_loader(shards, 'test', batch_size=2, tokenizer=tokenizer)
+    there = make_loader(shards, 'test', batch_size=2, tokenizer=tokenizer, num_workers=1)
+    assert all(equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_baselines_lie_beside_their_windows(shards: Path, tokenizer: Tokenizer) -> None:
+    count = read_meta(shards)['windows']['test']
+    with pytest.raises(UserError, match=r'run prepare_data\.py'):
+        make_loader(shards, 'test', batch_size=1, tokenizer=tokenizer, baselines='pi05')
+    base = np.random.default_rng(0).normal(size=(count, 2, 16, 6)).astype(np.float32)
+    np.savez(shards / 'baselines-test.npz', base=base)
+    options = {'batch_size': count, 'tokenizer': tokenizer, 'baselines': 'pi05'}
+    assert np.array_equal(next(make_loader(shards, 'test', **options))['base'][:, 0], base[:, 0])
+    assert np.array_equal(next(make_loader(shards, 'test', baseline_sample=1, **options))['base'][:, 0], base[:, 1])
+    mean = next(make_loader(shards, 'test', baseline_sample=None, **options))['base'][:, 0]
+    np.testing.assert_allclose(mean, base.mean(1), atol=1e-6)
+    with pytest.raises(UserError, match='sample below 2'):
+        make_loader(shards, 'test', baseline_sample=2, **options)
+    np.savez(shards / 'baselines-test.npz', base=base[1:])
+    with pytest.raises(UserError, match='other shards'):
+        make_loader(shards, 'test', **options)
+
+
+@pytest.mark.parametrize(
+    ('options', 'expected'),
+    [
+        ({'split': 'validation'}, "got 'validation'"),
+        ({'batch_size': 0}, 'got 0'),
+        ({'batch_size': 999, 'drop_remainder': True}, 'at least 999 sequences'),
+        ({'max_text_len': 2}, 'at most 2 tokens'),
+        ({'baselines': 'octo'}, "got 'octo'"),
+        ({'norm_stats': 'nowhere.json'}, 'nowhere.json'),
+    ],
+)
+def test_wrong_options(options: dict, expected: str, shards: Path, tokenizer: Tokenizer) -> None:
+    settings = {'split': 'train', 'batch_size': 2, 'tokenizer': tokenizer} | options
+    with pytest.raises(UserError) as caught:
+        next(make_loader(shards, **settings))
+    assert expected in str(caught.value)
+
+
+def test_unfinished_shards_are_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match=r'run prepare_data\.py'):
+        Records(tmp_path, 'train')
+    assert not list(tmp_path.iterdir())
+
+
+def test_empty_split_is_refused(source: Path, tokenizer: Tokenizer, tmp_path) -> None:
+    prepare(recordings.config(source, train_episodes=(0,)), tmp_path / 'out')
+    with pytest.raises(UserError, match='split test'):
+        make_loader(tmp_path / 'out', 'test', batch_size=1, tokenizer=tokenizer)
+    assert read_meta(tmp_path / 'out')['windows']['test'] == 0

@@ -1,0 +1,1 @@
+"""Tests of sigma_jax.sim."""
