@@ -30,7 +30,7 @@ def main() -> None:
         arguments.episodes_at_once,
         EvaluationConfig(adapter=adapter.preset(arguments.adapter)),
     )
-    report, out = evaluation_run.run(request, console)
+    report, out = evaluation_run.run(request, Console(stderr=True))
     console.print(report_console.arms_tables(report))
     console.print(report_tables.verdict(report), highlight=False)
     for name in (evaluation_run.PAGE, evaluation_run.REPORT):

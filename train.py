@@ -7,23 +7,19 @@ configs/defaults.py explains every value. In the work folder: train_log.csv (the
 tensorboard/, checkpoints/, config.json and, after flow matching of all weights, policy/.
 """
 
-from absl import app, flags
-from ml_collections import config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from sigma_jax import training
-from sigma_jax.scripts import reports_user_errors
+from sigma_jax.scripts import run_with_config
 
-CONFIG = config_flags.DEFINE_config_file('config', 'configs/sigma_so101.py', 'experiment, one of configs/*.py')
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder for logs and checkpoints', required=True)
 
 
-@reports_user_errors
-def main(argv: list[str]) -> None:
+def main(config: ConfigDict) -> None:
     """Entry point."""
-    if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments {argv[1:]}; options start with --')
-    training.train(CONFIG.value.to_dict(), WORKDIR.value)
+    training.train(config.to_dict(), WORKDIR.value)
 
 
 if __name__ == '__main__':
-    app.run(main)
+    run_with_config(main, 'configs/sigma_so101.py')

@@ -1,6 +1,6 @@
 """One full-size LoRA step and one full-size sampler call with random weights: finite? how long? how much memory?
 
-    python benchmarks/smoke_full_size.py            # needs a GPU with about 24 GB
+python benchmarks/smoke_full_size.py            # needs a GPU with about 24 GB
 """
 
 import argparse
@@ -43,7 +43,8 @@ def example_batch(config: pi05.Pi05Config, size: int, prompt: int) -> Batch:
     """Random observations and actions of six joints, one window a sequence."""
     key = jax.random.key(1)
     obs = pi05.example_observation(config, size, 2, prompt)
-    obs = obs.replace(
+    obs = dataclasses.replace(
+        obs,
         images=jax.random.randint(key, obs.images.shape, 0, 255).astype(jnp.uint8),
         prompt=jax.random.randint(key, obs.prompt.shape, 0, config.vocab_size),
     )
@@ -104,7 +105,10 @@ def main() -> None:
     (state, metrics), first = timed(step, state, frozen, batch, Ablation())
     for _ in range(3):
         (state, metrics), again = timed(step, state, frozen, batch, Ablation())
-    print(f'LoRA step, batch {flags.batch}: first {first:.1f} s, then {again * 1e3:.1f} ms, peak {peak_gib():.2f} GiB,', end=' ')
+    print(
+        f'LoRA step, batch {flags.batch}: first {first:.1f} s, then {again * 1e3:.1f} ms, peak {peak_gib():.2f} GiB,',
+        end=' ',
+    )
     print(f'loss {float(metrics["loss"]):.4f}, grad norm {float(metrics["grad_norm"]):.4f}')
 
 

@@ -15,13 +15,16 @@ def get_config() -> ConfigDict:
     c.shards = ''  # folder written by prepare_data.py
     c.tokenizer = 'assets/tokenizer/tokenizer.json'  # a tokenizer.json, a sentencepiece .model or a hub id
     c.stats_from = 'base'  # statistics of prompts and policy actions: 'base' (the checkpoint's own) or 'shards'
+    c.relative_joints = ()  # joints whose policy actions count from the state (openpi: DeltaActions); (): as the base
+    c.freeze = ()  # patterns of leaves that stay as they are when the group 'params' learns
+    c.state_noise = 0.0  # spread of a jitter on the normalised state in pi0.5's prompt, while training (ours)
     c.seed = 0
     c.steps = 800  # optimiser steps
     c.batch_size = 4  # sequences a step
     c.sequence_length = 4  # consecutive windows a sequence, memory carried through (ours; paper: 1)
     c.ema = config_dict.placeholder(float)  # decay of a running average of trainable leaves; None: none kept
     c.loader = ConfigDict({'num_workers': 0, 'cache': True})  # decoding processes; keep decoded windows in memory
-    c.log = ConfigDict({'every': 10, 'shares': 0})  # steps between rows (Table 1: 10) and between gradient shares (0: never)
+    c.log = ConfigDict({'every': 10, 'shares': 0})  # steps between rows (Table 1: 10), gradient shares (0: none)
     c.checkpoint = ConfigDict({'every': 200, 'keep': 2})  # steps between checkpoints, how many stay
 
     c.model = ConfigDict()  # how the base computes; sizes only where `base` is ''

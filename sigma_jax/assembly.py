@@ -1,8 +1,9 @@
 """From a config to all that a run needs: base policy, statistics, objective, trainable leaves."""
 
 import dataclasses
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from sigma_jax import curriculum, lora, losses, objective, trees
 from sigma_jax.backbones import pi05
 from sigma_jax.backbones.gemma import GemmaConfig
 from sigma_jax.backbones.siglip import SiglipConfig
+from sigma_jax.backbones.tokenizer import Tokenizer, load_tokenizer
 from sigma_jax.convert import checkpoint
 from sigma_jax.data import normalize
 from sigma_jax.errors import UserError
@@ -21,6 +23,7 @@ from sigma_jax.types import Ablation, Batch, Frozen, Observation
 
 PyTree = Any
 NormStats = dict[str, normalize.Statistics]  # 'state', 'actions'
+POLICY_FILE = 'policy.json'
 NO_SPREAD = 1e-3  # raw units: a joint that never moved is scaled as if it had this spread
 
 
@@ -32,6 +35,7 @@ class Base:
     params: PyTree
     digest: str
     norm_stats: NormStats | None = None
+    relative_joints: tuple[bool, ...] = ()  # joints whose actions count from the state; (): none
     folder: pathlib.Path | None = None
 
 
@@ -50,41 +54,102 @@ def build(kind: type, settings: Mapping, where: str) -> Any:
 def load_base(config: Mapping) -> Base:
     """The converted checkpoint at `config.base`, or random weights of the sizes in `config.model`."""
     settings = config['model']
-    run = {'dtype': settings['dtype'], 'remat': settings['remat'], 'lora': build(lora.LoraConfig, config['lora'], 'lora')}
+    run = {
+        'dtype': settings['dtype'],
+        'remat': settings['remat'],
+        'lora': build(lora.LoraConfig, config['lora'], 'lora'),
+    }
     if config['base']:
         folder = pathlib.Path(config['base'])
         loaded = checkpoint.load(folder)
         stats = folder / 'norm_stats.json'
         norm_stats = normalize.read_norm_stats(stats) if stats.is_file() else None
         digest = trees.digest(loaded.params)
-        return Base(dataclasses.replace(loaded.config, **run), loaded.params, digest, norm_stats, folder)
+        sizes = dataclasses.replace(loaded.config, **run)
+        return Base(sizes, loaded.params, digest, norm_stats, read_relative_joints(folder), folder)
     sizes = pi05_config(settings, run)
     params = jax.jit(lambda key: pi05.init_params(key, sizes))(jax.random.key(config['seed']))
-    params = jax.tree.map(np.asarray, params)
+    params = count_in_order(jax.tree.map(np.asarray, params), load_tokenizer(config['tokenizer']))
     return Base(sizes, params, trees.digest(params))
+
+
+def count_in_order(params: PyTree, tokenizer: Tokenizer) -> PyTree:
+    """Token tables whose rows for 0 ... 255 start as cosines of the number, so that 127 lies beside 128.
+
+    A pre-trained language model knows the order of numbers, in which pi0.5's prompt writes the state; random rows
+    would have to learn it from every (joint, number) pair on its own. Numbers of several tokens stay random.
+    """
+    path = 'PaliGemma/llm/embedder/input_embedding'
+    flat = trees.flatten(params)
+    table = np.array(flat[path])
+    order = np.arange(table.shape[1] // 4)
+    mix = np.random.default_rng(0).normal(size=(len(order), table.shape[1])) / (1 + order[:, None])
+    for number in range(256):
+        ids = tokenizer.encode(f' {number}')[1:]
+        if len(ids) == 1:
+            row = np.cos(np.pi * order * number / 255) @ mix
+            table[ids[0]] = row / np.linalg.norm(row)
+    return trees.unflatten(flat | {path: table})
+
+
+def read_relative_joints(folder: pathlib.Path) -> tuple[bool, ...]:
+    """`relative_joints` of the `policy.json` beside a policy; () where there is none: absolute actions."""
+    file = folder / POLICY_FILE
+    if not file.is_file():
+        return ()
+    try:
+        return tuple(bool(x) for x in json.loads(file.read_text())['relative_joints'])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'expected {{"relative_joints": [true, ...]}} in {file}, got {error!r}; mend the file'
+        ) from error
 
 
 def pi05_config(settings: Mapping, run: Mapping) -> pi05.Pi05Config:
     """Sizes of a policy to be trained from nothing, from the section `model`."""
     parts = {'vision': SiglipConfig, 'language': GemmaConfig, 'expert': GemmaConfig}
     built = {k: build(parts[k], v, f'model.{k}') if k in parts else v for k, v in settings.items()}
-    return build(pi05.Pi05Config, built | run, 'model')
+    return build(pi05.Pi05Config, {**built, **run}, 'model')
 
 
-def frozen_stats(stats: NormStats, policy: NormStats) -> dict[str, jax.Array]:
-    """Statistics a step reads: spread of the training actions, and the policy's own action quantiles."""
-    actions = policy['actions']
-    sigma_a = np.maximum(stats['actions'].std, NO_SPREAD)
-    arrays = {'sigma_a': sigma_a, 'action_low': actions.low, 'action_span': actions.span}
+def frozen_stats(stats: NormStats, policy: NormStats, relative_joints: Sequence[bool] = ()) -> dict[str, jax.Array]:
+    """Statistics a step reads: spread of the training actions, and how the policy's own actions are scaled.
+
+    Raises UserError when `relative_joints` does not name every joint, or state and action widths differ.
+    """
+    state, actions, width = policy['state'], policy['actions'], len(policy['actions'].low)
+    relative = tuple(relative_joints) or (False,) * width
+    if len(relative) != width or (any(relative) and len(state.low) != width):
+        raise UserError(
+            f'relative_joints: expected one value for each of {width} actions and as many states, got {len(relative)} '
+            f'for {len(state.low)} states; write one true or false a joint'
+        )
+    arrays = {
+        'sigma_a': np.maximum(stats['actions'].std, NO_SPREAD),
+        'action_low': actions.low,
+        'action_span': actions.span,
+        'relative': relative,
+        'state_low': state.low if any(relative) else np.zeros(width),
+        'state_span': state.span if any(relative) else np.ones(width),
+    }
     return {k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()}
 
 
 def to_batch(arrays: Mapping[str, np.ndarray]) -> Batch:
     """The loader's dictionary, leaves [b g ...], as a Batch. Without baselines `base` is zero."""
     names = ('images', 'image_mask', 'prompt', 'prompt_mask', 'text', 'text_mask', 'state', 'depth', 'audio')
-    observation = Observation(**{k: arrays[k] for k in names if k in arrays})
-    rest = {f.name: arrays[f.name] for f in dataclasses.fields(Batch) if f.name in arrays}
-    return Batch(observation=observation, **{'base': np.zeros_like(arrays['actions'])} | rest)
+    inputs: dict[str, Any] = {k: arrays[k] for k in names if k in arrays}
+    rest: dict[str, Any] = {f.name: arrays[f.name] for f in dataclasses.fields(Batch) if f.name in arrays}
+    return Batch(observation=Observation(**inputs), **{'base': np.zeros_like(arrays['actions'])} | rest)
+
+
+def check_images(base: Base, meta: Mapping[str, Any]) -> None:
+    """Raises UserError when the shards' images are not of the size that the base was made for."""
+    if meta['image_size'] != base.config.vision.image_size:
+        raise UserError(
+            f'expected images of {base.config.vision.image_size} px, which the base takes, got {meta["image_size"]} px '
+            f'in the shards; prepare them again with --config.data.image_size={base.config.vision.image_size}'
+        )
 
 
 def make_objective(config: Mapping, base: Base, batch: Batch) -> objective.FlowMatching | objective.SigmaObjective:
@@ -118,7 +183,12 @@ def make_trainable(config: Mapping, base: Base, goal: Any, frozen: Frozen, batch
     if 'lora' in groups:
         trainable['lora'] = lora.init_factors(jax.random.fold_in(key, 1), base.params, pi05.LAYOUTS, base.config.lora)
     if 'params' in groups:
-        trainable['params'], frozen = jax.tree.map(jnp.asarray, base.params), frozen.replace(params={})
+        flat, held = trees.flatten(base.params), trees.flatten(trees.select(base.params, config['freeze']))
+        learning = {p: jnp.asarray(x) for p, x in flat.items() if not held[p]}
+        trainable['params'] = trees.unflatten(learning)
+        frozen = dataclasses.replace(
+            frozen, params=trees.unflatten({p: jnp.asarray(x) for p, x in flat.items() if held[p]})
+        )
     return trainable, frozen
 
 
@@ -126,4 +196,3 @@ def make_ablation(config: Mapping) -> Ablation:
     """Gates from the section `ablation`."""
     gates = build(Ablation, config['ablation'], 'ablation')
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gates)
-

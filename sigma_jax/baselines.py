@@ -40,17 +40,20 @@ class BaselineConfig:
 
 
 def write_baselines(
-    shards_dir: str | pathlib.Path, config: BaselineConfig, progress: Callable[[int, int], None] = lambda done, total: None
+    shards_dir: str | pathlib.Path,
+    config: BaselineConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Samples the policy on all splits. Returns the record; finished splits of the same settings are kept.
 
     Raises UserError for shards, base or tokenizer that do not fit each other.
     """
     shards_dir, policy = pathlib.Path(shards_dir), load_policy(config)
-    record = dataclasses.asdict(config) | {'base': policy.folder.name, 'base_digest': policy.digest}
+    record = dataclasses.asdict(config) | {'base': pathlib.Path(config.base).name, 'base_digest': policy.digest}
     record.pop('batch_size')
     finished = _finished(shards_dir, record)
     meta = read_meta(shards_dir)
+    assembly.check_images(policy, meta)
     total, done = sum(meta['windows'].values()), 0
     for split in shards.SPLITS:
         count = meta['windows'][split]
@@ -85,7 +88,8 @@ def _finished(shards_dir: pathlib.Path, record: Mapping[str, Any]) -> list[str]:
     old = json.loads(file.read_text())
     if differences := [k for k in record if old.get(k) != record[k]]:
         raise UserError(
-            f'{file} was made with other settings ({", ".join(differences)}); delete {shards_dir}/baselines* and run again'
+            f'{file} was made with other settings ({", ".join(differences)}); '
+            f'delete {shards_dir}/baselines* and run again'
         )
     return [split for split in old['finished'] if (shards_dir / f'baselines-{split}.npz').is_file()]
 
@@ -107,7 +111,7 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
             f'expected a policy with at least {horizon} action steps, got {policy.config.action_horizon} from '
             f'{config.base}; prepare shards with a shorter horizon'
         )
-    stats = assembly.frozen_stats(policy.norm_stats, policy.norm_stats)
+    stats = assembly.frozen_stats(policy.norm_stats, policy.norm_stats, policy.relative_joints)
     sample, params = jax.jit(_sampler(policy, stats, config, horizon)), jax.device_put(policy.params)
     out = np.zeros((count, config.samples, horizon, policy.norm_stats['actions'].low.shape[0]), np.float32)
     for batch in loader:
@@ -128,7 +132,8 @@ def _sampler(policy: assembly.Base, stats: Mapping[str, jax.Array], config: Base
         def draw(n):
             keys = window_keys(jax.random.fold_in(jax.random.key(config.seed), n), batch.episode, batch.frame)
             actions = backbone.sample_actions(keys, batch.observation)
-            return objective.unnormalize_actions(actions, stats)[:, :horizon]
+            origin = objective.action_origin(batch.observation.state, stats)
+            return origin + objective.unnormalize_actions(actions, stats)[:, :horizon]
 
         return jax.lax.map(draw, jnp.arange(config.samples)).swapaxes(0, 1)
 
@@ -139,7 +144,9 @@ def check_baselines(shards_dir: str | pathlib.Path, base_digest: str) -> None:
     """Raises UserError when the baselines beside the shards come from another policy than `base_digest`."""
     file = pathlib.Path(shards_dir) / RECORD
     if not file.is_file():
-        raise UserError(f'expected the baselines of the base policy in {shards_dir}, got none; run prepare_data.py --base=DIR')
+        raise UserError(
+            f'expected the baselines of the base policy in {shards_dir}, got none; run prepare_data.py --base=DIR'
+        )
     if (got := json.loads(file.read_text())['base_digest']) != base_digest:
         raise UserError(
             f'expected baselines of the policy {base_digest[:12]} in {shards_dir}, got those of {got[:12]}; '

@@ -77,7 +77,9 @@ def compare(saved: dict, now: dict) -> list[str]:
     saved, now = (flat(c) for c in (saved, now))
     keys = sorted(k for k in saved | now if k.split('.')[0] not in FREE)
     return [
-        f'{k}: saved {saved.get(k, "absent")!r}, now {now.get(k, "absent")!r}' for k in keys if saved.get(k) != now.get(k)
+        f'{k}: saved {saved.get(k, "absent")!r}, now {now.get(k, "absent")!r}'
+        for k in keys
+        if saved.get(k) != now.get(k)
     ]
 
 

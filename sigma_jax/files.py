@@ -30,11 +30,15 @@ def atomic_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def atomic_write(out: str | os.PathLike, data: bytes | str) -> None:
-    """Writes a file under a temporary name, flushes it to disk and renames it."""
+    """Writes a file under a temporary name, flushes it to disk and renames it; a failure keeps the old file."""
     out = pathlib.Path(out)
     part = out.with_name(f'.{out.name}.part')
-    with open(part, 'wb') as file:
-        file.write(data.encode() if isinstance(data, str) else data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, out)
+    try:
+        with open(part, 'wb') as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, out)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -9,9 +9,8 @@ from tensorboardX import SummaryWriter
 
 from sigma_jax.files import atomic_write
 
-TABLE_1 = (
-    'step,loss,L_act,L_sem,L_int,L_tau,L_act_hard,w_sem,w_int,w_tau,hard_ratio,tau_rms'.split(',')
-)  # fmt: skip
+LOSSES = ['loss', 'L_act', 'L_sem', 'L_int', 'L_tau', 'L_act_hard']
+TABLE_1 = ['step', *LOSSES, 'w_sem', 'w_int', 'w_tau', 'hard_ratio', 'tau_rms']
 
 
 class TrainLog:

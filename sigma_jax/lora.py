@@ -30,6 +30,14 @@ class LoraConfig:
     alpha: float = 16.0
     dropout: float = 0.05
 
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(
+                f'lora.rank: expected at least 1, got {self.rank}; take lora out of config.trainable instead'
+            )
+        if not 0 <= self.dropout < 1:
+            raise UserError(f'lora.dropout: expected a share in [0, 1), got {self.dropout}; correct it')
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:

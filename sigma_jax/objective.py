@@ -49,6 +49,15 @@ def unnormalize_actions(actions: Float[Array, '... d'], stats: Mapping[str, Arra
     return (actions[..., : low.shape[-1]] + 1) / 2 * span + low
 
 
+def action_origin(state: Float[Array, '... p'], stats: Mapping[str, Array]) -> Float[Array, '... 1 a']:
+    """What the policy's actions count from: the robot's raw state in its relative joints, zero in the others.
+
+    `state` is normalised by the policy's own statistics (openpi calls the transform DeltaActions).
+    """
+    raw = (state + 1) / 2 * stats['state_span'] + stats['state_low']
+    return jnp.where(stats['relative'] > 0, raw, 0.0)[..., None, :]
+
+
 @dataclasses.dataclass(frozen=True)
 class FlowMatching:
     """pi0.5's own objective: mean squared error of the velocity at a random time (openpi, `compute_loss`).
@@ -62,7 +71,8 @@ class FlowMatching:
         """See `train_step.Objective`; windows of a sequence are independent examples."""
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
-        actions = normalize_actions(batch.actions, frozen.stats, self.config.action_dim)
+        relative = batch.actions - action_origin(batch.observation.state, frozen.stats)
+        actions = normalize_actions(relative, frozen.stats, self.config.action_dim)
         time = jax.random.beta(time_key, 1.5, 1.0, actions.shape[:1]) * 0.999 + 0.001
         noise = jax.random.normal(noise_key, actions.shape)
         x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
@@ -84,7 +94,10 @@ class SigmaObjective:
     curriculum: curriculum.CurriculumConfig
 
     def forward(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key=None) -> SigmaOutput:
-        """One pass over [b g] windows; `key` turns LoRA dropout on."""
+        """One pass over [b g] windows; `key` turns LoRA dropout on and draws the refinement noise anew.
+
+        Without a key the pass is deterministic: no dropout, and noise that belongs to episode and frame alone.
+        """
         frozen_backbone = bind(self.config, {}, frozen, ablation)
         backbone = bind(self.config, trainable, frozen, ablation, key)
         features, text = embed_observation(frozen_backbone, batch.observation, self.sigma)
@@ -95,14 +108,17 @@ class SigmaObjective:
                 *(backbone, observation, features, text, base, frozen.stats['sigma_a'], carry, reset, ablation, keys),
             )
 
-        base = batch.replace(base=batch.base[..., : self.sigma.horizon, :])
-        return run_sequence(window, self.sigma, base, features, text, key=key)[1]
+        base = dataclasses.replace(batch, base=batch.base[..., : self.sigma.horizon, :])
+        noise_key = jax.random.key(0) if key is None else key
+        return run_sequence(window, self.sigma, base, features, text, key=noise_key)[1]
 
     def terms(self, trainable, frozen, batch, ablation, key, step):
         """({term: [b]}, {term: weight}, metrics) of one batch."""
         output = self.forward(trainable, frozen, batch, ablation, key)
         horizon = self.sigma.horizon
-        batch = batch.replace(actions=batch.actions[..., :horizon, :], action_mask=batch.action_mask[..., :horizon])
+        batch = dataclasses.replace(
+            batch, actions=batch.actions[..., :horizon, :], action_mask=batch.action_mask[..., :horizon]
+        )
         terms, metrics = losses.sigma_terms(output, batch, self.loss, frozen.stats['sigma_a'], ablation)
         weights = curriculum.evaluate(curriculum.make_schedules(self.curriculum), step, ablation.ramp_speed)
         return terms, weights, metrics | curriculum.columns(weights)
@@ -115,7 +131,7 @@ class SigmaObjective:
     def alignment_share(self, trainable, frozen, batch, ablation, key, step) -> dict[str, Array]:
         """Gradient norm of each weighted term, and the alignment terms' share of all of them (DESIGN 3.5)."""
 
-        names = ('act', 'sem', 'intent', 'tau')
+        names = tuple(curriculum.make_schedules(self.curriculum))
 
         def one_term(chosen):
             def loss(trainable):
@@ -123,11 +139,11 @@ class SigmaObjective:
                 alone = {k: weights[k] * chosen[n] for n, k in enumerate(names)}
                 return losses.combine(terms, alone, batch.mask, self.loss.alignment_scale)
 
-            return optax.global_norm(jax.grad(loss)(trainable))
+            return optax.tree.norm(jax.grad(loss)(trainable))
 
         norms = dict(zip(names, jax.lax.map(one_term, jnp.eye(len(names))), strict=True))
-        aligned = norms['sem'] + norms['intent'] + norms['tau']
-        return {f'grad_{k}': v for k, v in norms.items()} | {'grad_share': aligned / (aligned + norms['act'])}
+        everything = sum(norms.values())
+        return {f'grad_{k}': v for k, v in norms.items()} | {'grad_share': 1 - norms['act'] / everything}
 
 
 def init_sigma(key: Array, objective: SigmaObjective, frozen: Frozen, batch: Batch) -> PyTree:

@@ -5,6 +5,10 @@ import dataclasses
 import jax
 import optax
 
+from sigma_jax import trees
+
+VECTORS = ('bias', 'scale')  # of the base: scanned over layers, they have two axes and are no matrices
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -45,12 +49,17 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
                 config.b1,
                 config.b2,
                 weight_decay=config.weight_decay,
-                mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree),
+                mask=lambda tree: trees.map_with_path(decays, tree),
             ),
         )
 
     groups = {'sigma': config.sigma_rate, 'lora': config.lora_rate, 'params': config.params_rate}
     return optax.partition({name: group(peak) for name, peak in groups.items()}, label_groups)
+
+
+def decays(path: str, leaf: jax.Array) -> bool:
+    """Whether weight decay applies to a leaf: to matrices and tables, not to vectors, one a layer or one in all."""
+    return leaf.ndim > 1 and path.rsplit('/', 1)[-1] not in VECTORS
 
 
 def label_groups(trainable: dict) -> dict:

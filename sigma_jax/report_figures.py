@@ -28,7 +28,7 @@ COLOURS = {
 OTHER = '#8e7cc3'
 DASHES = {'sigma_reset': '--', 'sigma_tau_off+adapter': '-.'}
 EDGE = 115  # per cent shown in the forest plot on either side
-STYLE = {
+STYLE: dict[Any, Any] = {
     'font.size': 9,
     'axes.titlesize': 9,
     'axes.spines.top': False,

@@ -29,9 +29,7 @@ class TrainState:
 Objective = Callable[[PyTree, Frozen, Batch, Ablation, Array, Array], tuple[Array, dict[str, Array]]]
 
 
-def init_state(
-    seed: int, trainable: PyTree, optimizer: optax.GradientTransformation, ema: bool = False
-) -> TrainState:
+def init_state(seed: int, trainable: PyTree, optimizer: optax.GradientTransformation, ema: bool = False) -> TrainState:
     """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -52,8 +50,10 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, ema
         (loss, metrics), grads = gradient(state.trainable, frozen, batch, ablation, key, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = metrics | {'loss': loss, 'grad_norm': optax.global_norm(grads)}
-        ema = None if state.ema is None else optax.incremental_update(trainable, state.ema, 1 - ema_decay)
-        return state.replace(step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=ema), metrics
+        metrics = metrics | {'loss': loss, 'grad_norm': optax.tree.norm(grads)}
+        ema = state.ema
+        if ema is not None and ema_decay is not None:
+            ema = optax.incremental_update(trainable, ema, 1 - ema_decay)
+        return TrainState(state.step + 1, state.rng, trainable, opt_state, ema), metrics
 
     return step

@@ -18,9 +18,11 @@ from sigma_jax.checkpoints import Checkpoints, parameter_count
 from sigma_jax.convert import checkpoint
 from sigma_jax.data import normalize, pipeline
 from sigma_jax.data.meta import read_meta
+from sigma_jax.data.records import relative_statistics
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.logs import TrainLog
+from sigma_jax.objective import overlay
 from sigma_jax.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.train_step import TrainState, init_state, make_step
 from sigma_jax.types import Ablation, Frozen
@@ -36,17 +38,23 @@ class Run:
         self.base = assembly.load_base(config)
         shards = pathlib.Path(config['shards'])
         self.meta = read_meta(shards)
+        assembly.check_images(self.base, self.meta)
         own = normalize.read_norm_stats(shards / 'norm_stats.json')
         self.tokenizer = load_tokenizer(config['tokenizer'])
         check_vocab(self.tokenizer, self.base.config.vocab_size)
-        self.of_base = config['objective'] == 'flow_matching' and config['stats_from'] == 'base' and self.base.norm_stats
-        self.policy_stats = self.base.norm_stats if self.of_base else own
+        wants_base = config['objective'] == 'flow_matching' and config['stats_from'] == 'base'
+        base_stats = self.base.norm_stats if wants_base else None
+        self.relative_joints = tuple(config['relative_joints']) or self.base.relative_joints
+        self.policy_stats = base_stats or relative_statistics(shards, own, self.relative_joints)
+        self.stats_file = self.base.folder / 'norm_stats.json' if self.base.folder and base_stats else None
         if config['objective'] == 'sigma':
             check_baselines(shards, self.base.digest)
         self.loader = self._loader(shards)
         example = assembly.to_batch(next(iter(self._loader(shards))))
-        self.goal = assembly.make_objective(config, self.base, example)
-        frozen = Frozen(jax.device_put(self.base.params), assembly.frozen_stats(own, self.policy_stats))
+        self.goal: Any = assembly.make_objective(config, self.base, example)
+        frozen = Frozen(
+            jax.device_put(self.base.params), assembly.frozen_stats(own, self.policy_stats, self.relative_joints)
+        )
         trainable, self.frozen = assembly.make_trainable(config, self.base, self.goal, frozen, example)
         settings = dict(config['optimizer']) | {'total_steps': config['steps']}
         self.optimizer = make_optimizer(assembly.build(OptimizerConfig, settings, 'optimizer'))
@@ -67,9 +75,10 @@ class Run:
             num_epochs=None,
             drop_remainder=True,
             baselines='pi05' if c['objective'] == 'sigma' else None,
-            norm_stats=self.base.folder / 'norm_stats.json' if self.of_base else None,
+            norm_stats=self.stats_file,
             num_workers=c['loader']['num_workers'],
             cache=c['loader']['cache'],
+            state_noise=c['state_noise'],
         )
 
     def shares(self, batch, key) -> dict[str, jax.Array]:
@@ -102,7 +111,7 @@ def train(config: Mapping, workdir: str | pathlib.Path, console: Console | None 
     return run.state
 
 
-def loop(run: Run, batches: Iterator, checkpoints: Checkpoints, log: TrainLog, progress: Progress, plain: dict) -> None:
+def loop(run: Run, batches: Any, checkpoints: Checkpoints, log: TrainLog, progress: Progress, plain: dict) -> None:
     """Steps from `run.state.step` to `config.steps`; the only place where training has side effects."""
     config, start = run.config, int(run.state.step)
     steps, every = config['steps'], config['log']['every']
@@ -148,11 +157,13 @@ def save_policy(run: Run, out: pathlib.Path) -> None:
     if out.exists():
         run.console.print(f'{out} exists and is left as it is')
         return
-    params = jax.tree.map(np.asarray, (run.state.ema or run.state.trainable)['params'])
+    trained_params = (run.state.ema or run.state.trainable)['params']
+    params = jax.tree.map(np.asarray, overlay(run.frozen.params, trained_params))
     stats = normalize.norm_stats_json(run.policy_stats)
     trained = checkpoint.Checkpoint(params, run.base.config, 'trained here', (f'{int(run.state.step)} steps',))
     checkpoint.save(trained, out.parent, out)
     atomic_write(out / 'norm_stats.json', stats)
+    atomic_write(out / assembly.POLICY_FILE, json.dumps({'relative_joints': list(run.relative_joints)}))
     run.console.print(f'policy saved in {out}')
 
 

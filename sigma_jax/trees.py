@@ -48,10 +48,10 @@ def map_with_path(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
 def select(tree: PyTree, patterns: Iterable[str]) -> PyTree:
     """Boolean mask over `tree`: true where a pattern matches the whole path.
 
-    Raises UserError for a pattern that matches nothing, naming the closest path.
+    Raises UserError for a pattern that matches nothing, naming the closest path, and for one that does not compile.
     """
     paths = list(flatten(tree))
-    compiled = [(p, re.compile(p)) for p in patterns]
+    compiled = [(p, _compile(p)) for p in patterns]
     for text, pattern in compiled:
         if not any(pattern.fullmatch(path) for path in paths):
             raise UserError(
@@ -59,6 +59,13 @@ def select(tree: PyTree, patterns: Iterable[str]) -> PyTree:
                 'write a regular expression that matches whole paths'
             )
     return map_with_path(lambda path, _: any(p.fullmatch(path) for _, p in compiled), tree)
+
+
+def _compile(pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise UserError(f'pattern {pattern!r} is no regular expression ({error}); correct it') from error
 
 
 def closest(text: str, paths: list[str]) -> str:

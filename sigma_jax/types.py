@@ -78,7 +78,8 @@ class Frozen:
     """What a step reads and never changes: base weights and the statistics of the training data.
 
     `params` is the base policy's tree; `stats`, each [a], raw units: `sigma_a` (spread of the
-    training actions), `action_low` and `action_span` (quantile normalisation of the policy's actions).
+    training actions), `action_low` and `action_span` (quantile normalisation of the policy's actions),
+    `relative` (1 where the policy's actions count from the state), `state_low` and `state_span`.
     """
 
     params: PyTree

@@ -13,7 +13,7 @@ from sigma_jax import curriculum, losses
 
 ROWS = [
     {key: float(value) for key, value in row.items()}
-    for row in csv.DictReader((Path(__file__).parent / 'data' / 'table1.csv').open())
+    for row in csv.DictReader((Path(__file__).parent / 'data' / 'table1.csv').read_text().splitlines())
 ]
 PRINTED = {'sem': 'w_sem', 'intent': 'w_int', 'tau': 'w_tau'}
 

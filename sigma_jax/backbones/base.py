@@ -10,7 +10,10 @@ from sigma_jax.types import Observation
 class Backbone(Protocol):
     """A frozen policy with its weights bound: pure functions of arrays."""
 
-    width: int
+    @property
+    def width(self) -> int:
+        """Width of its tokens, w."""
+        ...
 
     def encode_images(self, images: Array) -> Float[Array, 'b f w']:
         """Tokens of all views of one observation, `[b i h x 3] -> [b f w]`."""

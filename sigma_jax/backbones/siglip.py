@@ -60,9 +60,7 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'b s w']) -> Float[Array, 'b s w']:
         w, n = x.shape[-1], self.heads
-        q, k, v = (
-            Projection((w, n, w // n), HEADS_IN, self.lora, name=name)(x) for name in ('query', 'key', 'value')
-        )
+        q, k, v = (Projection((w, n, w // n), HEADS_IN, self.lora, name=name)(x) for name in ('query', 'key', 'value'))
         y = attention(q * (w // n) ** -0.5, k, v)
         return Projection((n, w // n, w), HEADS_OUT, self.lora, name='out')(y)
 

@@ -7,10 +7,12 @@ came from, digest, what was left out) and whatever stood beside the source: `nor
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 from safetensors.numpy import save_file
@@ -22,7 +24,7 @@ from sigma_jax.convert.tensors import TensorFiles, find_files
 from sigma_jax.errors import UserError
 
 PyTree = Any
-BESIDE = ('norm_stats.json', 'tokenizer.json')
+BESIDE = ('norm_stats.json', 'tokenizer.json', 'policy.json')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +54,14 @@ def _load_orbax(folder: pathlib.Path, hints: dict) -> Checkpoint:
         with ocp.PyTreeCheckpointer() as reader:
             tree = reader.restore(folder.absolute(), restore_args=_as_numpy(reader, folder))
     except (ValueError, FileNotFoundError, KeyError) as error:
-        raise UserError(f'expected an orbax checkpoint in {folder}, got: {error}; copy it again') from error
+        reason = str(error)[:200].splitlines()[0]  # Orbax's own tells the whole path of every call
+        raise UserError(f'expected an orbax checkpoint in {folder}, got: {reason}; copy it again') from error
     flat = {p.removesuffix('/value'): x for p, x in trees.flatten(tree.get('params', tree)).items()}
     params = trees.unflatten(flat)
     try:
         config = sizes.from_jax_shapes({p: x.shape for p, x in flat.items()}, hints)
-    except (KeyError, ValueError) as error:
-        raise UserError(f'{folder} is no pi0.5: {error} is missing or has another rank') from error
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f'{folder} is no pi0.5: {_what(error)}; choose a pi0.5 checkpoint') from error
     trees.check_same(abstract_params(config), params, str(folder))
     return Checkpoint(params, config, 'openpi-jax')
 
@@ -75,8 +78,10 @@ def _load_torch(source: TensorFiles, hints: dict) -> Checkpoint:
     shapes = {name: source.shape(key) for name, key in stored.items()}
     try:
         config = sizes.from_torch_shapes(shapes, hints)
-    except KeyError as error:
-        raise UserError(f'{source.files[0]} is no pi0.5: tensor {error} is missing') from error
+    except UserError:
+        raise
+    except (KeyError, ValueError, IndexError) as error:
+        raise UserError(f'{source.files[0]} is no pi0.5: {_what(error)}; choose a pi0.5 checkpoint') from error
     want = trees.flatten(abstract_params(config))
     leaves: dict[str, np.ndarray] = {}
     problems, seen = [], set()
@@ -105,6 +110,10 @@ def _load_torch(source: TensorFiles, hints: dict) -> Checkpoint:
     return Checkpoint(params, config, 'lerobot' if lerobot else 'openpi-pytorch', tuple(notes))
 
 
+def _what(error: Exception) -> str:
+    return f'{error} is missing' if isinstance(error, KeyError) else f'an array has another rank ({error})'
+
+
 def _resolve_table(stored: dict[str, str], source: TensorFiles) -> list[str]:
     """Leaves one name for the token table in `stored`, drops known-unused tensors, and says so."""
     notes = [f'{name} is unused and left out' for name in pytorch.UNUSED if stored.pop(name, None)]
@@ -119,13 +128,11 @@ def _resolve_table(stored: dict[str, str], source: TensorFiles) -> list[str]:
 
 def save(checkpoint: Checkpoint, source: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path:
     """Writes a converted folder, whole or not at all. Raises UserError if `out` exists."""
-    source, beside = pathlib.Path(source), pathlib.Path(source)
-    beside = beside if beside.is_dir() else beside.parent
     with files.atomic_folder(out) as folder:
         with ocp.PyTreeCheckpointer() as writer:
             writer.save((folder / 'params').absolute(), {'params': checkpoint.params})
         record = {
-            'source': source.name,
+            'source': pathlib.Path(source).name,
             'format': checkpoint.format,
             'digest': trees.digest(checkpoint.params),
             'parameters': trees.count(checkpoint.params),
@@ -133,10 +140,17 @@ def save(checkpoint: Checkpoint, source: str | pathlib.Path, out: str | pathlib.
         }
         (folder / 'source.json').write_text(json.dumps(record, indent=1))
         (folder / sizes.CONFIG_FILE).write_text(json.dumps(sizes.to_json(checkpoint.config), indent=1))
-        for name in BESIDE:
-            if (beside / name).is_file():
-                shutil.copy(beside / name, folder / name)
+        copy_beside(source, folder)
     return pathlib.Path(out)
+
+
+def copy_beside(source: str | pathlib.Path, folder: pathlib.Path) -> None:
+    """Copies statistics, tokenizer and policy settings that stand beside a checkpoint."""
+    beside = pathlib.Path(source)
+    beside = beside if beside.is_dir() else beside.parent
+    for name in BESIDE:
+        if (beside / name).is_file():
+            shutil.copy(beside / name, folder / name)
 
 
 def to_torch(params: PyTree, prefix: str = '') -> dict[str, np.ndarray]:
@@ -153,10 +167,28 @@ def to_torch(params: PyTree, prefix: str = '') -> dict[str, np.ndarray]:
     return out | ({prefix + pytorch.EMBED: table.copy()} if prefix else {})
 
 
-def save_torch(checkpoint: Checkpoint, out: str | pathlib.Path, layout: str) -> pathlib.Path:
-    """Writes `model.safetensors` and `sigma_config.json` in the layout 'lerobot' or 'openpi-pytorch'."""
+def in_bfloat16(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Tensors under PyTorch names in bfloat16, but those that LeRobot keeps in float32: image encoder, norms, heads."""
+    keep = re.compile(r'vision_tower|multi_modal_projector|norm|(action_(in|out)_proj|time_mlp_(in|out))\.')
+    return {k: x if keep.search(k) else x.astype(ml_dtypes.bfloat16) for k, x in tensors.items()}
+
+
+def save_torch(
+    checkpoint: Checkpoint,
+    out: str | pathlib.Path,
+    layout: str,
+    dtype: str = 'stored',
+    source: str | pathlib.Path | None = None,
+) -> pathlib.Path:
+    """Writes `model.safetensors`, `sigma_config.json` and what stood beside `source`, the checkpoint it came from.
+
+    `layout` is 'lerobot' or 'openpi-pytorch'; `dtype` is 'stored' or 'bfloat16' (see `in_bfloat16`).
+    """
     with files.atomic_folder(out) as folder:
         tensors = to_torch(checkpoint.params, 'model.' if layout == 'lerobot' else '')
+        tensors = in_bfloat16(tensors) if dtype == 'bfloat16' else tensors
+        if source is not None:
+            copy_beside(source, folder)
         save_file(tensors, folder / 'model.safetensors', metadata={'format': 'pt'})
         (folder / sizes.CONFIG_FILE).write_text(json.dumps(sizes.to_json(checkpoint.config), indent=1))
     return pathlib.Path(out)

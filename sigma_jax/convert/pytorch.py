@@ -70,7 +70,8 @@ def _vision() -> list[Rule]:
     block, layer = f'{ours}/Transformer/encoderblock', theirs + '.encoder.layers.{n}'
     rules = _dense(f'{ours}/embedding', f'{theirs}.embeddings.patch_embedding', CONVOLUTION)
     rules += [Rule(f'{ours}/pos_embedding', f'{theirs}.embeddings.position_embedding.weight', ADDED_AXIS)]
-    rules += _norm(f'{block}/LayerNorm_0', f'{layer}.layer_norm1') + _norm(f'{block}/LayerNorm_1', f'{layer}.layer_norm2')
+    for n in (0, 1):
+        rules += _norm(f'{block}/LayerNorm_{n}', f'{layer}.layer_norm{n + 1}')
     for n in (0, 1):
         rules += _dense(f'{block}/MlpBlock_0/Dense_{n}', f'{layer}.mlp.fc{n + 1}')
     heads = f'{block}/MultiHeadDotProductAttention_0'
@@ -99,7 +100,9 @@ def _gemma(theirs: str, suffix: str, adaptive: bool) -> list[Rule]:
         f'{llm}/final_norm{suffix}': theirs + 'norm',
     }
     for path, name in norms.items():
-        rules += _dense(f'{path}/Dense_0', f'{name}.dense') if adaptive else [Rule(f'{path}/scale', f'{name}.weight', SAME)]
+        rules += (
+            _dense(f'{path}/Dense_0', f'{name}.dense') if adaptive else [Rule(f'{path}/scale', f'{name}.weight', SAME)]
+        )
     return rules
 
 

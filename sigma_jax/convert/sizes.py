@@ -39,10 +39,11 @@ def read_hints(folder: pathlib.Path) -> dict:
         if not file.is_file():
             continue
         try:
-            data = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f'expected JSON in {file}, got {error}; restore the file or remove it') from error
-        return _hints(data)
+            return _hints(dict(json.loads(file.read_text())))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f'expected the sizes of a model in {file}, got {error}; restore the file or remove it'
+            ) from error
     return {}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import ml_dtypes  # noqa: F401  (gives numpy the bfloat16 that safetensors needs)
 import numpy as np
@@ -15,7 +16,8 @@ class TensorFiles:
 
     def __init__(self, files: list[pathlib.Path]):
         self.files = files
-        self._where, self._open = {}, {}
+        self._where: dict[str, pathlib.Path] = {}
+        self._open: dict[pathlib.Path, Any] = {}
         for file in files:
             self._open[file] = _open(file)
             self._where |= dict.fromkeys(self._open[file].keys(), file)
@@ -53,7 +55,7 @@ def find_files(path: pathlib.Path) -> list[pathlib.Path]:
         return [path]
     index = path / 'model.safetensors.index.json'
     if index.is_file():
-        files = [path / name for name in sorted(set(json.loads(index.read_text())['weight_map'].values()))]
+        files = [path / name for name in _shard_names(index)]
         if outside := [f.name for f in files if f.resolve().parent != path.resolve()]:
             raise UserError(f'expected shards beside {index}, got {outside}; the index points outside its folder')
         if absent := [f.name for f in files if not f.is_file()]:
@@ -66,3 +68,10 @@ def find_files(path: pathlib.Path) -> list[pathlib.Path]:
             f'{[f.name for f in sorted(path.iterdir())][:8]}; name the file itself'
         )
     return files
+
+
+def _shard_names(index: pathlib.Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f'expected {index} to map tensors to files, got {error}; copy it again') from error

@@ -107,7 +107,8 @@ def episodes_table(rows: Sequence[dict], recording: Recording) -> pa.Table:
         if name == 'tasks':
             kind = pa.list_(pa.string())
         elif name.startswith('stats/'):
-            kind = _stats_type(*name.split('/')[1:], images=recording.image_keys)
+            _, feature, key = name.split('/')
+            kind = _stats_type(feature, key, recording.image_keys)
         fields.append(pa.field(name, kind))
     return pa.Table.from_pylist(list(rows), schema=pa.schema(fields))
 
@@ -156,6 +157,8 @@ def features(recording: Recording, codec: str) -> dict:
     video |= {'video.is_depth_map': False, 'video.fps': recording.fps, 'video.channels': 3, 'has_audio': False}
     shape = [recording.height, recording.width, 3]
     image = {'dtype': 'video', 'shape': shape, 'names': ['height', 'width', 'channels'], 'info': video}
-    features = {'action': joints, 'observation.state': joints} | {key: image for key in recording.image_keys}
+    features: dict[str, dict] = {'action': joints, 'observation.state': joints} | {
+        key: image for key in recording.image_keys
+    }
     features['timestamp'] = {'dtype': 'float32', 'shape': [1], 'names': None}
     return features | {name: {'dtype': 'int64', 'shape': [1], 'names': None} for name in INDEX_COLUMNS}

@@ -3,14 +3,15 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 os.environ.setdefault('SVT_LOG', '1')  # the AV1 encoder prints its settings to stderr unless told to report errors only
 
-import av  # noqa: E402
+import av
 
-from sigma_jax.errors import UserError  # noqa: E402
+from sigma_jax.errors import UserError
 
 ENCODERS = {'av1': 'libsvtav1', 'h264': 'libx264'}
 
@@ -44,7 +45,8 @@ class VideoWriter:
         """Opens the file; height and width are even."""
         self._container = av.open(str(path), 'w')
         options = {'crf': str(settings.crf), 'g': str(settings.gop), 'preset': settings.preset}
-        self._stream = self._container.add_stream(ENCODERS[settings.codec], rate=fps, options=options)
+        stream = self._container.add_stream(ENCODERS[settings.codec], rate=fps, options=options)
+        self._stream = cast(av.VideoStream, stream)
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, 'yuv420p'
         self._open = True
 

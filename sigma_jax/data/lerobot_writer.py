@@ -80,8 +80,7 @@ class LeRobotWriter:
         task_index = self._tasks.setdefault(task, len(self._tasks))
         columns = self._numeric_columns(states, actions, task_index)
         self._parquet.write_table(lerobot_tables.table(columns, self._schema))
-        stats = {'action': columns['action'], 'observation.state': columns['observation.state']}
-        stats = {key: lerobot_stats.numeric_stats(values) for key, values in stats.items()}
+        stats = {key: lerobot_stats.numeric_stats(columns[key]) for key in ('action', 'observation.state')}
         for camera, key in zip(self.recording.cameras, self.recording.image_keys, strict=True):
             stats[key] = self._write_images(key, images[camera])
         stats |= {
@@ -141,6 +140,7 @@ class LeRobotWriter:
 
     def _check(self, states: np.ndarray, actions: np.ndarray, images: Mapping[str, np.ndarray]) -> None:
         length, joints = len(states), len(self.recording.joints)
+        shapes: dict[str, tuple[np.ndarray, tuple[int, ...]]]
         shapes = {'states': (states, (length, joints)), 'actions': (actions, (length, joints))}
         image_shape = (length, self.recording.height, self.recording.width, 3)
         missing = [camera for camera in self.recording.cameras if camera not in images]

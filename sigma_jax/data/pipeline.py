@@ -49,12 +49,16 @@ class ToExample(grain.transforms.Map):
             self.cache[number] = self._load(number)
         return self.cache[number]
 
+    def prompt(self, task: str, state: Float[np.ndarray, ' p']) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens [l], mask [l]) of pi0.5's prompt for a normalised state."""
+        padded = pad_state(state[None], self.records.meta['prompt_state_dim'])[0]
+        return pad_tokens(self.tokenizer.encode(pi05_prompt(task, padded)), self.max_prompt_len)
+
     def _load(self, number: int) -> NumpyBatch:
         record, index, meta = self.records[number], self.records.index, self.records.meta
         task = meta['tasks'][index.text_id[number]]
         state = quantile_normalize(record.state, self.statistics)
-        prompt_state = pad_state(state[None], meta['prompt_state_dim'])[0]
-        prompt = pad_tokens(self.tokenizer.encode(pi05_prompt(task, prompt_state)), self.max_prompt_len)
+        prompt = self.prompt(task, state)
         text = pad_tokens(self.tokenizer.encode(clean_task(task)), self.max_text_len, 'text')
         return {
             'images': record.images,
@@ -71,6 +75,22 @@ class ToExample(grain.transforms.Map):
             'episode': np.int32(index.episode[number]),
             'frame': np.int32(index.frame[number]),
         }
+
+
+@dataclasses.dataclass(frozen=True)
+class JitterPromptState(grain.transforms.RandomMap):
+    """Writes the prompt of every window anew from its state plus noise of spread `noise` (normalised units)."""
+
+    example: ToExample
+    noise: float
+
+    def random_map(self, element: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
+        """Replaces `prompt` and `prompt_mask` [g l]; everything else stays."""
+        states = element['state'] + rng.normal(0, self.noise, element['state'].shape)
+        tasks = self.example.records.meta['tasks']
+        pairs = [self.example.prompt(tasks[n], state) for n, state in zip(element['text_id'], states, strict=True)]
+        tokens, mask = (np.stack(part) for part in zip(*pairs, strict=True))
+        return {**element, 'prompt': tokens, 'prompt_mask': mask}
 
 
 def make_loader(
@@ -91,6 +111,7 @@ def make_loader(
     norm_stats: str | Path | None = None,
     max_prompt_len: int | None = None,
     max_text_len: int | None = None,
+    state_noise: float = 0.0,
 ) -> grain.DatasetIterator[NumpyBatch]:
     """Returns a Grain iterator of batches with leaves [b g ...]; `get_state` and `set_state` resume it exactly.
 
@@ -111,6 +132,7 @@ def make_loader(
       num_workers: processes that decode; 0 decodes in threads of this one.
       cache: keeps decoded windows in memory; for data that fit.
       norm_stats: statistics to normalise states by, such as a checkpoint's; default: those beside the shards.
+      state_noise: spread of a jitter on the state in the prompt, normalised units, keyed by `seed` and position.
       max_prompt_len, max_text_len: token lengths; default: those of the preparation.
 
     Raises:
@@ -139,12 +161,15 @@ def make_loader(
         max_text_len=max_text_len or records.meta['max_text_len'],
         cache={} if cache else None,
     )
-    return iter(_dataset(sequences, to_example, batch_size, seed if shuffle else None, num_epochs, num_workers))
+    jitter = JitterPromptState(to_example, state_noise) if state_noise else None
+    order = seed if shuffle else None
+    return iter(_dataset(sequences, to_example, jitter, batch_size, order, num_epochs, num_workers))
 
 
 def _dataset(
     sequences: Int[np.ndarray, 'n g'],
     to_example: ToExample,
+    jitter: JitterPromptState | None,
     batch_size: int,
     seed: int | None,
     num_epochs: int | None,
@@ -153,7 +178,10 @@ def _dataset(
     dataset = grain.MapDataset.source(list(sequences))
     if seed is not None:
         dataset = dataset.shuffle(seed=seed)
-    dataset = dataset.repeat(num_epochs).map(to_example).batch(batch_size, drop_remainder=True)
+    dataset = dataset.repeat(num_epochs).map(to_example)
+    if jitter is not None:
+        dataset = dataset.random_map(jitter, seed=seed or 0)
+    dataset = dataset.batch(batch_size, drop_remainder=True)
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read their settings from absl; outside of absl take defaults
             flags.FLAGS.mark_as_parsed()

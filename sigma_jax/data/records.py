@@ -1,7 +1,7 @@
 """Random access to the windows of a finished shard directory, as numpy arrays."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from sigma_jax.data.images import decode_image
 from sigma_jax.data.meta import read_meta
+from sigma_jax.data.normalize import Statistics, compute_statistics
 from sigma_jax.data.shards import NAME, SPLITS, window_features
 from sigma_jax.errors import UserError
 
@@ -61,10 +62,27 @@ class Records:
     def __len__(self) -> int:
         return len(self.index)
 
+    def numbers(self, number: int) -> tuple[Float[np.ndarray, ' p'], Float[np.ndarray, 't a']]:
+        """State and actions of a window, raw units, its images left undecoded."""
+        example = self._features.deserialize_example_np(self._source[int(number)], decoders=self._skip)
+        return example['state'], example['actions']
+
     def __getitem__(self, number: int) -> Record:
         example = self._features.deserialize_example_np(self._source[int(number)], decoders=self._skip)
         views = [decode_image(example['images'][name]) for name in self.meta['camera_names']]
         return Record(np.stack(views), example['state'], example['actions'], example['action_mask'])
+
+
+def relative_statistics(
+    shards_dir: str | Path, statistics: Mapping[str, Statistics], relative_joints: Sequence[bool]
+) -> dict[str, Statistics]:
+    """`statistics` with those of the actions taken after subtracting the state in relative joints (train split)."""
+    if not any(relative_joints):
+        return dict(statistics)
+    records = Records(shards_dir, 'train')
+    pairs = [records.numbers(n) for n in range(len(records))]
+    actions = [a - np.where(relative_joints, s, 0) for s, a in pairs]
+    return {**statistics, 'actions': compute_statistics(np.concatenate(actions))}
 
 
 def read_index(shards_dir: str | Path, split: str) -> Index:

@@ -14,15 +14,15 @@ def main() -> int:
     arguments = _parser().parse_args()
     try:
         from sigma_jax.data.lerobot_video import VideoSettings
-        from sigma_jax.sim.record import Plan, record
+        from sigma_jax.sim.record import Demonstration, Plan, record
 
         video = VideoSettings(arguments.codec, arguments.crf, arguments.gop)
         plan = Plan(arguments.task_mix, arguments.episodes, arguments.seed, arguments.height, arguments.width, video)
         with _progress() as progress:
             bar = progress.add_task('recording', total=plan.episodes, info='')
-            attempts = []
+            attempts: list[int] = []
 
-            def advance(demonstration: object) -> None:
+            def advance(demonstration: Demonstration) -> None:
                 attempts.append(demonstration.attempts)
                 progress.update(bar, advance=1, info=demonstration.task)
 

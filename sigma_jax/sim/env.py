@@ -155,7 +155,8 @@ class PickPlaceEnv:
             renderer = mujoco.Renderer(self.model, *self._size)
         except Exception as error:  # every GL backend raises a class of its own
             raise UserError(
-                f'Expected an off-screen renderer; got {type(error).__name__}: {error}; set MUJOCO_GL to egl or osmesa.'
+                f'Expected an off-screen renderer; got {type(error).__name__}: {error}; '
+                'install EGL (libegl1, libgl1-mesa-dri) or OSMesa (libosmesa6).'
             ) from error
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             renderer.scene.flags[flag] = 0

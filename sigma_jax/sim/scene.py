@@ -136,7 +136,7 @@ def _add_brick(spec: 'mujoco.MjSpec', color: str) -> None:
 def _add_box(spec: 'mujoco.MjSpec') -> None:
     body = spec.worldbody.add_body(name='box', mocap=True)
     outer, middle = BOX_HALF + 2 * _WALL, BOX_HALF + _WALL
-    parts = [((0, 0, 0.001), (outer, outer, 0.001))]
+    parts: list[tuple[tuple[float, ...], tuple[float, ...]]] = [((0, 0, 0.001), (outer, outer, 0.001))]
     parts += [((sign * middle, 0, BOX_HEIGHT / 2), (_WALL, outer, BOX_HEIGHT / 2)) for sign in (-1, 1)]
     parts += [((0, sign * middle, BOX_HEIGHT / 2), (BOX_HALF, _WALL, BOX_HEIGHT / 2)) for sign in (-1, 1)]
     for position, size in parts:

@@ -56,8 +56,8 @@ class Sketch:
     ) -> None:
         """Adds a motion of `site` to `place` [3]; `sway` also scales the keyframe's own jitter of 5 mm."""
         jitter = sway * self.rng.normal(0, 0.005, size=3)
-        position = tuple(float(v) for v in np.asarray(place) + jitter)
-        self._add(Keyframe(Pose(position, float(yaw), float(self.tilt), site), gripper, self._duration(seconds), sway))
+        x, y, z = (float(v) for v in np.asarray(place) + jitter)
+        self._add(Keyframe(Pose((x, y, z), float(yaw), float(self.tilt), site), gripper, self._duration(seconds), sway))
 
     def home(self, gripper: float, seconds: float) -> None:
         """Adds a motion to the home pose."""

@@ -111,11 +111,11 @@ def sample_layout(task: Task, rng: np.random.Generator) -> Layout:
             break
     yaws = rng.uniform(-0.7, 0.7, size=2)
     places = {task.color: (*main, yaws[0]), next(c for c in BRICKS if c != task.color): (*other, yaws[1])}
-    return Layout(
-        bricks={color: tuple(float(v) for v in places[color]) for color in BRICKS},
-        box=(*(float(v) for v in rng.uniform(*np.transpose(task.habits.box))), float(rng.uniform(-0.3, 0.3))),
-        plate=tuple(float(v) for v in rng.uniform(*np.transpose(task.habits.plate))),
-    )
+    bricks = {color: (float(x), float(y), float(yaw)) for color, (x, y, yaw) in places.items()}
+    box_x, box_y = rng.uniform(*np.transpose(task.habits.box))
+    box = (float(box_x), float(box_y), float(rng.uniform(-0.3, 0.3)))
+    plate_x, plate_y = rng.uniform(*np.transpose(task.habits.plate))
+    return Layout({color: bricks[color] for color in BRICKS}, box, (float(plate_x), float(plate_y)))
 
 
 def is_done(task: Task, layout: Layout, brick: np.ndarray, touched: bool) -> bool:

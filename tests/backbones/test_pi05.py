@@ -71,7 +71,11 @@ def test_full_size_tree_is_openpis():
 
 
 def test_absent_camera_and_prompt_padding_change_nothing(golden_params):
-    backbone, obs, noise = pi05.BoundPi05(golden.config(), golden_params), golden.observation(), golden.inputs()['noise']
+    backbone, obs, noise = (
+        pi05.BoundPi05(golden.config(), golden_params),
+        golden.observation(),
+        golden.inputs()['noise'],
+    )
     images = np.where(obs.image_mask[:, :, None, None, None], obs.images, 0.7)
     prompt = np.where(obs.prompt_mask, obs.prompt, 9)
     longer = obs.replace(

@@ -151,7 +151,7 @@ def to_v30(old: Path, new: Path, lengths: tuple[int, ...], per_file: int) -> Pat
 
 def episode_row(index: int, length: int, file: int, frames_before: int) -> dict[str, Any]:
     """A row of v3.0's meta/episodes."""
-    row = {'episode_index': index, 'length': length, 'data/chunk_index': 0, 'data/file_index': file}
+    row: dict[str, Any] = {'episode_index': index, 'length': length, 'data/chunk_index': 0, 'data/file_index': file}
     for camera in CAMERAS:
         place = {'chunk_index': 0, 'file_index': file, 'from_timestamp': frames_before / FPS}
         row |= {f'videos/{camera}/{field}': value for field, value in place.items()}

@@ -56,6 +56,7 @@ def test_five_kills_change_no_bit(undisturbed, tmp_path) -> None:
     out, counts = tmp_path / 'out', []
     for _ in range(5):
         process = start(source, out)
+        assert process.stdout is not None
         process.stdout.read(instants.randint(1, 60))
         time.sleep(instants.uniform(0, 0.02))
         assert process.poll() is None

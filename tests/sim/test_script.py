@@ -96,5 +96,5 @@ def test_interpolation_stops_at_every_target():
 
 
 def test_unknown_task_names_the_known_ones():
-    with pytest.raises(UserError, match='fold the towel.*pass one of these'):
+    with pytest.raises(UserError, match=r'fold the towel.*pass one of these'):
         find_task('fold the towel')

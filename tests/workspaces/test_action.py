@@ -122,6 +122,6 @@ def test_config_names_what_is_wrong():
     ):
         with pytest.raises(UserError, match=text):
             config(**changes)
-    with pytest.raises(UserError, match='sigma.chunk must not exceed'):
+    with pytest.raises(UserError, match=r'sigma\.chunk must not exceed'):
         SigmaConfig(d_model=D, state_dim=3, action_dim=A, horizon=4, chunk=8, heads=2)
     assert config().chunk == C

@@ -1,0 +1,55 @@
+"""Is a base a real policy? Its error beside holding still and the mean action, per split of shards with baselines.
+
+    python prepare_data.py --config=configs/data_so101.py --source=assets/so101_mix --out=runs/mix_eval --base=runs/base
+    python benchmarks/base_policy.py --shards=runs/mix_eval
+"""
+
+import argparse
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sigma_jax import arms, metrics
+from sigma_jax.data.meta import read_meta
+from sigma_jax.data.records import Records, read_baselines
+from sigma_jax.scripts import reports_user_errors
+from sigma_jax.types import Actions
+
+
+def read_split(shards: str, split: str, meta: dict) -> dict[str, np.ndarray]:
+    """State, actions, mask and the base's first sample of every window, raw units."""
+    records = Records(shards, split)
+    windows = [records.numbers(n) for n in range(len(records))]
+    shape = (len(records), meta['horizon'], len(meta['action_names']))
+    return {
+        'state': np.stack([state for state, _ in windows]),
+        'actions': np.stack([actions for _, actions in windows]),
+        'mask': np.stack([records[n].action_mask for n in range(len(records))]) > 0,
+        'base': read_baselines(shards, split, shape)[:, 0],
+    }
+
+
+@reports_user_errors
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--shards', required=True, help='folder of prepare_data.py, run with --base')
+    flags = parser.parse_args()
+    meta = read_meta(flags.shards)
+    splits = {split: read_split(flags.shards, split, meta) for split in ('train', 'calibration', 'test')}
+    mean = arms.mean_action(splits['train']['actions'], splits['train']['mask'])
+    table = Table('split', 'windows', 'arm', 'mse_vec', 'mse_chk', 'mse_trj', title=f'{flags.shards}, raw units')
+    for split, data in splits.items():
+        shape = data['actions'].shape
+        hold = arms.hold(data['state'], shape[1], shape[2])
+        for name, predicted in {'hold': hold, 'mean': np.broadcast_to(mean, shape), 'pi05': data['base']}.items():
+            actions = Actions.from_trajectory(predicted, meta['chunk'])
+            errors = metrics.window_errors(actions, data['actions'], data['mask'])
+            values = [f'{np.mean(error):.2f}' for error in errors.values()]
+            table.add_row(split, str(shape[0]), name, *values)
+    Console().print(table)
+
+
+if __name__ == '__main__':
+    main()

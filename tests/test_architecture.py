@@ -1,0 +1,159 @@
+"""Who may import whom: reads every import of sigma_jax and holds the direction of dependencies (CONTRIBUTING.md)."""
+
+import ast
+import functools
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'sigma_jax'
+
+# A module imports from its own row and from rows above, never from below. A folder's name stands for its modules.
+ROWS = (
+    ('__init__', 'errors', 'files'),
+    ('types', 'backbones.tokenizer', 'backbones.small_tokenizer'),
+    ('trees', 'data'),
+    ('nn', 'lora', 'quant'),
+    ('backbones', 'workspaces'),
+    ('sigma', 'losses', 'convert'),
+    ('curriculum', 'adapter', 'metrics', 'optimizer', 'ablations', 'arms'),
+    ('objective', 'replay'),
+    ('train_step', 'checks'),
+    ('assembly', 'checkpoints', 'logs', 'evaluation', 'report_figures', 'report_tables', 'report_console', 'report'),
+    ('baselines',),
+    ('training',),
+    ('evaluation_run',),
+    ('scripts', 'sim'),
+)
+# Pure functions of arrays: no files, no clock, no printing.
+PURE: tuple[str, ...] = ('types', 'trees', 'nn', 'lora', 'workspaces', 'sigma', 'losses', 'curriculum', 'adapter')
+PURE += ('metrics', 'optimizer', 'objective', 'train_step')
+PURE += ('backbones.base', 'backbones.gemma', 'backbones.siglip', 'backbones.pi05')
+EFFECTS = {'io', 'json', 'logging', 'os', 'pathlib', 'random', 'shutil', 'subprocess', 'sys', 'tempfile', 'time'}
+ACCELERATED = {'flax', 'jax', 'optax', 'orbax'}
+INTERFACE = {'absl', 'argparse', 'ml_collections', 'rich'}
+SPEAKS = ('scripts', 'training', 'evaluation_run', 'report_console', 'sim.__main__')
+
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """Syntax tree of every module, by its name without `sigma_jax.`."""
+    files = {
+        file.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.'): file for file in PACKAGE.rglob('*.py')
+    }
+    return {name.removesuffix('.__init__'): ast.parse(file.read_text()) for name, file in files.items()}
+
+
+@functools.cache
+def imports(name: str) -> frozenset[str]:
+    """What a module imports anywhere in it: modules of ours as '.name', others by their first part."""
+    found = set()
+    for node in ast.walk(trees()[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{name}: write imports in full'
+            found |= {f'{node.module}.{alias.name}' for alias in node.names}
+    return frozenset(_ours(path) if path.startswith('sigma_jax') else path.split('.')[0] for path in found)
+
+
+def _ours(path: str) -> str:
+    inner = path.removeprefix('sigma_jax').removeprefix('.')
+    while inner and inner not in trees():
+        inner = inner.rpartition('.')[0]
+    return '.' + (inner or '__init__')
+
+
+def within(name: str, places: tuple[str, ...]) -> bool:
+    """Whether a module is one of `places` or lies in one of them."""
+    return any(name == place or name.startswith(f'{place}.') for place in places)
+
+
+def row(name: str) -> int:
+    """The module's row; a tokenizer of `backbones` has one of its own."""
+    rows = [n for n, places in enumerate(ROWS) if within(name, places)]
+    assert rows, f'sigma_jax/{name.replace(".", "/")}.py is in no row: give it one in tests/test_architecture.py'
+    return rows[0]
+
+
+def reached(name: str) -> set[str]:
+    """All modules of ours that importing `name` loads, itself included."""
+    seen, todo = set(), [name]
+    while todo:
+        if (here := todo.pop()) not in seen:
+            seen.add(here)
+            todo += [path[1:] for path in imports(here) if path.startswith('.')]
+    return seen
+
+
+def calls(name: str) -> set[str]:
+    """Names of plain functions that a module calls."""
+    return {n.func.id for n in ast.walk(trees()[name]) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+
+
+@pytest.mark.parametrize('name', sorted(trees()))
+def test_dependencies_point_one_way(name):
+    upward = {path for path in imports(name) if path.startswith('.') and row(path[1:]) > row(name)}
+    assert not upward, f'{name} (row {row(name)}) imports from rows below it'
+
+
+def test_no_module_reaches_itself():
+    circles = {name for name in trees() if any(name in reached(p[1:]) for p in imports(name) if p.startswith('.'))}
+    assert circles <= {'__init__'}
+
+
+def test_backbones_and_workspaces_do_not_know_each_other():
+    for one, other in (('backbones', 'workspaces'), ('workspaces', 'backbones')):
+        modules = [name for name in trees() if within(name, (one,))]
+        assert modules and not any(within(seen, (other,)) for name in modules for seen in reached(name))
+
+
+def test_sigma_asks_for_no_particular_backbone():
+    known = {path for path in imports('sigma') if path.startswith('.backbones')}
+    assert known == {'.backbones.base'}
+
+
+def test_losses_know_neither_sigma_nor_flax():
+    assert not imports('losses') & {'.sigma', 'flax'}
+    assert 'sigma' not in reached('losses')
+
+
+def test_the_data_path_loads_no_jax():
+    for name in trees():
+        if within(name, ('data', 'backbones.tokenizer', 'backbones.small_tokenizer')):
+            loaded = {path for seen in reached(name) for path in imports(seen)}
+            assert not loaded & ACCELERATED, f'{name}: loader processes would start a GPU client'
+
+
+def test_pure_modules_touch_nothing_outside():
+    pure = [name for name in trees() if within(name, PURE)]
+    assert len(pure) > 20
+    for name in pure:
+        assert not imports(name) & EFFECTS, name
+        assert not calls(name) & {'print', 'open', 'input'}, name
+
+
+def test_only_the_top_speaks_to_the_user():
+    for name in trees():
+        allowed = INTERFACE if within(name, SPEAKS) else set()
+        if name == 'data.pipeline':
+            allowed = {'absl'}  # grain's worker processes read absl's flags, also where a program uses none
+        assert imports(name) & INTERFACE <= allowed, name
+        assert 'print' not in calls(name) or within(name, SPEAKS), name
+
+
+def test_config_dicts_stay_at_the_edge():
+    users = {name for name in trees() if 'ml_collections' in imports(name)}
+    assert users == {'scripts'}
+
+
+def test_only_the_simulator_knows_mujoco_and_nothing_knows_the_simulator():
+    assert {name for name in trees() if 'mujoco' in imports(name)} == {'sim.engine'}
+    assert not {
+        name for name in trees() if any(within(p[1:], ('sim',)) for p in imports(name)) and not within(name, ('sim',))
+    }
+
+
+def test_torch_is_never_imported():
+    assert not {name for name in trees() if imports(name) & {'torch', 'transformers', 'tensorflow', 'lerobot'}}

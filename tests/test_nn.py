@@ -1,0 +1,80 @@
+"""Shared layers against numpy, and where plain ones would give NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sigma_jax.nn import attention, safe_cosine, safe_norm
+from tests.numpy_layers import softmax
+
+RNG = np.random.default_rng(0)
+Q, K, V = (RNG.standard_normal((2, length, n, 5)).astype(np.float32) for length, n in ((3, 4), (6, 2), (6, 2)))
+MASK = RNG.random((2, 3, 6)) < 0.6
+MASK[0, 0] = [True, False, False, False, False, False]
+
+
+def by_hand(q, k, v, mask):
+    """One example, query and head at a time; heads 0, 1 read key-value head 0, heads 2, 3 read 1."""
+    out = np.zeros_like(q)
+    for b, t, n in np.ndindex(q.shape[:3]):
+        seen = mask[b, t]
+        weights = softmax(k[b, seen, n // 2] @ q[b, t, n])
+        out[b, t, n] = weights @ v[b, seen, n // 2]
+    return out
+
+
+def test_attention_with_shared_key_value_heads():
+    np.testing.assert_allclose(attention(Q, K, V, MASK), by_hand(Q, K, V, MASK), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(attention(Q, K, V), by_hand(Q, K, V, MASK | True), rtol=1e-5, atol=1e-6)
+
+
+def test_attention_never_reads_masked_positions_and_survives_rows_without_any():
+    mask = MASK.copy()
+    mask[0, :, 4] = False
+    mask[1] = False
+
+    def total(k, v):
+        return attention(Q, k, v, mask)[0].sum()
+
+    hidden = ~mask[0].any(0)
+    grads = jax.grad(total, argnums=(0, 1))(K, V)
+    assert all(np.isfinite(g).all() for g in grads)
+    assert hidden[4] and not np.any(grads[0][0, hidden]) and not np.any(grads[1][0, hidden])
+    assert np.isfinite(attention(Q, K, V, mask)).all()
+
+
+def test_attention_keeps_half_precision_outside_and_float32_inside():
+    half = [x.astype(jnp.bfloat16) for x in (Q, K, V)]
+    got = attention(*half, MASK)
+    assert got.dtype == jnp.bfloat16
+    want = by_hand(*(np.asarray(x, np.float32) for x in half), MASK)
+    np.testing.assert_allclose(got.astype(np.float32), want, atol=0.02)
+
+
+def test_norm_and_cosine_equal_numpy():
+    x, y = RNG.standard_normal((2, 4, 7)).astype(np.float32)
+    np.testing.assert_allclose(safe_norm(x), np.linalg.norm(x, axis=-1), rtol=1e-6)
+    np.testing.assert_allclose(safe_norm(x, axis=0, keepdims=True), np.linalg.norm(x, axis=0, keepdims=True), rtol=1e-6)
+    want = (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+    np.testing.assert_allclose(safe_cosine(x, y), want, rtol=1e-5)
+    np.testing.assert_allclose(safe_cosine(x, -3 * x), -np.ones(4), rtol=1e-6)
+
+
+@pytest.mark.parametrize('size', [0.0, 1e-8, 1e-30])
+def test_value_and_gradient_near_zero_are_zero(size):
+    tiny, other = np.full(5, size, np.float32), np.ones(5, np.float32)
+    for function in (
+        safe_norm,
+        lambda x: safe_cosine(x, other),
+        lambda x: safe_cosine(other, x),
+        lambda x: safe_cosine(x, x),
+    ):
+        value, gradient = jax.value_and_grad(function)(tiny)
+        assert value == 0 and np.array_equal(gradient, np.zeros(5))
+
+
+def test_gradient_of_the_norm_is_the_direction():
+    x = RNG.standard_normal(6).astype(np.float32)
+    np.testing.assert_allclose(jax.grad(safe_norm)(x), x / np.linalg.norm(x), rtol=1e-5)
+    assert np.abs(np.dot(jax.grad(safe_cosine)(x, np.ones(6, np.float32)), x)) < 1e-6
