@@ -1,7 +1,7 @@
 """Is a base a real policy? Its error beside holding still and the mean action, per split of shards with baselines.
 
-    python prepare_data.py --config=configs/data_so101.py --source=assets/so101_mix --out=runs/mix_eval --base=runs/base
-    python benchmarks/base_policy.py --shards=runs/mix_eval
+python prepare_data.py --config=configs/data_so101.py --source=assets/so101_mix --out=runs/mix_eval --base=runs/base
+python benchmarks/base_policy.py --shards=runs/mix_eval
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
         shape = data['actions'].shape
         hold = arms.hold(data['state'], shape[1], shape[2])
         for name, predicted in {'hold': hold, 'mean': np.broadcast_to(mean, shape), 'pi05': data['base']}.items():
-            actions = Actions.from_trajectory(predicted, meta['chunk'])
+            actions = Actions.from_trajectory(predicted, meta['chunk'])  # type: ignore[arg-type]
             errors = metrics.window_errors(actions, data['actions'], data['mask'])
             values = [f'{np.mean(error):.2f}' for error in errors.values()]
             table.add_row(split, str(shape[0]), name, *values)

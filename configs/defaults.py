@@ -44,6 +44,14 @@ def get_config() -> ConfigDict:
     c.sigma.num_factors = 8  # K (ours)
     c.sigma.num_visual = 64  # N_v (ours)
     c.sigma.num_state = 4  # N_s (ours)
+    c.sigma.vision_encoder = 'backbone'  # pi0.5's SigLIP (ours); 'patch_embed' is the paper's plain convolution
+    c.sigma.text = 'embedding'  # pi0.5's own token embeddings (paper 5.3); 'one_hot' is the paper's training mode
+    c.sigma.feedback = 'two_pass'  # (paper 4.2); 'recurrent' uses the previous window's tau and one pass
+    c.sigma.fusion = 'pi05'  # residuals on a_base (paper 4.2.1); 'none', 'internal' (paper 3.3 to the letter)
+    c.sigma.refinement_steps = 4  # of the trajectory branch (ours)
+    c.sigma.noise_scale = 0.0  # 1 starts that refinement from noise (ours)
+    c.sigma.use_depth = False  # optional inputs (paper 3.1)
+    c.sigma.use_audio = False
 
     c.loss = ConfigDict()
     c.loss.action_weights = (1.0, 1.0, 1.0)  # alpha of vec, chk, traj (ours)

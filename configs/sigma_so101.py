@@ -10,12 +10,11 @@ def get_config() -> ConfigDict:
     c = defaults.get_config()
     c.base = 'demo_run/base'
     c.shards = 'demo_run/shards'
-    c.steps = 600
+    c.steps = 500
     c.sigma.action_width = 128  # narrow as the base is
     c.sigma.action_heads = 4
     c.sigma.heads = 4
     c.sigma.num_visual = 32
     c.sigma.state_hidden = 128
     c.sigma.trajectory_blocks = 2
-    c.log.shares = 100
     return c

@@ -24,6 +24,7 @@ from sigma_jax.types import Ablation, Batch, Frozen, Observation
 PyTree = Any
 NormStats = dict[str, normalize.Statistics]  # 'state', 'actions'
 POLICY_FILE = 'policy.json'
+GROUPS = {'sigma': [{'sigma'}, {'sigma', 'lora'}], 'flow_matching': [{'lora'}, {'params'}, {'lora', 'params'}]}
 NO_SPREAD = 1e-3  # raw units: a joint that never moved is scaled as if it had this spread
 
 
@@ -143,6 +144,17 @@ def to_batch(arrays: Mapping[str, np.ndarray]) -> Batch:
     return Batch(observation=Observation(**inputs), **{'base': np.zeros_like(arrays['actions'])} | rest)
 
 
+def robot_statistics(base: Base, meta: Mapping[str, Any]) -> NormStats | None:
+    """The base's own statistics, cut to the robot's joints: openpi's have 32 entries whatever the robot.
+
+    Raises UserError where they have fewer entries than the robot has joints.
+    """
+    if base.norm_stats is None or base.folder is None:
+        return None
+    widths = {'state': len(meta['state_names']), 'actions': len(meta['action_names'])}
+    return normalize.read_norm_stats(base.folder / 'norm_stats.json', widths)
+
+
 def check_images(base: Base, meta: Mapping[str, Any]) -> None:
     """Raises UserError when the shards' images are not of the size that the base was made for."""
     if meta['image_size'] != base.config.vision.image_size:
@@ -176,12 +188,19 @@ def make_trainable(config: Mapping, base: Base, goal: Any, frozen: Frozen, batch
     groups, key = list(config['trainable']), jax.random.key(config['seed'])
     if unknown := set(groups) - {'sigma', 'lora', 'params'}:
         raise UserError(f"config.trainable: expected some of 'sigma', 'lora', 'params', got {sorted(unknown)}")
+    if set(groups) not in (choices := GROUPS[config['objective']]):
+        raise UserError(
+            f'config.trainable: objective {config["objective"]!r} expects '
+            f'{" or ".join(str(tuple(sorted(c, reverse=True))) for c in choices)}, got {tuple(groups)}; choose one'
+        )
     trainable = {}
+    if 'lora' in groups:
+        trainable['lora'] = lora.init_factors(jax.random.fold_in(key, 1), base.params, pi05.LAYOUTS, base.config.lora)
+        if config['objective'] == 'sigma':
+            check_sigma_reads(trainable['lora'])
     if 'sigma' in groups:
         init = jax.jit(lambda f, b: objective.init_sigma(key, goal, f, b))
         trainable['sigma'] = init(frozen, batch)
-    if 'lora' in groups:
-        trainable['lora'] = lora.init_factors(jax.random.fold_in(key, 1), base.params, pi05.LAYOUTS, base.config.lora)
     if 'params' in groups:
         flat, held = trees.flatten(base.params), trees.flatten(trees.select(base.params, config['freeze']))
         learning = {p: jnp.asarray(x) for p, x in flat.items() if not held[p]}
@@ -190,6 +209,16 @@ def make_trainable(config: Mapping, base: Base, goal: Any, frozen: Frozen, batch
             frozen, params=trees.unflatten({p: jnp.asarray(x) for p, x in flat.items() if held[p]})
         )
     return trainable, frozen
+
+
+def check_sigma_reads(factors: PyTree) -> None:
+    """Raises UserError for LoRA factors outside the language model, which is all that Sigma trains through."""
+    idle = [p for p in trees.flatten(factors) if not p.startswith('PaliGemma/llm/layers/') or '_1/' in p]
+    if idle:
+        raise UserError(
+            f'LoRA factors of {idle[0].rsplit("/", 1)[0]!r} would never learn: Sigma trains through the language '
+            'model, not through image encoder and action expert; narrow config.lora.patterns'
+        )
 
 
 def make_ablation(config: Mapping) -> Ablation:

@@ -54,6 +54,7 @@ def write_baselines(
     finished = _finished(shards_dir, record)
     meta = read_meta(shards_dir)
     assembly.check_images(policy, meta)
+    policy = dataclasses.replace(policy, norm_stats=assembly.robot_statistics(policy, meta))
     total, done = sum(meta['windows'].values()), 0
     for split in shards.SPLITS:
         count = meta['windows'][split]
@@ -71,6 +72,10 @@ def write_baselines(
 
 def load_policy(config: BaselineConfig) -> assembly.Base:
     """The converted policy with its statistics. Raises UserError without `norm_stats.json` in its folder."""
+    if not config.base:
+        raise UserError(
+            'expected a converted pi0.5 as the base, got none; name its folder (convert_weights.py makes one)'
+        )
     settings = {'dtype': config.dtype, 'remat': None}
     policy = assembly.load_base({'base': config.base, 'model': settings, 'lora': {}})
     if policy.norm_stats is None:

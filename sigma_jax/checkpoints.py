@@ -45,8 +45,7 @@ class Checkpoints:
 
     def config(self, step: int) -> dict:
         """The config that checkpoint `step` was made with."""
-        items = ocp.args.Composite(config=ocp.args.JsonRestore())
-        return self._manager.restore(step, args=items)['config']
+        return self._read(step, config=ocp.args.JsonRestore())['config']
 
     def restore(self, step: int, like: TrainState, config: dict) -> tuple[TrainState, dict]:
         """(state, loader position) of checkpoint `step`, shaped as `like`.
@@ -58,18 +57,27 @@ class Checkpoints:
                 f'checkpoint {step} in {self.folder} was made with another config: {"; ".join(differences)}; '
                 'restore those values or choose another --workdir'
             )
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)),
-            loader=ocp.args.JsonRestore(),
-        )
-        restored = self._manager.restore(step, args=items)
+        shapes = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        restored = self._read(step, state=shapes, loader=ocp.args.JsonRestore())
         return restored['state'], restored['loader']
 
     def restore_trainable(self, step: int) -> PyTree:
         """Trainable leaves of checkpoint `step` for inference: the running average where one was kept."""
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
-        state = restored['state']
+        state = self._read(step, state=ocp.args.StandardRestore())['state']
         return jax.tree.map(np.asarray, state['ema'] if state.get('ema') else state['trainable'])
+
+    def _read(self, step: int, **items: Any) -> Any:
+        """Items of checkpoint `step`. Raises UserError where they are damaged."""
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, OSError) as error:
+            reason = str(error)[:200].splitlines()[0]  # Orbax's own tells the whole path of every call
+            others = [other for other in self._manager.all_steps() if other < step]
+            instead = f'continue from step {max(others)}' if others else 'start anew'
+            raise UserError(
+                f'checkpoint {step} in {self.folder} cannot be read ({reason}); '
+                f'delete {self.folder}/step_{step} to {instead}'
+            ) from error
 
 
 def compare(saved: dict, now: dict) -> list[str]:

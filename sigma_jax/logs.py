@@ -28,7 +28,8 @@ class TrainLog:
         self._board.close()
 
     def _read(self) -> list[dict]:
-        return list(csv.DictReader(io.StringIO(self.file.read_text()))) if self.file.is_file() else []
+        rows = csv.DictReader(io.StringIO(self.file.read_text())) if self.file.is_file() else []
+        return [{key: value for key, value in row.items() if value} for row in rows]
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row: Table 1's columns first, all others in alphabetic order."""

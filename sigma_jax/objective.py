@@ -54,6 +54,9 @@ def action_origin(state: Float[Array, '... p'], stats: Mapping[str, Array]) -> F
 
     `state` is normalised by the policy's own statistics (openpi calls the transform DeltaActions).
     """
+    width = stats['relative'].shape[-1]
+    if state.shape[-1] != width:  # then no joint is relative: `assembly.frozen_stats` sees to it
+        return jnp.zeros((*state.shape[:-1], 1, width))
     raw = (state + 1) / 2 * stats['state_span'] + stats['state_low']
     return jnp.where(stats['relative'] > 0, raw, 0.0)[..., None, :]
 

@@ -43,7 +43,7 @@ class Run:
         self.tokenizer = load_tokenizer(config['tokenizer'])
         check_vocab(self.tokenizer, self.base.config.vocab_size)
         wants_base = config['objective'] == 'flow_matching' and config['stats_from'] == 'base'
-        base_stats = self.base.norm_stats if wants_base else None
+        base_stats = assembly.robot_statistics(self.base, self.meta) if wants_base else None
         self.relative_joints = tuple(config['relative_joints']) or self.base.relative_joints
         self.policy_stats = base_stats or relative_statistics(shards, own, self.relative_joints)
         self.stats_file = self.base.folder / 'norm_stats.json' if self.base.folder and base_stats else None
@@ -119,15 +119,17 @@ def loop(run: Run, batches: Any, checkpoints: Checkpoints, log: TrainLog, progre
     for n in range(start, steps):
         batch = assembly.to_batch(next(batches))
         run.state, metrics = run.step(run.state, run.frozen, batch, run.ablation)
-        if n % every == 0 or n + 1 == steps:
+        saves = (n + 1) % config['checkpoint']['every'] == 0 or n + 1 == steps
+        if n % every == 0 or saves:  # before a checkpoint too, so that every one of them is finite
             values = {k: float(v) for k, v in jax.device_get(metrics).items()}
             require_finite(values, n, batch)
+        if n % every == 0 or n + 1 == steps:
             if config['objective'] == 'sigma' and config['log']['shares'] and n % config['log']['shares'] == 0:
                 values |= {k: float(v) for k, v in run.shares(batch, jax.random.key(n)).items()}
             log.write(n, values)
             progress.update(task, note=f'loss {values["loss"]:.4g}')
         progress.update(task, completed=n + 1)
-        if (n + 1) % config['checkpoint']['every'] == 0 or n + 1 == steps:
+        if saves:
             checkpoints.save(run.state, batches.get_state(), plain)
 
 

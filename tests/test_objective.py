@@ -122,7 +122,9 @@ def test_longer_baselines_are_cut_to_the_horizon(trainable, frozen, batch):
         action_mask=np.pad(batch.action_mask, [(0, 0), (0, 0), (0, 5)], constant_values=True),
     )
     terms, _, _ = jax.eval_shape(small.sigma_objective().terms, trainable, frozen, longer, small.gates(), KEY, STEP)
-    assert {k: x.shape for k, x in terms.items()} == dict.fromkeys(('act', 'sem', 'intent', 'tau'), (small.B * small.G,))
+    assert {k: x.shape for k, x in terms.items()} == dict.fromkeys(
+        ('act', 'sem', 'intent', 'tau'), (small.B * small.G,)
+    )
 
 
 def test_lora_gate_equals_factors_of_zero_bitwise(forward, trainable, frozen, batch):

@@ -12,7 +12,7 @@ trained through the unrolled steps (DESIGN 3.4).
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.workspaces.layers import Linear, Mlp, MultiHeadAttention, Norm, lecun_normal, linear
 
@@ -83,15 +83,18 @@ class TrajectoryDiT(nn.Module):
         mask = jnp.concatenate([jnp.ones(query.shape[:2], bool), mask], axis=1)
         condition = self.condition_in(c_act)
         x = jnp.zeros((query.shape[0], self.horizon, self.action_dim)) if start is None else start
-        for step in range(self.steps):
-            clean = self.denoise(x, step, condition, context, mask)
-            x = refine(x, clean, step, self.steps)
-        return clean
+
+        def one(module, x, step):
+            return refine(x, module.denoise(x, step, condition, context, mask), step, self.steps), None
+
+        # a scan, not a Python loop: compiled once instead of `steps` times
+        loop = nn.scan(one, variable_broadcast='params', split_rngs={'params': False})
+        return loop(self, x, jnp.arange(self.steps))[0]
 
     def denoise(
         self,
         x: Float[Array, 'b t a'],
-        step: int,
+        step: Int[Array, ''],
         condition: Float[Array, 'b z'],
         context: Float[Array, 'b s z'],
         mask: Bool[Array, 'b s'],
@@ -104,7 +107,7 @@ class TrajectoryDiT(nn.Module):
         return self.out(self.out_norm(y))
 
 
-def refine(x: Array, clean: Array, step: int, steps: int) -> Array:
+def refine(x: Array, clean: Array, step: int | Int[Array, ''], steps: int) -> Array:
     """x_{j+1} = clean_j + (s_{j+1} / s_j) (x_j - clean_j), s_j = 1 - j / K."""
     ratio = (steps - step - 1) / (steps - step)
     return clean + ratio * (x - clean)

@@ -1,0 +1,132 @@
+"""Baselines: a window's sample is its own, whatever batch it came in; finished work is kept, other work refused."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sigma_jax import assembly, baselines
+from sigma_jax.backbones.pi05 import BoundPi05
+from sigma_jax.backbones.tokenizer import load_tokenizer
+from sigma_jax.data import pipeline
+from sigma_jax.data.normalize import read_norm_stats
+from sigma_jax.data.records import Records
+from sigma_jax.errors import UserError
+from sigma_jax.sigma import window_keys
+from tests import quick
+
+SPLITS = ('train', 'calibration')
+
+
+@pytest.fixture
+def fresh(small_run, tmp_path):
+    """The same shards without baselines."""
+    shutil.copytree(small_run.shards, tmp_path / 'shards', ignore=shutil.ignore_patterns('baselines*'))
+    return tmp_path / 'shards'
+
+
+def read(shards, split='train'):
+    with np.load(shards / f'baselines-{split}.npz') as arrays:
+        return arrays['base']
+
+
+def test_a_record_and_a_row_for_every_window(small_run):
+    record = json.loads((small_run.shards / 'baselines.json').read_text())
+    assert record['finished'] == list(SPLITS) and record['samples'] == 2 and 'batch_size' not in record
+    assert record['base_digest'] == json.loads((small_run.base / 'source.json').read_text())['digest']
+    for split in SPLITS:
+        base = read(small_run.shards, split)
+        assert base.shape == (len(Records(small_run.shards, split)), 2, 16, 6) and base.dtype == np.float32
+        assert np.isfinite(base).all() and len(np.unique(base[:, :, 0, 0])) == base.shape[0] * 2
+
+
+def test_a_sample_does_not_depend_on_its_batch(small_run, fresh):
+    baselines.write_baselines(fresh, small_run.baseline_config(batch_size=1))
+    for split in SPLITS:
+        np.testing.assert_allclose(read(fresh, split), read(small_run.shards, split), rtol=1e-5, atol=1e-4)
+
+
+def test_a_row_is_the_policys_own_sample_in_raw_units(small_run):
+    """Window 1, draw 1: noise keyed by seed, draw, episode and frame; units undone by hand."""
+    policy = baselines.load_policy(small_run.baseline_config())
+    loader = pipeline.make_loader(
+        small_run.shards, 'train', batch_size=2, norm_stats=small_run.base / 'norm_stats.json',
+        tokenizer=load_tokenizer('assets/tokenizer/tokenizer.json'),
+    )  # fmt: skip
+    batch = jax.tree.map(lambda x: x[1:, 0], assembly.to_batch(next(loader)))
+    keys = window_keys(jax.random.fold_in(jax.random.key(0), 1), jnp.asarray(batch.episode), jnp.asarray(batch.frame))
+    sampled = np.asarray(
+        quick.jit(BoundPi05(policy.config, jax.device_put(policy.params)).sample_actions)(keys, batch.observation)
+    )
+    stats = read_norm_stats(small_run.base / 'norm_stats.json')['actions']
+    want = (sampled[0, :, :6] + 1) / 2 * stats.span + stats.low
+    np.testing.assert_allclose(read(small_run.shards)[1, 1], want, rtol=1e-4, atol=1e-3)
+
+
+def test_relative_joints_count_from_the_state(small_run, fresh, tmp_path):
+    policy = tmp_path / 'policy'
+    shutil.copytree(small_run.base, policy)
+    (policy / 'policy.json').write_text(json.dumps({'relative_joints': [True, False, False, False, False, True]}))
+    baselines.write_baselines(fresh, small_run.baseline_config(base=str(policy)))
+    records = Records(fresh, 'train')
+    state = np.stack([records[n].state for n in range(len(records))])[:, None, None, :]
+    moved = read(fresh) - read(small_run.shards)
+    want = np.broadcast_to(state * np.array([1, 0, 0, 0, 0, 1]), moved.shape)
+    np.testing.assert_allclose(moved, want, rtol=1e-4, atol=1e-3)
+
+
+def test_finished_splits_are_kept(small_run, fresh):
+    for name in ('baselines.json', 'baselines-train.npz'):
+        shutil.copy(small_run.shards / name, fresh)
+    before = (fresh / 'baselines-train.npz').stat().st_mtime_ns
+    told = []
+    baselines.write_baselines(fresh, small_run.baseline_config(), lambda done, total: told.append((done, total)))
+    assert (fresh / 'baselines-train.npz').stat().st_mtime_ns == before
+    assert np.array_equal(read(fresh, 'calibration'), read(small_run.shards, 'calibration'))
+    total = sum(len(Records(fresh, split)) for split in SPLITS)
+    assert told[-1] == (total, total) and [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+@pytest.mark.parametrize(('field', 'value'), [('seed', 1), ('samples', 1), ('dtype', 'bfloat16')])
+def test_other_settings_are_refused(small_run, field, value):
+    with pytest.raises(UserError, match=rf'was made with other settings \({field}\); delete .*baselines\*'):
+        baselines.write_baselines(small_run.shards, small_run.baseline_config(**{field: value}))
+
+
+def test_padded_statistics_are_cut_to_the_robot(small_run, fresh, tmp_path):
+    """openpi's statistics have 32 entries whatever the robot."""
+    policy = tmp_path / 'policy'
+    shutil.copytree(small_run.base, policy)
+    stats = json.loads((policy / 'norm_stats.json').read_text())
+    for quantity in stats['norm_stats'].values():
+        for name, values in quantity.items():
+            quantity[name] = values + [0.0] * (32 - len(values))
+    (policy / 'norm_stats.json').write_text(json.dumps(stats))
+    baselines.write_baselines(fresh, small_run.baseline_config(base=str(policy)))
+    np.testing.assert_allclose(read(fresh), read(small_run.shards), rtol=1e-5, atol=1e-4)
+
+
+def test_policies_that_cannot_be_sampled(small_run, fresh, tmp_path):
+    def refused(message, **changes):
+        with pytest.raises(UserError, match=message):
+            baselines.write_baselines(fresh, small_run.baseline_config(**changes))
+
+    refused('expected a converted pi0.5 as the base, got none', base='')
+    refused('expected a checkpoint at', base=str(tmp_path / 'nowhere'))
+    policy = tmp_path / 'policy'
+    shutil.copytree(small_run.base, policy)
+    (policy / 'norm_stats.json').unlink()
+    refused('expected norm_stats.json in', base=str(policy))
+    assert not list(fresh.glob('baselines*'))
+
+
+def test_training_checks_whose_baselines_they_are(small_run, fresh):
+    with pytest.raises(UserError, match='expected the baselines of the base policy in .*, got none'):
+        baselines.check_baselines(fresh, 'x')
+    with pytest.raises(UserError, match='expected baselines of the policy another'):
+        baselines.check_baselines(small_run.shards, 'another')
+    digest = json.loads((small_run.base / 'source.json').read_text())['digest']
+    assert baselines.check_baselines(small_run.shards, digest) is None
