@@ -15,7 +15,7 @@ CHECK := import sys; v = sys.version.split()[0]; \
 .PHONY: help demo test lint clean
 
 help:
-	@echo 'make demo    convert the tiny pi0.5, prepare data, train Sigma, evaluate; about 10 minutes on two cores'
+	@echo 'make demo    convert the tiny pi0.5, prepare data, train Sigma, evaluate; about 5 minutes on two cores'
 	@echo 'make test    lint, formatting, types and tests, as continuous integration runs them'
 	@echo 'make lint    the first three of these'
 	@echo 'make clean   remove the demo run and the environment'
