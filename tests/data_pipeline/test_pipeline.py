@@ -12,7 +12,7 @@ from sigma_jax.data.meta import read_meta
 from sigma_jax.data.normalize import quantile_normalize, read_norm_stats
 from sigma_jax.data.pipeline import make_loader
 from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Index, Records, read_index
+from sigma_jax.data.records import Index, Records, read_index, relative_statistics
 from sigma_jax.data.sequences import cut_sequences, fill_batches
 from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings
@@ -201,3 +201,21 @@ def test_empty_split_is_refused(source: Path, tokenizer: Tokenizer, tmp_path) ->
     with pytest.raises(UserError, match='split test'):
         make_loader(tmp_path / 'out', 'test', batch_size=1, tokenizer=tokenizer)
     assert read_meta(tmp_path / 'out')['windows']['test'] == 0
+
+
+def test_jitter_touches_the_prompt_alone_and_is_fixed_by_the_seed(shards: Path, tokenizer: Tokenizer) -> None:
+    plain, noisy, again = (next(training_loader(shards, tokenizer, state_noise=noise)) for noise in (0.0, 0.5, 0.5))
+    assert equal(noisy, again) and not np.array_equal(noisy['prompt'], plain['prompt'])
+    rest = [key for key in plain if key not in ('prompt', 'prompt_mask')]
+    assert equal({key: noisy[key] for key in rest}, {key: plain[key] for key in rest})
+
+
+def test_relative_statistics_subtract_the_state_in_relative_joints(shards: Path) -> None:
+    records, own = Records(shards, 'train'), read_norm_stats(shards / 'norm_stats.json')
+    joints = np.arange(len(own['actions'].low)) < 2
+    pairs = [(records[n].state, records[n].actions) for n in range(len(records))]
+    values = np.concatenate([actions - np.where(joints, state, 0) for state, actions in pairs]).astype(np.float64)
+    got = relative_statistics(shards, own, tuple(joints))
+    np.testing.assert_allclose(got['actions'].q99, np.quantile(values, 0.99, axis=0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got['actions'].mean, values.mean(0), rtol=1e-6, atol=1e-6)
+    assert got['state'] is own['state'] and relative_statistics(shards, own, ()) == own
