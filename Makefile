@@ -44,7 +44,7 @@ lint: $(VENV)/.for_test
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 # --- demo: a step whose stamp exists is done
 

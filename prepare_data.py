@@ -25,6 +25,7 @@ from sigma_jax import assembly
 from sigma_jax.baselines import BaselineConfig, write_baselines
 from sigma_jax.data.plan import DataConfig
 from sigma_jax.data.prepare import Result, prepare
+from sigma_jax.policy import Policy
 from sigma_jax.scripts import run_with_config
 
 _OUT = flags.DEFINE_string('out', None, 'folder for the shards; new, empty, or one to continue', required=True)
@@ -39,9 +40,17 @@ def main(config: ConfigDict) -> None:
         config.data.source = _SOURCE.value
     if _BASE.value:
         config.baselines.base = _BASE.value
+    if config.baselines.base:
+        follow_base(config.data, assembly.base_policy(config.baselines.base))
     summarise(prepare_shards(config.data, console), console)
     if config.baselines.base:
         sample_baselines(config.baselines, console)
+
+
+def follow_base(settings: ConfigDict, policy: Policy) -> None:
+    """Resizes pictures and writes states into prompts as the base does, where the config leaves it open."""
+    settings.resize = settings.resize or policy.resize
+    settings.prompt_state_dim = settings.prompt_state_dim or policy.prompt_state_dim or 0
 
 
 def prepare_shards(settings: ConfigDict, console: Console) -> Result:

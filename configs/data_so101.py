@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     # order of the model's views (names as in svla_so101_pickplace)
     data.cameras = ('observation.images.up', 'observation.images.side')
     data.image_size = 56  # pixels a side, as the base takes them: 224 for pi0.5, 56 for the tiny one of this repository
+    data.resize = ''  # 'openpi' (smooths when shrinking) or 'lerobot'; '': as the base does, without one openpi's
     data.horizon = 16  # actions a window (paper 4.1)
     data.chunk = 8  # actions of `chk`, the first of the window (ours; the paper does not say)
     data.stride = 4  # frames from window to window (ours; the paper's 723 windows come from 16)

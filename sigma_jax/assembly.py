@@ -1,7 +1,6 @@
 """From a config to all that a run needs: base policy, statistics, objective, trainable leaves."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,28 +14,28 @@ from sigma_jax.backbones import pi05
 from sigma_jax.backbones.gemma import GemmaConfig
 from sigma_jax.backbones.siglip import SiglipConfig
 from sigma_jax.backbones.tokenizer import Tokenizer, load_tokenizer
-from sigma_jax.convert import checkpoint
+from sigma_jax.convert import beside, checkpoint
 from sigma_jax.data import normalize
 from sigma_jax.errors import UserError
+from sigma_jax.policy import OURS, Policy
 from sigma_jax.sigma import SigmaConfig
 from sigma_jax.types import Ablation, Batch, Frozen, Observation
 
 PyTree = Any
 NormStats = dict[str, normalize.Statistics]  # 'state', 'actions'
-POLICY_FILE = 'policy.json'
 GROUPS = {'sigma': [{'sigma'}, {'sigma', 'lora'}], 'flow_matching': [{'lora'}, {'params'}, {'lora', 'params'}]}
 NO_SPREAD = 1e-3  # raw units: a joint that never moved is scaled as if it had this spread
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """The base policy: its sizes, weights (numpy), digest, and the statistics it was trained with."""
+    """The base policy: its sizes, weights (numpy), digest, statistics it was trained with, and how it uses them."""
 
     config: pi05.Pi05Config
     params: PyTree
     digest: str
     norm_stats: NormStats | None = None
-    relative_joints: tuple[bool, ...] = ()  # joints whose actions count from the state; (): none
+    policy: Policy = OURS
     folder: pathlib.Path | None = None
 
 
@@ -63,15 +62,21 @@ def load_base(config: Mapping) -> Base:
     if config['base']:
         folder = pathlib.Path(config['base'])
         loaded = checkpoint.load(folder)
-        stats = folder / 'norm_stats.json'
-        norm_stats = normalize.read_norm_stats(stats) if stats.is_file() else None
+        around = beside.read(folder, loaded.format)
         digest = trees.digest(loaded.params)
         sizes = dataclasses.replace(loaded.config, **run)
-        return Base(sizes, loaded.params, digest, norm_stats, read_relative_joints(folder), folder)
+        return Base(sizes, loaded.params, digest, around.statistics, around.policy, folder)
     sizes = pi05_config(settings, run)
     params = jax.jit(lambda key: pi05.init_params(key, sizes))(jax.random.key(config['seed']))
     params = count_in_order(jax.tree.map(np.asarray, params), load_tokenizer(config['tokenizer']))
     return Base(sizes, params, trees.digest(params))
+
+
+def base_policy(folder: str | pathlib.Path) -> Policy:
+    """How the policy in `folder` sees the world, its weights left unread. Raises UserError for damaged files."""
+    if not pathlib.Path(folder).exists():
+        raise UserError(f'expected a converted pi0.5 at {folder}, got no such folder; check the path')
+    return beside.read(folder).policy
 
 
 def count_in_order(params: PyTree, tokenizer: Tokenizer) -> PyTree:
@@ -91,19 +96,6 @@ def count_in_order(params: PyTree, tokenizer: Tokenizer) -> PyTree:
             row = np.cos(np.pi * order * number / 255) @ mix
             table[ids[0]] = row / np.linalg.norm(row)
     return trees.unflatten(flat | {path: table})
-
-
-def read_relative_joints(folder: pathlib.Path) -> tuple[bool, ...]:
-    """`relative_joints` of the `policy.json` beside a policy; () where there is none: absolute actions."""
-    file = folder / POLICY_FILE
-    if not file.is_file():
-        return ()
-    try:
-        return tuple(bool(x) for x in json.loads(file.read_text())['relative_joints'])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'expected {{"relative_joints": [true, ...]}} in {file}, got {error!r}; mend the file'
-        ) from error
 
 
 def pi05_config(settings: Mapping, run: Mapping) -> pi05.Pi05Config:
@@ -149,18 +141,36 @@ def robot_statistics(base: Base, meta: Mapping[str, Any]) -> NormStats | None:
 
     Raises UserError where they have fewer entries than the robot has joints.
     """
-    if base.norm_stats is None or base.folder is None:
+    if base.norm_stats is None:
         return None
     widths = {'state': len(meta['state_names']), 'actions': len(meta['action_names'])}
-    return normalize.read_norm_stats(base.folder / 'norm_stats.json', widths)
+    return normalize.cut_to(base.norm_stats, widths, f'the statistics of {base.folder}')
 
 
 def check_images(base: Base, meta: Mapping[str, Any]) -> None:
-    """Raises UserError when the shards' images are not of the size that the base was made for."""
+    """Raises UserError when the shards' images are not as the base takes them: size, resize, order of cameras."""
     if meta['image_size'] != base.config.vision.image_size:
         raise UserError(
             f'expected images of {base.config.vision.image_size} px, which the base takes, got {meta["image_size"]} px '
             f'in the shards; prepare them again with --config.data.image_size={base.config.vision.image_size}'
+        )
+    check_resize(base.policy, meta)
+
+
+def check_resize(policy: Policy, meta: Mapping[str, Any]) -> None:
+    """Raises UserError when the shards' images were shrunk or their cameras ordered unlike the base's."""
+    side, sizes = meta['image_size'], meta.get('camera_sizes', {'of unknown size': None})
+    style = meta.get('resize', 'openpi')
+    if style != policy.resize and any(size != [side, side] for size in sizes.values()):
+        raise UserError(
+            f'expected images resized as {policy.resize!r} does, like those the base was trained on, got {style!r} in '
+            f'the shards; prepare them again with --config.data.resize={policy.resize}'
+        )
+    shared = [name for name in policy.cameras if name in meta['camera_names']]
+    if shared != [name for name in meta['camera_names'] if name in shared]:
+        raise UserError(
+            f'expected cameras in the order of the base, {policy.cameras}, got {meta["camera_names"]} in the shards; '
+            'prepare them again with config.data.cameras in that order'
         )
 
 

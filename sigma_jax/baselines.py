@@ -108,7 +108,8 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
         split,
         batch_size=config.batch_size,
         tokenizer=tokenizer,
-        norm_stats=policy.folder / 'norm_stats.json',
+        norm_stats=policy.norm_stats,
+        policy=policy.policy,
     )
     horizon = read_meta(shards_dir)['horizon']
     if policy.config.action_horizon < horizon:
@@ -116,7 +117,7 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
             f'expected a policy with at least {horizon} action steps, got {policy.config.action_horizon} from '
             f'{config.base}; prepare shards with a shorter horizon'
         )
-    stats = assembly.frozen_stats(policy.norm_stats, policy.norm_stats, policy.relative_joints)
+    stats = assembly.frozen_stats(policy.norm_stats, policy.norm_stats, policy.policy.relative_joints)
     sample, params = jax.jit(_sampler(policy, stats, config, horizon)), jax.device_put(policy.params)
     out = np.zeros((count, config.samples, horizon, policy.norm_stats['actions'].low.shape[0]), np.float32)
     for batch in loader:

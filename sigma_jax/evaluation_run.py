@@ -18,7 +18,7 @@ from sigma_jax import __version__, report, training
 from sigma_jax.backbones.tokenizer import load_tokenizer
 from sigma_jax.baselines import RECORD, check_baselines
 from sigma_jax.data.meta import META, read_meta
-from sigma_jax.data.normalize import quantile_denormalize, read_norm_stats
+from sigma_jax.data.normalize import denormalize, read_norm_stats
 from sigma_jax.data.pipeline import make_loader
 from sigma_jax.data.records import read_baselines, read_index
 from sigma_jax.errors import UserError
@@ -86,7 +86,7 @@ def replay_split(trained: Any, shards: pathlib.Path, split: str, episodes_at_onc
         batches,
         trained.predict,
         trained.sequence_length,
-        lambda state: quantile_denormalize(state, statistics),
+        lambda state: denormalize(state, statistics),
         base_samples(shards, split),
         lambda: bar.advance(task),
     )
@@ -103,6 +103,7 @@ def list_batches(trained: Any, shards: pathlib.Path, split: str, episodes_at_onc
         sequence_length=None,
         baselines='pi05',
         norm_stats=pathlib.Path(trained.config['shards']) / 'norm_stats.json',
+        policy=trained.base.policy,
     )
     return (pad_windows(batch, length) for batch in loader)
 

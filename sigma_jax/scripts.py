@@ -1,5 +1,6 @@
 """What the four scripts share: a command line that explains itself, and user errors as one sentence with status 2."""
 
+import contextlib
 import difflib
 import functools
 import pathlib
@@ -12,6 +13,8 @@ from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from sigma_jax.errors import UserError
 
@@ -127,3 +130,12 @@ def help_text(program: str, file: str, settings: Mapping[str, Any]) -> str:
         lines.append(f'  --{flag.name}: {flag.help}')
     lines += ['', f'settings of {file}, which explains them (override with --config.KEY=VALUE):']
     return '\n'.join(lines + [f'  --config.{key}={value!r}' for key, value in settings.items()])
+
+
+@contextlib.contextmanager
+def transfer_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with bytes, speed and remaining time; gives `progress(bytes done, bytes in all)`."""
+    columns = (TextColumn('{task.description}'), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

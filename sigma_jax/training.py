@@ -15,7 +15,7 @@ from sigma_jax import assembly, trees
 from sigma_jax.backbones.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.baselines import check_baselines
 from sigma_jax.checkpoints import Checkpoints, parameter_count
-from sigma_jax.convert import checkpoint
+from sigma_jax.convert import beside, checkpoint
 from sigma_jax.data import normalize, pipeline
 from sigma_jax.data.meta import read_meta
 from sigma_jax.data.records import relative_statistics
@@ -44,9 +44,9 @@ class Run:
         check_vocab(self.tokenizer, self.base.config.vocab_size)
         wants_base = config['objective'] == 'flow_matching' and config['stats_from'] == 'base'
         base_stats = assembly.robot_statistics(self.base, self.meta) if wants_base else None
-        self.relative_joints = tuple(config['relative_joints']) or self.base.relative_joints
+        self.relative_joints = tuple(config['relative_joints']) or self.base.policy.relative_joints
         self.policy_stats = base_stats or relative_statistics(shards, own, self.relative_joints)
-        self.stats_file = self.base.folder / 'norm_stats.json' if self.base.folder and base_stats else None
+        self.loader_stats = base_stats or own
         if config['objective'] == 'sigma':
             check_baselines(shards, self.base.digest)
         self.loader = self._loader(shards)
@@ -75,7 +75,8 @@ class Run:
             num_epochs=None,
             drop_remainder=True,
             baselines='pi05' if c['objective'] == 'sigma' else None,
-            norm_stats=self.stats_file,
+            norm_stats=self.loader_stats,
+            policy=self.base.policy,
             num_workers=c['loader']['num_workers'],
             cache=c['loader']['cache'],
             state_noise=c['state_noise'],
@@ -161,11 +162,10 @@ def save_policy(run: Run, out: pathlib.Path) -> None:
         return
     trained_params = (run.state.ema or run.state.trainable)['params']
     params = jax.tree.map(np.asarray, overlay(run.frozen.params, trained_params))
-    stats = normalize.norm_stats_json(run.policy_stats)
+    base = beside.read(run.base.folder) if run.base.folder else beside.Beside(run.base.policy)
+    around = beside.trained_with(base, run.policy_stats, run.relative_joints, run.meta['camera_names'])
     trained = checkpoint.Checkpoint(params, run.base.config, 'trained here', (f'{int(run.state.step)} steps',))
-    checkpoint.save(trained, out.parent, out)
-    atomic_write(out / 'norm_stats.json', stats)
-    atomic_write(out / assembly.POLICY_FILE, json.dumps({'relative_joints': list(run.relative_joints)}))
+    checkpoint.save(trained, out.parent, out, around=around)
     run.console.print(f'policy saved in {out}')
 
 

@@ -95,9 +95,26 @@ def check_same(expected: PyTree, got: PyTree, what: str) -> None:
 
 def digest(tree: PyTree) -> str:
     """SHA-256 over paths, dtypes, shapes and bytes of all leaves: equal exactly for bitwise equal trees."""
-    out = hashlib.sha256()
-    for path, leaf in sorted(flatten(tree).items()):
-        array = np.ascontiguousarray(leaf)
-        out.update(f'{path} {array.dtype} {array.shape}\n'.encode())
-        out.update(array.view(np.uint8).data)
+    return combine_digests({path: leaf_digest(np.asarray(leaf)) for path, leaf in flatten(tree).items()})
+
+
+def leaf_digest(array: np.ndarray) -> str:
+    """SHA-256 over dtype, shape and bytes of one array."""
+    out = start_digest(array.dtype, array.shape)
+    out.update(as_bytes(array))
     return out.hexdigest()
+
+
+def start_digest(dtype: np.dtype, shape: tuple[int, ...]) -> Any:
+    """A running digest of one array, for `update(as_bytes(part))` in the order of its elements."""
+    return hashlib.sha256(f'{dtype} {tuple(shape)}\n'.encode())
+
+
+def as_bytes(array: np.ndarray) -> memoryview:
+    """The elements in C order, as bytes."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def combine_digests(leaves: Mapping[str, str]) -> str:
+    """The digest of a tree from those of its leaves, by path."""
+    return hashlib.sha256(''.join(f'{path} {leaves[path]}\n' for path in sorted(leaves)).encode()).hexdigest()

@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'sigma_jax'
 ROWS = (
     ('__init__', 'errors', 'files'),
     ('types', 'backbones.tokenizer', 'backbones.small_tokenizer'),
-    ('trees', 'data'),
+    ('trees', 'data', 'policy'),
     ('nn', 'lora', 'quant'),
     ('backbones', 'workspaces'),
     ('sigma', 'losses', 'convert'),
@@ -22,7 +22,7 @@ ROWS = (
     ('train_step', 'checks'),
     ('assembly', 'checkpoints', 'logs', 'evaluation', 'report_figures', 'report_tables', 'report_console', 'report'),
     ('baselines',),
-    ('training',),
+    ('training', 'export'),
     ('evaluation_run',),
     ('scripts', 'sim'),
 )

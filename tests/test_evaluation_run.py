@@ -14,6 +14,7 @@ from sigma_jax.data.plan import DataConfig
 from sigma_jax.data.prepare import prepare
 from sigma_jax.data.records import Records
 from sigma_jax.errors import UserError
+from sigma_jax.policy import OURS
 from tests import handmade
 
 DIGEST = 'of the base'
@@ -42,7 +43,7 @@ def trained(shards):
         config={'shards': str(shards), 'tokenizer': 'assets/tokenizer/tokenizer.json'},
         provenance={'step': 7},
         sequence_length=2,
-        base=types.SimpleNamespace(digest=DIGEST),
+        base=types.SimpleNamespace(digest=DIGEST, policy=OURS),
     )
 
 

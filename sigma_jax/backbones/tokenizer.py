@@ -51,13 +51,23 @@ def clean_task(task: str) -> str:
 
 
 def discretise_state(state: Float[np.ndarray, ' p']) -> Int[np.ndarray, ' p']:
-    """The bin of each quantile-normalised value: 256 bins over [-1, 1]; 255 above, -1 below (as openpi)."""
+    """The bin of each normalised value: 256 bins over [-1, 1]; 255 above, -1 below (as openpi and LeRobot).
+
+    Raises:
+      UserError: a value that is no number; the originals would write 255 for it.
+    """
+    if np.isnan(state).any():
+        raise UserError(f'Expected numbers in the normalised state, got {state}; look at the reading behind it.')
     return np.digitize(state, bins=np.linspace(-1, 1, 257)[:-1]) - 1
 
 
-def pi05_prompt(task: str, state: Float[np.ndarray, ' p']) -> str:
-    """pi0.5's prompt; `state` is quantile-normalised."""
-    bins = ' '.join(map(str, discretise_state(state)))
+def pi05_prompt(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> str:
+    """pi0.5's prompt; `state` is normalised, and zero-padded to `width` entries.
+
+    openpi, and LeRobot from 0.5 on, write the robot's own joints; LeRobot before 0.5 all 32 places.
+    """
+    padded = np.pad(state, (0, max(0, width - len(state))))
+    bins = ' '.join(map(str, discretise_state(padded)))
     return f'Task: {clean_task(task)}, State: {bins};\nAction: '
 
 

@@ -1,30 +1,30 @@
 """pi0.5 checkpoints in and out: LeRobot and openpi PyTorch, openpi JAX, and our own converted folder.
 
-A converted folder holds `params/` (orbax, openpi's layout), `sigma_config.json` (sizes), `source.json` (where it
-came from, digest, what was left out) and whatever stood beside the source: `norm_stats.json`, `tokenizer.json`.
+A converted folder holds the weights in the layout asked for (`params/` in openpi's JAX layout, or `model.safetensors`),
+`sigma_config.json` (sizes), `source.json` (where it came from, digests, what was left out) and whatever stood beside
+the source. Weights pass one slice at a time: a conversion needs well under 3 GiB, whatever the model's size.
 """
 
 import dataclasses
 import json
 import pathlib
-import re
-import shutil
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
-import ml_dtypes
 import numpy as np
-import orbax.checkpoint as ocp
-from safetensors.numpy import save_file
 
 from sigma_jax import files, trees
-from sigma_jax.backbones.pi05 import Pi05Config, abstract_params
-from sigma_jax.convert import pytorch, sizes
-from sigma_jax.convert.tensors import TensorFiles, find_files
+from sigma_jax.backbones.pi05 import Pi05Config
+from sigma_jax.convert import beside, pytorch, sizes
+from sigma_jax.convert.digests import Digests
+from sigma_jax.convert.pieces import Piece, pieces
+from sigma_jax.convert.source import RECORD, Source, from_memory, open_source
+from sigma_jax.convert.tensors import DTYPES
+from sigma_jax.convert.writers import open_writer
 from sigma_jax.errors import UserError
 
 PyTree = Any
-BESIDE = ('norm_stats.json', 'tokenizer.json', 'policy.json')
+HALF = ('language model', 'action expert')  # what LeRobot and openpi keep in bfloat16; the rest stays float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,157 +38,99 @@ class Checkpoint:
 
 
 def load(path: str | pathlib.Path) -> Checkpoint:
-    """Any supported checkpoint. Raises UserError naming every missing, extra and mis-shaped tensor."""
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise UserError(f'expected a checkpoint at {path}, got no such file or folder; check the path')
-    for folder in (path / 'params', path):
-        if (folder / '_METADATA').is_file():
-            return _load_orbax(folder, sizes.read_hints(path))
-    folder = path if path.is_dir() else path.parent
-    return _load_torch(TensorFiles(find_files(path)), sizes.read_hints(folder))
+    """Any supported checkpoint, whole. Raises UserError naming every tensor that does not fit."""
+    source = open_source(path)
+    leaves = {p: np.empty(shape, source.dtypes[p]) for p, shape in source.shapes.items()}
+    with Digests(source.shapes, source.dtypes) as digests:
+        for piece in pieces(source.shapes):
+            array = source.read(piece)
+            leaves[piece.path][piece.index] = array
+            if source.digests:
+                digests.add(piece, array)
+    _check_digests(source, digests.leaves)
+    return Checkpoint(trees.unflatten(leaves), source.config, source.format, source.notes)
 
 
-def _load_orbax(folder: pathlib.Path, hints: dict) -> Checkpoint:
-    try:
-        with ocp.PyTreeCheckpointer() as reader:
-            tree = reader.restore(folder.absolute(), restore_args=_as_numpy(reader, folder))
-    except (ValueError, FileNotFoundError, KeyError) as error:
-        reason = str(error)[:200].splitlines()[0]  # Orbax's own tells the whole path of every call
-        raise UserError(f'expected an orbax checkpoint in {folder}, got: {reason}; copy it again') from error
-    flat = {p.removesuffix('/value'): x for p, x in trees.flatten(tree.get('params', tree)).items()}
-    params = trees.unflatten(flat)
-    try:
-        config = sizes.from_jax_shapes({p: x.shape for p, x in flat.items()}, hints)
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f'{folder} is no pi0.5: {_what(error)}; choose a pi0.5 checkpoint') from error
-    trees.check_same(abstract_params(config), params, str(folder))
-    return Checkpoint(params, config, 'openpi-jax')
-
-
-def _as_numpy(reader: ocp.PyTreeCheckpointer, folder: pathlib.Path) -> PyTree:
-    meta = reader.metadata(folder.absolute())
-    tree = getattr(meta, 'item_metadata', meta)
-    return jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), getattr(tree, 'tree', tree))
-
-
-def _load_torch(source: TensorFiles, hints: dict) -> Checkpoint:
-    stored = {pytorch.canonical(name): name for name in source.names()}
-    notes = _resolve_table(stored, source)
-    shapes = {name: source.shape(key) for name, key in stored.items()}
-    try:
-        config = sizes.from_torch_shapes(shapes, hints)
-    except UserError:
-        raise
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f'{source.files[0]} is no pi0.5: {_what(error)}; choose a pi0.5 checkpoint') from error
-    want = trees.flatten(abstract_params(config))
-    leaves: dict[str, np.ndarray] = {}
-    problems, seen = [], set()
-    for rule in pytorch.RULES:
-        shape = want[rule.path].shape
-        for index, name in rule.names(shape[0]):
-            if name not in stored:
-                problems.append(f'missing {name}')
-                continue
-            seen.add(name)
-            tensor, slot = source.read(stored[name]), shape[len(index) :]
-            expected = rule.form.to_torch(np.empty(slot, np.int8)).shape
-            if tensor.shape != expected:
-                problems.append(f'{name}: expected shape {expected}, got {tensor.shape}')
-                continue
-            leaf = leaves.setdefault(rule.path, np.empty(shape, tensor.dtype))
-            if leaf.dtype != tensor.dtype:
-                problems.append(f'{name}: expected dtype {leaf.dtype} as its other layers, got {tensor.dtype}')
-                continue
-            leaf[index] = rule.form.to_jax(tensor, slot)
-    problems += [f'unexpected {name}' for name in stored if name not in seen]
-    if problems:
-        raise UserError(f'{source.files[0]} does not fit pi0.5 ({len(problems)} differences): ' + '; '.join(problems))
-    lerobot = any(name.startswith('model.') for name in source.names())
-    params = trees.unflatten({path: leaves[path] for path in want})
-    return Checkpoint(params, config, 'lerobot' if lerobot else 'openpi-pytorch', tuple(notes))
-
-
-def _what(error: Exception) -> str:
-    return f'{error} is missing' if isinstance(error, KeyError) else f'an array has another rank ({error})'
-
-
-def _resolve_table(stored: dict[str, str], source: TensorFiles) -> list[str]:
-    """Leaves one name for the token table in `stored`, drops known-unused tensors, and says so."""
-    notes = [f'{name} is unused and left out' for name in pytorch.UNUSED if stored.pop(name, None)]
-    head = stored.pop(pytorch.LM_HEAD, None)
-    if head and pytorch.EMBED not in stored:
-        stored[pytorch.EMBED] = head
-    elif head:
-        same = np.array_equal(source.read(head), source.read(stored[pytorch.EMBED]))
-        notes.append(f'lm_head {"equals" if same else "differs from"} embed_tokens and is left out')
-    return notes
-
-
-def save(checkpoint: Checkpoint, source: str | pathlib.Path, out: str | pathlib.Path) -> pathlib.Path:
-    """Writes a converted folder, whole or not at all. Raises UserError if `out` exists."""
-    with files.atomic_folder(out) as folder:
-        with ocp.PyTreeCheckpointer() as writer:
-            writer.save((folder / 'params').absolute(), {'params': checkpoint.params})
-        record = {
-            'source': pathlib.Path(source).name,
-            'format': checkpoint.format,
-            'digest': trees.digest(checkpoint.params),
-            'parameters': trees.count(checkpoint.params),
-            'notes': list(checkpoint.notes),
-        }
-        (folder / 'source.json').write_text(json.dumps(record, indent=1))
-        (folder / sizes.CONFIG_FILE).write_text(json.dumps(sizes.to_json(checkpoint.config), indent=1))
-        copy_beside(source, folder)
+def save(
+    checkpoint: Checkpoint, folder: str | pathlib.Path, out: str | pathlib.Path, layout: str = 'jax', **options: Any
+) -> pathlib.Path:
+    """Writes weights in memory as `convert` does; statistics and settings are those in `folder` or `around`."""
+    folder = pathlib.Path(folder)
+    source = from_memory(checkpoint.params, checkpoint.config, checkpoint.format, folder, checkpoint.notes)
+    convert(source, out, layout, **options)
     return pathlib.Path(out)
 
 
-def copy_beside(source: str | pathlib.Path, folder: pathlib.Path) -> None:
-    """Copies statistics, tokenizer and policy settings that stand beside a checkpoint."""
-    beside = pathlib.Path(source)
-    beside = beside if beside.is_dir() else beside.parent
-    for name in BESIDE:
-        if (beside / name).is_file():
-            shutil.copy(beside / name, folder / name)
-
-
-def to_torch(params: PyTree, prefix: str = '') -> dict[str, np.ndarray]:
-    """Our tree as PyTorch tensors under openpi's names; `prefix='model.'` gives LeRobot's.
-
-    LeRobot's set has the token table twice and an unused expert head; openpi's converter keeps `lm_head` alone.
-    """
-    leaves, out = trees.flatten(params), {}
-    for rule in pytorch.RULES:
-        for index, name in rule.names(leaves[rule.path].shape[0]):
-            out[prefix + name] = np.ascontiguousarray(rule.form.to_torch(np.asarray(leaves[rule.path][index])))
-    table = out.pop(prefix + pytorch.EMBED)
-    out[prefix + pytorch.LM_HEAD] = table
-    return out | ({prefix + pytorch.EMBED: table.copy()} if prefix else {})
-
-
-def in_bfloat16(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tensors under PyTorch names in bfloat16, but those that LeRobot keeps in float32: image encoder, norms, heads."""
-    keep = re.compile(r'vision_tower|multi_modal_projector|norm|(action_(in|out)_proj|time_mlp_(in|out))\.')
-    return {k: x if keep.search(k) else x.astype(ml_dtypes.bfloat16) for k, x in tensors.items()}
-
-
-def save_torch(
-    checkpoint: Checkpoint,
+def convert(
+    source: Source,
     out: str | pathlib.Path,
     layout: str,
     dtype: str = 'stored',
-    source: str | pathlib.Path | None = None,
-) -> pathlib.Path:
-    """Writes `model.safetensors`, `sigma_config.json` and what stood beside `source`, the checkpoint it came from.
+    change: Callable[[Piece, np.ndarray], np.ndarray] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    around: beside.Beside | None = None,
+) -> dict:
+    """Writes `source` to a new folder, whole or not at all; returns the record that it also writes.
 
-    `layout` is 'lerobot' or 'openpi-pytorch'; `dtype` is 'stored' or 'bfloat16' (see `in_bfloat16`).
+    `layout` is one of `writers.LAYOUTS`; `dtype` 'stored', 'float32' or 'bfloat16' (the matrices of both Gemmas, as the
+    originals). `change` maps each slice to what is written; `progress` gets bytes done and in all; `around` is written
+    beside the weights instead of what lies beside the source.
+    Raises UserError if `out` exists, and where the weights differ from the digests recorded beside them.
     """
-    with files.atomic_folder(out) as folder:
-        tensors = to_torch(checkpoint.params, 'model.' if layout == 'lerobot' else '')
-        tensors = in_bfloat16(tensors) if dtype == 'bfloat16' else tensors
-        if source is not None:
-            copy_beside(source, folder)
-        save_file(tensors, folder / 'model.safetensors', metadata={'format': 'pt'})
-        (folder / sizes.CONFIG_FILE).write_text(json.dumps(sizes.to_json(checkpoint.config), indent=1))
-    return pathlib.Path(out)
+    around = around or beside.read(source.folder, source.format)
+    shapes = source.shapes
+    dtypes = {path: target_dtype(path, one, dtype) for path, one in source.dtypes.items()}
+    todo = list(pieces(shapes))
+    total, done = sum(_size(piece, dtypes) for piece in todo), 0
+    with files.atomic_folder(out) as folder, Digests(shapes, source.dtypes) as before, Digests(shapes, dtypes) as after:
+        with open_writer(layout, folder, shapes, dtypes) as put:
+            for piece in todo:
+                array = source.read(piece)
+                new = (change(piece, array) if change else array).astype(dtypes[piece.path], copy=False)
+                put(piece, after.add(piece, np.ascontiguousarray(new)))
+                if source.digests:
+                    before.add(piece, array)
+                done += _size(piece, dtypes)
+                progress(done, total)
+        _check_digests(source, before.leaves)
+        half = DTYPES['BF16'] in {dtypes[path] for path in dtypes if pytorch.dtype_group(path) in HALF}
+        notes = beside.write(folder, layout, around, source.config, 'bfloat16' if half else 'float32')
+        record = _record(source, layout, notes, after.leaves)
+        (folder / RECORD).write_text(json.dumps(record, indent=1))
+        (folder / sizes.CONFIG_FILE).write_text(json.dumps(sizes.to_json(source.config), indent=1))
+    return record
+
+
+def target_dtype(path: str, stored: np.dtype, dtype: str) -> np.dtype:
+    """The dtype that a leaf is written in."""
+    if dtype == 'float32':
+        return DTYPES['F32']
+    return DTYPES['BF16'] if dtype == 'bfloat16' and pytorch.dtype_group(path) in HALF else stored
+
+
+def _size(piece: Piece, dtypes: Mapping[str, np.dtype]) -> int:
+    return int(np.prod(piece.shape)) * dtypes[piece.path].itemsize
+
+
+def _record(source: Source, layout: str, more: Iterable[str], leaves: Mapping[str, str]) -> dict:
+    notes = [*source.notes, *more]
+    if layout != 'jax':
+        notes.append(f'{pytorch.EXPERT_HEAD} is unused and written as zeros, which loaders of this layout ask for')
+    return {
+        'source': source.name,
+        'format': source.format,
+        'layout': layout,
+        'parameters': sum(int(np.prod(shape)) for shape in source.shapes.values()),
+        'notes': notes,
+        'digest': trees.combine_digests(leaves),
+        'leaves': dict(leaves),
+    }
+
+
+def _check_digests(source: Source, found: Mapping[str, str]) -> None:
+    wrong = sorted(path for path, digest in source.digests.items() if found.get(path) != digest)
+    if wrong:
+        raise UserError(
+            f'expected the weights that {RECORD} records in {source.folder}, got others in {", ".join(wrong)}; '
+            f'copy the folder again, or remove {RECORD} if they were changed on purpose'
+        )

@@ -1,18 +1,25 @@
 """The sizes of a pi0.5, from its arrays where they tell, from a config file beside them where they do not."""
 
+import collections
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
 
 from sigma_jax.backbones.gemma import GemmaConfig
 from sigma_jax.backbones.pi05 import Pi05Config
 from sigma_jax.backbones.siglip import SiglipConfig
-from sigma_jax.convert.pytorch import EMBED, EXPERT, PALIGEMMA
+from sigma_jax.convert import pytorch
 from sigma_jax.errors import UserError
 
 CONFIG_FILE = 'sigma_config.json'
+IMAGE, TEXT = ('i.w', 'i.m', 'i.depth', 'patch', 'tokens'), ('l.w', 'l.m', 'l.q', 'l.k', 'depth', 'vocab')
+AXES = (*IMAGE, *TEXT, 'e.w', 'e.m', 'e.q', 'e.k', 'action')  # see pytorch.py
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -67,69 +74,112 @@ def _hints(data: Mapping) -> dict:
     return {ours: data[theirs] for theirs, ours in names.items() if theirs in data}
 
 
+def infer(shapes: Shapes, hints: Mapping, spell: Callable[[pytorch.Rule], str] = lambda r: r.name) -> Pi05Config:
+    """Sizes of the model from PyTorch tensors under canonical names; those that most of them agree on.
+
+    A few damaged tensors do not mislead: they are found later, by comparison. `hints` tell what no array does.
+    Raises UserError where too little is there to tell, naming each tensor as `spell` does.
+    """
+    votes = _votes(shapes)
+    if unknown := [axis for axis in AXES if axis not in votes]:
+        absent = [spell(rule).replace('{n}', '*') for rule in pytorch.RULES if not _matches(rule, shapes)]
+        raise UserError(
+            f'expected the tensors of a pi0.5, got none that tell {", ".join(unknown)}; missing or of another rank '
+            f'({len(absent)}): {", ".join(absent)}; choose a pi0.5 checkpoint'
+        )
+    size = {axis: counter.most_common(1)[0][0] for axis, counter in votes.items()}
+    kv_heads = _positive(hints, 'kv_heads', 1)
+    side = math.isqrt(size['tokens'])
+    if side**2 != size['tokens']:
+        (rule,) = (rule for rule in pytorch.RULES if 'tokens' in rule.axes)
+        raise UserError(f'{spell(rule)}: expected a square number of rows, got {size["tokens"]}; copy it again')
+    if any(size[x] % kv_heads for x in ('l.k', 'e.k')):
+        raise UserError(
+            f'expected key projections of {kv_heads} KV heads, got {size["l.k"]} and {size["e.k"]} rows; '
+            'correct the config beside the weights'
+        )
+    heads = _vision_heads(size['i.w'], hints)
+    vision = SiglipConfig(size['i.w'], size['i.depth'], size['i.m'], heads, size['patch'], size['patch'] * side)
+
+    def expert(x: str, adaptive: bool) -> GemmaConfig:
+        head_dim = size[f'{x}.k'] // kv_heads
+        return GemmaConfig(
+            size[f'{x}.w'], size['depth'], size[f'{x}.m'], size[f'{x}.q'] // head_dim, kv_heads, head_dim, adaptive
+        )
+
+    return Pi05Config(
+        vision=vision,
+        language=expert('l', False),
+        expert=expert('e', True),
+        vocab_size=size['vocab'],
+        action_dim=size['action'],
+        action_horizon=_positive(hints, 'action_horizon', Pi05Config.action_horizon),
+        sample_steps=_positive(hints, 'sample_steps', Pi05Config.sample_steps),
+    )
+
+
+def _votes(shapes: Shapes) -> dict[str, collections.Counter]:
+    """What each tensor says of each axis it has."""
+    votes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for rule in pytorch.RULES:
+        found = _matches(rule, shapes)
+        if found and '{n}' in rule.name:
+            depth = 'i.depth' if 'vision_tower' in rule.name else 'depth'
+            votes[depth][1 + max(found.values())] += 1
+        for name in found:
+            for axis, factor, size in _sizes(rule.axes, shapes[name]):
+                if size and size % factor == 0:
+                    votes[axis][size // factor] += 1
+    return votes
+
+
+def _matches(rule: pytorch.Rule, shapes: Shapes) -> dict[str, int]:
+    """{tensor: layer} of the tensors that a rule names and whose rank fits; layer 0 where nothing is stacked."""
+    before, stacked, after = rule.name.partition('{n}')
+    rank = len(rule.axes.split())
+    if not stacked:
+        return {before: 0} if len(shapes.get(before, ())) == rank else {}
+    ends = (name for name in shapes if name.startswith(before) and name.endswith(after) and len(shapes[name]) == rank)
+    layers = {name: name[len(before) : len(name) - len(after)] for name in ends}
+    return {name: int(layer) for name, layer in layers.items() if layer.isdecimal()}
+
+
+def _sizes(axes: str, shape: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
+    """(axis, factor, size) of each named axis."""
+    names = axes.split()
+    for name, size in zip(names, shape, strict=True):
+        factor, _, axis = name.rpartition('*')
+        if axis in AXES:
+            yield axis, int(factor or 1), size
+
+
+def _vision_heads(width: int, hints: Mapping) -> int:
+    if (heads := _positive(hints, 'vision_heads', 0)) and width % heads == 0:
+        return heads
+    if width % 72 or heads:
+        raise UserError(
+            f'the number of SigLIP heads cannot be read from a width of {width}; expected a divisor of it '
+            f"in {CONFIG_FILE} beside the weights ({{'vision': {{'heads': ...}}}}), got {heads or 'none'}; correct it"
+        )
+    return width // 72
+
+
+def _positive(hints: Mapping, key: str, default: int) -> int:
+    value = hints.get(key, default)
+    if not isinstance(value, int) or (value < 1 and key in hints):
+        raise UserError(f'expected {key} to be a positive whole number, got {value!r} in the config; correct it')
+    return value
+
+
 def from_jax_shapes(shapes: Shapes, hints: Mapping) -> Pi05Config:
     """Sizes from the leaves of openpi's JAX tree; only horizon and steps come from `hints`."""
-    image, llm = 'PaliGemma/img', 'PaliGemma/llm'
-    block = f'{image}/Transformer/encoderblock'
-    patch, tokens = shapes[f'{image}/embedding/kernel'][0], shapes[f'{image}/pos_embedding'][1]
-    depth, width, heads, _ = shapes[f'{block}/MultiHeadDotProductAttention_0/query/kernel']
-    mlp = shapes[f'{block}/MlpBlock_0/Dense_0/kernel'][-1]
-    vision = SiglipConfig(width, depth, mlp, heads, patch, patch * math.isqrt(tokens))
-
-    def expert(suffix):
-        layers, n, w, h = shapes[f'{llm}/layers/attn/q_einsum{suffix}/w']
-        kv_heads = shapes[f'{llm}/layers/attn/kv_einsum{suffix}/w'][2]
-        return GemmaConfig(w, layers, shapes[f'{llm}/layers/mlp{suffix}/linear'][1], n, kv_heads, h, bool(suffix))
-
-    return Pi05Config(
-        vision=vision,
-        language=expert(''),
-        expert=expert('_1'),
-        vocab_size=shapes[f'{llm}/embedder/input_embedding'][0],
-        action_dim=shapes['action_in_proj/kernel'][0],
-        **_run_sizes(hints),
-    )
-
-
-def from_torch_shapes(shapes: Shapes, hints: Mapping) -> Pi05Config:
-    """Sizes from tensors under canonical names; heads of SigLIP come from `hints` or are those of 72 channels."""
-    tower = PALIGEMMA + 'vision_tower.vision_model.'
-    width, _, patch, _ = shapes[tower + 'embeddings.patch_embedding.weight']
-    heads = hints.get('vision_heads', width // 72 if width % 72 == 0 else None)
-    if heads is None:
-        raise UserError(
-            f'the number of SigLIP heads cannot be read from a width of {width}; expected it in {CONFIG_FILE} '
-            "beside the weights ({'vision': {'heads': ...}}); add that file"
-        )
-    vision = SiglipConfig(
-        width=width,
-        depth=_layers(shapes, tower + 'encoder.layers.'),
-        mlp_dim=shapes[tower + 'encoder.layers.0.mlp.fc1.weight'][0],
-        heads=heads,
-        patch=patch,
-        image_size=patch * math.isqrt(shapes[tower + 'embeddings.position_embedding.weight'][0]),
-    )
-
-    def expert(prefix, adaptive):
-        q, k = (shapes[f'{prefix}layers.0.self_attn.{x}_proj.weight'] for x in 'qk')
-        head_dim = k[0] // hints.get('kv_heads', 1)
-        mlp = shapes[f'{prefix}layers.0.mlp.gate_proj.weight'][0]
-        layers, kv_heads = _layers(shapes, prefix + 'layers.'), hints.get('kv_heads', 1)
-        return GemmaConfig(q[1], layers, mlp, q[0] // head_dim, kv_heads, head_dim, adaptive)
-
-    return Pi05Config(
-        vision=vision,
-        language=expert(PALIGEMMA + 'language_model.', False),
-        expert=expert(EXPERT, True),
-        vocab_size=shapes[EMBED][0],
-        action_dim=shapes['action_in_proj.weight'][1],
-        **_run_sizes(hints),
-    )
-
-
-def _run_sizes(hints: Mapping) -> dict:
-    return {k: int(hints[k]) for k in ('action_horizon', 'sample_steps') if k in hints}
-
-
-def _layers(shapes: Shapes, prefix: str) -> int:
-    return 1 + max((int(k[len(prefix) :].split('.')[0]) for k in shapes if k.startswith(prefix)), default=-1)
+    tensors, found = {}, dict(hints)
+    for rule in pytorch.RULES:
+        with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):  # missing, or of another rank
+            *_, (index, name) = rule.names(shapes[rule.path][0])
+            stub = np.broadcast_to(np.int8(0), shapes[rule.path][len(index) :])
+            tensors[name] = rule.form.to_torch(stub).shape
+    for key, pattern, rank in (('vision_heads', r'.*/(query|key|value)/kernel', 4), ('kv_heads', '.*/kv_einsum.*', 5)):
+        heads = [s[-2] if rank == 4 else s[2] for p, s in shapes.items() if re.fullmatch(pattern, p) and len(s) == rank]
+        found |= {key: collections.Counter(heads).most_common(1)[0][0]} if heads else {}
+    return infer(tensors, found, lambda rule: rule.path)

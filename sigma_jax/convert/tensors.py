@@ -1,18 +1,28 @@
-"""Tensors of safetensors files, one file or a sharded set, one tensor at a time; pickles are refused."""
+"""Safetensors files: one file or a sharded set, read and written a piece at a time; pickles are refused."""
 
 import json
+import math
+import os
 import pathlib
+from collections.abc import Mapping
+from types import TracebackType
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (gives numpy the bfloat16 that safetensors needs)
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sigma_jax.errors import UserError
 
+DTYPES = {'F32': np.dtype(np.float32), 'BF16': np.dtype(ml_dtypes.bfloat16), 'F16': np.dtype(np.float16)}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+PICKLED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
+LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
+WEIGHTS, INDEX, ADAPTER = 'model.safetensors', 'model.safetensors.index.json', 'adapter_model.safetensors'
+
 
 class TensorFiles:
-    """Lazy mapping from tensor name to numpy array over one or several safetensors files."""
+    """Lazy mapping from tensor name to numpy array over one or several memory-mapped safetensors files."""
 
     def __init__(self, files: list[pathlib.Path]):
         self.files = files
@@ -20,7 +30,12 @@ class TensorFiles:
         self._open: dict[pathlib.Path, Any] = {}
         for file in files:
             self._open[file] = _open(file)
-            self._where |= dict.fromkeys(self._open[file].keys(), file)
+            names = self._open[file].keys()
+            if twice := sorted(set(names) & set(self._where)):
+                raise UserError(
+                    f'{file.name} repeats tensors of another shard: {", ".join(twice)}; keep one set of shards'
+                )
+            self._where |= dict.fromkeys(names, file)
 
     def names(self) -> list[str]:
         """All tensor names, sorted."""
@@ -28,50 +43,123 @@ class TensorFiles:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-        return tuple(self._open[self._where[name]].get_slice(name).get_shape())
+        return tuple(self._slice(name).get_shape())
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, as stored."""
-        return self._open[self._where[name]].get_tensor(name)
+    def dtype(self, name: str) -> str:
+        """A tensor's type as the file spells it: F32, BF16, F16, or one that no weight should have."""
+        return self._slice(name).get_dtype()
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """One tensor as stored, or some of its rows."""
+        return self._open[self._where[name]].get_tensor(name) if rows is None else self._slice(name)[rows]
+
+    def _slice(self, name: str) -> Any:
+        return self._open[self._where[name]].get_slice(name)
 
 
-def _open(file: pathlib.Path):
+def _open(file: pathlib.Path) -> Any:
     try:
         return safe_open(file, framework='np')
     except (SafetensorError, OSError) as error:
         raise UserError(
-            f'expected a whole safetensors file at {file}, got {error}; it is damaged or truncated: copy it again'
+            f'expected a whole safetensors file at {file}, got {_where_it_ends(file) or error}; '
+            'it is damaged or truncated: copy it again'
         ) from error
+
+
+def _where_it_ends(file: pathlib.Path) -> str:
+    """What of a truncated file is missing, '' where its header does not tell."""
+    size = file.stat().st_size
+    with open(file, 'rb') as opened:
+        start = 8 + int.from_bytes(opened.read(8), 'little')
+        if start > size:
+            return f'{size:,} bytes, which end within the header, so that no tensor can be found'
+        if start > LONGEST_HEADER:
+            return ''
+        try:
+            header = json.loads(opened.read(start - 8))
+            ends = {name: start + int(one['data_offsets'][1]) for name, one in header.items() if name != '__metadata__'}
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            return ''
+    lost = sorted((name for name in ends if ends[name] > size), key=ends.__getitem__)
+    rest = f' and {len(lost) - 1} more tensors' if lost[1:] else ''
+    return f'{size:,} of {max(ends.values()):,} bytes, without {lost[0]}{rest}' if lost else ''
 
 
 def find_files(path: pathlib.Path) -> list[pathlib.Path]:
     """The safetensors files of a checkpoint path: a file, or a folder with one file or a sharded set."""
     if path.is_file():
         if path.suffix != '.safetensors':
-            raise UserError(
-                f'expected a .safetensors file, got {path.name}; pickled weights can run code and are refused: '
-                'save them again with safetensors.torch.save_file'
-            )
+            raise _refused(path.name)
         return [path]
-    index = path / 'model.safetensors.index.json'
-    if index.is_file():
-        files = [path / name for name in _shard_names(index)]
-        if outside := [f.name for f in files if f.resolve().parent != path.resolve()]:
-            raise UserError(f'expected shards beside {index}, got {outside}; the index points outside its folder')
-        if absent := [f.name for f in files if not f.is_file()]:
-            raise UserError(f'{index} names shards that are not there: {", ".join(absent)}; copy them too')
-        return files
+    if (path / INDEX).is_file():
+        return _shards(path / INDEX)
     files = sorted(path.glob('*.safetensors'))
-    if len(files) != 1:
-        raise UserError(
-            f'expected model.safetensors, an index or an orbax folder in {path}, got '
-            f'{[f.name for f in sorted(path.iterdir())][:8]}; name the file itself'
-        )
+    if (path / WEIGHTS) in files:
+        return [path / WEIGHTS]
+    if [file.name for file in files] == [ADAPTER]:
+        raise UserError(f'{path} is a PEFT adapter, which needs its base; give --checkpoint=BASE --adapter={path}')
+    if len(files) == 1:
+        return files
+    found = [file.name for file in sorted(path.iterdir())]
+    if pickled := [name for name in found if name.endswith(PICKLED)]:
+        raise _refused(pickled[0])
+    raise UserError(
+        f'expected {WEIGHTS}, {INDEX} or an orbax folder `params` in {path}, got {found[:8]}; name the file itself'
+    )
+
+
+def _refused(name: str) -> UserError:
+    return UserError(
+        f'expected a .safetensors file, got {name}; pickled weights can run code and are refused: '
+        'save them again with safetensors.torch.save_file'
+    )
+
+
+def _shards(index: pathlib.Path) -> list[pathlib.Path]:
+    try:
+        weight_map = dict(json.loads(index.read_text())['weight_map'])
+        files = [index.parent / name for name in sorted(set(weight_map.values()))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'expected {index} to map tensors to files, got {error}; copy it again') from error
+    if outside := [f.name for f in files if f.parent != index.parent or f.suffix != '.safetensors']:
+        raise UserError(f'expected .safetensors shards beside {index}, got {outside}; the index points elsewhere')
+    if absent := [f.name for f in files if not f.is_file()]:
+        raise UserError(f'{index} names shards that are not there: {", ".join(absent)}; copy them too')
     return files
 
 
-def _shard_names(index: pathlib.Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text())['weight_map'].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'expected {index} to map tensors to files, got {error}; copy it again') from error
+class TensorWriter:
+    """Writes a safetensors file whose tensors arrive in any order, piece by piece; rows never written read as zeros.
+
+    `tensors` is {name: (shape, dtype)}. Use as a context manager, which flushes to disk.
+    """
+
+    def __init__(self, file: str | os.PathLike[str], tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]):
+        header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+        self._places, end = {}, 0
+        for name, (shape, dtype) in tensors.items():
+            start, end = end, end + math.prod(shape) * dtype.itemsize
+            header[name] = {'dtype': CODES[dtype], 'shape': list(shape), 'data_offsets': [start, end]}
+            self._places[name] = (start, math.prod(shape[1:]) * dtype.itemsize)
+        text = json.dumps(header, separators=(',', ':')).encode()
+        text += b' ' * (-len(text) % 8)
+        self._data = 8 + len(text)
+        self._file = pathlib.Path(file).open('wb')  # noqa: SIM115 (closed by __exit__)
+        self._file.write(len(text).to_bytes(8, 'little') + text)
+        self._file.truncate(self._data + end)
+
+    def __enter__(self) -> 'TensorWriter':
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+    def write(self, name: str, array: np.ndarray, first_row: int = 0) -> None:
+        """Puts `array` at `first_row` of a tensor."""
+        start, row = self._places[name]
+        self._file.seek(self._data + start + first_row * row)
+        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

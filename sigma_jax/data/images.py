@@ -1,30 +1,78 @@
-"""Images at the model's resolution: openpi's aspect-preserving resize, and JPEG bytes."""
+"""Images at the model's resolution: the aspect-preserving resize of openpi and of LeRobot, and JPEG bytes."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Num, UInt8
 from PIL import Image
 
 JPEG_QUALITY = 95
+STYLES = ('openpi', 'lerobot')
+BLACK = -1.0  # in the model's units
+
+Box = tuple[int, int, int, int]  # top, left, height, width of the picture on its canvas
 
 
-def resize_with_pad(image: UInt8[np.ndarray, 'h x 3'], height: int, width: int) -> UInt8[np.ndarray, 'height width 3']:
-    """Scales to fit, keeping the aspect ratio, and centres on black; the same pixels as openpi's client.
+def resize_with_pad(
+    image: UInt8[np.ndarray, 'h x 3'], height: int, width: int, style: str = 'openpi'
+) -> UInt8[np.ndarray, 'height width 3']:
+    """Scales to fit, keeping the aspect ratio, and centres on black; sizes and offsets round down.
 
-    Bilinear in Pillow's sense (antialiased when shrinking); sizes and offsets round down. An image of the wanted
-    size comes back untouched.
+    'openpi' gives the same pixels as openpi's client: bilinear in Pillow's sense, antialiased when shrinking.
+    'lerobot' is bilinear between the four nearest pixels, as in torch; LeRobot leaves it in float32, here it is rounded
+    to 8 bits. An image of the wanted size comes back untouched.
     """
-    rows, cols = image.shape[:2]
-    if (rows, cols) == (height, width):
+    if image.shape[:2] == (height, width):
         return image
+    top, left, rows, cols = content_box(image.shape[:2], height, width)
+    canvas = np.zeros((height, width, 3), np.uint8)
+    if style == 'openpi':
+        inner = np.asarray(Image.fromarray(image).resize((cols, rows), Image.Resampling.BILINEAR))
+    else:
+        inner = np.rint(bilinear(image, rows, cols)).astype(np.uint8)
+    canvas[top : top + rows, left : left + cols] = inner
+    return canvas
+
+
+def content_box(size: Sequence[int], height: int, width: int) -> Box:
+    """Where a picture of `size` (rows, columns) lies on the canvas of height x width."""
+    rows, cols = size
     scale = max(cols / width, rows / height)
     inner = (max(1, int(rows / scale)), max(1, int(cols / scale)))
-    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    canvas = np.zeros((height, width, 3), np.uint8)
-    resized = Image.fromarray(image).resize((inner[1], inner[0]), Image.Resampling.BILINEAR)
-    canvas[top : top + inner[0], left : left + inner[1]] = np.asarray(resized)
-    return canvas
+    return (height - inner[0]) // 2, (width - inner[1]) // 2, *inner
+
+
+def bilinear(image: UInt8[np.ndarray, 'h x 3'], rows: int, cols: int) -> Float[np.ndarray, 'rows cols 3']:
+    """Values 0..255, float32, between the four nearest pixels; pixel centres lie at halves (align_corners=False)."""
+    above, below, down = _neighbours(image.shape[0], rows)
+    before, after, across = _neighbours(image.shape[1], cols)
+    down, across = down[:, None, None], across[None, :, None]
+    upper, lower = image[above].astype(np.float32), image[below].astype(np.float32)
+    mixed = upper + (lower - upper) * down
+    return mixed[:, before] + (mixed[:, after] - mixed[:, before]) * across
+
+
+def _neighbours(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of the pixels before and after each wanted position, and the weight of the one after."""
+    where = (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) * np.float32(size / wanted) - np.float32(0.5)
+    where = np.maximum(where, 0)
+    first = np.minimum(where.astype(np.int64), size - 1)
+    return first, np.minimum(first + 1, size - 1), where - first.astype(np.float32)
+
+
+def unit_range(image: Num[np.ndarray, '*i h x 3']) -> Float[np.ndarray, '*i h x 3']:
+    """0..255 -> float32 in [-1, 1], as both originals scale."""
+    return image.astype(np.float32) / np.float32(255.0) * np.float32(2.0) - np.float32(1.0)
+
+
+def padded_with(image: UInt8[np.ndarray, 'h x 3'], box: Box, padding: float) -> Float[np.ndarray, 'h x 3']:
+    """`unit_range` of a resized picture, and `padding` outside its box."""
+    top, left, rows, cols = box
+    out = np.full(image.shape, padding, np.float32)
+    inside = (slice(top, top + rows), slice(left, left + cols))
+    out[inside] = unit_range(image[inside])
+    return out
 
 
 def encode_jpeg(image: UInt8[np.ndarray, 'h x 3'], quality: int = JPEG_QUALITY) -> bytes:

@@ -1,4 +1,7 @@
-"""Quantile normalisation as openpi does it, with exact quantiles and a guard for joints that hardly move."""
+"""Normalisation of states and actions: openpi's and LeRobot's as they compute it, and ours, which guards still joints.
+
+Every mode is an affine map: `low` goes to -1 and `low + span` to 1.
+"""
 
 import dataclasses
 import json
@@ -11,39 +14,119 @@ from jaxtyping import Float
 
 from sigma_jax.errors import UserError
 
-EPSILON = 1e-6  # openpi's
+EPSILONS = {'sigma': 1e-6, 'openpi': 1e-6, 'lerobot': 1e-8}  # each original's own
 NEAR_CONSTANT = 1e-3  # raw units; a q01..q99 range below it is no movement in degrees, per cent or radians
 RARE_MOVE = 0.1  # of the standard deviation: a range below it means that the movement lies outside q01..q99
+
+ENDS = {'quantile': ('q01', 'q99'), 'quantile10': ('q10', 'q90'), 'min_max': ('min', 'max')}  # mode -> what -1, 1 are
+NEEDS = {**ENDS, 'mean_std': ('mean', 'std'), 'identity': ()}
+FORMULAS = {'sigma': ('quantile',), 'openpi': ('quantile', 'mean_std', 'identity'), 'lerobot': tuple(NEEDS)}
+ALWAYS = ('mean', 'std')  # openpi's file has them whatever the mode
+ABSENT: Any = None  # a column that the source lacks
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaling:
+    """How a quantity is normalised.
+
+    `mode`: 'quantile' (q01..q99 to -1..1), 'quantile10' (q10..q90), 'min_max', 'mean_std' or 'identity'.
+    `formula` tells precision and what the epsilon does: 'openpi' adds it to every range and computes in float64;
+    'lerobot' puts it in place of a range of zero, adds it to standard deviations and computes in float32; 'sigma' is
+    openpi's in float32, but for near-constant joints (see `Statistics.span`).
+    `epsilon`: None is the formula's own, 1e-6 in openpi's and ours, 1e-8 in LeRobot's.
+
+    Raises:
+      UserError: an unknown formula, or a mode that it does not have.
+    """
+
+    mode: str = 'quantile'
+    formula: str = 'sigma'
+    epsilon: float | None = None
+
+    @property
+    def added(self) -> float:
+        """The epsilon in use."""
+        return EPSILONS[self.formula] if self.epsilon is None else self.epsilon
+
+    def __post_init__(self) -> None:
+        if self.mode not in FORMULAS.get(self.formula, ()):
+            raise UserError(
+                f'Expected a normalisation out of {FORMULAS}, got mode {self.mode!r} of {self.formula!r}; '
+                'correct the policy.'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Per-dimension statistics of one quantity, raw units, [p] each.
+    """Per-dimension statistics of one quantity, raw units, [p] each; those that its source lacks are None.
 
-    `span` is the denominator of the normalisation: q99 - q01 + 1e-6 as in openpi, except in near-constant
-    dimensions, where it is max(1, 4 std), so that the mean square of the normalised, centred values stays below 0.25.
+    `span` is the denominator of the normalisation. In our own formula it is q99 - q01 + 1e-6 as in openpi, except in
+    near-constant dimensions, where it is max(1, 4 std), so that the mean square of the normalised, centred values
+    stays below 0.25.
     """
 
     mean: Float[np.ndarray, ' p']
     std: Float[np.ndarray, ' p']
-    q01: Float[np.ndarray, ' p']
-    q99: Float[np.ndarray, ' p']
+    q01: Float[np.ndarray, ' p'] = ABSENT
+    q99: Float[np.ndarray, ' p'] = ABSENT
+    min: Float[np.ndarray, ' p'] = ABSENT
+    max: Float[np.ndarray, ' p'] = ABSENT
+    q10: Float[np.ndarray, ' p'] = ABSENT
+    q90: Float[np.ndarray, ' p'] = ABSENT
+    scaling: Scaling = Scaling()
+
+    @property
+    def ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """([p], [p]) what maps to -1 and 1 before any epsilon."""
+        if self.scaling.mode == 'identity':
+            return -np.ones_like(self.mean), np.ones_like(self.mean)
+        if self.scaling.mode == 'mean_std':
+            return self.mean - self.std, self.mean + self.std
+        low, high = (getattr(self, name) for name in ENDS[self.scaling.mode])
+        return low, high
 
     @property
     def near_constant(self) -> np.ndarray:
-        """[p] true where the range between the quantiles is too small to divide by."""
-        return (self.q99 - self.q01) < np.maximum(NEAR_CONSTANT, RARE_MOVE * self.std)
+        """[p] true where the range is too small to divide by."""
+        low, high = self.ends
+        return (high - low) < np.maximum(NEAR_CONSTANT, RARE_MOVE * self.std)
 
     @property
     def span(self) -> Float[np.ndarray, ' p']:
-        """[p] what differences are divided by."""
-        clamped = np.maximum(1.0, 4.0 * self.std)
-        return np.where(self.near_constant, clamped, self.q99 - self.q01 + EPSILON).astype(np.float32)
+        """[p] float32, what differences are divided by, times two."""
+        return self.exact_span.astype(np.float32)
+
+    @property
+    def exact_span(self) -> Float[np.ndarray, ' p']:
+        """`span` in the precision of the formula: float32 for LeRobot's, else float64."""
+        low, high = self.ends
+        if self.scaling.mode == 'identity':
+            return high - low
+        if self.scaling.mode == 'mean_std':
+            return 2 * (self.std + self.scaling.added)
+        if self.scaling.formula == 'lerobot':
+            difference = high.astype(np.float32) - low.astype(np.float32)
+            return np.where(difference == 0, np.float32(self.scaling.added), difference)
+        if self.scaling.formula == 'openpi':
+            return high - low + self.scaling.added
+        return np.where(self.near_constant, np.maximum(1.0, 4.0 * self.std), high - low + self.scaling.added)
 
     @property
     def low(self) -> Float[np.ndarray, ' p']:
-        """[p] q01 in float32, what maps to -1."""
-        return self.q01.astype(np.float32)
+        """[p] float32, what maps to -1."""
+        if self.scaling.mode == 'mean_std':
+            return (self.mean - self.exact_span / 2).astype(np.float32)
+        return self.ends[0].astype(np.float32)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The arrays that are there, by name."""
+        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != 'scaling'}
+        return {name: column for name, column in named.items() if column is not None}
+
+    def cut(self, width: int) -> 'Statistics':
+        """The first `width` dimensions: openpi's files have 32 whatever the robot."""
+        columns: dict[str, Any] = {name: column[:width] for name, column in self.columns().items()}
+        return dataclasses.replace(self, **columns)
 
 
 def compute_statistics(values: Float[np.ndarray, 'n p']) -> Statistics:
@@ -53,29 +136,47 @@ def compute_statistics(values: Float[np.ndarray, 'n p']) -> Statistics:
     return Statistics(exact.mean(0), exact.std(0), low, high)
 
 
-def quantile_normalize(x: Any, statistics: Statistics) -> Any:
-    """(x - q01) / (q99 - q01 + 1e-6) * 2 - 1 over the last axis: q01..q99 becomes -1..1. Numpy or jax arrays."""
-    return (x - statistics.low) / statistics.span * 2.0 - 1.0
+def normalize(x: Any, statistics: Statistics) -> Any:
+    """Raw units to normalised ones over the last axis, in the order and precision of the formula.
+
+    Numpy or jax arrays; openpi's formula gives float64 of numpy arrays, the others keep float32.
+    """
+    mode, formula = statistics.scaling.mode, statistics.scaling.formula
+    if mode == 'identity':
+        return x
+    if formula == 'sigma':
+        return (x - statistics.low) / statistics.span * 2.0 - 1.0
+    width = np.float32 if formula == 'lerobot' else np.float64
+    if mode == 'mean_std':
+        return (x - statistics.mean.astype(width)) / (
+            statistics.std.astype(width) + np.asarray(statistics.scaling.added, width)
+        )
+    low, span = statistics.ends[0].astype(width), statistics.exact_span
+    if formula == 'lerobot':
+        return 2.0 * (x - low) / span - 1.0
+    return (x - low) / span * 2.0 - 1.0
 
 
-def quantile_denormalize(x: Any, statistics: Statistics) -> Any:
+def denormalize(x: Any, statistics: Statistics) -> Any:
     """The inverse: raw units from normalised ones. Numpy or jax arrays."""
+    if statistics.scaling.mode == 'identity':
+        return x
     return (x + 1.0) / 2.0 * statistics.span + statistics.low
 
 
 def norm_stats_json(statistics: Mapping[str, Statistics]) -> str:
-    """The text of openpi's norm_stats.json for {'state': ..., 'actions': ...}."""
-    body = {
-        name: {field: value.tolist() for field, value in dataclasses.asdict(one).items()}
-        for name, one in statistics.items()
-    }
+    """The text of openpi's norm_stats.json for {'state': ..., 'actions': ...}; openpi skips what it does not know."""
+    body = {name: {field: value.tolist() for field, value in one.columns().items()} for name, one in statistics.items()}
     return json.dumps({'norm_stats': body}, indent=2) + '\n'
 
 
-def read_norm_stats(path: str | Path, widths: Mapping[str, int] | None = None) -> dict[str, Statistics]:
+def read_norm_stats(
+    path: str | Path, widths: Mapping[str, int] | None = None, scalings: Mapping[str, Scaling] | None = None
+) -> dict[str, Statistics]:
     """Reads openpi's norm_stats.json.
 
     `widths` ({'state': p, 'actions': a}) names what must be there and cuts padded entries (openpi's are 32 wide).
+    `scalings` tells how they will be used; default: our own quantile formula.
 
     Raises:
       UserError: missing or malformed file, a missing quantity, or fewer numbers than `widths` asks for.
@@ -85,24 +186,36 @@ def read_norm_stats(path: str | Path, widths: Mapping[str, int] | None = None) -
         raise UserError(f'Expected normalisation statistics at {path}, got nothing there; run prepare_data.py first.')
     try:
         body = json.loads(path.read_text())['norm_stats']
-        found = {name: _statistics_from(entry) for name, entry in body.items()}
-    except (ValueError, KeyError, TypeError) as error:
+        used = {name: (scalings or {}).get(name, Scaling()) for name in body}
+        found = {name: statistics_from(entry, used[name]) for name, entry in body.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"Expected openpi's norm_stats.json with mean, std, q01 and q99 in {path}, got a file without ({error}); "
             'compute the statistics again.'
         ) from error
-    for name, width in (widths or {}).items():
-        have = len(found[name].mean) if name in found else 0
+    return cut_to(found, widths or {}, str(path))
+
+
+def cut_to(statistics: Mapping[str, Statistics], widths: Mapping[str, int], where: str) -> dict[str, Statistics]:
+    """`statistics` cut to the robot's `widths`. Raises UserError, naming `where`, if they have fewer numbers."""
+    cut = dict(statistics)
+    for name, width in widths.items():
+        have = len(cut[name].mean) if name in cut else 0
         if have < width:
             raise UserError(
-                f"Expected {width} numbers for '{name}' in {path}, got {have}; take statistics of this robot."
+                f"Expected {width} numbers for '{name}' in {where}, got {have}; take statistics of this robot."
             )
-        found[name] = Statistics(*(column[:width] for column in dataclasses.astuple(found[name])))
-    return found
+        cut[name] = cut[name].cut(width)
+    return cut
 
 
-def _statistics_from(entry: Mapping[str, Any]) -> Statistics:
-    parts = [np.asarray(entry[field.name], np.float64) for field in dataclasses.fields(Statistics)]
-    if len({part.shape for part in parts}) != 1 or parts[0].ndim != 1 or not np.isfinite(parts).all():
+def statistics_from(entry: Mapping[str, Any], scaling: Scaling = Scaling()) -> Statistics:
+    """Statistics from {'mean': [...], ...}. Raises KeyError or ValueError for what is absent, ragged or not finite."""
+    names = [field.name for field in dataclasses.fields(Statistics) if field.name != 'scaling']
+    parts = {name: np.asarray(entry[name], np.float64) for name in names if entry.get(name) is not None}
+    if absent := [name for name in (*ALWAYS, *NEEDS[scaling.mode]) if name not in parts]:
+        raise KeyError(absent[0])
+    shapes = {part.shape for part in parts.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 1 or not all(np.isfinite(x).all() for x in parts.values()):
         raise ValueError('entries of different lengths or not finite')
-    return Statistics(*parts)
+    return Statistics(**parts, scaling=scaling)

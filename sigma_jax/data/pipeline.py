@@ -1,19 +1,21 @@
 """The loader: shards to batches of sequences, in an order that a seed fixes and a checkpoint can resume."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from sigma_jax.backbones.tokenizer import Tokenizer, clean_task, pad_tokens, pi05_prompt
-from sigma_jax.data.normalize import Statistics, quantile_normalize, read_norm_stats
-from sigma_jax.data.plan import pad_state
+from sigma_jax.data.images import BLACK, Box, content_box, padded_with
+from sigma_jax.data.normalize import Statistics, cut_to, normalize, read_norm_stats
 from sigma_jax.data.records import Records, read_baselines
 from sigma_jax.data.sequences import PADDING, cut_sequences, fill_batches
 from sigma_jax.errors import UserError
+from sigma_jax.policy import OURS, Policy
 
 NumpyBatch = dict[str, np.ndarray]
 
@@ -29,6 +31,8 @@ class ToExample(grain.transforms.Map):
     max_prompt_len: int
     max_text_len: int
     cache: dict[int, NumpyBatch] | None
+    policy: Policy = OURS
+    boxes: tuple[Box, ...] | None = None  # of the pictures, where the policy's padding is not black
 
     def map(self, element: Int[np.ndarray, ' g']) -> NumpyBatch:
         """Loads, normalises and tokenises; padding repeats a real window, so that no value is out of range."""
@@ -51,23 +55,31 @@ class ToExample(grain.transforms.Map):
 
     def prompt(self, task: str, state: Float[np.ndarray, ' p']) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [l], mask [l]) of pi0.5's prompt for a normalised state."""
-        padded = pad_state(state[None], self.records.meta['prompt_state_dim'])[0]
-        return pad_tokens(self.tokenizer.encode(pi05_prompt(task, padded)), self.max_prompt_len)
+        known, longest = self.policy.prompt_state_dim, self.policy.max_prompt_len or self.max_prompt_len
+        text = pi05_prompt(task, state, self.records.meta['prompt_state_dim'] if known is None else known)
+        return pad_tokens(self.tokenizer.encode(text), min(self.max_prompt_len, longest))
+
+    def images(self, stored: UInt8[np.ndarray, 'i h x 3']) -> np.ndarray:
+        """uint8 as stored, or float32 in the model's units where the padding beside a picture is not black."""
+        if self.boxes is None:
+            return stored
+        padding = self.policy.image_padding
+        return np.stack([padded_with(view, box, padding) for view, box in zip(stored, self.boxes, strict=True)])
 
     def _load(self, number: int) -> NumpyBatch:
         record, index, meta = self.records[number], self.records.index, self.records.meta
         task = meta['tasks'][index.text_id[number]]
-        state = quantile_normalize(record.state, self.statistics)
+        state = normalize(record.state, self.statistics)
         prompt = self.prompt(task, state)
         text = pad_tokens(self.tokenizer.encode(clean_task(task)), self.max_text_len, 'text')
         return {
-            'images': record.images,
+            'images': self.images(record.images),
             'image_mask': np.ones(len(record.images), bool),
             'prompt': prompt[0],
             'prompt_mask': prompt[1],
             'text': text[0],
             'text_mask': text[1],
-            'state': state,
+            'state': state.astype(np.float32),
             'actions': record.actions,
             'action_mask': record.action_mask,
             'base': np.zeros_like(record.actions) if self.base is None else self.base[number],
@@ -108,16 +120,17 @@ def make_loader(
     drop_remainder: bool = False,
     num_workers: int = 0,
     cache: bool = False,
-    norm_stats: str | Path | None = None,
+    norm_stats: str | Path | Mapping[str, Statistics] | None = None,
     max_prompt_len: int | None = None,
     max_text_len: int | None = None,
     state_noise: float = 0.0,
+    policy: Policy = OURS,
 ) -> grain.DatasetIterator[NumpyBatch]:
     """Returns a Grain iterator of batches with leaves [b g ...]; `get_state` and `set_state` resume it exactly.
 
-    Keys: images uint8 [b g i h x 3], image_mask, prompt, prompt_mask, text, text_mask, state (quantile-normalised),
-    actions (raw), action_mask, base (raw; zeros without `baselines`), reset, mask, text_id, episode, frame, and
-    record (the number in the split, -1 on padding).
+    Keys: images uint8 [b g i h x 3] (float32 for a policy whose padding is not black), image_mask, prompt, prompt_mask,
+    text, text_mask, state (normalised), actions (raw), action_mask, base (raw; zeros without `baselines`), reset, mask,
+    text_id, episode, frame, and record (the number in the split, -1 on padding).
 
     Training: `shuffle=True, num_epochs=None, drop_remainder=True`; runs are shuffled anew each epoch.
     Every window in record order: the defaults. Whole episodes for evaluation: `sequence_length=None`, one run an
@@ -132,6 +145,7 @@ def make_loader(
       num_workers: processes that decode; 0 decodes in threads of this one.
       cache: keeps decoded windows in memory; for data that fit.
       norm_stats: statistics to normalise states by, such as a checkpoint's; default: those beside the shards.
+      policy: how the base builds its prompt and pads its pictures; default: as the shards were prepared.
       state_noise: spread of a jitter on the state in the prompt, normalised units, keyed by `seed` and position.
       max_prompt_len, max_text_len: token lengths; default: those of the preparation.
 
@@ -155,11 +169,13 @@ def make_loader(
     to_example = ToExample(
         records=records,
         tokenizer=tokenizer,
-        statistics=read_norm_stats(norm_stats or Path(shards_dir) / 'norm_stats.json', _widths(records))['state'],
+        statistics=_statistics(records, norm_stats)['state'],
         base=_base(records, baselines, baseline_sample),
         max_prompt_len=max_prompt_len or records.meta['max_prompt_len'],
         max_text_len=max_text_len or records.meta['max_text_len'],
         cache={} if cache else None,
+        policy=policy,
+        boxes=_boxes(records, policy),
     )
     jitter = JitterPromptState(to_example, state_noise) if state_noise else None
     order = seed if shuffle else None
@@ -190,8 +206,25 @@ def _dataset(
     return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
 
 
-def _widths(records: Records) -> dict[str, int]:
-    return {'state': len(records.meta['state_names'])}
+def _statistics(records: Records, given: str | Path | Mapping[str, Statistics] | None) -> Mapping[str, Statistics]:
+    widths = {'state': len(records.meta['state_names'])}
+    if isinstance(given, Mapping):
+        return cut_to(given, widths, 'the statistics of the policy')
+    return read_norm_stats(given or records.directory / 'norm_stats.json', widths)
+
+
+def _boxes(records: Records, policy: Policy) -> tuple[Box, ...] | None:
+    """Where the pictures lie on their canvas, for a policy that pads with something else than black."""
+    if policy.image_padding == BLACK:
+        return None
+    sizes, side = records.meta.get('camera_sizes'), records.meta['image_size']
+    if sizes is None:
+        raise UserError(
+            f'Expected camera_sizes in the meta.json of {records.directory}, got none, and this policy pads pictures '
+            f'with {policy.image_padding:g}; prepare the shards again.'
+        )
+    boxes = tuple(content_box(sizes[name], side, side) for name in records.meta['camera_names'])
+    return None if all(box == (0, 0, side, side) for box in boxes) else boxes
 
 
 def _base(records: Records, kind: str | None, sample: int | None) -> Float[np.ndarray, 'm t a'] | None:

@@ -11,8 +11,9 @@ import numpy as np
 
 from sigma_jax.backbones.tokenizer import clean_task, load_tokenizer, pad_tokens, pi05_prompt
 from sigma_jax.data import windows as windows_lib
+from sigma_jax.data.images import STYLES
 from sigma_jax.data.lerobot import Dataset
-from sigma_jax.data.normalize import Statistics, compute_statistics, quantile_normalize, read_norm_stats
+from sigma_jax.data.normalize import Statistics, compute_statistics, normalize, read_norm_stats
 from sigma_jax.data.shards import SPLITS
 from sigma_jax.data.splits import split_episodes
 from sigma_jax.data.windows import Windows
@@ -26,6 +27,7 @@ class DataConfig:
     source: str
     cameras: tuple[str, ...]
     image_size: int
+    resize: str
     horizon: int
     chunk: int
     stride: int
@@ -55,7 +57,7 @@ class DataConfig:
             raise UserError(
                 f"Expected the data settings {sorted(known)}, got {problem} '{wrong[0]}'; correct the config."
             )
-        return cls(**settings)
+        return cls(**{**settings, 'resize': settings['resize'] or STYLES[0]})
 
     def settings(self) -> dict[str, Any]:
         """All settings that shape the result, as JSON would give them back; paths are told by digests instead."""
@@ -110,19 +112,12 @@ def check_text_lengths(plan: Plan, config: DataConfig) -> None:
     """Raises UserError if the prompt or task of any window has more tokens than the config allows."""
     tokenizer = load_tokenizer(config.tokenizer)
     for table in plan.windows.values():
-        states = quantile_normalize(table.state, plan.statistics['state'])
-        for task, state in zip(table.task, pad_state(states, config.prompt_state_dim), strict=True):
-            pad_tokens(tokenizer.encode(pi05_prompt(task, state)), config.max_prompt_len)
+        states = normalize(table.state, plan.statistics['state'])
+        for task, state in zip(table.task, states, strict=True):
+            prompt = pi05_prompt(task, state, config.prompt_state_dim)
+            pad_tokens(tokenizer.encode(prompt), config.max_prompt_len)
         for task in sorted(set(table.task)):
             pad_tokens(tokenizer.encode(clean_task(task)), config.max_text_len, 'text')
-
-
-def pad_state(state: np.ndarray, width: int) -> np.ndarray:
-    """Zero-pads normalised states [m p] to `width` for the prompt; 0 leaves them as they are.
-
-    openpi writes the robot's own joints into the prompt, LeRobot's pi0.5 all 32 places.
-    """
-    return np.pad(state, ((0, 0), (0, max(0, width - state.shape[1]))))
 
 
 def source_digest(root: Path) -> str:
@@ -154,6 +149,8 @@ def _check(dataset: Dataset, config: DataConfig) -> None:
             f'Expected states of width {config.state_dim} (data.state_dim), got {len(dataset.state_names)} in '
             f'{dataset.root}; choose the matching config or set data.state_dim=0 to take any width.'
         )
+    if config.resize not in STYLES:
+        raise UserError(f'Expected data.resize out of {STYLES}, got {config.resize!r}; correct the config.')
     for name in ('image_size', 'horizon', 'chunk', 'stride', 'shard_size', 'max_prompt_len', 'max_text_len'):
         if getattr(config, name) < 1:
             raise UserError(f'Expected data.{name} of at least 1, got {getattr(config, name)}; correct the config.')

@@ -20,6 +20,7 @@ from sigma_jax.errors import UserError
 
 UNFINISHED = 'unfinished.json'  # the settings of a preparation under way; gone when meta.json is there
 NORM_STATS = 'norm_stats.json'
+LATER = {'resize': 'openpi'}  # settings that older directories do not name, and what they were
 Progress = Callable[[int, int], None]
 
 
@@ -89,9 +90,10 @@ def _existing(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path, state: str) -> None:
     for key in wanted:
-        if found.get(key) != wanted[key]:
+        have = found.get(key, LATER.get(key))
+        if have != wanted[key]:
             raise UserError(
-                f'Expected the {state} preparation in {out} to have {key}={wanted[key]}, got {found.get(key)}; '
+                f'Expected the {state} preparation in {out} to have {key}={wanted[key]}, got {have}; '
                 'name another --out, or delete this one to start over.'
             )
 
@@ -140,8 +142,8 @@ def _examples(dataset: Dataset, config: DataConfig, part: Windows) -> Iterator[d
         episode = dataset.read_episode(index)
         streams = [episode.frames(camera, table.frame.tolist()) for camera in config.cameras]
         for i, views in enumerate(zip(*streams, strict=True)):
-            small = [images.resize_with_pad(view, config.image_size, config.image_size) for view in views]
-            encoded = map(images.encode_jpeg, small)
+            sizes = config.image_size, config.image_size, config.resize
+            encoded = [images.encode_jpeg(images.resize_with_pad(view, *sizes)) for view in views]
             yield {'images': dict(zip(names, encoded, strict=True)), **_fields(table, i)}
 
 
@@ -154,6 +156,13 @@ def _fields(table: Windows, i: int) -> dict[str, Any]:
         'episode_index': int(table.episode[i]),
         'frame_index': int(table.frame[i]),
     }
+
+
+def _camera_sizes(dataset: Dataset, config: DataConfig) -> dict[str, list[int]]:
+    """{camera: [height, width]} of the source's pictures, as the first of them have it."""
+    episode = dataset.read_episode(min(dataset.episodes))
+    first = [next(iter(episode.frames(camera, [0]))) for camera in config.cameras]
+    return {name: list(view.shape[:2]) for name, view in zip(camera_names(config.cameras), first, strict=True)}
 
 
 def _index(table: Windows, stride: int, tasks: list[str]) -> dict[str, np.ndarray]:
@@ -181,6 +190,7 @@ def _meta(dataset: Dataset, config: DataConfig, plan: Plan, files: dict[str, str
         'source_version': dataset.version,
         'fps': dataset.fps,
         'camera_names': camera_names(config.cameras),
+        'camera_sizes': _camera_sizes(dataset, config),
         'state_names': dataset.state_names,
         'action_names': dataset.action_names,
         'tasks': _task_list(dataset),

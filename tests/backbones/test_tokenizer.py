@@ -92,6 +92,37 @@ def test_bins_split_the_interval_evenly() -> None:
     assert np.array_equal(tokenizer_lib.discretise_state(values), np.floor((values + 1) * 128))
 
 
+def stored_prompts() -> list[dict]:
+    """200 tasks and states with the texts that openpi and LeRobot build of them."""
+    return json.loads((Path(__file__).parents[1] / 'data' / 'prompts' / 'prompts.json').read_text())
+
+
+def test_texts_are_those_of_openpi_and_lerobot() -> None:
+    cases = stored_prompts()
+    states = [np.array(case['state'], np.float32) for case in cases]
+    assert len({case['openpi'] for case in cases}) == 200
+    assert any((state < -1).any() and (state > 1).any() for state in states)
+    for case, state in zip(cases, states, strict=True):
+        assert pi05_prompt(case['task'], state) == case['openpi']
+        assert pi05_prompt(case['task'], state, 32) == case['lerobot']
+
+
+def test_tasks_cannot_smuggle_in_special_tokens(small: Tokenizer) -> None:
+    """As sentencepiece in openpi: text that spells a special token is text."""
+    spelt = [case for case in stored_prompts() if any(name in case['task'] for name in ('<bos>', '<eos>', '<pad>'))]
+    assert len(spelt) == 4
+    for case in spelt:
+        ids = small.encode(case['openpi'])
+        assert ids[0] == 2 and not {0, 1, 2} & set(ids[1:])
+
+
+@pytest.mark.parametrize('state', [[np.nan], [0.5, np.nan, 3]])
+def test_a_state_without_numbers_is_refused(state: list[float]) -> None:
+    with pytest.raises(UserError, match='Expected numbers in the normalised state, got .*nan'):
+        pi05_prompt('lift', np.array(state))
+    assert pi05_prompt('lift', np.array([np.inf, -np.inf])) == 'Task: lift, State: 255 -1;\nAction: '
+
+
 def test_padding_is_at_the_end_and_nothing_is_cut() -> None:
     ids, mask = pad_tokens([2, 9, 8], 5)
     assert ids.tolist() == [2, 9, 8, 0, 0] and mask.tolist() == [True, True, True, False, False]

@@ -56,7 +56,7 @@ def folder(tmp_path):
 def save(loaded, out, layout):
     if layout == 'jax':
         return checkpoint.save(loaded, golden.FIXTURE, out)
-    return checkpoint.save_torch(loaded, out, layout)
+    return checkpoint.save(loaded, golden.FIXTURE, out, layout)
 
 
 def same_sizes(got):
@@ -91,12 +91,13 @@ def test_there_and_back_bitwise(loaded, tmp_path, first, second):
 def test_a_converted_folder_tells_where_it_came_from(loaded, tmp_path):
     source = tmp_path / 'source'
     source.mkdir()
-    (source / 'norm_stats.json').write_text('{}')
+    shutil.copy(golden.DATA.parents[1] / 'assets/pi05_tiny/norm_stats.json', source)
     out = checkpoint.save(loaded['lerobot'], source, tmp_path / 'out')
     record = json.loads((out / 'source.json').read_text())
     assert record['digest'] == trees.digest(loaded['lerobot'].params) and record['format'] == 'lerobot'
-    assert record['parameters'] == 356080 and len(record['notes']) == 2
-    assert (out / 'norm_stats.json').read_text() == '{}'
+    assert record['parameters'] == 356080 and len(record['notes']) > 2
+    both = [json.loads((folder / 'norm_stats.json').read_text()) for folder in (source, out)]
+    assert both[0] == both[1] and len(both[0]['norm_stats']['state']['q01']) == 6
     with pytest.raises(UserError, match='not to exist yet'):
         checkpoint.save(loaded['lerobot'], source, out)
 
@@ -116,11 +117,10 @@ def test_the_table_covers_the_full_size_names_and_shapes(name):
         for index, tensor in rule.names(shape[0]):
             stub = np.broadcast_to(np.int8(0), shape[len(index) :])  # one byte, whatever the shape
             got[tensor] = rule.form.to_torch(stub).shape
-    unused = {key: want.pop(key) for key in pytorch.UNUSED}
-    assert unused == {pytorch.UNUSED[0]: (257152, 1024)}
+    assert want.pop(pytorch.EXPERT_HEAD) == (257152, 1024)
     assert want.pop(pytorch.LM_HEAD) == got[pytorch.EMBED]
     assert got == want
-    config = sizes.from_torch_shapes(want, {})
+    config = sizes.infer(want, {})
     assert config == pi05.Pi05Config()
 
 
@@ -139,9 +139,11 @@ def test_half_precision_stays_half_precision(lerobot, folder, tmp_path):
     half = {key: x.astype(ml_dtypes.bfloat16) for key, x in lerobot.items()}
     first = checkpoint.load(folder(half))
     again = checkpoint.load(checkpoint.save(first, tmp_path, tmp_path / 'out'))
-    back = load_file(checkpoint.save_torch(again, tmp_path / 'torch', 'lerobot') / 'model.safetensors')
+    back = load_file(checkpoint.save(again, tmp_path, tmp_path / 'torch', 'lerobot') / 'model.safetensors')
     for tree in (first.params, again.params):
         assert {x.dtype for x in trees.flatten(tree).values()} == {np.dtype(ml_dtypes.bfloat16)}
+    unused = 'model.' + pytorch.EXPERT_HEAD
+    assert not np.any(back.pop(unused)) and set(back) | {unused} == set(half)
     assert all(x.tobytes() == half[key].tobytes() for key, x in back.items())
 
 
@@ -177,7 +179,7 @@ def test_sharded_files(lerobot, tmp_path, folder):
         with pytest.raises(UserError, match=message):
             checkpoint.load(tmp_path)
 
-    refused(json.dumps({'weight_map': {'x': '../a.safetensors'}}), 'the index points outside its folder')
+    refused(json.dumps({'weight_map': {'x': '../a.safetensors'}}), 'the index points elsewhere')
     refused(json.dumps({'weight_map': {'x': 'c.safetensors'}}), 'names shards that are not there: c.safetensors')
     refused('{"weight_map"', 'expected .*index.json to map tensors to files')
     refused('[]', 'expected .*index.json to map tensors to files')
@@ -186,18 +188,18 @@ def test_sharded_files(lerobot, tmp_path, folder):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda x: x.pop(ACTION), 'is no pi0.5: .*action_in_proj.weight.* is missing'),
+        (lambda x: x.pop(ACTION), r'\(1 differences\): missing action_in_proj.weight'),
         (lambda x: x.pop('model.time_mlp_in.bias'), r'\(1 differences\): missing time_mlp_in.bias'),
-        (lambda x: x.pop(EMBED) is x.pop(LM_HEAD), 'is no pi0.5: .*embed_tokens.weight.* is missing'),
+        (lambda x: x.pop(EMBED) is x.pop(LM_HEAD), 'none that tell vocab; missing .*embed_tokens.weight'),
         (lambda x: x.update(extra=np.zeros(1)), 'unexpected extra'),
         (
             lambda x: x.update({'model.time_mlp_in.weight': np.zeros((48, 47))}),
             r'time_mlp_in.weight: expected shape \(48, 48\), got \(48, 47\)',
         ),
-        (lambda x: x.update({ACTION: np.zeros(48)}), 'an array has another rank'),
+        (lambda x: x.update({ACTION: np.zeros(48)}), r'expected shape \(48, 8\), got \(48,\).*got F64'),
         (
             lambda x: x.update({f'model.{pytorch.EXPERT}layers.1.mlp.up_proj.weight': np.zeros((96, 48), np.float16)}),
-            'layers.1.mlp.up_proj.weight: expected dtype float32 as its other layers, got float16',
+            'layers.1.mlp.up_proj.weight: expected float32 as the rest of the action expert, got float16',
         ),
     ],
 )  # fmt: skip
@@ -215,7 +217,7 @@ def test_files_that_are_no_checkpoint(tmp_path):
             checkpoint.load(path)
 
     refused(tmp_path / 'nowhere', 'expected a checkpoint at .*nowhere, got no such file or folder')
-    refused(tmp_path, r'expected model.safetensors, an index or an orbax folder in .*, got \[\]')
+    refused(tmp_path, r'expected model.safetensors, .* or an orbax folder `params` in .*, got \[\]')
     (tmp_path / 'pytorch_model.bin').write_bytes(b'')
     refused(tmp_path / 'pytorch_model.bin', 'pickled weights can run code and are refused')
     whole = (golden.FIXTURE / LAYOUTS['lerobot']).read_bytes()
@@ -258,9 +260,9 @@ def test_leaves_under_value_as_openpis_training_saves_them(golden_params, tmp_pa
     ('change', 'message'),
     [
         (lambda x: x.pop('time_mlp_in/bias'), r'\(1 differences\): missing time_mlp_in/bias \(48,\)'),
-        (lambda x: x.pop('PaliGemma/img/pos_embedding'), 'is no pi0.5: .*PaliGemma/img/pos_embedding'),
+        (lambda x: x.pop('PaliGemma/img/pos_embedding'), 'none that tell tokens; .*PaliGemma/img/pos_embedding'),
         (lambda x: x.update({'time_mlp_in/bias': np.zeros(3)}), r'in/bias: expected shape \(48,\), got \(3,\)'),
-        (lambda x: x.update({'action_in_proj/kernel': np.zeros(())}), 'an array has another rank'),
+        (lambda x: x.update({'action_in_proj/kernel': np.zeros(())}), r'kernel: expected shape \(8, 48\), got \(\)'),
         (lambda x: x.update(extra=np.zeros(3)), r'unexpected extra \(3,\)'),
     ],
 )  # fmt: skip

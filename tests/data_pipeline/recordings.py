@@ -22,6 +22,7 @@ SETTINGS: dict[str, Any] = {
     'source': '',
     'cameras': CAMERAS,
     'image_size': 32,
+    'resize': '',
     'horizon': 16,
     'chunk': 8,
     'stride': 4,

@@ -9,7 +9,7 @@ import pytest
 from sigma_jax.backbones.tokenizer import Tokenizer, load_tokenizer, pi05_prompt
 from sigma_jax.data.lerobot import open_dataset
 from sigma_jax.data.meta import read_meta
-from sigma_jax.data.normalize import quantile_normalize, read_norm_stats
+from sigma_jax.data.normalize import normalize, read_norm_stats
 from sigma_jax.data.pipeline import make_loader
 from sigma_jax.data.prepare import prepare
 from sigma_jax.data.records import Index, Records, read_index, relative_statistics
@@ -60,7 +60,7 @@ def test_contents_are_those_of_the_recording(shards: Path, source: Path, tokeniz
         for at in zip(*np.nonzero(batch['mask']), strict=True):
             episode, frame = dataset.read_episode(int(batch['episode'][at])), int(batch['frame'][at])
             assert np.array_equal(batch['actions'][at], episode.actions[frame : frame + 16])
-            state = quantile_normalize(episode.state[frame], statistics)
+            state = normalize(episode.state[frame], statistics)
             np.testing.assert_allclose(batch['state'][at], state, rtol=1e-6)
             prompt = batch['prompt'][at][batch['prompt_mask'][at]]
             assert tokenizer.decode(prompt) == pi05_prompt(episode.tasks[frame], state)

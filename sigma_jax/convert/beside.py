@@ -1,0 +1,209 @@
+"""What lies beside weights: statistics, processors, policy settings, tokenizer; read from and written for any layout.
+
+Every folder we write has `policy.json` and `norm_stats.json`, which say how the policy computes whatever its origin,
+and besides them what the layout's own loader looks for. Files of the source go along as they are: LeRobot's at their
+place in LeRobot's layout, under `lerobot/` in the others; openpi's under `assets/` in all.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sigma_jax.backbones.pi05 import Pi05Config
+from sigma_jax.convert import lerobot_files, lerobot_policy
+from sigma_jax.convert.lerobot_policy import NormStats, read_json
+from sigma_jax.convert.stats_source import NORM_STATS, asset_files, find_statistics
+from sigma_jax.data.normalize import EPSILONS, Scaling, Statistics, norm_stats_json, read_norm_stats
+from sigma_jax.policy import LEROBOT, OPENPI, OURS, POLICY_FILE, Policy, read_policy, to_json
+
+CARRIED = ('tokenizer.json', 'tokenizer.model')
+UNDER = 'lerobot'  # where LeRobot's own files lie in other layouts
+OWN = 'sigma_config.json'  # what every folder of ours has, also from before there was policy.json
+NEW_ASSET = 'robot'
+TRAIN_CONFIG = "whether actions are relative, and the cameras' order, stand in openpi's training config: "
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """`statistics` are scaled as `policy` says, None where not known; `files` go along, by name in the layout."""
+
+    policy: Policy
+    statistics: NormStats | None = None
+    files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read(folder: str | pathlib.Path, format: str = '', stats: str | pathlib.Path | None = None) -> Beside:
+    """What lies beside the weights in `folder` (or beside a file of weights).
+
+    `format` is that of the checkpoint ('lerobot', 'openpi-jax', 'openpi-pytorch'), for folders that do not tell.
+    `stats` names other statistics: a norm_stats.json, a folder with one, a LeRobot policy or data set.
+
+    Raises:
+      UserError: damaged files, another policy than pi0.5, statistics that the normalisation cannot use.
+    """
+    folder = pathlib.Path(folder)
+    folder = folder if folder.is_dir() else folder.parent
+    folder = folder.parent if folder.name == 'params' else folder
+    found = _read(folder, format)
+    files = {**asset_files(folder), **found.files}
+    files |= {name: folder / name for name in CARRIED if (folder / name).is_file()}
+    statistics, notes = found.statistics, list(found.notes)
+    if stats is not None:
+        statistics = find_statistics(stats, found.policy.scalings())
+        notes = [note for note in notes if 'name their source' not in note]
+        if any(found.policy.relative_joints):
+            notes.append(f'{stats} must hold statistics of relative actions, as this policy has them')
+    return Beside(found.policy, statistics, files, tuple(notes))
+
+
+def trained_with(
+    base: Beside, statistics: NormStats, relative_joints: Sequence[bool], cameras: Sequence[str]
+) -> Beside:
+    """How a policy trained on `base` sees the world: as its base, by the statistics and joints of its training."""
+    policy = dataclasses.replace(
+        base.policy,
+        relative_joints=tuple(relative_joints),
+        cameras=tuple(cameras),
+        state=statistics['state'].scaling,
+        actions=statistics['actions'].scaling,
+    )
+    tokenizers = {name: path for name, path in base.files.items() if name in CARRIED}
+    return Beside(policy, statistics, tokenizers)
+
+
+def _read(folder: pathlib.Path, format: str) -> Beside:
+    own = read_policy(folder)
+    inner = folder / UNDER if (folder / UNDER).is_dir() else folder
+    lerobot = lerobot_policy.read(inner) if lerobot_policy.is_here(inner) else None
+    files = dict(lerobot.files) if lerobot else {}
+    if own is not None:
+        found = _read_own(folder, own)
+        stale = lerobot and found.statistics and lerobot.statistics and not _same_statistics(found, lerobot)
+        notes = (f"{NORM_STATS} differs from LeRobot's processors beside it; {NORM_STATS} is used",) if stale else ()
+        return dataclasses.replace(found, files=files, notes=notes)
+    if lerobot:
+        return Beside(lerobot.policy, lerobot.statistics, files, lerobot.notes)
+    if (folder / OWN).is_file() and not asset_files(folder):
+        return _read_own(folder, OURS)
+    if format == 'lerobot':
+        note = 'no config.json and processors of LeRobot: computed as LeRobot 0.5 does by default; name their source'
+        return dataclasses.replace(_read_own(folder, LEROBOT), notes=(note,))
+    return _read_openpi(folder)
+
+
+def _read_own(folder: pathlib.Path, policy: Policy) -> Beside:
+    file = folder / NORM_STATS
+    return Beside(policy, read_norm_stats(file, scalings=policy.scalings()) if file.is_file() else None)
+
+
+def _read_openpi(folder: pathlib.Path) -> Beside:
+    assets = asset_files(folder)
+    candidates = [folder / NORM_STATS] if (folder / NORM_STATS).is_file() else list(assets.values())
+    notes = [TRAIN_CONFIG + f'write them into {POLICY_FILE} where they differ (relative_joints, cameras)']
+    if len(candidates) == 1:
+        return Beside(OPENPI, read_norm_stats(candidates[0], scalings=OPENPI.scalings()), {}, tuple(notes))
+    names = ', '.join(path.parent.name for path in candidates)
+    lack = f'assets hold statistics of several robots ({names})' if candidates else 'no norm_stats.json'
+    return Beside(OPENPI, None, {}, (*notes, f'{lack}: name their source'))
+
+
+def write(
+    folder: str | pathlib.Path, layout: str, beside: Beside, config: Pi05Config, dtype: str = 'float32'
+) -> tuple[str, ...]:
+    """Writes all of it into `folder`, for `layout` 'jax', 'lerobot' or 'openpi-pytorch'; returns notes.
+
+    The notes say what is not known or what the layout cannot say. `dtype` ('float32', 'bfloat16') is that of the
+    weights, which LeRobot's and openpi's config.json name.
+    """
+    folder = pathlib.Path(folder)
+    (folder / POLICY_FILE).write_text(to_json(beside.policy))
+    if beside.statistics is not None:
+        (folder / NORM_STATS).write_text(norm_stats_json(beside.statistics))
+    notes = list(beside.notes)
+    if layout == 'lerobot':
+        if not _same_lerobot(beside):
+            notes += lerobot_files.write(folder, beside.policy, beside.statistics, config, dtype)
+    else:
+        notes += _write_openpi(folder, beside)
+    if layout == 'openpi-pytorch':
+        (folder / 'config.json').write_text(json.dumps(_openpi_config(config, dtype), indent=2))
+    _copy(folder, layout, beside)
+    if layout == 'lerobot':
+        settings = read_json(folder / lerobot_policy.CONFIG)
+        if settings.get('dtype') != dtype:
+            (folder / lerobot_policy.CONFIG).write_text(json.dumps(settings | {'dtype': dtype}, indent=4))
+    return tuple(notes)
+
+
+def _copy(folder: pathlib.Path, layout: str, beside: Beside) -> None:
+    """The source's files, none of those that are there already."""
+    for name, path in beside.files.items():
+        theirs = '/' not in name and name not in CARRIED
+        out = folder / UNDER / name if theirs and layout != 'lerobot' else folder / name
+        if not out.exists():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out)
+
+
+def _same_lerobot(beside: Beside) -> bool:
+    """Whether LeRobot's own files are at hand and still say what `beside` says."""
+    needed = (lerobot_policy.CONFIG, lerobot_policy.BEFORE, lerobot_policy.AFTER)
+    if any(name not in beside.files for name in needed):
+        return False
+    found = lerobot_policy.read(beside.files[lerobot_policy.CONFIG].parent)
+    mine, theirs = beside.policy, found.policy
+    if mine.scalings() != theirs.scalings() or mine.relative_joints != theirs.relative_joints:
+        return False
+    if beside.statistics is None or found.statistics is None:
+        return beside.statistics is found.statistics
+    return _same_statistics(beside, found)
+
+
+def _same_statistics(beside: Beside, found: lerobot_policy.Found) -> bool:
+    """Whether LeRobot's files hold, in float32, the numbers that would be written for it."""
+    ours, theirs = beside.statistics or {}, found.statistics or {}
+    return all(_same(lerobot_files.guarded(ours[name]), one) for name, one in theirs.items())
+
+
+def _same(one: Statistics, other: Statistics) -> bool:
+    mine, theirs = one.columns(), other.columns()
+    return all(key in mine and np.array_equal(mine[key].astype(np.float32), x) for key, x in theirs.items())
+
+
+def _write_openpi(folder: pathlib.Path, beside: Beside) -> list[str]:
+    """`assets/<id>/norm_stats.json`, which openpi reads; another mode than quantiles is written as quantiles."""
+    if beside.statistics is None or any(name.startswith('assets/') for name in beside.files):
+        return []
+    out = folder / 'assets' / NEW_ASSET / NORM_STATS
+    out.parent.mkdir(parents=True)
+    out.write_text(norm_stats_json({name: as_quantiles(one) for name, one in beside.statistics.items()}))
+    notes = [f"openpi looks for statistics in assets/<asset_id>: rename assets/{NEW_ASSET} to its config's asset_id"]
+    if any(one.scaling.mode != 'quantile' for one in beside.statistics.values()):
+        notes.append(f'assets/{NEW_ASSET} has the normalisation as quantiles, which openpi uses for pi0.5')
+    if any(beside.policy.relative_joints):
+        notes.append("actions are relative: openpi's training config must say so (DeltaActions)")
+    return notes
+
+
+def as_quantiles(one: Statistics) -> Statistics:
+    """Statistics with which openpi's quantile formula computes what `one` computes."""
+    scaling = Scaling('quantile', 'openpi')
+    if one.scaling.mode == 'quantile':
+        return dataclasses.replace(lerobot_files.guarded(one), scaling=scaling)
+    low, span = one.low.astype(np.float64), one.exact_span.astype(np.float64)
+    return Statistics(one.mean, one.std, low, low + span - EPSILONS['openpi'], scaling=scaling)
+
+
+def _openpi_config(config: Pi05Config, dtype: str) -> dict[str, object]:
+    return {
+        'action_dim': config.action_dim,
+        'action_horizon': config.action_horizon,
+        'paligemma_variant': lerobot_files.variant(config.language, 'gemma_2b'),
+        'action_expert_variant': lerobot_files.variant(config.expert, 'gemma_300m'),
+        'precision': dtype,
+    }

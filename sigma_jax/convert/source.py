@@ -1,0 +1,134 @@
+"""An opened checkpoint of any layout: its sizes and types, checked, and a reader of slices. No weight is read yet."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from sigma_jax import trees
+from sigma_jax.backbones.pi05 import Pi05Config, abstract_params
+from sigma_jax.convert import fit, pytorch, sizes
+from sigma_jax.convert.hub import local_path
+from sigma_jax.convert.leaves import LeafReader
+from sigma_jax.convert.pieces import Piece, pieces
+from sigma_jax.convert.tensors import DTYPES, TensorFiles, find_files
+from sigma_jax.errors import UserError
+
+PyTree = Any
+RECORD = 'source.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint whose weights `read(piece)` gives, one slice of our tree at a time, in the dtype as stored."""
+
+    name: str
+    folder: pathlib.Path
+    config: Pi05Config
+    format: str
+    dtypes: Mapping[str, np.dtype]
+    read: Callable[[Piece], np.ndarray]
+    notes: tuple[str, ...] = ()
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every leaf."""
+        return {path: leaf.shape for path, leaf in trees.flatten(abstract_params(self.config)).items()}
+
+
+def open_source(path: str | pathlib.Path) -> Source:
+    """Opens any supported checkpoint, by path or hub id.
+
+    Raises UserError naming every missing, extra and mis-shaped tensor.
+    """
+    path = local_path(path)
+    if not (path / 'params').exists() and (path / 'pretrained_model').is_dir():
+        path = path / 'pretrained_model'  # a step of LeRobot's training
+    for folder in (path / 'params', path):
+        if (folder / '_METADATA').is_file():
+            return _open_orbax(folder, path)
+    return _open_torch(TensorFiles(find_files(path)), path)
+
+
+def from_memory(params: PyTree, config: Pi05Config, kind: str, folder: pathlib.Path, notes: tuple[str, ...]) -> Source:
+    """A tree of arrays as a source. Raises UserError where it does not fit `config`."""
+    trees.check_same(abstract_params(config), params, kind)
+    flat = trees.flatten(params)
+    dtypes = {path: np.dtype(leaf.dtype) for path, leaf in flat.items()}
+    return Source(folder.name, folder, config, kind, dtypes, lambda p: np.asarray(flat[p.path][p.index]), notes)
+
+
+def _open_orbax(params: pathlib.Path, folder: pathlib.Path) -> Source:
+    reader = LeafReader(params)
+    config = sizes.from_jax_shapes(reader.shapes, sizes.read_hints(folder))
+    found = {path: np.broadcast_to(np.int8(0), shape) for path, shape in reader.shapes.items()}
+    trees.check_same(abstract_params(config), trees.unflatten(found), str(params))
+    fit.check_dtypes(reader.dtypes, {path: path for path in reader.dtypes}, str(params))
+    return Source(
+        name=folder.name,
+        folder=folder,
+        config=config,
+        format='openpi-jax',
+        dtypes=reader.dtypes,
+        read=lambda piece: reader.read(piece.path, piece.index),
+        digests=_recorded(folder),
+    )
+
+
+def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
+    folder, where = path if path.is_dir() else path.parent, str(files.files[0])
+    stored = {pytorch.canonical(name): name for name in files.names()}
+    lerobot = any(name.startswith('model.') for name in stored.values())
+    notes = _resolve_table(stored, files)
+    config = sizes.infer({name: files.shape(key) for name, key in stored.items()}, sizes.read_hints(folder))
+    leaves = trees.flatten(abstract_params(config))
+    owner = {piece.name: piece for piece in pieces({path: leaf.shape for path, leaf in leaves.items()}, whole=True)}
+    fit.check_tensors(files, stored, owner, where)
+    tensors = {name: DTYPES[files.dtype(key)] for name, key in stored.items()}
+    fit.check_dtypes(tensors, {name: piece.path for name, piece in owner.items()}, where)
+    return Source(
+        path.name,
+        folder,
+        config,
+        'lerobot' if lerobot else 'openpi-pytorch',
+        {piece.path: tensors[name] for name, piece in owner.items()},
+        lambda p: p.form.to_jax(files.read(stored[p.name], p.rows), p.shape),
+        tuple(notes),
+        _recorded(folder),
+    )
+
+
+def _resolve_table(stored: dict[str, str], files: TensorFiles) -> list[str]:
+    """Leaves one name for the token table in `stored`, drops known-unused tensors, and says so."""
+    notes = [f'{pytorch.EXPERT_HEAD} is unused and left out'] if stored.pop(pytorch.EXPERT_HEAD, None) else []
+    head = stored.pop(pytorch.LM_HEAD, None)
+    if head and pytorch.EMBED not in stored:
+        stored[pytorch.EMBED] = head
+    elif head:
+        same = _equal(files, head, stored[pytorch.EMBED])
+        notes.append(f'lm_head {"equals" if same else "differs from"} embed_tokens and is left out')
+    return notes
+
+
+def _equal(files: TensorFiles, one: str, other: str) -> bool:
+    if files.shape(one) != files.shape(other) or files.dtype(one) != files.dtype(other):
+        return False
+    rows, step = (files.shape(one) or (1,))[0], 4096
+    cuts = (slice(n, min(n + step, rows)) for n in range(0, rows, step))
+    return all(np.array_equal(files.read(one, cut), files.read(other, cut)) for cut in cuts)
+
+
+def _recorded(folder: pathlib.Path) -> dict[str, str]:
+    """Digests of the leaves that a conversion recorded beside its weights; {} where there is none."""
+    file = folder / RECORD
+    if not file.is_file():
+        return {}
+    try:
+        leaves = json.loads(file.read_text()).get('leaves', {})
+        return {str(path): str(one) for path, one in leaves.items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f'expected the record of a conversion in {file}, got {error}; copy it again') from error

@@ -1,0 +1,72 @@
+"""Checkpoints of any layout, written slice by slice."""
+
+import collections
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from sigma_jax.convert import pytorch
+from sigma_jax.convert.digests import AHEAD
+from sigma_jax.convert.leaves import LeafWriter
+from sigma_jax.convert.pieces import Piece
+from sigma_jax.convert.tensors import WEIGHTS, TensorWriter
+from sigma_jax.errors import UserError
+
+Put = Callable[[Piece, np.ndarray], Any]
+Shapes = Mapping[str, tuple[int, ...]]
+LAYOUTS = ('jax', 'lerobot', 'openpi-pytorch')
+
+
+@contextlib.contextmanager
+def open_writer(layout: str, folder: pathlib.Path, shapes: Shapes, dtypes: Mapping[str, np.dtype]) -> Iterator[Put]:
+    """A function that writes one slice in `layout`; all are on the disk when the block ends."""
+    if layout not in LAYOUTS:
+        raise UserError(f'expected a layout among {", ".join(LAYOUTS)}, got {layout!r}; choose one')
+    if layout != 'jax':
+        with _torch_writer(folder, shapes, dtypes, 'model.' if layout == 'lerobot' else '') as put:
+            yield put
+        return
+    pending: collections.deque[Any] = collections.deque()
+    writer = LeafWriter(folder / 'params', {path: (shape, dtypes[path]) for path, shape in shapes.items()})
+
+    def write(piece: Piece, array: np.ndarray) -> None:
+        if (future := writer.write(piece.path, piece.index, array)) is not None:
+            pending.append(future)
+        while len(pending) > AHEAD:
+            pending.popleft().result()
+
+    try:
+        yield write
+        while pending:
+            pending.popleft().result()
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f'could not write {folder}: {str(error)[:200]}; is the disk full?') from error
+
+
+@contextlib.contextmanager
+def _torch_writer(folder: pathlib.Path, shapes: Shapes, dtypes: Mapping[str, np.dtype], prefix: str) -> Iterator[Put]:
+    """LeRobot's set has the token table twice, openpi's as `lm_head` alone; both have an unused expert head."""
+    tables = [pytorch.LM_HEAD, pytorch.EMBED] if prefix else [pytorch.LM_HEAD]
+    tensors: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
+    for rule in pytorch.RULES:
+        shape, dtype = shapes[rule.path], dtypes[rule.path]
+        for index, name in rule.names(shape[0]):
+            stub = rule.form.to_torch(np.broadcast_to(np.int8(0), shape[len(index) :]))
+            tensors[prefix + name] = (stub.shape, dtype)
+    table = tensors.pop(prefix + pytorch.EMBED)
+    tensors |= dict.fromkeys((prefix + name for name in tables), table)
+    width = tensors[f'{prefix}time_mlp_in.bias'][0][0]
+    tensors[prefix + pytorch.EXPERT_HEAD] = ((table[0][0], width), table[1])
+    with TensorWriter(folder / WEIGHTS, tensors) as writer:
+
+        def write(piece: Piece, array: np.ndarray) -> None:
+            tensor, row = piece.form.to_torch(array), piece.rows.start if piece.rows else 0
+            for name in tables if piece.name == pytorch.EMBED else [piece.name]:
+                writer.write(prefix + name, tensor, row)
+
+        yield write
