@@ -1,0 +1,49 @@
+"""LoRA factors merged into base weights a slice at a time, in numpy: for export only (DESIGN 3.6)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sigma_jax import lora
+
+PyTree = Any
+
+
+def merge_piece(
+    path: str,
+    index: tuple[int | slice, ...],
+    piece: np.ndarray,
+    factors: PyTree,
+    layouts: Mapping[str, lora.Layout],
+    alpha: float,
+) -> np.ndarray:
+    """`piece + alpha / r * B A` in float32, for `piece = base[path][index]`: one slice of `lora.merge`.
+
+    `index` holds a whole number for each of the leading axes (scanned layers, stacked matrices) that the caller goes
+    through. A slice of a leaf without factors comes back as it is, however it was cut.
+    """
+    pair = _pair(factors, path)
+    if pair is None:
+        return piece
+    layout = lora.find_layout(path, layouts)
+    a, b = (np.asarray(pair[half])[index].astype(np.float32) for half in 'ab')
+    extra = np.ndim(pair['a']) - 2 - len(layout.stack)  # scanned axes
+    free = max(0, extra - len(index))  # of them left in the piece
+    letters = layout.weight[max(0, len(index) - extra) :]
+    inner = ''.join(x for x in layout.stack if x in letters) + layout.outputs + layout.inputs
+    size = dict(zip(letters, piece.shape[free:], strict=True))
+    delta = (b @ a) * np.float32(alpha / a.shape[-2])
+    delta = delta.reshape(*piece.shape[:free], *(size[x] for x in inner))
+    order = [*range(free), *(free + inner.index(x) for x in letters)]
+    return piece.astype(np.float32) + delta.transpose(order)
+
+
+def _pair(factors: PyTree, path: str) -> Mapping[str, Any] | None:
+    """The factors of one leaf, None where there are none."""
+    node = factors
+    for key in path.split('/'):
+        if not isinstance(node, Mapping) or key not in node:
+            return None
+        node = node[key]
+    return node if set(node) == {'a', 'b'} else None
