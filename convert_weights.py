@@ -1,47 +1,137 @@
-"""Converts a pi0.5 checkpoint between LeRobot, openpi (PyTorch, JAX) and this project's folder.
+"""Converts a pi0.5 checkpoint between LeRobot, openpi (PyTorch, JAX) and this project's folder, and proves it equal.
 
-python convert_weights.py --checkpoint=assets/pi05_tiny --out=runs/base
+python convert_weights.py --checkpoint=lerobot/pi05_base --out=runs/base
 python convert_weights.py --checkpoint=runs/base --out=runs/for_lerobot --layout=lerobot
+python convert_weights.py --checkpoint=runs/base --adapter=PEFT_FOLDER --out=runs/merged
+python convert_weights.py verify --checkpoint=runs/base --fixture=FIXTURE       (tools/make_fixture.py makes one)
+python convert_weights.py export --workdir=runs/sigma --out=runs/sigma_export   (LoRA for PEFT, heads, merged weights)
 """
 
 import argparse
+import sys
 
 from rich.console import Console
+from rich.table import Column, Table
 
-from sigma_jax import trees
-from sigma_jax.convert import checkpoint
-from sigma_jax.scripts import reports_user_errors
+from sigma_jax.convert import beside, checkpoint, peft, source, verify, writers
+from sigma_jax.convert.merge import merge_piece
+from sigma_jax.errors import UserError
+from sigma_jax.export import export_run
+from sigma_jax.scripts import reports_user_errors, transfer_bar
 
-LAYOUTS = ('jax', 'lerobot', 'openpi-pytorch')
+CHECKPOINT = 'a .safetensors file, a folder with one, with a sharded set or with orbax params, or a hub id'
+
+
+def convert(flags: argparse.Namespace, console: Console) -> int:
+    """Writes another layout of the same weights, or of weights with an adapter merged in."""
+    opened = source.open_source(flags.checkpoint)
+    around = beside.read(opened.folder, opened.format, flags.stats)
+    change, dtype = None, flags.dtype or 'stored'
+    if flags.adapter:
+        if flags.dtype in ('stored', 'bfloat16'):
+            raise UserError(
+                f'expected --dtype=float32 with --adapter, got {flags.dtype}: added in bfloat16, most of an adapter is '
+                'rounded away; leave --dtype out'
+            )
+        found, dtype = peft.load(flags.adapter, opened.config, peft.MERGE_LAYOUTS), 'float32'
+        for note in found.notes:
+            console.print(f'  {note}', highlight=False)
+
+        def change(piece, array):
+            return merge_piece(piece.path, piece.index, array, found.factors, peft.MERGE_LAYOUTS, found.config.alpha)
+
+    with transfer_bar(console, f'{opened.format} -> {flags.layout}') as progress:
+        record = checkpoint.convert(opened, flags.out, flags.layout, dtype, change, progress, around)
+    console.print(f'{record["format"]}: {record["parameters"]:,} parameters -> {flags.out} ({flags.layout})')
+    for note in record['notes']:
+        console.print(f'  {note}', highlight=False)
+    return 0
+
+
+def prove(flags: argparse.Namespace, console: Console) -> int:
+    """Prints how far our model is from the numbers of a public implementation; status 1 where they differ."""
+    with console.status(f'{flags.checkpoint}: computing what {flags.fixture} holds'):
+        rows = verify.verify(flags.checkpoint, flags.fixture, flags.tolerance, flags.dtype)
+    half = flags.dtype == 'bfloat16'
+    table = Table(Column('quantity', no_wrap=True), 'of', *(Column(x, justify='right') for x in ('max abs', 'max rel')))
+    if half:
+        table.add_column('cosine', justify='right')
+    table.add_column('verdict', no_wrap=True)
+    for row in rows:
+        numbers = [(row.max_abs, '.2e'), (row.max_rel, '.2e'), *([(row.cosine, '.6f')] if half else [])]
+        cells = ('' if number is None else f'{number:{form}}' for number, form in numbers)
+        verdict = row.verdict if row.differs else row.verdict.partition(' (')[0]
+        table.add_row(row.quantity, row.source, *cells, verdict, style='red' if row.differs else None)
+    console.print(table)
+    good, compared = verify.passed(rows), sum(row.max_abs is not None for row in rows)
+    limit = f'cosine >= {verify.COSINE}' if half else f'max rel <= {flags.tolerance:g}'
+    console.print(
+        f'{compared} of {len(rows)} compared in {flags.dtype}, {limit}: ' + ('equal' if good else 'NOT equal')
+    )
+    return 0 if good else 1
+
+
+def export(flags: argparse.Namespace, console: Console) -> int:
+    """Writes what a training run gives to others."""
+    with console.status(f'exporting {flags.workdir}'):
+        out = export_run(flags.workdir, flags.out, flags.step, flags.layout, flags.merge, flags.base_model)
+    console.print(f'{out}: ' + ', '.join(sorted(path.name for path in out.iterdir())))
+    return 0
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    """Flags of a conversion."""
+    parser.add_argument('--checkpoint', required=True, help=CHECKPOINT)
+    parser.add_argument('--out', required=True, help='folder to write; must not exist')
+    parser.add_argument(
+        '--layout', choices=writers.LAYOUTS, default='jax', help='what to write (default: jax, for train.py and openpi)'
+    )
+    parser.add_argument(
+        '--dtype',
+        choices=('stored', 'float32', 'bfloat16'),
+        help='bfloat16: the matrices of both Gemmas, as the originals keep it (default: as stored)',
+    )
+    parser.add_argument('--adapter', help='a PEFT adapter folder to merge in; the result is float32')
+    parser.add_argument('--stats', help='statistics from elsewhere: norm_stats.json, a LeRobot policy or data set')
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Flags of a proof."""
+    parser.add_argument('--checkpoint', required=True, help=CHECKPOINT)
+    parser.add_argument('--fixture', required=True, help='folder with inputs.npz, outputs.npz, config.json')
+    parser.add_argument('--tolerance', type=float, default=1e-4, help='largest relative difference in float32')
+    parser.add_argument(
+        '--dtype', choices=('float32', 'bfloat16'), default='float32', help='what our model computes in'
+    )
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Flags of an export."""
+    parser.add_argument('--workdir', required=True, help='folder of a training run')
+    parser.add_argument('--out', required=True, help='folder to write; must not exist')
+    parser.add_argument('--step', type=int, help='which checkpoint (default: the newest)')
+    parser.add_argument(
+        '--layout', choices=('lerobot', 'openpi-pytorch'), default='lerobot', help='of adapter and merged weights'
+    )
+    parser.add_argument('--merge', action='store_true', help='also base and trained weights as one float32 checkpoint')
+    parser.add_argument('--base-model', default='', help='what the adapter names as its base: a hub id or a folder')
+
+
+COMMANDS = {'convert': (convert, add_convert), 'verify': (prove, add_verify), 'export': (export, add_export)}
 
 
 @reports_user_errors
 def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--checkpoint', required=True, help='a .safetensors file, or a folder with one or with orbax params'
+    """Entry point; without a command it converts."""
+    arguments = sys.argv[1:]
+    name = arguments.pop(0) if arguments and arguments[0] in COMMANDS else 'convert'
+    command, add_flags = COMMANDS[name]
+    program = 'convert_weights.py' if name == 'convert' else f'convert_weights.py {name}'
+    parser = argparse.ArgumentParser(
+        program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument('--out', required=True, help='folder to write; must not exist')
-    parser.add_argument('--layout', choices=LAYOUTS, default='jax', help='what to write (default: jax, for train.py)')
-    parser.add_argument(
-        '--dtype',
-        choices=('stored', 'bfloat16'),
-        default='stored',
-        help='of PyTorch layouts; LeRobot keeps some float32',
-    )
-    flags = parser.parse_args()
-    console = Console()
-    with console.status(f'reading {flags.checkpoint}'):
-        loaded = checkpoint.load(flags.checkpoint)
-    with console.status(f'writing {flags.out}'):
-        if flags.layout == 'jax':
-            checkpoint.save(loaded, flags.checkpoint, flags.out)
-        else:
-            checkpoint.save_torch(loaded, flags.out, flags.layout, flags.dtype, flags.checkpoint)
-    console.print(f'{loaded.format}: {trees.count(loaded.params):,} parameters -> {flags.out} ({flags.layout})')
-    for note in loaded.notes:
-        console.print(f'  {note}')
+    add_flags(parser)
+    sys.exit(command(parser.parse_args(arguments), Console()))
 
 
 if __name__ == '__main__':

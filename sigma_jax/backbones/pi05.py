@@ -110,18 +110,27 @@ class Pi05(nn.Module):
         x = sincos_embedding(time, self.config.expert.width).astype(self.config.dtype)
         return nn.silu(self.time_mlp_out(nn.silu(self.time_mlp_in(x))))
 
-    def velocity(
+    def embed_actions(self, x_t: Float[Array, 'b t a']) -> Float[Array, 'b t w']:
+        """Noisy actions at the action expert's width."""
+        return self.action_in_proj(x_t.astype(self.config.dtype))
+
+    def action_hidden(
         self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
-    ) -> Float[Array, 'b t a']:
-        """The training pass: prefix and actions in one attention -> velocity in float32."""
+    ) -> Float[Array, 'b t w']:
+        """The training pass: prefix and actions in one attention -> the action expert after its final norm."""
         prefix, mask = self.embed_prefix(observation)
-        actions = self.action_in_proj(x_t.astype(self.config.dtype))
         joint = jnp.concatenate([mask, jnp.ones(x_t.shape[:2], bool)], axis=1)
         is_action = jnp.arange(joint.shape[1]) >= mask.shape[1]
         pair = joint[:, None, :] & joint[:, :, None] & (is_action[:, None] | ~is_action[None, :])
         conds = (None, self.time_condition(time))
-        (_, hidden), _ = self.PaliGemma.llm((prefix, actions), positions(joint), pair, conds)
-        return self.action_out_proj(hidden).astype(jnp.float32)
+        (_, hidden), _ = self.PaliGemma.llm((prefix, self.embed_actions(x_t)), positions(joint), pair, conds)
+        return hidden
+
+    def velocity(
+        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
+    ) -> Float[Array, 'b t a']:
+        """The velocity of the training pass, in float32."""
+        return self.action_out_proj(self.action_hidden(observation, x_t, time)).astype(jnp.float32)
 
     def sample_actions(self, noise: Float[Array, 'b t a'], observation: Observation) -> Float[Array, 'b t a']:
         """Euler steps from noise at time 1 to actions at time 0, normalised units, with cached prefix."""
@@ -136,7 +145,7 @@ class Pi05(nn.Module):
 
         def step(module, x, time):
             cond = module.time_condition(jnp.full((b,), time))
-            actions = module.action_in_proj(x.astype(self.config.dtype))
+            actions = module.embed_actions(x)
             (_, hidden), _ = module.PaliGemma.llm((None, actions), place, pair, (None, cond), cache)
             return x - module.action_out_proj(hidden).astype(jnp.float32) / steps, None
 
