@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.convert import checkpoint, pytorch, sizes
+from sigma_jax.convert import checkpoint, pytorch, sizes, source
+from sigma_jax.convert.pieces import pieces
 from sigma_jax.errors import UserError
 from tests import golden
 
@@ -86,6 +87,61 @@ def test_there_and_back_bitwise(loaded, tmp_path, first, second):
     back = checkpoint.load(save(there, tmp_path / 'back', second))
     assert trees.digest(back.params) == trees.digest(loaded[first].params)
     assert same_sizes(back.config)
+
+
+@pytest.mark.parametrize('layout', ['lerobot', 'openpi-pytorch'])
+def test_exports_hold_every_tensor_that_the_originals_load_strictly(loaded, tmp_path, layout):
+    ours = load_file(save(loaded['jax'], tmp_path / 'out', layout) / 'model.safetensors')
+    theirs = load_file(golden.FIXTURE / LAYOUTS[layout])
+    assert {key: (x.shape, x.dtype) for key, x in ours.items()} == {
+        key: (x.shape, x.dtype) for key, x in theirs.items()
+    }
+    differ = {pytorch.canonical(key) for key, x in ours.items() if x.tobytes() != theirs[key].tobytes()}
+    assert differ == {pytorch.EXPERT_HEAD}
+
+
+def test_a_stopped_conversion_leaves_nothing(loaded, tmp_path):
+    """Also where the stop comes from outside; the rest of a kill is cleared by the next conversion."""
+    opened = source.open_source(golden.FIXTURE / LAYOUTS['lerobot'])
+    (tmp_path / '.out.part').mkdir()
+    (tmp_path / '.out.part/model.safetensors').write_bytes(b'half')
+
+    def stop(done, total):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    for layout in ('jax', 'lerobot'):
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.convert(opened, tmp_path / 'out', layout, progress=stop)
+        assert not list(tmp_path.iterdir())
+    seen = []
+    checkpoint.convert(opened, tmp_path / 'out', 'jax', progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] == 4 * 356080 and seen == sorted(seen)
+
+
+def test_large_tables_pass_by_rows(loaded, tmp_path, monkeypatch):
+    monkeypatch.setattr('sigma_jax.convert.pieces.PIECE', 4096)  # elements: the table has 512 * 64
+    monkeypatch.setattr('sigma_jax.convert.leaves.WHOLE', 1000)
+    cut = [
+        piece for piece in pieces({p: x.shape for p, x in trees.flatten(loaded['jax'].params).items()}) if piece.rows
+    ]
+    assert [piece.rows.start for piece in cut] == list(range(0, 512, 64))
+    there = save(loaded['jax'], tmp_path / 'there', 'jax')
+    assert len(list((there / 'params/params.PaliGemma.llm.embedder.input_embedding').glob('[0-9]*'))) == 8
+    back = save(checkpoint.load(there), tmp_path / 'back', 'lerobot')
+    assert trees.digest(checkpoint.load(back).params) == trees.digest(loaded['jax'].params)
+    with ocp.PyTreeCheckpointer() as reader:
+        plain = reader.restore((there / 'params').absolute())['params']
+    assert trees.digest(plain) == trees.digest(loaded['jax'].params)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_dtypes_follow_the_originals(loaded, tmp_path, dtype):
+    found = checkpoint.load(checkpoint.save(loaded['jax'], golden.FIXTURE, tmp_path / 'out', 'jax', dtype=dtype))
+    kinds = {path: x.dtype for path, x in trees.flatten(found.params).items()}
+    half = {path for path, kind in kinds.items() if kind == ml_dtypes.bfloat16}
+    assert {pytorch.dtype_group(path) for path in half} == (set(checkpoint.HALF) if dtype == 'bfloat16' else set())
+    assert all('norm' not in path and '/img/' not in path for path in half)
 
 
 def test_a_converted_folder_tells_where_it_came_from(loaded, tmp_path):
