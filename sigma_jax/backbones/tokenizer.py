@@ -12,9 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from sigma_jax import hub
 from sigma_jax.errors import UserError
 
 PAD, EOS, BOS, UNKNOWN = 0, 1, 2, 3
+_BINS = np.linspace(-1, 1, 257)[:-1]
 SMALLEST_SHARE = 0.9  # of the table's rows; PaliGemma's own 256,000 pieces fill 99.6 % of its 257,152 rows
 
 
@@ -58,7 +60,7 @@ def discretise_state(state: Float[np.ndarray, ' p']) -> Int[np.ndarray, ' p']:
     """
     if np.isnan(state).any():
         raise UserError(f'Expected numbers in the normalised state, got {state}; look at the reading behind it.')
-    return np.digitize(state, bins=np.linspace(-1, 1, 257)[:-1]) - 1
+    return np.digitize(state, bins=_BINS) - 1
 
 
 def pi05_prompt(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> str:
@@ -66,7 +68,7 @@ def pi05_prompt(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> st
 
     openpi, and LeRobot from 0.5 on, write the robot's own joints; LeRobot before 0.5 all 32 places.
     """
-    padded = np.pad(state, (0, max(0, width - len(state))))
+    padded = np.pad(state, (0, width - len(state))) if width > len(state) else state
     bins = ' '.join(map(str, discretise_state(padded)))
     return f'Task: {clean_task(task)}, State: {bins};\nAction: '
 
@@ -84,8 +86,9 @@ def pad_tokens(
             f'Expected a {what} of at most {length} tokens, got {len(ids)}; '
             f'raise data.max_{what}_len or shorten the task.'
         )
-    mask = np.arange(length) < len(ids)
-    return np.pad(np.asarray(ids, np.int32), (0, length - len(ids))), mask
+    padded = np.zeros(length, np.int32)
+    padded[: len(ids)] = ids
+    return padded, np.arange(length) < len(ids)
 
 
 def check_vocab(tokenizer: Tokenizer, table_rows: int) -> None:
@@ -170,17 +173,4 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
 def _from_hub(name: str) -> Path:
     if name.count('/') != 1 or name.startswith(('.', '/')) or name.endswith(('.json', '.model')):
         raise UserError(f'Expected a tokenizer file, its directory or a hub id, got {name}, which does not exist.')
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise UserError(
-            f"Expected the package huggingface_hub to fetch '{name}', got none installed; pip install 'sigma_jax[hf]'."
-        ) from error
-    try:
-        return Path(huggingface_hub.hf_hub_download(name, 'tokenizer.json'))
-    except Exception as error:  # network, authorisation and missing-file errors have no common base
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f'Expected tokenizer.json of \'{name}\' from the hub, got "{reason}"; '
-            'accept its licence and log in, or name a local file.'
-        ) from error
+    return hub.fetch(name, files=('tokenizer.json',)).path / 'tokenizer.json'

@@ -1,10 +1,10 @@
 """pi0.5 checkpoints in and out.
 
-    source, checkpoint, writers   open, load, convert: any layout to any layout, slice by slice
-    pytorch, pieces, sizes, fit   the table of names, its slices, sizes from arrays, what does not fit
-    tensors, leaves, hub          safetensors files, Orbax arrays, the hub
-    digests, whole_file           SHA-256 per leaf; small files
-    beside, lerobot_*, stats_*    statistics, processors and settings beside the weights
-    peft*, merge, heads           LoRA factors as PEFT adapters, merged weights, Sigma's heads
-    fixture, verify               proof against the numbers of a public implementation
+source, checkpoint, writers   open, load, convert: any layout to any layout, slice by slice
+pytorch, pieces, sizes, fit   the table of names, its slices, sizes from arrays, what does not fit
+tensors, leaves, hub          safetensors files, Orbax arrays, the hub
+digests, whole_file           SHA-256 per leaf; small files
+beside, lerobot_*, stats_*    statistics, processors and settings beside the weights
+peft*, merge, heads           LoRA factors as PEFT adapters, merged weights, Sigma's heads
+fixture, verify               proof against the numbers of a public implementation
 """

@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 def to_json(config: Pi05Config) -> dict:
     """A config as plain JSON; LoRA and run-time settings are not properties of the weights and stay out."""
     out = dataclasses.asdict(config)
-    return {k: v for k, v in out.items() if k not in ('lora', 'dtype', 'remat')}
+    return {k: v for k, v in out.items() if k not in ('lora', 'dtype', 'remat', 'train_base')}
 
 
 def from_json(data: Mapping) -> Pi05Config:

@@ -11,11 +11,11 @@ import numpy as np
 from sigma_jax import trees
 from sigma_jax.backbones.pi05 import Pi05Config, abstract_params
 from sigma_jax.convert import fit, pytorch, sizes
-from sigma_jax.convert.hub import local_path
 from sigma_jax.convert.leaves import LeafReader
 from sigma_jax.convert.pieces import Piece, pieces
 from sigma_jax.convert.tensors import DTYPES, TensorFiles, find_files
 from sigma_jax.errors import UserError
+from sigma_jax.hub import local_path
 
 PyTree = Any
 RECORD = 'source.json'

@@ -1,0 +1,135 @@
+"""huggingface_hub's HTTP client with patience: waits as the hub asks, and longer after every failure.
+
+The client's own retries (1.x, 2.x) leave gaps: none for the question that resolves a revision, none for a 5xx answer to
+a download, no Retry-After given as a date, no jitter. So every request goes through one loop here, and the client's own
+loops never come into action: what is given up here ends as a UserError, which they let through.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import email.utils
+import importlib
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sigma_jax.errors import UserError
+
+RETRIED = (408, 425, 429, 500, 502, 503, 504)
+_LOG = logging.getLogger(__name__)
+_RESET = re.compile(r'(?:^|;)\s*t=(\d+)')  # seconds to the next window in the hub's RateLimit header
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How often and how long to wait (ours).
+
+    Attributes:
+      tries: of one request, or of one file without a byte of progress.
+      first: seconds before the second try; doubled each time, then drawn from its upper half.
+      longest: seconds that one such wait may take.
+      asked: seconds to wait at most where the hub names them (Retry-After); it counts in windows of five minutes.
+      timeout: seconds without a byte after which a connection counts as dead.
+    """
+
+    tries: int = 8
+    first: float = 1.0
+    longest: float = 60.0
+    asked: float = 900.0
+    timeout: float = 30.0
+    sleep: Callable[[float], None] = time.sleep
+
+    def seconds(self, failures: int) -> float:
+        """The wait after so many failures in a row."""
+        return min(self.longest, self.first * 2 ** (failures - 1)) * random.uniform(0.5, 1)
+
+    def pause(self, what: str, why: str, failures: int, asked: float | None = None) -> None:
+        """Waits, or raises UserError after the last try or where the hub asks for more than there is patience."""
+        if failures >= self.tries:
+            raise UserError(
+                f'expected {what} from the hub, got "{why}" {failures} times; look at the connection and run the same '
+                'command again: what has been fetched is kept'
+            )
+        if asked is not None and asked > self.asked:
+            raise UserError(
+                f'expected {what} from the hub, got "{why}" with {asked:.0f} s to wait; run the same command again '
+                'then: what has been fetched is kept'
+            )
+        wait = self.seconds(failures) if asked is None else asked + random.uniform(0, min(self.first, 1))
+        _LOG.warning('%s: %s; waiting %.1f s (try %d of %d)', what, why, wait, failures, self.tries)
+        self.sleep(wait)
+
+
+def retry_after(headers: Any, now: datetime.datetime | None = None) -> float | None:
+    """Seconds that an answer asks to wait: Retry-After as a number or a date (RFC 9110), or the hub's RateLimit."""
+    value = (headers.get('Retry-After') or '').strip()
+    if re.fullmatch(r'\d{1,9}(\.\d+)?', value):
+        return float(value)
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        date = email.utils.parsedate_to_datetime(value)
+        date = date if date.tzinfo else date.replace(tzinfo=datetime.UTC)
+        return max(0.0, (date - (now or datetime.datetime.now(datetime.UTC))).total_seconds())
+    match = _RESET.search(headers.get('RateLimit') or '')
+    return float(match[1]) if match else None
+
+
+def network_errors(client: Any) -> tuple[type[Exception], ...]:
+    """What the library below `client` raises when a connection fails."""
+    library = importlib.import_module(_library(client).__module__)
+    return library.NetworkError, library.TimeoutException, library.RemoteProtocolError
+
+
+def _library(client: Any) -> type:
+    """The HTTP library's own class of client: httpx's in huggingface_hub 1, httpx2's in 2."""
+    return next(kind for kind in type(client).__mro__ if kind.__module__.split('.')[0] in ('httpx', 'httpx2'))
+
+
+@contextlib.contextmanager
+def patient_client(hub: Any, patience: Patience) -> Iterator[None]:
+    """Within the block huggingface_hub (`hub`) asks through a patient client. Raises UserError for one before 1.0."""
+    if not hasattr(hub, 'set_client_factory'):
+        raise UserError(
+            f"expected huggingface_hub 1.0 or newer, got {hub.__version__}; pip install --upgrade 'sigma_jax[hf]'"
+        )
+    factory = importlib.import_module('huggingface_hub.utils._http').default_client_factory
+    hub.set_client_factory(lambda: _patient(factory(), patience))
+    try:
+        yield
+    finally:
+        hub.set_client_factory(factory)
+
+
+def _patient(client: Any, patience: Patience) -> Any:
+    """The same client, whose `send` tries again."""
+    send, failures_of = client.send, network_errors(client)
+    client.timeout = patience.timeout
+
+    def patient_send(request: Any, **options: Any) -> Any:
+        what = f'{request.method} {request.url.path}'  # without the query, which may be signed
+        failures = 0
+        while True:
+            asked, answer = None, None
+            try:
+                answer = send(request, **options)
+                if answer.status_code not in RETRIED:
+                    return answer
+                why, asked = f'{answer.status_code} {answer.reason_phrase}', retry_after(answer.headers)
+            except failures_of as error:
+                why = reason(error)
+            finally:
+                if answer is not None and answer.status_code in RETRIED:
+                    answer.close()
+            failures += 1
+            patience.pause(what, why, failures, asked)
+
+    client.send = patient_send
+    return client
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, with its name."""
+    return f'{type(error).__name__}: {str(error).strip()}'.strip(': ').splitlines()[0]
