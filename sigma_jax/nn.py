@@ -1,6 +1,7 @@
 """Layers that backbones and workspaces share: the LoRA-aware projection, attention, safe norms."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from sigma_jax import lora
+from sigma_jax.errors import UserError
 
+SHORTEST = 128  # queries; below, the plain products are faster
 MASKED = -2.3819763e38  # added nowhere, put in place of masked logits: finite, so an all-masked row stays finite
 
 
@@ -20,22 +23,36 @@ def project(
     layout: lora.Layout,
     config: lora.LoraConfig,
     init: Callable = nn.initializers.lecun_normal(),
-) -> Float[Array, '...']:
+    dropped: Float[Array, '...'] | None = None,
+) -> Any:
     """Weight `name` of `module` applied to `x [... inputs]`, plus its LoRA side path where one is given.
 
-    Returns `[stack ... outputs]` in x's dtype. The side path exists where the collection `lora` holds this
-    leaf; dropout is on when a 'dropout' rng is given.
+    Returns `[... outputs]` in x's dtype, or a tuple of them, one for each matrix that the layout stacks. The side path
+    exists where the collection `lora` holds this leaf; it reads `dropped`, or x with a dropout of its own.
     """
     w = module.param(name, init, shape)
-    y = jnp.einsum(layout.equation(), x, w.astype(x.dtype))
-    if not module.has_variable('lora', name):
-        return y
-    if config.dropout and module.has_rng('dropout'):
-        keep = jax.random.bernoulli(module.make_rng('dropout'), 1 - config.dropout, x.shape)
-        x = jnp.where(keep, x / (1 - config.dropout), 0).astype(x.dtype)
-    size = dict(zip(layout.weight, shape, strict=True))
-    outputs = tuple(size[axis] for axis in layout.outputs)
-    return y + lora.side_path(x, module.get_variable('lora', name), layout, outputs, config.alpha)
+    one = lora.Layout(layout.weight.removeprefix(layout.stack), layout.inputs, layout.outputs)
+    matrices = w if layout.stack else w[None]  # one product each: all at once, XLA would transpose the stack
+    ys = [jnp.einsum(one.equation(), x, matrix.astype(x.dtype)) for matrix in matrices]
+    if module.has_variable('lora', name):
+        size = dict(zip(layout.weight, shape, strict=True))
+        outputs = tuple(size[axis] for axis in layout.outputs)
+        low = dropout(module, x, config.dropout) if dropped is None else dropped
+        side = lora.side_path(low, module.get_variable('lora', name), layout, outputs, config.alpha)
+        ys = [y + more for y, more in zip(ys, side if layout.stack else side[None], strict=True)]
+    return tuple(ys) if layout.stack else ys[0]
+
+
+def dropout(module: nn.Module, x: Float[Array, '...'], rate: float) -> Float[Array, '...']:
+    """x with a share of its elements set to zero and the rest scaled up, where `module` has a 'dropout' rng.
+
+    The share is `rate` rounded to 1/256: eight random bits an element cost a quarter of what 32 do.
+    """
+    level = round(256 * rate)
+    if not level or not module.has_rng('dropout'):
+        return x
+    bits = jax.random.bits(module.make_rng('dropout'), x.shape, jnp.uint8)
+    return jnp.where(bits >= level, x * (256 / (256 - level)), 0).astype(x.dtype)
 
 
 def attention(
@@ -44,7 +61,13 @@ def attention(
     v: Float[Array, 'b s k h'],
     mask: Bool[Array, 'b t s'] | None = None,
 ) -> Float[Array, 'b t n h']:
-    """Softmax attention with n query heads over k key-value heads; q comes scaled; softmax in float32."""
+    """Softmax attention with n query heads over k key-value heads; q comes scaled; softmax in float32.
+
+    In half precision on GPUs that have it for these sizes, cuDNN's fused kernel.
+    """
+    if fuses(q, k):
+        pairs = None if mask is None else mask[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=pairs, scale=1.0, implementation='cudnn')
     b, t, n, h = q.shape
     q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
     logits = jnp.einsum('btkmh,bskh->bkmts', q, k, preferred_element_type=jnp.float32)
@@ -52,6 +75,28 @@ def attention(
         logits = jnp.where(mask[:, None, None], logits, MASKED)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum('bkmts,bskh->btkmh', weights, v).reshape(b, t, n, h)
+
+
+def fuses(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h']) -> bool:
+    """Whether cuDNN has a fused attention, and its gradient, for these sizes on this device."""
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or jax.default_backend() != 'gpu':
+        return False
+    largest = 256 if float(jax.local_devices()[0].compute_capability) >= 9 else 128
+    sizes = q.shape[-1] <= largest and q.shape[-1] % 8 == 0 and q.shape[1] % 2 == k.shape[1] % 2 == 0
+    return sizes and q.shape[1] >= SHORTEST
+
+
+def remat_policy(name: str) -> Callable:
+    """A policy of `jax.checkpoint_policies`, or 'save_attention': fused attention is not computed twice.
+
+    Raises UserError for other names.
+    """
+    if name == 'save_attention':
+        return lambda primitive, *_, **__: primitive.name.startswith('dot_product_attention_fwd')
+    if not hasattr(jax.checkpoint_policies, name):
+        known = ', '.join(x for x in dir(jax.checkpoint_policies) if not x.startswith('_'))
+        raise UserError(f'model.remat: expected save_attention or one of {known}, got {name!r}; choose one')
+    return getattr(jax.checkpoint_policies, name)
 
 
 def safe_norm(x: Array, axis: int = -1, eps: float = 1e-6, keepdims: bool = False) -> Array:

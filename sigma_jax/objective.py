@@ -34,6 +34,7 @@ def bind(
     gate = jnp.asarray(ablation.lora)
     factors = trainable.get('lora')
     gated = None if factors is None else jax.tree.map(lambda x: jnp.where(gate > 0, x, jnp.zeros_like(x)), factors)
+    config = dataclasses.replace(config, train_base='params' in trainable)
     return BoundPi05(config, overlay(frozen.params, trainable.get('params', {})), gated, dropout_key)
 
 
@@ -105,15 +106,24 @@ class SigmaObjective:
         backbone = bind(self.config, trainable, frozen, ablation, key)
         features, text = embed_observation(frozen_backbone, batch.observation, self.sigma)
 
-        def window(observation, features, text, base, carry, reset, keys):
-            return Sigma(self.sigma).apply(
-                {'params': trainable['sigma']},
-                *(backbone, observation, features, text, base, frozen.stats['sigma_a'], carry, reset, ablation, keys),
+        def apply(observation, features, text, base, carry, reset, keys, method):
+            inputs = (
+                backbone,
+                observation,
+                features,
+                text,
+                base,
+                frozen.stats['sigma_a'],
+                carry,
+                reset,
+                ablation,
+                keys,
             )
+            return Sigma(self.sigma).apply({'params': trainable['sigma']}, *inputs, method=method)
 
         base = dataclasses.replace(batch, base=batch.base[..., : self.sigma.horizon, :])
         noise_key = jax.random.key(0) if key is None else key
-        return run_sequence(window, self.sigma, base, features, text, key=noise_key)[1]
+        return run_sequence(apply, self.sigma, base, features, text, key=noise_key)[1]
 
     def terms(self, trainable, frozen, batch, ablation, key, step):
         """({term: [b]}, {term: weight}, metrics) of one batch."""

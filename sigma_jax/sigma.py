@@ -7,6 +7,7 @@ Token sequence of a language pass: [ text: l | vision: N_v | state: N_s ].
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,13 +59,70 @@ class Sigma(nn.Module):
         Raises:
           ValueError: `base` is not [b horizon action_dim], or `noise_scale > 0` without keys.
         """
-        c = self.config
-        if base.shape[1:] != (c.horizon, c.action_dim):
-            raise ValueError(
-                f'base must be [b {c.horizon} {c.action_dim}], got {list(base.shape)}; '
-                'cut the baseline to the horizon and the joints of the data.'
-            )
         m_prev, tau_prev, fresh = self._previous(carry, reset, ablation)
+        scene = self._look(backbone, observation, features, text_embeddings, ablation)
+        recurrent = self.config.feedback == 'recurrent'
+        first = scene.read(keep(ablation.tau, tau_prev, 0.0) if recurrent else jnp.zeros_like(tau_prev))
+        telepathy = self.language.infer(first[1], scene.mask, m_prev, ablation.tau_const)
+        tau = keep(ablation.tau, telepathy.tau, 0.0)
+        hidden = first[1] if recurrent else scene.read(tau)[1]
+        residual, c_act, c_act0 = self._act(scene, first[1], hidden, tau, self._start(key, base))
+        actions = self._actions(residual, base, sigma_a, ablation)
+        pools = scene.text_pool, jnp.mean(first[0], axis=1)
+        output = SigmaOutput(actions, residual, telepathy, m_prev, fresh, c_act, c_act0, *pools)
+        return Carry(memory=telepathy.memory, tau=telepathy.tau), output
+
+    def sequence(
+        self,
+        backbone: Backbone,
+        observation: Observation,
+        features: Float[Array, 'b g f w'] | None,
+        text_embeddings: Float[Array, 'b g l w'],
+        base: Float[Array, 'b g t a'],
+        sigma_a: Float[Array, 'a'],
+        carry: Carry,
+        reset: Bool[Array, 'b g'],
+        ablation: Ablation,
+        key: Array | None = None,
+    ) -> tuple[Carry, SigmaOutput]:
+        """g consecutive windows at once, leaves [b g ...]: the same as one after the other, for `two_pass`.
+
+        Nothing before the memory reads an earlier window, so that both language passes take all windows in one
+        batch, and only the memory runs through them in order.
+        """
+        axes = _Axes(reset.shape)
+        observation, features, text_embeddings, base, key = jax.tree.map(
+            axes.flat, (observation, features, text_embeddings, base, key)
+        )
+        scene = self._look(backbone, observation, features, text_embeddings, ablation)
+        first = scene.read(jnp.zeros((*base.shape[:1], self.config.d_tau)))
+        summary = self.language.summarise(first[1], scene.mask)
+        m_prev, memory = self._remember(carry.memory, axes.split(summary.z_pool), reset, ablation)
+        telepathy = self.language.conclude(summary, axes.flat(memory), ablation.tau_const)
+        tau = keep(ablation.tau, telepathy.tau, 0.0)
+        residual, c_act, c_act0 = self._act(scene, first[1], scene.read(tau)[1], tau, self._start(key, base))
+        actions = self._actions(residual, base, sigma_a, ablation)
+        before = axes.flat(m_prev), axes.flat(keep(ablation.memory, reset, True))
+        pools = scene.text_pool, jnp.mean(first[0], axis=1)
+        output = SigmaOutput(actions, residual, telepathy, *before, c_act, c_act0, *pools)
+        output = jax.tree.map(axes.split, output)
+        return Carry(memory=memory[:, -1], tau=output.telepathy.tau[:, -1]), output
+
+    def _remember(self, memory, z_pool, reset, ablation):
+        """(memory before, memory after) each window of [b g]."""
+
+        def step(module, memory, window):
+            z_pool, reset = window
+            m_prev = keep(ablation.memory, jnp.where(reset[:, None], 0.0, memory), 0.0)
+            memory = module.language.memory(m_prev, z_pool)
+            return memory, (m_prev, memory)
+
+        loop = nn.scan(step, variable_broadcast='params', split_rngs={'params': False}, in_axes=1, out_axes=1)
+        return loop(self, memory, (z_pool, reset))[1]
+
+    def _look(self, backbone, observation, features, text_embeddings, ablation):
+        """What both passes share."""
+        c = self.config
         v_base, state_tokens = self.vision.perceive(features, observation)
         mask = _sequence_mask(observation.text_mask, c.num_visual + c.num_state)
 
@@ -73,28 +131,17 @@ class Sigma(nn.Module):
             hidden = backbone.encode(jnp.concatenate([text_embeddings, vision_tokens, state_tokens], axis=1), mask)
             return vision_tokens, hidden.astype(jnp.float32)
 
-        no_tau = jnp.zeros_like(tau_prev)
-        recurrent = c.feedback == 'recurrent'
-        vision_tokens, hidden = read(keep(ablation.tau, tau_prev, no_tau) if recurrent else no_tau)
-        telepathy = self.language.infer(hidden, mask, m_prev, ablation.tau_const)
-        tau = keep(ablation.tau, telepathy.tau, no_tau)
-        r_high = self.language.modulate(hidden if recurrent else read(tau)[1], tau)
-        c_act, c_act0 = self.action.condition(r_high, mask, tau), self.action.condition(hidden, mask, no_tau)
-        sequence, condition = (hidden, c_act0) if c.fusion == 'internal' else (r_high, c_act)
-        branches = self.action.branches(sequence, mask, condition, state_tokens, self._start(key, base.shape))
-        residual = jax.tree.map(jnp.add, branches, self.action.telepathic(r_high, mask, tau))
-        output = SigmaOutput(
-            actions=self._actions(residual, base, sigma_a, ablation),
-            residual=residual,
-            telepathy=telepathy,
-            m_prev=m_prev,
-            fresh=fresh,
-            c_act=c_act,
-            c_act0=c_act0,
-            text_pool=masked_mean(text_embeddings.astype(jnp.float32), observation.text_mask),
-            vision_pool=jnp.mean(vision_tokens, axis=1),
-        )
-        return Carry(memory=telepathy.memory, tau=telepathy.tau), output
+        return _Scene(read, mask, state_tokens, masked_mean(text_embeddings.astype(jnp.float32), observation.text_mask))
+
+    def _act(self, scene, before, hidden, tau, start):
+        """(residual, c_act, c_act0) from the hidden sequences of pass 1 (`before`) and pass 2 and from tau."""
+        r_high = self.language.modulate(hidden, tau)
+        c_act = self.action.condition(r_high, scene.mask, tau)
+        c_act0 = self.action.condition(before, scene.mask, jnp.zeros_like(tau))
+        sequence, condition = (before, c_act0) if self.config.fusion == 'internal' else (r_high, c_act)
+        branches = self.action.branches(sequence, scene.mask, condition, scene.state_tokens, start)
+        telepathic = self.action.telepathic(r_high, scene.mask, tau)
+        return jax.tree.map(jnp.add, branches, telepathic), c_act, c_act0
 
     def _previous(self, carry, reset, ablation):
         """Memory and tau before this window, and where the memory is fresh."""
@@ -106,15 +153,43 @@ class Sigma(nn.Module):
         gate = ablation.residual if self.config.fusion == 'pi05' else 0.0
         return apply_residual(residual, Actions.from_trajectory(base, self.config.chunk), sigma_a, gate)
 
-    def _start(self, key, shape):
-        """x_0 of the trajectory branch."""
-        if self.config.noise_scale == 0:
+    def _start(self, key, base):
+        """x_0 of the trajectory branch; checks `base` and `key`."""
+        c = self.config
+        if base.shape[1:] != (c.horizon, c.action_dim):
+            raise ValueError(
+                f'base must be [b {c.horizon} {c.action_dim}], got {list(base.shape)}; '
+                'cut the baseline to the horizon and the joints of the data.'
+            )
+        if c.noise_scale == 0:
             return None
         if key is None:
             raise ValueError(
                 'noise_scale is above 0, so Sigma needs one key a window, got None; pass window_keys(...).'
             )
-        return self.config.noise_scale * jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(key)
+        return c.noise_scale * jax.vmap(lambda k: jax.random.normal(k, base.shape[1:]))(key)
+
+
+class _Scene(NamedTuple):
+    """What both passes over a window share; `read` maps tau to (vision tokens, hidden sequence)."""
+
+    read: Callable[[Array], tuple[Array, Array]]
+    mask: Array
+    state_tokens: Array
+    text_pool: Array
+
+
+class _Axes:
+    """[b g ...] <-> [b*g ...]."""
+
+    def __init__(self, lead: tuple[int, ...]):
+        self.lead = lead
+
+    def flat(self, x):
+        return x.reshape(-1, *x.shape[len(self.lead) :])
+
+    def split(self, x):
+        return x.reshape(*self.lead, *x.shape[1:])
 
 
 def _sequence_mask(text_mask: Bool[Array, 'b l'], others: int) -> Bool[Array, 'b s']:
@@ -128,13 +203,11 @@ def embed_observation(
 
     They do not depend on training: evaluate them once for all windows, in one flattened call, before the scan.
     """
-    lead = observation.state.shape[:-1]
-
-    def flat(x):
-        return x.reshape(-1, *x.shape[len(lead) :])
+    axes = _Axes(observation.state.shape[:-1])
+    flat = axes.flat
 
     def unflat(x):
-        return x.reshape(*lead, *x.shape[1:]).astype(jnp.float32)
+        return axes.split(x).astype(jnp.float32)
 
     from_backbone = config.vision_encoder == 'backbone'
     features = unflat(backbone.encode_images(flat(observation.images))) if from_backbone else None
@@ -164,38 +237,42 @@ def window_keys(key: Array, episode: Array, frame: Array) -> Array:
     return jax.vmap(one)(episode.reshape(-1), frame.reshape(-1)).reshape(episode.shape)
 
 
-# (observation, features, text_embeddings, base, carry, reset, keys) -> (carry, output), one window
-Window = Callable[..., tuple[Carry, SigmaOutput]]
+# (observation, features, text_embeddings, base, carry, reset, keys, method) -> (carry, output) of `Sigma`'s method
+Apply = Callable[..., tuple[Carry, SigmaOutput]]
 
 
 def run_sequence(
-    apply_fn: Window,
+    apply_fn: Apply,
     config: SigmaConfig,
     batch: Batch,
     features: Float[Array, 'b g f w'] | None,
     text_embeddings: Float[Array, 'b g l w'],
     carry: Carry | None = None,
     key: Array | None = None,
+    one_by_one: bool = False,
 ) -> tuple[Carry, SigmaOutput]:
-    """Scans `apply_fn` over the g consecutive windows of a batch [b g ...]; the output's leaves are [b g ...].
+    """The g consecutive windows of a batch [b g ...]; the output's leaves are [b g ...].
 
     Args:
-      apply_fn: `(observation, features, text_embeddings, base, carry, reset, keys) -> (carry, output)`.
+      apply_fn: `(observation, features, text_embeddings, base, carry, reset, keys, method) -> (carry, output)`.
       carry: state before the first window; None starts from an empty one and marks the first windows as reset.
       key: seed of the refinement noise; read only with `noise_scale > 0`.
+      one_by_one: scan over the windows, as `feedback='recurrent'` must, instead of taking them at once.
     """
     reset = batch.reset
     if carry is None:
         carry = initial_carry(config, reset.shape[0])
         reset = jnp.asarray(reset).at[:, 0].set(True)
     keys = None if key is None or config.noise_scale == 0 else window_keys(key, batch.episode, batch.frame)
-    inputs = (batch.observation, features, text_embeddings, batch.base, reset, keys)
+    inputs = (batch.observation, features, text_embeddings, batch.base)
+    if config.feedback != 'recurrent' and not one_by_one:
+        return apply_fn(*inputs, carry, reset, keys, method='sequence')
 
     def step(carry, window):
         *rest, reset, keys = window
-        return apply_fn(*rest, carry, reset, keys)
+        return apply_fn(*rest, carry, reset, keys, method='__call__')
 
-    last, outputs = jax.lax.scan(step, carry, _swap(inputs))
+    last, outputs = jax.lax.scan(step, carry, _swap((*inputs, reset, keys)))
     return last, _swap(outputs)
 
 

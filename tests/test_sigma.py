@@ -62,15 +62,17 @@ def make_batch(g=G, seed=0):
     )
 
 
-def sequence(params, batch, ablation, carry=None, key=None, config=CONFIG, backbone=BACKBONE, sigma_a=SIGMA_A):
+def sequence(
+    params, batch, ablation, carry=None, key=None, config=CONFIG, backbone=BACKBONE, sigma_a=SIGMA_A, one_by_one=False
+):
     """All windows of a batch -> (carry, output)."""
     features, text = embed_observation(backbone, batch.observation, config)
 
-    def window(observation, features, text, base, carry, reset, keys):
+    def apply(observation, features, text, base, carry, reset, keys, method):
         inputs = (backbone, observation, features, text, base, sigma_a, carry, reset, ablation, keys)
-        return Sigma(config).apply({'params': params}, *inputs)
+        return Sigma(config).apply({'params': params}, *inputs, method=method)
 
-    return run_sequence(window, config, batch, features, text, carry, key)
+    return run_sequence(apply, config, batch, features, text, carry, key, one_by_one)
 
 
 def init(key, batch, config=CONFIG, backbone=BACKBONE, sigma_a=SIGMA_A):
@@ -141,6 +143,21 @@ def replaced(params, **changes):
         ),
         params,
     )
+
+
+@pytest.mark.parametrize('values', [{}, {'memory': 0.0}, {'tau_const': 1.0}, {'tau': 0.0, 'film': 0.0}])
+def test_windows_at_once_equal_windows_one_by_one(batch, untrained, values):
+    """The memory alone runs through them in order; it starts anew where a window says so, and is handed on."""
+    moved = jax.tree.map(lambda x: x + 0.02, untrained)
+    again = dataclasses.replace(batch, reset=np.eye(B, G, k=1, dtype=bool))
+    carry = jax.tree.map(lambda x: x + 0.3, initial_carry(CONFIG, B))
+    both = [
+        quick.jit(functools.partial(sequence, one_by_one=x))(moved, again, gates(**values), carry)
+        for x in (False, True)
+    ]
+    for one, other in zip(*map(jax.tree.leaves, both), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-5)
+    assert np.ptp(both[0][1].telepathy.memory, axis=1).max() > 1e-3
 
 
 def test_untrained_sigma_returns_the_base_bitwise(run, untrained, batch):

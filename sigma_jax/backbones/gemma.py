@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.lora import Layout, LoraConfig
-from sigma_jax.nn import attention, project
+from sigma_jax.nn import attention, dropout, project, remat_policy
 
 QUERY = Layout('ndh', 'd', 'nh')
 KEY_VALUE = Layout('ckdh', 'd', 'kh')
@@ -84,41 +85,62 @@ class Einsum(nn.Module):
     lora: LoraConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
-        return project(self, 'w', x, self.shape, self.layout, self.lora)
+    def __call__(self, x: Float[Array, '...'], dropped: Float[Array, '...'] | None = None):
+        return project(self, 'w', x, self.shape, self.layout, self.lora, dropped=dropped)
 
 
 class Attention(nn.Module):
-    """One attention over the joined sequences of all experts that are present."""
+    """One attention over the joined sequences of all experts that are present; those not `wanted` give keys only."""
 
     configs: Sequence[GemmaConfig]
     lora: LoraConfig
+    wanted: tuple[bool, ...] | None = None
 
     @nn.compact
     def __call__(self, xs, positions: Int[Array, 'b t'], mask: Bool[Array, 'b t s'], cache):
         """`xs`: one [b t_i w_i] or None an expert; `cache`: earlier (k, v) [b s k h]. Returns (outputs, (k, v))."""
-        present = [i for i, x in enumerate(xs) if x is not None]
-        qs, ks, vs = zip(*(self.heads_in(i, xs[i]) for i in present), strict=True)
-        q, k, v = (jnp.concatenate(parts, axis=1) for parts in (qs, ks, vs))
-        q = rope(q, positions) * self.configs[0].head_dim ** -0.5
-        k = rope(k, positions)
+        spans = joined(xs)
+        asking = [i for i in spans if self.wanted is None or self.wanted[i]]
+        qs, ks, vs = zip(*(self.heads_in(i, xs[i], i in asking) for i in spans), strict=True)
+        k, v = rope(jnp.concatenate(ks, axis=1), positions), jnp.concatenate(vs, axis=1)
+        grown = (k, v)
         if cache is not None:
-            k, v = (jnp.concatenate([old, new], axis=1) for old, new in zip(cache, (k, v), strict=True))
-        y = attention(q, k, v, mask)
-        outputs, start = list(xs), 0
-        for i in present:
+            grown = (jnp.concatenate([cache[0], k], axis=1), jnp.concatenate([cache[1], v], axis=1))
+        outputs: list = [None] * len(xs)
+        if not asking:
+            return outputs, grown
+        rows = np.concatenate([np.arange(*spans[i]) for i in asking])
+        if len(rows) < positions.shape[1]:
+            positions, mask = positions[:, rows], mask[:, rows]
+        q = rope(jnp.concatenate([x for x in qs if x is not None], axis=1), positions)
+        y, start = attention(q * self.configs[0].head_dim ** -0.5, *grown, mask), 0
+        for i in asking:
             length, c = xs[i].shape[1], self.configs[i]
             out = Einsum((c.heads, c.head_dim, c.width), OUTPUT, self.lora, name=f'attn_vec_einsum{suffix(i)}')
             outputs[i] = out(y[:, start : start + length])
             start += length
-        return outputs, (k, v)
+        return outputs, grown
 
-    def heads_in(self, i: int, x: Float[Array, 'b t w']):
-        """Queries [b t n h], keys and values [b t k h] of expert i, before rotation."""
-        c = self.configs[i]
-        q = Einsum((c.heads, c.width, c.head_dim), QUERY, self.lora, name=f'q_einsum{suffix(i)}')(x)
-        kv = Einsum((2, c.kv_heads, c.width, c.head_dim), KEY_VALUE, self.lora, name=f'kv_einsum{suffix(i)}')(x)
-        return q, kv[0], kv[1]
+    def heads_in(self, i: int, x: Float[Array, 'b t w'], asks: bool):
+        """Queries [b t n h] (None where it does not ask), keys and values [b t k h] of expert i, before rotation.
+
+        The side paths of all three read the same dropout of x.
+        """
+        c, low = self.configs[i], dropout(self, x, self.lora.dropout)
+        query = Einsum((c.heads, c.width, c.head_dim), QUERY, self.lora, name=f'q_einsum{suffix(i)}')
+        both = Einsum((2, c.kv_heads, c.width, c.head_dim), KEY_VALUE, self.lora, name=f'kv_einsum{suffix(i)}')
+        q = query(x, low) if asks else None
+        return q, *both(x, low)
+
+
+def joined(xs) -> dict[int, tuple[int, int]]:
+    """{expert: (first, last + 1) of its tokens in the joined sequence} of those present."""
+    spans, start = {}, 0
+    for i, x in enumerate(xs):
+        if x is not None:
+            spans[i] = (start, start + x.shape[1])
+            start += x.shape[1]
+    return spans
 
 
 class FeedForward(nn.Module):
@@ -135,16 +157,20 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of all experts, in the form that `nn.scan` wants: carry is the tuple of sequences."""
+    """One layer of all experts, in the form that `nn.scan` wants: carry is the tuple of sequences.
+
+    Experts not `wanted` (None: all are) end here: they give keys and values, and their sequence is None.
+    """
 
     configs: Sequence[GemmaConfig]
     lora: LoraConfig
+    wanted: tuple[bool, ...] | None = None
 
     @nn.compact
     def __call__(self, xs, cache, positions, mask, conds):
         normed, gates = self.norms('pre_attention_norm', xs, conds)
-        ys, new_cache = Attention(self.configs, self.lora, name='attn')(normed, positions, mask, cache)
-        xs = tuple(map(add_gated, xs, ys, gates))
+        ys, new_cache = Attention(self.configs, self.lora, self.wanted, name='attn')(normed, positions, mask, cache)
+        xs = tuple(None if y is None else add_gated(x, y, gate) for x, y, gate in zip(xs, ys, gates, strict=True))
         normed, gates = self.norms('pre_ffw_norm', xs, conds)
         ys = [
             None if x is None else FeedForward(c.mlp_dim, self.lora, name=f'mlp{suffix(i)}')(x)
@@ -192,10 +218,7 @@ class Gemma(nn.Module):
 
     def setup(self):
         self.embedder = Embedder(self.vocab_size, self.configs[0].width, self.dtype)
-        block = Block
-        if self.remat:
-            policy = getattr(jax.checkpoint_policies, self.remat)
-            block = nn.remat(Block, prevent_cse=False, policy=policy)
+        block = nn.remat(Block, prevent_cse=False, policy=remat_policy(self.remat)) if self.remat else Block
         self.layers = nn.scan(
             block,
             variable_axes={'params': 0, 'lora': 0},
@@ -216,15 +239,41 @@ class Gemma(nn.Module):
         empty = jnp.zeros((c.depth, batch, 0, c.kv_heads, c.head_dim), self.dtype)
         return empty, empty
 
-    def __call__(self, xs, positions, mask, conds, cache: Cache | None = None):
+    def __call__(self, xs, positions, mask, conds, cache: Cache | None = None, wanted: tuple[bool, ...] | None = None):
         """`xs`, `conds`: one entry an expert, None where absent.
 
         positions [b t] and mask [b t s] are over the joined sequence t; s counts cached keys first.
+        `wanted`: whose final sequences are read (None: all). In the last layer the others give keys and values only.
         Returns (final-normed sequences, cache grown by t), or None for a cache where none was given.
         """
-        xs, cache = self.layers(tuple(xs), cache, positions, mask, tuple(conds))
+        xs, conds = tuple(xs), tuple(conds)
+        if wanted is None or self.is_initializing():
+            xs, cache = self.layers(xs, cache, positions, mask, conds)
+        else:
+            xs, cache = self._last_apart(xs, cache, positions, mask, conds, wanted)
         normed = [
             None if x is None else getattr(self, f'final_norm{suffix(i)}')(x, cond)[0]
             for i, (x, cond) in enumerate(zip(xs, conds, strict=True))
         ]
         return normed, cache
+
+    def _last_apart(self, xs, cache, positions, mask, conds, wanted):
+        """A scan over all layers but the last, whose weights are read in place, and the last by itself."""
+        params, factors = (self.variables.get(name, {}).get('layers', {}) for name in ('params', 'lora'))
+        keys = jax.random.split(self.make_rng('dropout'), self.configs[0].depth) if self.has_rng('dropout') else None
+
+        def layer(xs, inputs, wanted=None):
+            n, factors, cache, key = inputs
+            weights = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, n, keepdims=False), params)
+            rngs = {} if key is None else {'dropout': key}
+            block = Block(self.configs, self.lora, wanted, parent=None)
+            variables = {'params': weights, 'lora': factors}
+            return block.apply(variables, xs, cache, positions, mask, conds, rngs=rngs)
+
+        step = layer
+        if self.remat:
+            step = jax.checkpoint(layer, prevent_cse=False, policy=remat_policy(self.remat))
+        inputs = (jnp.arange(self.configs[0].depth), factors, cache, keys)
+        xs, grown = jax.lax.scan(step, xs, jax.tree.map(lambda x: x[:-1], inputs))
+        xs, last = layer(xs, jax.tree.map(lambda x: x[-1], inputs), wanted)
+        return xs, jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), grown, last)

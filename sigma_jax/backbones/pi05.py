@@ -40,6 +40,7 @@ class Pi05Config:
     lora: LoraConfig = LoraConfig()
     dtype: str = 'bfloat16'
     remat: str | None = None
+    train_base: bool = False  # base weights get gradients: all layers in one scan, unread outputs of the last included
 
 
 def sincos_embedding(time: Float[Array, 'b'], width: int, min_period=4e-3, max_period=4.0) -> Float[Array, 'b w']:
@@ -123,7 +124,8 @@ class Pi05(nn.Module):
         is_action = jnp.arange(joint.shape[1]) >= mask.shape[1]
         pair = joint[:, None, :] & joint[:, :, None] & (is_action[:, None] | ~is_action[None, :])
         conds = (None, self.time_condition(time))
-        (_, hidden), _ = self.PaliGemma.llm((prefix, self.embed_actions(x_t)), positions(joint), pair, conds)
+        tokens, wanted = (prefix, self.embed_actions(x_t)), None if self.config.train_base else (False, True)
+        (_, hidden), _ = self.PaliGemma.llm(tokens, positions(joint), pair, conds, wanted=wanted)
         return hidden
 
     def velocity(
@@ -138,7 +140,7 @@ class Pi05(nn.Module):
         prefix, mask = self.embed_prefix(observation)
         b, t, _ = noise.shape
         pair = mask[:, None, :] & mask[:, :, None]
-        _, cache = llm((prefix, None), positions(mask), pair, (None, None), llm.empty_cache(b))
+        _, cache = llm((prefix, None), positions(mask), pair, (None, None), llm.empty_cache(b), (False, False))
         suffix_mask = jnp.concatenate([mask, jnp.ones((b, t), bool)], axis=1)
         pair = jnp.broadcast_to(suffix_mask[:, None, :], (b, t, suffix_mask.shape[1]))
         place = positions(suffix_mask)[:, mask.shape[1] :]

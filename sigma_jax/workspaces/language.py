@@ -1,6 +1,7 @@
 """Language intent workspace (paper 3.2): hidden sequence -> semantic memory, intent, telepathy factor, r_high."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -122,8 +123,19 @@ class LanguageModulator(nn.Module):
         return hidden + bias[..., None, :]
 
 
+class Summary(NamedTuple):
+    """What the hidden sequence of pass 1 says of one window, before the memory: z_sem [b k d], the others [b d]."""
+
+    z_sem: Array
+    z_pool: Array
+    c_env: Array
+    c_beh: Array
+    c_text: Array
+
+
 class LanguageIntentWorkspace(nn.Module):
-    """The parts above in the paper's order: `infer` reads the hidden sequence of pass 1, `modulate` that of pass 2.
+    """The parts above in the paper's order: `summarise` reads the hidden sequence of pass 1, `memory` runs through the
+    windows, `infer` gives tau, `modulate` reads the hidden sequence of pass 2.
 
     `tau_const` is the paper's b_2. Alone it is the constant tau of the ablation `tau_const`, so that this arm owns no
     parameter which the full model lacks, and no parameter is idle in the full model.
@@ -143,6 +155,13 @@ class LanguageIntentWorkspace(nn.Module):
         self.tau_const = self.param('tau_const', nn.initializers.normal(constant), (c.d_tau,))
         self.modulator = LanguageModulator(c.theta_lang, c.dtype)
 
+    def summarise(self, hidden: Float[Array, 'b s d'], mask: Bool[Array, 'b s']) -> Summary:
+        """All that pass 1 says of this window alone."""
+        hidden = self.hidden_norm(hidden)
+        z_sem = self.semantic_factors(hidden, mask)
+        c_env, c_beh, c_text = (head(hidden, mask) for head in (self.summary_env, self.summary_beh, self.summary_text))
+        return Summary(z_sem, jnp.mean(z_sem, axis=-2), c_env, c_beh, c_text)
+
     def infer(
         self,
         hidden: Float[Array, 'b s d'],
@@ -150,16 +169,17 @@ class LanguageIntentWorkspace(nn.Module):
         m_prev: Float[Array, 'b d'],
         tau_const: float | Float[Array, ''] = 0.0,
     ) -> Telepathy:
-        """All that pass 1 infers; gate tau_const 1: tau is one learned vector."""
-        hidden = self.hidden_norm(hidden)
-        z_sem = self.semantic_factors(hidden, mask)
-        z_pool = jnp.mean(z_sem, axis=-2)
-        memory = self.memory(m_prev, z_pool)
-        c_env, c_beh, c_text = (head(hidden, mask) for head in (self.summary_env, self.summary_beh, self.summary_text))
-        z_intent = self.intent(memory, c_env, c_beh)
-        tau = self.telepathy_projector((memory, z_intent, c_env, c_beh, z_pool, c_text)) + self.tau_const
+        """All that pass 1 infers of one window; gate tau_const 1: tau is one learned vector."""
+        summary = self.summarise(hidden, mask)
+        return self.conclude(summary, self.memory(m_prev, summary.z_pool), tau_const)
+
+    def conclude(self, summary: Summary, memory: Float[Array, 'b d'], tau_const) -> Telepathy:
+        """Intent and tau, from a window's summary and the memory after it."""
+        s = summary
+        z_intent = self.intent(memory, s.c_env, s.c_beh)
+        tau = self.telepathy_projector((memory, z_intent, s.c_env, s.c_beh, s.z_pool, s.c_text)) + self.tau_const
         tau = self.constant_instead(tau, tau_const)
-        return Telepathy(z_sem, z_pool, memory, c_env, c_beh, c_text, z_intent, tau)
+        return Telepathy(s.z_sem, s.z_pool, memory, s.c_env, s.c_beh, s.c_text, z_intent, tau)
 
     def constant_instead(self, tau: Float[Array, 'b e'], gate: float | Float[Array, '']) -> Float[Array, 'b e']:
         """`tau`, or the learned constant where the gate tau_const is 1."""

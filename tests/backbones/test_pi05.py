@@ -11,7 +11,7 @@ import pytest
 
 from sigma_jax import lora, trees
 from sigma_jax.backbones import pi05
-from tests import golden
+from tests import golden, quick
 
 
 @pytest.fixture(scope='module')
@@ -126,3 +126,26 @@ def test_lora_side_path_equals_merged_weights(golden_params):
     want = pi05.BoundPi05(config, merged).velocity(obs, i['noise'], i['time'])
     assert np.abs(side - plain).max() > 0.01
     chex.assert_trees_all_close(side, want, atol=5e-5)
+
+
+@pytest.mark.parametrize('remat', [None, 'nothing_saveable', 'save_attention'])
+def test_unread_outputs_of_the_last_layer_change_nothing(golden_params, remat):
+    """The prefix gives keys and values there, and no more; velocity and gradients are those of the whole stack."""
+    c = lora.LoraConfig(('.*/attn/.*einsum(_1)?/w', '.*(gating_einsum|linear)'), rank=2, dropout=0.0)
+    factors = lora.init_factors(jax.random.key(0), golden_params, pi05.LAYOUTS, c)
+    factors = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), factors)
+    obs, i = golden.observation(), golden.inputs()
+    results = []
+    for whole in (True, False):
+        config = dataclasses.replace(golden.config(), lora=c, remat=None if whole else remat, train_base=whole)
+
+        def loss(factors, config=config):
+            velocity = pi05.BoundPi05(config, golden_params, factors).velocity(obs, i['noise'], i['time'])
+            return jnp.mean(velocity**2), velocity
+
+        results.append(quick.jit(jax.value_and_grad(loss, has_aux=True))(factors))
+    for one, other in zip(*map(jax.tree.leaves, results), strict=True):
+        assert np.abs(one - other).max() <= 1e-5 * max(np.abs(one).max(), 1e-3)
+    last = trees.flatten(results[1][1])['PaliGemma/llm/layers/attn/kv_einsum/w/b'][-1]
+    idle = trees.flatten(results[1][1])['PaliGemma/llm/layers/attn/q_einsum/w/b'][-1]
+    assert np.abs(last).max() > 0 and not np.any(idle)
