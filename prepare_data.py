@@ -1,15 +1,21 @@
-"""Cuts a LeRobot data set into shards of 16-step windows, and samples the base policy on each of them.
+"""Cuts a data set into shards of 16-step windows, and samples the base policy on each of them.
 
     python prepare_data.py --out=runs/shards --base=runs/base
     python prepare_data.py --out=runs/shards --source=DIR --config.data.stride=8
+    python prepare_data.py --out=runs/shards --inspect --windows=20
+    python prepare_data.py --out=runs/shards --export_pt=runs/pt
 
-Stopped at any instant, the same command continues. A finished directory is left as it is.
+Stopped at any instant, the same command continues. A finished directory is left as it is. With --inspect nothing is
+prepared: what the directory holds is printed, and windows of it are drawn into its contact_sheet.png. With --export_pt
+they are written as the paper's shard_*.pt (sigma_jax/data/torch_shards.py), which --source reads as well.
 """
 
 import functools
+import pathlib
 
 from absl import flags
 from ml_collections import ConfigDict
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,22 +26,45 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
 from sigma_jax import assembly
 from sigma_jax.baselines import BaselineConfig, write_baselines
+from sigma_jax.data.contact_sheet import contact_sheet
+from sigma_jax.data.inspect import sections
+from sigma_jax.data.meta import read_meta
 from sigma_jax.data.plan import DataConfig
 from sigma_jax.data.prepare import Result, prepare
+from sigma_jax.data.torch_export import export
+from sigma_jax.files import atomic_write
 from sigma_jax.policy import Policy
 from sigma_jax.scripts import run_with_config
 
 _OUT = flags.DEFINE_string('out', None, 'folder for the shards; new, empty, or one to continue', required=True)
 _BASE = flags.DEFINE_string('base', None, 'a converted pi0.5 to sample; short for --config.baselines.base')
-_SOURCE = flags.DEFINE_string('source', None, 'a LeRobot v2.1 or v3.0 folder; short for --config.data.source')
+_SOURCE = flags.DEFINE_string(
+    'source',
+    None,
+    'a LeRobot or RLDS folder, .pt shards or a hub id (owner/name@revision); short for --config.data.source',
+)
+_INSPECT = flags.DEFINE_bool('inspect', False, 'print meta.json of finished shards and draw OUT/contact_sheet.png')
+_WINDOWS = flags.DEFINE_integer('windows', 12, 'how many windows --inspect draws, spread over splits and episodes')
+_EXPORT = flags.DEFINE_string(
+    'export_pt', None, "new folder for finished shards as the paper's shard_*.pt; needs torch"
+)
+SHEET = 'contact_sheet.png'
 
 
 def main(config: ConfigDict) -> None:
     """Prepares the shards and prints what they hold."""
+    if _INSPECT.value:
+        inspect(pathlib.Path(_OUT.value), _WINDOWS.value, Console())
+        return
     console = Console(stderr=True)
+    if _EXPORT.value:
+        export_pt(_OUT.value, _EXPORT.value, console)
+        return
     if _SOURCE.value:
         config.data.source = _SOURCE.value
     if _BASE.value:
@@ -47,6 +76,33 @@ def main(config: ConfigDict) -> None:
         sample_baselines(config.baselines, console)
 
 
+def inspect(out: pathlib.Path, windows: int, console: Console) -> None:
+    """Prints what meta.json says, a table a section, and draws `windows` windows into `out`/contact_sheet.png."""
+    for title, rows in sections(read_meta(out)):
+        if rows:
+            console.print(section_table(title, rows))
+    atomic_write(out / SHEET, contact_sheet(out, windows))
+    console.print(f'{out / SHEET}: written', highlight=False)
+
+
+def export_pt(shards: str, out: str, console: Console) -> None:
+    """Writes finished shards in the paper's container under a progress bar."""
+    with progress_bar(console) as bar:
+        task = bar.add_task('windows', total=None)
+        about = export(shards, out, progress=functools.partial(_advance, bar, task))
+    console.print(f'{out}: {sum(about["shards"]["windows"].values())} windows', highlight=False)
+
+
+def section_table(title: str, rows: list[tuple[str, str]]) -> Table:
+    """Names and values under a title; texts are taken literally."""
+    table = Table(title=title, title_justify='left', title_style='bold', box=box.SIMPLE, show_header=False, padding=0)
+    table.add_column(no_wrap=True, style='cyan')
+    table.add_column(overflow='fold')
+    for name, value in rows:
+        table.add_row(Text(f'{name}  '), Text(value))
+    return table
+
+
 def follow_base(settings: ConfigDict, policy: Policy) -> None:
     """Resizes pictures and writes states into prompts as the base does, where the config leaves it open."""
     settings.resize = settings.resize or policy.resize
@@ -56,8 +112,10 @@ def follow_base(settings: ConfigDict, policy: Policy) -> None:
 def prepare_shards(settings: ConfigDict, console: Console) -> Result:
     """Runs `prepare` under a progress bar with an estimate of the time left."""
     with progress_bar(console) as bar:
-        task = bar.add_task('windows', total=None)
-        return prepare(DataConfig.from_settings(settings.to_dict()), _OUT.value, functools.partial(_advance, bar, task))
+        windows = bar.add_task('windows', total=None)
+        checked = bar.add_task('episodes checked', total=None, visible=settings.on_bad_episode == 'skip')
+        reports = [functools.partial(_advance, bar, task) for task in (windows, checked)]
+        return prepare(DataConfig.from_settings(settings.to_dict()), _OUT.value, *reports)
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
@@ -92,6 +150,8 @@ def summarise(result: Result, console: Console) -> None:
         console.print(
             f'  {split}: {count} windows of {episodes} episodes; dropped: {reasons or "none"}', highlight=False
         )
+    for index, reason in meta['bad_episodes'].items() if 'bad_episodes' in meta else ():
+        console.print(f'  episode {index} left out: {reason}', highlight=False, markup=False)
     for quantity, names in meta['near_constant'].items():
         if names:
             console.print(f'  {quantity} hardly moves in {", ".join(names)}: normalisation clamped', highlight=False)

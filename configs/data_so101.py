@@ -6,9 +6,18 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Returns the config of prepare_data.py."""
     data = ConfigDict()
-    data.source = 'assets/so101_pickplace'  # a LeRobot v2.1 or v3.0 directory (ours: recorded in simulation)
+    # a folder of LeRobot (v2.1, v3.0), RLDS or .pt shards, or a hub id: 'owner/name', 'owner/name@revision'
+    data.source = 'assets/so101_pickplace'  # LeRobot v3.0 (ours: recorded in simulation)
+    data.env_file = ''  # holds HF_TOKEN; '': the environment has it, or .env or sigma.env (the paper's)
+    data.camera_map = ()  # pairs (our name, the data set's), where cameras should be called otherwise
+    data.rlds = {}  # for RLDS: fps, and columns; sigma_jax/data/rlds_open.py names all settings and their defaults
+    data.torch_shards = {}  # for .pt shards of others: fps, keys, channels_first (sigma_jax/data/torch_shards.py)
     # order of the model's views (names as in svla_so101_pickplace)
     data.cameras = ('observation.images.up', 'observation.images.side')
+    data.depth = ()  # 16-bit single-channel image features, such as ('observation.images.up_depth',)
+    data.depth_scale = 0.001  # metres a unit (ours: millimetres, as RealSense cameras store them)
+    data.audio = ''  # a column of float32 or int16 samples that end at its frame, such as 'observation.audio'
+    data.audio_rate = 16000  # samples a second (ours; told in meta.json)
     data.image_size = 56  # pixels a side, as the base takes them: 224 for pi0.5, 56 for the tiny one of this repository
     data.resize = ''  # 'openpi' (smooths when shrinking) or 'lerobot'; '': as the base does, without one openpi's
     data.horizon = 16  # actions a window (paper 4.1)
@@ -23,6 +32,7 @@ def get_config() -> ConfigDict:
     data.train_episodes = ()  # explicit lists replace the fractions
     data.calibration_episodes = ()
     data.test_episodes = ()
+    data.on_bad_episode = 'error'  # or 'skip': leaves out what cannot be read, told in meta.json; reads videos twice
     data.stats_from = ''  # a norm_stats.json to use instead of this data's own, such as a checkpoint's
     data.tokenizer = 'assets/tokenizer/tokenizer.json'  # checks text lengths here; '' leaves that to training
     data.max_prompt_len = 48  # tokens; pi0.5's is 200, ours fits the small tokenizer

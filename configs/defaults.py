@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     c.sequence_length = 4  # consecutive windows a sequence, memory carried through (ours; paper: 1)
     c.ema = config_dict.placeholder(float)  # decay of a running average of trainable leaves; None: none kept
     c.loader = ConfigDict({'num_workers': 0, 'cache': True})  # decoding processes; keep decoded windows in memory
+    c.loader.augment = False  # crops, turns and recolours training pictures as openpi does (data/augment.py)
     c.log = ConfigDict({'every': 10, 'shares': 0})  # steps between rows (Table 1: 10), gradient shares (0: none)
     c.checkpoint = ConfigDict({'every': 200, 'keep': 2})  # steps between checkpoints, how many stay
 

@@ -130,7 +130,7 @@ def frozen_stats(stats: NormStats, policy: NormStats, relative_joints: Sequence[
 
 def to_batch(arrays: Mapping[str, np.ndarray]) -> Batch:
     """The loader's dictionary, leaves [b g ...], as a Batch. Without baselines `base` is zero."""
-    names = ('images', 'image_mask', 'prompt', 'prompt_mask', 'text', 'text_mask', 'state', 'depth', 'audio')
+    names = [f.name for f in dataclasses.fields(Observation)]
     inputs: dict[str, Any] = {k: arrays[k] for k in names if k in arrays}
     rest: dict[str, Any] = {f.name: arrays[f.name] for f in dataclasses.fields(Batch) if f.name in arrays}
     return Batch(observation=Observation(**inputs), **{'base': np.zeros_like(arrays['actions'])} | rest)

@@ -17,6 +17,7 @@ from sigma_jax.baselines import check_baselines
 from sigma_jax.checkpoints import Checkpoints, parameter_count
 from sigma_jax.convert import beside, checkpoint
 from sigma_jax.data import normalize, pipeline
+from sigma_jax.data.augment import AugmentConfig
 from sigma_jax.data.meta import read_meta
 from sigma_jax.data.records import relative_statistics
 from sigma_jax.errors import UserError
@@ -80,6 +81,7 @@ class Run:
             num_workers=c['loader']['num_workers'],
             cache=c['loader']['cache'],
             state_noise=c['state_noise'],
+            augment=AugmentConfig() if c['loader'].get('augment') else None,
         )
 
     def shares(self, batch, key) -> dict[str, jax.Array]:

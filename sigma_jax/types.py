@@ -7,6 +7,7 @@ One letter an axis, in every jaxtyping string, einsum and comment of the project
     k semantic factors K  q action queries         d d_model              e telepathy dimension d_tau
     w backbone width      p state dim              a action dim           c chunk
     r LoRA rank           i camera views           h, x image height, width
+    j depth views
 
 Every array may carry more leading axes than its annotation shows (`g` under `lax.scan`, rows under `vmap`).
 """
@@ -25,7 +26,8 @@ class Observation:
 
     `prompt` is pi0.5's own prompt (task and discretised state); `text` is the task alone, which Sigma's
     language workspace reads beside its state tokens. `state` is quantile-normalised, about [-1, 1].
-    Depth and audio are optional: None means no tokens, not zeros.
+    Depth and audio are optional: None means no tokens, not zeros. Depth is in metres, 0 where there is no reading; its
+    views `j` have a mask of their own, or without one the cameras' mask.
     """
 
     images: UInt8[Array, 'b i h x 3'] | Float[Array, 'b i h x 3']  # uint8, or float in [-1, 1]
@@ -35,7 +37,8 @@ class Observation:
     text: Int[Array, 'b l2']
     text_mask: Bool[Array, 'b l2']
     state: Float[Array, 'b p']
-    depth: Float[Array, 'b i h x 1'] | None = None
+    depth: Float[Array, 'b j h x 1'] | None = None
+    depth_mask: Bool[Array, 'b j'] | None = None
     audio: Float[Array, 'b samples'] | None = None
 
 

@@ -62,6 +62,11 @@ def check_episode(episode: Episode, fps: float) -> None:
             f'Expected frame_index 0 to {len(episode) - 1} in {name}, got {episode.frame_index[0]} to '
             f'{episode.frame_index[-1]} with gaps or repeats; the data set is damaged, record or convert it again.'
         )
+    if abs(episode.timestamps[0]) * fps > 0.5:  # the frames of another episode would be taken
+        raise UserError(
+            f'Expected timestamps from 0 s on in {name}, got {episode.timestamps[0]:.3f} s at frame 0; '
+            'count them from the start of the episode.'
+        )
     steps = np.diff(episode.timestamps) * fps
     jumps = np.flatnonzero(np.abs(steps - 1) > 0.5)
     if len(jumps):

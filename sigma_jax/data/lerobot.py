@@ -2,24 +2,22 @@
 
 import dataclasses
 import functools
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
-from PIL import Image
 
-from sigma_jax.data import lerobot_meta, video
+from sigma_jax.data import lerobot_columns, lerobot_files, lerobot_meta, lerobot_modalities, video
 from sigma_jax.data.episode import Episode, check_episode
+from sigma_jax.data.lerobot_features import is_picture, joint_names, picture_size
+from sigma_jax.data.lerobot_images import decode_cell
 from sigma_jax.data.lerobot_meta import EpisodeEntry
 from sigma_jax.errors import UserError
 
 STATE = 'observation.state'
 ACTION = 'action'
-MAX_WIDTH = 32  # pi0.5's action and state width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +34,16 @@ class Dataset:
     tasks: Mapping[int, str]
     episodes: Mapping[int, EpisodeEntry]
 
+    @property
+    def depths(self) -> tuple[str, ...]:
+        """Features that `data.depth` may name: pictures of one channel, which are no cameras."""
+        return lerobot_modalities.depth_keys(self.features)
+
+    @property
+    def audios(self) -> dict[str, tuple[int, str]]:
+        """Features that `data.audio` may name: {key: (samples a row, dtype)}."""
+        return lerobot_modalities.audio_columns(self.features)
+
     def read_episode(self, index: int) -> Episode:
         """Reads an episode's columns; its frames follow on demand.
 
@@ -49,25 +57,29 @@ class Dataset:
             )
         entry = self.episodes[index]
         table = self._rows(entry, [STATE, ACTION, 'timestamp', 'frame_index', 'task_index'])
-        timestamps = _column(table, 'timestamp', 1, entry)[:, 0].astype(np.float64)
+        timestamps = lerobot_columns.seconds(table, 'timestamp', entry)
         episode = Episode(
             index=index,
-            state=_column(table, STATE, len(self.state_names), entry),
-            actions=_column(table, ACTION, len(self.action_names), entry),
+            state=lerobot_columns.vectors(table, STATE, len(self.state_names), entry),
+            actions=lerobot_columns.vectors(table, ACTION, len(self.action_names), entry),
             timestamps=timestamps,
-            frame_index=_column(table, 'frame_index', 1, entry)[:, 0].astype(np.int64),
-            tasks=tuple(self._task(entry, i) for i in table['task_index'].to_pylist()),
-            readers={key: functools.partial(self._frames, entry, key, timestamps) for key in self.cameras},
+            frame_index=lerobot_columns.counts(table, 'frame_index', entry),
+            tasks=tuple(self._task(entry, i) for i in lerobot_columns.counts(table, 'task_index', entry).tolist()),
+            readers={
+                **{key: functools.partial(self._frames, entry, key, timestamps) for key in self.cameras},
+                **{key: functools.partial(self._depth, entry, key) for key in self.depths},
+                **{key: functools.partial(self._audio, entry, key) for key in self.audios},
+            },
         )
         check_episode(episode, self.fps)
         return episode
 
     def _rows(self, entry: EpisodeEntry, columns: list[str]) -> pa.Table:
-        schema = lerobot_meta.read_schema(entry.data)
-        missing = [name for name in [*columns, 'episode_index'] if name not in schema.names]
+        schema = lerobot_files.read_schema(lerobot_files.require_inside(self.root, entry.data))
+        missing = [name for name in [*columns, 'episode_index'] if schema.names.count(name) != 1]
         if missing:
-            raise UserError(f"Expected a column '{missing[0]}' in {entry.data}, got {schema.names}; fetch it again.")
-        table = lerobot_meta.read_parquet(entry.data, columns=columns, filters=[('episode_index', '==', entry.index)])
+            raise UserError(f"Expected one column '{missing[0]}' in {entry.data}, got {schema.names}; fetch it again.")
+        table = lerobot_files.read_parquet(entry.data, columns=columns, filters=[('episode_index', '==', entry.index)])
         if len(table) != entry.length or not entry.length:
             raise UserError(
                 f'Expected {entry.length} rows (at least 1) of episode {entry.index} in {entry.data}, '
@@ -89,20 +101,27 @@ class Dataset:
         if self.features[camera]['dtype'] == 'image':
             return self._stored_images(entry, camera, rows)
         path, start = entry.videos[camera]
-        return video.read_frames(path, [start + timestamps[row] for row in rows], self.fps, start + timestamps[-1])
+        times = [start + timestamps[row] for row in rows]
+        return video.read_frames(
+            lerobot_files.require_inside(self.root, path),
+            times,
+            self.fps,
+            start + timestamps[-1],
+            name=f'episode {entry.index}',
+            size=picture_size(self.features[camera]),
+        )
+
+    def _depth(self, entry: EpisodeEntry, key: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
+        cells, name = self._rows(entry, [key])[key], f'{key}, episode {entry.index}'
+        return lerobot_modalities.read_depth(cells, self.features[key], name, rows)
+
+    def _audio(self, entry: EpisodeEntry, key: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
+        return lerobot_modalities.read_audio(self._rows(entry, [key]), key, self.audios[key], entry, rows)
 
     def _stored_images(self, entry: EpisodeEntry, camera: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
-        cells = self._rows(entry, [camera])[camera]
+        cells, size = self._rows(entry, [camera])[camera], picture_size(self.features[camera])
         for row in rows:
-            cell = cells[row].as_py()
-            try:
-                with Image.open(io.BytesIO(cell['bytes'])) as image:
-                    yield np.asarray(image.convert('RGB'))
-            except (OSError, TypeError, KeyError, Image.DecompressionBombError) as error:
-                raise UserError(
-                    f'Expected an encoded image in {camera}, episode {entry.index}, frame {row}, got '
-                    f'"{error}"; the file is damaged, fetch it again.'
-                ) from error
+            yield decode_cell(cells[row].as_py(), size, f'{camera}, episode {entry.index}, frame {row}')
 
 
 def open_dataset(path: str | Path) -> Dataset:
@@ -114,7 +133,8 @@ def open_dataset(path: str | Path) -> Dataset:
     root = Path(path)
     info = lerobot_meta.read_info(root)
     features = info['features']
-    cameras = tuple(key for key, value in features.items() if value.get('dtype') in ('video', 'image'))
+    depths = lerobot_modalities.depth_keys(features)
+    cameras = tuple(key for key, value in features.items() if is_picture(value) and key not in depths)
     videos = tuple(key for key in cameras if features[key]['dtype'] == 'video')
     if videos and not info.get('video_path'):
         raise UserError(f'Expected video_path in {root}/meta/info.json, got none; fetch the data set again.')
@@ -124,38 +144,8 @@ def open_dataset(path: str | Path) -> Dataset:
         fps=float(info['fps']),
         features=features,
         cameras=cameras,
-        state_names=_joint_names(features, STATE, root),
-        action_names=_joint_names(features, ACTION, root),
+        state_names=joint_names(features, STATE, root),
+        action_names=joint_names(features, ACTION, root),
         tasks=lerobot_meta.read_tasks(root, info['codebase_version']),
         episodes=lerobot_meta.list_episodes(root, info, videos),
     )
-
-
-def _joint_names(features: Mapping[str, Mapping[str, Any]], key: str, root: Path) -> tuple[str, ...]:
-    if key not in features:
-        raise UserError(
-            f"Expected a feature '{key}' in {root}/meta/info.json, got {sorted(features)}; rename it there."
-        )
-    shape = list(features[key].get('shape', ()))
-    if len(shape) != 1 or not 1 <= shape[0] <= MAX_WIDTH:
-        raise UserError(f"Expected '{key}' of shape [1] to [{MAX_WIDTH}], got {shape}; pi0.5 takes no other.")
-    names = features[key].get('names')
-    if isinstance(names, dict):  # some recordings group the joints: {'motors': [...]}
-        names = [name for group in names.values() for name in group]
-    if not names or len(names) != shape[0]:
-        names = [f'{key}.{i}' for i in range(shape[0])]
-    return tuple(map(str, names))
-
-
-def _column(table: pa.Table, name: str, width: int, entry: EpisodeEntry) -> Float[np.ndarray, 'n width']:
-    """A parquet column as an array; scalar columns come out as width 1."""
-    column = table[name].combine_chunks()
-    flat = column.flatten() if pa.types.is_nested(column.type) else column
-    if column.null_count or len(flat) != len(table) * width:
-        got = 'missing values' if column.null_count else f'{len(flat) / len(table):g}'
-        raise UserError(
-            f"Expected {width} numbers a row in column '{name}' of {entry.data}, got {got}; "
-            'its shape in meta/info.json is wrong or the file is damaged.'
-        )
-    values = flat.to_numpy(zero_copy_only=False).reshape(len(table), width)
-    return values if name in ('timestamp', 'frame_index') else values.astype(np.float32)

@@ -1,108 +1,25 @@
 """The loader: shards to batches of sequences, in an order that a seed fixes and a checkpoint can resume."""
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float
 
-from sigma_jax.backbones.tokenizer import Tokenizer, clean_task, pad_tokens, pi05_prompt
-from sigma_jax.data.images import BLACK, Box, content_box, padded_with
-from sigma_jax.data.normalize import Statistics, cut_to, normalize, read_norm_stats
+from sigma_jax.backbones.tokenizer import Tokenizer
+from sigma_jax.data.augment import Augment, AugmentConfig
+from sigma_jax.data.examples import JitterPromptState, NumpyBatch, Pad, ToExample
+from sigma_jax.data.images import BLACK, Box, content_box
+from sigma_jax.data.normalize import Statistics, cut_to, read_norm_stats
 from sigma_jax.data.records import Records, read_baselines
-from sigma_jax.data.sequences import PADDING, cut_sequences, fill_batches
+from sigma_jax.data.sequences import cut_sequences, fill_batches
 from sigma_jax.errors import UserError
 from sigma_jax.policy import OURS, Policy
 
-NumpyBatch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class ToExample(grain.transforms.Map):
-    """Turns a run of record numbers [g] into the batch dictionary without its batch axis."""
-
-    records: Records
-    tokenizer: Tokenizer
-    statistics: Statistics
-    base: Float[np.ndarray, 'm t a'] | None
-    max_prompt_len: int
-    max_text_len: int
-    cache: dict[int, NumpyBatch] | None
-    policy: Policy = OURS
-    boxes: tuple[Box, ...] | None = None  # of the pictures, where the policy's padding is not black
-
-    def map(self, element: Int[np.ndarray, ' g']) -> NumpyBatch:
-        """Loads, normalises and tokenises; padding repeats a real window, so that no value is out of range."""
-        real = element != PADDING
-        numbers = np.where(real, element, element[real][-1] if real.any() else 0)
-        windows = [self._window(int(number)) for number in numbers]
-        example = {key: np.stack([window[key] for window in windows]) for key in windows[0]}
-        example['reset'] = self.records.index.is_first[numbers] & real
-        example['reset'][0] = True
-        example['mask'] = real
-        example['record'] = element.astype(np.int32)
-        return example
-
-    def _window(self, number: int) -> NumpyBatch:
-        if self.cache is None:
-            return self._load(number)
-        if number not in self.cache:
-            self.cache[number] = self._load(number)
-        return self.cache[number]
-
-    def prompt(self, task: str, state: Float[np.ndarray, ' p']) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens [l], mask [l]) of pi0.5's prompt for a normalised state."""
-        known, longest = self.policy.prompt_state_dim, self.policy.max_prompt_len or self.max_prompt_len
-        text = pi05_prompt(task, state, self.records.meta['prompt_state_dim'] if known is None else known)
-        return pad_tokens(self.tokenizer.encode(text), min(self.max_prompt_len, longest))
-
-    def images(self, stored: UInt8[np.ndarray, 'i h x 3']) -> np.ndarray:
-        """uint8 as stored, or float32 in the model's units where the padding beside a picture is not black."""
-        if self.boxes is None:
-            return stored
-        padding = self.policy.image_padding
-        return np.stack([padded_with(view, box, padding) for view, box in zip(stored, self.boxes, strict=True)])
-
-    def _load(self, number: int) -> NumpyBatch:
-        record, index, meta = self.records[number], self.records.index, self.records.meta
-        task = meta['tasks'][index.text_id[number]]
-        state = normalize(record.state, self.statistics)
-        prompt = self.prompt(task, state)
-        text = pad_tokens(self.tokenizer.encode(clean_task(task)), self.max_text_len, 'text')
-        return {
-            'images': self.images(record.images),
-            'image_mask': np.ones(len(record.images), bool),
-            'prompt': prompt[0],
-            'prompt_mask': prompt[1],
-            'text': text[0],
-            'text_mask': text[1],
-            'state': state.astype(np.float32),
-            'actions': record.actions,
-            'action_mask': record.action_mask,
-            'base': np.zeros_like(record.actions) if self.base is None else self.base[number],
-            'text_id': np.int32(index.text_id[number]),
-            'episode': np.int32(index.episode[number]),
-            'frame': np.int32(index.frame[number]),
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class JitterPromptState(grain.transforms.RandomMap):
-    """Writes the prompt of every window anew from its state plus noise of spread `noise` (normalised units)."""
-
-    example: ToExample
-    noise: float
-
-    def random_map(self, element: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
-        """Replaces `prompt` and `prompt_mask` [g l]; everything else stays."""
-        states = element['state'] + rng.normal(0, self.noise, element['state'].shape)
-        tasks = self.example.records.meta['tasks']
-        pairs = [self.example.prompt(tasks[n], state) for n, state in zip(element['text_id'], states, strict=True)]
-        tokens, mask = (np.stack(part) for part in zip(*pairs, strict=True))
-        return {**element, 'prompt': tokens, 'prompt_mask': mask}
+READS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+WORKER_READS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)  # Grain's own 16 threads fight for one core
 
 
 def make_loader(
@@ -125,12 +42,14 @@ def make_loader(
     max_text_len: int | None = None,
     state_noise: float = 0.0,
     policy: Policy = OURS,
+    augment: AugmentConfig | None = None,
 ) -> grain.DatasetIterator[NumpyBatch]:
     """Returns a Grain iterator of batches with leaves [b g ...]; `get_state` and `set_state` resume it exactly.
 
     Keys: images uint8 [b g i h x 3] (float32 for a policy whose padding is not black), image_mask, prompt, prompt_mask,
     text, text_mask, state (normalised), actions (raw), action_mask, base (raw; zeros without `baselines`), reset, mask,
-    text_id, episode, frame, and record (the number in the split, -1 on padding).
+    text_id, episode, frame, and record (the number in the split, -1 on padding). Where the shards hold them: depth
+    float32 [b g j h x 1] in metres, 0 without a reading, depth_mask, and audio float32 [b g samples].
 
     Training: `shuffle=True, num_epochs=None, drop_remainder=True`; runs are shuffled anew each epoch.
     Every window in record order: the defaults. Whole episodes for evaluation: `sequence_length=None`, one run an
@@ -146,6 +65,7 @@ def make_loader(
       cache: keeps decoded windows in memory; for data that fit.
       norm_stats: statistics to normalise states by, such as a checkpoint's; default: those beside the shards.
       policy: how the base builds its prompt and pads its pictures; default: as the shards were prepared.
+      augment: how far pictures may change, keyed by `seed` and position; None leaves them as they are.
       state_noise: spread of a jitter on the state in the prompt, normalised units, keyed by `seed` and position.
       max_prompt_len, max_text_len: token lengths; default: those of the preparation.
 
@@ -175,35 +95,40 @@ def make_loader(
         max_text_len=max_text_len or records.meta['max_text_len'],
         cache={} if cache else None,
         policy=policy,
-        boxes=_boxes(records, policy),
     )
-    jitter = JitterPromptState(to_example, state_noise) if state_noise else None
-    order = seed if shuffle else None
-    return iter(_dataset(sequences, to_example, jitter, batch_size, order, num_epochs, num_workers))
-
-
-def _dataset(
-    sequences: Int[np.ndarray, 'n g'],
-    to_example: ToExample,
-    jitter: JitterPromptState | None,
-    batch_size: int,
-    seed: int | None,
-    num_epochs: int | None,
-    num_workers: int,
-) -> grain.IterDataset[NumpyBatch]:
+    changes: list[grain.transforms.Map | grain.transforms.RandomMap] = []
+    if state_noise:
+        changes.append(JitterPromptState(to_example, state_noise))
+    if augment is not None:
+        meta = records.meta
+        changes.append(Augment(augment, tuple(meta['camera_names']), tuple(meta.get('depth_names', ()))))
+    if boxes := _boxes(records, policy):
+        changes.append(Pad(boxes, policy.image_padding))
     dataset = grain.MapDataset.source(list(sequences))
-    if seed is not None:
+    if shuffle:
         dataset = dataset.shuffle(seed=seed)
-    dataset = dataset.repeat(num_epochs).map(to_example)
-    if jitter is not None:
-        dataset = dataset.random_map(jitter, seed=seed or 0)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
+    dataset = _changed(dataset.repeat(num_epochs).map(to_example), changes, seed)
+    return iter(_started(dataset.batch(batch_size, drop_remainder=True), num_workers))
+
+
+def _changed(
+    dataset: grain.MapDataset, changes: Sequence[grain.transforms.Map | grain.transforms.RandomMap], seed: int
+) -> grain.MapDataset:
+    """Applies `changes` in order; what is random in one depends on seed, its place in the row and position alone."""
+    for n, change in enumerate(changes):
+        random = isinstance(change, grain.transforms.RandomMap)
+        dataset = dataset.random_map(change, seed=seed + n) if random else dataset.map(change)
+    return dataset
+
+
+def _started(dataset: grain.MapDataset, num_workers: int) -> grain.IterDataset[NumpyBatch]:
+    """Decodes ahead, in threads or processes."""
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read their settings from absl; outside of absl take defaults
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=num_workers)
-        return dataset.to_iter_dataset().mp_prefetch(options)
-    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        return dataset.to_iter_dataset(WORKER_READS).mp_prefetch(options)
+    return dataset.to_iter_dataset(READS)
 
 
 def _statistics(records: Records, given: str | Path | Mapping[str, Statistics] | None) -> Mapping[str, Statistics]:

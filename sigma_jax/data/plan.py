@@ -1,28 +1,33 @@
 """What a preparation will write, worked out from the columns alone: no video is decoded here."""
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sigma_jax.backbones.tokenizer import clean_task, load_tokenizer, pad_tokens, pi05_prompt
 from sigma_jax.data import windows as windows_lib
+from sigma_jax.data.episode import Episode
 from sigma_jax.data.images import STYLES
-from sigma_jax.data.lerobot import Dataset
 from sigma_jax.data.normalize import Statistics, compute_statistics, normalize, read_norm_stats
 from sigma_jax.data.shards import SPLITS
+from sigma_jax.data.sources import Dataset
 from sigma_jax.data.splits import split_episodes
 from sigma_jax.data.windows import Windows
 from sigma_jax.errors import UserError
 
+ON_BAD_EPISODE = ('error', 'skip')
+SOURCE_SETTINGS = ('camera_map', 'rlds', 'torch_shards')
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The `data` part of a config; configs/data_so101.py explains each value and where it comes from."""
+    """The `data` part of a config; configs/data_so101.py explains each value and where it comes from.
+
+    The last four tell where the data are and under which names (`sigma_jax.data.sources`); a config may leave them out.
+    """
 
     source: str
     cameras: tuple[str, ...]
@@ -40,18 +45,27 @@ class DataConfig:
     train_episodes: tuple[int, ...]
     calibration_episodes: tuple[int, ...]
     test_episodes: tuple[int, ...]
+    on_bad_episode: str
+    depth: tuple[str, ...]
+    depth_scale: float
+    audio: str
+    audio_rate: float
     stats_from: str
     tokenizer: str
     max_prompt_len: int
     max_text_len: int
     state_dim: int
     prompt_state_dim: int
+    camera_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    env_file: str = ''
+    rlds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    torch_shards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> 'DataConfig':
         """Builds it from a plain dictionary; an unknown or missing name raises UserError."""
         known = {field.name for field in dataclasses.fields(cls)}
-        wrong = sorted(known ^ set(settings))
+        wrong = sorted((known ^ set(settings)) - ({*SOURCE_SETTINGS, 'env_file'} - set(settings)))
         if wrong:
             problem = 'unknown' if wrong[0] in settings else 'missing'
             raise UserError(
@@ -61,19 +75,23 @@ class DataConfig:
 
     def settings(self) -> dict[str, Any]:
         """All settings that shape the result, as JSON would give them back; paths are told by digests instead."""
-        paths = {'source', 'tokenizer', 'stats_from'}
+        paths = {'source', 'tokenizer', 'stats_from', 'env_file'}
         kept = {key: value for key, value in dataclasses.asdict(self).items() if key not in paths}
         return json.loads(json.dumps(kept))
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Windows per split, statistics of the train episodes, and what was left out and why."""
+    """Windows per split, statistics of the train episodes, and what was left out and why.
+
+    `splits` names the episodes that are used; `bad` holds the reasons against those that cannot be.
+    """
 
     splits: dict[str, list[int]]
     windows: dict[str, Windows]
     dropped: dict[str, dict[str, int]]
     statistics: dict[str, Statistics]
+    bad: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def shards(self, split: str, shard_size: int) -> list[Windows]:
         """The windows of a split in pieces of `shard_size`, in order."""
@@ -82,18 +100,20 @@ class Plan:
         return [table.take(np.arange(start, min(start + shard_size, len(table)))) for start in starts]
 
 
-def make_plan(dataset: Dataset, config: DataConfig) -> Plan:
+def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {}) -> Plan:
     """Cuts and filters windows, splits episodes and computes the statistics.
+
+    Episodes in `bad` (with a reason each) are left out after the split, so that the others stay where they were.
 
     Raises:
       UserError: settings that do not fit the data set, damaged columns, or no window left to train on.
     """
-    _check(dataset, config)
-    explicit = {name: getattr(config, f'{name}_episodes') for name in SPLITS}
-    splits = split_episodes(sorted(dataset.episodes), config.split_fractions, config.split_seed, explicit)
-    tables, dropped, columns = {}, {}, {}
-    for name, indices in splits.items():
-        tables[name], dropped[name], columns[name] = _windows(dataset, config, indices, name == 'train')
+    splits, tables, dropped, columns = {}, {}, {}, {}
+    for name, indices in chosen_episodes(dataset, config).items():
+        splits[name] = [index for index in indices if index not in bad]
+        tables[name], dropped[name], columns[name] = _windows(dataset, config, splits[name], name == 'train')
+        if left_out := len(indices) - len(splits[name]):
+            dropped[name]['bad episode'] = left_out
     if not len(tables['train']):
         raise UserError(
             f'Expected windows to train on, got none out of {len(splits["train"])} episodes ({dropped["train"]}); '
@@ -102,10 +122,17 @@ def make_plan(dataset: Dataset, config: DataConfig) -> Plan:
     statistics = {name: compute_statistics(values) for name, values in columns['train'].items()}
     if config.stats_from:
         statistics = read_norm_stats(config.stats_from, {name: len(one.mean) for name, one in statistics.items()})
-    plan = Plan(splits, tables, dropped, statistics)
+    plan = Plan(splits, tables, dropped, statistics, dict(bad))
     if config.tokenizer:
         check_text_lengths(plan, config)
     return plan
+
+
+def chosen_episodes(dataset: Dataset, config: DataConfig) -> dict[str, list[int]]:
+    """Episodes per split before any is left out; raises UserError for settings that do not fit the data set."""
+    _check(dataset, config)
+    explicit = {name: getattr(config, f'{name}_episodes') for name in SPLITS}
+    return split_episodes(sorted(dataset.episodes), config.split_fractions, config.split_seed, explicit)
 
 
 def check_text_lengths(plan: Plan, config: DataConfig) -> None:
@@ -120,23 +147,6 @@ def check_text_lengths(plan: Plan, config: DataConfig) -> None:
             pad_tokens(tokenizer.encode(clean_task(task)), config.max_text_len, 'text')
 
 
-def source_digest(root: Path) -> str:
-    """sha256 over names and contents of a data set's files, hidden ones left out."""
-    digest = hashlib.sha256()
-    files = [path for path in root.rglob('*') if path.is_file()]
-    for path in sorted(files):
-        relative = path.relative_to(root)
-        if not any(part.startswith('.') for part in relative.parts):
-            digest.update(f'{relative.as_posix()}\0{file_digest(path)}\n'.encode())
-    return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def _check(dataset: Dataset, config: DataConfig) -> None:
     unknown = [name for name in config.cameras if name not in dataset.cameras]
     if unknown or not config.cameras:
@@ -148,6 +158,10 @@ def _check(dataset: Dataset, config: DataConfig) -> None:
         raise UserError(
             f'Expected states of width {config.state_dim} (data.state_dim), got {len(dataset.state_names)} in '
             f'{dataset.root}; choose the matching config or set data.state_dim=0 to take any width.'
+        )
+    if config.on_bad_episode not in ON_BAD_EPISODE:
+        raise UserError(
+            f'Expected data.on_bad_episode out of {ON_BAD_EPISODE}, got {config.on_bad_episode!r}; correct the config.'
         )
     if config.resize not in STYLES:
         raise UserError(f'Expected data.resize out of {STYLES}, got {config.resize!r}; correct the config.')
@@ -162,18 +176,19 @@ def _windows(
     dataset: Dataset, config: DataConfig, indices: list[int], filtered: bool
 ) -> tuple[Windows, dict[str, int], dict[str, np.ndarray]]:
     """Windows of some episodes, counts of those left out, and the episodes' columns (every frame)."""
-    tables, states, actions, short = [], [], [], 0
+    tables, states, actions, short, tails = [], [], [], 0, 0
     for index in indices:
         episode = dataset.read_episode(index)
         table = windows_lib.cut_windows(episode, horizon=config.horizon, stride=config.stride, tail=config.tail)
         short += not len(table)
+        tails += len(range(0, len(episode), config.stride)) - len(table)
         tables.append(table)
         states.append(episode.state)
         actions.append(episode.actions)
     if not tables:
         return _no_windows(dataset, config), {}, {}
     table = windows_lib.concatenate(tables)
-    dropped = {'episode shorter than the horizon': short}
+    dropped = {'episode shorter than the horizon': short, 'tail shorter than the horizon': tails}
     if filtered:
         limits = {'min_motion': config.min_motion, 'min_action_norm': config.min_action_norm}
         table, reasons = windows_lib.filter_windows(table, **limits)
@@ -182,8 +197,9 @@ def _windows(
 
 
 def _no_windows(dataset: Dataset, config: DataConfig) -> Windows:
-    some = dataset.read_episode(min(dataset.episodes))
-    table = windows_lib.cut_windows(some, horizon=config.horizon, stride=config.stride, tail='pad')
+    nothing = np.zeros((1, len(dataset.state_names)), np.float32), np.zeros((1, len(dataset.action_names)), np.float32)
+    one = Episode(0, *nothing, np.zeros(1), np.zeros(1, np.int64), ('',), {})
+    table = windows_lib.cut_windows(one, horizon=config.horizon, stride=config.stride, tail='pad')
     return table.take(np.zeros(0, int))
 
 

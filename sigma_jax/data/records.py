@@ -6,25 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from jaxtyping import Bool, Float, Int, UInt8
+from google.protobuf.message import DecodeError
+from jaxtyping import Bool, Float, Int, UInt8, UInt16
+from tensorflow_datasets.proto import tf_example_pb2
 
-from sigma_jax.data.images import decode_image
+from sigma_jax.data.images import decode_depth, decode_image, decode_jpeg
 from sigma_jax.data.meta import read_meta
 from sigma_jax.data.normalize import Statistics, compute_statistics
-from sigma_jax.data.shards import NAME, SPLITS, window_features
+from sigma_jax.data.shards import NAME, SPLITS
 from sigma_jax.errors import UserError
+
+JPEG = b'\xff\xd8'  # how every file of the kind begins
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One window; `state` and `actions` in raw robot units."""
+    """One window; `state` and `actions` in raw robot units.
+
+    `depth` as it was recorded, 0 where there is no reading; `audio` float32, -1 to 1 where it was recorded as int16.
+    """
 
     images: UInt8[np.ndarray, 'i h x 3']
     state: Float[np.ndarray, ' p']
     actions: Float[np.ndarray, 't a']
     action_mask: Bool[np.ndarray, ' t']
+    depth: UInt16[np.ndarray, 'j h x 1'] | None = None
+    audio: Float[np.ndarray, ' samples'] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +58,6 @@ class Records:
         self.split = split
         self.meta = read_meta(self.directory)
         self.index = read_index(self.directory, split)
-        self._features = _features(self.meta)
-        self._skip = {'images': {name: tfds.decode.SkipDecoding() for name in self.meta['camera_names']}}
         self._source = _open_source(self.directory, split, self.meta)
         if len(self._source) != len(self.index):
             raise UserError(
@@ -64,13 +70,43 @@ class Records:
 
     def numbers(self, number: int) -> tuple[Float[np.ndarray, ' p'], Float[np.ndarray, 't a']]:
         """State and actions of a window, raw units, its images left undecoded."""
-        example = self._features.deserialize_example_np(self._source[int(number)], decoders=self._skip)
-        return example['state'], example['actions']
+        return self._numbers(self._fields(number))
 
     def __getitem__(self, number: int) -> Record:
-        example = self._features.deserialize_example_np(self._source[int(number)], decoders=self._skip)
-        views = [decode_image(example['images'][name]) for name in self.meta['camera_names']]
-        return Record(np.stack(views), example['state'], example['actions'], example['action_mask'])
+        fields = self._fields(number)
+        views = [self._view(fields, name) for name in self.meta['camera_names']]
+        mask = np.array(fields['action_mask'].int64_list.value, bool)
+        return Record(np.stack(views), *self._numbers(fields), mask, self._depth(fields), self._audio(fields))
+
+    def _fields(self, number: int) -> Mapping[str, Any]:
+        """The record's `tf.train.Example`, field by field: TFDS's own reader takes longer than decoding a picture."""
+        try:
+            return tf_example_pb2.Example.FromString(self._source[int(number)]).features.feature
+        except (DecodeError, OSError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f'Expected a readable record {number} in the {self.split} shards of {self.directory}, got "{reason}"; '
+                'delete the directory and prepare it again.'
+            ) from error
+
+    def _view(self, fields: Mapping[str, Any], name: str) -> np.ndarray:
+        data, side = _bytes(fields, f'images/{name}'), self.meta['image_size']
+        return decode_jpeg(data, side) if data.startswith(JPEG) else decode_image(data)
+
+    def _numbers(self, fields: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        state, actions = (np.array(fields[name].float_list.value, np.float32) for name in ('state', 'actions'))
+        return state, actions.reshape(-1, len(self.meta['action_names']))
+
+    def _depth(self, fields: Mapping[str, Any]) -> np.ndarray | None:
+        names = self.meta.get('depth_names', ())
+        return np.stack([decode_depth(_bytes(fields, f'depth/{name}')) for name in names]) if names else None
+
+    def _audio(self, fields: Mapping[str, Any]) -> np.ndarray | None:
+        if not self.meta.get('audio_samples'):
+            return None
+        if self.meta['audio_dtype'] == 'int16':
+            return np.array(fields['audio'].int64_list.value, np.float32) / np.float32(2**15)
+        return np.array(fields['audio'].float_list.value, np.float32)
 
 
 def relative_statistics(
@@ -124,9 +160,8 @@ def read_baselines(
     return base.astype(np.float32)
 
 
-def _features(meta: Mapping[str, Any]) -> tfds.features.FeaturesDict:
-    widths = len(meta['state_names']), len(meta['action_names'])
-    return window_features(meta['camera_names'], meta['image_size'], *widths, meta['horizon'])
+def _bytes(fields: Mapping[str, Any], name: str) -> bytes:
+    return fields[name].bytes_list.value[0]
 
 
 def _open_source(directory: Path, split: str, meta: Mapping[str, Any]) -> ArrayRecordDataSource:

@@ -24,13 +24,26 @@ _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 
 
 def window_features(
-    cameras: Iterable[str], image_size: int, state_width: int, action_width: int, horizon: int
+    cameras: Iterable[str],
+    image_size: int,
+    state_width: int,
+    action_width: int,
+    horizon: int,
+    depth: Iterable[str] = (),
+    audio: tuple[int, str] | None = None,
 ) -> tfds.features.FeaturesDict:
-    """The fields of a record; images are stored as JPEG bytes."""
+    """The fields of a record; images are stored as JPEG bytes, depth as 16-bit PNG, audio as (samples, dtype)."""
     feature = tfds.features
     image = {name: feature.Image(shape=(image_size, image_size, 3), encoding_format='jpeg') for name in cameras}
+    square = (image_size, image_size, 1)
+    optional: dict[str, Any] = {}
+    if maps := {name: feature.Image(shape=square, dtype=np.uint16, encoding_format='png') for name in depth}:
+        optional['depth'] = feature.FeaturesDict(maps)
+    if audio is not None:
+        optional['audio'] = feature.Tensor(shape=(audio[0],), dtype=np.dtype(audio[1]))
     return feature.FeaturesDict(
-        {
+        optional
+        | {
             'images': feature.FeaturesDict(image),
             'state': feature.Tensor(shape=(state_width,), dtype=np.float32),
             'actions': feature.Tensor(shape=(horizon, action_width), dtype=np.float32),
@@ -121,8 +134,21 @@ def incoming(path: Path) -> Iterator[Path]:
         ) from error
 
 
+@contextlib.contextmanager
+def told_full_disk(out: Path) -> Iterator[None]:
+    """Raises UserError where the block fails for want of room; what is in `out` stays there to be continued."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not _is_full_disk(error):
+            raise
+        raise UserError(
+            f'Expected room in {out}, got a full disk; free some and run the same command again.'
+        ) from error
+
+
 def _is_full_disk(error: BaseException) -> bool:
-    codes = (errno.ENOSPC, errno.EDQUOT)
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on the size of files
     if isinstance(error, OSError):
         return error.errno in codes
     # ArrayRecord's writer has no error type of its own, only the system's words in a RuntimeError

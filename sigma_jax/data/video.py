@@ -8,50 +8,106 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
+from sigma_jax.data.lerobot_features import MAX_PIXELS
 from sigma_jax.errors import UserError
 
 TOLERANCE = 0.25  # of a frame period; a neighbour is a whole period away
+RATE_TOLERANCE = 0.1  # by which a file's mean frame rate may differ from the data set's
+# FFmpeg tells a format by its content: a playlist called .mp4 would open the files and addresses that it names
+CONTAINER = {
+    'format_whitelist': 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi',
+    'protocol_whitelist': 'file',
+}
+# damaged pictures are errors; without 'explode' the decoder paints over the holes
+DECODER = {'err_detect': 'explode', 'max_pixels': str(MAX_PIXELS)}
 
 
-def read_frames(path: Path, times: Sequence[float], fps: float, until: float) -> Iterator[UInt8[np.ndarray, 'h x 3']]:
+class _NoFrameError(Exception):
+    """The wanted frame is not there; the text says what was wanted and what was seen."""
+
+
+_DAMAGE = (av.error.FFmpegError, _NoFrameError, ValueError, ArithmeticError, MemoryError)
+
+
+def read_frames(
+    path: Path,
+    times: Sequence[float],
+    fps: float,
+    until: float,
+    *,
+    name: str = '',
+    size: tuple[int, int] | None = None,
+) -> Iterator[UInt8[np.ndarray, 'h x 3']]:
     """Yields the RGB frames shown at ascending `times` (seconds from the file's start), one after another.
 
-    `until` is the time of the last frame the file must hold, wanted or not.
+    `until` is the time of the last frame the file must hold, wanted or not; `name` says in messages whose frames
+    these are; `size` is the (height, width) every frame must have.
 
     Raises:
-      UserError: the file is missing, damaged or too short, or holds no frame within a quarter period of a time.
+      UserError: the file is missing, damaged or too short, of another frame rate or size, or holds no frame within a
+        quarter period of a time.
     """
+    place = f'{path} ({name})' if name else str(path)
     if not path.is_file():
-        raise UserError(f'Expected a video at {path}, got nothing there; download or copy the data set again.')
+        there = 'a folder' if path.is_dir() else 'nothing'
+        raise UserError(f'Expected a video at {place}, got {there} there; download or copy the data set again.')
     if not len(times):
         return
-    try:
-        with av.open(str(path)) as container:
-            _check_length(container, path, until)
-            yield from _matching_frames(container, path, list(times), fps)
-    except av.error.FFmpegError as error:
-        raise UserError(
-            f'Expected a readable video at {path}, got "{error.strerror}"; '
-            'the file is truncated or damaged, fetch it again.'
-        ) from error
+    # where no key frame is a clean start, seeking fails or skips the wanted frame; then everything is decoded
+    for seek in (True, False) if times[0] > TOLERANCE / fps else (False,):
+        count = 0
+        try:
+            with av.open(str(path), options=CONTAINER, metadata_errors='replace') as container:
+                _check_stream(container, place, fps, until)
+                for frame in _matching_frames(container, list(times), fps, seek):
+                    yield _pixels(frame, place, size)
+                    count += 1
+            return
+        except UserError:
+            raise
+        except _DAMAGE as error:
+            if count or not seek:
+                raise _told(error, place) from error
 
 
-def _check_length(container, path: Path, until: float) -> None:
+def _told(error: Exception, place: str) -> UserError:
+    if isinstance(error, _NoFrameError):
+        wanted, seen = error.args
+        return UserError(
+            f'Expected a frame at {wanted:.3f} s in {place}, got {seen} and none closer; '
+            'the video is shorter than the rows, fetch or record it again.'
+        )
+    reason = error.strerror if isinstance(error, av.error.FFmpegError) else type(error).__name__
+    return UserError(
+        f'Expected a readable video at {place}, got "{reason}"; the file is truncated or damaged, fetch it again.'
+    )
+
+
+def _check_stream(container, place: str, fps: float, until: float) -> None:
     if not container.streams.video:
-        raise UserError(f'Expected a video stream in {path}, got none; the file is truncated, fetch it again.')
+        raise UserError(f'Expected a video stream in {place}, got none; the file is truncated, fetch it again.')
     stream = container.streams.video[0]
-    end = None if stream.duration is None else float(stream.duration * stream.time_base)
+    if stream.codec_context is None:
+        raise UserError(f'Expected a known video codec in {place}, got another; encode it again as AV1 or H.264.')
+    rate = float(stream.average_rate or fps)
+    if stream.frames >= 10 and abs(rate - fps) > RATE_TOLERANCE * fps:  # over fewer frames it is hardly defined
+        raise UserError(
+            f'Expected {fps:g} frames a second in {place}, got {rate:g}; correct fps in meta/info.json or encode the '
+            'video again.'
+        )
+    end = stream.duration and stream.time_base and float(stream.duration * stream.time_base)
     if end is not None and end <= until:
         raise UserError(
-            f'Expected frames up to {until:.3f} s in {path}, got {end:.3f} s; the video is shorter than the rows, '
+            f'Expected frames up to {until:.3f} s in {place}, got {end:.3f} s; the video is shorter than the rows, '
             'fetch or record it again.'
         )
 
 
-def _matching_frames(container, path: Path, times: list[float], fps: float) -> Iterator[np.ndarray]:
+def _matching_frames(container, times: list[float], fps: float, seek: bool) -> Iterator[av.VideoFrame]:
     stream = container.streams.video[0]
+    stream.codec_context.options = DECODER
     tolerance = TOLERANCE / fps
-    if times[0] > tolerance:  # to the key frame at or before the first wanted frame
+    if seek and stream.time_base:  # to the key frame at or before the first wanted frame
         container.seek(int((times[0] - tolerance) / stream.time_base), stream=stream)
     wanted = 0
     last = None
@@ -63,12 +119,21 @@ def _matching_frames(container, path: Path, times: list[float], fps: float) -> I
                 continue
             if last > times[wanted] + tolerance:
                 break
-            yield frame.to_ndarray(format='rgb24')
+            yield frame
             wanted += 1
             if wanted == len(times):
                 return
-    seen = 'no frame at all' if last is None else f'a frame at {last:.3f} s'
-    raise UserError(
-        f'Expected a frame at {times[wanted]:.3f} s in {path}, got {seen} and none closer; '
-        'the video is shorter than the rows or has another frame rate.'
-    )
+    raise _NoFrameError(times[wanted], 'no frame at all' if last is None else f'a frame at {last:.3f} s')
+
+
+def _pixels(frame: av.VideoFrame, place: str, size: tuple[int, int] | None) -> UInt8[np.ndarray, 'h x 3']:
+    if frame.format.name.startswith('gray1'):  # gray10le to gray16le; eight bits are just gray
+        raise UserError(
+            f'Expected 8-bit colour in {place}, got {frame.format.name}, as depth is stored; leave out this camera.'
+        )
+    if size is not None and (frame.height, frame.width) != size:
+        raise UserError(
+            f'Expected frames of {size[0]} x {size[1]} pixels in {place}, got {frame.height} x {frame.width} at '
+            f'{frame.time:.3f} s; correct the shape in meta/info.json or encode the video again.'
+        )
+    return frame.to_ndarray(format='rgb24')

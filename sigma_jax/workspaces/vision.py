@@ -176,7 +176,8 @@ class CognitiveVisionWorkspace(nn.Module):
         self._require(c.use_audio, observation.audio, 'audio')
         if c.use_depth and observation.depth is not None:
             parts.append(self.depth_patch_embed(observation.depth))
-            masks.append(_per_token(image_mask, parts[-1]))
+            depth_mask = image_mask if observation.depth_mask is None else observation.depth_mask
+            masks.append(_per_token(depth_mask, parts[-1]))
         if c.use_audio and observation.audio is not None:
             parts.append(self.audio_patch_embed(observation.audio))
             masks.append(jnp.ones(parts[-1].shape[:2], bool))

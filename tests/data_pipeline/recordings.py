@@ -35,6 +35,11 @@ SETTINGS: dict[str, Any] = {
     'train_episodes': (),
     'calibration_episodes': (),
     'test_episodes': (),
+    'on_bad_episode': 'error',
+    'depth': (),
+    'depth_scale': 0.001,
+    'audio': '',
+    'audio_rate': 16000,
     'stats_from': '',
     'tokenizer': str(Path(__file__).parents[2] / 'assets' / 'tokenizer' / 'tokenizer.json'),
     'max_prompt_len': 48,
@@ -84,7 +89,7 @@ def episode_columns(rng: np.random.Generator, index: int, length: int, first: in
 
 def write_meta(root: Path, lengths: tuple[int, ...], kind: str, width: int) -> None:
     """Writes info.json, tasks.jsonl and episodes.jsonl."""
-    image = {'dtype': kind, 'shape': [24, 32, 3], 'names': ['height', 'width', 'channels']}
+    image = {'dtype': kind, 'shape': list(picture(0, 0, CAMERAS[0]).shape), 'names': ['height', 'width', 'channels']}
     vector = {'dtype': 'float32', 'shape': [width], 'names': [f'joint_{i}.pos' for i in range(width)]}
     info = {
         'codebase_version': 'v2.1',

@@ -1,12 +1,16 @@
 """The loader: contents, order, sequences and resets, and exact resume."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from sigma_jax.backbones.tokenizer import Tokenizer, load_tokenizer, pi05_prompt
+from sigma_jax.data.augment import AugmentConfig
+from sigma_jax.data.images import decode_image
 from sigma_jax.data.lerobot import open_dataset
 from sigma_jax.data.meta import read_meta
 from sigma_jax.data.normalize import normalize, read_norm_stats
@@ -16,6 +20,7 @@ from sigma_jax.data.records import Index, Records, read_index, relative_statisti
 from sigma_jax.data.sequences import cut_sequences, fill_batches
 from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings
+from tests.data_pipeline.spy import Spy
 
 LENGTHS = (40, 44, 36, 52, 60, 30)
 TRAIN = {'train_episodes': (0, 1, 3, 4), 'calibration_episodes': (2,), 'test_episodes': (5,)}
@@ -148,10 +153,47 @@ def test_seed_fixes_the_order_and_epochs_differ(shards: Path, tokenizer: Tokeniz
     assert first[:runs] != first[runs : 2 * runs]
 
 
-def test_worker_process_gives_the_same_batches(shards: Path, tokenizer: Tokenizer) -> None:
-    here = make_loader(shards, 'test', batch_size=2, tokenizer=tokenizer)
-    there = make_loader(shards, 'test', batch_size=2, tokenizer=tokenizer, num_workers=1)
-    assert all(equal(a, b) for a, b in zip(here, there, strict=True))
+def test_worker_processes_give_the_same_batches_resume_and_start_no_client(shards: Path, tokenizer: Tokenizer) -> None:
+    spying = dataclasses.replace(tokenizer, codec=Spy(tokenizer.codec))
+    options = {'state_noise': 0.2, 'augment': AugmentConfig()}
+    here, there = (
+        training_loader(shards, tokenizer, **options),
+        training_loader(shards, spying, num_workers=1, **options),
+    )
+    for _ in range(3):
+        assert equal(next(here), next(there))
+    with pytest.raises(RuntimeError, match='expected a worker without an accelerator'):
+        spying.encode('here')
+    state = there.get_state()
+    expected = [next(there) for _ in range(3)]
+    again = training_loader(shards, spying, num_workers=1, **options)
+    again.set_state(state)
+    assert all(equal(batch, next(again)) for batch in expected)
+
+
+def test_records_are_those_that_tfds_reads(shards: Path) -> None:
+    skipped = {'images': {name: tfds.decode.SkipDecoding() for name in ('up', 'side')}}
+    source = tfds.builder_from_directory(shards).as_data_source('train', decoders=skipped)
+    records = Records(shards, 'train')
+    for number in range(0, len(records), 5):
+        got, want = records[number], source[number]
+        views = [decode_image(want['images'][name]) for name in ('up', 'side')]
+        assert np.array_equal(got.images, views) and got.actions.dtype == np.float32
+        for name in ('state', 'actions', 'action_mask'):
+            assert np.array_equal(getattr(got, name), want[name])
+
+
+def test_statistics_of_a_checkpoint_win_over_those_of_the_shards(shards: Path, tokenizer: Tokenizer) -> None:
+    own = read_norm_stats(shards / 'norm_stats.json')
+    other = {key: dataclasses.replace(one, q01=one.q01 - 5, q99=one.q99 + 9) for key, one in own.items()}
+    batch = next(make_loader(shards, 'train', batch_size=4, tokenizer=tokenizer, norm_stats=other))
+    state = Records(shards, 'train')[0].state
+    np.testing.assert_allclose(batch['state'][0, 0], normalize(state, other['state']), rtol=1e-6)
+    text = tokenizer.decode(batch['prompt'][0, 0][batch['prompt_mask'][0, 0]])
+    task = read_meta(shards)['tasks'][batch['text_id'][0, 0]]
+    assert (
+        text == pi05_prompt(task, normalize(state, other['state'])) != pi05_prompt(task, normalize(state, own['state']))
+    )
 
 
 def test_baselines_lie_beside_their_windows(shards: Path, tokenizer: Tokenizer) -> None:

@@ -126,6 +126,20 @@ def test_depth_and_audio_join_the_features_and_absent_inputs_are_no_tokens():
     assert moved(depth=absent)[0] > 1e-4
 
 
+def test_depth_views_may_have_a_mask_of_their_own():
+    """One depth camera beside two colour cameras, the second of which is absent."""
+    depth = normal(B, 1, 8, 8, 1)
+    module, observation = workspace_and_observation(
+        depth=depth, depth_mask=np.array([[1], [0]], bool), audio=normal(B, 10)
+    )
+    features = normal(B, 4, D)
+    p = ref.random_params(module, features, observation, method='perceive')
+    full, other = (
+        ref.call(module, p, features, observation.replace(depth=x), method='perceive')[0] for x in (depth, depth + 3)
+    )
+    assert np.abs(full - other)[0].max() > 1e-4 and np.array_equal(full[1], other[1])
+
+
 def test_inputs_that_the_config_asks_for_must_be_there_when_parameters_are_made():
     module, observation = workspace_and_observation(audio=normal(B, 10))
     with pytest.raises(UserError, match='must hold depth, got None'):

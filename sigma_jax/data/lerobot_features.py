@@ -1,0 +1,74 @@
+"""What meta/info.json says about states, actions and pictures, checked before anything is read by it."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sigma_jax.errors import UserError
+
+MAX_WIDTH = 32  # pi0.5's action and state width
+MAX_PIXELS = 2**26  # of a picture, twice 8K; more is a claim, not a camera
+PICTURES = ('video', 'image')
+
+Features = Mapping[str, Mapping[str, Any]]
+
+
+def check_features(features: Any, path: Path) -> None:
+    """Raises UserError unless `features` maps names to descriptions and every picture has a plausible size."""
+    if not isinstance(features, dict) or not all(isinstance(value, dict) for value in features.values()):
+        raise UserError(f"Expected 'features' in {path} to map names to objects, got something else; fetch it again.")
+    for key in features:
+        if '/' in key or '\\' in key or '\0' in key:
+            raise UserError(f'Expected feature names without slashes in {path}, got {key!r}; rename it there.')
+        if is_picture(features[key]):
+            _check_size(key, features[key].get('shape'), path)
+
+
+def is_picture(feature: Mapping[str, Any]) -> bool:
+    """Whether a feature is a camera, stored as a video or as images."""
+    return feature.get('dtype') in PICTURES
+
+
+def _check_size(key: str, shape: Any, path: Path) -> None:
+    sizes = list(shape) if isinstance(shape, list | tuple) else []
+    if len(sizes) != 3 or not all(type(n) is int and n >= 1 for n in sizes) or math.prod(sizes) > 4 * MAX_PIXELS:
+        raise UserError(
+            f"Expected '{key}' of shape [height, width, channels] up to {MAX_PIXELS} pixels in {path}, got {shape!r}; "
+            'correct it there.'
+        )
+
+
+def picture_size(feature: Mapping[str, Any]) -> tuple[int, int]:
+    """(height, width) in pixels; channels may stand first, as `names` says or, without names, a 1, 3 or 4 there."""
+    shape, names = feature['shape'], feature.get('names')
+    if isinstance(names, list | tuple) and {'height', 'width'} <= set(map(str, names)) and len(names) == 3:
+        return shape[names.index('height')], shape[names.index('width')]
+    first = shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
+    return (shape[1], shape[2]) if first else (shape[0], shape[1])
+
+
+def joint_names(features: Features, key: str, root: Path) -> tuple[str, ...]:
+    """Names of the entries of a vector, made up where the data set has none.
+
+    Raises:
+      UserError: no such feature, or one that is not 1 to 32 wide.
+    """
+    if key not in features:
+        raise UserError(
+            f"Expected a feature '{key}' in {root}/meta/info.json, got {sorted(features)}; rename it there."
+        )
+    shape = features[key].get('shape')
+    if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or not 1 <= shape[0] <= MAX_WIDTH:
+        raise UserError(
+            f"Expected '{key}' of shape [1] to [{MAX_WIDTH}] in {root}/meta/info.json, got {shape!r}; "
+            'pi0.5 takes no other.'
+        )
+    names = _flat_names(features[key].get('names'))
+    return tuple(names) if len(names) == shape[0] else tuple(f'{key}.{i}' for i in range(shape[0]))
+
+
+def _flat_names(names: Any) -> list[str]:
+    """Some recordings group the joints: {'motors': [...]}."""
+    groups = list(names.values()) if isinstance(names, dict) else [names]
+    return [str(name) for group in groups if isinstance(group, list) for name in group]

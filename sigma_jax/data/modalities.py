@@ -1,0 +1,61 @@
+"""Optional inputs of a data set: 16-bit depth pictures and audio columns, chosen in the config (paper 3.1)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from sigma_jax.data.episode import Episode
+from sigma_jax.data.images import encode_depth, resize_depth
+from sigma_jax.data.meta import camera_names
+from sigma_jax.data.plan import DataConfig
+from sigma_jax.errors import UserError
+
+
+def check_modalities(dataset: Any, config: DataConfig) -> None:
+    """Raises UserError where `data.depth` or `data.audio` names nothing of its kind, or a scale is not positive."""
+    depths, audios = getattr(dataset, 'depths', ()), getattr(dataset, 'audios', {})
+    if unknown := [key for key in config.depth if key not in depths]:
+        raise UserError(
+            f'Expected data.depth out of the single-channel image features {list(depths)}, got {unknown}; '
+            'name features of this data set, or none.'
+        )
+    if config.audio and config.audio not in audios:
+        raise UserError(
+            f"Expected data.audio out of the vector features {list(audios)}, got '{config.audio}'; "
+            'name a column of float32 or int16 samples, or none.'
+        )
+    for name in ('depth_scale', 'audio_rate'):
+        if not 0 < getattr(config, name) < np.inf:
+            raise UserError(f'Expected data.{name} above 0, got {getattr(config, name)}; correct the config.')
+
+
+def describe_modalities(dataset: Any, config: DataConfig) -> dict[str, Any]:
+    """What meta.json says about them; nothing where there are none."""
+    found: dict[str, Any] = {}
+    if config.depth:
+        found['depth_names'] = camera_names(config.depth)
+    if config.audio:
+        found['audio_samples'], found['audio_dtype'] = dataset.audios[config.audio]
+    return found
+
+
+def record_features(dataset: Any, config: DataConfig) -> dict[str, Any]:
+    """The arguments of `shards.window_features` for them."""
+    audio = dataset.audios[config.audio] if config.audio else None
+    return {'depth': camera_names(config.depth), 'audio': audio}
+
+
+def record_fields(episode: Episode, rows: list[int], config: DataConfig) -> Iterator[Mapping[str, Any]]:
+    """The fields `depth` and `audio` of the records at ascending `rows` of an episode, where they are wished for."""
+    names = camera_names(config.depth)
+    depth = [episode.frames(key, rows) for key in config.depth]
+    audio = episode.frames(config.audio, rows) if config.audio else None
+    for _ in rows:
+        fields: dict[str, Any] = {}
+        if depth:
+            maps = [encode_depth(resize_depth(next(reader)[..., 0], config.image_size)) for reader in depth]
+            fields['depth'] = dict(zip(names, maps, strict=True))
+        if audio is not None:
+            fields['audio'] = next(audio)
+        yield fields

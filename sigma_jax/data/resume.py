@@ -1,0 +1,82 @@
+"""A preparation that was stopped: whether a directory holds the same one, and how far it came."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sigma_jax.data import shards
+from sigma_jax.data.digests import file_digest, source_digest
+from sigma_jax.data.meta import META, SCHEMA
+from sigma_jax.data.plan import SOURCE_SETTINGS, DataConfig
+from sigma_jax.errors import UserError
+
+UNFINISHED = 'unfinished.json'  # the settings of a preparation under way; gone when meta.json is there
+LATER: dict[str, Any] = {  # settings that older directories do not name, as they were
+    'resize': 'openpi',
+    'on_bad_episode': 'error',
+    'depth': [],
+    'depth_scale': 0.001,
+    'audio': '',
+    'audio_rate': 16000,
+}
+
+
+def identity_of(config: DataConfig, root: Path) -> dict[str, Any]:
+    """What two preparations must share to have the same result; `root` is the folder of the data set."""
+    digests = {'source_digest': source_digest(root)}
+    for name in ('tokenizer', 'stats_from'):
+        path = Path(getattr(config, name))
+        digests[f'{name}_digest'] = file_digest(path) if path.is_file() else str(getattr(config, name))
+    return {'schema': SCHEMA, **digests, **config.settings()}
+
+
+def finished_meta(out: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The finished meta.json, or None for a new or unfinished directory with the same settings."""
+    meta_path, unfinished_path = out / META, out / UNFINISHED
+    if meta_path.is_file():
+        meta = read_settings(meta_path)
+        _compare(meta, identity, out, 'finished')
+        gone = [name for name in meta['files'] if not (out / name).is_file()]
+        if gone:
+            raise UserError(f'Expected {gone[0]} in {out}, got a directory without it; delete {out} and run again.')
+        clean_up(out)
+        return meta
+    if unfinished_path.is_file():
+        _compare(read_settings(unfinished_path), identity, out, 'unfinished')
+        return None
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in (shards.LOCK, shards.INCOMING))
+    if foreign:
+        raise UserError(
+            f'Expected a new or empty directory for --out, got {out} with {foreign[0]} in it; name another.'
+        )
+    return None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns a JSON object of ours; damaged text raises UserError."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f'Expected settings as JSON in {path}, got "{error}"; delete {path.parent} and run again.'
+        ) from error
+
+
+def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path, state: str) -> None:
+    for key in wanted:
+        if key not in found and key in SOURCE_SETTINGS:
+            continue  # from before there were other sources, for which alone they count
+        have = found.get(key, LATER.get(key))
+        if have != wanted[key]:
+            raise UserError(
+                f'Expected the {state} preparation in {out} to have {key}={wanted[key]}, got {have}; '
+                'name another --out, or delete this one to start over.'
+            )
+
+
+def clean_up(out: Path) -> None:
+    """Removes what only a preparation under way needs."""
+    (out / UNFINISHED).unlink(missing_ok=True)
+    shutil.rmtree(out / shards.INCOMING, ignore_errors=True)

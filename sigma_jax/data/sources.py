@@ -1,0 +1,162 @@
+"""One door to every kind of data set: LeRobot v2.1 and v3.0, RLDS, `.pt` shards; on this disk or by hub id."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from sigma_jax import hub
+from sigma_jax.data import lerobot
+from sigma_jax.data.episode import Episode
+from sigma_jax.data.rlds_open import RldsSettings, is_rlds, open_rlds
+from sigma_jax.data.torch_dataset import open_torch_shards
+from sigma_jax.data.torch_shards import PATTERN, TorchSettings
+from sigma_jax.errors import UserError
+
+
+class Dataset(Protocol):
+    """What a preparation asks of a data set; `episodes` needs only its keys and length."""
+
+    @property
+    def root(self) -> Path:
+        """The folder."""
+
+    @property
+    def version(self) -> str:
+        """The format."""
+
+    @property
+    def fps(self) -> float:
+        """Frames a second."""
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Keys of the colour cameras."""
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Names of the state's dimensions, raw robot units."""
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of the actions' dimensions."""
+
+    @property
+    def tasks(self) -> Mapping[int, str]:
+        """Instructions by their index."""
+
+    @property
+    def episodes(self) -> Mapping[int, Any]:
+        """What there is, by index."""
+
+    def read_episode(self, index: int) -> Episode:
+        """An episode; raises UserError where it cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSettings:
+    """The parts of the `data` config that only sources read."""
+
+    cameras: tuple[str, ...] = ()
+    camera_map: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {ours: theirs}
+    env_file: str = ''
+    rlds: RldsSettings = RldsSettings()
+    torch_shards: TorchSettings = TorchSettings()
+
+
+class Renamed:
+    """A data set under our camera names, and the commit it came from; everything else is the data set's own."""
+
+    def __init__(self, inner: Any, theirs: Mapping[str, str], revision: str) -> None:
+        """`theirs` maps our names to the data set's; cameras that it does not name keep theirs."""
+        missing = [name for name in theirs.values() if name not in inner.cameras]
+        kept = [name for name in inner.cameras if name not in theirs.values()]
+        twice = [name for name in theirs if name in kept]
+        if missing or twice or len(set(theirs.values())) < len(theirs):
+            raise UserError(
+                f'Expected data.camera_map to map new names to different cameras out of {list(inner.cameras)}, got '
+                f'{dict(theirs)}; correct it.'
+            )
+        self.inner, self.revision = inner, revision
+        self.theirs = {**theirs, **{name: name for name in kept}}
+        self.cameras = tuple(self.theirs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the data set itself has."""
+        return getattr(self.__dict__['inner'], name)
+
+    def read_episode(self, index: int) -> Episode:
+        """The episode, its readers under our names."""
+        episode = self.inner.read_episode(index)
+        ours = {theirs: name for name, theirs in self.theirs.items()}  # depth and audio keep their names
+        readers = {ours.get(name, name): reader for name, reader in episode.readers.items()}
+        return dataclasses.replace(episode, readers=readers)
+
+
+def open_source(source: str | Path, settings: Any = None) -> Dataset:
+    """Opens a data set by path, or by hub id (`owner/name`, `owner/name@revision`), whatever its kind.
+
+    `settings` is a mapping or an object with the entries of the `data` config; missing ones take their defaults. Where
+    it matters, the result has `revision`, the commit on the hub.
+
+    Raises:
+      UserError: nothing there, nothing that is known, or damaged metadata.
+    """
+    known = source_settings(settings)
+    path, revision = Path(source), ''
+    if not path.exists() and hub.is_hub_id(source):
+        theirs = [known.camera_map.get(camera, camera) for camera in known.cameras]
+        fetched = hub.fetch(str(source), 'dataset', hub.dataset_files(theirs), env_file=known.env_file)
+        path, revision = fetched.path, fetched.commit
+    dataset = _open(path, known)
+    return Renamed(dataset, known.camera_map, revision) if known.camera_map or revision else dataset
+
+
+def _open(path: Path, settings: SourceSettings) -> Dataset:
+    if (path / 'meta' / 'info.json').is_file() or not path.is_dir():
+        return lerobot.open_dataset(path)
+    if is_rlds(path):
+        return open_rlds(path, settings.rlds)
+    if any(path.glob(PATTERN)):
+        return open_torch_shards(path, settings.torch_shards)
+    return lerobot.open_dataset(path)  # says what is missing
+
+
+def source_settings(settings: Any) -> SourceSettings:
+    """Picks out what sources need.
+
+    Maps of names may be pairs, as a ConfigDict takes no keys with dots: (('observation.images.up', 'front'), ).
+
+    Raises:
+      UserError: unknown names in `rlds` or `torch_shards`, or a map that is none.
+    """
+    names = [field.name for field in dataclasses.fields(SourceSettings)]
+    values = (
+        settings if isinstance(settings, Mapping) else {n: getattr(settings, n) for n in names if hasattr(settings, n)}
+    )
+    given = {name: values[name] for name in names if name in values}
+    for name, kind in (('rlds', RldsSettings), ('torch_shards', TorchSettings)):
+        if isinstance(given.get(name), Mapping):
+            given[name] = _build(kind, given[name], name)
+    if 'camera_map' in given:
+        given['camera_map'] = _names(given['camera_map'], 'camera_map')
+    return SourceSettings(**given)
+
+
+def _build(kind: Any, values: Mapping[str, Any], name: str) -> Any:
+    fields = sorted(field.name for field in dataclasses.fields(kind))
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise UserError(
+            f"Expected the settings {fields} in data.{name}, got unknown '{unknown[0]}'; correct the config."
+        )
+    maps = {key: _names(values[key], f'{name}.{key}') for key in ('cameras', 'keys') if key in values}
+    return kind(**{**values, **maps})
+
+
+def _names(value: Any, name: str) -> dict[str, str]:
+    """A map of names to names, given as one or as pairs."""
+    try:
+        return {str(ours): str(theirs) for ours, theirs in dict(value).items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(f'Expected pairs (ours, theirs) in data.{name}, got {value!r}; correct the config.') from error

@@ -1,0 +1,65 @@
+"""What a checkpoint was trained with decides how its inputs are normalised, whatever the data at hand say."""
+
+import json
+import shutil
+import types
+
+import numpy as np
+import pytest
+
+from sigma_jax import evaluation_run, training
+from sigma_jax.baselines import BaselineConfig, load_policy
+from sigma_jax.data.normalize import normalize, read_norm_stats
+from sigma_jax.data.records import Records
+from sigma_jax.policy import OURS
+from tests.data_pipeline import recordings
+from tests.small_run import QUIET, flow_config
+
+
+def shifted(file) -> None:
+    """Moves the quantiles of a norm_stats.json."""
+    body = json.loads(file.read_text())
+    for entry in body['norm_stats'].values():
+        entry['q01'], entry['q99'] = [x - 7 for x in entry['q01']], [x + 11 for x in entry['q99']]
+    file.write_text(json.dumps(body))
+
+
+@pytest.fixture(scope='module')
+def other_base(small_run, tmp_path_factory):
+    """The small run's policy, with statistics of other data than its shards."""
+    folder = tmp_path_factory.mktemp('base') / 'policy'
+    shutil.copytree(small_run.base, folder)
+    shifted(folder / 'norm_stats.json')
+    return folder
+
+
+@pytest.mark.parametrize('source', ['base', 'shards'])
+def test_training_takes_those_that_the_config_asks_for(small_run, other_base, source):
+    config = flow_config(small_run.shards) | {'base': str(other_base), 'trainable': ('lora',), 'stats_from': source}
+    run = training.Run(config, QUIET)
+    folder = other_base if source == 'base' else small_run.shards
+    want = read_norm_stats(folder / 'norm_stats.json')
+    batch = next(iter(run.loader))
+    at = int(batch['record'][0, 0])
+    state = normalize(Records(small_run.shards, 'train')[at].state, want['state'])
+    np.testing.assert_allclose(batch['state'][0, 0], state, atol=1e-5)
+    np.testing.assert_allclose(run.frozen.stats['action_low'], want['actions'].low, rtol=1e-6)
+
+
+def test_the_base_is_sampled_with_its_own(other_base):
+    own = read_norm_stats(other_base / 'norm_stats.json')
+    loaded = load_policy(BaselineConfig(base=str(other_base))).norm_stats
+    assert all(np.array_equal(loaded[name].low, own[name].low) for name in ('state', 'actions'))
+
+
+def test_evaluation_on_other_shards_keeps_those_of_training(small_run, tmp_path):
+    shards = tmp_path / 'shards'
+    shutil.copytree(small_run.shards, shards)
+    shifted(shards / 'norm_stats.json')
+    config = {'shards': str(small_run.shards), 'tokenizer': recordings.SETTINGS['tokenizer']}
+    trained = types.SimpleNamespace(config=config, base=types.SimpleNamespace(policy=OURS))
+    batch = next(evaluation_run.list_batches(trained, shards, 'train', 2))
+    state = Records(shards, 'train')[int(batch['record'][0, 0])].state
+    want, not_these = (read_norm_stats(folder / 'norm_stats.json')['state'] for folder in (small_run.shards, shards))
+    np.testing.assert_allclose(batch['state'][0, 0], normalize(state, want), rtol=1e-5)
+    assert np.abs(batch['state'][0, 0] - normalize(state, not_these)).max() > 0.01

@@ -1,0 +1,128 @@
+"""As much of the Hugging Face hub as its client asks for a snapshot, on this machine, with the troubles of the real."""
+
+import contextlib
+import email.utils
+import hashlib
+import http.server
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+
+REVISION = 'a' * 40
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers from `files`; `troubles` maps a part of a path to what happens to the next requests for it, in order.
+
+    A trouble is a status, (status, Retry-After), 'reset' or 'cut' (after half of the body), 'refuse' (before an
+    answer), 'no ranges' (answers with the whole file) or 'other bytes'.
+    """
+
+    protocol_version = 'HTTP/1.1'
+    files: dict[str, bytes]
+    troubles: dict[str, list]
+    asked: list[tuple[str, str, dict[str, str]]]
+    repo: str
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET(body=False)
+
+    def do_GET(self, body=True):
+        path = self.path.partition('?')[0]
+        self.asked.append((self.command, path, dict(self.headers)))
+        trouble = self._next_trouble(f'{self.command} {path}')
+        answer, checksum = self._find(path)
+        if trouble == 'refuse':
+            return self._hang_up()
+        if isinstance(trouble, int | tuple) or answer is None:
+            status, wait = trouble if isinstance(trouble, tuple) else (trouble, None)
+            said = f'not for {self.headers.get("authorization")}'  # as no server should
+            echo = {'X-Error-Message': said} if status == 403 else {}
+            return self._send(status or 404, b'{"error": "no"}', body, echo | ({'Retry-After': wait} if wait else {}))
+        if trouble == 'other bytes':
+            answer = bytes(len(answer))
+        headers = {'X-Repo-Commit': REVISION, 'ETag': f'"{checksum}"', 'X-Linked-Size': str(len(answer))}
+        start = int(re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', 'bytes=0-'))[1])
+        if start and trouble != 'no ranges':
+            headers['Content-Range'] = f'bytes {start}-{len(answer) - 1}/{len(answer)}'
+            return self._send(206, answer[start:], body, headers, trouble)
+        return self._send(200, answer, body, headers, trouble)
+
+    def _next_trouble(self, request: str):
+        for part, list_ in self.troubles.items():
+            if part in request and list_:
+                return list_.pop(0)
+        return None
+
+    def _find(self, path: str):
+        kind, _, rest = path.removeprefix('/api/').partition(self.repo)
+        if not path.startswith('/api/'):
+            data = self.files.get(path.partition(f'/resolve/{REVISION}/')[2])
+            return data, hashlib.sha256(data or b'').hexdigest()
+        listing = [
+            {'type': 'file', 'path': k, 'size': len(x), 'oid': hashlib.sha256(x).hexdigest()[:40]}
+            for k, x in self.files.items()
+        ]
+        names = [{'rfilename': name} for name in self.files]
+        info = json.dumps({'id': self.repo, 'sha': REVISION, 'siblings': names}).encode()
+        answers = {
+            f'/tree/{REVISION}': json.dumps(listing).encode(),
+            '/revision/v1': info,
+            '/revision/main': info,
+            '': info,
+        }
+        return answers.get(rest) if kind in ('models/', 'datasets/') else None, '0' * 40
+
+    def _send(self, status: int, data: bytes, body: bool, headers: dict, trouble=None) -> None:
+        self.send_response(status)
+        for name, value in {**headers, 'Content-Length': str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not body:
+            return
+        if trouble in ('reset', 'cut'):
+            self.wfile.write(data[: len(data) // 2])
+            self.wfile.flush()
+            time.sleep(0.1)  # or a reset could overtake the bytes before it
+            self._hang_up(trouble == 'reset')
+        else:
+            self.wfile.write(data)
+
+    def _hang_up(self, reset: bool = True) -> None:
+        if reset:  # no lingering: the other side sees a reset instead of an end
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
+        self.connection.close()
+        self.close_connection = True
+
+
+class Quiet(http.server.ThreadingHTTPServer):
+    """Says nothing of connections that were cut, which is what they are for."""
+
+    def handle_error(self, request, client_address):
+        pass
+
+
+@contextlib.contextmanager
+def serve(files: dict[str, bytes], repo: str = 'robots/tiny', **troubles: list) -> Iterator[tuple[str, list, dict]]:
+    """(endpoint, list of (method, path, headers) asked, troubles to fill in) while the block runs."""
+    filled: dict[str, list] = dict(troubles)
+    asked: list = []
+    handler = type('Serving', (Hub,), {'files': files, 'asked': asked, 'troubles': filled, 'repo': repo})
+    with Quiet(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}', asked, filled
+        server.shutdown()
+
+
+def http_date(seconds_from_now: float) -> str:
+    """A moment as Retry-After may name it."""
+    return email.utils.formatdate(time.time() + seconds_from_now, usegmt=True)
