@@ -16,7 +16,6 @@ from rich.table import Column, Table
 from sigma_jax.convert import beside, checkpoint, peft, source, verify, writers
 from sigma_jax.convert.merge import merge_piece
 from sigma_jax.errors import UserError
-from sigma_jax.export import export_run
 from sigma_jax.scripts import reports_user_errors, transfer_bar
 
 CHECKPOINT = 'a .safetensors file, a folder with one, with a sharded set or with orbax params, or a hub id'
@@ -73,6 +72,8 @@ def prove(flags: argparse.Namespace, console: Console) -> int:
 
 def export(flags: argparse.Namespace, console: Console) -> int:
     """Writes what a training run gives to others."""
+    from sigma_jax.export import export_run  # needs the data packages, which a conversion does without
+
     with console.status(f'exporting {flags.workdir}'):
         out = export_run(flags.workdir, flags.out, flags.step, flags.layout, flags.merge, flags.base_model)
     console.print(f'{out}: ' + ', '.join(sorted(path.name for path in out.iterdir())))
