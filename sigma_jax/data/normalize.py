@@ -4,6 +4,7 @@ Every mode is an affine map: `low` goes to -1 and `low + span` to 1.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,18 +86,18 @@ class Statistics:
         low, high = (getattr(self, name) for name in ENDS[self.scaling.mode])
         return low, high
 
-    @property
+    @functools.cached_property
     def near_constant(self) -> np.ndarray:
         """[p] true where the range is too small to divide by."""
         low, high = self.ends
         return (high - low) < np.maximum(NEAR_CONSTANT, RARE_MOVE * self.std)
 
-    @property
+    @functools.cached_property
     def span(self) -> Float[np.ndarray, ' p']:
         """[p] float32, what differences are divided by, times two."""
         return self.exact_span.astype(np.float32)
 
-    @property
+    @functools.cached_property
     def exact_span(self) -> Float[np.ndarray, ' p']:
         """`span` in the precision of the formula: float32 for LeRobot's, else float64."""
         low, high = self.ends
@@ -111,7 +112,7 @@ class Statistics:
             return high - low + self.scaling.added
         return np.where(self.near_constant, np.maximum(1.0, 4.0 * self.std), high - low + self.scaling.added)
 
-    @property
+    @functools.cached_property
     def low(self) -> Float[np.ndarray, ' p']:
         """[p] float32, what maps to -1."""
         if self.scaling.mode == 'mean_std':

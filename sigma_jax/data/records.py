@@ -74,9 +74,12 @@ class Records:
 
     def __getitem__(self, number: int) -> Record:
         fields = self._fields(number)
-        views = [self._view(fields, name) for name in self.meta['camera_names']]
+        names, side = self.meta['camera_names'], self.meta['image_size']
+        views = np.empty((len(names), side, side, 3), np.uint8)
+        for view, name in zip(views, names, strict=True):
+            view[:] = self._view(fields, name)
         mask = np.array(fields['action_mask'].int64_list.value, bool)
-        return Record(np.stack(views), *self._numbers(fields), mask, self._depth(fields), self._audio(fields))
+        return Record(views, *self._numbers(fields), mask, self._depth(fields), self._audio(fields))
 
     def _fields(self, number: int) -> Mapping[str, Any]:
         """The record's `tf.train.Example`, field by field: TFDS's own reader takes longer than decoding a picture."""
