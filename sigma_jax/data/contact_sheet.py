@@ -131,7 +131,8 @@ def _write_heads(figure: Figure, first: Sequence[Axes], meta: dict[str, Any], he
     figure.text(0.012, 1 - 0.12 / height, title, fontsize=11, weight='bold', va='top')
     sizes = ', '.join(f'{name} {s[0]}×{s[1]}' for name, s in meta.get('camera_sizes', {}).items())
     side = f'pictures as stored, {meta["image_size"]}×{meta["image_size"]} pixels'
-    subtitle = f'{side} (source: {sizes}); {meta["fps"]:g} frames a second, a window every {meta["stride"]} frames'
+    side += f' (source: {sizes})' if sizes else ''  # older preparations do not say
+    subtitle = f'{side}; {meta["fps"]:g} frames a second, a window every {meta["stride"]} frames'
     figure.text(0.012, 1 - 0.38 / height, subtitle, va='top', color='#555555')
     note = NOTE.format(horizon=meta['horizon'], chunk=meta['chunk'])
     figure.text(0.012, 0.06 / height, note, va='bottom', color='#555555', linespacing=1.3)

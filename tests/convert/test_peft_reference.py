@@ -56,11 +56,11 @@ def differences(one, other):
     return {key: float(np.abs(one[key] - other[key]).max()) for key in one}
 
 
-def check(one, other):
+def agree(one, other):
     """LeRobot's float64 time alone moves the velocity by 1.4e-5 (tests/data/peft_tiny/README.md)."""
     found = differences(one, other)
     print(found)
-    assert found['velocity_float32_time'] < 1e-5 and found['sampled_actions'] < 1e-5 and found['velocity'] < 2e-5
+    return found['velocity_float32_time'] < 1e-5 and found['sampled_actions'] < 1e-5 and found['velocity'] < 2e-5
 
 
 def test_the_policy_is_the_golden_one_bit_by_bit():
@@ -80,7 +80,7 @@ def test_peft_loads_our_adapter_and_lerobot_computes_our_numbers(params, tmp_pat
     model = PeftModel.from_pretrained(policy if layout == 'lerobot' else policy.model, out).eval()
     inner = model.base_model.model
     found = lerobot_tiny.compute(inner.model if layout == 'lerobot' else inner)
-    check(found, ours(params, factors, config))
+    assert agree(found, ours(params, factors, config))
     assert np.abs(found['velocity'] - golden.outputs()['velocity']).max() > 0.1
     state = {name: x.detach().numpy() for name, x in model.named_parameters() if 'lora_' in name}
     written = load_file(out / 'adapter_model.safetensors')
@@ -94,7 +94,7 @@ def test_we_load_pefts_adapter_and_compute_lerobots_numbers(params, tmp_path, ta
     model = lerobot_tiny.adapted(target_modules, seed=3, use_rslora=True)
     model.save_pretrained(tmp_path)
     adapter = peft.load(tmp_path, params)
-    check(lerobot_tiny.compute(model.base_model.model.model), ours(params, adapter.factors, adapter.config))
+    assert agree(lerobot_tiny.compute(model.base_model.model.model), ours(params, adapter.factors, adapter.config))
 
 
 def test_lerobots_factory_loads_an_export(make_run, base, tmp_path, monkeypatch):  # noqa: F811
@@ -114,7 +114,7 @@ def test_lerobots_factory_loads_an_export(make_run, base, tmp_path, monkeypatch)
     data = types.SimpleNamespace(features={}, stats=None, camera_keys=[])
     policy = factory.make_policy(config, ds_meta=data).eval()
     found = lerobot_tiny.compute(policy.base_model.model.model)
-    check(found, ours(base[1], steps[4]['lora'], lora.LoraConfig(**LORA)))
+    assert agree(found, ours(base[1], steps[4]['lora'], lora.LoraConfig(**LORA)))
 
 
 def lerobots_default():
