@@ -53,7 +53,7 @@ class ToExample(grain.transforms.Map):
         """(tokens [l], mask [l]) of pi0.5's prompt for a normalised state."""
         known, longest = self.policy.prompt_state_dim, self.policy.max_prompt_len or self.max_prompt_len
         text = pi05_prompt(task, state, self.records.meta['prompt_state_dim'] if known is None else known)
-        return pad_tokens(self.tokenizer.encode(text), min(self.max_prompt_len, longest))
+        return _tokens(self.tokenizer, text, min(self.max_prompt_len, longest))
 
     @functools.cached_property
     def texts(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -92,6 +92,14 @@ class ToExample(grain.transforms.Map):
         if record.audio is not None:
             found['audio'] = record.audio
         return found
+
+
+@functools.lru_cache(maxsize=2**16)  # at most 65 MB a process; windows come back every epoch
+def _tokens(tokenizer: Tokenizer, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens [l], mask [l]) of a prompt, not to be written to."""
+    tokens, mask = pad_tokens(tokenizer.encode(text), length)
+    tokens.flags.writeable = mask.flags.writeable = False
+    return tokens, mask
 
 
 def _stack(parts: list[np.ndarray]) -> np.ndarray:
