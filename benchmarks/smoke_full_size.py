@@ -82,9 +82,9 @@ def main() -> None:
     parser.add_argument('--prompt', type=int, default=200)
     flags = parser.parse_args()
     factors = lora.LoraConfig(QKVO)
-    config = dataclasses.replace(TINY if flags.tiny else pi05.Pi05Config(), lora=factors, remat='nothing_saveable')
+    config = dataclasses.replace(TINY if flags.tiny else pi05.Pi05Config(), lora=factors, remat='save_attention')
     params = random_params(config, jnp.bfloat16)
-    stats = {'sigma_a': jnp.ones(6), 'action_low': -jnp.ones(6), 'action_span': 2 * jnp.ones(6)}
+    stats = {'sigma_a': jnp.ones(6), 'action_low': -jnp.ones(6), 'action_span': 2 * jnp.ones(6), 'relative': jnp.zeros(6)}
     frozen = Frozen(params, stats)
     print(f'device {jax.devices()[0].device_kind}, {trees.count(params):,} parameters')
 

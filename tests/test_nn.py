@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sigma_jax.nn import attention, safe_cosine, safe_norm
+from sigma_jax.errors import UserError
+from sigma_jax.nn import attention, remat_policy, safe_cosine, safe_norm
 from tests.numpy_layers import softmax
 
 RNG = np.random.default_rng(0)
@@ -78,3 +79,9 @@ def test_gradient_of_the_norm_is_the_direction():
     x = RNG.standard_normal(6).astype(np.float32)
     np.testing.assert_allclose(jax.grad(safe_norm)(x), x / np.linalg.norm(x), rtol=1e-5)
     assert np.abs(np.dot(jax.grad(safe_cosine)(x, np.ones(6, np.float32)), x)) < 1e-6
+
+
+def test_an_unknown_remat_policy_is_named():
+    with pytest.raises(UserError, match="expected save_attention or one of .*nothing_saveable.*, got 'save_all'"):
+        remat_policy('save_all')
+    assert remat_policy('nothing_saveable') is jax.checkpoint_policies.nothing_saveable

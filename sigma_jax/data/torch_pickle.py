@@ -27,7 +27,7 @@ def check_pickle(path: Path) -> None:
             if len(pickles) != 1 or claimed > path.stat().st_size:
                 raise _refused(path, f'{len(pickles)} pickles and {claimed} bytes in {path.stat().st_size}')
             _check_opcodes(path, archive.read(pickles[0]))
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:  # the last two: odd compression
         raise _refused(path, str(error) or type(error).__name__) from error
 
 
