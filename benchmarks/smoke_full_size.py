@@ -84,7 +84,8 @@ def main() -> None:
     factors = lora.LoraConfig(QKVO)
     config = dataclasses.replace(TINY if flags.tiny else pi05.Pi05Config(), lora=factors, remat='save_attention')
     params = random_params(config, jnp.bfloat16)
-    stats = {'sigma_a': jnp.ones(6), 'action_low': -jnp.ones(6), 'action_span': 2 * jnp.ones(6), 'relative': jnp.zeros(6)}
+    ones = jnp.ones(6)
+    stats = {'sigma_a': ones, 'action_low': -ones, 'action_span': 2 * ones, 'relative': jnp.zeros(6)}
     frozen = Frozen(params, stats)
     print(f'device {jax.devices()[0].device_kind}, {trees.count(params):,} parameters')
 
