@@ -8,6 +8,7 @@ from jaxtyping import Float, Num, UInt8, UInt16
 from PIL import Image
 
 JPEG_QUALITY = 95
+FULL_COLOUR_BELOW = 128  # pixels a side
 STYLES = ('openpi', 'lerobot')
 BLACK = -1.0  # in the model's units
 
@@ -76,9 +77,14 @@ def padded_with(image: UInt8[np.ndarray, 'h x 3'], box: Box, padding: float) -> 
 
 
 def encode_jpeg(image: UInt8[np.ndarray, 'h x 3'], quality: int = JPEG_QUALITY) -> bytes:
-    """Encodes without chroma subsampling: at 56 to 224 pixels a brick's colour is a few pixels wide."""
+    """Encodes to JPEG; a picture of `FULL_COLOUR_BELOW` pixels or more keeps colour at half resolution (4:2:0).
+
+    That is what a camera's H.264 or AV1 video holds anyway, and it decodes a third faster. Below, where a brick's
+    colour is a few pixels wide, colour stays whole (4:4:4).
+    """
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, 'JPEG', quality=quality, subsampling=0)
+    subsampling = '4:4:4' if min(image.shape[:2]) < FULL_COLOUR_BELOW else '4:2:0'
+    Image.fromarray(image).save(buffer, 'JPEG', quality=quality, subsampling=subsampling)
     return buffer.getvalue()
 
 

@@ -89,3 +89,13 @@ def test_jpeg_keeps_colours_of_single_pixels() -> None:
     assert np.abs(decoded - image).mean() < 1
     assert np.abs(decoded[21:23, 21:23] - image[21:23, 21:23]).max() < 16
     assert encode_jpeg(image) == encode_jpeg(image)
+
+
+def test_a_large_jpeg_keeps_brightness_and_halves_colour() -> None:
+    smooth = np.linspace(30, 220, 224).astype(np.uint8)
+    grey = np.broadcast_to(smooth[:, None, None], (224, 224, 3))
+    stripes = np.zeros((224, 224, 3), np.uint8)
+    stripes[:, ::2, 0], stripes[:, 1::2, 2] = 200, 200  # columns of one pixel, told apart by colour alone
+    assert np.abs(decode_image(encode_jpeg(grey)).astype(int) - grey).max() <= 2
+    large, small = decode_image(encode_jpeg(stripes)), decode_image(encode_jpeg(stripes[:112, :112]))
+    assert np.ptp(small[50, 50:60, 0]) > 150 and np.ptp(large[50, 50:60, 0]) < 100
