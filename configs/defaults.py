@@ -30,7 +30,9 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()  # how the base computes; sizes only where `base` is ''
     c.model.dtype = 'float32'  # of its matrix products; 'bfloat16' on a GPU
-    c.model.remat = config_dict.placeholder(str)  # 'save_attention', a jax.checkpoint policy's name, or None: keep all
+    # what layers keep for the backward pass: None (all), 'save_products' (twice the memory of the next one, a seventh
+    # faster), 'save_attention', or the name of a jax.checkpoint policy
+    c.model.remat = config_dict.placeholder(str)
 
     c.lora = ConfigDict()
     c.lora.patterns = (r'.*/attn/(q|kv|attn_vec)_einsum/w',)  # q, k, v, output of Gemma (paper 4.2)

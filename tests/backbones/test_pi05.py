@@ -128,7 +128,7 @@ def test_lora_side_path_equals_merged_weights(golden_params):
     chex.assert_trees_all_close(side, want, atol=5e-5)
 
 
-@pytest.mark.parametrize('remat', [None, 'nothing_saveable', 'save_attention'])
+@pytest.mark.parametrize('remat', [None, 'nothing_saveable', 'save_attention', 'save_products'])
 def test_unread_outputs_of_the_last_layer_change_nothing(golden_params, remat):
     """The prefix gives keys and values there, and no more; velocity and gradients are those of the whole stack."""
     c = lora.LoraConfig(('.*/attn/.*einsum(_1)?/w', '.*(gating_einsum|linear)'), rank=2, dropout=0.0)
