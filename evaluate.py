@@ -1,10 +1,14 @@
-"""Evaluates a trained Sigma against its base and simple arms, and writes a report to read.
+"""Evaluates trained Sigmas against their base, simple arms and each other, and writes a report to read.
 
     python evaluate.py --workdir=runs/sigma
     python evaluate.py --workdir=runs/sigma --splits=train,calibration     choose without reading test
+    python evaluate.py --workdir=runs/sigma --stress --robustness --checks
+    python evaluate.py --workdir=runs/ablations                            rows/<row>/seed<k>/, arms by row
+    python evaluate.py --workdir=runs/ablations --workdir=pi05_lora=runs/lora0 --out=runs/comparison
 
 Writes sigma_eval_report.json, report.html and adapter.json. Each evaluation is entered in evaluations.jsonl of the
-training folder, so that the report can say how often the test split was read.
+training folder (of several: that of full Sigma with the lowest seed), so that the report can say how often the test
+split was read.
 """
 
 import argparse
@@ -12,7 +16,7 @@ import pathlib
 
 from rich.console import Console
 
-from sigma_jax import adapter, evaluation_run, report_console, report_tables
+from sigma_jax import adapter, evaluation_run, report_console, trainings
 from sigma_jax.evaluation import EvaluationConfig
 from sigma_jax.scripts import reports_user_errors
 
@@ -22,30 +26,45 @@ def main() -> None:
     """Entry point."""
     arguments = parse()
     console = Console()
-    request = evaluation_run.Request(
-        arguments.workdir,
+    report, out = evaluation_run.run(request(arguments), Console(stderr=True))
+    report_console.show(report, console, arguments.checks)
+    for name in (evaluation_run.PAGE, evaluation_run.REPORT):
+        console.print(f'{out / name}', highlight=False, soft_wrap=True)
+
+
+def request(arguments: argparse.Namespace) -> evaluation_run.Request:
+    """What the command line asks for. Raises UserError for folders that do not go together."""
+    found, left_out = trainings.find(arguments.workdir)
+    head = trainings.lead(found)
+    several = len(found) > 1 or left_out
+    out = arguments.out or (trainings.split_name(arguments.workdir[0])[1] if several else None)
+    return evaluation_run.Request(
+        head.folder,
         arguments.shards,
-        arguments.out,
+        out,
         tuple(arguments.splits.split(',')),
         arguments.episodes_at_once,
         EvaluationConfig(adapter=adapter.preset(arguments.adapter)),
+        rows=tuple(found) if several else (),
+        left_out=tuple(left_out),
+        stress=arguments.stress,
+        robustness=arguments.robustness,
     )
-    report, out = evaluation_run.run(request, Console(stderr=True))
-    console.print(report_console.arms_tables(report))
-    console.print(report_tables.verdict(report), highlight=False)
-    for name in (evaluation_run.PAGE, evaluation_run.REPORT):
-        console.print(f'{out / name}', highlight=False, soft_wrap=True)
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--workdir', type=pathlib.Path, required=True, help='folder of a finished train.py')
-    parser.add_argument('--shards', type=pathlib.Path, help='prepared shards; default: those it was trained on')
-    parser.add_argument('--out', type=pathlib.Path, help='where the report goes; default: the training folder')
-    parser.add_argument('--splits', default=','.join(evaluation_run.SPLITS), help='default: %(default)s')
-    parser.add_argument('--adapter', default='default', help="'default' (max_scale chosen on calibration) or 'paper'")
-    parser.add_argument('--episodes_at_once', type=int, default=4, help='whole episodes a batch; default: %(default)s')
+    add = parser.add_argument
+    add('--workdir', action='append', required=True, help='folder of a finished train.py, or of rows; several compare')
+    add('--shards', type=pathlib.Path, help='prepared shards; default: those it was trained on')
+    add('--out', type=pathlib.Path, help='where the report goes; default: the training folder')
+    add('--splits', default=','.join(evaluation_run.SPLITS), help='default: %(default)s')
+    add('--adapter', default='default', help="'default' (max_scale chosen on calibration) or 'paper'")
+    add('--episodes_at_once', type=int, default=4, help='whole episodes a batch; default: %(default)s')
+    add('--checks', action='store_true', help='print CHECK A and CHECK B of the paper')
+    add('--stress', action='store_true', help='stress tests of the adapter; four more replays of the last split')
+    add('--robustness', action='store_true', help='nine perturbations; each samples the base on every window anew')
     return parser.parse_args()
 
 

@@ -2,23 +2,41 @@
 
     python train.py --config=configs/sigma_so101.py --workdir=runs/sigma
     python train.py --config=configs/sigma_so101.py --workdir=runs/quick --config.steps=100 --config.seed=1
+    python train.py --config=configs/sigma_so101.py --config.ablations=configs/ablations.py --workdir=runs/ablations
+
+The same command with --check says how much memory it will need, and whether that fits the GPU here or, with
+--check --card_gib=24, any other; the status is 1 where it does not.
 
 configs/defaults.py explains every value. In the work folder: train_log.csv (the columns of the paper's Table 1),
-tensorboard/, checkpoints/, config.json and, after flow matching of all weights, policy/.
+tensorboard/, checkpoints/, config.json and, after flow matching of all weights, policy/. With ablations: all rows and
+seeds in one program, and at the end such a folder for each, rows/ROW/seedK/.
 """
 
 from absl import flags
 from ml_collections import ConfigDict
+from rich.console import Console
 
-from sigma_jax import training
-from sigma_jax.scripts import run_with_config
+from sigma_jax import ablation_training, memory_check, training
+from sigma_jax.compilation import keep_programs
+from sigma_jax.devices import use_all_cores
+from sigma_jax.scripts import load, run_with_config
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder for logs and checkpoints', required=True)
+CHECK = flags.DEFINE_bool('check', False, 'only say how much memory this will need, and whether it fits')
+CARD_GIB = flags.DEFINE_float('card_gib', None, 'memory of the card that --check is for (default: the one here)')
 
 
-def main(config: ConfigDict) -> None:
-    """Entry point."""
-    training.train(config.to_dict(), WORKDIR.value)
+def main(config: ConfigDict) -> int:
+    """Entry point; returns the exit status."""
+    if CHECK.value:
+        return memory_check.check(config.to_dict(), CARD_GIB.value, Console())
+    keep_programs(config.compilation_cache)
+    if config.ablations:
+        use_all_cores()
+        ablation_training.train(config.to_dict(), load(config.ablations), WORKDIR.value)
+    else:
+        training.train(config.to_dict(), WORKDIR.value)
+    return 0
 
 
 if __name__ == '__main__':

@@ -22,17 +22,29 @@ def get_config() -> ConfigDict:
     c.steps = 800  # optimiser steps
     c.batch_size = 4  # sequences a step
     c.sequence_length = 4  # consecutive windows a sequence, memory carried through (ours; paper: 1)
+    c.accumulate = 1  # micro-batches a step, one after the other (ours): batch_size / accumulate sequences at a time
     c.ema = config_dict.placeholder(float)  # decay of a running average of trainable leaves; None: none kept
     c.loader = ConfigDict({'num_workers': 0, 'cache': True})  # decoding processes; keep decoded windows in memory
     c.loader.augment = False  # crops, turns and recolours training pictures as openpi does (data/augment.py)
+    # SigLIP's features and text embeddings: '' computes them in every step, 'cache' once, beside the shards
+    c.features = ''
     c.log = ConfigDict({'every': 10, 'shares': 0})  # steps between rows (Table 1: 10), gradient shares (0: none)
     c.checkpoint = ConfigDict({'every': 200, 'keep': 2})  # steps between checkpoints, how many stay
+    c.compilation_cache = '~/.cache/sigma_jax'  # compiled programs, kept for the next start; '' keeps none
 
     c.model = ConfigDict()  # how the base computes; sizes only where `base` is ''
     c.model.dtype = 'float32'  # of its matrix products; 'bfloat16' on a GPU
     # what layers keep for the backward pass: None (all), 'save_products' (twice the memory of the next one, a seventh
     # faster), 'save_attention', or the name of a jax.checkpoint policy
     c.model.remat = config_dict.placeholder(str)
+
+    c.quant = ConfigDict()  # how the frozen base is stored on the device (sigma_jax/quant.py)
+    # 'stored': as in its folder; 'bfloat16': all but what is read in float32, with model.dtype bfloat16 the same to
+    # the last bit; 'int8', 'nf4': so for the leaves of `patterns`, bfloat16 for the others
+    c.quant.kind = 'stored'
+    c.quant.patterns = (r'.*/llm/layers/(attn|mlp)(_1)?/.*',)  # the matrices of both Gemma experts (QLoRA: all linear)
+    c.quant.int8 = ()  # further leaves in int8, such as r'.*/input_embedding' and SigLIP's r'.*/encoderblock/.*/kernel'
+    c.quant.tile = 64  # inputs that share one of NF4's scales (QLoRA)
 
     c.lora = ConfigDict()
     c.lora.patterns = (r'.*/attn/(q|kv|attn_vec)_einsum/w',)  # q, k, v, output of Gemma (paper 4.2)
@@ -82,6 +94,7 @@ def get_config() -> ConfigDict:
     c.optimizer.b2 = 0.95
     c.optimizer.clip_norm = 1.0
 
+    c.ablations = ''  # a file such as configs/ablations.py: its rows and seeds are trained in one program
     # gates, 1 on, 0 off (tau_const the other way round); ramp_speed 2 is a ramp twice as fast, inf no ramp
     gates = ('tau', 'film', 'memory', 'residual', 'lora', 'hard', 'ramp_speed')
     c.ablation = ConfigDict(dict.fromkeys(gates, 1.0) | {'tau_const': 0.0})

@@ -1,15 +1,16 @@
 """From a config to all that a run needs: base policy, statistics, objective, trainable leaves."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax import curriculum, lora, losses, objective, trees
+from sigma_jax import curriculum, lora, losses, objective, quant, trees
 from sigma_jax.backbones import pi05
 from sigma_jax.backbones.gemma import GemmaConfig
 from sigma_jax.backbones.siglip import SiglipConfig
@@ -193,6 +194,20 @@ def make_objective(config: Mapping, base: Base, batch: Batch) -> objective.FlowM
     )
 
 
+def store_base(config: Mapping, base: Base, goal: Any) -> PyTree:
+    """The base's weights on the device, as `config.quant` says; only those leaves that the objective reads.
+
+    Raises UserError where they are to learn and would be stored in another dtype than their own.
+    """
+    how = build(quant.QuantConfig, config.get('quant', {}), 'quant')
+    if how.changes and 'params' in config['trainable']:
+        raise UserError(
+            "config.quant: expected kind 'stored' and no int8 where the base itself learns (trainable 'params'), got "
+            f"{how.kind!r} and {list(how.int8)}; train factors beside a quantised base: config.trainable=('lora',)"
+        )
+    return quant.store(base.params, pi05.STORED, how, goal.reads)
+
+
 def make_trainable(config: Mapping, base: Base, goal: Any, frozen: Frozen, batch: Batch) -> tuple[PyTree, Frozen]:
     """(trainable leaves, what stays frozen) before the first step; `config.trainable` lists the groups."""
     groups, key = list(config['trainable']), jax.random.key(config['seed'])
@@ -209,8 +224,7 @@ def make_trainable(config: Mapping, base: Base, goal: Any, frozen: Frozen, batch
         if config['objective'] == 'sigma':
             check_sigma_reads(trainable['lora'])
     if 'sigma' in groups:
-        init = jax.jit(lambda f, b: objective.init_sigma(key, goal, f, b))
-        trainable['sigma'] = init(frozen, batch)
+        trainable['sigma'] = init_heads(key, goal, frozen, batch)
     if 'params' in groups:
         flat, held = trees.flatten(base.params), trees.flatten(trees.select(base.params, config['freeze']))
         learning = {p: jnp.asarray(x) for p, x in flat.items() if not held[p]}
@@ -219,6 +233,36 @@ def make_trainable(config: Mapping, base: Base, goal: Any, frozen: Frozen, batch
             frozen, params=trees.unflatten({p: jnp.asarray(x) for p, x in flat.items() if held[p]})
         )
     return trainable, frozen
+
+
+def init_heads(key: jax.Array, goal: objective.SigmaObjective, frozen: Frozen, batch: Batch) -> PyTree:
+    """Random parameters of Sigma's heads, from the shapes of `frozen` and `batch` alone.
+
+    Drawn on the host: a GPU's compiler takes 40 s for that many random numbers at full size, a CPU's a fifth of it.
+    """
+    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda *inputs: inputs, frozen, batch))
+    with jax.default_device(host()):
+        drawn = jax.tree.map(np.asarray, _head_drawer(goal, structure, tuple(leaves))(key))
+    return jax.tree.map(jnp.asarray, drawn)
+
+
+@functools.lru_cache(maxsize=1)
+def _head_drawer(goal: objective.SigmaObjective, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Callable:
+    """Compiled once for the seeds of an ablation."""
+
+    def draw(key):
+        inputs = jax.tree.unflatten(structure, [jnp.zeros(x.shape, x.dtype) for x in leaves])
+        return objective.init_sigma(key, goal, *inputs)
+
+    return jax.jit(draw)
+
+
+def host() -> jax.Device | None:
+    """The CPU as a device of JAX; None, the default device, where JAX_PLATFORMS leaves it out."""
+    try:
+        return jax.local_devices(backend='cpu')[0]
+    except RuntimeError:
+        return None
 
 
 def check_sigma_reads(factors: PyTree) -> None:
@@ -234,4 +278,4 @@ def check_sigma_reads(factors: PyTree) -> None:
 def make_ablation(config: Mapping) -> Ablation:
     """Gates from the section `ablation`."""
     gates = build(Ablation, config['ablation'], 'ablation')
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), gates)
+    return jax.tree.map(lambda x: jnp.asarray(float(x), jnp.float32), gates)  # JSON has 'inf' as text only

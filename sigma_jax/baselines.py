@@ -12,17 +12,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax import assembly, objective
-from sigma_jax.backbones.pi05 import BoundPi05
+from sigma_jax import assembly, sampled
 from sigma_jax.backbones.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.data import pipeline, shards
 from sigma_jax.data.meta import read_meta
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
-from sigma_jax.sigma import window_keys
 
 RECORD = 'baselines.json'
 
@@ -118,32 +115,16 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
             f'{config.base}; prepare shards with a shorter horizon'
         )
     stats = assembly.frozen_stats(policy.norm_stats, policy.norm_stats, policy.policy.relative_joints)
-    sample, params = jax.jit(_sampler(policy, stats, config, horizon)), jax.device_put(policy.params)
+    sampler = sampled.make_sampler(sampled.bind_frozen(policy.config), config.seed, config.samples, horizon)
+    sample, params = jax.jit(sampler), jax.device_put(policy.params)
     out = np.zeros((count, config.samples, horizon, policy.norm_stats['actions'].low.shape[0]), np.float32)
     for batch in loader:
         number = batch['record'][:, 0]
         real = number >= 0
-        out[number[real]] = np.asarray(sample(params, assembly.to_batch(batch)))[real]
+        windows = assembly.to_batch({key: x[:, 0] for key, x in batch.items()})
+        out[number[real]] = np.asarray(sample(params, stats, windows))[real]
         progress(int(number.max()) + 1)
     return out
-
-
-def _sampler(policy: assembly.Base, stats: Mapping[str, jax.Array], config: BaselineConfig, horizon: int) -> Callable:
-    """(params, batch [b 1 ...]) -> raw actions [b samples t a]."""
-
-    def sample(params, batch):
-        batch = jax.tree.map(lambda x: x[:, 0], batch)
-        backbone = BoundPi05(policy.config, params)
-
-        def draw(n):
-            keys = window_keys(jax.random.fold_in(jax.random.key(config.seed), n), batch.episode, batch.frame)
-            actions = backbone.sample_actions(keys, batch.observation)
-            origin = objective.action_origin(batch.observation.state, stats)
-            return origin + objective.unnormalize_actions(actions, stats)[:, :horizon]
-
-        return jax.lax.map(draw, jnp.arange(config.samples)).swapaxes(0, 1)
-
-    return sample
 
 
 def check_baselines(shards_dir: str | pathlib.Path, base_digest: str) -> None:

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax import adapter, arms, checks, metrics
+from sigma_jax import adapter, adapter_sweep, arms, checks, metrics
 from sigma_jax.adapter import AdapterConfig, AdapterState
 from sigma_jax.checks import ADAPTED, BASE
 from sigma_jax.metrics import ERRORS, Thresholds
 from sigma_jax.replay import CARRIED, RESET, TAU_OFF, Prediction, Windows, views
 from sigma_jax.types import Actions, PyTree
 
-SCHEMA, SCHEMA_VERSION = 'sigma_jax.evaluation', 1
+SCHEMA, SCHEMA_VERSION = 'sigma_jax.evaluation', 2
 ADAPT = jax.jit(adapter.adapt)
 
 
@@ -50,6 +50,8 @@ def evaluate(
     sigma_params: PyTree | None = None,
     provenance: Mapping[str, Any] | None = None,
     joints: list[str] | None = None,
+    state: AdapterState | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> dict:
     """The whole report as JSON-ready values.
 
@@ -59,8 +61,11 @@ def evaluate(
       sigma_params: the trained 'sigma' leaves, for CHECK A.
       provenance: anything that says where the numbers come from; stored as it is.
       joints: names of the action dimensions.
+      state: the adapter where it has been fitted already; None fits it.
+      more: further sections ('comparison', 'stress', 'robustness', 'compute').
     """
-    state = fit_adapter(splits['calibration'], config.adapter) if 'calibration' in splits else None
+    if state is None and 'calibration' in splits:
+        state = fit_adapter(splits['calibration'], config.adapter)
     table = {name: make_arms(windows, splits.get('train'), state) for name, windows in splits.items()}
     errors = {name: {arm: errors_of(x, splits[name]) for arm, x in table[name].items()} for name in splits}
     report: dict[str, Any] = {'schema': SCHEMA, 'schema_version': SCHEMA_VERSION}
@@ -72,7 +77,7 @@ def evaluate(
     report['adapter'] = adapter_report(splits, state)
     report['example'] = example(splits, table, errors, joints)
     report['provenance'] = dict(provenance or {})
-    return jsonable(report)
+    return jsonable(report | dict(more or {}))
 
 
 def fit_adapter(windows: Windows, config: AdapterConfig) -> AdapterState:
@@ -100,7 +105,7 @@ def make_arms(windows: Windows, train: Windows | None, state: AdapterState | Non
         fitted = arms.fit_bias(train.base, train.actions, train.action_mask)
         trajectories[f'{BASE}_bias'] = arms.apply_bias(windows.base, fitted)
     result = {name: Arm(views(x, windows.chunk)) for name, x in trajectories.items()}
-    for name in (CARRIED, RESET, TAU_OFF):
+    for name in (name for name in (CARRIED, RESET, TAU_OFF) if name in windows.predictions):
         run = windows.predictions[name]
         result[name] = Arm(run.actions, run)
         if state is not None and name != RESET:
@@ -171,7 +176,8 @@ def adapter_report(splits: Mapping[str, Windows], state: AdapterState | None) ->
         report['mean_scale'] = report.get('mean_scale', {}) | {name: metrics.mean(scale)}
         if name != 'train':
             report['windows'][name] = values
-    return report
+    held_out = {name: windows for name, windows in splits.items() if name != 'train'}
+    return report | {'sweep': adapter_sweep.sweep(held_out, state)}
 
 
 def example(

@@ -1,12 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, one writer a folder, and what a full disk looks like."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 
 from sigma_jax.errors import UserError
+
+LOCK = '.lock'
 
 
 @contextlib.contextmanager
@@ -42,3 +46,31 @@ def atomic_write(out: str | os.PathLike, data: bytes | str) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def writer_lock(folder: str | os.PathLike, what: str) -> Iterator[None]:
+    """Holds `folder`, made where it is missing, for one writer; the system lets go when the process ends, however.
+
+    Raises UserError while another process holds it; `what` names what that one does, such as 'training'.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open('w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f'Expected to be the only writer of {folder}, got another running {what}; wait for it or name another.'
+            ) from error
+        yield
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is want of room: on the disk, in a quota, or under a limit on files."""
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in codes:
+        return True
+    # ArrayRecord and TensorStore have no error type of their own, only the system's words
+    told = isinstance(error, (RuntimeError, ValueError)) and any(os.strerror(code) in str(error) for code in codes)
+    return told or (error.__cause__ is not None and is_full_disk(error.__cause__))

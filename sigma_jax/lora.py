@@ -66,12 +66,12 @@ class Layout:
         return leading, prod(size[x] for x in self.inputs), prod(size[x] for x in self.outputs)
 
 
-def find_layout(path: str, layouts: Mapping[str, Layout]) -> Layout:
+def find_layout(path: str, layouts: Mapping[str, Layout], what: str = 'LoRA') -> Layout:
     """The layout whose pattern matches the whole path. Raises UserError for leaves that are no matrices."""
     for pattern, layout in layouts.items():
         if re.fullmatch(pattern, path):
             return layout
-    raise UserError(f'LoRA was asked for {path!r}, which is no matrix; choose among {", ".join(layouts)}')
+    raise UserError(f'{what} was asked for {path!r}, which is no matrix; choose among {", ".join(layouts)}')
 
 
 def init_factors(key: Array, base: PyTree, layouts: Mapping[str, Layout], config: LoraConfig) -> PyTree:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sigma_jax import lora
+from sigma_jax import lora, quant
 from sigma_jax.errors import UserError
 
 SHORTEST = 128  # queries; below, the plain products are faster
@@ -30,10 +30,10 @@ def project(
     Returns `[... outputs]` in x's dtype, or a tuple of them, one for each matrix that the layout stacks. The side path
     exists where the collection `lora` holds this leaf; it reads `dropped`, or x with a dropout of its own.
     """
-    w = module.param(name, init, shape)
+    w = quant.read(module, name, init, shape)
     one = lora.Layout(layout.weight.removeprefix(layout.stack), layout.inputs, layout.outputs)
-    matrices = w if layout.stack else w[None]  # one product each: all at once, XLA would transpose the stack
-    ys = [jnp.einsum(one.equation(), x, matrix.astype(x.dtype)) for matrix in matrices]
+    matrices = quant.rows(w) if layout.stack else [w]  # one product each: all at once, XLA would transpose the stack
+    ys = [quant.einsum(one.equation(), x, matrix) for matrix in matrices]
     if module.has_variable('lora', name):
         size = dict(zip(layout.weight, shape, strict=True))
         outputs = tuple(size[axis] for axis in layout.outputs)
@@ -79,9 +79,16 @@ def attention(
 
 def fuses(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h']) -> bool:
     """Whether cuDNN has a fused attention, and its gradient, for these sizes on this device."""
-    if q.dtype not in (jnp.bfloat16, jnp.float16) or jax.default_backend() != 'gpu':
+    if jax.default_backend() != 'gpu':
         return False
-    largest = 256 if float(jax.local_devices()[0].compute_capability) >= 9 else 128
+    return fusible(q, k, float(jax.local_devices()[0].compute_capability))
+
+
+def fusible(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h'], capability: float) -> bool:
+    """Whether cuDNN has a fused attention, and its gradient, for these sizes on a GPU of this compute capability."""
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    largest = 256 if capability >= 9 else 128
     sizes = q.shape[-1] <= largest and q.shape[-1] % 8 == 0 and q.shape[1] % 2 == k.shape[1] % 2 == 0
     return sizes and q.shape[1] >= SHORTEST
 

@@ -13,9 +13,9 @@ import optax
 from jaxtyping import Array, Float
 
 from sigma_jax import curriculum, losses
-from sigma_jax.backbones.pi05 import BoundPi05, Pi05Config
+from sigma_jax.backbones.pi05 import ACTION_EXPERT, BoundPi05, Pi05Config
 from sigma_jax.sigma import Sigma, SigmaConfig, embed_observation, initial_carry, run_sequence, window_keys
-from sigma_jax.types import Ablation, Batch, Frozen, SigmaOutput
+from sigma_jax.types import Ablation, Batch, Frozen, Observation, SigmaOutput
 
 PyTree = Any
 
@@ -71,14 +71,19 @@ class FlowMatching:
 
     config: Pi05Config
 
+    def reads(self, path: str) -> bool:
+        """Whether this leaf of the base is read: all are."""
+        return True
+
     def __call__(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key, step):
         """See `train_step.Objective`; windows of a sequence are independent examples."""
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-        time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        dropout_key = jax.random.split(key, 3)[2]
         relative = batch.actions - action_origin(batch.observation.state, frozen.stats)
         actions = normalize_actions(relative, frozen.stats, self.config.action_dim)
-        time = jax.random.beta(time_key, 1.5, 1.0, actions.shape[:1]) * 0.999 + 0.001
-        noise = jax.random.normal(noise_key, actions.shape)
+        time, noise = batch.time, batch.noise
+        if time is None or noise is None:
+            time, noise = self._draws(key, actions.shape)
         x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
         backbone = bind(self.config, trainable, frozen, ablation, dropout_key)
         velocity = backbone.velocity(batch.observation, x_t, time)
@@ -86,6 +91,21 @@ class FlowMatching:
         valid = batch.action_mask & batch.mask[:, None]
         loss = jnp.sum(error * valid) / jnp.maximum(jnp.sum(valid), 1)
         return loss, {'velocity_mse': loss}
+
+    def _draws(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        time_key, noise_key, _ = jax.random.split(key, 3)
+        time = jax.random.beta(time_key, 1.5, 1.0, shape[:1]) * 0.999 + 0.001
+        return time, jax.random.normal(noise_key, shape)
+
+    def draw(self, key: Array, batch: Batch) -> Batch:
+        """`batch` [b g] with the times and the noise that this objective would draw for it, for micro-batches of it."""
+        lead, steps = batch.actions.shape[:2], batch.actions.shape[2]
+        time, noise = self._draws(key, (lead[0] * lead[1], steps, self.config.action_dim))
+        return dataclasses.replace(batch, time=time.reshape(lead), noise=noise.reshape(*lead, *noise.shape[1:]))
+
+    def weight(self, batch: Batch) -> Float[Array, '']:
+        """The number of action steps whose errors the loss is the mean of."""
+        return jnp.sum(batch.action_mask & batch.mask[..., None], dtype=float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +117,15 @@ class SigmaObjective:
     loss: losses.LossConfig
     curriculum: curriculum.CurriculumConfig
 
+    def reads(self, path: str) -> bool:
+        """Whether this leaf of the base is read: not the action expert's, whose actions lie beside the shards."""
+        return not ACTION_EXPERT.fullmatch(path)
+
+    def see(self, frozen: Frozen, observation: Observation) -> Observation:
+        """The observation with all that the frozen policy alone makes of it, so that `forward` need not compute it."""
+        features, text = embed_observation(bind(self.config, {}, frozen, Ablation()), observation, self.sigma)
+        return dataclasses.replace(observation, features=features, text_embeddings=text)
+
     def forward(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key=None) -> SigmaOutput:
         """One pass over [b g] windows; `key` turns LoRA dropout on and draws the refinement noise anew.
 
@@ -106,7 +135,7 @@ class SigmaObjective:
         backbone = bind(self.config, trainable, frozen, ablation, key)
         features, text = embed_observation(frozen_backbone, batch.observation, self.sigma)
 
-        def apply(observation, features, text, base, carry, reset, keys, method):
+        def apply(observation, features, text, base, carry, reset, keys, method, given=None):
             inputs = (
                 backbone,
                 observation,
@@ -118,6 +147,7 @@ class SigmaObjective:
                 reset,
                 ablation,
                 keys,
+                given,
             )
             return Sigma(self.sigma).apply({'params': trainable['sigma']}, *inputs, method=method)
 
@@ -140,6 +170,14 @@ class SigmaObjective:
         """See `train_step.Objective`."""
         terms, weights, metrics = self.terms(trainable, frozen, batch, ablation, key, step)
         return losses.combine(terms, weights, batch.mask, self.loss.alignment_scale), metrics
+
+    def draw(self, key: Array, batch: Batch) -> Batch:
+        """`batch` as it is: noise belongs to key, episode and frame."""
+        return batch
+
+    def weight(self, batch: Batch) -> Float[Array, '']:
+        """The number of windows whose losses are averaged."""
+        return jnp.sum(batch.mask, dtype=float)
 
     def alignment_share(self, trainable, frozen, batch, ablation, key, step) -> dict[str, Array]:
         """Gradient norm of each weighted term, and the alignment terms' share of all of them (DESIGN 3.5)."""

@@ -1,7 +1,7 @@
 """Offline replay: the model run over whole episodes, its outputs kept as flat numpy windows (paper 5; DESIGN 3.8)."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ NumpyBatch = dict[str, np.ndarray]
 RunWindows = Callable[[NumpyBatch, Ablation], SigmaOutput]  # leaves [b g ...] in, leaves [b g ...] out
 
 CARRIED, TAU_OFF, RESET = 'sigma', 'sigma_tau_off', 'sigma_reset'
+RUNS = (CARRIED, TAU_OFF, RESET)
+EVERYTHING = Ablation()
 
 
 @dataclasses.dataclass
@@ -71,22 +73,25 @@ def replay(
     raw_state: Callable[[np.ndarray], np.ndarray] = lambda state: state,
     samples: Float[np.ndarray, 'r m t a'] | None = None,
     on_batch: Callable[[], None] = lambda: None,
+    gates: Ablation = EVERYTHING,
+    runs: Sequence[str] = RUNS,
 ) -> Windows:
     """Runs the model three times over every batch: memory carried, telepathy off, memory reset.
 
     A batch holds whole episodes, leaves [b g ...]; the third run starts anew every `sequence_length` windows,
     as training did. Padding windows are dropped. `samples` holds several actions of the base for every record, and
-    `batch['record']` the number of each window's record. Raises UserError when no valid window comes.
+    `batch['record']` the number of each window's record. `gates` are those the model was trained with; `runs` names
+    those of the three that are wanted. Raises UserError when no valid window comes.
     """
     parts: list[Windows] = []
     for batch in batches:
-        runs = {
-            CARRIED: (batch, Ablation()),
-            TAU_OFF: (batch, Ablation(tau=0.0)),
-            RESET: (batch | {'reset': reset_every(batch['reset'], sequence_length)}, Ablation()),
+        inputs = {
+            CARRIED: (batch, gates),
+            TAU_OFF: (batch, dataclasses.replace(gates, tau=0.0)),
+            RESET: (batch | {'reset': reset_every(batch['reset'], sequence_length)}, gates),
         }
         keep = np.asarray(batch['mask'], bool).reshape(-1)
-        predictions = {name: predict(run_windows(*run), batch['mask'].ndim, keep) for name, run in runs.items()}
+        predictions = {name: predict(run_windows(*inputs[name]), batch['mask'].ndim, keep) for name in runs}
         arrays = {name: flatten(batch[name], batch['mask'].ndim)[keep] for name in ARRAYS}
         arrays['state'] = raw_state(arrays['state'])
         drawn = None if samples is None else samples[flatten(batch['record'], batch['mask'].ndim)[keep]]

@@ -4,7 +4,6 @@ Reads only `sigma_eval_report.json` (as a dict) and the columns of `train_log.cs
 rendered again. Pictures are SVG in base64; the page loads nothing.
 """
 
-import base64
 import csv
 import html
 from collections.abc import Mapping
@@ -13,8 +12,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from sigma_jax import report_comparison as compared
 from sigma_jax import report_figures as figures
+from sigma_jax import report_forest as forest
 from sigma_jax import report_tables as tables
+from sigma_jax import report_trials as trials
+from sigma_jax.report_tables import image
 
 STYLE = """
 :root { color-scheme: light; }
@@ -33,7 +36,7 @@ th, td { text-align: right; padding: .3rem .55rem; border-bottom: 1px solid #ece
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 th { font-weight: 600; border-bottom: 1px solid #bbb; } small { color: #777; font-weight: 400; }
 td small { white-space: nowrap; font-size: .78rem; }
-tr.mark td { background: #eef4fb; } small.good { color: #17703f; } small.bad { color: #b3261e; }
+tr.mark td { background: #eef4fb; } .good { color: #17703f; } .bad { color: #b3261e; }
 @media (max-width: 32rem) {
   th, td { padding: .25rem .3rem; } table { font-size: .82rem; } td small { font-size: .72rem; } }
 details { margin: .8rem 0; } summary { cursor: pointer; font-weight: 600; }
@@ -64,19 +67,15 @@ def read_log(path: Path) -> dict[str, Float[np.ndarray, 'n']]:
 
 def render(report: Mapping, log: Mapping[str, Float[np.ndarray, 'n']]) -> str:
     """The page as text."""
-    parts = [first_screen(report), error_section(report), training_section(log), episode_section(report)]
+    first = comparison_screen(report) if report.get('comparison') else first_screen(report)
+    parts = [first, error_section(report), training_section(log), episode_section(report)]
+    parts += [trials.stress_section(report.get('stress')), trials.robustness_section(report.get('robustness'))]
     body = '\n'.join([*parts, paper_section(report), provenance_section(report)])
     return (
         '<!doctype html><html lang=en><head><meta charset=utf-8>'
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         f'<title>Sigma against its base</title><style>{STYLE}</style></head><body>{body}</body></html>\n'
     )
-
-
-def image(svg: str, caption: str) -> str:
-    """An SVG as an embedded picture with a text for those who do not see it."""
-    data = base64.b64encode(svg.encode()).decode()
-    return f'<img alt="{html.escape(caption)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def first_screen(report: Mapping) -> str:
@@ -91,6 +90,41 @@ def first_screen(report: Mapping) -> str:
         + tables.arms_table(report['splits'][name])
         + f'<p class=note>Split: {name}. Small print: change against pi05, its 95 % interval in per cent.</p>'
     )
+
+
+def comparison_screen(report: Mapping) -> str:
+    """Whether telepathy helps: a sentence, a table, a forest plot; then all arms, and the checkpoint shown below."""
+    c = report['comparison']
+    sentence = html.escape(compared.telepathy_verdict(c)).replace(' %', '&nbsp;%')
+    parts, references = compared.parts_of(c), compared.references_of(c)
+    others = [x for x in c['contrasts'] if x not in parts and x not in references]
+    shown = report['provenance']
+    steps = {
+        name: c['arms'][name] for name in (compared.BASE, *c['tuned'], c['full'], c['no_tau']) if name in c['arms']
+    }
+    return (
+        f'<h1>Does telepathy help?</h1><p class=verdict>{sentence}</p><p>{html.escape(compared.reading(c))}</p>'
+        + leak_warning(report)
+        + picture_of(parts, c['no_tau'], 'what each part of Sigma is worth')
+        + f'<p>{html.escape(compared.gain_verdict(c))} {html.escape(test_reads(report))}</p>'
+        + f'<h2>Against base and fine-tuning</h2>{picture_of(references, None, "Sigma against other policies")}'
+        + f'<h2>All arms</h2>{compared.arms_table(c)}<p class=note>Means over seeds; small print: change against pi05 '
+        'with its 95 % interval over seeds and episodes. Rows: '
+        + f'{compared.rows_note(c)}</p><h3>Error by step of the window</h3>'
+        + f'{image(figures.error_by_step(steps), "error by step, arms pooled over seeds")}'
+        + f'<h3>Parameters and compute, a window</h3>{compared.cost_table(c["compute"])}'
+        + f'<details><summary>All other contrasts</summary>{compared.contrast_table(others)}</details>'
+        + f'<h2>One checkpoint: {html.escape(str(c["full"] or next(iter(c["rows"]))))}, seed {shown.get("seed")}</h2>'
+        + f'<p>{html.escape(tables.verdict(report))}</p>'
+        + tables.arms_table(report['splits'][tables.headline_split(report)])
+    )
+
+
+def picture_of(contrasts: list, marked: str | None, caption: str) -> str:
+    """A table of contrasts and their forest plot; nothing where there are none."""
+    if not contrasts:
+        return ''
+    return compared.contrast_table(contrasts, marked) + image(forest.contrasts(contrasts, marked), caption)
 
 
 def test_reads(report: Mapping) -> str:
@@ -110,7 +144,7 @@ def leak_warning(report: Mapping) -> str:
 def error_section(report: Mapping) -> str:
     """Forest plot, error by step, rates and the other splits."""
     name = tables.headline_split(report)
-    split = report['splits'][name]
+    split, costs = report['splits'][name], report.get('compute')
     others = ''.join(
         f'<h3>{other}: {tables.size(values)}</h3>' + tables.arms_table(values)
         for other, values in report['splits'].items()
@@ -122,6 +156,7 @@ def error_section(report: Mapping) -> str:
         f'<h3>Error by step of the window</h3>{image(figures.error_by_step(split["arms"]), "error by horizon step")}'
         f'<h3>Telepathy switch × adapter, one checkpoint</h3>{tables.switch_table(report)}'
         f'<details><summary>Rates, tau and alignment of every arm</summary>{tables.rates_table(split)}</details>'
+        + (f'<h3>Parameters and compute, a window</h3>{compared.cost_table(costs)}' if costs else '')
         + (f'<details open><summary>The other splits</summary>{others}</details>' if others else '')
     )
 
@@ -150,6 +185,7 @@ def episode_section(report: Mapping) -> str:
         parts.append('<h3>Adapter scale</h3>')
         parts.append(image(figures.adapter_scale(recorded, shown['episode']), 'adapter scale over the episodes'))
         parts.append('<p class=note>All episodes of the split; the one above strong. 0 is the base, 1 is Sigma.</p>')
+    parts.append(trials.sweep_section(report['adapter']))
     return ''.join(parts)
 
 
@@ -169,7 +205,9 @@ def provenance_section(report: Mapping) -> str:
     """Definitions, then everything that says where the numbers come from."""
     provenance = dict(report['provenance'])
     config = provenance.pop('config', None) or {}
-    adapter = {} if report['adapter'] is None else {'adapter': report['adapter']['state']}
+    large = ('spread', 'directions', 'weights')
+    fitted = (report['adapter'] or {}).get('state') or {}
+    adapter = {'adapter': {key: x for key, x in fitted.items() if key not in large}} if fitted else {}
     facts = provenance | adapter | {'schema': f'{report["schema"]} {report["schema_version"]}'}
     return f'<h2>What the numbers mean</h2>{NOTES}<h2>Provenance</h2>{tables.flat_table(facts)}' + (
         f'<details><summary>Configuration</summary>{tables.flat_table(config)}</details>' if config else ''

@@ -24,6 +24,8 @@ COLOURS = {
     'pi05_bias': '#a8482f',
     'sigma': '#1f5fa8',
     'sigma+adapter': '#2a9d8f',
+    'no_tau': '#8e7cc3',
+    'pi05_lora': '#5a8f3c',
 }
 OTHER = '#8e7cc3'
 DASHES = {'sigma_reset': '--', 'sigma_tau_off+adapter': '-.'}

@@ -1,5 +1,6 @@
 """Sentences and tables of the evaluation report, as HTML fragments."""
 
+import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,12 @@ def percent(x: float | None) -> str:
 
 def headline_split(report: Mapping) -> str:
     """The split that answers the question: test where it was evaluated."""
-    return 'test' if 'test' in report['splits'] else list(report['splits'])[-1]
+    return headline(report['splits'])
+
+
+def headline(splits: Mapping[str, Any]) -> str:
+    """'test', or the last of these splits without it."""
+    return 'test' if 'test' in splits else list(splits)[-1]
 
 
 def size(split: Mapping) -> str:
@@ -124,6 +130,12 @@ def arms_table(split: Mapping) -> str:
     names = list(split['arms'])
     rows = [[breakable(name)] + [error_cell(split['arms'][name][key], name) for key in ERRORS] for name in names]
     return table(['arm', *(f'{key}<br><small>{SPANS[key]}</small>' for key in ERRORS)], rows, names.index('sigma'))
+
+
+def image(svg: str, caption: str) -> str:
+    """An SVG as an embedded picture with a text for those who do not see it."""
+    data = base64.b64encode(svg.encode()).decode()
+    return f'<img alt="{html.escape(caption)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def breakable(name: str) -> str:

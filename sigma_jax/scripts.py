@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import functools
+import logging as standard_logging
 import pathlib
 import re
 import runpy
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from sigma_jax.errors import UserError
+from sigma_jax.signals import Stopped
 
 HELP_FLAGS = ('-h', '-help', '--help', '-helpshort', '--helpshort')
 
@@ -26,7 +28,8 @@ def reports_user_errors(main: Callable) -> Callable:
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        logging.set_verbosity(logging.ERROR)  # Orbax reports every file it touches
+        logging.set_verbosity(logging.FATAL)  # Orbax reports every file it touches, and an error before it raises it
+        standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)  # of writes that fail
         warnings.filterwarnings('ignore', module='orbax')
         try:
             return main(*args, **kwargs)
@@ -36,6 +39,9 @@ def reports_user_errors(main: Callable) -> Callable:
         except OSError as error:
             print(f'error: {error.strerror or error}: {error.filename or ""}', file=sys.stderr)
             sys.exit(2)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(128 + stopped.number)
         except KeyboardInterrupt:
             print('stopped', file=sys.stderr)
             sys.exit(130)
@@ -43,8 +49,10 @@ def reports_user_errors(main: Callable) -> Callable:
     return wrapped
 
 
-def run_with_config(main: Callable[[Any], None], default: str) -> None:
+def run_with_config(main: Callable[[Any], int | None], default: str) -> None:
     """Calls `main(config)` with the ConfigDict that `--config=FILE.py --config.KEY=VALUE ...` describe.
+
+    What `main` returns is the exit status.
 
     Other flags of the script are read as usual (absl). Without `--config` the file `default` is taken. `--help`
     lists the script's flags and every key of the config with its value.

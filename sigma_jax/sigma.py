@@ -6,6 +6,7 @@
 Token sequence of a language pass: [ text: l | vision: N_v | state: N_s ].
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from sigma_jax.backbones.base import Backbone
-from sigma_jax.types import Ablation, Actions, Batch, Carry, Observation, SigmaOutput
+from sigma_jax.types import Ablation, Actions, Batch, Carry, Observation, SigmaOutput, Telepathy
 from sigma_jax.workspaces.action import ActionTrajectoryWorkspace, apply_residual
 from sigma_jax.workspaces.config import SigmaConfig
 from sigma_jax.workspaces.language import LanguageIntentWorkspace
@@ -47,6 +48,7 @@ class Sigma(nn.Module):
         reset: Bool[Array, 'b'],
         ablation: Ablation,
         key: Array | None = None,
+        given: Float[Array, 'b e'] | None = None,
     ) -> tuple[Carry, SigmaOutput]:
         """One window.
 
@@ -55,6 +57,7 @@ class Sigma(nn.Module):
           base: the frozen policy's own actions, raw units; `sigma_a`: raw per-joint standard deviation.
           reset: where the memory starts anew.
           key: one PRNG key a window [b]; read only with `noise_scale > 0`.
+          given: a tau to use, and to report, in place of the inferred one; None infers it.
 
         Raises:
           ValueError: `base` is not [b horizon action_dim], or `noise_scale > 0` without keys.
@@ -63,7 +66,7 @@ class Sigma(nn.Module):
         scene = self._look(backbone, observation, features, text_embeddings, ablation)
         recurrent = self.config.feedback == 'recurrent'
         first = scene.read(keep(ablation.tau, tau_prev, 0.0) if recurrent else jnp.zeros_like(tau_prev))
-        telepathy = self.language.infer(first[1], scene.mask, m_prev, ablation.tau_const)
+        telepathy = _with_tau(self.language.infer(first[1], scene.mask, m_prev, ablation.tau_const), given)
         tau = keep(ablation.tau, telepathy.tau, 0.0)
         hidden = first[1] if recurrent else scene.read(tau)[1]
         residual, c_act, c_act0 = self._act(scene, first[1], hidden, tau, self._start(key, base))
@@ -84,6 +87,7 @@ class Sigma(nn.Module):
         reset: Bool[Array, 'b g'],
         ablation: Ablation,
         key: Array | None = None,
+        given: Float[Array, 'b g e'] | None = None,
     ) -> tuple[Carry, SigmaOutput]:
         """g consecutive windows at once, leaves [b g ...]: the same as one after the other, for `two_pass`.
 
@@ -91,14 +95,14 @@ class Sigma(nn.Module):
         batch, and only the memory runs through them in order.
         """
         axes = _Axes(reset.shape)
-        observation, features, text_embeddings, base, key = jax.tree.map(
-            axes.flat, (observation, features, text_embeddings, base, key)
+        observation, features, text_embeddings, base, key, given = jax.tree.map(
+            axes.flat, (observation, features, text_embeddings, base, key, given)
         )
         scene = self._look(backbone, observation, features, text_embeddings, ablation)
         first = scene.read(jnp.zeros((*base.shape[:1], self.config.d_tau)))
         summary = self.language.summarise(first[1], scene.mask)
         m_prev, memory = self._remember(carry.memory, axes.split(summary.z_pool), reset, ablation)
-        telepathy = self.language.conclude(summary, axes.flat(memory), ablation.tau_const)
+        telepathy = _with_tau(self.language.conclude(summary, axes.flat(memory), ablation.tau_const), given)
         tau = keep(ablation.tau, telepathy.tau, 0.0)
         residual, c_act, c_act0 = self._act(scene, first[1], scene.read(tau)[1], tau, self._start(key, base))
         actions = self._actions(residual, base, sigma_a, ablation)
@@ -179,6 +183,10 @@ class _Scene(NamedTuple):
     text_pool: Array
 
 
+def _with_tau(telepathy: Telepathy, given: Float[Array, 'b e'] | None) -> Telepathy:
+    return telepathy if given is None else dataclasses.replace(telepathy, tau=given)
+
+
 class _Axes:
     """[b g ...] <-> [b*g ...]."""
 
@@ -201,20 +209,18 @@ def embed_observation(
 ) -> tuple[Float[Array, 'b f w'] | None, Float[Array, 'b l w']]:
     """-> (features, text_embeddings), float32: the frozen input layers, for [b ...] or [b g ...].
 
-    They do not depend on training: evaluate them once for all windows, in one flattened call, before the scan.
+    They do not depend on training: evaluate them once for all windows, in one flattened call, before the scan. What the
+    observation holds of them already is taken from there.
     """
     axes = _Axes(observation.state.shape[:-1])
-    flat = axes.flat
-
-    def unflat(x):
-        return axes.split(x).astype(jnp.float32)
-
-    from_backbone = config.vision_encoder == 'backbone'
-    features = unflat(backbone.encode_images(flat(observation.images))) if from_backbone else None
-    text = flat(observation.text)
-    if config.text == 'one_hot':
-        return features, unflat(_one_hot_projection(text, backbone.width))
-    return features, unflat(backbone.embed_text(text))
+    features, embeddings = observation.features, observation.text_embeddings
+    if features is None and config.vision_encoder == 'backbone':
+        features = axes.split(backbone.encode_images(axes.flat(observation.images)))
+    if embeddings is None:
+        text = axes.flat(observation.text)
+        one_hot = config.text == 'one_hot'
+        embeddings = axes.split(_one_hot_projection(text, backbone.width) if one_hot else backbone.embed_text(text))
+    return None if features is None else features.astype(jnp.float32), embeddings.astype(jnp.float32)
 
 
 def _one_hot_projection(tokens, width):
@@ -254,7 +260,8 @@ def run_sequence(
     """The g consecutive windows of a batch [b g ...]; the output's leaves are [b g ...].
 
     Args:
-      apply_fn: `(observation, features, text_embeddings, base, carry, reset, keys, method) -> (carry, output)`.
+      apply_fn: `(observation, features, text_embeddings, base, carry, reset, keys, method) -> (carry, output)`; also
+        takes `given` where the batch brings a tau.
       carry: state before the first window; None starts from an empty one and marks the first windows as reset.
       key: seed of the refinement noise; read only with `noise_scale > 0`.
       one_by_one: scan over the windows, as `feedback='recurrent'` must, instead of taking them at once.
@@ -265,14 +272,18 @@ def run_sequence(
         reset = jnp.asarray(reset).at[:, 0].set(True)
     keys = None if key is None or config.noise_scale == 0 else window_keys(key, batch.episode, batch.frame)
     inputs = (batch.observation, features, text_embeddings, batch.base)
+
+    def given(tau):
+        return {} if tau is None else {'given': tau}
+
     if config.feedback != 'recurrent' and not one_by_one:
-        return apply_fn(*inputs, carry, reset, keys, method='sequence')
+        return apply_fn(*inputs, carry, reset, keys, method='sequence', **given(batch.tau))
 
     def step(carry, window):
-        *rest, reset, keys = window
-        return apply_fn(*rest, carry, reset, keys, method='__call__')
+        *rest, reset, keys, tau = window
+        return apply_fn(*rest, carry, reset, keys, method='__call__', **given(tau))
 
-    last, outputs = jax.lax.scan(step, carry, _swap((*inputs, reset, keys)))
+    last, outputs = jax.lax.scan(step, carry, _swap((*inputs, reset, keys, batch.tau)))
     return last, _swap(outputs)
 
 

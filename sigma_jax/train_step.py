@@ -1,7 +1,7 @@
 """One optimiser step: frozen weights are an argument, trainable ones the state (DESIGN 3.6, 4)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -40,13 +40,66 @@ def init_state(seed: int, trainable: PyTree, optimizer: optax.GradientTransforma
     )
 
 
-def make_step(objective: Objective, optimizer: optax.GradientTransformation, ema_decay: float | None = None):
+class Divisible(Protocol):
+    """An objective that can be taken over a batch in parts."""
+
+    def draw(self, key: Array, batch: Batch) -> Batch:
+        """`batch` with all that is drawn for the whole of it."""
+
+    def weight(self, batch: Batch) -> Array:
+        """How much a part's loss counts in the whole batch's."""
+
+    def __call__(
+        self, trainable: PyTree, frozen: Frozen, batch: Batch, ablation: Ablation, key: Array, step: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """See `Objective`."""
+
+
+def accumulated(objective: Divisible, parts: int) -> Callable:
+    """`jax.value_and_grad` of `objective` over `parts` micro-batches, one after the other, summed in float32.
+
+    Flow matching's loss and gradient are those of the whole batch to rounding, LoRA's dropout apart, whose masks
+    differ. Sigma's hard set and InfoNCE look at one micro-batch at a time (DESIGN 3.5), so there it is another loss.
+    """
+    gradient = jax.value_and_grad(objective, has_aux=True)
+
+    def whole(trainable, frozen, batch, ablation, key, step):
+        micro = jax.tree.map(lambda x: divide(x, parts), objective.draw(key, batch))
+        weights = jax.vmap(objective.weight)(micro)
+        shares = weights / jnp.maximum(jnp.sum(weights), 1)
+
+        def one(n, part):
+            return gradient(trainable, frozen, part, ablation, jax.random.fold_in(key, n), step)
+
+        def add(total, turn):
+            n, part, share = turn
+            return jax.tree.map(lambda t, x: t + share * x, total, one(n, part)), None
+
+        like = jax.eval_shape(one, 0, jax.tree.map(lambda x: x[0], micro))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like)
+        total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), micro, shares))
+        return jax.tree.map(lambda t, x: t.astype(x.dtype), total, like)
+
+    return whole
+
+
+def divide(x: Array, parts: int) -> Array:
+    """[b ...] -> [parts b/parts ...]; each part takes every `parts`-th row, so that devices keep their own rows."""
+    return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
+
+
+def make_step(
+    objective: Any, optimizer: optax.GradientTransformation, ema_decay: float | None = None, accumulate: int = 1
+):
     """`step(state, frozen, batch, ablation) -> (state, metrics)`, pure: jit it with `donate_argnums=0`,
-    or vmap it over rows with `in_axes=(0, None, None, 0)`."""
+    or vmap it over rows with `in_axes=(0, None, None, 0)`.
+
+    `objective` is an `Objective`, or a `Divisible` one where a step takes its batch in `accumulate` micro-batches.
+    """
+    gradient = jax.value_and_grad(objective, has_aux=True) if accumulate == 1 else accumulated(objective, accumulate)
 
     def step(state: TrainState, frozen: Frozen, batch: Batch, ablation: Ablation):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        gradient = jax.value_and_grad(objective, has_aux=True)
         (loss, metrics), grads = gradient(state.trainable, frozen, batch, ablation, key, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)

@@ -27,7 +27,8 @@ class Observation:
     `prompt` is pi0.5's own prompt (task and discretised state); `text` is the task alone, which Sigma's
     language workspace reads beside its state tokens. `state` is quantile-normalised, about [-1, 1].
     Depth and audio are optional: None means no tokens, not zeros. Depth is in metres, 0 where there is no reading; its
-    views `j` have a mask of their own, or without one the cameras' mask.
+    views `j` have a mask of their own, or without one the cameras' mask. `features` and `text_embeddings` are what the
+    frozen policy makes of `images` and `text`, where that was computed before; None: Sigma computes them.
     """
 
     images: UInt8[Array, 'b i h x 3'] | Float[Array, 'b i h x 3']  # uint8, or float in [-1, 1]
@@ -40,6 +41,8 @@ class Observation:
     depth: Float[Array, 'b j h x 1'] | None = None
     depth_mask: Bool[Array, 'b j'] | None = None
     audio: Float[Array, 'b samples'] | None = None
+    features: Float[Array, 'b f w'] | None = None
+    text_embeddings: Float[Array, 'b l w'] | None = None
 
 
 @struct.dataclass
@@ -62,7 +65,9 @@ class Batch:
 
     `actions` and `base` are [t a] trajectories in raw units: the truth and the frozen policy's own sample.
     `reset` is true where the memory must start anew (episode start, dropped window); `mask` is false on
-    padding windows, which count nowhere. `text_id` numbers distinct task strings (InfoNCE negatives).
+    padding windows, which count nowhere. `text_id` numbers distinct task strings (InfoNCE negatives). `time` and
+    `noise` are flow matching's draws where they are made before the batch is divided; None: the objective draws.
+    `tau` is a telepathy factor from outside, used in place of the inferred one (stress tests); None: none is given.
     """
 
     observation: Observation
@@ -74,6 +79,9 @@ class Batch:
     text_id: Int[Array, 'b']
     episode: Int[Array, 'b']
     frame: Int[Array, 'b']
+    time: Float[Array, 'b'] | None = None
+    noise: Float[Array, 'b c a'] | None = None
+    tau: Float[Array, 'b e'] | None = None
 
 
 @struct.dataclass

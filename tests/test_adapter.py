@@ -32,7 +32,9 @@ def make_windows(windows=200, gain=0.8, seed=0):
 def reference(base, actions, tau, c_act0, state):
     """DESIGN 3.7 for one window, in numpy."""
     residual = [a - b for a, b in zip(jax.tree.leaves(actions), jax.tree.leaves(base), strict=True)]
-    ratio = max(np.sqrt(np.mean((r / state.sigma_res) ** 2)) for r in residual)
+    x, along = np.concatenate([r.ravel() for r in residual]) / state.spread, np.asarray(state.directions)
+    metric = along.T * state.weights[:-1] @ along + state.weights[-1] * (np.eye(len(x)) - along.T @ along)
+    ratio = np.sqrt(x @ metric @ x)
     drift = abs(np.sqrt(np.mean(tau**2)) - state.tau_target) / state.tau_target
     mis = 1 - tau @ c_act0 / np.linalg.norm(tau) / np.linalg.norm(c_act0)
     risk = (
@@ -111,6 +113,32 @@ def test_stresses_fall_back_to_the_base():
         assert np.mean(scale) < factor
     _, scale, _, _ = adapt(base, actions, tau, c_act0, state)
     assert np.mean(np.isclose(scale, state.max_scale)) > 0.95
+
+
+def test_a_small_residual_blown_up_is_caught():
+    """Residuals twenty times as large in some windows as in others; blown up, the small ones stay below those."""
+    rng = np.random.default_rng(3)
+    base, _, _, tau, c_act0 = make_windows()
+    amplitude = np.exp(rng.uniform(np.log(0.05), 0, size=(200, 1, 1)))
+    residual = amplitude * np.linspace(0.2, 1, HORIZON)[:, None] + 0.02 * rng.normal(size=base.traj.shape)
+    actions = Actions.from_trajectory((base.traj + residual).astype(np.float32), CHUNK)
+    state = adapter.fit(base, actions, actions, tau, c_act0, adapter.AdapterConfig())
+    assert np.mean(np.isclose(adapt(base, actions, tau, c_act0, state)[1], state.max_scale)) > 0.95
+    blown = jax.tree.map(lambda a, b: b + 10 * (a - b), actions, base)
+    smallest = np.argsort(np.square(residual).mean(axis=(1, 2)))[:40]
+    per_joint = np.sqrt(np.mean(np.square((blown.traj - base.traj)[smallest] / state.sigma_res), axis=(1, 2)))
+    usual = np.sqrt(np.mean(np.square(residual / state.sigma_res), axis=(1, 2)))
+    assert np.median(per_joint) < usual.max()
+    assert np.mean(adapt(base, blown, tau, c_act0, state)[1][smallest]) < 0.01
+
+
+def test_the_ratio_has_mean_square_one_on_calibration():
+    base, actions, truth, tau, c_act0 = make_windows()
+    state = adapter.fit(base, actions, truth, tau, c_act0, adapter.AdapterConfig(rank=2))
+    residual = jax.tree.map(np.subtract, actions, base)
+    ratio, _, _ = adapter.signals(residual, tau, c_act0, state)
+    np.testing.assert_allclose(np.mean(np.square(ratio)), 1, rtol=1e-4)
+    np.testing.assert_allclose(state.directions @ state.directions.T, np.eye(2), atol=1e-5)
 
 
 def test_each_window_is_judged_alone():

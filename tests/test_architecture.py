@@ -11,7 +11,7 @@ PACKAGE = ROOT / 'sigma_jax'
 
 # A module imports from its own row and from rows above, never from below. A folder's name stands for its modules.
 ROWS = (
-    ('__init__', 'errors', 'files', 'hub_client', 'hub_files', 'hub'),
+    ('__init__', 'errors', 'files', 'signals', 'compilation', 'hub_client', 'hub_files', 'hub'),
     ('types', 'backbones.tokenizer', 'backbones.small_tokenizer'),
     ('trees', 'data', 'policy'),
     ('nn', 'lora', 'quant'),
@@ -19,21 +19,27 @@ ROWS = (
     ('sigma', 'losses', 'convert'),
     ('curriculum', 'adapter', 'metrics', 'optimizer', 'ablations', 'arms'),
     ('objective', 'replay'),
-    ('train_step', 'checks'),
-    ('assembly', 'checkpoints', 'logs', 'evaluation', 'report_figures', 'report_tables', 'report_console', 'report'),
-    ('baselines',),
-    ('training', 'export'),
-    ('evaluation_run',),
+    ('train_step', 'checks', 'flops', 'intervals', 'comparison', 'perturb', 'adapter_sweep'),
+    ('devices', 'finite', 'assembly', 'checkpoints', 'logs', 'evaluation', 'report_figures', 'report_tables'),
+    ('sampled', 'compute', 'stress', 'replay_shards', 'report_forest', 'report_comparison', 'report_schema'),
+    ('report_trials', 'report_console', 'report'),
+    ('baselines', 'features', 'memory', 'robustness', 'provenance'),
+    ('run', 'trained', 'trainings', 'training', 'export', 'memory_check'),
+    ('ablation_run', 'ablation_table', 'ablation_training'),
+    ('evaluation_run', 'comparison_run'),
     ('scripts', 'sim'),
 )
 # Pure functions of arrays: no files, no clock, no printing.
-PURE: tuple[str, ...] = ('types', 'trees', 'nn', 'lora', 'workspaces', 'sigma', 'losses', 'curriculum', 'adapter')
-PURE += ('metrics', 'optimizer', 'objective', 'train_step')
+PURE: tuple[str, ...] = ('types', 'trees', 'nn', 'lora', 'quant', 'workspaces', 'sigma', 'losses', 'curriculum')
+PURE += ('adapter', 'metrics', 'optimizer', 'objective', 'ablations', 'train_step')
+PURE += ('intervals', 'comparison', 'perturb', 'flops')
 PURE += ('backbones.base', 'backbones.gemma', 'backbones.siglip', 'backbones.pi05')
 EFFECTS = {'io', 'json', 'logging', 'os', 'pathlib', 'random', 'shutil', 'subprocess', 'sys', 'tempfile', 'time'}
 ACCELERATED = {'flax', 'jax', 'optax', 'orbax'}
 INTERFACE = {'absl', 'argparse', 'ml_collections', 'rich'}
-SPEAKS = ('scripts', 'training', 'evaluation_run', 'report_console', 'sim.__main__')
+SPEAKS: tuple[str, ...] = ('scripts', 'training', 'memory_check', 'evaluation_run', 'report_console', 'sim.__main__')
+SPEAKS += ('ablation_table', 'ablation_training')
+SPEAKS += ('replay_shards', 'comparison_run')  # a bar for each replay
 
 
 @functools.cache

@@ -56,7 +56,7 @@ def test_inference_takes_the_running_average_where_there_is_one(folder, states, 
     assert np.array_equal(found['sigma']['w'], states[3].ema['sigma']['w'])
     assert not np.array_equal(found['sigma']['w'], states[3].trainable['sigma']['w'])
     plain = make_state(1, ema=False)
-    with Checkpoints(tmp_path / 'plain') as checkpoints:
+    with Checkpoints(tmp_path / 'plain', keep=2) as checkpoints:
         checkpoints.save(plain, {}, CONFIG)
     with Checkpoints(tmp_path / 'plain') as checkpoints:
         assert np.array_equal(checkpoints.restore_trainable(1)['sigma']['w'], plain.trainable['sigma']['w'])

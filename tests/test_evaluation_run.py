@@ -15,6 +15,7 @@ from sigma_jax.data.prepare import prepare
 from sigma_jax.data.records import Records
 from sigma_jax.errors import UserError
 from sigma_jax.policy import OURS
+from sigma_jax.types import Ablation
 from tests import handmade
 
 DIGEST = 'of the base'
@@ -43,6 +44,7 @@ def trained(shards):
         config={'shards': str(shards), 'tokenizer': 'assets/tokenizer/tokenizer.json'},
         provenance={'step': 7},
         sequence_length=2,
+        gates=Ablation(),
         base=types.SimpleNamespace(digest=DIGEST, policy=OURS),
     )
 

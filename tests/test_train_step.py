@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from sigma_jax import curriculum, losses, trees
+from configs import ablations as config
+from sigma_jax import ablations, curriculum, losses, trees
 from sigma_jax.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.train_step import init_state, make_step
 from tests import quick
 from tests import small_sigma as small
 
+ROWS = dict(config.get_config().to_dict()['rows'])
 OPTIMIZER = make_optimizer(OptimizerConfig(sigma_rate=1e-2, lora_rate=1e-2, warmup_steps=1, total_steps=10))
 
 
@@ -127,20 +129,88 @@ def test_padding_windows_and_batch_order_change_nothing(step, start, frozen, bat
             np.testing.assert_allclose(x, reference, atol=1e-5 * np.abs(reference).max() + 1e-9, err_msg=name)
 
 
-def test_rows_side_by_side_equal_the_rows_alone(step, start, frozen, batch):
-    one = make_step(small.sigma_objective(), OPTIMIZER)
-    rows = quick.jit(jax.vmap(chex.assert_max_traces(one, n=1), in_axes=(0, None, None, 0)))
-    gates = [small.gates(), small.gates(tau=0.0, hard=0.0, ramp_speed=2.0)]
-    states = jax.tree.map(lambda *x: np.stack(x), start, start)
-    together, metrics = rows(states, frozen, batch, jax.tree.map(lambda *x: np.stack(x), *gates))
-    for n, row in enumerate(gates):
-        alone, expected = step(start, frozen, batch, row)
+@pytest.fixture(scope='module')
+def together(start, frozen, batch):
+    """(members, their states, metrics) after the first step of all rows of configs/ablations.py, in one program."""
+    goal, traces = small.sigma_objective(), []
+    one = make_step(goal, OPTIMIZER)
+
+    def counted(*inputs):
+        traces.append(inputs)
+        return one(*inputs)
+
+    def share(frozen, batch):
+        return batch.replace(observation=goal.see(frozen, batch.observation))
+
+    members = ablations.grid(ROWS, [0])
+    program = quick.jit(ablations.side_by_side(counted, 1, share))
+    gates = ablations.stack_gates(members)
+    rows, metrics = program(ablations.start([start] * len(members)), frozen, batch, gates)
+    again = program(rows, frozen, batch, jax.tree.map(lambda x: x[::-1], gates))[0]
+    assert again.state.step.tolist() == [2] * 12 and len(traces) == 1, 'all gates share one trace'
+    return members, jax.device_get(rows.state), jax.device_get(metrics)
+
+
+def test_rows_side_by_side_equal_the_rows_alone(together, step, start, frozen, batch):
+    """First gradients within 1e-5 of each leaf's largest; tests/test_ablation_rows.py follows them for 20 steps."""
+    members, states, metrics = together
+    for n, member in enumerate(members):
+        gates = jax.tree.map(np.float32, member.gates)
+        alone, expected = step(start, frozen, batch, gates)
         chex.assert_trees_all_close({k: x[n] for k, x in metrics.items()}, expected, rtol=1e-6, atol=1e-7)
-        for name, x in moments(together).items():
+        for name, x in moments(states).items():
             reference = moments(alone)[name]
             np.testing.assert_allclose(x[n], reference, atol=1e-5 * np.abs(reference).max() + 1e-9, err_msg=name)
-    other = jax.tree.map(lambda *x: np.stack(x), *reversed(gates))
-    assert rows(together, frozen, batch, other)[0].step.tolist() == [2, 2]
+
+
+TAU = r'vision/modulator/(w_1|theta_t)|language/(modulator|tau_const|telepathy_projector|summary_text)'
+# row: parameters without a gradient; c_text is read by tau alone, memory, intent and factors by the alignment terms too
+DEAD = {
+    'no_tau': TAU,
+    'tau_const': r'language/(telepathy_projector|summary_text)/',
+    'no_film': r'vision/modulator/',
+    'no_lora': r'lora/',
+    'heads_only': rf'{TAU}|vision/modulator/',
+}
+
+
+@pytest.mark.parametrize('row', ROWS)
+def test_a_row_kills_exactly_its_own_gradients(together, row):
+    members, states, _ = together
+    n = [member.row for member in members].index(row)
+    gradients = {name: x[n] for name, x in moments(states).items()}
+    dead = {name for name, x in gradients.items() if not np.any(x)}
+    assert dead == {name for name in gradients if re.search(DEAD.get(row, '^$'), name)}
+
+
+def test_in_one_program_a_shut_gate_is_the_removed_path_bitwise(start, frozen, batch):
+    """Rows with a gate shut beside rows whose parameters or data leave the part out: the same loss and first step."""
+    goal = small.sigma_objective()
+    members = ablations.grid({k: ROWS[k] for k in ('sigma', 'no_lora', 'no_film', 'no_tau')}, [0])
+    removed = [
+        {},
+        {'lora/': np.zeros_like},
+        {'vision/modulator/theta_mod': lambda x: np.full_like(x, -np.inf)},
+        {'language/(telepathy_projector/w_2|tau_const)': np.zeros_like},
+    ]
+
+    def without(changes):
+        def one(path, x):
+            return next((f(x) for pattern, f in changes.items() if re.search(pattern, path)), x)
+
+        return start.replace(trainable=trees.map_with_path(one, start.trainable))
+
+    open_gates = ablations.grid({member.row: {} for member in members}, [0])
+    states = ablations.start([start] * 4 + [without(changes) for changes in removed])
+    gates = ablations.stack_gates([*members, *open_gates])
+
+    def errors(trainable, gates):
+        return goal.forward(trainable, frozen, batch, gates).actions
+
+    actions = quick.jit(jax.vmap(errors))(states.state.trainable, gates)
+    for x in jax.tree.leaves(actions):
+        np.testing.assert_array_equal(x[:4], x[4:])
+        assert len({part.tobytes() for part in np.asarray(x[:4])}) == 4, 'every gate changes the actions'
 
 
 def test_running_average():

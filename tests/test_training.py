@@ -18,9 +18,12 @@ from sigma_jax.backbones.tokenizer import load_tokenizer
 from sigma_jax.checkpoints import Checkpoints
 from sigma_jax.convert import checkpoint
 from sigma_jax.data import pipeline
+from sigma_jax.devices import Devices
 from sigma_jax.errors import UserError
 from sigma_jax.logs import TABLE_1, TrainLog
+from sigma_jax.signals import Wish
 from sigma_jax.train_step import init_state, make_step
+from sigma_jax.trained import load_for_evaluation
 from sigma_jax.types import Ablation
 from tests.small_run import QUIET, flow_config
 
@@ -98,7 +101,7 @@ def test_flow_matching_leaves_a_policy_with_its_statistics(small_run):
 
 
 def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
-    trained = training.load_for_evaluation(whole[0], QUIET)
+    trained = load_for_evaluation(whole[0])
     assert trained.provenance['step'] == 5 and trained.sequence_length == 2
     assert trained.base.digest == json.loads((small_run.base / 'source.json').read_text())['digest']
     average = jax.device_get(whole[1].ema)
@@ -122,7 +125,7 @@ def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
 def test_folders_that_hold_no_trained_sigma(small_run, tmp_path):
     def refused(workdir, message):
         with pytest.raises(UserError, match=message):
-            training.load_for_evaluation(workdir, QUIET)
+            load_for_evaluation(workdir)
 
     refused(tmp_path, 'got no config.json in it; run train.py first')
     refused(small_run.flow, "expected a run with objective 'sigma' in .*, got 'flow_matching'")
@@ -193,7 +196,7 @@ class Batches:
         return {'step': self.step}
 
 
-@pytest.mark.parametrize(('log', 'bad', 'at', 'kept'), [(1, 3, 3, 2), (100, 3, 3, 2), (100, 2, 3, 2), (4, 5, 5, 4)])
+@pytest.mark.parametrize(('log', 'bad', 'at', 'kept'), [(1, 3, 3, 2), (100, 3, 3, 2), (100, 2, 2, 2), (4, 5, 5, 4)])
 def test_a_loss_that_is_not_finite_stops_and_never_reaches_a_checkpoint(tmp_path, log, bad, at, kept):
     """The loop itself, around one matrix: checkpoints every 2 steps, also where no row is due."""
 
@@ -204,16 +207,21 @@ def test_a_loss_that_is_not_finite_stops_and_never_reaches_a_checkpoint(tmp_path
     config = {'steps': 8, 'log': {'every': log, 'shares': 0}, 'checkpoint': {'every': 2}, 'objective': 'sigma'}
     state = init_state(0, {'sigma': {'w': jnp.zeros((2, 3))}}, optax.sgd(0.1))
     run = types.SimpleNamespace(
-        config=config, state=state, step=jax.jit(make_step(goal, optax.sgd(0.1))), frozen=None, ablation=None
+        config=config,
+        state=state,
+        step=jax.jit(make_step(goal, optax.sgd(0.1))),
+        devices=Devices(jax.devices()[:1]),
+        frozen=None,
+        ablation=None,
     )
     (tmp_path / 'run').mkdir()
     with (
         pytest.raises(UserError) as caught,
-        Checkpoints(tmp_path / 'checkpoints') as checkpoints,
+        Checkpoints(tmp_path / 'checkpoints', keep=2) as checkpoints,
         TrainLog(tmp_path / 'run', 0) as train_log,
         training.progress_bar(QUIET) as progress,
     ):
-        training.loop(run, Batches(bad), checkpoints, train_log, progress, config)
+        training.loop(run, Batches(bad), checkpoints, train_log, progress, config, Wish())
     assert f'step {at}: expected finite losses' in str(caught.value) and '(1, 7)' in str(caught.value)
     with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
         assert checkpoints.latest() == kept
@@ -238,7 +246,7 @@ def test_rows_of_a_log_cut_short_are_dropped(tmp_path):
 def test_a_run_without_checkpoint_cannot_be_evaluated(small_run, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(small_run.config()))
     with pytest.raises(UserError, match='expected a checkpoint in .*, got none; run train.py'):
-        training.load_for_evaluation(tmp_path, QUIET)
+        load_for_evaluation(tmp_path)
 
 
 def test_shards_of_another_image_size(small_run, tmp_path):

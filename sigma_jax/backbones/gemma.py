@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from sigma_jax import quant
 from sigma_jax.lora import Layout, LoraConfig
 from sigma_jax.nn import attention, dropout, project, remat_policy
 
@@ -28,6 +29,7 @@ LAYOUTS = {
     r'.*/mlp(_1)?/gating_einsum': GATING,
     r'.*/mlp(_1)?/linear': LINEAR,
 }
+TABLE = {r'.*/embedder/input_embedding': Layout('vw', 'w', 'v')}  # as the tied output layer would read it
 Cache = tuple[Float[Array, 'layers b s k h'], Float[Array, 'layers b s k h']]
 
 
@@ -203,8 +205,9 @@ class Embedder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l w']:
-        table = self.param('input_embedding', nn.initializers.normal(self.width**-0.5), (self.vocab_size, self.width))
-        return table[tokens].astype(self.dtype) * jnp.asarray(self.width**0.5, self.dtype)
+        init = nn.initializers.normal(self.width**-0.5)
+        table = quant.read(self, 'input_embedding', init, (self.vocab_size, self.width))
+        return quant.dense(table[tokens], self.dtype) * jnp.asarray(self.width**0.5, self.dtype)
 
 
 class Gemma(nn.Module):

@@ -11,6 +11,7 @@ x_t = t noise + (1 - t) actions, and the target velocity is noise - actions.
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -24,6 +25,8 @@ from sigma_jax.types import Observation
 
 PyTree = Any
 LAYOUTS = gemma.LAYOUTS | siglip.LAYOUTS
+STORED = LAYOUTS | gemma.TABLE  # what can be quantised
+ACTION_EXPERT = re.compile(r'PaliGemma/llm/(.*/)?\w+_1(/.*)?|(action|time)_.*')  # paths of what only acting reads
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from sigma_jax.backbones.tokenizer import Tokenizer
 from sigma_jax.data.augment import Augment, AugmentConfig
 from sigma_jax.data.examples import JitterPromptState, NumpyBatch, Pad, ToExample
+from sigma_jax.data.features import AddFeatures, Features
 from sigma_jax.data.images import BLACK, Box, content_box
 from sigma_jax.data.normalize import Statistics, cut_to, read_norm_stats
 from sigma_jax.data.records import Records, read_baselines
@@ -43,6 +44,7 @@ def make_loader(
     state_noise: float = 0.0,
     policy: Policy = OURS,
     augment: AugmentConfig | None = None,
+    features: Features | None = None,
 ) -> grain.DatasetIterator[NumpyBatch]:
     """Returns a Grain iterator of batches with leaves [b g ...]; `get_state` and `set_state` resume it exactly.
 
@@ -66,6 +68,8 @@ def make_loader(
       norm_stats: statistics to normalise states by, such as a checkpoint's; default: those beside the shards.
       policy: how the base builds its prompt and pads its pictures; default: as the shards were prepared.
       augment: how far pictures may change, keyed by `seed` and position; None leaves them as they are.
+      features: adds what the frozen policy made of pictures and texts, `features` [b g f w] and `text_embeddings`
+        [b g l w]; None leaves them out.
       state_noise: spread of a jitter on the state in the prompt, normalised units, keyed by `seed` and position.
       max_prompt_len, max_text_len: token lengths; default: those of the preparation.
 
@@ -104,6 +108,8 @@ def make_loader(
         changes.append(Augment(augment, tuple(meta['camera_names']), tuple(meta.get('depth_names', ()))))
     if boxes := _boxes(records, policy):
         changes.append(Pad(boxes, policy.image_padding))
+    if features is not None:
+        changes.append(AddFeatures(features))
     dataset = grain.MapDataset.source(list(sequences))
     if shuffle:
         dataset = dataset.shuffle(seed=seed)

@@ -1,8 +1,6 @@
 """ArrayRecord shards that TFDS reads without TensorFlow; every file appears whole or not at all."""
 
 import contextlib
-import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,13 +11,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 
+from sigma_jax import files
 from sigma_jax.errors import UserError
 
 NAME = 'sigma'
 VERSION = '1.0.0'
 SPLITS = ('train', 'calibration', 'test')
 INCOMING = '.incoming'
-LOCK = '.lock'
+LOCK = files.LOCK
 _TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
 
 
@@ -127,7 +126,7 @@ def incoming(path: Path) -> Iterator[Path]:
         publish(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if not _is_full_disk(error):
+        if not files.is_full_disk(error):
             raise
         raise UserError(
             f'Expected room for {path}, got a full disk; free some and run the same command again.'
@@ -140,19 +139,11 @@ def told_full_disk(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        if not _is_full_disk(error):
+        if not files.is_full_disk(error):
             raise
         raise UserError(
             f'Expected room in {out}, got a full disk; free some and run the same command again.'
         ) from error
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on the size of files
-    if isinstance(error, OSError):
-        return error.errno in codes
-    # ArrayRecord's writer has no error type of its own, only the system's words in a RuntimeError
-    return isinstance(error, RuntimeError) and any(os.strerror(code) in str(error) for code in codes)
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -170,16 +161,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def writer_lock(out: Path) -> Iterator[None]:
-    """Holds `out` for one writer; the system lets go when the process ends, however it ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open('w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f'Expected to be the only writer of {out}, got another running preparation; '
-                'wait for it or use another --out.'
-            ) from error
-        yield
+def writer_lock(out: Path) -> contextlib.AbstractContextManager[None]:
+    """Holds `out` for one preparation."""
+    return files.writer_lock(out, 'preparation')

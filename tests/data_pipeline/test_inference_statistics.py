@@ -7,13 +7,14 @@ import types
 import numpy as np
 import pytest
 
-from sigma_jax import evaluation_run, training
+from sigma_jax import evaluation_run
 from sigma_jax.baselines import BaselineConfig, load_policy
 from sigma_jax.data.normalize import normalize, read_norm_stats
 from sigma_jax.data.records import Records
 from sigma_jax.policy import OURS
+from sigma_jax.run import Run
 from tests.data_pipeline import recordings
-from tests.small_run import QUIET, flow_config
+from tests.small_run import flow_config
 
 
 def shifted(file) -> None:
@@ -36,7 +37,7 @@ def other_base(small_run, tmp_path_factory):
 @pytest.mark.parametrize('source', ['base', 'shards'])
 def test_training_takes_those_that_the_config_asks_for(small_run, other_base, source):
     config = flow_config(small_run.shards) | {'base': str(other_base), 'trainable': ('lora',), 'stats_from': source}
-    run = training.Run(config, QUIET)
+    run = Run(config)
     folder = other_base if source == 'base' else small_run.shards
     want = read_norm_stats(folder / 'norm_stats.json')
     batch = next(iter(run.loader))

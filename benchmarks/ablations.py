@@ -1,0 +1,170 @@
+"""Rows x seeds in one program against one compiled step in a loop over them, from compiling to the last step.
+
+    python benchmarks/ablations.py                             # 12 rows x 5 seeds on the embedded data, tiny pi0.5
+    python benchmarks/ablations.py --steps 10 --rows 4 --seeds 2 --at-once 1 2 4
+    python benchmarks/ablations.py --base runs/base --shards runs/shards --config configs/sigma_so101.py
+
+Both sides take the same batches from the loader and end with the states of all members. The loop is what plain
+training does: every member reads its own batches, and every step computes its own frozen features. Both are timed in
+turns, part by part, so that what else the machine does falls on both. Building the run (base, data, first states) is
+left out on both sides, because it is the same. The status is 1 where the ratio is below --at-least.
+"""
+
+import argparse
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from sigma_jax import ablation_training, ablations, assembly  # noqa: E402
+from sigma_jax.ablation_run import AblationRun  # noqa: E402
+from sigma_jax.devices import use_all_cores  # noqa: E402
+from sigma_jax.scripts import load  # noqa: E402
+
+TINY = 96  # width of the language model of assets/pi05_tiny
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--steps', type=int, default=20, help='optimiser steps of every member (20)')
+    add('--rows', type=int, default=12, help='the first so many rows of --ablations (12)')
+    add('--seeds', type=int, default=5, help='seeds of each row (5)')
+    add('--at-once', type=int, nargs='+', default=[0], help='members a device computes at a time; 0: as train.py does')
+    add('--loop-members', type=int, help='time the loop over so many of them and scale it up (all)')
+    add('--config', default='configs/sigma_so101.py', help='of the run')
+    add('--ablations', default='configs/ablations.py', help='rows')
+    add('--base', help='folder of a converted pi0.5 (made from assets/ in a temporary folder)')
+    add('--shards', help='folder of prepare_data.py, with the baselines of --base (the same)')
+    add('--batch', type=int, help="sequences a step (the config's)")
+    add('--windows', type=int, help="windows a sequence (the config's)")
+    add('--turns', type=int, default=4, help='parts in which both sides are timed in turn (4)')
+    add('--at-least', type=float, help='the ratio to reach (3 on a CPU; 10 on a GPU, 4 there for a wider base)')
+    return parser.parse_args(argv)
+
+
+def prepare(folder: pathlib.Path) -> tuple[str, str]:
+    """(base, shards) from assets/, as `make demo` prepares them."""
+    base, shards = folder / 'base', folder / 'shards'
+    convert = ['convert_weights.py', '--checkpoint=assets/pi05_tiny', f'--out={base}']
+    cut = ['prepare_data.py', '--config=configs/data_so101.py', f'--out={shards}', f'--base={base}']
+    for command in (convert, cut):
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return str(base), str(shards)
+
+
+def settings(flags: argparse.Namespace, base: str, shards: str) -> tuple[dict, list[ablations.Member]]:
+    """The config of the run and its members."""
+    config, grid = dict(load(flags.config)), dict(load(flags.ablations))
+    config |= {'base': base, 'shards': shards, 'steps': flags.steps}
+    config |= {'batch_size': flags.batch or config['batch_size']}
+    config |= {'sequence_length': flags.windows or config['sequence_length']}
+    rows = list(dict(grid['rows']).items())[: flags.rows]
+    return ablation_training.with_grid(config, {'rows': rows, 'seeds': range(flags.seeds)})
+
+
+class Timed:
+    """Seconds of what `work` does, called again and again; the first call compiles."""
+
+    def __init__(self, work: Callable[[], Any]):
+        self.work, self.seconds, self.first = work, 0.0, 0.0
+
+    def __call__(self) -> None:
+        start = time.perf_counter()
+        jax.block_until_ready(self.work())
+        spent = time.perf_counter() - start
+        self.first, self.seconds = self.first or spent, self.seconds + spent
+
+
+def together(run: AblationRun) -> Callable[[], Any]:
+    """One step of all members."""
+    batches = iter(run.make_loader(0))
+
+    def step() -> Any:
+        batch = run.devices.everywhere(assembly.to_batch(next(batches)))
+        run.state, metrics = run.step(run.state, run.frozen, batch, run.gates)
+        return run.state, metrics
+
+    return step
+
+
+def alone(run: AblationRun, starts: ablations.Rows, steps: int) -> Callable[[], Any]:
+    """All steps of the next member, on the first device; on a CPU that one uses all cores."""
+    device = jax.local_devices()[0]
+    step, frozen = jax.jit(run.one, donate_argnums=0), jax.device_put(run.frozen, device)
+    numbers = iter(range(len(run.members)))
+
+    def member() -> Any:
+        n, batches = next(numbers), iter(run.make_loader(0))
+        state = jax.device_put(ablations.member_state(starts, n), device)
+        gates = jax.device_put(jax.tree.map(np.float32, run.members[n].gates), device)
+        for _ in range(steps):
+            state, metrics = step(state, frozen, jax.device_put(assembly.to_batch(next(batches)), device), gates)
+        return state, metrics
+
+    return member
+
+
+def measure(run: AblationRun, steps: int, turns: int, loop_members: int | None) -> dict[str, float]:
+    """Both sides in turns: `turns` times a share of the steps of all members, then a share of the members' steps."""
+    members = loop_members or len(run.members)
+    ours, theirs = Timed(together(run)), Timed(alone(run, jax.device_get(run.state), steps))
+    for turn in range(turns):
+        for _ in range(steps * turn // turns, steps * (turn + 1) // turns):
+            ours()
+        for _ in range(members * turn // turns, members * (turn + 1) // turns):
+            theirs()
+    # what the first call of the loop took beyond the others is compiling, which happens once
+    each = (theirs.seconds - theirs.first) / max(members - 1, 1)
+    loop = theirs.seconds + each * (len(run.members) - members)
+    return {'together': ours.seconds, 'loop': loop, 'ratio': loop / ours.seconds, 'first': ours.first, 'each': each}
+
+
+def report(flags: argparse.Namespace, config: dict, members: list[ablations.Member], console: Console) -> bool:
+    """Measures and prints every `--at-once`; whether the best one reaches the ratio asked for."""
+    windows = config['batch_size'] * config['sequence_length']
+    out = Table('at once', 'devices', 'one program s', 'of it first step', 'loop s', 'of it a member', 'ratio')
+    out.title = f'{len(members)} members, {flags.steps} steps of {windows} windows, compilation included'
+    best, wanted = 0.0, flags.at_least
+    for at_once in flags.at_once:
+        run = AblationRun(config, members, at_once)
+        tiny = run.base.config.language.width <= TINY
+        wanted = wanted or (3.0 if jax.default_backend() == 'cpu' else 10.0 if tiny else 4.0)
+        found = measure(run, flags.steps, flags.turns, flags.loop_members)
+        times = [f'{found[key]:.1f}' for key in ('together', 'first', 'loop', 'each')]
+        out.add_row(str(run.at_once), str(run.devices.count), *times, f'{found["ratio"]:.2f}')
+        best = max(best, found['ratio'])
+    console.print(out)
+    passed = best >= (wanted or 0)
+    console.print(
+        f'{jax.devices()[0].device_kind}: {best:.2f} x, asked for {wanted:g} x: {"pass" if passed else "FAIL"}'
+    )
+    return passed
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point."""
+    flags, console = parse(argv), Console(width=120)
+    use_all_cores()
+    with tempfile.TemporaryDirectory() as folder:
+        base, shards = flags.base, flags.shards
+        if not (base and shards):
+            console.print('preparing base and shards from assets/')
+            base, shards = prepare(pathlib.Path(folder))
+        return int(not report(flags, *settings(flags, base, shards), console))
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,48 @@
+"""How busy real shards keep a training step: its time on a batch that lies there against its time fed by the loader."""
+
+import dataclasses
+import time
+from typing import Any
+
+from benchmarks import train_cases
+from sigma_jax import assembly
+from sigma_jax.backbones.tokenizer import load_tokenizer
+from sigma_jax.data.pipeline import make_loader
+
+
+def open_loader(case: train_cases.Case, shards: str, workers: int) -> Any:
+    """One pass over the training windows, shuffled, every picture decoded, as `train.py` reads them."""
+    tokenizer = load_tokenizer(train_cases.settings(case)['tokenizer'])
+    sizes: dict[str, Any] = {'batch_size': case.batch // case.windows, 'sequence_length': case.windows}
+    reading: dict[str, Any] = {'shuffle': True, 'drop_remainder': True, 'num_workers': workers}
+    return make_loader(shards, 'train', tokenizer=tokenizer, **sizes, **reading)
+
+
+def measure(case: dict, shards: str, workers: int) -> dict[str, Any]:
+    """Steps over one whole pass, then as many on one batch; neither waits for a step before it starts the next.
+
+    `busy` is the share of the first in which the second would have been done: what the GPU is busy with.
+    """
+    described = train_cases.Case(**case)
+    loader = iter(open_loader(described, shards, workers))
+    program = train_cases.build(described, assembly.to_batch(next(loader)))
+    program.call()
+    start, steps = time.perf_counter(), 0
+    for arrays in loader:
+        program.start(assembly.to_batch(arrays))
+        steps += 1
+    program.wait()
+    fed = time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(steps):
+        program.start()
+    program.wait()
+    fixed = time.perf_counter() - start
+    return {
+        'busy': fixed / fed,
+        'steps': steps,
+        'ms': 1e3 * fixed / steps,
+        'fed_ms': 1e3 * fed / steps,
+        'per_s': described.batch * steps / fed,
+        **dataclasses.asdict(described),
+    }

@@ -1,0 +1,158 @@
+"""Ablations side by side: rows x seeds as one stacked state, one program, one trace (DESIGN 3.7, 3.8).
+
+A row is a set of gates (`types.Ablation`), which are data; a member is a row with a seed, which gives it an
+initialisation and random numbers of its own. All members see the same batches in the same order. The frozen weights,
+and what they make of a batch, are there once for all of them.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Int
+
+from sigma_jax.errors import UserError
+from sigma_jax.types import Ablation, Batch, Frozen, PyTree
+
+Step = Callable[[PyTree, Frozen, Batch, Ablation], tuple[PyTree, dict[str, Array]]]
+ALIVE = -1
+
+
+class Member(NamedTuple):
+    """One training among the many: the name of its row, its seed, its gates."""
+
+    row: str
+    seed: int
+    gates: Ablation
+
+
+@struct.dataclass
+class Rows:
+    """Training states of all members, every leaf with a leading axis `m`.
+
+    `failed` is the step at which a member's loss or gradient was no number, `ALIVE` where none was.
+    """
+
+    state: PyTree
+    failed: Int[Array, 'm']
+
+    @property
+    def step(self) -> int:
+        """Steps taken by the members that go on; not for traced states."""
+        return int(np.max(jax.device_get(self.state.step)))
+
+
+def grid(rows: Mapping[str, Mapping[str, float]], seeds: Iterable[int]) -> list[Member]:
+    """All rows with all seeds, the seeds of a row beside each other; `rows` maps a name to the gates it changes.
+
+    Raises UserError for a gate that does not exist, a name that is no folder's, a seed that comes twice, or none.
+    """
+    seeds = list(seeds)
+    if not rows or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f'ablations: expected rows and different seeds, got {len(rows)} rows and seeds {seeds}')
+    known = sorted(Ablation.__dataclass_fields__)
+    for name, changes in rows.items():
+        if unknown := sorted(set(changes) - set(known)):
+            raise UserError(f'ablations: row {name!r} expects gates out of {known}, got {unknown}; correct its name')
+        if not name.isidentifier():
+            raise UserError(f'ablations: expected a name of letters, digits and _, got {name!r}; rename the row')
+    gates = {name: Ablation(**{k: float(v) for k, v in changes.items()}) for name, changes in rows.items()}
+    return [Member(name, seed, gates[name]) for name in rows for seed in seeds]
+
+
+def stack(trees: Iterable[PyTree]) -> PyTree:
+    """Trees of one structure -> one tree, every leaf with a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+
+
+def stack_gates(members: Iterable[Member]) -> Ablation:
+    """Gates of all members, float32 [m]."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), stack([member.gates for member in members]))
+
+
+def start(states: Iterable[PyTree]) -> Rows:
+    """All members before their first step."""
+    state = stack(states)
+    return Rows(state, jnp.full(state.step.shape, ALIVE, jnp.int32))
+
+
+def member_state(rows: Rows, n: int) -> PyTree:
+    """The training state of member `n` alone; of rows on several devices, take `jax.device_get` of them first."""
+    return jax.tree.map(lambda x: x[n], rows.state)
+
+
+def at_once(asked: int, members: int) -> int:
+    """The largest number of members, at most `asked`, that divides all of them; 0 asks for all."""
+    return max(n for n in range(1, min(asked or members, members) + 1) if members % n == 0)
+
+
+def guarded(step: Step) -> Callable:
+    """`step` of one member, which stays at its last finite state from the step on whose loss or gradient is no number.
+
+    (state, failed, frozen, batch, gates) -> (state, failed, metrics).
+    """
+
+    def one(state, failed, frozen, batch, gates):
+        new, metrics = step(state, frozen, batch, gates)
+        finite = jnp.isfinite(metrics['loss']) & jnp.isfinite(metrics['grad_norm'])
+        goes_on = finite & (failed == ALIVE)
+        state_after = jax.tree.map(lambda x, y: jnp.where(goes_on, x, y), new, state)
+        return state_after, jnp.where(finite | (failed != ALIVE), failed, state.step), metrics
+
+    return one
+
+
+def side_by_side(step: Step, count: int, share: Callable[[Frozen, Batch], Batch] = lambda frozen, batch: batch):
+    """`all_rows(rows, frozen, batch, gates) -> (rows, metrics [m])` from a step of `train_step.make_step`.
+
+    `count` members are computed at once under `jax.vmap`, then the next ones, in one program: all at once they would
+    outgrow a CPU's caches, or a GPU's memory. `count` must divide their number (`at_once`). Every chunk is written
+    where it was read, so that there is one copy of the states. `share(frozen, batch)` adds to the batch what does not
+    depend on a member; it is computed once.
+    """
+    chunk = jax.vmap(guarded(step), in_axes=(0, 0, None, None, 0)) if count > 1 else _alone(guarded(step))
+
+    def all_rows(rows: Rows, frozen: Frozen, batch: Batch, gates: Ablation):
+        batch = share(frozen, batch)
+        if count == (members := rows.failed.shape[0]):
+            state, failed, metrics = chunk(rows.state, rows.failed, frozen, batch, gates)
+            return Rows(state, failed), metrics
+
+        def some(rows, n):
+            def part(tree):
+                return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, n * count, count), tree)
+
+            state, failed, metrics = chunk(part(rows.state), part(rows.failed), frozen, batch, part(gates))
+            put = jax.tree.map(
+                lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, n * count, 0), rows, Rows(state, failed)
+            )
+            return put, metrics
+
+        rows, metrics = jax.lax.scan(some, rows, jnp.arange(members // count))
+        return rows, jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), metrics)
+
+    return all_rows
+
+
+def _alone(one: Callable) -> Callable:
+    """`jax.vmap` over an axis of length 1, without it: products of one member are those of a plain step."""
+
+    def chunk(state, failed, frozen, batch, gates):
+        state, failed, gates = jax.tree.map(lambda x: x[0], (state, failed, gates))
+        return jax.tree.map(lambda x: x[None], one(state, failed, frozen, batch, gates))
+
+    return chunk
+
+
+def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) over seeds; NaN where there are none, 0 where there is one."""
+    numbers = list(values)
+    if not numbers:
+        return math.nan, math.nan
+    mean = math.fsum(numbers) / len(numbers)
+    spread = math.fsum((x - mean) ** 2 for x in numbers) / max(len(numbers) - 1, 1)
+    return mean, math.sqrt(spread)

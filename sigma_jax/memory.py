@@ -1,0 +1,219 @@
+"""What a training step will need on the device, told before anything is compiled or any weight is read.
+
+Base, trainable leaves, gradients, moments and batch are sums over shapes, so exact. Activations are traced: what
+`jax.vjp` of the objective keeps under the remat policy, less what XLA computes again inside its fusions instead of
+keeping it (`kept`). The rest is a rule (`working_set`). A card where attention is fused need not be at hand: a
+stand-in with the shapes of cuDNN's kernel takes its place while tracing (`pretend`).
+"""
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend import core
+from jaxtyping import Array, Float
+
+from sigma_jax import lora, nn, objective, quant, trees
+from sigma_jax.backbones import pi05
+from sigma_jax.train_step import init_state
+from sigma_jax.types import Ablation, Batch, Frozen
+
+PyTree = Any
+# Outputs of these cost XLA nothing to make again where they are read: it fuses them into their readers.
+FUSED = re.compile(
+    r'abs|add|add_any|and|broadcast_in_dim|ceil|clamp|convert_element_type|copy|cos|div|eq|erf|exp|exp2|expand_dims|floor'
+    r'|ge|gt|integer_pow|iota|is_finite|le|log|log1p|logistic|lt|max|min|mul|ne|neg|not|or|pow|real|reduce_precision'
+    r'|rem|reshape|rsqrt|select_n|shift_\w+|sign|sin|slice|sqrt|square|squeeze|stop_gradient|sub|tanh|transpose|xor'
+)
+CALLS = ('jit', 'pjit', 'closed_call', 'core_call', 'custom_jvp_call', 'custom_vjp_call')
+RESERVE = 0.15  # of what comes and goes: workspaces of libraries, copies of a layout, gaps of the allocator
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A training step by shapes alone: every leaf has a shape and a dtype, and no number."""
+
+    goal: Any
+    optimizer: optax.GradientTransformation
+    trainable: PyTree
+    frozen: Frozen
+    batch: Batch  # of one micro-batch on one device
+    ema: bool = False
+    accumulate: int = 1
+
+
+def size(tree: PyTree) -> int:
+    """Bytes of all leaves on a device."""
+    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(leaf: Any) -> int:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return 8 * leaf.size
+    return leaf.size * leaf.dtype.itemsize
+
+
+def stored(params: PyTree, config: quant.QuantConfig, reads: Callable[[str], bool]) -> PyTree:
+    """Shapes of what `assembly.store_base` puts on the device for the leaves `params`."""
+    every = quant.abstract(params, pi05.STORED, config)
+    flat = trees.flatten(every, is_leaf=lambda x: isinstance(x, quant.Quantised))
+    return trees.unflatten({path: leaf for path, leaf in flat.items() if reads(path)})
+
+
+def trainable_shapes(groups: Sequence[str], goal: Any, params: PyTree, frozen: Frozen, batch: Batch) -> PyTree:
+    """Shapes of what `assembly.make_trainable` gives for 'sigma' and 'lora'; `params` are all of the base's."""
+    key, out = jax.random.key(0), {}
+    if 'lora' in groups:
+        factors = goal.config.lora
+        out['lora'] = jax.eval_shape(lambda p: lora.init_factors(key, p, pi05.LAYOUTS, factors), params)
+    if 'sigma' in groups:
+        out['sigma'] = jax.eval_shape(lambda f, b: objective.init_sigma(key, goal, f, b), frozen, batch)
+    return out
+
+
+_shape_of_attention = core.Primitive('dot_product_attention_fwd_by_shape')  # the name that remat policies look for
+_shape_of_attention.multiple_results = True
+
+
+@_shape_of_attention.def_abstract_eval
+def _attention_shapes(q, k, v, bias):
+    b, t, n, _ = q.shape
+    return [q, q.update(shape=(b, n, t), dtype=jnp.dtype(jnp.float32))]
+
+
+@jax.custom_vjp
+def _fused(q, k, v, bias):
+    return _shape_of_attention.bind(q, k, v, bias)[0]
+
+
+def _fused_forward(q, k, v, bias):
+    out, statistics = _shape_of_attention.bind(q, k, v, bias)
+    return out, (q, k, v, bias, out, statistics)
+
+
+_fused.defvjp(_fused_forward, lambda kept, g: (*kept[:3], jnp.zeros_like(kept[3])))
+
+
+@contextlib.contextmanager
+def pretend(capability: float) -> Iterator[None]:
+    """Within the block, attention is traced as on a GPU of this compute capability; it can be traced only."""
+
+    def attention(q: Float[Array, 'b t n h'], k, v, mask=None, **_: Any) -> Float[Array, 'b t n h']:
+        bias = jnp.zeros(0, q.dtype) if mask is None else jnp.where(mask, 0, -1).astype(q.dtype)
+        return _fused(q, k, v, bias)
+
+    fuses = mock.patch.object(nn, 'fuses', lambda q, k: nn.fusible(q, k, capability))
+    with fuses, mock.patch.object(jax.nn, 'dot_product_attention', attention):
+        yield
+
+
+def residuals(job: Job) -> tuple[Any, list]:
+    """(the traced forward pass, those of its values that `jax.vjp` keeps and that are none of its inputs)."""
+    gates = jax.tree.map(lambda _: jnp.ones(()), Ablation())
+
+    def forward(trainable, frozen, batch):
+        def loss(t):
+            return job.goal(t, frozen, batch, gates, jax.random.key(0), jnp.zeros((), jnp.int32))
+
+        return jax.tree.leaves(jax.vjp(loss, trainable, has_aux=True)[1])
+
+    jaxpr = jax.make_jaxpr(forward)(job.trainable, job.frozen, job.batch).jaxpr
+    given = {*jaxpr.invars, *jaxpr.constvars}
+    outs = (v for v in jaxpr.outvars if not isinstance(v, core.Literal))
+    return jaxpr, list(dict.fromkeys(v for v in outs if v not in given))
+
+
+def residual_bytes(job: Job) -> int:
+    """Bytes of all values that `jax.vjp` of the objective keeps beside its inputs."""
+    return sum(_bytes(v.aval) for v in residuals(job)[1])
+
+
+def kept(job: Job) -> int:
+    """Bytes of those residuals that XLA keeps.
+
+    A residual made by element-wise operations alone from other values is read through these: it is made again inside
+    the fusion that reads it, if its sources take no more room than it does.
+    """
+    jaxpr, values = residuals(job)
+    sources = _sources(jaxpr, {})
+    tokens: dict[Any, int] = {}
+    for v in sorted(values, key=lambda v: sources[v] != {v: _bytes(v.aval)}):  # what stands for itself comes first
+        extra = {k: n for k, n in sources[v].items() if k not in tokens}
+        tokens |= extra if sum(extra.values()) <= _bytes(v.aval) else {v: _bytes(v.aval)}
+    return sum(tokens.values())
+
+
+def _sources(jaxpr: Any, known: dict) -> dict[Any, dict[Any, int]]:
+    """{value: {value that fusions read to make it: bytes}} of a jaxpr; inputs not `known` lie on the device anyway."""
+    found: dict = {v: {} for v in (*jaxpr.invars, *jaxpr.constvars)} | known
+
+    def of(atom: Any) -> dict:
+        return {} if isinstance(atom, core.Literal) else found[atom]
+
+    for eqn in jaxpr.eqns:
+        name = eqn.primitive.name
+        if name in CALLS and (inner := _inner(eqn)) is not None:
+            inside = _sources(inner, dict(zip(inner.invars, map(of, eqn.invars), strict=True)))
+            for outer, v in zip(eqn.outvars, inner.outvars, strict=True):
+                found[outer] = {} if isinstance(v, core.Literal) else inside[v]
+        elif FUSED.fullmatch(name):
+            joined: dict = {}
+            for atom in eqn.invars:
+                joined |= of(atom)
+            found |= dict.fromkeys(eqn.outvars, joined)
+        else:
+            found |= {v: {v: _bytes(v.aval)} for v in eqn.outvars}
+    return found
+
+
+def _inner(eqn: Any) -> Any:
+    closed = eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
+    return getattr(closed, 'jaxpr', closed)
+
+
+def working_set(job: Job) -> int:
+    """Bytes of the layer whose gradient is taken, beside what is kept.
+
+    The rule: the results of its matrix products, which exist again then, and as much for their gradients. The language
+    model's layers are the largest, by far; one layer's products are a `depth`-th of what the policy 'dots_saveable'
+    keeps more than 'nothing_saveable' does.
+    """
+    more, less = (residual_bytes(with_remat(job, name)) for name in ('dots_saveable', 'nothing_saveable'))
+    passes = 2 if isinstance(job.goal, objective.SigmaObjective) else 1
+    return 2 * max(more - less, 0) // (passes * job.goal.config.language.depth)
+
+
+def with_remat(job: Job, remat: str | None) -> Job:
+    """The same job under another policy."""
+    goal = dataclasses.replace(job.goal, config=dataclasses.replace(job.goal.config, remat=remat))
+    return dataclasses.replace(job, goal=goal)
+
+
+def unpacked(job: Job) -> int:
+    """Bytes of the largest matrix of a quantised base, made whole for its products: twice, for two may overlap."""
+    leaves = jax.tree.leaves(job.frozen.params, is_leaf=lambda x: isinstance(x, quant.Quantised))
+    found = [x for x in leaves if isinstance(x, quant.Quantised) and len(x.shape) > 2]  # a table is read row by row
+    itemsize = jnp.dtype(job.goal.config.dtype).itemsize
+    return 2 * max((math.prod(x.shape[-2:]) * itemsize for x in found), default=0)
+
+
+def forecast(job: Job) -> dict[str, int]:
+    """{part: bytes} of a step at its peak: parts that stay for the whole run, then those that come and go."""
+    state = jax.eval_shape(lambda t: init_state(0, t, job.optimizer, job.ema), job.trainable)
+    gradients = size(job.trainable) * (2 if job.accumulate > 1 else 1)
+    stays = {
+        'frozen base': size(job.frozen),
+        'trainable leaves': size(state.trainable),
+        'moments': size(state.opt_state),
+        'running average': size(state.ema),
+        'batch': size(job.batch) * job.accumulate,
+    }
+    passing = {'gradients': gradients, 'kept activations': kept(job), 'largest layer': working_set(job) + unpacked(job)}
+    return stays | passing | {'reserve': int(RESERVE * sum(passing.values()))}

@@ -1,0 +1,72 @@
+"""Trains all rows of configs/ablations.py for 20 steps side by side and each alone, and prints how far they are apart;
+run by tests/test_ablation_rows.py, in float64 throughout (see tests/two_devices.py).
+"""
+
+import json
+import sys
+
+import jax
+
+from tests import two_devices as model  # first: it makes the model compute in float64
+from tests.two_devices import OPTIMIZER, STEPS, apart, wide
+
+# isort: split
+from configs import ablations as config
+from sigma_jax import ablations, lora, objective
+from sigma_jax.backbones import pi05
+from sigma_jax.devices import Devices
+from sigma_jax.train_step import init_state, make_step
+from sigma_jax.types import Frozen
+from tests import small_sigma as small
+
+SEEDS = (0, 1)
+
+
+def setting():
+    """(objective, frozen, batch, {seed: its start})."""
+    sizes = model.sizes(0.1)
+    batch = model.small_batch(sizes.vision.image_size)
+    params = model.noisy(jax.jit(lambda key: pi05.init_params(key, sizes))(jax.random.key(0)))
+    frozen, goal = Frozen(wide(params), wide(small.frozen().stats)), model.sigma_goal(sizes)
+    init = jax.jit(lambda key: objective.init_sigma(key, goal, frozen, batch))
+
+    def start(seed):
+        factors = lora.init_factors(jax.random.key(seed), params, pi05.LAYOUTS, sizes.lora)
+        trainable = {'sigma': init(jax.random.key(seed)), 'lora': {'PaliGemma': factors['PaliGemma']}}
+        return init_state(seed, wide(model.noisy(trainable)), OPTIMIZER)
+
+    return goal, frozen, wide(batch), {seed: start(seed) for seed in SEEDS}
+
+
+def main(count):
+    """Side by side on all devices, `count` members at a time, against the plain step."""
+    goal, frozen, batch, starts = setting()
+    members = ablations.grid(dict(config.get_config().to_dict()['rows']), SEEDS)
+    one = make_step(goal, OPTIMIZER)
+    devices = Devices(jax.devices())
+    rows = devices.split(ablations.start([starts[m.seed] for m in members]))
+    gates = devices.split(jax.tree.map(lambda x: x.astype(float), ablations.stack_gates(members)))
+
+    def share(frozen, batch):
+        return batch.replace(observation=goal.see(frozen, batch.observation))
+
+    program, alone = devices.jit_rows(ablations.side_by_side(one, count, share)), jax.jit(one)
+    placed = devices.everywhere((frozen, batch))
+    for _ in range(STEPS):
+        rows, metrics = program(rows, *placed, gates)
+    rows, metrics, gates = jax.device_get((rows, metrics, gates))
+    differences, moved = [], []
+    for n, member in enumerate(members):
+        state = starts[member.seed]
+        for _ in range(STEPS):
+            state, expected = alone(state, frozen, batch, jax.tree.map(lambda x, n=n: x[n], gates))
+        got = ablations.member_state(rows, n)
+        results = (got.trainable, got.opt_state, {k: v[n] for k, v in metrics.items()})
+        differences.append(apart(*map(jax.device_get, ((state.trainable, state.opt_state, expected), results))))
+        moved.append(apart(*map(jax.device_get, (starts[member.seed].trainable, state.trainable))))
+    found = {'devices': devices.count, 'difference': max(differences), 'moved': min(moved)}
+    return found | {'different': len(set(metrics['loss'].tolist())), 'members': len(members)}
+
+
+if __name__ == '__main__':
+    print(json.dumps(main(int(sys.argv[1]))))
