@@ -110,30 +110,25 @@ def side_by_side(step: Step, count: int, share: Callable[[Frozen, Batch], Batch]
     """`all_rows(rows, frozen, batch, gates) -> (rows, metrics [m])` from a step of `train_step.make_step`.
 
     `count` members are computed at once under `jax.vmap`, then the next ones, in one program: all at once they would
-    outgrow a CPU's caches, or a GPU's memory. `count` must divide their number (`at_once`). Every chunk is written
-    where it was read, so that there is one copy of the states. `share(frozen, batch)` adds to the batch what does not
-    depend on a member; it is computed once.
+    outgrow a CPU's caches, or a GPU's memory. `count` must divide their number (`at_once`). `share(frozen, batch)` adds
+    to the batch what does not depend on a member; it is computed once.
     """
     chunk = jax.vmap(guarded(step), in_axes=(0, 0, None, None, 0)) if count > 1 else _alone(guarded(step))
 
     def all_rows(rows: Rows, frozen: Frozen, batch: Batch, gates: Ablation):
         batch = share(frozen, batch)
-        if count == (members := rows.failed.shape[0]):
+
+        def some(part):
+            rows, gates = part
             state, failed, metrics = chunk(rows.state, rows.failed, frozen, batch, gates)
             return Rows(state, failed), metrics
 
-        def some(rows, n):
-            def part(tree):
-                return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, n * count, count), tree)
-
-            state, failed, metrics = chunk(part(rows.state), part(rows.failed), frozen, batch, part(gates))
-            put = jax.tree.map(
-                lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, n * count, 0), rows, Rows(state, failed)
-            )
-            return put, metrics
-
-        rows, metrics = jax.lax.scan(some, rows, jnp.arange(members // count))
-        return rows, jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), metrics)
+        members = rows.failed.shape[0]
+        if count == members:
+            return some((rows, gates))
+        # not a carry that is updated in place: of that, XLA copies all members at each of them
+        parts = jax.tree.map(lambda x: x.reshape(members // count, count, *x.shape[1:]), (rows, gates))
+        return jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), jax.lax.map(some, parts))
 
     return all_rows
 
