@@ -35,17 +35,25 @@ def open_writer(layout: str, folder: pathlib.Path, shapes: Shapes, dtypes: Mappi
     def write(piece: Piece, array: np.ndarray) -> None:
         if (future := writer.write(piece.path, piece.index, array)) is not None:
             pending.append(future)
-        while len(pending) > AHEAD:
-            pending.popleft().result()
+        _wait(pending, AHEAD)
 
     try:
         yield write
-        while pending:
-            pending.popleft().result()
-    except ValueError as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f'could not write {folder}: {str(error)[:200]}; is the disk full?') from error
+        _wait(pending, 0)
+    except BaseException as error:
+        for future in pending:  # they still write: who clears the folder must come after them
+            with contextlib.suppress(Exception):
+                future.result()
+        if isinstance(error, ValueError) and not isinstance(error, UserError):
+            raise UserError(f'could not write {folder}: {str(error)[:200]}; is the disk full?') from error
+        raise
+
+
+def _wait(pending: collections.deque[Any], left: int) -> None:
+    """Waits for the oldest writes until no more than `left` are under way."""
+    while len(pending) > left:
+        pending[0].result()
+        pending.popleft()
 
 
 @contextlib.contextmanager

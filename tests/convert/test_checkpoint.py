@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -16,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.convert import checkpoint, pytorch, sizes, source
+from sigma_jax.convert import checkpoint, leaves, pytorch, sizes, source
 from sigma_jax.convert.pieces import pieces
 from sigma_jax.errors import UserError
 from tests import golden
@@ -117,6 +119,29 @@ def test_a_stopped_conversion_leaves_nothing(loaded, tmp_path):
     seen = []
     checkpoint.convert(opened, tmp_path / 'out', 'jax', progress=lambda done, total: seen.append((done, total)))
     assert seen[-1][0] == seen[-1][1] == 4 * 356080 and seen == sorted(seen)
+
+
+def test_a_stop_waits_for_the_writes_under_way(loaded, tmp_path, monkeypatch):
+    """Otherwise they would write into the folder while it is cleared, and some of it would stay."""
+    late, write = ThreadPoolExecutor(1), leaves.LeafWriter.write
+
+    def write_late(self, path, index, piece):
+        def work():
+            time.sleep(0.05)
+            if (future := write(self, path, index, piece)) is not None:
+                future.result()
+
+        return late.submit(work)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(leaves.LeafWriter, 'write', write_late)
+    opened = source.open_source(golden.FIXTURE / LAYOUTS['lerobot'])
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.convert(opened, tmp_path / 'out', 'jax', progress=stop)
+    late.shutdown()
+    assert not list(tmp_path.iterdir())
 
 
 def test_large_tables_pass_by_rows(loaded, tmp_path, monkeypatch):
