@@ -16,8 +16,10 @@ import pathlib
 
 from rich.console import Console
 
-from sigma_jax import adapter, evaluation_run, report_console, trainings
-from sigma_jax.evaluation import EvaluationConfig
+from sigma_jax import adapter
+from sigma_jax.evaluation import runner, trainings
+from sigma_jax.evaluation.measure import EvaluationConfig
+from sigma_jax.report.console import show
 from sigma_jax.scripts import reports_user_errors
 
 
@@ -26,19 +28,19 @@ def main() -> None:
     """Entry point."""
     arguments = parse()
     console = Console()
-    report, out = evaluation_run.run(request(arguments), Console(stderr=True))
-    report_console.show(report, console, arguments.checks)
-    for name in (evaluation_run.PAGE, evaluation_run.REPORT):
+    report, out = runner.run(request(arguments), Console(stderr=True))
+    show(report, console, arguments.checks)
+    for name in (runner.PAGE, runner.REPORT):
         console.print(f'{out / name}', highlight=False, soft_wrap=True)
 
 
-def request(arguments: argparse.Namespace) -> evaluation_run.Request:
+def request(arguments: argparse.Namespace) -> runner.Request:
     """What the command line asks for. Raises UserError for folders that do not go together."""
     found, left_out = trainings.find(arguments.workdir)
     head = trainings.lead(found)
     several = len(found) > 1 or left_out
     out = arguments.out or (trainings.split_name(arguments.workdir[0])[1] if several else None)
-    return evaluation_run.Request(
+    return runner.Request(
         head.folder,
         arguments.shards,
         out,
@@ -59,7 +61,7 @@ def parse() -> argparse.Namespace:
     add('--workdir', action='append', required=True, help='folder of a finished train.py, or of rows; several compare')
     add('--shards', type=pathlib.Path, help='prepared shards; default: those it was trained on')
     add('--out', type=pathlib.Path, help='where the report goes; default: the training folder')
-    add('--splits', default=','.join(evaluation_run.SPLITS), help='default: %(default)s')
+    add('--splits', default=','.join(runner.SPLITS), help='default: %(default)s')
     add('--adapter', default='default', help="'default' (max_scale chosen on calibration) or 'paper'")
     add('--episodes_at_once', type=int, default=4, help='whole episodes a batch; default: %(default)s')
     add('--checks', action='store_true', help='print CHECK A and CHECK B of the paper')

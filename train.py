@@ -16,10 +16,11 @@ from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from sigma_jax import ablation_training, memory_check, training
-from sigma_jax.compilation import keep_programs
-from sigma_jax.devices import use_all_cores
+from sigma_jax.ablations import side_by_side
 from sigma_jax.scripts import load, run_with_config
+from sigma_jax.training import memory_check, trainer
+from sigma_jax.training.compilation import keep_programs
+from sigma_jax.training.devices import use_all_cores
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder for logs and checkpoints', required=True)
 CHECK = flags.DEFINE_bool('check', False, 'only say how much memory this will need, and whether it fits')
@@ -33,9 +34,9 @@ def main(config: ConfigDict) -> int:
     keep_programs(config.compilation_cache)
     if config.ablations:
         use_all_cores()
-        ablation_training.train(config.to_dict(), load(config.ablations), WORKDIR.value)
+        side_by_side.train(config.to_dict(), load(config.ablations), WORKDIR.value)
     else:
-        training.train(config.to_dict(), WORKDIR.value)
+        trainer.train(config.to_dict(), WORKDIR.value)
     return 0
 
 

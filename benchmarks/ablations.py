@@ -27,10 +27,11 @@ from rich.table import Table
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sigma_jax import ablation_training, ablations, assembly  # noqa: E402
-from sigma_jax.ablation_run import AblationRun  # noqa: E402
-from sigma_jax.devices import use_all_cores  # noqa: E402
+from sigma_jax import assembly  # noqa: E402
+from sigma_jax.ablations import side_by_side, stacked  # noqa: E402
+from sigma_jax.ablations.setup import AblationRun  # noqa: E402
 from sigma_jax.scripts import load  # noqa: E402
+from sigma_jax.training.devices import use_all_cores  # noqa: E402
 
 TINY = 96  # width of the language model of assets/pi05_tiny
 
@@ -65,14 +66,14 @@ def prepare(folder: pathlib.Path) -> tuple[str, str]:
     return str(base), str(shards)
 
 
-def settings(flags: argparse.Namespace, base: str, shards: str) -> tuple[dict, list[ablations.Member]]:
+def settings(flags: argparse.Namespace, base: str, shards: str) -> tuple[dict, list[stacked.Member]]:
     """The config of the run and its members."""
     config, grid = dict(load(flags.config)), dict(load(flags.ablations))
     config |= {'base': base, 'shards': shards, 'steps': flags.steps}
     config |= {'batch_size': flags.batch or config['batch_size']}
     config |= {'sequence_length': flags.windows or config['sequence_length']}
     rows = list(dict(grid['rows']).items())[: flags.rows]
-    return ablation_training.with_grid(config, {'rows': rows, 'seeds': range(flags.seeds)})
+    return side_by_side.with_grid(config, {'rows': rows, 'seeds': range(flags.seeds)})
 
 
 class Timed:
@@ -100,7 +101,7 @@ def together(run: AblationRun) -> Callable[[], Any]:
     return step
 
 
-def alone(run: AblationRun, starts: ablations.Rows, steps: int) -> Callable[[], Any]:
+def alone(run: AblationRun, starts: stacked.Rows, steps: int) -> Callable[[], Any]:
     """All steps of the next member, on the first device; on a CPU that one uses all cores."""
     device = jax.local_devices()[0]
     step, frozen = jax.jit(run.one, donate_argnums=0), jax.device_put(run.frozen, device)
@@ -108,7 +109,7 @@ def alone(run: AblationRun, starts: ablations.Rows, steps: int) -> Callable[[], 
 
     def member() -> Any:
         n, batches = next(numbers), iter(run.make_loader(0))
-        state = jax.device_put(ablations.member_state(starts, n), device)
+        state = jax.device_put(stacked.member_state(starts, n), device)
         gates = jax.device_put(jax.tree.map(np.float32, run.members[n].gates), device)
         for _ in range(steps):
             state, metrics = step(state, frozen, jax.device_put(assembly.to_batch(next(batches)), device), gates)
@@ -132,7 +133,7 @@ def measure(run: AblationRun, steps: int, turns: int, loop_members: int | None) 
     return {'together': ours.seconds, 'loop': loop, 'ratio': loop / ours.seconds, 'first': ours.first, 'each': each}
 
 
-def report(flags: argparse.Namespace, config: dict, members: list[ablations.Member], console: Console) -> bool:
+def report(flags: argparse.Namespace, config: dict, members: list[stacked.Member], console: Console) -> bool:
     """Measures and prints every `--at-once`; whether the best one reaches the ratio asked for."""
     windows = config['batch_size'] * config['sequence_length']
     out = Table('at once', 'devices', 'one program s', 'of it first step', 'loop s', 'of it a member', 'ratio')

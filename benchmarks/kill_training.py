@@ -33,13 +33,14 @@ from rich.console import Console  # noqa: E402
 from tensorboardX.proto import event_pb2  # noqa: E402
 
 from configs import data_so101, pi05_so101_mix  # noqa: E402
-from sigma_jax import training, trees  # noqa: E402
-from sigma_jax.checkpoints import whole_steps  # noqa: E402
-from sigma_jax.compilation import keep_programs  # noqa: E402
+from sigma_jax import trees  # noqa: E402
 from sigma_jax.data.plan import DataConfig  # noqa: E402
 from sigma_jax.data.prepare import prepare  # noqa: E402
 from sigma_jax.data.tfrecord import list_records, read_record  # noqa: E402
 from sigma_jax.errors import UserError  # noqa: E402
+from sigma_jax.training import trainer  # noqa: E402
+from sigma_jax.training.checkpoints import whole_steps  # noqa: E402
+from sigma_jax.training.compilation import keep_programs  # noqa: E402
 
 SMALL = {'width': 16, 'depth': 1, 'mlp_dim': 16, 'heads': 2, 'kv_heads': 1, 'head_dim': 8}
 VISION = {'width': 16, 'depth': 1, 'mlp_dim': 16, 'heads': 2, 'patch': 14, 'image_size': 28}
@@ -63,7 +64,7 @@ def work(config: Mapping, workdir: pathlib.Path) -> None:
     standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)
     keep_programs(config['compilation_cache'])
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    training.train(config, workdir, Console(quiet=True))
+    trainer.train(config, workdir, Console(quiet=True))
 
 
 def result(workdir: pathlib.Path) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def kill_often(
 ) -> bool:
     """Kills `kills` processes somewhere in `spans` seconds after their start; returns whether nothing differed."""
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['sigma_jax.training'])
+    context.set_forkserver_preload(['sigma_jax.training.trainer'])
     stages: collections.Counter[int] = collections.Counter()
     killed, finished, wrong, torn, out = 0, 0, list[str](), 0, folder / 'out-0'
     while True:

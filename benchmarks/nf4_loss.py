@@ -20,8 +20,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from sigma_jax import assembly, quant  # noqa: E402
-from sigma_jax.run import Run  # noqa: E402
 from sigma_jax.scripts import load, reports_user_errors  # noqa: E402
+from sigma_jax.training.run import Run  # noqa: E402
 
 KINDS = ('bfloat16', 'nf4')
 BOTH = (r'.*/attn/(q|kv|attn_vec)_einsum(_1)?/w',)  # q, k, v, output of both experts

@@ -17,11 +17,11 @@ import numpy as np
 from configs import defaults
 from sigma_jax import assembly, trees
 from sigma_jax.backbones import pi05
-from sigma_jax.devices import compiler_options
 from sigma_jax.lora import LoraConfig
 from sigma_jax.objective import unnormalize_actions
 from sigma_jax.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.train_step import init_state, make_step
+from sigma_jax.training.devices import compiler_options
 from sigma_jax.types import Batch, Frozen, Observation
 
 PyTree = Any

@@ -17,7 +17,6 @@ import numpy as np
 
 from sigma_jax import __version__, assembly, files, trees
 from sigma_jax.backbones.pi05 import LAYOUTS
-from sigma_jax.checkpoints import Checkpoints
 from sigma_jax.convert import beside, checkpoint, heads, lerobot_policy, peft
 from sigma_jax.convert.merge import merge_piece
 from sigma_jax.convert.pieces import Piece
@@ -29,6 +28,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.lora import LoraConfig
 from sigma_jax.policy import OURS, Policy
 from sigma_jax.sigma import SigmaConfig
+from sigma_jax.training.checkpoints import Checkpoints
 
 PyTree = Any
 RECORD, ADAPTER, HEADS, MERGED, STATISTICS = 'export.json', 'adapter', 'sigma.safetensors', 'merged', 'norm_stats.json'

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from sigma_jax.errors import UserError
-from sigma_jax.signals import Stopped
+from sigma_jax.training.signals import Stopped
 
 HELP_FLAGS = ('-h', '-help', '--help', '-helpshort', '--helpshort')
 

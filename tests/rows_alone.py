@@ -12,10 +12,11 @@ from tests.two_devices import OPTIMIZER, STEPS, apart, wide
 
 # isort: split
 from configs import ablations as config
-from sigma_jax import ablations, lora, objective
+from sigma_jax import lora, objective
+from sigma_jax.ablations import stacked
 from sigma_jax.backbones import pi05
-from sigma_jax.devices import Devices
 from sigma_jax.train_step import init_state, make_step
+from sigma_jax.training.devices import Devices
 from sigma_jax.types import Frozen
 from tests import small_sigma as small
 
@@ -41,16 +42,16 @@ def setting():
 def main(count):
     """Side by side on all devices, `count` members at a time, against the plain step."""
     goal, frozen, batch, starts = setting()
-    members = ablations.grid(dict(config.get_config().to_dict()['rows']), SEEDS)
+    members = stacked.grid(dict(config.get_config().to_dict()['rows']), SEEDS)
     one = make_step(goal, OPTIMIZER)
     devices = Devices(jax.devices())
-    rows = devices.split(ablations.start([starts[m.seed] for m in members]))
-    gates = devices.split(jax.tree.map(lambda x: x.astype(float), ablations.stack_gates(members)))
+    rows = devices.split(stacked.start([starts[m.seed] for m in members]))
+    gates = devices.split(jax.tree.map(lambda x: x.astype(float), stacked.stack_gates(members)))
 
     def share(frozen, batch):
         return batch.replace(observation=goal.see(frozen, batch.observation))
 
-    program, alone = devices.jit_rows(ablations.side_by_side(one, count, share)), jax.jit(one)
+    program, alone = devices.jit_rows(stacked.side_by_side(one, count, share)), jax.jit(one)
     placed = devices.everywhere((frozen, batch))
     for _ in range(STEPS):
         rows, metrics = program(rows, *placed, gates)
@@ -60,7 +61,7 @@ def main(count):
         state = starts[member.seed]
         for _ in range(STEPS):
             state, expected = alone(state, frozen, batch, jax.tree.map(lambda x, n=n: x[n], gates))
-        got = ablations.member_state(rows, n)
+        got = stacked.member_state(rows, n)
         results = (got.trainable, got.opt_state, {k: v[n] for k, v in metrics.items()})
         differences.append(apart(*map(jax.device_get, ((state.trainable, state.opt_state, expected), results))))
         moved.append(apart(*map(jax.device_get, (starts[member.seed].trainable, state.trainable))))

@@ -6,9 +6,10 @@ import pathlib
 from rich.console import Console
 
 from configs import data_so101, defaults
-from sigma_jax import baselines, training
+from sigma_jax import baselines
 from sigma_jax.data.plan import DataConfig
 from sigma_jax.data.prepare import prepare
+from sigma_jax.training import trainer
 from tests import golden
 
 QUIET = Console(quiet=True)
@@ -73,6 +74,6 @@ def make(root: pathlib.Path) -> SmallRun:
         'calibration_episodes': (0,),
     }
     prepare(DataConfig.from_settings(settings), run.shards)
-    training.train(flow_config(run.shards), run.flow, QUIET)
+    trainer.train(flow_config(run.shards), run.flow, QUIET)
     baselines.write_baselines(run.shards, run.baseline_config())
     return run

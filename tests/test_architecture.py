@@ -11,35 +11,31 @@ PACKAGE = ROOT / 'sigma_jax'
 
 # A module imports from its own row and from rows above, never from below. A folder's name stands for its modules.
 ROWS = (
-    ('__init__', 'errors', 'files', 'signals', 'compilation', 'hub_client', 'hub_files', 'hub'),
+    ('__init__', 'errors', 'files', 'hub'),
     ('types', 'backbones.tokenizer', 'backbones.small_tokenizer'),
     ('trees', 'data', 'policy'),
     ('nn', 'lora', 'quant'),
     ('backbones', 'workspaces'),
     ('sigma', 'losses', 'convert'),
-    ('curriculum', 'adapter', 'metrics', 'optimizer', 'ablations', 'arms'),
-    ('objective', 'replay'),
-    ('train_step', 'checks', 'flops', 'intervals', 'comparison', 'perturb', 'adapter_sweep'),
-    ('devices', 'finite', 'assembly', 'checkpoints', 'logs', 'evaluation', 'report_figures', 'report_tables'),
-    ('sampled', 'compute', 'stress', 'replay_shards', 'report_forest', 'report_comparison', 'report_schema'),
-    ('report_trials', 'report_console', 'report'),
-    ('baselines', 'features', 'memory', 'robustness', 'provenance'),
-    ('run', 'trained', 'trainings', 'training', 'export', 'memory_check'),
-    ('ablation_run', 'ablation_table', 'ablation_training'),
-    ('evaluation_run', 'comparison_run'),
+    ('curriculum', 'adapter', 'metrics', 'optimizer', 'ablations.stacked'),
+    ('objective', 'report'),
+    ('train_step', 'assembly', 'sampled', 'baselines'),
+    ('training', 'export'),
+    ('ablations',),
+    ('evaluation',),
     ('scripts', 'sim'),
 )
 # Pure functions of arrays: no files, no clock, no printing.
 PURE: tuple[str, ...] = ('types', 'trees', 'nn', 'lora', 'quant', 'workspaces', 'sigma', 'losses', 'curriculum')
-PURE += ('adapter', 'metrics', 'optimizer', 'objective', 'ablations', 'train_step')
-PURE += ('intervals', 'comparison', 'perturb', 'flops')
+PURE += ('adapter', 'metrics', 'optimizer', 'objective', 'ablations.stacked', 'train_step')
+PURE += ('evaluation.intervals', 'evaluation.comparison', 'evaluation.perturb', 'evaluation.flops')
 PURE += ('backbones.base', 'backbones.gemma', 'backbones.siglip', 'backbones.pi05')
 EFFECTS = {'io', 'json', 'logging', 'os', 'pathlib', 'random', 'shutil', 'subprocess', 'sys', 'tempfile', 'time'}
 ACCELERATED = {'flax', 'jax', 'optax', 'orbax'}
 INTERFACE = {'absl', 'argparse', 'ml_collections', 'rich'}
-SPEAKS: tuple[str, ...] = ('scripts', 'training', 'memory_check', 'evaluation_run', 'report_console', 'sim.__main__')
-SPEAKS += ('ablation_table', 'ablation_training')
-SPEAKS += ('replay_shards', 'comparison_run')  # a bar for each replay
+SPEAKS: tuple[str, ...] = ('scripts', 'sim.__main__', 'report.console', 'training.trainer', 'training.memory_check')
+SPEAKS += ('ablations.side_by_side', 'ablations.table')
+SPEAKS += ('evaluation.runner', 'evaluation.comparison_run', 'evaluation.replay_shards')  # a bar for each replay
 
 
 @functools.cache

@@ -10,7 +10,6 @@ import pytest
 from configs import defaults
 from sigma_jax import lora, trees
 from sigma_jax.backbones import pi05
-from sigma_jax.checkpoints import Checkpoints
 from sigma_jax.convert import checkpoint, heads, peft
 from sigma_jax.data import normalize
 from sigma_jax.errors import UserError
@@ -18,6 +17,7 @@ from sigma_jax.export import export_run
 from sigma_jax.policy import read_policy
 from sigma_jax.sigma import SigmaConfig
 from sigma_jax.train_step import TrainState
+from sigma_jax.training.checkpoints import Checkpoints
 from tests import golden
 
 LORA = {'patterns': ('.*/attn/(q|kv)_einsum/w',), 'rank': 2, 'alpha': 6.0, 'dropout': 0.1}

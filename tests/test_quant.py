@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from configs import defaults
-from sigma_jax import assembly, objective, quant, training, trees
+from sigma_jax import assembly, objective, quant, trees
 from sigma_jax.backbones import pi05
 from sigma_jax.errors import UserError
 from sigma_jax.lora import Layout
 from sigma_jax.quant import Form, QuantConfig
-from sigma_jax.run import Run
+from sigma_jax.training import trainer
+from sigma_jax.training.run import Run
 from sigma_jax.types import Ablation
 from tests import quick
 from tests import small_sigma as small
@@ -188,12 +189,12 @@ def test_training_beside_an_nf4_base_learns_and_continues_bitwise(small_run, tmp
     config['quant'] = {'kind': 'nf4', 'patterns': MATRICES, 'tile': 8}
     config['optimizer'] |= {'lora_rate': 0.05, 'warmup_steps': 1}
     config['checkpoint'] = {'every': 4, 'keep': 5}
-    whole = training.train(config, tmp_path / 'whole', QUIET)
+    whole = trainer.train(config, tmp_path / 'whole', QUIET)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.TrainLog, 'write', stops_at(6, training.TrainLog.write))
+        patch.setattr(trainer.TrainLog, 'write', stops_at(6, trainer.TrainLog.write))
         with pytest.raises(KeyboardInterrupt):
-            training.train(config, tmp_path / 'halves', QUIET)
-    continued = training.train(config, tmp_path / 'halves', QUIET)
+            trainer.train(config, tmp_path / 'halves', QUIET)
+    continued = trainer.train(config, tmp_path / 'halves', QUIET)
     assert trees.digest(jax.device_get(continued)) == trees.digest(jax.device_get(whole))
     run = Run(config)
     kinds = {w.kind for w in jax.tree.leaves(run.frozen.params, is_leaf=is_codes) if is_codes(w)}

@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from configs import ablations as config
-from sigma_jax import ablations, curriculum, losses, trees
+from sigma_jax import curriculum, losses, trees
+from sigma_jax.ablations import stacked
 from sigma_jax.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.train_step import init_state, make_step
 from tests import quick
@@ -142,10 +143,10 @@ def together(start, frozen, batch):
     def share(frozen, batch):
         return batch.replace(observation=goal.see(frozen, batch.observation))
 
-    members = ablations.grid(ROWS, [0])
-    program = quick.jit(ablations.side_by_side(counted, 1, share))
-    gates = ablations.stack_gates(members)
-    rows, metrics = program(ablations.start([start] * len(members)), frozen, batch, gates)
+    members = stacked.grid(ROWS, [0])
+    program = quick.jit(stacked.side_by_side(counted, 1, share))
+    gates = stacked.stack_gates(members)
+    rows, metrics = program(stacked.start([start] * len(members)), frozen, batch, gates)
     again = program(rows, frozen, batch, jax.tree.map(lambda x: x[::-1], gates))[0]
     assert again.state.step.tolist() == [2] * 12 and len(traces) == 1, 'all gates share one trace'
     return members, jax.device_get(rows.state), jax.device_get(metrics)
@@ -186,7 +187,7 @@ def test_a_row_kills_exactly_its_own_gradients(together, row):
 def test_in_one_program_a_shut_gate_is_the_removed_path_bitwise(start, frozen, batch):
     """Rows with a gate shut beside rows whose parameters or data leave the part out: the same loss and first step."""
     goal = small.sigma_objective()
-    members = ablations.grid({k: ROWS[k] for k in ('sigma', 'no_lora', 'no_film', 'no_tau')}, [0])
+    members = stacked.grid({k: ROWS[k] for k in ('sigma', 'no_lora', 'no_film', 'no_tau')}, [0])
     removed = [
         {},
         {'lora/': np.zeros_like},
@@ -200,9 +201,9 @@ def test_in_one_program_a_shut_gate_is_the_removed_path_bitwise(start, frozen, b
 
         return start.replace(trainable=trees.map_with_path(one, start.trainable))
 
-    open_gates = ablations.grid({member.row: {} for member in members}, [0])
-    states = ablations.start([start] * 4 + [without(changes) for changes in removed])
-    gates = ablations.stack_gates([*members, *open_gates])
+    open_gates = stacked.grid({member.row: {} for member in members}, [0])
+    states = stacked.start([start] * 4 + [without(changes) for changes in removed])
+    gates = stacked.stack_gates([*members, *open_gates])
 
     def errors(trainable, gates):
         return goal.forward(trainable, frozen, batch, gates).actions

@@ -1,4 +1,4 @@
-"""`training.train` around one matrix: real loader positions, logs, checkpoints and signals, and nothing to compile."""
+"""`trainer.train` around one matrix: real loader positions, logs, checkpoints and signals, and nothing to compile."""
 
 import pathlib
 from unittest import mock
@@ -11,9 +11,9 @@ import optax
 from absl import logging
 from rich.console import Console
 
-from sigma_jax import training
-from sigma_jax.devices import Devices
 from sigma_jax.train_step import init_state, make_step
+from sigma_jax.training import trainer
+from sigma_jax.training.devices import Devices
 from sigma_jax.types import Frozen
 
 CONFIG = {
@@ -53,5 +53,5 @@ class ToyRun:
 def work(config, workdir: pathlib.Path) -> None:
     """Trains; also in a process of its own."""
     logging.set_verbosity(logging.FATAL)
-    with mock.patch.object(training, 'Run', ToyRun):
-        training.train(config, workdir, Console(quiet=True))
+    with mock.patch.object(trainer, 'Run', ToyRun):
+        trainer.train(config, workdir, Console(quiet=True))

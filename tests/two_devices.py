@@ -17,11 +17,11 @@ jnp.float32 = jnp.float64  # before the model is imported
 from sigma_jax import assembly, lora, objective  # noqa: E402
 from sigma_jax.backbones import pi05  # noqa: E402
 from sigma_jax.curriculum import CurriculumConfig  # noqa: E402
-from sigma_jax.devices import Devices  # noqa: E402
 from sigma_jax.losses import LossConfig  # noqa: E402
 from sigma_jax.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from sigma_jax.sigma import SigmaConfig  # noqa: E402
 from sigma_jax.train_step import init_state, make_step  # noqa: E402
+from sigma_jax.training.devices import Devices  # noqa: E402
 from sigma_jax.types import Frozen  # noqa: E402
 from tests import small_run  # noqa: E402
 from tests import small_sigma as small  # noqa: E402

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from sigma_jax import hub
 from sigma_jax.errors import UserError
+from sigma_jax.hub import download
 
 PAD, EOS, BOS, UNKNOWN = 0, 1, 2, 3
 _BINS = np.linspace(-1, 1, 257)[:-1]
@@ -173,4 +173,4 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
 def _from_hub(name: str) -> Path:
     if name.count('/') != 1 or name.startswith(('.', '/')) or name.endswith(('.json', '.model')):
         raise UserError(f'Expected a tokenizer file, its directory or a hub id, got {name}, which does not exist.')
-    return hub.fetch(name, files=('tokenizer.json',)).path / 'tokenizer.json'
+    return download.fetch(name, files=('tokenizer.json',)).path / 'tokenizer.json'

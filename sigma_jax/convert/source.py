@@ -15,7 +15,7 @@ from sigma_jax.convert.leaves import LeafReader
 from sigma_jax.convert.pieces import Piece, pieces
 from sigma_jax.convert.tensors import DTYPES, TensorFiles, find_files
 from sigma_jax.errors import UserError
-from sigma_jax.hub import local_path
+from sigma_jax.hub.download import local_path
 
 PyTree = Any
 RECORD = 'source.json'

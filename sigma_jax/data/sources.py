@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from sigma_jax import hub
 from sigma_jax.data import lerobot
 from sigma_jax.data.episode import Episode
 from sigma_jax.data.rlds_open import RldsSettings, is_rlds, open_rlds
 from sigma_jax.data.torch_dataset import open_torch_shards
 from sigma_jax.data.torch_shards import PATTERN, TorchSettings
 from sigma_jax.errors import UserError
+from sigma_jax.hub import download
 
 
 class Dataset(Protocol):
@@ -104,9 +104,9 @@ def open_source(source: str | Path, settings: Any = None) -> Dataset:
     """
     known = source_settings(settings)
     path, revision = Path(source), ''
-    if not path.exists() and hub.is_hub_id(source):
+    if not path.exists() and download.is_hub_id(source):
         theirs = [known.camera_map.get(camera, camera) for camera in known.cameras]
-        fetched = hub.fetch(str(source), 'dataset', hub.dataset_files(theirs), env_file=known.env_file)
+        fetched = download.fetch(str(source), 'dataset', download.dataset_files(theirs), env_file=known.env_file)
         path, revision = fetched.path, fetched.commit
     dataset = _open(path, known)
     return Renamed(dataset, known.camera_map, revision) if known.camera_map or revision else dataset

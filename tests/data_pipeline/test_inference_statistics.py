@@ -7,12 +7,12 @@ import types
 import numpy as np
 import pytest
 
-from sigma_jax import evaluation_run
 from sigma_jax.baselines import BaselineConfig, load_policy
 from sigma_jax.data.normalize import normalize, read_norm_stats
 from sigma_jax.data.records import Records
+from sigma_jax.evaluation import runner
 from sigma_jax.policy import OURS
-from sigma_jax.run import Run
+from sigma_jax.training.run import Run
 from tests.data_pipeline import recordings
 from tests.small_run import flow_config
 
@@ -59,7 +59,7 @@ def test_evaluation_on_other_shards_keeps_those_of_training(small_run, tmp_path)
     shifted(shards / 'norm_stats.json')
     config = {'shards': str(small_run.shards), 'tokenizer': recordings.SETTINGS['tokenizer']}
     trained = types.SimpleNamespace(config=config, base=types.SimpleNamespace(policy=OURS))
-    batch = next(evaluation_run.list_batches(trained, shards, 'train', 2))
+    batch = next(runner.list_batches(trained, shards, 'train', 2))
     state = Records(shards, 'train')[int(batch['record'][0, 0])].state
     want, not_these = (read_norm_stats(folder / 'norm_stats.json')['state'] for folder in (small_run.shards, shards))
     np.testing.assert_allclose(batch['state'][0, 0], normalize(state, want), rtol=1e-5)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sigma_jax import baselines, training
+from sigma_jax import baselines
 from sigma_jax.backbones.tokenizer import load_tokenizer
 from sigma_jax.data.images import content_box, decode_depth, encode_depth, resize_depth
 from sigma_jax.data.lerobot import open_dataset
@@ -21,6 +21,7 @@ from sigma_jax.data.pipeline import make_loader
 from sigma_jax.data.prepare import prepare
 from sigma_jax.data.records import Records
 from sigma_jax.errors import UserError
+from sigma_jax.training import trainer
 from tests import quick, test_sigma
 from tests.data_pipeline import recordings
 from tests.small_run import QUIET
@@ -205,7 +206,7 @@ def test_a_training_step_reaches_both(small_run, shards, tmp_path):
     baselines.write_baselines(shards, small_run.baseline_config(samples=1))
     config = small_run.config(shards=str(shards), steps=1)
     config['sigma'] |= {'use_depth': True, 'use_audio': True, 'patch_size': 14, 'audio_patch': 8}
-    state = training.train(config, tmp_path / 'run', QUIET)
+    state = trainer.train(config, tmp_path / 'run', QUIET)
     embeds = state.trainable['sigma']['vision']
     assert embeds['depth_patch_embed']['patch']['kernel'].shape[0] == 14 * 14
     assert embeds['audio_patch_embed']['position'].shape[0] == SAMPLES // 8
@@ -220,4 +221,4 @@ def test_sigma_that_wants_depth_says_so_where_the_shards_have_none(small_run, tm
     config = small_run.config(steps=1)
     config['sigma'] |= {'use_depth': True, 'patch_size': 14}
     with pytest.raises(UserError, match='must hold depth, got None'):
-        training.train(config, tmp_path / 'run', QUIET)
+        trainer.train(config, tmp_path / 'run', QUIET)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from configs import data_so101
-from sigma_jax import hub
 from sigma_jax.data import sources
 from sigma_jax.data.lerobot import open_dataset
 from sigma_jax.data.plan import DataConfig, make_plan
@@ -17,6 +16,7 @@ from sigma_jax.data.rlds import RldsDataset
 from sigma_jax.data.torch_dataset import Known, TorchDataset, _runs
 from sigma_jax.data.torch_shards import TorchSettings, TorchWindow
 from sigma_jax.errors import UserError
+from sigma_jax.hub import download
 from tests.data_pipeline import recordings, rlds_folder
 from tests.hub_server import REVISION, serve
 
@@ -151,7 +151,7 @@ def test_rlds_by_hub_id(home, tmp_path):
         home(endpoint)
         dataset = sources.open_source('robots/tiny', {'rlds': RLDS})
     assert dataset.revision == REVISION and len(dataset.read_episode(1)) == 7
-    assert hub.is_hub_id('robots/tiny') and not hub.is_hub_id(here)
+    assert download.is_hub_id('robots/tiny') and not download.is_hub_id(here)
 
 
 def window(episode: int, frame: int, horizon: int = 4, real: int = 4) -> TorchWindow:

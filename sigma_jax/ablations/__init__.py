@@ -1,0 +1,7 @@
+"""Many trainings as one: rows x seeds of gates that are data (DESIGN 3.7, 3.8).
+
+stacked                       pure: members, their stacked states, one step for all of them
+setup                         base, data and compiled step of such a run
+side_by_side                  the loop, and a training folder for each member at the end
+table                         last losses, row by row
+"""

@@ -1,0 +1,79 @@
+"""The parts of an ablation: those of one run, with all members side by side in one state and one compiled step."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+
+from sigma_jax import assembly
+from sigma_jax.ablations import stacked
+from sigma_jax.ablations.stacked import Member
+from sigma_jax.errors import UserError
+from sigma_jax.optimizer import OptimizerConfig, make_optimizer
+from sigma_jax.train_step import TrainState, init_state, make_step
+from sigma_jax.training.devices import Devices
+from sigma_jax.training.run import Parts
+from sigma_jax.types import Batch, Frozen
+
+CPU_AT_ONCE = 1  # members whose intermediate results a core's caches can take; measured (benchmarks/ablations.py)
+
+
+class AblationRun(Parts):
+    """Base, data and frozen leaves as of one run; `state` holds all members, `step` moves them by one batch.
+
+    Every seed has an initialisation and random numbers of its own; the order of batches is that of `config.seed`.
+    Members are divided over as many local devices as divide their number; each device computes `at_once` of its own
+    at a time (0: what suits the device).
+
+    Raises UserError for anything wrong with config, shards or base.
+    """
+
+    def __init__(self, config: Mapping, members: Sequence[Member], at_once: int = 0):
+        check(config)
+        super().__init__(config, share_members(len(members)))
+        self.members = list(members)
+        self.loader = self.make_loader(config['loader']['num_workers'])
+        settings = dict(config['optimizer']) | {'total_steps': config['steps']}
+        optimizer = make_optimizer(assembly.build(OptimizerConfig, settings, 'optimizer'))
+        states = {seed: self._start(seed, optimizer) for seed in {member.seed for member in members}}
+        self.state = self.devices.split(stacked.start([states[member.seed] for member in members]))
+        self.gates = self.devices.split(stacked.stack_gates(members))
+        suits = CPU_AT_ONCE if jax.default_backend() == 'cpu' else 0
+        self.at_once = stacked.at_once(at_once or suits, len(members) // self.devices.count)
+        self.one = make_step(self.goal, optimizer, config['ema'], config.get('accumulate', 1))  # of one member
+        self.step = self.devices.jit_rows(stacked.side_by_side(self.one, self.at_once, self._share))
+
+    def _start(self, seed: int, optimizer) -> TrainState:
+        """The state of a run with this seed before its first step."""
+        config = dict(self.config) | {'seed': seed}
+        trainable, self.frozen = assembly.make_trainable(config, self.base, self.goal, self.frozen, self.example)
+        return init_state(seed, trainable, optimizer, config['ema'] is not None)
+
+    def _share(self, frozen: Frozen, batch: Batch) -> Batch:
+        """The batch with what the frozen policy makes of it, where it was not read from disk."""
+        return dataclasses.replace(batch, observation=self.goal.see(frozen, batch.observation))
+
+    def add_features(self, progress) -> None:
+        """See `Parts.add_features`."""
+        super().add_features(progress)
+        self.loader = self.make_loader(self.config['loader']['num_workers'])
+
+
+def check(config: Mapping) -> None:
+    """Raises UserError for a config whose gates would change nothing."""
+    if config['objective'] != 'sigma':
+        raise UserError(
+            f"config.ablations: expected objective 'sigma', whose parts the gates switch, got {config['objective']!r}; "
+            "leave config.ablations out or set config.objective='sigma'"
+        )
+    if config['log']['shares']:
+        raise UserError(
+            f'config.ablations: expected log.shares=0, got {config["log"]["shares"]}: shares of the gradient are '
+            'measured in a run of its own'
+        )
+
+
+def share_members(members: int) -> Devices:
+    """As many local devices as can have the same number of members each."""
+    found = jax.local_devices()
+    return Devices(found[: max(n for n in range(1, len(found) + 1) if members % n == 0)])

@@ -1,0 +1,185 @@
+"""Training all members of an ablation in one program; each ends as a training folder of its own (DESIGN 3.8).
+
+In the work folder:
+
+    WORKDIR/checkpoints/               all members as one state: the run stops and continues as one
+    WORKDIR/rows/ROW/seedK/            train_log.csv, and at the end config.json and checkpoints/, as of a plain run
+    WORKDIR/ablations.json             last losses of every member, and where one stopped being a number
+"""
+
+import contextlib
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from sigma_jax.ablations import setup, stacked
+from sigma_jax.ablations.setup import AblationRun
+from sigma_jax.ablations.stacked import ALIVE, Member, Rows
+from sigma_jax.ablations.table import summary, table
+from sigma_jax.errors import UserError
+from sigma_jax.files import atomic_write, writer_lock
+from sigma_jax.training import features, trainer
+from sigma_jax.training.checkpoints import Checkpoints, parameter_count
+from sigma_jax.training.logs import TrainLog
+from sigma_jax.training.signals import Stopped, Wish, stop_wish
+
+SUMMARY = 'ablations.json'
+
+
+def train(
+    config: Mapping, grid: Mapping, workdir: str | pathlib.Path, console: Console | None = None
+) -> tuple[list[Member], Rows]:
+    """Trains all members to `config.steps`, continuing from the newest checkpoint in `workdir`.
+
+    `grid` is what a file such as configs/ablations.py returns. Returns the members and their states.
+
+    Raises:
+      UserError: as `trainer.train` does, and when no member is left.
+      Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
+    """
+    console, workdir = console or Console(), pathlib.Path(workdir)
+    config, members = with_grid(config, grid)
+    trainer.check_intervals(config)
+    setup.check(config)
+    cached = features.check(config)
+    plain = json.loads(json.dumps(config))
+    with contextlib.ExitStack() as held:
+        if known := workdir.is_dir():
+            held.enter_context(writer_lock(workdir, 'training'))
+            trainer.refuse_other_config(workdir / 'checkpoints', plain)
+        run = AblationRun(config, members, grid.get('at_once', 0))
+        if not known:  # made only for a config that a run could be built from
+            held.enter_context(writer_lock(workdir, 'training'))
+        if cached:
+            trainer.add_features(run, console)
+        with trainer.told_full_disk(run, workdir):
+            work(run, workdir, console, plain)
+    return members, run.state
+
+
+def with_grid(config: Mapping, grid: Mapping) -> tuple[dict, list[Member]]:
+    """(the config with all rows and seeds in it, the members). Raises UserError for a grid that cannot be meant."""
+    if missing := {'rows', 'seeds'} - set(grid):
+        raise UserError(f'config.ablations: expected a file with rows and seeds, got none of {sorted(missing)} in it')
+    rows = {name: readable(dict(config['ablation']) | dict(changes)) for name, changes in dict(grid['rows']).items()}
+    members = stacked.grid(rows, grid['seeds'])
+    return dict(config) | {'ablations': {'rows': rows, 'seeds': list(grid['seeds'])}}, members
+
+
+def readable(gates: Mapping[str, float]) -> dict[str, Any]:
+    """Gates as JSON has them: no infinity, but text."""
+    return {name: value if math.isfinite(float(value)) else str(value) for name, value in gates.items()}
+
+
+def work(run: AblationRun, workdir: pathlib.Path, console: Console, plain: dict) -> None:
+    """Restores, trains, saves: all that needs the work folder."""
+    folder, keep = workdir / 'checkpoints', run.config['checkpoint']['keep']
+    with stop_wish() as stop, Checkpoints(folder, keep) as checkpoints:
+        batches = iter(run.loader)
+        if (step := checkpoints.latest()) is not None:
+            run.state, position = checkpoints.restore(step, run.state, plain)
+            batches.set_state(position)
+            console.print(f'continuing from step {step}')
+        announce(run, workdir, console)
+        atomic_write(workdir / 'config.json', json.dumps(plain, indent=1))
+        with contextlib.ExitStack() as logs, trainer.progress_bar(console) as progress:
+            start = run.state.step
+            written = [logs.enter_context(TrainLog(place(workdir, member), start)) for member in run.members]
+            loop(run, batches, checkpoints, written, progress, plain, stop)
+            save_members(run, batches.get_state(), workdir, progress)
+    found = summary(run.members, [place(workdir, member) for member in run.members], np.asarray(run.state.failed))
+    atomic_write(workdir / SUMMARY, json.dumps(found, indent=1, allow_nan=False))
+    console.print(table(found))
+
+
+def place(workdir: pathlib.Path, member: Member) -> pathlib.Path:
+    """The training folder of one member."""
+    return workdir / 'rows' / member.row / f'seed{member.seed}'
+
+
+def loop(
+    run: AblationRun,
+    batches: Any,
+    checkpoints: Checkpoints,
+    logs: list[TrainLog],
+    progress: Progress,
+    plain: dict,
+    stop: Wish,
+) -> None:
+    """Steps to `config.steps`; rows, checkpoints and the wish to stop as in `trainer.loop`."""
+    config, start = run.config, run.state.step
+    steps, every = config['steps'], config['log']['every']
+    told: set[int] = set()
+    task = progress.add_task(f'{len(run.members)} trainings', total=steps, completed=start, note='compiling')
+    for n in range(start, steps):
+        batch = run.devices.everywhere(trainer.next_batch(batches, first=n == start))
+        run.state, metrics = run.step(run.state, run.frozen, batch, run.gates)
+        last, stops = n + 1 == steps, stop.number is not None
+        saves = last or stops or (n + 1) % config['checkpoint']['every'] == 0
+        if n % every == 0 or saves:
+            alive = tell_failed(run, progress, told)
+        if n % every == 0 or last:
+            values = {k: np.asarray(v) for k, v in jax.device_get(metrics).items()}
+            for m in alive:
+                logs[m].write(n, {k: float(v[m]) for k, v in values.items()})
+            progress.update(task, note=f'mean loss {values["loss"][alive].mean():.4g}')
+        progress.update(task, completed=n + 1)
+        if saves:
+            checkpoints.save(run.state, batches.get_state(), plain)
+        checkpoints.raise_errors()
+        if stops and not last:
+            raise Stopped(stop.number, n + 1)
+
+
+def tell_failed(run: AblationRun, progress: Progress, told: set[int]) -> list[int]:
+    """Numbers of the members that go on; names those that have stopped since the last look.
+
+    Raises UserError when none is left.
+    """
+    failed = np.asarray(run.state.failed)
+    stopped = [m for m, step in enumerate(failed) if step != ALIVE]
+    for m in sorted(set(stopped) - told):
+        member = run.members[m]
+        progress.console.print(
+            f'{member.row}, seed {member.seed}: loss or gradient is no number at step {failed[m]}; it stays as it was '
+            'before that step, the others go on'
+        )
+    told |= set(stopped)
+    if len(stopped) == len(failed):
+        raise UserError(
+            f'step {max(failed)}: expected a finite loss in some row, got none in all {len(failed)}; the last '
+            'checkpoint is intact: lower optimizer rates, then start again'
+        )
+    return [m for m in range(len(failed)) if m not in told]
+
+
+def announce(run: AblationRun, workdir: pathlib.Path, console: Console) -> None:
+    """One line on what is trained, on what, how."""
+    count = len(run.members)
+    counts = ', '.join(f'{k} {n // count:,}' for k, n in parameter_count(run.state.state.trainable).items())
+    console.print(
+        f'{count} trainings in one program, {run.at_once} at a time on {run.devices.count} x '
+        f'{jax.devices()[0].device_kind}; trainable in each {counts}; rows in {workdir}/rows'
+    )
+
+
+def save_members(run: AblationRun, position: dict, workdir: pathlib.Path, progress: Progress) -> None:
+    """A training folder for each member: its state, and a config of its own; those that are there stay."""
+    rows = jax.device_get(run.state)
+    task = progress.add_task('saving', total=len(run.members), note='')
+    for m, member in enumerate(run.members):
+        folder, state = place(workdir, member), stacked.member_state(rows, m)
+        changed = {'ablations': '', 'ablation': run.config['ablations']['rows'][member.row], 'seed': member.seed}
+        config = json.loads(json.dumps(dict(run.config) | changed))
+        with Checkpoints(folder / 'checkpoints', keep=1) as checkpoints:
+            if checkpoints.latest() != int(state.step):
+                checkpoints.save(state, position, config)
+        atomic_write(folder / 'config.json', json.dumps(config, indent=1))
+        progress.advance(task)

@@ -1,0 +1,60 @@
+"""What an arm costs beside its error: parameters that learn, arithmetic of a window, windows seen in training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from sigma_jax import assembly, sampled
+from sigma_jax.backbones import pi05
+from sigma_jax.evaluation import flops
+
+
+def cost(
+    parameters: Mapping[str, int] | None = None,
+    config: Mapping[str, Any] | None = None,
+    own: int | None = None,
+    base: int | None = None,
+) -> dict[str, Any]:
+    """One arm's row.
+
+    `own` and `base` are floating-point operations a window: of the arm itself, and of sampling the base that it starts
+    from; None where the arm does neither. `parameters` are those of its groups; the base's own do not learn.
+    """
+    learning = None if parameters is None else sum(n for group, n in parameters.items() if group != 'base')
+    parts = [x for x in (own, base) if x is not None]
+    return {
+        'trainable_parameters': learning,
+        'steps': None if config is None else config['steps'],
+        'training_windows': None if config is None else seen(config),
+        'flops_own': own,
+        'flops_in_all': sum(parts) if parts else None,
+    }
+
+
+def single(trained: Any, batch: Mapping[str, Any]) -> dict[str, dict]:
+    """Rows of the base and of one Sigma."""
+    sample = of_sample(trained.base.config, batch)
+    own = cost(trained.parameter_counts, trained.config, of_sigma(trained, batch), sample)
+    return {'pi05': cost(base=sample), 'sigma': own}
+
+
+def seen(config: Mapping[str, Any]) -> int:
+    """Windows that training has taken, each as often as it came."""
+    return config['steps'] * config['batch_size'] * config['sequence_length']
+
+
+def of_sigma(trained: Any, batch: Mapping[str, Any]) -> int:
+    """Operations a window of Sigma's forward pass, SigLIP and both language passes included."""
+    return flops.count(trained.forward, *trained.inputs(batch, trained.gates)) // batch['mask'].size
+
+
+def of_sample(config: pi05.Pi05Config, batch: Mapping[str, Any]) -> int:
+    """Operations of one sample of a policy for one window; only shapes are read, no weights needed."""
+    width = batch['actions'].shape[-1]
+    one = {key: x.reshape(-1, *x.shape[2:])[:1] for key, x in batch.items()}
+    names = ('action_low', 'action_span', 'relative', 'state_low', 'state_span')
+    stats = dict.fromkeys(names, jax.ShapeDtypeStruct((width,), 'float32'))
+    params = jax.eval_shape(lambda: pi05.init_params(jax.random.key(0), config))
+    sample = sampled.make_sampler(sampled.bind_frozen(config), 0, 1, batch['actions'].shape[-2])
+    return flops.count(sample, params, stats, assembly.to_batch(one))

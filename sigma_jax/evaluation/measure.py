@@ -1,0 +1,220 @@
+"""From replayed windows to `sigma_eval_report.json`: arms x splits, intervals, CHECK A and B (paper 5-6; DESIGN 3.8).
+
+Choices are made on calibration windows (the adapter) and train windows (mean action, bias fit); test windows are
+only measured. Nothing here touches a file; `runner` does.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sigma_jax import adapter, metrics
+from sigma_jax.adapter import AdapterConfig, AdapterState
+from sigma_jax.evaluation import adapter_sweep, arms, checks
+from sigma_jax.evaluation.checks import ADAPTED, BASE
+from sigma_jax.evaluation.replay import CARRIED, RESET, TAU_OFF, Prediction, Windows, views
+from sigma_jax.metrics import ERRORS, Thresholds
+from sigma_jax.types import Actions, PyTree
+
+SCHEMA, SCHEMA_VERSION = 'sigma_jax.evaluation', 2
+ADAPT = jax.jit(adapter.adapt)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Thresholds and table sizes of the paper, and ours."""
+
+    success: Thresholds = dataclasses.field(default_factory=Thresholds)  # (paper 6)
+    hard: Thresholds = dataclasses.field(default_factory=Thresholds)  # (paper 6)
+    batch_size: int = 4  # CHECK B (paper: 723 windows in 181 batches)
+    every: int = 20  # CHECK B prints one batch in twenty (paper, Tables 2 and 3); fewer batches, more often
+    seed: int = 0  # of the bootstrap
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+
+
+@dataclasses.dataclass
+class Arm:
+    """Actions of one arm on one split; tau and semantic alignment where the arm has them."""
+
+    actions: Actions
+    prediction: Prediction | None = None
+
+
+def evaluate(
+    splits: Mapping[str, Windows],
+    config: EvaluationConfig,
+    sigma_params: PyTree | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    joints: list[str] | None = None,
+    state: AdapterState | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> dict:
+    """The whole report as JSON-ready values.
+
+    Args:
+      splits: replayed windows of any of 'train', 'calibration', 'test'. Without train there is no `mean` and no
+        `pi05_bias` arm, without calibration no adapter.
+      sigma_params: the trained 'sigma' leaves, for CHECK A.
+      provenance: anything that says where the numbers come from; stored as it is.
+      joints: names of the action dimensions.
+      state: the adapter where it has been fitted already; None fits it.
+      more: further sections ('comparison', 'stress', 'robustness', 'compute').
+    """
+    if state is None and 'calibration' in splits:
+        state = fit_adapter(splits['calibration'], config.adapter)
+    table = {name: make_arms(windows, splits.get('train'), state) for name, windows in splits.items()}
+    errors = {name: {arm: errors_of(x, splits[name]) for arm, x in table[name].items()} for name in splits}
+    report: dict[str, Any] = {'schema': SCHEMA, 'schema_version': SCHEMA_VERSION}
+    report |= checks.paper_report(splits, errors, config.success, config.hard, config.batch_size)
+    report['check_a'] = {group: checks.head_statistics(sigma_params) for group, _ in checks.GROUPS}
+    report['check_b'] = checks.check_b(splits, errors, config.batch_size, config.every)
+    report['splits'] = {name: split_report(splits[name], table[name], errors[name], config) for name in splits}
+    report['telepathy_by_adapter'] = {name: checks.two_by_two(report['splits'][name]['arms']) for name in splits}
+    report['adapter'] = adapter_report(splits, state)
+    report['example'] = example(splits, table, errors, joints)
+    report['provenance'] = dict(provenance or {})
+    return jsonable(report | dict(more or {}))
+
+
+def fit_adapter(windows: Windows, config: AdapterConfig) -> AdapterState:
+    """The adapter fitted on calibration windows, telepathy on (DESIGN 3.7); cut-off windows only where all are."""
+    whole = windows.action_mask.all(axis=1)
+    windows = windows.select(whole) if whole.any() else windows
+    run = windows.predictions[CARRIED]
+    base, target = (views(x, windows.chunk) for x in (windows.base, windows.actions))
+    return adapter.fit(base, run.actions, target, jnp.asarray(run.tau), jnp.asarray(run.c_act0), config)
+
+
+def make_arms(windows: Windows, train: Windows | None, state: AdapterState | None) -> dict[str, Arm]:
+    """All arms of one split by name, in the order of the report."""
+    horizon, joints = windows.actions.shape[1:]
+    trajectories = {}
+    if windows.state.shape[1] == joints:
+        trajectories['hold'] = arms.hold(windows.state, horizon, joints)
+    if train is not None:
+        mean = arms.mean_action(train.actions, train.action_mask)
+        trajectories['mean'] = np.broadcast_to(mean, windows.actions.shape)
+    trajectories[BASE] = windows.base
+    if windows.samples is not None:
+        trajectories[f'{BASE}_mean{windows.samples.shape[1]}'] = windows.samples.mean(axis=1)
+    if train is not None:
+        fitted = arms.fit_bias(train.base, train.actions, train.action_mask)
+        trajectories[f'{BASE}_bias'] = arms.apply_bias(windows.base, fitted)
+    result = {name: Arm(views(x, windows.chunk)) for name, x in trajectories.items()}
+    for name in (name for name in (CARRIED, RESET, TAU_OFF) if name in windows.predictions):
+        run = windows.predictions[name]
+        result[name] = Arm(run.actions, run)
+        if state is not None and name != RESET:
+            result[name + ADAPTED] = Arm(run_adapter(windows, name, state)[0], run)
+    return result
+
+
+def run_adapter(windows: Windows, name: str, state: AdapterState) -> tuple:
+    """`adapter.adapt` on the run `name`, as numpy."""
+    run = windows.predictions[name]
+    base = views(np.asarray(windows.base, np.float32), windows.chunk)
+    return jax.tree.map(np.asarray, ADAPT(base, run.actions, run.tau, run.c_act0, state))
+
+
+def errors_of(arm: Arm, windows: Windows) -> dict[str, np.ndarray]:
+    """mse_vec, mse_chk, mse_trj of an arm, [n] each."""
+    return metrics.window_errors(arm.actions, windows.actions, windows.action_mask)
+
+
+def split_report(
+    windows: Windows,
+    table: Mapping[str, Arm],
+    errors: Mapping[str, metrics.Errors],
+    config: EvaluationConfig,
+) -> dict:
+    """Every arm of one split: errors with intervals, change against the base, rates, by episode and by step."""
+    reports = {name: arm_report(arm, windows, errors[name], errors[BASE], config) for name, arm in table.items()}
+    return {
+        'num_windows': len(windows.episode),
+        'num_episodes': len(np.unique(windows.episode)),
+        'arms': reports,
+    }
+
+
+def arm_report(
+    arm: Arm, windows: Windows, errors: metrics.Errors, reference: metrics.Errors, config: EvaluationConfig
+) -> dict:
+    """One arm on one split; `change` is relative to the base on the same windows, paired over episodes."""
+    report: dict[str, Any] = {}
+    for name in ERRORS:
+        interval = metrics.mean_interval(errors[name], windows.episode, config.seed)
+        change = metrics.relative_change(errors[name], reference[name], windows.episode, config.seed)
+        report[name] = interval._asdict() | {'change': change._asdict()}
+    report['success_rate'] = metrics.mean(metrics.is_success(errors, config.success))
+    report['hard_sample_fraction'] = metrics.mean(metrics.is_hard(errors, config.hard))
+    if arm.prediction is not None:
+        report['tau_l2'] = metrics.mean(metrics.tau_l2(arm.prediction.tau))
+        report['sem_align'] = metrics.mean(arm.prediction.sem_align)
+    report['by_step'] = metrics.error_by_step(np.asarray(arm.actions.traj), windows.actions, windows.action_mask)
+    return report | {'by_episode': by_episode(errors, windows.episode)}
+
+
+def by_episode(errors: metrics.Errors, episode: np.ndarray) -> dict:
+    """{'episode': [...], 'num_windows': [...], 'mse_vec': [...], ...}: means over each episode's windows."""
+    episodes, _, counts = metrics.sum_by_episode(errors[ERRORS[0]], episode)
+    means = {name: metrics.sum_by_episode(errors[name], episode)[1] / counts for name in ERRORS}
+    return {'episode': episodes, 'num_windows': counts} | means
+
+
+def adapter_report(splits: Mapping[str, Windows], state: AdapterState | None) -> dict | None:
+    """The fitted state and, for every window outside train, scale, risk and reasons."""
+    if state is None:
+        return None
+    report: dict[str, Any] = {'state': adapter.to_dict(state), 'fitted_on': 'calibration', 'windows': {}}
+    for name, windows in splits.items():
+        _, scale, risk, reasons = run_adapter(windows, CARRIED, state)
+        values = {'episode': windows.episode, 'frame': windows.frame, 'scale': scale, 'risk': risk} | vars(reasons)
+        report['mean_scale'] = report.get('mean_scale', {}) | {name: metrics.mean(scale)}
+        if name != 'train':
+            report['windows'][name] = values
+    held_out = {name: windows for name, windows in splits.items() if name != 'train'}
+    return report | {'sweep': adapter_sweep.sweep(held_out, state)}
+
+
+def example(
+    splits: Mapping[str, Windows],
+    table: Mapping[str, Mapping[str, Arm]],
+    errors: checks.ErrorTable,
+    joints: list[str] | None,
+) -> dict:
+    """One episode for the figures: that of median Sigma error, in the last split, so that it flatters nobody."""
+    split = list(splits)[-1]
+    windows = splits[split]
+    episodes, sums, counts = metrics.sum_by_episode(errors[split][CARRIED]['mse_trj'], windows.episode)
+    chosen = episodes[np.argsort(sums / counts, kind='stable')[(len(episodes) - 1) // 2]]
+    rows = np.flatnonzero(windows.episode == chosen)
+    arms_shown = [name for name in (BASE, CARRIED, CARRIED + ADAPTED) if name in table[split]]
+    names = joints or [f'joint {i}' for i in range(windows.actions.shape[2])]
+    return {
+        'split': split,
+        'episode': chosen,
+        'frame': windows.frame[rows],
+        'joints': names,
+        'truth': windows.actions[rows],
+        'action_mask': windows.action_mask[rows],
+        'arms': {name: table[split][name].actions.traj[rows] for name in arms_shown},
+        'tau_l2': metrics.tau_l2(windows.predictions[CARRIED].tau[rows]),
+        'tau_l2_reset': metrics.tau_l2(windows.predictions[RESET].tau[rows]),
+    }
+
+
+def jsonable(x: Any) -> Any:
+    """Arrays to lists, numpy scalars to Python's, non-finite numbers to None; floats to seven digits."""
+    if isinstance(x, Mapping):
+        return {str(key): jsonable(value) for key, value in x.items()}
+    if isinstance(x, np.ndarray | list | tuple) or hasattr(x, 'tolist'):
+        values = x.tolist() if hasattr(x, 'tolist') else x
+        return [jsonable(value) for value in values] if isinstance(values, list | tuple) else jsonable(values)
+    if isinstance(x, float):
+        return float(f'{x:.7g}') if math.isfinite(x) else None
+    return x

@@ -1,0 +1,96 @@
+"""Prepared shards through a trained model, whole episodes at a time."""
+
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from sigma_jax.backbones.tokenizer import load_tokenizer
+from sigma_jax.data.meta import read_meta
+from sigma_jax.data.normalize import Statistics, denormalize, read_norm_stats
+from sigma_jax.data.pipeline import make_loader
+from sigma_jax.data.records import read_baselines, read_index
+from sigma_jax.evaluation.replay import RUNS, NumpyBatch, Windows, pad_windows, replay
+from sigma_jax.policy import Policy
+
+SPLITS = ('train', 'calibration', 'test')
+
+
+def replay_split(
+    trained: Any,
+    shards: pathlib.Path,
+    split: str,
+    episodes_at_once: int,
+    bar: Progress,
+    runs: Sequence[str] = RUNS,
+    name: str = '',
+) -> Windows:
+    """Every window of one split through Sigma, whole episodes at a time; `name` is what the bar shows."""
+    statistics = read_norm_stats(pathlib.Path(trained.config['shards']) / 'norm_stats.json')['state']
+    batches = list_batches(trained, shards, split, episodes_at_once)
+    task = bar.add_task(name or split, total=count_batches(shards, split, episodes_at_once), note='')
+    return replay(
+        batches,
+        trained.predict,
+        trained.sequence_length,
+        lambda state: denormalize(state, statistics),
+        base_samples(shards, split),
+        lambda: bar.advance(task),
+        trained.gates,
+        runs,
+    )
+
+
+def list_batches(trained: Any, shards: pathlib.Path, split: str, episodes_at_once: int) -> Iterator[NumpyBatch]:
+    """Batches of whole episodes as Sigma sees them, states normalised as in its training."""
+    statistics = pathlib.Path(trained.config['shards']) / 'norm_stats.json'
+    return whole_episodes(
+        shards, split, episodes_at_once, trained.config['tokenizer'], statistics, trained.base.policy, 'pi05'
+    )
+
+
+def whole_episodes(
+    shards: pathlib.Path,
+    split: str,
+    episodes_at_once: int,
+    tokenizer: str,
+    statistics: pathlib.Path | Mapping[str, Statistics],
+    policy: Policy,
+    baselines: str | None = None,
+) -> Iterator[NumpyBatch]:
+    """Batches of whole episodes, all splits with the same number of windows, so that a model compiles once."""
+    length = max(int(np.bincount(read_index(shards, name).episode).max(initial=0)) for name in SPLITS)
+    loader = make_loader(
+        shards,
+        split,
+        batch_size=episodes_at_once,
+        tokenizer=load_tokenizer(tokenizer),
+        sequence_length=None,
+        baselines=baselines,
+        norm_stats=statistics,
+        policy=policy,
+    )
+    return (pad_windows(batch, length) for batch in loader)
+
+
+def count_batches(shards: pathlib.Path, split: str, episodes_at_once: int) -> int:
+    """How many batches of whole episodes a split has."""
+    return -(-len(np.unique(read_index(shards, split).episode)) // episodes_at_once)
+
+
+def base_samples(shards: pathlib.Path, split: str) -> np.ndarray | None:
+    """All samples of the base [r m t a] where several were drawn."""
+    meta = read_meta(shards)
+    shape = (len(read_index(shards, split)), meta['horizon'], len(meta['action_names']))
+    samples = read_baselines(shards, split, shape)
+    return samples if samples.shape[1] > 1 else None
+
+
+def in_order(batches: Iterable[tuple[NumpyBatch, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(values [n ...], episode [n], frame [n]) of the valid windows of pairs (batch, values [b g ...]), sorted."""
+    parts = [(values[b['mask']], b['episode'][b['mask']], b['frame'][b['mask']]) for b, values in batches]
+    values, episode, frame = (np.concatenate(x) for x in zip(*parts, strict=True))
+    rows = np.lexsort((frame, episode))
+    return values[rows], episode[rows], frame[rows]

@@ -1,0 +1,143 @@
+"""One evaluation from training folders to files: `sigma_eval_report.json`, `report.html`, `adapter.json`."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from sigma_jax.adapter import AdapterState
+from sigma_jax.baselines import check_baselines
+from sigma_jax.data.meta import read_meta
+from sigma_jax.errors import UserError
+from sigma_jax.evaluation import comparison_run, compute, measure, robustness, stress
+from sigma_jax.evaluation.measure import EvaluationConfig, evaluate
+from sigma_jax.evaluation.perturb import every_level
+from sigma_jax.evaluation.provenance import count_test_reads, provenance
+from sigma_jax.evaluation.replay import Windows
+from sigma_jax.evaluation.replay_shards import SPLITS, list_batches, replay_split, whole_episodes
+from sigma_jax.evaluation.trained import Library, Trained
+from sigma_jax.evaluation.trainings import Training
+from sigma_jax.files import atomic_write
+from sigma_jax.report import page
+from sigma_jax.report.schema import check_report
+from sigma_jax.report.tables import headline
+from sigma_jax.training import trainer
+
+REPORT, PAGE, ADAPTER = 'sigma_eval_report.json', 'report.html', 'adapter.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to evaluate: a training folder, shards (default: those it was trained on), where to write, on what.
+
+    `rows` are all trainings of a comparison, that of `workdir` among them, and `left_out` those that cannot take part.
+    """
+
+    workdir: pathlib.Path
+    shards: pathlib.Path | None = None
+    out: pathlib.Path | None = None  # default: the training folder
+    splits: tuple[str, ...] = SPLITS
+    episodes_at_once: int = 4
+    config: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    rows: tuple[Training, ...] = ()
+    left_out: tuple[str, ...] = ()
+    stress: bool = False
+    robustness: bool = False
+
+
+def load_with(library: Library) -> Callable[[pathlib.Path, Console], Any]:
+    """How a Sigma is opened, sharing with others what `library` holds."""
+    return lambda workdir, console: Trained(workdir, library)
+
+
+def run(
+    request: Request,
+    console: Console,
+    load: Callable[[pathlib.Path, Console], Any] | None = None,
+) -> tuple[dict, pathlib.Path]:
+    """Evaluates what `load` finds in the training folder, writes the files, returns the report and its folder.
+
+    Raises UserError for an unknown split, unfinished training, or shards of another base.
+    """
+    check_splits(request.splits)
+    library = Library()
+    trained = (load or load_with(library))(request.workdir, console)
+    shards = request.shards or pathlib.Path(trained.config['shards'])
+    out = request.out or request.workdir
+    check_baselines(shards, trained.base.digest)
+    meta = read_meta(shards)
+    with trainer.progress_bar(console) as bar:
+        splits = {name: replay_split(trained, shards, name, request.episodes_at_once, bar) for name in request.splits}
+        state = None
+        if 'calibration' in splits:
+            state = measure.fit_adapter(splits['calibration'], request.config.adapter)
+        more = extras(request, trained, shards, splits, state, library, bar)
+    facts = provenance(trained, shards) | {'test_reads': count_test_reads(request.workdir, request.splits)}
+    result = evaluate(splits, request.config, trained.sigma_params, facts, meta['action_names'], state, more)
+    write(result, out, request.workdir / 'train_log.csv')
+    return result, out
+
+
+def extras(
+    request: Request,
+    trained: Any,
+    shards: pathlib.Path,
+    splits: dict[str, Windows],
+    state: AdapterState | None,
+    library: Library,
+    bar: Progress,
+) -> dict[str, Any]:
+    """What was asked for beside the evaluation of one checkpoint, by its key in the report; of the headline split."""
+    split, meta = headline(splits), read_meta(shards)
+
+    def batches():
+        return list_batches(trained, shards, split, request.episodes_at_once)
+
+    more: dict[str, Any] = {}
+    if isinstance(trained, Trained) and not request.rows:
+        more['compute'] = compute.single(trained, next(iter(batches())))
+    if request.stress and state is not None:
+        task = bar.add_task('stress', total=None, note='')
+        found = stress.report(splits[split], stress.every_stress(splits[split], batches, trained), state)
+        more['stress'] = {'split': split} | found
+        bar.update(task, total=1, completed=1)
+    if request.robustness:
+        base, task = robustness.BasePolicy(shards, trained.config['base']), bar.add_task('robustness', total=9, note='')
+
+        def pairs():
+            bases = whole_episodes(
+                shards, split, request.episodes_at_once, base.config.tokenizer, base.statistics, base.policy
+            )
+            return zip(batches(), bases, strict=True)
+
+        rows = robustness.table(
+            splits[split], pairs, trained, base.sample, state, meta['stride'], lambda: bar.advance(task)
+        )
+        sampled = len(every_level()) * len(splits[split].episode)
+        more['robustness'] = {'split': split, 'base_samples': sampled, 'rows': rows}
+    if request.rows:
+        where = (request.workdir, shards, split, request.episodes_at_once)
+        inputs = comparison_run.Inputs(request.rows, *where, request.config, library, bar, state is not None)
+        more['comparison'] = comparison_run.compare_rows(inputs, trained, splits, state)
+        more['comparison']['left_out'] = list(request.left_out)
+    return more
+
+
+def write(result: dict, out: pathlib.Path, log: pathlib.Path) -> None:
+    """The three files, each whole or not at all; the report only as its schema has it."""
+    check_report(result)
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(out / REPORT, json.dumps(result, indent=1, allow_nan=False))
+    if result['adapter']:
+        atomic_write(out / ADAPTER, json.dumps(result['adapter']['state'], indent=1))
+    atomic_write(out / PAGE, page.render(result, page.read_log(log)))
+
+
+def check_splits(splits: tuple[str, ...]) -> None:
+    """Raises UserError for a split that does not exist, or none at all."""
+    if unknown := [name for name in splits if name not in SPLITS] or ([''] if not splits else []):
+        raise UserError(f'splits: expected some of {", ".join(SPLITS)}, got {unknown[0]!r}; change --splits')

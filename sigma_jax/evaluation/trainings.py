@@ -1,0 +1,124 @@
+"""Which trainings an evaluation compares: folders to rows, a row's seeds together (DESIGN 3.8)."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sigma_jax.errors import UserError
+from sigma_jax.evaluation.trained import read_config
+from sigma_jax.training.checkpoints import compare, whole_steps
+from sigma_jax.types import Ablation
+
+FULL, NO_TAU, ABLATION, TUNED = 'full', 'no_tau', 'ablation', 'flow_matching'
+SEED_FOLDER = re.compile(r'seed_?\d+')
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training: the row it belongs to, its folder and config."""
+
+    row: str
+    folder: pathlib.Path
+    config: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """The seed it was trained with."""
+        return self.config['seed']
+
+    @property
+    def role(self) -> str:
+        """'full' Sigma, 'no_tau' (that gate alone off), another 'ablation', or 'flow_matching'."""
+        if self.config['objective'] != 'sigma':
+            return TUNED
+        gates = {k: v for k, v in self.config.get('ablation', {}).items() if float(v) != vars(Ablation())[k]}
+        if gates or 'lora' not in self.config['trainable']:
+            return NO_TAU if set(gates) == {'tau'} and 'lora' in self.config['trainable'] else ABLATION
+        return FULL
+
+
+def find(paths: Iterable[str]) -> tuple[list[Training], list[str]]:
+    """(trainings, folders left out) behind the command line's `--workdir`s, rows in the order given.
+
+    A path is a training folder, or a folder with rows/<row>/seed<k>/ in it; `NAME=PATH` names the row of a training
+    folder, otherwise it is named by its folder, or by the one above where it is called seed<k>. Folders of rows may
+    hold trainings that stopped before their last step, such as one that met NaN: those are left out and told.
+
+    Raises UserError where there is no training, two with one seed in a row, or configs that differ in more than that.
+    """
+    found: list[Training] = []
+    left_out: list[str] = []
+    for path in paths:
+        name, folder = split_name(path)
+        rows = sorted(folder.glob('rows/*/seed*'), key=lambda p: (p.parent.name, seed_order(p.name)))
+        if rows:
+            whole = {p for p in rows if finished(p)}
+            left_out += [str(p) for p in rows if p not in whole]
+            found += [Training(p.parent.name, p, read_config(p)) for p in rows if p in whole]
+        else:
+            found.append(Training(name or own_name(folder), folder, read_config(folder)))
+    if not found:
+        raise UserError(f'expected finished trainings in {", ".join(paths)}, got none; run train.py to its end')
+    check(found)
+    return found, left_out
+
+
+def finished(folder: pathlib.Path) -> bool:
+    """Whether the newest checkpoint of a training is that of its last step."""
+    steps = whole_steps(folder / 'checkpoints')
+    return (folder / 'config.json').is_file() and bool(steps) and steps[-1] >= read_config(folder)['steps']
+
+
+def split_name(path: str) -> tuple[str, pathlib.Path]:
+    """'NAME=PATH' in its parts; a path that exists as it is has no name."""
+    name, sign, rest = path.partition('=')
+    if sign and '/' not in name and not pathlib.Path(path).exists():
+        return name, pathlib.Path(rest)
+    return '', pathlib.Path(path)
+
+
+def own_name(folder: pathlib.Path) -> str:
+    """The row's name that a folder suggests."""
+    folder = folder.resolve()
+    return folder.parent.name if SEED_FOLDER.fullmatch(folder.name) else folder.name
+
+
+def seed_order(name: str) -> int:
+    """seed10 comes after seed9."""
+    return int('0' + re.sub(r'\D', '', name))
+
+
+def check(found: list[Training]) -> None:
+    """Raises UserError where a row's trainings are not the same but for their seeds."""
+    first: dict[str, Training] = {}
+    seen: dict[tuple[str, int], Training] = {}
+    for training in found:
+        other = first.setdefault(training.row, training)
+        unseeded = [{k: v for k, v in m.config.items() if k != 'seed'} for m in (other, training)]
+        if differences := compare(*unseeded):
+            raise UserError(
+                f'row {training.row}: expected trainings that differ in their seed alone, got {other.folder} and '
+                f'{training.folder} with {"; ".join(differences[:3])}; name rows apart with --workdir=NAME=PATH'
+            )
+        if (twice := seen.setdefault((training.row, training.seed), training)) is not training:
+            raise UserError(
+                f'row {training.row}: expected one training a seed, got seed {training.seed} in {twice.folder} and '
+                f'{training.folder}; leave one out'
+            )
+
+
+def lead(found: list[Training]) -> Training:
+    """The training whose own report the comparison extends: full Sigma (rather the row named sigma), lowest seed.
+
+    Raises UserError where no Sigma is among them.
+    """
+    sigmas = [m for m in found if m.role != TUNED]
+    if not sigmas:
+        raise UserError(
+            f'expected at least one training with objective sigma, got {found[0].folder} and others of flow matching '
+            'alone; add one with --workdir'
+        )
+    order = [FULL, NO_TAU, ABLATION]
+    return min(sigmas, key=lambda m: (order.index(m.role), m.row != 'sigma', sigmas[0].row != m.row, m.seed))

@@ -1,0 +1,9 @@
+"""The report: plain data of an evaluation as a page and as tables; computes nothing that is not in it.
+
+page                          report.html, self-contained
+contrasts                     does telepathy help? sentence, table and sections of a comparison
+trials                        stress, robustness, the adapter's sweep
+figures, forest               pictures, as SVG
+tables, console               sentences and tables, as HTML and in a terminal
+schema                        JSON Schema of sigma_eval_report.json
+"""

@@ -1,0 +1,132 @@
+"""Training checkpoints: the state, the loader's position and the config, saved together by Orbax."""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sigma_jax import trees
+from sigma_jax.errors import UserError
+from sigma_jax.train_step import TrainState
+from sigma_jax.training.signals import Stopped
+
+PyTree = Any
+# settings that may change between a run and its continuation
+FREE = ('steps', 'log', 'checkpoint', 'loader', 'compilation_cache')
+LATER = {'accumulate': 1, 'ablations': '', 'features': ''}  # settings that older checkpoints do not name, as they were
+
+
+class Checkpoints:
+    """A folder of numbered checkpoints; use as a context manager, which waits for the last write.
+
+    With `keep` for training: the newest `keep` of them stay, older ones go when a new one is whole, and what a killed
+    run left half written is swept away. Without it for reading, which changes nothing, also beside a running training.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, keep: int | None = None):
+        if keep is not None and keep < 1:
+            raise UserError(f'checkpoint.keep: expected at least 1, got {keep}; correct it')
+        self.folder = pathlib.Path(folder)
+        writes = {'max_to_keep': keep, 'cleanup_tmp_directories': True}
+        reads = {'read_only': True, 'save_interval_steps': 0, 'create': False}
+        options = ocp.CheckpointManagerOptions(step_prefix='step', **(reads if keep is None else writes))
+        self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            self._manager.close()
+        except Exception:  # of the last write; where one came first, that one is told
+            if kind is None or issubclass(kind, Stopped):
+                raise
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, None when there is none; whole, but for one that is being written here."""
+        return self._manager.latest_step()
+
+    def raise_errors(self) -> None:
+        """Raises what went wrong in the background since the last call."""
+        if not self._manager.is_saving_in_progress():
+            self._manager.wait_until_finished()
+
+    def save(self, state: TrainState, loader: dict, config: dict) -> None:
+        """Writes checkpoint `state.step` in the background, under its final name only when whole."""
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), loader=ocp.args.JsonSave(loader), config=ocp.args.JsonSave(config)
+        )
+        self._manager.save(int(state.step), args=items, force=True)
+
+    def config(self, step: int) -> dict:
+        """The config that checkpoint `step` was made with."""
+        return self._read(step, config=ocp.args.JsonRestore())['config']
+
+    def refuse_other(self, step: int, config: dict) -> None:
+        """Raises UserError when checkpoint `step` was made with another config, naming every difference."""
+        if differences := compare(self.config(step), json.loads(json.dumps(config))):
+            raise UserError(
+                f'checkpoint {step} in {self.folder} was made with another config: {"; ".join(differences)}; '
+                'restore those values or choose another --workdir'
+            )
+
+    def restore(self, step: int, like: TrainState, config: dict) -> tuple[TrainState, dict]:
+        """(state, loader position) of checkpoint `step`, shaped as `like`.
+
+        Raises UserError when it was made with another config, naming every difference.
+        """
+        self.refuse_other(step, config)
+        shapes = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        restored = self._read(step, state=shapes, loader=ocp.args.JsonRestore())
+        return restored['state'], restored['loader']
+
+    def restore_trainable(self, step: int) -> PyTree:
+        """Trainable leaves of checkpoint `step` for inference: the running average where one was kept."""
+        state = self._read(step, state=ocp.args.StandardRestore())['state']
+        return jax.tree.map(np.asarray, state['ema'] if state.get('ema') else state['trainable'])
+
+    def _read(self, step: int, **items: Any) -> Any:
+        """Items of checkpoint `step`. Raises UserError where they are damaged."""
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, OSError) as error:
+            reason = str(error)[:200].splitlines()[0]  # Orbax's own tells the whole path of every call
+            others = [other for other in self._manager.all_steps() if other < step]
+            instead = f'continue from step {max(others)}' if others else 'start anew'
+            raise UserError(
+                f'checkpoint {step} in {self.folder} cannot be read ({reason}); '
+                f'delete {self.folder}/step_{step} to {instead}'
+            ) from error
+
+
+def compare(saved: dict, now: dict) -> list[str]:
+    """Differences of two configs, `FREE` settings left out, as sentences 'key: saved 1, now 2'."""
+    saved, now = (LATER | flat(c) for c in (saved, now))
+    keys = sorted(k for k in saved | now if k.split('.')[0] not in FREE)
+    return [
+        f'{k}: saved {saved.get(k, "absent")!r}, now {now.get(k, "absent")!r}'
+        for k in keys
+        if saved.get(k) != now.get(k)
+    ]
+
+
+def flat(config: dict, prefix: str = '') -> dict:
+    """Nested config -> {'a.b': value}."""
+    out: dict = {}
+    for key, value in config.items():
+        out |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
+    return out
+
+
+def whole_steps(folder: pathlib.Path) -> list[int]:
+    """Steps of the whole checkpoints in a folder, oldest first: half ones have other names."""
+    names = (path.name.removeprefix('step_') for path in folder.glob('step_*'))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def parameter_count(trainable: PyTree) -> dict[str, int]:
+    """Elements in each group of trainable leaves."""
+    return {name: trees.count(tree) for name, tree in trainable.items()}

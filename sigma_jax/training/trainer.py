@@ -1,0 +1,184 @@
+"""The training loop: data in, steps, logs, checkpoints; resumes bit for bit (DESIGN 4)."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sigma_jax import assembly, quant
+from sigma_jax.convert import beside, checkpoint
+from sigma_jax.errors import UserError
+from sigma_jax.files import atomic_write, is_full_disk, writer_lock
+from sigma_jax.objective import overlay
+from sigma_jax.train_step import TrainState
+from sigma_jax.training import features
+from sigma_jax.training.checkpoints import Checkpoints, parameter_count, whole_steps
+from sigma_jax.training.finite import Recent
+from sigma_jax.training.logs import TrainLog
+from sigma_jax.training.run import Run
+from sigma_jax.training.signals import Stopped, Wish, deaf_children, stop_wish
+from sigma_jax.types import Batch
+
+
+def train(config: Mapping, workdir: str | pathlib.Path, console: Console | None = None) -> TrainState:
+    """Trains to `config.steps`, continuing from the newest checkpoint in `workdir`.
+
+    What costs nothing is checked before the base is read: whether another training is at work here, and whether the
+    checkpoints there are of this config.
+
+    Raises:
+      UserError: anything wrong with config, shards, base or checkpoint; a loss that is not finite; a full disk.
+      Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
+    """
+    console, workdir = console or Console(), pathlib.Path(workdir)
+    plain = json.loads(json.dumps(config))
+    check_intervals(config)
+    cached = features.check(config)
+    with contextlib.ExitStack() as held:
+        if known := workdir.is_dir():
+            held.enter_context(writer_lock(workdir, 'training'))
+            refuse_other_config(workdir / 'checkpoints', plain)
+        run = Run(config)
+        if not known:  # made only for a config that a run could be built from
+            held.enter_context(writer_lock(workdir, 'training'))
+        if cached:
+            add_features(run, console)
+        with told_full_disk(run, workdir):
+            work(run, workdir, console, plain)
+            if 'params' in run.state.trainable:
+                save_policy(run, workdir / 'policy', console)
+    return run.state
+
+
+def add_features(run: Any, console: Console) -> None:
+    """Has the frozen features computed, where they are not on disk, and read from there."""
+    with progress_bar(console) as progress:
+        task = progress.add_task('frozen features', total=None, note='')
+        run.add_features(lambda done, total: progress.update(task, completed=done, total=total))
+
+
+def check_intervals(config: Mapping) -> None:
+    """Raises UserError for a number of steps between rows or checkpoints that is none."""
+    for section in ('log', 'checkpoint'):
+        if config[section]['every'] < 1:
+            raise UserError(f'{section}.every: expected at least 1 step, got {config[section]["every"]}; correct it')
+    if config['checkpoint']['keep'] < 1:
+        raise UserError(f'checkpoint.keep: expected at least 1, got {config["checkpoint"]["keep"]}; correct it')
+
+
+def refuse_other_config(folder: pathlib.Path, plain: dict) -> None:
+    """Raises UserError where the newest checkpoint in `folder` was made with another config."""
+    if whole_steps(folder):
+        with Checkpoints(folder) as checkpoints:
+            checkpoints.refuse_other(whole_steps(folder)[-1], plain)
+
+
+@contextlib.contextmanager
+def told_full_disk(run: Any, workdir: pathlib.Path) -> Iterator[None]:
+    """Raises UserError, naming the step and the last whole checkpoint, where the block fails for want of room."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not is_full_disk(error):
+            raise
+        whole = whole_steps(workdir / 'checkpoints')
+        left = f'checkpoint {whole[-1]} is whole' if whole else 'there is no checkpoint yet'
+        raise UserError(
+            f'step {int(run.state.step)}: expected room in {workdir}, got a full disk; {left}: '
+            'free some and run the same command again'
+        ) from error
+
+
+def work(run: Run, workdir: pathlib.Path, console: Console, plain: dict) -> None:
+    """Restores, trains, saves: all that needs the work folder."""
+    folder, keep = workdir / 'checkpoints', run.config['checkpoint']['keep']
+    with stop_wish() as stop, Checkpoints(folder, keep) as checkpoints:
+        batches = iter(run.loader)
+        if (step := checkpoints.latest()) is not None:
+            run.state, position = checkpoints.restore(step, run.state, plain)
+            batches.set_state(position)
+            console.print(f'continuing from step {step}')
+        announce(run, workdir, console)
+        atomic_write(workdir / 'config.json', json.dumps(plain, indent=1))
+        with TrainLog(workdir, int(run.state.step)) as log, progress_bar(console) as progress:
+            loop(run, batches, checkpoints, log, progress, plain, stop)
+
+
+def next_batch(batches: Any, first: bool) -> Batch:
+    """The loader's next batch; with the first one its processes start, which leave Ctrl-C to this one."""
+    with deaf_children() if first else contextlib.nullcontext():
+        return assembly.to_batch(next(batches))
+
+
+def loop(
+    run: Run,
+    batches: Any,
+    checkpoints: Checkpoints,
+    log: TrainLog,
+    progress: Progress,
+    plain: dict,
+    stop: Wish,
+) -> None:
+    """Steps from `run.state.step` to `config.steps`; the only place where training has side effects."""
+    config, start = run.config, int(run.state.step)
+    steps, every, recent = config['steps'], config['log']['every'], Recent()
+    task = progress.add_task('training', total=steps, completed=start, note='compiling')
+    for n in range(start, steps):
+        batch = next_batch(batches, first=n == start)
+        placed = run.devices.split(batch)
+        run.state, metrics = run.step(run.state, run.frozen, placed, run.ablation)
+        recent.add(n, metrics, batch)
+        last, stops = n + 1 == steps, stop.number is not None  # asked once: a signal may come at any time
+        saves = last or stops or (n + 1) % config['checkpoint']['every'] == 0
+        if n % every == 0 or saves:  # before a checkpoint too, so that every one of them is finite
+            values = recent.finite()
+        if n % every == 0 or last:
+            if config['objective'] == 'sigma' and config['log']['shares'] and n % config['log']['shares'] == 0:
+                values |= {k: float(v) for k, v in run.shares(placed, jax.random.key(n)).items()}
+            log.write(n, values)
+            progress.update(task, note=f'loss {values["loss"]:.4g}')
+        progress.update(task, completed=n + 1)
+        if saves:
+            checkpoints.save(run.state, batches.get_state(), plain)
+        checkpoints.raise_errors()
+        if stops and not last:
+            raise Stopped(stop.number, n + 1)
+
+
+def announce(run: Run, workdir: pathlib.Path, console: Console) -> None:
+    """One line on what is trained, on what, where."""
+    counts = ', '.join(f'{name} {n:,}' for name, n in parameter_count(run.state.trainable).items())
+    frozen, c = quant.count(run.frozen.params), run.config
+    windows = c['batch_size'] * c['sequence_length']
+    console.print(
+        f'{c["objective"]}: trainable {counts}; frozen {frozen:,}; {windows} windows a step; '
+        f'{jax.devices()[0].device_kind}; logs and checkpoints in {workdir}'
+    )
+
+
+def save_policy(run: Run, out: pathlib.Path, console: Console) -> None:
+    """The trained policy as a converted folder, with the statistics it was trained with."""
+    if out.exists():
+        console.print(f'{out} exists and is left as it is')
+        return
+    trained_params = (run.state.ema or run.state.trainable)['params']
+    params = jax.tree.map(np.asarray, overlay(run.frozen.params, trained_params))
+    base = beside.read(run.base.folder) if run.base.folder else beside.Beside(run.base.policy)
+    around = beside.trained_with(base, run.policy_stats, run.relative_joints, run.meta['camera_names'])
+    trained = checkpoint.Checkpoint(params, run.base.config, 'trained here', (f'{int(run.state.step)} steps',))
+    checkpoint.save(trained, out.parent, out, around=around)
+    console.print(f'policy saved in {out}')
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console) -> Iterator[Progress]:
+    """A bar with count, elapsed and remaining time and a note."""
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), TextColumn('{task.fields[note]}'), console=console) as progress:
+        yield progress

@@ -1,0 +1,136 @@
+"""The script on tiny trained folders, from the command line to the page."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import evaluate
+from sigma_jax import lora
+from sigma_jax.backbones import pi05
+from sigma_jax.data.records import read_baselines
+from sigma_jax.evaluation import robustness
+from sigma_jax.evaluation.perturb import every_level
+from sigma_jax.evaluation.replay_shards import in_order, whole_episodes
+from sigma_jax.evaluation.runner import Request
+from sigma_jax.metrics import ERRORS
+from sigma_jax.objective import init_sigma
+from sigma_jax.report import schema
+from sigma_jax.train_step import TrainState
+from sigma_jax.training.checkpoints import Checkpoints
+from sigma_jax.training.devices import Devices
+from sigma_jax.training.run import Parts
+from tests.small_run import SmallRun, flow_config
+
+
+def save(folder, config, trainable):
+    """A training folder as `train.py` leaves it, without the training."""
+    state = TrainState(np.int32(1), np.zeros(2, np.uint32), trainable, {'none': np.zeros(1)})
+    with Checkpoints(folder / 'checkpoints', keep=1) as checkpoints:
+        checkpoints.save(state, {}, config)
+    (folder / 'config.json').write_text(json.dumps(config))
+
+
+def shaken(trainable, seed):
+    """No zero hides a path."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: np.float32(x + 0.2 * rng.standard_normal(x.shape)), jax.device_get(trainable))
+
+
+@pytest.fixture(scope='module')
+def folder(small_run: SmallRun, tmp_path_factory):
+    """Rows sigma (two seeds), no_tau (the weights of sigma's first) and pi05_lora (untouched: B is zero)."""
+    rows = tmp_path_factory.mktemp('comparison') / 'rows'
+    config = json.loads(json.dumps(small_run.config(steps=1)))
+    parts = Parts(config, Devices(jax.local_devices()[:1]))
+    heads = jax.eval_shape(lambda: init_sigma(jax.random.key(0), parts.goal, parts.frozen, parts.example))
+    factors = lora.init_factors(jax.random.key(0), parts.base.params, pi05.LAYOUTS, parts.base.config.lora)
+    fresh = {'sigma': jax.tree.map(lambda x: np.zeros(x.shape), heads), 'lora': factors}
+    for seed in (0, 1):
+        save(rows / 'sigma' / f'seed{seed}', config | {'seed': seed}, shaken(fresh, seed))
+    save(rows / 'no_tau' / 'seed0', config | {'ablation': config['ablation'] | {'tau': 0.0}}, shaken(fresh, 0))
+    flow = flow_config(small_run.shards) | {'base': str(small_run.base), 'trainable': ('lora',), 'steps': 1}
+    save(rows / 'pi05_lora' / 'seed0', json.loads(json.dumps(flow | {'stats_from': 'base'})), {'lora': fresh['lora']})
+    return rows.parent
+
+
+@pytest.fixture(scope='module')
+def report(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        words = [
+            'evaluate.py',
+            f'--workdir={folder}',
+            '--stress',
+            '--robustness',
+            '--checks',
+            '--splits=train,calibration',
+        ]
+        patch.setattr(sys, 'argv', words)
+        patch.setattr(robustness, 'every_level', lambda: every_level()[-1:])
+        evaluate.main()
+    return json.loads((folder / 'sigma_eval_report.json').read_text())
+
+
+def test_everything_asked_for_is_in_the_files(folder, report):
+    schema.check_report(report)
+    assert (folder / 'adapter.json').is_file()
+    page = (folder / 'report.html').read_text()
+    for text in ('Does telepathy help?', 'Adapter under stress', 'Robustness', 'Parameters and compute'):
+        assert text in page
+    assert len(report['robustness']['rows']) == 2
+    assert report['provenance']['test_reads'] == 0
+    assert (folder / 'rows' / 'sigma' / 'seed0' / 'evaluations.jsonl').is_file()
+
+
+def test_rows_are_arms_and_seeds_are_pooled(report):
+    compared = report['comparison']
+    assert compared['full'] == 'sigma' and compared['no_tau'] == 'no_tau' and compared['tuned'] == ['pi05_lora']
+    arms = compared['arms']
+    assert arms['sigma']['seeds'] == [0, 1] and arms['pi05_lora']['seeds'] == [0] and arms['pi05']['seeds'] == []
+    assert {'pi05_lora_mean8', 'sigma+adapter', 'sigma_tau_off', 'pi05_mean2', 'hold', 'mean'} <= set(arms)
+    one = report['splits']['calibration']['arms']
+    for name in ('pi05', 'hold', 'pi05_bias'):
+        assert arms[name]['mse_trj']['value'] == pytest.approx(one[name]['mse_trj']['value'])
+    assert arms['sigma']['mse_trj']['by_seed'][0] == pytest.approx(one['sigma']['mse_trj']['value'], rel=1e-5)
+    assert ('sigma', 'no_tau') in {(c['arm'], c['against']) for c in compared['contrasts']}
+
+
+def test_costs_lie_beside_the_arms(report):
+    costs = report['comparison']['compute']
+    assert costs['sigma']['training_windows'] == 1 * 2 * 2 and costs['pi05_lora']['training_windows'] == 1 * 2 * 1
+    assert costs['sigma']['flops_in_all'] == costs['sigma']['flops_own'] + costs['pi05']['flops_in_all']
+    assert 0 < costs['pi05_lora']['trainable_parameters'] < costs['sigma']['trainable_parameters']
+    assert costs['no_tau'] == costs['sigma'] and costs['pi05']['trainable_parameters'] is None
+
+
+def test_gates_of_training_hold_in_evaluation(report):
+    """The row trained without tau has the weights of Sigma's first seed: it must give what the switch gives there."""
+    arms = report['comparison']['arms']
+    for key in ERRORS:
+        assert arms['no_tau'][key]['by_seed'][0] == arms['sigma_tau_off'][key]['by_seed'][0]
+        assert arms['no_tau'][key]['by_seed'][0] != arms['sigma'][key]['by_seed'][0]
+
+
+def test_untouched_lora_samples_as_the_base_does(report):
+    """The first of its samples has the noise of the base's first."""
+    arms = report['comparison']['arms']
+    for key in ERRORS:
+        assert arms['pi05_lora'][key]['value'] == pytest.approx(arms['pi05'][key]['value'], rel=1e-4)
+        assert arms['pi05_lora_mean8'][key]['value'] != pytest.approx(arms['pi05'][key]['value'], rel=1e-4)
+
+
+def test_base_sampled_again_is_what_lies_beside_the_shards(small_run):
+    base = robustness.BasePolicy(small_run.shards, str(small_run.base))
+    batches = whole_episodes(small_run.shards, 'train', 1, base.config.tokenizer, base.statistics, base.policy)
+    drawn, _, frame = in_order((batch, base.sample(batch)) for batch in batches)
+    stored = read_baselines(small_run.shards, 'train', (len(frame), *drawn.shape[1:]))[:, 0]
+    np.testing.assert_allclose(drawn, stored, rtol=1e-4, atol=1e-4)
+
+
+def test_a_single_folder_is_evaluated_as_ever(folder, monkeypatch):
+    alone = folder / 'rows' / 'sigma' / 'seed0'
+    monkeypatch.setattr(sys, 'argv', ['evaluate.py', f'--workdir={alone}'])
+    request = evaluate.request(evaluate.parse())
+    assert request == Request(alone), 'no rows, nothing beside what it always did, the report in its own folder'

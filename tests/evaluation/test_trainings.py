@@ -1,0 +1,79 @@
+"""From folders to rows and seeds, and what does not go together."""
+
+import json
+
+import pytest
+
+from sigma_jax.errors import UserError
+from sigma_jax.evaluation import trainings
+
+
+def make(folder, seed=0, step=3, **changes):
+    config = {'objective': 'sigma', 'trainable': ['sigma', 'lora'], 'seed': seed, 'steps': 3, 'ablation': {'tau': 1.0}}
+    folder.mkdir(parents=True)
+    (folder / 'config.json').write_text(json.dumps(config | changes))
+    if step:
+        (folder / 'checkpoints' / f'step_{step}').mkdir(parents=True)
+    return str(folder)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    for row, changes in {
+        'no_film': {'ablation': {'film': 0.0, 'tau_const': 0.0}},
+        'no_tau': {'ablation': {'tau': 0.0}},
+        'pi05_lora': {'objective': 'flow_matching', 'trainable': ['lora']},
+        'sigma': {},
+    }.items():
+        for seed in (0, 2, 10):
+            make(tmp_path / 'rows' / row / f'seed{seed}', seed, **changes)
+    return tmp_path
+
+
+def test_a_folder_of_rows(rows):
+    make(rows / 'rows' / 'sigma' / 'seed11', 11, step=None)
+    make(rows / 'rows' / 'sigma' / 'seed12', 12, step=2)
+    (rows / 'config.json').write_text('{}')  # of the program that trained them all
+    found, left_out = trainings.find([str(rows)])
+    assert [(t.row, t.seed) for t in found if t.row == 'sigma'] == [('sigma', 0), ('sigma', 2), ('sigma', 10)]
+    assert {t.row: t.role for t in found} == {
+        'no_film': 'ablation',
+        'no_tau': 'no_tau',
+        'pi05_lora': 'flow_matching',
+        'sigma': 'full',
+    }
+    assert left_out == [str(rows / 'rows' / 'sigma' / f'seed{n}') for n in (11, 12)], 'no checkpoint, and not the last'
+    assert trainings.lead(found).folder == rows / 'rows' / 'sigma' / 'seed0'
+
+
+def test_names_of_single_folders(tmp_path):
+    paths = [make(tmp_path / 'runs' / 'mine'), make(tmp_path / 'tuned' / 'seed3', 3), make(tmp_path / 'a', 1)]
+    found, _ = trainings.find([paths[0], paths[1], f'mine={paths[2]}'])
+    assert [(t.row, t.seed) for t in found] == [('mine', 0), ('tuned', 3), ('mine', 1)]
+
+
+def test_a_sigma_without_lora_is_an_ablation(tmp_path):
+    found, _ = trainings.find([make(tmp_path / 'a', trainable=['sigma'])])
+    assert found[0].role == 'ablation'
+
+
+def test_seeds_of_a_row_differ_in_nothing_else(tmp_path):
+    one, other = make(tmp_path / 'a'), make(tmp_path / 'b', 1, ablation={'tau': 0.0})
+    with pytest.raises(UserError, match='row x: expected trainings that differ in their seed alone.*ablation.tau'):
+        trainings.find([f'x={one}', f'x={other}'])
+    with pytest.raises(UserError, match='row x: expected one training a seed, got seed 0 in'):
+        trainings.find([f'x={one}', f'x={make(tmp_path / "c")}'])
+
+
+def test_folders_without_training(tmp_path):
+    with pytest.raises(UserError, match='expected a training folder at .*nowhere, got no config.json'):
+        trainings.find([str(tmp_path / 'nowhere')])
+    make(tmp_path / 'rows' / 'sigma' / 'seed0', step=None)
+    with pytest.raises(UserError, match='expected finished trainings in'):
+        trainings.find([str(tmp_path)])
+
+
+def test_no_sigma_no_report(tmp_path):
+    found, _ = trainings.find([make(tmp_path / 'a', objective='flow_matching', trainable=['lora'])])
+    with pytest.raises(UserError, match='expected at least one training with objective sigma'):
+        trainings.lead(found)

@@ -1,0 +1,221 @@
+"""Files by hub id: the real client against a server on this machine that answers as a bad day would."""
+
+import datetime
+import logging
+import os
+import subprocess
+import sys
+
+import huggingface_hub.file_download
+import numpy as np
+import pytest
+
+from sigma_jax import trees
+from sigma_jax.convert import checkpoint
+from sigma_jax.errors import UserError
+from sigma_jax.hub import download
+from sigma_jax.hub.client import Patience, retry_after
+from sigma_jax.hub.files import LARGE
+from tests import golden
+from tests.hub_server import REVISION, http_date, serve
+
+SCRIPT = golden.DATA.parents[1] / 'convert_weights.py'
+TOKEN = 'hf_aVerySecretWord'
+BIG = np.random.default_rng(0).bytes(LARGE + 1001)
+FILES = {'model.safetensors': BIG, 'config.json': b'{"a": 1}', 'pytorch_model.bin': b'never asked for'}
+DATASET = {
+    'meta/info.json': b'{}',
+    'meta/episodes/chunk-000/file-000.parquet': b'episodes',
+    'data/chunk-000/file-000.parquet': b'rows',
+    'data/chunk-000/evil.pkl': b'never asked for',
+    'videos/observation.images.up/chunk-000/file-000.mp4': b'up',
+    'videos/chunk-000/observation.images.up/episode_000000.mp4': b'up',
+    'videos/observation.images.side/chunk-000/file-000.mp4': b'side',
+    'README.md': b'never asked for',
+}
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    """What the client waited, had it waited."""
+    return []
+
+
+@pytest.fixture
+def fetch(monkeypatch, tmp_path, waits):
+    """`download.fetch` from an endpoint into a cache of the test's own, without waiting."""
+    monkeypatch.setenv('HF_TOKEN', TOKEN)
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_DISABLE_PROGRESS_BARS', True)
+
+    def run(endpoint, name='robots/tiny@v1', *args, tries=4, **options):
+        template = endpoint + '/{repo_id}/resolve/{revision}/{filename}'
+        monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+        return download.fetch(name, *args, patience=Patience(tries=tries, timeout=5, sleep=waits.append), **options)
+
+    return run
+
+
+INFO = '/revision/v1'
+TREE = 'GET /api/models/robots/tiny/tree'
+SMALL = f'GET /robots/tiny/resolve/{REVISION}/config.json'
+LARGE_FILE = f'GET /robots/tiny/resolve/{REVISION}/model.safetensors'
+TROUBLES = {
+    'busy when the revision is asked': {INFO: [429, 503]},
+    'errors when the files are listed': {TREE: [500, 502, 504]},
+    'errors at every head': {'HEAD': [500, 429, 'refuse']},
+    'small file': {SMALL: [500, (429, '3'), 'refuse']},
+    'small file cut': {SMALL: ['cut', 'reset']},
+    'large file': {LARGE_FILE: [(503, '2'), 500, 'refuse']},
+    'large file cut': {LARGE_FILE: ['cut', 'reset', 'cut', 'reset']},
+    'large file without ranges': {LARGE_FILE: ['reset', 'no ranges']},
+    'large file with other bytes': {LARGE_FILE: ['other bytes']},
+    'everything': {INFO: [429], TREE: ['refuse'], SMALL: [500], LARGE_FILE: ['cut', (429, '1'), 503, 'reset']},
+}
+
+
+@pytest.mark.parametrize('name', TROUBLES)
+def test_troubles_end_in_the_same_bytes(name, fetch, waits, caplog):
+    with serve(FILES) as (endpoint, asked, troubles), caplog.at_level(logging.DEBUG):
+        troubles |= {part: list(some) for part, some in TROUBLES[name].items()}
+        fetched = fetch(endpoint)
+        assert not any(troubles.values())
+    assert (fetched.repo, fetched.commit) == ('robots/tiny', REVISION)
+    assert sorted(path.name for path in fetched.path.iterdir()) == ['config.json', 'model.safetensors']
+    assert all((fetched.path / name).read_bytes() == FILES[name] for name in ('config.json', 'model.safetensors'))
+    assert not list(fetched.path.parents[1].rglob('*.incomplete'))
+    assert waits and TOKEN not in caplog.text
+    tokens = [
+        headers.get('authorization', headers.get('Authorization')) for _, path, headers in asked if 'tiny' in path
+    ]
+    assert set(tokens) == {f'Bearer {TOKEN}'}
+    assert not any('.bin' in path for _, path, _ in asked)
+
+
+def test_a_cut_file_goes_on_where_it_stopped_in_this_run_and_the_next(fetch, waits):
+    with serve(FILES) as (endpoint, asked, troubles):
+        troubles[LARGE_FILE] = ['reset', 500, 500, 500, 500]
+        with pytest.raises(UserError, match='what has been fetched is kept'):
+            fetch(endpoint)
+        before = len(asked)
+        fetched = fetch(endpoint)
+    starts = [headers.get('Range') for kind, path, headers in asked if kind == 'GET' and 'safetensors' in path]
+    half = f'bytes={len(BIG) // 2}-'
+    assert starts[:2] == [None, half] and starts[-1] == half
+    assert sum('safetensors' in path and kind == 'GET' for kind, path, _ in asked[before:]) == 1
+    assert (fetched.path / 'model.safetensors').read_bytes() == BIG
+
+
+def test_it_waits_as_long_as_it_is_asked_to_and_longer_after_each_failure(fetch, waits):
+    with serve(FILES) as (endpoint, _, troubles):
+        troubles[TREE] = [(429, '7'), (503, http_date(40)), 500, 500]
+        fetch(endpoint, tries=5)
+    assert 7 <= waits[0] <= 8 and 35 < waits[1] <= 41
+    assert 2 <= waits[2] <= 4 <= waits[3] <= 8  # 1, 2, 4, 8 s, each drawn from its upper half
+    patience = Patience()
+    assert len({patience.seconds(3) for _ in range(9)}) > 1 and patience.seconds(30) <= patience.longest
+
+
+@pytest.mark.parametrize('trouble', [500, 429, 'refuse', 'reset'])
+@pytest.mark.parametrize('part', [INFO, TREE, SMALL, LARGE_FILE])
+def test_it_gives_up_with_a_sentence(part, trouble, fetch, waits):
+    with serve(FILES) as (endpoint, asked, troubles):
+        progress = part == LARGE_FILE and trouble == 'reset'  # half of what is left each time: it would end
+        troubles[part] = ['other bytes' if progress else trouble] * 99
+        with pytest.raises(UserError) as caught:
+            fetch(endpoint, tries=3)
+    text = str(caught.value)
+    assert text.startswith('expected robots/tiny@v1 on the hub, got "expected') and ' 3 times' in text
+    assert '\n' not in text and TOKEN not in text and caught.value.__cause__ is None
+    assert len(waits) == 2 and sum(part in f'{kind} {path}' for kind, path, _ in asked) <= 6
+
+
+def test_too_long_a_wait_is_told_instead(fetch, waits):
+    with serve(FILES) as (endpoint, _, troubles):
+        troubles[INFO] = [(429, '86400')]
+        with pytest.raises(UserError, match='429 Too Many Requests" with 86400 s to wait; run the same command again'):
+            fetch(endpoint)
+    assert not waits
+
+
+def test_of_a_data_set_come_tables_and_the_wanted_videos(fetch):
+    with serve(DATASET) as (endpoint, asked, _):
+        fetched = fetch(endpoint, 'robots/tiny', 'dataset', download.dataset_files(['observation.images.up']))
+        every = fetch(endpoint, 'robots/tiny', 'dataset', download.dataset_files())
+    assert fetched.path == every.path and '/datasets/robots/tiny/' in asked[-1][1]
+    names = {path.relative_to(every.path).as_posix() for path in every.path.rglob('*') if path.is_file()}
+    assert names == {name for name in DATASET if DATASET[name] != b'never asked for'}
+    order = [path.partition(REVISION)[2] for kind, path, _ in asked if kind == 'GET' and '/resolve/' in path]
+    assert 'side' in order[-1] and not any('side' in name for name in order[:-1])
+
+
+def test_offline_uses_what_is_there_and_says_what_is_not(fetch, monkeypatch, caplog, waits):
+    with serve(FILES) as (endpoint, asked, _):
+        first = fetch(endpoint)
+        by_commit = len(asked)
+        assert fetch(endpoint, f'robots/tiny@{REVISION}') == first and len(asked) == by_commit
+    assert fetch(endpoint) == first and 'using the copy fetched before' in caplog.text and len(waits) == 1
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    assert fetch(endpoint) == first
+    with pytest.raises(UserError, match='HF_HUB_OFFLINE forbids to ask the hub'):
+        fetch(endpoint, 'robots/other')
+
+
+def test_answers_that_say_no_are_not_asked_again(fetch, waits):
+    with serve(FILES) as (endpoint, asked, troubles):
+        troubles[INFO] = [403]
+        with pytest.raises(UserError, match='check the id and its licence, log in, or name a local path') as caught:
+            fetch(endpoint)
+        assert TOKEN not in str(caught.value)
+        with pytest.raises(UserError, match='expected files like'):
+            fetch(endpoint, 'robots/tiny@v1', 'model', ('*.npz',))
+    assert not waits and sum('revision' in path for _, path, _ in asked) == 2
+
+
+def test_token_from_the_environment_or_an_env_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('HF_TOKEN', raising=False)
+    assert download.read_token() is None
+    (tmp_path / 'sigma.env').write_text('# a comment\nOTHER=1\nexport HF_TOKEN="from_sigma"\n')
+    assert download.read_token() == 'from_sigma'
+    (tmp_path / '.env').write_text('HF_TOKEN = from_env\n')
+    (tmp_path / 'other').write_text("HF_TOKEN='from_other'\n")
+    assert download.read_token() == 'from_env' and download.read_token('other') == 'from_other'
+    monkeypatch.setenv('HF_TOKEN', 'from_outside\n')
+    assert download.read_token('other') == 'from_outside'
+    monkeypatch.setenv('HF_TOKEN', 'two\nlines')
+    with pytest.raises(UserError) as caught:
+        download.read_token()
+    assert 'one word' in str(caught.value) and 'lines' not in str(caught.value)
+    monkeypatch.delenv('HF_TOKEN')
+    with pytest.raises(UserError, match='expected an env file at nowhere'):
+        download.read_token('nowhere')
+
+
+def test_retry_after_in_all_its_spellings():
+    now = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
+    dates = {'Thu, 01 Jan 2026 12:00:30 GMT': 30, 'Thu, 01 Jan 2026 11:00:00 GMT': 0, '12': 12, '1.5': 1.5}
+    assert {value: retry_after({'Retry-After': value}, now) for value in dates} == dates
+    assert retry_after({'RateLimit': '"api";r=0;t=55'}) == 55
+    assert retry_after({'Retry-After': 'soon'}) is None and retry_after({}) is None
+
+
+@pytest.mark.parametrize('name', ['nowhere', 'a/b/c', '/tmp/nowhere', 'runs/base.safetensors'])
+def test_what_is_neither_a_path_nor_a_hub_id(name):
+    with pytest.raises(UserError, match=f'expected a checkpoint at {name}, got no such file or folder, nor a hub id'):
+        download.local_path(name)
+
+
+def test_a_checkpoint_is_converted_by_hub_id(tmp_path):
+    weights, config = ((golden.FIXTURE / name).read_bytes() for name in ('lerobot.safetensors', 'config.json'))
+    with serve({'model.safetensors': weights, 'config.json': config}) as (endpoint, _, troubles):
+        troubles[LARGE_FILE] = [(429, '0')]
+        settings = {'HF_ENDPOINT': endpoint, 'HF_HOME': str(tmp_path / 'home'), 'JAX_PLATFORMS': 'cpu'}
+        environment = os.environ | settings | {'no_proxy': '127.0.0.1', 'HF_TOKEN': TOKEN}
+        command = [sys.executable, str(SCRIPT), '--checkpoint=robots/tiny@v1', f'--out={tmp_path / "out"}']
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0 and TOKEN not in done.stderr + done.stdout, done.stderr
+    want = trees.digest(checkpoint.load(golden.FIXTURE / 'lerobot.safetensors').params)
+    assert trees.digest(checkpoint.load(tmp_path / 'out').params) == want

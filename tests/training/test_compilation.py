@@ -1,0 +1,30 @@
+"""Where compiled programs are kept: in the config's folder, in the user's own, or nowhere."""
+
+import jax
+import pytest
+
+from configs import defaults
+from sigma_jax.training.compilation import keep_programs
+
+NAME = 'jax_compilation_cache_dir'
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    before = jax.config.values[NAME]
+    jax.config.update(NAME, None)
+    yield
+    jax.config.update(NAME, before)
+
+
+def test_the_default_is_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    keep_programs(defaults.get_config().compilation_cache)
+    assert jax.config.values[NAME] == str(tmp_path / '.cache' / 'sigma_jax')
+
+
+@pytest.mark.parametrize(('before', 'asked'), [(None, ''), ('/theirs', ''), ('/theirs', '/ours')])
+def test_nothing_is_kept_unasked_and_the_users_own_cache_stays(before, asked):
+    jax.config.update(NAME, before)
+    keep_programs(asked)
+    assert jax.config.values[NAME] == before
