@@ -130,13 +130,16 @@ def measure(run: AblationRun, steps: int, turns: int, loop_members: int | None) 
     # what the first call of the loop took beyond the others is compiling, which happens once
     each = (theirs.seconds - theirs.first) / max(members - 1, 1)
     loop = theirs.seconds + each * (len(run.members) - members)
-    return {'together': ours.seconds, 'loop': loop, 'ratio': loop / ours.seconds, 'first': ours.first, 'each': each}
+    found = {'together': ours.seconds, 'loop': loop, 'ratio': loop / ours.seconds, 'first': ours.first, 'each': each}
+    step = (ours.seconds - ours.first) / max(steps - 1, 1)
+    return found | {'step': step, 'later': each * len(run.members) / (steps * step) if step else float('nan')}
 
 
 def report(flags: argparse.Namespace, config: dict, members: list[stacked.Member], console: Console) -> bool:
     """Measures and prints every `--at-once`; whether the best one reaches the ratio asked for."""
     windows = config['batch_size'] * config['sequence_length']
-    out = Table('at once', 'devices', 'one program s', 'of it first step', 'loop s', 'of it a member', 'ratio')
+    out = Table('at once', 'devices', 'one program s', 'first step', 'a later one', 'loop s', 'a member', 'ratio')
+    out.add_column('of later steps')
     out.title = f'{len(members)} members, {flags.steps} steps of {windows} windows, compilation included'
     best, wanted = 0.0, flags.at_least
     for at_once in flags.at_once:
@@ -144,8 +147,8 @@ def report(flags: argparse.Namespace, config: dict, members: list[stacked.Member
         tiny = run.base.config.language.width <= TINY
         wanted = wanted or (3.0 if jax.default_backend() == 'cpu' else 10.0 if tiny else 4.0)
         found = measure(run, flags.steps, flags.turns, flags.loop_members)
-        times = [f'{found[key]:.1f}' for key in ('together', 'first', 'loop', 'each')]
-        out.add_row(str(run.at_once), str(run.devices.count), *times, f'{found["ratio"]:.2f}')
+        times = [f'{found[key]:.1f}' for key in ('together', 'first', 'step', 'loop', 'each')]
+        out.add_row(str(run.at_once), str(run.devices.count), *times, f'{found["ratio"]:.2f}', f'{found["later"]:.2f}')
         best = max(best, found['ratio'])
     console.print(out)
     passed = best >= (wanted or 0)

@@ -1,13 +1,18 @@
 """What an arm costs beside its error: parameters that learn, arithmetic of a window, windows seen in training."""
 
+import functools
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from sigma_jax import assembly, sampled
 from sigma_jax.backbones import pi05
 from sigma_jax.evaluation import flops
+from sigma_jax.training import memory_check
+from sigma_jax.types import Ablation
 
 
 def cost(
@@ -27,6 +32,7 @@ def cost(
         'trainable_parameters': learning,
         'steps': None if config is None else config['steps'],
         'training_windows': None if config is None else seen(config),
+        'flops_training': None if config is None else of_training(config),
         'flops_own': own,
         'flops_in_all': sum(parts) if parts else None,
     }
@@ -42,6 +48,28 @@ def single(trained: Any, batch: Mapping[str, Any]) -> dict[str, dict]:
 def seen(config: Mapping[str, Any]) -> int:
     """Windows that training has taken, each as often as it came."""
     return config['steps'] * config['batch_size'] * config['sequence_length']
+
+
+def of_training(config: Mapping[str, Any]) -> int:
+    """Operations of all steps that `config` asks for: losses and their gradients, the frozen policy's passes included.
+
+    Counted as if nothing were read from disk (`config.features`); the same for all seeds and gates.
+    """
+    same = {key: value for key, value in config.items() if key not in ('seed', 'ablation', 'ablations', 'steps')}
+    return config['steps'] * _of_step(json.dumps(same, sort_keys=True))
+
+
+@functools.cache
+def _of_step(config: str) -> int:
+    job, _ = memory_check.make_job(json.loads(config))
+
+    def gradient(trainable, frozen, batch):
+        def loss(t):
+            return job.goal(t, frozen, batch, Ablation(), jax.random.key(0), jnp.zeros((), jnp.int32))
+
+        return jax.grad(loss, has_aux=True)(trainable)
+
+    return job.accumulate * flops.count(gradient, job.trainable, job.frozen, job.batch)
 
 
 def of_sigma(trained: Any, batch: Mapping[str, Any]) -> int:

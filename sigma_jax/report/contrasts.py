@@ -20,6 +20,7 @@ from sigma_jax.report.tables import (
 
 KINDS = {'test': 'held-out test', 'calibration': 'calibration (not test)', 'train': 'training (not held-out)'}
 BASE = 'pi05'
+UNITS = {18: 'E', 15: 'P', 12: 'T', 9: 'G', 6: 'M', 3: 'k'}
 
 
 def find(comparison: Mapping, arm: str | None, against: str | None) -> Mapping[str, Any] | None:
@@ -171,10 +172,11 @@ def cost_table(costs: Mapping) -> str:
             operations(cost['flops_in_all']),
             thousands(cost['steps']),
             thousands(cost['training_windows']),
+            operations(cost.get('flops_training')),
         ]
         for name, cost in costs.items()
     ]
-    header = ['arm', 'trainable', 'own pass', 'with its base sample', 'steps', 'windows seen']
+    header = ['arm', 'trainable', 'own pass', 'with its base sample', 'steps', 'windows seen', 'training']
     return table(header, rows)
 
 
@@ -187,8 +189,8 @@ def operations(count: float | None) -> str:
     """'12.3 GFLOP'."""
     if count is None:
         return '–'
-    power = next((p for p in (12, 9, 6) if count >= 10**p), 3)
-    return f'{number(count / 10**power)} {dict(zip((12, 9, 6, 3), "TGMk", strict=True))[power]}FLOP'
+    power = next((p for p in UNITS if count >= 10**p), 3)
+    return f'{number(count / 10**power)} {UNITS[power]}FLOP'
 
 
 def rows_note(comparison: Mapping) -> str:

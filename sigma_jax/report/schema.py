@@ -60,7 +60,10 @@ ADAPTER = record(
     {'sweep': SWEEP},
 )
 EXAMPLE = record({'split': TEXT, 'episode': COUNT, 'frame': NUMBERS, 'joints': table_of(TEXT, 'array'), 'arms': {}})
-COST = record(dict.fromkeys(('trainable_parameters', 'steps', 'training_windows', 'flops_own', 'flops_in_all'), NUMBER))
+COST = record(
+    dict.fromkeys(('trainable_parameters', 'steps', 'training_windows', 'flops_own', 'flops_in_all'), NUMBER),
+    {'flops_training': NUMBER},
+)
 CONTRAST = record({'arm': TEXT, 'against': TEXT} | for_errors(INTERVAL))
 POOLED = record(
     {'seeds': NUMBERS, 'by_episode': record({'episode': NUMBERS, 'num_windows': NUMBERS})}

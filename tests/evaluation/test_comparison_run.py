@@ -102,6 +102,8 @@ def test_costs_lie_beside_the_arms(report):
     assert costs['sigma']['training_windows'] == 1 * 2 * 2 and costs['pi05_lora']['training_windows'] == 1 * 2 * 1
     assert costs['sigma']['flops_in_all'] == costs['sigma']['flops_own'] + costs['pi05']['flops_in_all']
     assert 0 < costs['pi05_lora']['trainable_parameters'] < costs['sigma']['trainable_parameters']
+    forward = costs['sigma']['training_windows'] * costs['sigma']['flops_own']  # gradients cost once to twice as much
+    assert 2 * forward < costs['sigma']['flops_training'] < 3 * forward
     assert costs['no_tau'] == costs['sigma'] and costs['pi05']['trainable_parameters'] is None
 
 

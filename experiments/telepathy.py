@@ -1,0 +1,193 @@
+"""Does telepathy help? Base, shards, 12 rows x 5 seeds, plain LoRA at the same compute, one evaluation on 100 episodes.
+
+    python -m sigma_jax.sim --task-mix target --episodes 220 --seed 11 --out DATA/target
+    python -m sigma_jax.sim --task-mix base --episodes 240 --seed 12 --out DATA/mix      # for --size mid
+    python experiments/telepathy.py --data DATA --out runs/telepathy --size mid --minutes 9
+
+A stage that is finished is not repeated, one that was stopped continues. With --minutes the run ends by itself before
+that time, with status 75, and the same command goes on from there: where a GPU is lent for minutes, call it again and
+again. Status 0: the report is in OUT/report, its tables and pictures in OUT/results.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from experiments.summary import write_summary  # noqa: E402
+from sigma_jax.errors import UserError  # noqa: E402
+from sigma_jax.evaluation import compute  # noqa: E402
+from sigma_jax.files import atomic_write  # noqa: E402
+from sigma_jax.scripts import load, reports_user_errors  # noqa: E402
+
+SEEDS = range(5)
+SPLITS = {'train': range(100), 'calibration': range(100, 120), 'test': range(120, 220)}  # episodes of DATA/target
+GRACE = 45  # seconds that a training may take to save its state
+LATER = 75  # status of a run that ended in time and is to be continued (EX_TEMPFAIL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How large everything is; `policy` is the config that trains the base, none where it is in assets/."""
+
+    sigma: str
+    image_size: int
+    dtype: str
+    steps: int
+    policy: str = ''
+
+
+SIZES = {
+    'tiny': Size('configs/sigma_so101.py', 56, 'float32', 400),
+    'mid': Size('configs/sigma_mid.py', 112, 'bfloat16', 1000, 'configs/pi05_mid.py'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One command, and the name under which its end is noted."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+def stages(size: Size, data: pathlib.Path, out: pathlib.Path, quick: bool = False) -> Iterator[Stage]:
+    """All stages in order. Later ones are made when those before are finished: they read what these wrote.
+
+    `quick` keeps the order and cuts the work: two rows and seeds, a few steps.
+    """
+    pictures = f'--config.data.image_size={size.image_size}'
+    if size.policy:
+        base = out / 'policy' / 'policy'
+        mix = [f'--source={data / "mix"}', f'--out={out / "mix"}', pictures, *POLICY_DATA]
+        yield stage('mix', 'prepare_data.py', *mix)
+        few = ['--config.steps=4', '--config.batch_size=4'] if quick else []
+        policy = [f'--config={size.policy}', f'--workdir={out / "policy"}', f'--config.shards={out / "mix"}', *few]
+        yield stage('policy', 'train.py', *policy)
+    else:
+        base = out / 'base'
+        yield stage('base', 'convert_weights.py', '--checkpoint=assets/pi05_tiny', f'--out={base}')
+    shards = out / 'shards'
+    yield stage('shards', 'prepare_data.py', *target(data, shards, base, pictures, size.dtype, quick))
+    same = [f'--config.base={base}', f'--config.shards={shards}', f'--config.model.dtype={size.dtype}']
+    steps = 4 if quick else size.steps
+    rows = 'experiments/quick_rows.py' if quick else 'configs/ablations.py'
+    sigma = [f'--config={size.sigma}', *same, f'--config.steps={steps}', '--config.features=cache']
+    yield stage('rows', 'train.py', *sigma, f'--config.ablations={rows}', f'--workdir={out / "rows"}')
+    places = {'base': str(base), 'shards': str(shards)}
+    tuned = equal_steps(size, places, steps)
+    for seed in list(SEEDS)[: 2 if quick else None]:
+        place = out / 'lora' / 'rows' / 'pi05_lora' / f'seed{seed}'
+        lora = ['--config=configs/lora_so101.py', *same, f'--config.steps={tuned}', f'--config.seed={seed}']
+        yield stage(f'lora{seed}', 'train.py', *lora, f'--workdir={place}')
+    found = [f'--workdir={out / name}' for name in ('rows', 'lora')]
+    asked = ['--stress', '--robustness', '--checks', '--episodes_at_once=20']
+    yield stage('report', 'evaluate.py', *found, *asked, f'--out={out / "report"}')
+
+
+# All frames of the mix, the last ones padded: a policy must also know how a task ends.
+POLICY_DATA = ('--config.data.stride=1', '--config.data.tail=pad', '--config.data.min_motion=0')
+POLICY_DATA += ('--config.data.split_fractions=(0.9,0.05,0.05)',)
+
+
+def stage(name: str, script: str, *arguments: str) -> Stage:
+    """A stage that runs one of the four scripts."""
+    return Stage(name, (sys.executable, script, *arguments))
+
+
+def target(data: pathlib.Path, shards: pathlib.Path, base: pathlib.Path, pictures: str, dtype: str, quick: bool):
+    """Arguments of prepare_data.py: the target's episodes split for good, eight samples of the base a window."""
+    lists = {name: tuple(of)[: 2 if quick else None] for name, of in SPLITS.items()}
+    split = [f'--config.data.{name}_episodes={episodes}' for name, episodes in lists.items()]
+    samples = ['--config.baselines.samples=8', f'--config.baselines.dtype={dtype}', '--config.baselines.batch_size=256']
+    return [f'--source={data / "target"}', f'--out={shards}', f'--base={base}', pictures, *split, *samples]
+
+
+def equal_steps(size: Size, places: dict[str, str], steps: int) -> int:
+    """Steps of plain LoRA that cost as much arithmetic as `steps` steps of Sigma."""
+    sigma, lora = (load(file) | places | {'steps': 1} for file in (size.sigma, 'configs/lora_so101.py'))
+    return max(round(steps * compute.of_training(sigma) / compute.of_training(lora)), 1)
+
+
+def run(todo: Iterator[Stage], out: pathlib.Path, until: float, console: Console) -> bool:
+    """Runs what is not finished yet; False where the time was up before the end.
+
+    Raises UserError where a stage fails.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for one in todo:
+        note = out / f'.{one.name}.done'
+        if note.exists():
+            continue
+        if until - time.monotonic() < 2 * GRACE:
+            return False
+        console.rule(one.name)
+        start = time.monotonic()
+        status = call(one.command, until - GRACE)
+        if status is None:
+            return False
+        if status:
+            raise UserError(f'stage {one.name}: expected status 0, got {status} from {" ".join(one.command)[:300]}')
+        atomic_write(note, f'{time.monotonic() - start:.1f} s\n')
+    return True
+
+
+def call(command: tuple[str, ...], until: float) -> int | None:
+    """The command's status; None where it was asked to end at `until`, and did."""
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        return process.wait(max(until - time.monotonic(), 1))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        status = process.wait()
+        return None if status in (-signal.SIGTERM, 128 + signal.SIGTERM) else status
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+
+
+def check(size: Size, data: pathlib.Path) -> None:
+    """Raises UserError where the episodes are not there."""
+    for name in ('target', 'mix') if size.policy else ('target',):
+        if not (data / name / 'meta' / 'info.json').is_file():
+            raise UserError(f'expected recorded episodes at {data / name}, got none; --help says how they are made')
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--data', type=pathlib.Path, required=True, help='folder with the recorded episodes: target, mix')
+    add('--out', type=pathlib.Path, required=True, help='folder for all that is made; one that is there is continued')
+    add('--size', choices=SIZES, default='tiny', help='the embedded base, or a larger one that is trained first (tiny)')
+    add('--minutes', type=float, default=float('inf'), help='end by itself before so much time is over (no limit)')
+    add('--quick', action='store_true', help='the same stages with two rows, two seeds, a few steps and episodes')
+    return parser.parse_args(argv)
+
+
+@reports_user_errors
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    start, flags, console = time.monotonic(), parse(argv), Console(stderr=True)
+    size, data, out = SIZES[flags.size], flags.data.resolve(), flags.out.resolve()
+    check(size, data)
+    if not run(stages(size, data, out, flags.quick), out, start + 60 * flags.minutes, console):
+        console.print('time is up; the same command goes on from here')
+        return LATER
+    for file in write_summary(out / 'report', out / 'results', flags.size):
+        console.print(str(file), highlight=False, soft_wrap=True)
+    return 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())

@@ -1,0 +1,101 @@
+"""The runner: every stage once and in order, in time, and arguments that the scripts know."""
+
+import io
+import pathlib
+import sys
+import time
+
+import pytest
+from rich.console import Console
+
+from experiments import telepathy
+from experiments.telepathy import SIZES, Stage
+from sigma_jax import scripts
+from sigma_jax.errors import UserError
+from sigma_jax.evaluation import compute
+
+NEVER = float('inf')
+SAVES = """
+import pathlib, signal, sys, time
+place = pathlib.Path({place!r})
+place.write_text(place.read_text() + 'x' if place.exists() else 'x')
+def save(number, _):
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, save)
+print('ready', flush=True)
+time.sleep(0 if len(place.read_text()) > 1 else 60)
+"""
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def writes(place: pathlib.Path, text: str) -> tuple[str, ...]:
+    return (sys.executable, '-c', f"open({str(place)!r}, 'a').write({text!r})")
+
+
+def test_every_stage_runs_once_and_in_order(tmp_path):
+    place, out = tmp_path / 'log', tmp_path / 'out'
+    todo = [Stage(name, writes(place, name)) for name in 'abc']
+    for _ in range(2):
+        assert telepathy.run(iter(todo), out, NEVER, quiet())
+    assert place.read_text() == 'abc'
+
+
+def test_a_failed_stage_is_told_and_comes_again(tmp_path):
+    place, out = tmp_path / 'log', tmp_path / 'out'
+    fails = Stage('b', (sys.executable, '-c', 'raise SystemExit(3)'))
+    with pytest.raises(UserError, match='stage b: expected status 0, got 3'):
+        telepathy.run(iter([Stage('a', writes(place, 'a')), fails]), out, NEVER, quiet())
+    mended = [Stage('a', writes(place, 'a')), Stage('b', writes(place, 'b'))]
+    assert telepathy.run(iter(mended), out, NEVER, quiet()) and place.read_text() == 'ab'
+
+
+def test_it_ends_in_time_and_the_next_call_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(telepathy, 'GRACE', 0.5)
+    place, out = tmp_path / 'log', tmp_path / 'out'
+    todo = [Stage('a', (sys.executable, '-c', SAVES.format(place=str(place)))), Stage('b', writes(place, 'b'))]
+    start = time.monotonic()
+    assert not telepathy.run(iter(todo), out, start + 4, quiet())
+    assert time.monotonic() - start < 10 and place.read_text() == 'x'
+    assert not telepathy.run(iter(todo), out, time.monotonic() + 0.9, quiet()), 'too late to begin a stage'
+    assert telepathy.run(iter(todo), out, NEVER, quiet()) and place.read_text() == 'xxb'
+
+
+@pytest.mark.parametrize('size', sorted(SIZES))
+@pytest.mark.parametrize('quick', [False, True])
+def test_the_scripts_know_every_argument(tmp_path, monkeypatch, size, quick):
+    monkeypatch.setattr(telepathy, 'equal_steps', lambda *_: 7)
+    found = list(telepathy.stages(SIZES[size], tmp_path / 'data', tmp_path / 'out', quick))
+    names = [stage.name for stage in found]
+    seeds = [f'lora{n}' for n in range(2 if quick else 5)]
+    first = ['mix', 'policy'] if SIZES[size].policy else ['base']
+    assert names == [*first, 'shards', 'rows', *seeds, 'report']
+    for stage in found:
+        script, *arguments = stage.command[1:]
+        if script in ('train.py', 'prepare_data.py'):
+            file = next((x.split('=')[1] for x in arguments if x.startswith('--config=')), 'configs/data_so101.py')
+            scripts.require_known(arguments, file, dict(scripts.flatten(scripts.load(file))))
+    every = ' '.join(' '.join(stage.command) for stage in found)
+    assert '--config.steps=7' in every and every.count(f'--config.base={tmp_path}') == 1 + len(seeds)
+
+
+def test_episodes_are_split_for_good():
+    of = {name: set(episodes) for name, episodes in telepathy.SPLITS.items()}
+    assert not of['train'] & of['test'] and not of['calibration'] & (of['train'] | of['test'])
+    assert len(of['test']) >= 100
+
+
+def test_plain_lora_gets_as_much_arithmetic_as_sigma():
+    places = {'base': '', 'shards': '', 'model': scripts.load('configs/pi05_so101_mix.py')['model']}
+    steps = telepathy.equal_steps(SIZES['tiny'], places, 50)
+    sigma, lora = (scripts.load(f'configs/{name}_so101.py') | places for name in ('sigma', 'lora'))
+    spent = [compute.of_training(config | {'steps': n}) for config, n in ((sigma, 50), (lora, steps), (lora, 1))]
+    assert abs(spent[0] - spent[1]) <= spent[2] / 2 and steps > 1
+
+
+def test_without_episodes_it_says_how_they_are_made(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        telepathy.main(['--data', str(tmp_path), '--out', str(tmp_path / 'out')])
+    assert end.value.code == 2 and 'expected recorded episodes at' in capsys.readouterr().err
