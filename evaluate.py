@@ -19,8 +19,10 @@ from rich.console import Console
 from sigma_jax import adapter
 from sigma_jax.evaluation import runner, trainings
 from sigma_jax.evaluation.measure import EvaluationConfig
+from sigma_jax.evaluation.trained import read_config
 from sigma_jax.report.console import show
 from sigma_jax.scripts import reports_user_errors
+from sigma_jax.training.compilation import keep_programs
 
 
 @reports_user_errors
@@ -28,7 +30,9 @@ def main() -> None:
     """Entry point."""
     arguments = parse()
     console = Console()
-    report, out = runner.run(request(arguments), Console(stderr=True))
+    asked = request(arguments)
+    keep_programs(read_config(asked.workdir).get('compilation_cache', ''))
+    report, out = runner.run(asked, Console(stderr=True))
     show(report, console, arguments.checks)
     for name in (runner.PAGE, runner.REPORT):
         console.print(f'{out / name}', highlight=False, soft_wrap=True)

@@ -95,8 +95,12 @@ def stages(size: Size, data: pathlib.Path, out: pathlib.Path, quick: bool = Fals
 
 
 # All frames of the mix, the last ones padded: a policy must also know how a task ends.
-POLICY_DATA = ('--config.data.stride=1', '--config.data.tail=pad', '--config.data.min_motion=0')
-POLICY_DATA += ('--config.data.split_fractions=(0.9,0.05,0.05)',)
+POLICY_DATA = (
+    '--config.data.stride=1',
+    '--config.data.tail=pad',
+    '--config.data.min_motion=0',
+    '--config.data.split_fractions=(0.9,0.05,0.05)',
+)
 
 
 def stage(name: str, script: str, *arguments: str) -> Stage:
@@ -104,7 +108,9 @@ def stage(name: str, script: str, *arguments: str) -> Stage:
     return Stage(name, (sys.executable, script, *arguments))
 
 
-def target(data: pathlib.Path, shards: pathlib.Path, base: pathlib.Path, pictures: str, dtype: str, quick: bool):
+def target(
+    data: pathlib.Path, shards: pathlib.Path, base: pathlib.Path, pictures: str, dtype: str, quick: bool
+) -> list[str]:
     """Arguments of prepare_data.py: the target's episodes split for good, eight samples of the base a window."""
     lists = {name: tuple(of)[: 2 if quick else None] for name, of in SPLITS.items()}
     split = [f'--config.data.{name}_episodes={episodes}' for name, episodes in lists.items()]
@@ -114,7 +120,7 @@ def target(data: pathlib.Path, shards: pathlib.Path, base: pathlib.Path, picture
 
 def equal_steps(size: Size, places: dict[str, str], steps: int) -> int:
     """Steps of plain LoRA that cost as much arithmetic as `steps` steps of Sigma."""
-    sigma, lora = (load(file) | places | {'steps': 1} for file in (size.sigma, 'configs/lora_so101.py'))
+    sigma, lora = (dict(load(file)) | places | {'steps': 1} for file in (size.sigma, 'configs/lora_so101.py'))
     return max(round(steps * compute.of_training(sigma) / compute.of_training(lora)), 1)
 
 

@@ -11,6 +11,7 @@ from sigma_jax.ablations.stacked import Member
 from sigma_jax.errors import UserError
 from sigma_jax.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.train_step import TrainState, init_state, make_step
+from sigma_jax.training import memory, memory_check
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Parts
 from sigma_jax.types import Batch, Frozen
@@ -38,8 +39,8 @@ class AblationRun(Parts):
         states = {seed: self._start(seed, optimizer) for seed in {member.seed for member in members}}
         self.state = self.devices.split(stacked.start([states[member.seed] for member in members]))
         self.gates = self.devices.split(stacked.stack_gates(members))
-        suits = CPU_AT_ONCE if jax.default_backend() == 'cpu' else 0
-        self.at_once = stacked.at_once(at_once or suits, len(members) // self.devices.count)
+        each = len(members) // self.devices.count
+        self.at_once = stacked.at_once(at_once or suits(config, each), each)
         self.one = make_step(self.goal, optimizer, config['ema'], config.get('accumulate', 1))  # of one member
         self.step = self.devices.jit_rows(stacked.side_by_side(self.one, self.at_once, self._share))
 
@@ -57,6 +58,25 @@ class AblationRun(Parts):
         """See `Parts.add_features`."""
         super().add_features(progress)
         self.loader = self.make_loader(self.config['loader']['num_workers'])
+
+
+def suits(config: Mapping, members: int) -> int:
+    """Members that a device of this kind computes best at a time: on a GPU as many as its memory holds."""
+    if jax.default_backend() == 'cpu':
+        return CPU_AT_ONCE
+    job, _ = memory_check.make_job(config)
+    return fitting(memory.forecast(job), members, memory_check.find_card(None).usable)
+
+
+def fitting(parts: Mapping[str, int], members: int, usable: int) -> int:
+    """How many of `members` have room in `usable` bytes at a time, by the forecast of one's step; at least 1.
+
+    The states of all lie there, and again while new ones are made of old.
+    """
+    state = parts['trainable leaves'] + parts['moments'] + parts['running average']
+    passing = parts['gradients'] + parts['kept activations'] + parts['largest layer'] + parts['reserve']
+    left = usable - parts['frozen base'] - parts['batch'] - 2 * members * state
+    return max(left // passing, 1)
 
 
 def check(config: Mapping) -> None:

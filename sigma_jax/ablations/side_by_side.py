@@ -83,10 +83,7 @@ def work(run: AblationRun, workdir: pathlib.Path, console: Console, plain: dict)
     folder, keep = workdir / 'checkpoints', run.config['checkpoint']['keep']
     with stop_wish() as stop, Checkpoints(folder, keep) as checkpoints:
         batches = iter(run.loader)
-        if (step := checkpoints.latest()) is not None:
-            run.state, position = checkpoints.restore(step, run.state, plain)
-            batches.set_state(position)
-            console.print(f'continuing from step {step}')
+        trainer.restore(run, batches, checkpoints, plain, console)
         announce(run, workdir, console)
         atomic_write(workdir / 'config.json', json.dumps(plain, indent=1))
         with contextlib.ExitStack() as logs, trainer.progress_bar(console) as progress:

@@ -100,14 +100,19 @@ def work(run: Run, workdir: pathlib.Path, console: Console, plain: dict) -> None
     folder, keep = workdir / 'checkpoints', run.config['checkpoint']['keep']
     with stop_wish() as stop, Checkpoints(folder, keep) as checkpoints:
         batches = iter(run.loader)
-        if (step := checkpoints.latest()) is not None:
-            run.state, position = checkpoints.restore(step, run.state, plain)
-            batches.set_state(position)
-            console.print(f'continuing from step {step}')
+        restore(run, batches, checkpoints, plain, console)
         announce(run, workdir, console)
         atomic_write(workdir / 'config.json', json.dumps(plain, indent=1))
         with TrainLog(workdir, int(run.state.step)) as log, progress_bar(console) as progress:
             loop(run, batches, checkpoints, log, progress, plain, stop)
+
+
+def restore(run: Any, batches: Any, checkpoints: Checkpoints, plain: dict, console: Console) -> None:
+    """State and place in the data of the newest checkpoint, where there is one."""
+    if (step := checkpoints.latest()) is not None:
+        run.state, position = checkpoints.restore(step, run.state, plain)
+        batches.set_state(position)
+        console.print(f'continuing from step {step}')
 
 
 def next_batch(batches: Any, first: bool) -> Batch:
