@@ -30,7 +30,7 @@ CARD_GIB = flags.DEFINE_float('card_gib', None, 'memory of the card that --check
 def main(config: ConfigDict) -> int:
     """Entry point; returns the exit status."""
     if CHECK.value:
-        return memory_check.check(config.to_dict(), CARD_GIB.value, Console())
+        return memory_check.check(config.to_dict(), CARD_GIB.value, Console(), members(config))
     keep_programs(config.compilation_cache)
     if config.ablations:
         use_all_cores()
@@ -38,6 +38,11 @@ def main(config: ConfigDict) -> int:
     else:
         trainer.train(config.to_dict(), WORKDIR.value)
     return 0
+
+
+def members(config: ConfigDict) -> int:
+    """How many trainings this config is."""
+    return len(side_by_side.with_grid(config.to_dict(), load(config.ablations))[1]) if config.ablations else 1
 
 
 if __name__ == '__main__':

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+import jax
 from rich.console import Console
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -32,6 +33,7 @@ from sigma_jax.scripts import load, reports_user_errors  # noqa: E402
 SEEDS = range(5)
 SPLITS = {'train': range(100), 'calibration': range(100, 120), 'test': range(120, 220)}  # episodes of DATA/target
 GRACE = 45  # seconds that a training may take to save its state
+STOPPED = 128 + signal.SIGTERM  # status of a script that saved and ended
 LATER = 75  # status of a run that ended in time and is to be continued (EX_TEMPFAIL)
 
 
@@ -119,47 +121,59 @@ def target(
 
 
 def equal_steps(size: Size, places: dict[str, str], steps: int) -> int:
-    """Steps of plain LoRA that cost as much arithmetic as `steps` steps of Sigma."""
-    sigma, lora = (dict(load(file)) | places | {'steps': 1} for file in (size.sigma, 'configs/lora_so101.py'))
-    return max(round(steps * compute.of_training(sigma) / compute.of_training(lora)), 1)
+    """Steps of plain LoRA that cost as much arithmetic as `steps` steps of Sigma and its samples of the base."""
+    sigma = dict(load(size.sigma)) | places | {'steps': steps}
+    lora = dict(load('configs/lora_so101.py')) | places | {'steps': 1}
+    return max(round(compute.of_training(sigma) / compute.of_training(lora)), 1)
 
 
 def run(todo: Iterator[Stage], out: pathlib.Path, until: float, console: Console) -> bool:
     """Runs what is not finished yet; False where the time was up before the end.
 
-    Raises UserError where a stage fails.
+    Raises UserError where a stage fails, and where `out` holds one that another command has finished.
     """
     out.mkdir(parents=True, exist_ok=True)
     for one in todo:
-        note = out / f'.{one.name}.done'
+        note, command = out / f'.{one.name}.done', ' '.join(one.command[1:])
         if note.exists():
+            if (before := note.read_text()) != command:
+                raise UserError(
+                    f'stage {one.name}: {out} holds what another command made ({before}); choose another --out'
+                )
             continue
         if until - time.monotonic() < 2 * GRACE:
             return False
         console.rule(one.name)
-        start = time.monotonic()
         status = call(one.command, until - GRACE)
         if status is None:
             return False
         if status:
-            raise UserError(f'stage {one.name}: expected status 0, got {status} from {" ".join(one.command)[:300]}')
-        atomic_write(note, f'{time.monotonic() - start:.1f} s\n')
+            raise UserError(f'stage {one.name}: expected status 0, got {status} from {command[:300]}')
+        atomic_write(note, command)
     return True
 
 
 def call(command: tuple[str, ...], until: float) -> int | None:
-    """The command's status; None where it was asked to end at `until`, and did."""
-    process = subprocess.Popen(command, cwd=ROOT)
+    """The command's status; None where it was asked to end at `until`, and did.
+
+    It has a session of its own, so that what stops this process reaches it once, as SIGTERM, and it can save.
+    """
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
     try:
         return process.wait(max(until - time.monotonic(), 1))
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         status = process.wait()
-        return None if status in (-signal.SIGTERM, 128 + signal.SIGTERM) else status
+        return None if status in (-signal.SIGTERM, STOPPED) else status
     except BaseException:
         process.terminate()
         process.wait()
         raise
+
+
+def stop(number: int, _: object) -> None:
+    """Ends this process on SIGTERM as `call` ends its child."""
+    raise SystemExit(128 + number)
 
 
 def check(size: Size, data: pathlib.Path) -> None:
@@ -187,10 +201,17 @@ def main(argv: list[str] | None = None) -> int:
     start, flags, console = time.monotonic(), parse(argv), Console(stderr=True)
     size, data, out = SIZES[flags.size], flags.data.resolve(), flags.out.resolve()
     check(size, data)
+    if 60 * flags.minutes <= 3 * GRACE:
+        raise UserError(
+            f'--minutes: expected more than {3 * GRACE / 60:g}, got {flags.minutes:g}: saving takes its time'
+        )
+    signal.signal(signal.SIGTERM, stop)
+    jax.config.update('jax_platforms', 'cpu')  # this process only counts; the GPU is for the stages
     if not run(stages(size, data, out, flags.quick), out, start + 60 * flags.minutes, console):
         console.print('time is up; the same command goes on from here')
         return LATER
-    for file in write_summary(out / 'report', out / 'results', flags.size):
+    title = f'{flags.size}, quick' if flags.quick else flags.size
+    for file in write_summary(out / 'report', out / 'results', title):
         console.print(str(file), highlight=False, soft_wrap=True)
     return 0
 

@@ -102,7 +102,7 @@ def _config_file(argv: list[str]) -> str:
 def load(file: str) -> Mapping:
     """What `get_config()` of a config file returns. Raises UserError where there is no such file or function."""
     if not pathlib.Path(file).is_file() or not file.endswith('.py'):
-        raise UserError(f'expected a config, a .py file, at --config={file!r}, got none; take one of configs/*.py')
+        raise UserError(f'expected a config, a .py file, got none at {file!r}; take one of configs/*.py')
     get_config = runpy.run_path(file).get('get_config')
     if get_config is None:
         raise UserError(f'expected a function get_config() in {file}, got none; configs/data_so101.py shows one')

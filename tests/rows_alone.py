@@ -1,5 +1,5 @@
 """Trains all rows of configs/ablations.py for 20 steps side by side and each alone, and prints how far they are apart;
-run by tests/test_ablation_rows.py, in float64 throughout (see tests/two_devices.py).
+run by tests/ablations/test_rows_alone.py, in float64 throughout (see tests/two_devices.py).
 """
 
 import json

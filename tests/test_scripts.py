@@ -64,7 +64,7 @@ def parse(*arguments: str) -> list[str]:
 @pytest.mark.parametrize(
     ('arguments', 'sentence'),
     [
-        (['--config=nowhere.py'], r"expected a config, a \.py file, at --config='nowhere\.py'"),
+        (['--config=nowhere.py'], r"expected a config, a \.py file, got none at 'nowhere\.py'"),
         (['--config', str(ROOT / 'README.md')], 'expected a config, a .py file'),
         ([f'--config={ROOT}/sigma_jax/errors.py'], r'expected a function get_config\(\)'),
         ([f'--config={ROOT}/configs/sigma_so101.py'], 'data_so101.py, got .*sigma_so101.py without baselines, data'),

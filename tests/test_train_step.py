@@ -153,7 +153,7 @@ def together(start, frozen, batch):
 
 
 def test_rows_side_by_side_equal_the_rows_alone(together, step, start, frozen, batch):
-    """First gradients within 1e-5 of each leaf's largest; tests/test_ablation_rows.py follows them for 20 steps."""
+    """First gradients within 1e-5 of each leaf's largest; test_rows_alone.py follows them for 20 steps."""
     members, states, metrics = together
     for n, member in enumerate(members):
         gates = jax.tree.map(np.float32, member.gates)

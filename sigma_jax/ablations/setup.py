@@ -31,6 +31,7 @@ class AblationRun(Parts):
 
     def __init__(self, config: Mapping, members: Sequence[Member], at_once: int = 0):
         check(config)
+        share_members(1).check(config['batch_size'], config.get('accumulate', 1))  # each device sees the whole batch
         super().__init__(config, share_members(len(members)))
         self.members = list(members)
         self.loader = self.make_loader(config['loader']['num_workers'])
@@ -69,14 +70,20 @@ def suits(config: Mapping, members: int) -> int:
 
 
 def fitting(parts: Mapping[str, int], members: int, usable: int) -> int:
-    """How many of `members` have room in `usable` bytes at a time, by the forecast of one's step; at least 1.
+    """How many of `members` have room in `usable` bytes at a time, by the forecast of one's step.
 
-    The states of all lie there, and again while new ones are made of old.
+    The states of all lie there, and again while new ones are made of old. Raises UserError where not even one has room.
     """
     state = parts['trainable leaves'] + parts['moments'] + parts['running average']
     passing = parts['gradients'] + parts['kept activations'] + parts['largest layer'] + parts['reserve']
     left = usable - parts['frozen base'] - parts['batch'] - 2 * members * state
-    return max(left // passing, 1)
+    if left < passing:
+        needed = (usable - left + passing) / memory_check.GIB
+        raise UserError(
+            f'expected room for the states of {members} trainings and one step, about {needed:.1f} GiB, got '
+            f'{usable / memory_check.GIB:.1f}; train fewer rows or seeds at once (config.ablations)'
+        )
+    return left // passing
 
 
 def check(config: Mapping) -> None:

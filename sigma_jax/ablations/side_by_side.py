@@ -70,12 +70,18 @@ def with_grid(config: Mapping, grid: Mapping) -> tuple[dict, list[Member]]:
         raise UserError(f'config.ablations: expected a file with rows and seeds, got none of {sorted(missing)} in it')
     rows = {name: readable(dict(config['ablation']) | dict(changes)) for name, changes in dict(grid['rows']).items()}
     members = stacked.grid(rows, grid['seeds'])
-    return dict(config) | {'ablations': {'rows': rows, 'seeds': list(grid['seeds'])}}, members
+    # their order too: states lie in it, and a ConfigDict sorts its keys
+    return dict(config) | {'ablations': {'rows': rows, 'order': list(rows), 'seeds': list(grid['seeds'])}}, members
 
 
-def readable(gates: Mapping[str, float]) -> dict[str, Any]:
-    """Gates as JSON has them: no infinity, but text."""
-    return {name: value if math.isfinite(float(value)) else str(value) for name, value in gates.items()}
+def readable(gates: Mapping[str, Any]) -> dict[str, Any]:
+    """Gates as JSON has them: no infinity, but text. Raises UserError for one that is no number."""
+    try:
+        return {name: value if math.isfinite(float(value)) else str(value) for name, value in gates.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f'ablations: expected gates that are numbers, got {dict(gates)}; 0 switches a part off'
+        ) from error
 
 
 def work(run: AblationRun, workdir: pathlib.Path, console: Console, plain: dict) -> None:

@@ -86,7 +86,12 @@ def member_state(rows: Rows, n: int) -> PyTree:
 
 
 def at_once(asked: int, members: int) -> int:
-    """The largest number of members, at most `asked`, that divides all of them; 0 asks for all."""
+    """The largest number of members, at most `asked`, that divides all of them; 0 asks for all.
+
+    Raises UserError for fewer than none.
+    """
+    if asked < 0:
+        raise UserError(f'ablations: expected at_once of 0 or more members, got {asked}; 0 takes what suits the device')
     return max(n for n in range(1, min(asked or members, members) + 1) if members % n == 0)
 
 

@@ -1,6 +1,8 @@
 """Many trainings on the same episodes: each is opened, replayed or sampled, reduced to errors, and let go."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,90 +11,102 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from sigma_jax import metrics
+from sigma_jax import assembly, metrics
 from sigma_jax.adapter import AdapterState
 from sigma_jax.baselines import RECORD, check_baselines
+from sigma_jax.data.meta import META
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation import comparison, compute, measure
+from sigma_jax.evaluation import comparison, compute, kept, measure
 from sigma_jax.evaluation.checks import ADAPTED, BASE
 from sigma_jax.evaluation.comparison import PooledArm
+from sigma_jax.evaluation.kept import Measured
 from sigma_jax.evaluation.measure import Arm, EvaluationConfig
-from sigma_jax.evaluation.replay import CARRIED, TAU_OFF, Windows, views
+from sigma_jax.evaluation.provenance import commit
+from sigma_jax.evaluation.replay import CARRIED, TAU_OFF, NumpyBatch, Windows, views
 from sigma_jax.evaluation.replay_shards import count_batches, in_order, list_batches, replay_split, whole_episodes
 from sigma_jax.evaluation.trained import Library, Trained, TrainedPolicy
-from sigma_jax.evaluation.trainings import FULL, NO_TAU, TUNED, Training, lead
+from sigma_jax.evaluation.trainings import FULL, NO_TAU, TUNED, Training, check_held_out, lead
+from sigma_jax.training.checkpoints import whole_steps
 
 DRAWS = 8  # of a fine-tuned policy, for the mean (DESIGN 3.8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is compared, on which split of which shards; `opened` is the folder that is open already."""
+    """What is compared, on which split of which shards.
+
+    `opened` is the Sigma of the folder `lead`, open already, `splits` its replays, `state` its adapter, where
+    calibration episodes are evaluated too. What is measured is kept in `out` until the report is there.
+    """
 
     trainings: Sequence[Training]
-    opened: pathlib.Path
+    lead: pathlib.Path
+    opened: Trained
+    splits: Mapping[str, Windows]
+    state: AdapterState | None
     shards: pathlib.Path
     split: str
     episodes_at_once: int
     config: EvaluationConfig
     library: Library
     bar: Progress
-    calibrated: bool  # whether an adapter is fitted, on calibration episodes
+    out: pathlib.Path
+
+    @property
+    def windows(self) -> Windows:
+        """Of the split, as the opened Sigma replayed them."""
+        return self.splits[self.split]
+
+    @functools.cached_property
+    def one(self) -> NumpyBatch:
+        """A batch, for its shapes."""
+        return next(iter(list_batches(self.opened, self.shards, self.split, self.episodes_at_once)))
+
+    @functools.cached_property
+    def sample(self) -> int:
+        """Operations of a sample of the base for a window."""
+        return compute.of_sample(self.opened.base.config, assembly.to_batch(self.one))
 
 
-class Collected:
-    """Errors of arms on the windows of one split, a seed at a time."""
-
-    def __init__(self, windows: Windows):
-        self.windows = windows
-        self.arms: dict[str, list[tuple[int | None, metrics.Errors, np.ndarray]]] = {}
-
-    def add(self, name: str, seed: int | None, arm: Arm) -> None:
-        """One arm of one training (or, without a seed, of none)."""
-        windows = self.windows
-        by_step = metrics.error_by_step(np.asarray(arm.actions.traj), windows.actions, windows.action_mask)
-        self.arms.setdefault(name, []).append((seed, measure.errors_of(arm, windows), by_step))
-
-    def pooled(self) -> dict[str, PooledArm]:
-        """All arms, seeds together."""
-        return {name: PooledArm(*self._columns(of)) for name, of in self.arms.items()}
-
-    @staticmethod
-    def _columns(of: list) -> tuple:
-        seeds, errors, by_step = zip(*of, strict=True)
-        return errors, tuple(seed for seed in seeds if seed is not None), by_step
-
-
-def compare_rows(
-    inputs: Inputs, opened: Any, splits: Mapping[str, Windows], state: AdapterState | None
-) -> dict[str, Any]:
+def compare_rows(inputs: Inputs) -> dict[str, Any]:
     """The report's section `comparison`: arms by row, contrasts, what each row is and costs.
 
     Arms that need no training come first; of the full Sigma also the adapter, fitted anew for each seed, and the
     telepathy switch; a fine-tuned policy gives one sample and the mean of `DRAWS`.
     """
-    windows = splits[inputs.split]
-    collected, rows = Collected(windows), by_row(inputs.trainings)
+    for training in inputs.trainings:
+        check_held_out(training, inputs.shards, inputs.split)
+    rows, windows = by_row(inputs.trainings), inputs.windows
     untrained = dataclasses.replace(windows, predictions={CARRIED: windows.predictions[CARRIED]})
-    for name, arm in measure.make_arms(untrained, splits.get('train'), None).items():
-        if name != CARRIED:
-            collected.add(name, None, arm)
-    if taken := [row for row in rows if row in collected.arms]:
-        raise UserError(f'expected rows with names of their own, got {taken[0]!r}, an arm; use --workdir=NAME=PATH')
-    one = next(iter(list_batches(opened, inputs.shards, inputs.split, inputs.episodes_at_once)))
-    sample = compute.of_sample(opened.base.config, one)
-    facts = {row: add_row(inputs, row, of, collected, opened, splits, state, one, sample) for row, of in rows.items()}
+    simple = measure.make_arms(untrained, inputs.splits.get('train'), None)
+    arms = {name: PooledArm([e], (), [b]) for name, (e, b) in reduced(simple, windows).items() if name != CARRIED}
+    facts = {}
+    for row, of in rows.items():
+        measured = [measure_once(inputs, training) for training in of]
+        mine = pooled(measured, [training.seed for training in of])
+        if taken := sorted(set(arms) & set(mine)):
+            raise UserError(f'expected rows with names of their own, got {taken[0]!r}, an arm; use --workdir=NAME=PATH')
+        arms |= mine
+        facts[row] = {'role': of[0].role, 'seeds': [training.seed for training in of], 'gates': gates_of(of[0])}
+        facts[row]['compute'] = measured[0].cost
+    return {'split': inputs.split} | described(inputs, rows, facts, arms)
+
+
+def described(
+    inputs: Inputs, rows: Mapping[str, list[Training]], facts: dict[str, dict], arms: Mapping[str, PooledArm]
+) -> dict[str, Any]:
+    """Roles of the rows, all contrasts that follow from them, and the costs."""
     tuned = [row for row, of in rows.items() if of[0].role == TUNED]
     sigmas = [row for row, of in rows.items() if of[0].role != TUNED]
     head = lead(list(inputs.trainings))
     full = head.row if head.role == FULL else None
-    against = comparison.pairs(list(collected.arms), tuned, [row for row in sigmas if row != full], full)
+    against = comparison.pairs(list(arms), tuned, [row for row in sigmas if row != full], full)
     against += [(full, f'{row}_mean{DRAWS}') for row in tuned if full]
-    report = comparison.compare(collected.pooled(), windows.episode, against, inputs.config.seed)
+    report = comparison.compare(arms, inputs.windows.episode, against, inputs.config.seed)
     no_tau = next((row for row in sigmas if rows[row][0].role == NO_TAU), None)
-    costs = {BASE: compute.cost(base=sample)} | {row: values.pop('compute') for row, values in facts.items()}
+    costs = {BASE: compute.cost(base=inputs.sample)} | {row: values.pop('compute') for row, values in facts.items()}
     roles = {'full': full, 'no_tau': no_tau, 'tuned': tuned, 'ablations': [row for row in sigmas if row != full]}
-    return {'split': inputs.split, 'rows': facts, **roles, **report, 'compute': costs}
+    return {'rows': facts, **roles, **report, 'compute': costs}
 
 
 def by_row(trainings: Sequence[Training]) -> dict[str, list[Training]]:
@@ -104,28 +118,52 @@ def by_row(trainings: Sequence[Training]) -> dict[str, list[Training]]:
     return {row: sorted(of, key=lambda t: t.seed) for row, of in rows.items()}
 
 
-def add_row(inputs, row, of, collected, opened, splits, state, one, sample) -> dict[str, Any]:
-    """Replays or samples every seed of a row; returns what it is and costs."""
-    gates = of[0].config.get('ablation', {})
-    facts: dict[str, Any] = {'role': of[0].role, 'seeds': [t.seed for t in of], 'gates': gates}
-    for training in of:
-        if training.role == TUNED:
-            policy = TrainedPolicy(training.folder, inputs.library, DRAWS, base_seed(inputs.shards))
-            add_policy(inputs, training, policy, collected)
-            facts['compute'] = compute.cost(policy.parameter_counts, policy.config, sample)
-        else:
-            same = training.folder == inputs.opened
-            trained = opened if same else Trained(training.folder, inputs.library)
-            check_baselines(inputs.shards, trained.base.digest)
-            add_sigma(inputs, training, trained, collected, (splits, state) if same else None)
-            own = compute.of_sigma(trained, one)
-            needs_base = None if gates.get('residual', 1.0) == 0 else sample
-            facts['compute'] = compute.cost(trained.parameter_counts, trained.config, own, needs_base)
-    return facts
+def gates_of(training: Training) -> dict[str, Any]:
+    """The gates that a training's config names."""
+    return dict(training.config.get('ablation', {}))
 
 
-def add_policy(inputs: Inputs, training: Training, policy: TrainedPolicy, collected: Collected) -> None:
-    """One sample and the mean of all."""
+def measure_once(inputs: Inputs, training: Training) -> Measured:
+    """`of_policy` or `of_sigma`, read where an interrupted evaluation of the same has kept it."""
+    key = {
+        'training': [str(training.folder.resolve()), whole_steps(training.folder / 'checkpoints')[-1:]],
+        'config': dict(training.config),
+        'role': training.role,
+        'shards': hashlib.sha256((inputs.shards / META).read_bytes()).hexdigest(),
+        'baselines': (inputs.shards / RECORD).read_text(),
+        'split': inputs.split,
+        'calibrated': inputs.state is not None,
+        'evaluation': dataclasses.asdict(inputs.config),
+        'source': commit(),
+    }
+    make = of_policy if training.role == TUNED else of_sigma
+    name = f'{training.row}-seed{training.seed}'
+    return kept.once(inputs.out, name, json.loads(json.dumps(key, default=str)), lambda: make(inputs, training))
+
+
+def reduced(arms: Mapping[str, Arm], windows: Windows) -> dict[str, tuple[metrics.Errors, np.ndarray]]:
+    """{name: (errors of every window, error by step)}."""
+    return {
+        name: (
+            measure.errors_of(arm, windows),
+            metrics.error_by_step(np.asarray(arm.actions.traj), windows.actions, windows.action_mask),
+        )
+        for name, arm in arms.items()
+    }
+
+
+def pooled(measured: Sequence[Measured], seeds: Sequence[int]) -> dict[str, PooledArm]:
+    """The arms of a row, its seeds together."""
+    return {
+        name: PooledArm([one.arms[name][0] for one in measured], tuple(seeds), [one.arms[name][1] for one in measured])
+        for name in measured[0].arms
+    }
+
+
+def of_policy(inputs: Inputs, training: Training) -> Measured:
+    """A fine-tuned policy: one sample, and the mean of all."""
+    policy = TrainedPolicy(training.folder, inputs.library, DRAWS, base_seed(inputs.shards))
+    check_baselines(inputs.shards, policy.base.digest)
     batches = whole_episodes(
         inputs.shards,
         inputs.split,
@@ -143,37 +181,36 @@ def add_policy(inputs: Inputs, training: Training, policy: TrainedPolicy, collec
             inputs.bar.advance(task)
 
     samples, episode, frame = in_order(drawn())
-    windows = collected.windows
+    windows = inputs.windows
     assert np.array_equal(episode, windows.episode) and np.array_equal(frame, windows.frame)
-    for name, trajectory in ((training.row, samples[:, 0]), (f'{training.row}_mean{DRAWS}', samples.mean(axis=1))):
-        collected.add(name, training.seed, Arm(views(trajectory, windows.chunk)))
+    of = {training.row: samples[:, 0], f'{training.row}_mean{DRAWS}': samples.mean(axis=1)}
+    arms = {name: Arm(views(trajectory, windows.chunk)) for name, trajectory in of.items()}
+    return Measured(reduced(arms, windows), compute.cost(policy.parameter_counts, policy.config, inputs.sample))
 
 
-def add_sigma(
-    inputs: Inputs, training: Training, trained: Trained, collected: Collected, replayed: tuple | None
-) -> None:
-    """The row's own arm; for the full Sigma also the adapter and the switch."""
+def of_sigma(inputs: Inputs, training: Training) -> Measured:
+    """A Sigma's own arm; of a full one also the adapter and the switch."""
+    same = training.folder == inputs.lead
+    trained = inputs.opened if same else Trained(training.folder, inputs.library)
+    check_baselines(inputs.shards, trained.base.digest)
     whole = training.role == FULL
     runs = (CARRIED, TAU_OFF) if whole else (CARRIED,)
-    what = f'{training.row} {training.seed}'
 
     def replay(split: str, runs: Sequence[str]) -> Windows:
-        return replay_split(trained, inputs.shards, split, inputs.episodes_at_once, inputs.bar, runs, what)
+        name = f'{training.row} {training.seed}'
+        return replay_split(trained, inputs.shards, split, inputs.episodes_at_once, inputs.bar, runs, name)
 
-    if replayed is not None:
-        splits, state = replayed
-        windows = splits[inputs.split]
-    else:
-        windows, state = replay(inputs.split, runs), None
-        if whole and inputs.calibrated:
-            state = measure.fit_adapter(replay('calibration', (CARRIED,)), inputs.config.adapter)
+    windows, state = (inputs.windows, inputs.state) if same else (replay(inputs.split, runs), None)
+    if whole and not same and inputs.state is not None:
+        state = measure.fit_adapter(replay('calibration', (CARRIED,)), inputs.config.adapter)
     names = {CARRIED: training.row}
     if whole:
         names |= {CARRIED + ADAPTED: training.row + ADAPTED, TAU_OFF: f'{training.row}_tau_off'}
-    arms = measure.make_arms(windows, None, state)
-    for arm, name in names.items():
-        if arm in arms:
-            collected.add(name, training.seed, arms[arm])
+    made = measure.make_arms(windows, None, state)
+    arms = {name: made[arm] for arm, name in names.items() if arm in made}
+    needs_base = None if float(gates_of(training).get('residual', 1.0)) == 0 else inputs.sample
+    own = compute.of_sigma(trained, inputs.one)
+    return Measured(reduced(arms, windows), compute.cost(trained.parameter_counts, trained.config, own, needs_base))
 
 
 def base_seed(shards: pathlib.Path) -> int:

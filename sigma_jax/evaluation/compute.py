@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from sigma_jax import assembly, sampled
 from sigma_jax.backbones import pi05
+from sigma_jax.data.meta import read_meta
 from sigma_jax.evaluation import flops
 from sigma_jax.training import memory_check
-from sigma_jax.types import Ablation
+from sigma_jax.types import Ablation, Batch
 
 
 def cost(
@@ -40,7 +41,7 @@ def cost(
 
 def single(trained: Any, batch: Mapping[str, Any]) -> dict[str, dict]:
     """Rows of the base and of one Sigma."""
-    sample = of_sample(trained.base.config, batch)
+    sample = of_sample(trained.base.config, assembly.to_batch(batch))
     own = cost(trained.parameter_counts, trained.config, of_sigma(trained, batch), sample)
     return {'pi05': cost(base=sample), 'sigma': own}
 
@@ -51,16 +52,22 @@ def seen(config: Mapping[str, Any]) -> int:
 
 
 def of_training(config: Mapping[str, Any]) -> int:
-    """Operations of all steps that `config` asks for: losses and their gradients, the frozen policy's passes included.
+    """Operations of a whole training: losses and gradients of all steps, the frozen policy's passes included.
 
-    Counted as if nothing were read from disk (`config.features`); the same for all seeds and gates.
+    Sigma's also have one sample of the base for each window of its training split, where actions are residuals on it.
+    Counted as if no other feature were read from disk (`config.features`).
     """
     same = {key: value for key, value in config.items() if key not in ('seed', 'ablation', 'ablations', 'steps')}
-    return config['steps'] * _of_step(json.dumps(same, sort_keys=True))
+    step, sample = _of_parts(json.dumps(same, sort_keys=True))
+    sampled_windows = 0
+    if config['objective'] == 'sigma' and float(config.get('ablation', {}).get('residual', 1.0)) != 0:
+        sampled_windows = read_meta(config['shards'])['windows']['train'] if config['shards'] else 0
+    return config['steps'] * step + sampled_windows * sample
 
 
 @functools.cache
-def _of_step(config: str) -> int:
+def _of_parts(config: str) -> tuple[int, int]:
+    """(operations of a step, of one sample of the base for one window)."""
     job, _ = memory_check.make_job(json.loads(config))
 
     def gradient(trainable, frozen, batch):
@@ -69,7 +76,8 @@ def _of_step(config: str) -> int:
 
         return jax.grad(loss, has_aux=True)(trainable)
 
-    return job.accumulate * flops.count(gradient, job.trainable, job.frozen, job.batch)
+    step = job.accumulate * flops.count(gradient, job.trainable, job.frozen, job.batch)
+    return step, of_sample(job.goal.config, job.batch)
 
 
 def of_sigma(trained: Any, batch: Mapping[str, Any]) -> int:
@@ -77,12 +85,12 @@ def of_sigma(trained: Any, batch: Mapping[str, Any]) -> int:
     return flops.count(trained.forward, *trained.inputs(batch, trained.gates)) // batch['mask'].size
 
 
-def of_sample(config: pi05.Pi05Config, batch: Mapping[str, Any]) -> int:
-    """Operations of one sample of a policy for one window; only shapes are read, no weights needed."""
-    width = batch['actions'].shape[-1]
-    one = {key: x.reshape(-1, *x.shape[2:])[:1] for key, x in batch.items()}
+def of_sample(config: pi05.Pi05Config, batch: Batch) -> int:
+    """Operations of one sample of a policy for one window of `batch`; only shapes are read, no weights needed."""
+    lead = batch.mask.ndim
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[lead:]), x.dtype), batch)
     names = ('action_low', 'action_span', 'relative', 'state_low', 'state_span')
-    stats = dict.fromkeys(names, jax.ShapeDtypeStruct((width,), 'float32'))
+    stats = dict.fromkeys(names, jax.ShapeDtypeStruct(one.actions.shape[-1:], 'float32'))
     params = jax.eval_shape(lambda: pi05.init_params(jax.random.key(0), config))
-    sample = sampled.make_sampler(sampled.bind_frozen(config), 0, 1, batch['actions'].shape[-2])
-    return flops.count(sample, params, stats, assembly.to_batch(one))
+    sample = sampled.make_sampler(sampled.bind_frozen(config), 0, 1, one.actions.shape[-2])
+    return flops.count(sample, params, stats, one)

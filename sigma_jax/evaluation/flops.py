@@ -32,6 +32,9 @@ def of_equation(equation: JaxprEqn) -> int:
     if name == 'conv_general_dilated':
         kernel, layout = shape_of(equation.invars[1]), equation.params['dimension_numbers'].rhs_spec
         return 2 * math.prod(shape_of(equation.outvars[0])) * math.prod(kernel) // kernel[layout[0]]
+    if name.startswith('dot_product_attention'):  # fused, on a GPU; backward: the products that plain attention takes
+        (b, t, n, h), keys = shape_of(equation.invars[0]), shape_of(equation.invars[1])[1]
+        return (8 if '_bwd' in name else 4) * b * t * keys * n * h
     inner = [of_jaxpr(jaxpr) for jaxpr in inside(equation.params)]
     if name == 'cond':
         return max(inner)

@@ -13,7 +13,7 @@ from sigma_jax.adapter import AdapterState
 from sigma_jax.baselines import check_baselines
 from sigma_jax.data.meta import read_meta
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation import comparison_run, compute, measure, robustness, stress
+from sigma_jax.evaluation import comparison_run, compute, kept, measure, robustness, stress
 from sigma_jax.evaluation.measure import EvaluationConfig, evaluate
 from sigma_jax.evaluation.perturb import every_level
 from sigma_jax.evaluation.provenance import count_test_reads, provenance
@@ -63,7 +63,7 @@ def run(
 
     Raises UserError for an unknown split, unfinished training, or shards of another base.
     """
-    check_splits(request.splits)
+    check_splits(request.splits, request.stress)
     library = Library()
     trained = (load or load_with(library))(request.workdir, console)
     shards = request.shards or pathlib.Path(trained.config['shards'])
@@ -120,24 +120,31 @@ def extras(
         sampled = len(every_level()) * len(splits[split].episode)
         more['robustness'] = {'split': split, 'base_samples': sampled, 'rows': rows}
     if request.rows:
-        where = (request.workdir, shards, split, request.episodes_at_once)
-        inputs = comparison_run.Inputs(request.rows, *where, request.config, library, bar, state is not None)
-        more['comparison'] = comparison_run.compare_rows(inputs, trained, splits, state)
-        more['comparison']['left_out'] = list(request.left_out)
+        where = (shards, split, request.episodes_at_once, request.config, library, bar, request.out or request.workdir)
+        inputs = comparison_run.Inputs(request.rows, request.workdir, trained, splits, state, *where)
+        more['comparison'] = comparison_run.compare_rows(inputs) | {'left_out': list(request.left_out)}
     return more
 
 
 def write(result: dict, out: pathlib.Path, log: pathlib.Path) -> None:
-    """The three files, each whole or not at all; the report only as its schema has it."""
+    """The three files, made whole before the first is written; the report only as its schema has it."""
     check_report(result)
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write(out / REPORT, json.dumps(result, indent=1, allow_nan=False))
+    files = {REPORT: json.dumps(result, indent=1, allow_nan=False)}
     if result['adapter']:
-        atomic_write(out / ADAPTER, json.dumps(result['adapter']['state'], indent=1))
-    atomic_write(out / PAGE, page.render(result, page.read_log(log)))
+        files[ADAPTER] = json.dumps(result['adapter']['state'], indent=1)
+    files[PAGE] = page.render(result, page.read_log(log))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        atomic_write(out / name, text)
+    kept.clear(out)
 
 
-def check_splits(splits: tuple[str, ...]) -> None:
-    """Raises UserError for a split that does not exist, or none at all."""
+def check_splits(splits: tuple[str, ...], stress: bool = False) -> None:
+    """Raises UserError for a split that does not exist, none at all, or stress tests without an adapter."""
     if unknown := [name for name in splits if name not in SPLITS] or ([''] if not splits else []):
         raise UserError(f'splits: expected some of {", ".join(SPLITS)}, got {unknown[0]!r}; change --splits')
+    if stress and 'calibration' not in splits:
+        raise UserError(
+            f"--stress: expected 'calibration' among the splits, to fit the adapter on, got {','.join(splits)}; "
+            'add it to --splits'
+        )

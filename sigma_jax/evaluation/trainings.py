@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sigma_jax.data.meta import META, read_meta
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained import read_config
 from sigma_jax.training.checkpoints import compare, whole_steps
@@ -43,8 +44,8 @@ def find(paths: Iterable[str]) -> tuple[list[Training], list[str]]:
     """(trainings, folders left out) behind the command line's `--workdir`s, rows in the order given.
 
     A path is a training folder, or a folder with rows/<row>/seed<k>/ in it; `NAME=PATH` names the row of a training
-    folder, otherwise it is named by its folder, or by the one above where it is called seed<k>. Folders of rows may
-    hold trainings that stopped before their last step, such as one that met NaN: those are left out and told.
+    folder, otherwise it is named by its folder, or by the one above where it is called seed<k>. Of several trainings,
+    those that stopped before their last step, such as one that met NaN, are left out and told.
 
     Raises UserError where there is no training, two with one seed in a row, or configs that differ in more than that.
     """
@@ -53,12 +54,19 @@ def find(paths: Iterable[str]) -> tuple[list[Training], list[str]]:
     for path in paths:
         name, folder = split_name(path)
         rows = sorted(folder.glob('rows/*/seed*'), key=lambda p: (p.parent.name, seed_order(p.name)))
+        if rows and name:
+            raise UserError(
+                f'--workdir: expected {name}= before one training, got {folder} with rows of their own names'
+            )
         if rows:
             whole = {p for p in rows if finished(p)}
             left_out += [str(p) for p in rows if p not in whole]
             found += [Training(p.parent.name, p, read_config(p)) for p in rows if p in whole]
         else:
             found.append(Training(name or own_name(folder), folder, read_config(folder)))
+    if len(found) > 1:  # one alone may be looked at before its end
+        left_out += [str(one.folder) for one in found if not finished(one.folder)]
+        found = [one for one in found if finished(one.folder)]
     if not found:
         raise UserError(f'expected finished trainings in {", ".join(paths)}, got none; run train.py to its end')
     check(found)
@@ -91,13 +99,13 @@ def seed_order(name: str) -> int:
 
 
 def check(found: list[Training]) -> None:
-    """Raises UserError where a row's trainings are not the same but for their seeds."""
+    """Raises UserError where a row's trainings are not the same but for their seeds, or Sigma with and without tau not
+    the same but for that gate."""
     first: dict[str, Training] = {}
     seen: dict[tuple[str, int], Training] = {}
     for training in found:
         other = first.setdefault(training.row, training)
-        unseeded = [{k: v for k, v in m.config.items() if k != 'seed'} for m in (other, training)]
-        if differences := compare(*unseeded):
+        if differences := apart(other, training, 'seed'):
             raise UserError(
                 f'row {training.row}: expected trainings that differ in their seed alone, got {other.folder} and '
                 f'{training.folder} with {"; ".join(differences[:3])}; name rows apart with --workdir=NAME=PATH'
@@ -107,6 +115,37 @@ def check(found: list[Training]) -> None:
                 f'row {training.row}: expected one training a seed, got seed {training.seed} in {twice.folder} and '
                 f'{training.folder}; leave one out'
             )
+    by_role = {training.role: training for training in reversed(found)}
+    if FULL in by_role and NO_TAU in by_role:
+        full, without = by_role[FULL], by_role[NO_TAU]
+        if differences := apart(full, without, 'seed', 'ablation'):
+            raise UserError(
+                f'expected Sigma with and without tau to be trained alike, got {full.folder} and {without.folder} with '
+                f'{"; ".join(differences[:3])}; compare them in evaluations of their own, or train one of them anew'
+            )
+
+
+def apart(one: Training, other: Training, *but: str) -> list[str]:
+    """Settings in which two trainings differ, sections in `but` and what changes no result left out."""
+    plain = [{k: v for k, v in training.config.items() if k not in but} for training in (one, other)]
+    told = [(c.get('steps'), c.get('loader', {}).get('augment')) for c in plain]
+    names = ('steps', 'loader.augment')
+    more = [f'{n}: {a!r} and {b!r}' for n, a, b in zip(names, *told, strict=True) if a != b]
+    return compare(*plain) + more
+
+
+def check_held_out(training: Training, shards: pathlib.Path, split: str) -> None:
+    """Raises UserError where a training learned from episodes of a split that is to judge it, on shards of its own."""
+    own = pathlib.Path(training.config['shards'])
+    if split == 'train' or not (own / META).is_file() or own.resolve() == shards.resolve():
+        return
+    theirs, ours = read_meta(own), read_meta(shards)
+    seen = set(theirs['splits']['train']) & set(ours['splits'][split])
+    if theirs['source_digest'] == ours['source_digest'] and seen:
+        raise UserError(
+            f'expected episodes of the {split} split that {training.folder} has not learned from, got {len(seen)} of '
+            f'its own training episodes (in {own}), such as {min(seen)}; cut both shards with the same splits'
+        )
 
 
 def lead(found: list[Training]) -> Training:

@@ -204,4 +204,4 @@ def rows_note(comparison: Mapping) -> str:
 
 def changed(gates: Mapping[str, float]) -> Iterable[str]:
     """Gates that are not as in the full model."""
-    return [f'{name} = {value:g}' for name, value in gates.items() if float(value) != (name != 'tau_const')]
+    return [f'{name} = {float(value):g}' for name, value in gates.items() if float(value) != (name != 'tau_const')]

@@ -83,7 +83,6 @@ def first_screen(report: Mapping) -> str:
         '<h1>Does Sigma beat its base on held-out episodes?</h1>'
         f'<p class=verdict>{sentence}</p>'
         f'<p>{html.escape(tables.against_simple(report))} {html.escape(test_reads(report))}</p>'
-        + leak_warning(report)
         + tables.arms_table(report['splits'][name])
         + f'<p class=note>Split: {name}. Small print: change against pi05, its 95 % interval in per cent.</p>'
     )
@@ -101,7 +100,6 @@ def comparison_screen(report: Mapping) -> str:
     }
     return (
         f'<h1>Does telepathy help?</h1><p class=verdict>{sentence}</p><p>{html.escape(compared.reading(c))}</p>'
-        + leak_warning(report)
         + picture_of(parts, c['no_tau'], 'what each part of Sigma is worth')
         + f'<p>{html.escape(compared.gain_verdict(c))} {html.escape(test_reads(report))}</p>'
         + f'<h2>Against base and fine-tuning</h2>{picture_of(references, None, "Sigma against other policies")}'
@@ -128,14 +126,6 @@ def test_reads(report: Mapping) -> str:
     """How often the test split has been evaluated for this run, where that was counted."""
     reads = report['provenance'].get('test_reads')
     return '' if reads is None else f'Times the test split of this run was read: {reads}.'
-
-
-def leak_warning(report: Mapping) -> str:
-    """A warning where the model saw frames after the window's first (data.observation = 'window')."""
-    config = report['provenance'].get('config') or {}
-    if (config.get('data') or {}).get('observation') != 'window':
-        return ''
-    return "<p class=warn>This model sees frames after the window's first: later states give its answers away.</p>"
 
 
 def error_section(report: Mapping) -> str:

@@ -146,13 +146,19 @@ def advice(config: Mapping, job: memory.Job, parts: Mapping[str, int]) -> list[s
     return [f'{how} (saves about {saved / GIB:.1f} GiB)' for saved, how in sorted(found, reverse=True) if saved > 0]
 
 
-def check(config: Mapping, card_gib: float | None, console: Console) -> int:
-    """Prints the forecast and a verdict. Returns the exit status: 0 where the config fits, 1 where it does not."""
+def check(config: Mapping, card_gib: float | None, console: Console, members: int = 1) -> int:
+    """Prints the forecast and a verdict. Returns the exit status: 0 where the config fits, 1 where it does not.
+
+    Of `members` trainings side by side, the states of all are there, old and new, and at least one step.
+    """
     card = find_card(card_gib)
     here = jax.local_devices()
     with memory.pretend(card.capability):
         job, notes = make_job(config, len(here) if here[0].platform == 'gpu' else 1)
         parts = memory.forecast(job)
+        if members > 1:
+            state = parts['trainable leaves'] + parts['moments'] + parts['running average']
+            parts[f'states of {members} trainings'] = (2 * members - 1) * state
         total = sum(parts.values())
         fits = total <= card.usable
         suggestions = [] if fits else advice(config, job, parts)

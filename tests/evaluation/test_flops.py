@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sigma_jax import nn
 from sigma_jax.evaluation import flops
+from sigma_jax.training import memory
 
 
 def test_products_and_convolutions():
@@ -38,3 +40,14 @@ def test_of_branches_the_dearest_counts():
 
     assert flops.count(choose, np.ones((4, 8)), True) == 2 * (2 * 4 * 8 * 8)
     assert flops.count(jnp.tanh, np.ones(3)) == 0
+
+
+def test_fused_attention_counts_as_the_plain_one():
+    """At lengths from which a GPU fuses, eight query heads on one of keys."""
+    q, k = jnp.ones((2, 192, 8, 64), jnp.bfloat16), jnp.ones((2, 192, 1, 64), jnp.bfloat16)
+    mask = jnp.ones((2, 192, 192), bool)
+    plain = flops.count(lambda *of: nn.attention(*of), q, k, k, mask)  # a function of its own: JAX keeps what it traced
+    with memory.pretend(9.0):
+        jaxpr = jax.make_jaxpr(lambda *of: nn.attention(*of))(q, k, k, mask)
+    assert 'dot_product_attention' in str(jaxpr)
+    assert flops.of_jaxpr(jaxpr.jaxpr) == plain == 2 * 2 * (2 * 192 * 192 * 8 * 64)

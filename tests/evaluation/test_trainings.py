@@ -65,6 +65,51 @@ def test_seeds_of_a_row_differ_in_nothing_else(tmp_path):
         trainings.find([f'x={one}', f'x={make(tmp_path / "c")}'])
 
 
+@pytest.mark.parametrize('changes', [{'steps': 9}, {'loader': {'augment': True}}])
+def test_runs_of_other_lengths_or_data_are_no_seeds_of_one_row(tmp_path, changes):
+    one, other = make(tmp_path / 'a'), make(tmp_path / 'b', 1, step=9, **changes)
+    with pytest.raises(UserError, match='row x: expected trainings that differ in their seed alone'):
+        trainings.find([f'x={one}', f'x={other}'])
+
+
+def test_with_and_without_tau_are_trained_alike(tmp_path):
+    one = make(tmp_path / 'a', optimizer={'sigma_rate': 1})
+    other = make(tmp_path / 'b', optimizer={'sigma_rate': 2}, ablation={'tau': 0.0})
+    with pytest.raises(UserError, match=r'with and without tau to be trained alike.*optimizer\.sigma_rate'):
+        trainings.find([one, other])
+    further = make(tmp_path / 'c', optimizer={'sigma_rate': 2}, ablation={'film': 0.0})
+    assert len(trainings.find([one, further])[0]) == 2, 'other rows may be trained as they like'
+
+
+def test_one_training_may_be_looked_at_before_its_end_but_not_compared(tmp_path):
+    early, late = make(tmp_path / 'a', step=1), make(tmp_path / 'b')
+    assert [str(t.folder) for t in trainings.find([early])[0]] == [early]
+    found, left_out = trainings.find([early, late])
+    assert [str(t.folder) for t in found] == [late] and left_out == [early]
+
+
+def test_a_name_stands_before_one_training(rows):
+    with pytest.raises(UserError, match='expected mine= before one training'):
+        trainings.find([f'mine={rows}'])
+
+
+def test_who_learned_from_an_episode_is_not_judged_by_it(tmp_path, monkeypatch):
+    metas = {
+        'own': {'source_digest': 'x', 'splits': {'train': [1, 2, 3], 'test': [4]}},
+        'ours': {'source_digest': 'x', 'splits': {'train': [1], 'test': [3, 4]}},
+        'other': {'source_digest': 'y', 'splits': {'train': [3], 'test': []}},
+    }
+    for name in metas:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / trainings.META).write_text('')
+    monkeypatch.setattr(trainings, 'read_meta', lambda folder: metas[folder.name])
+    mine, far = (trainings.find([make(tmp_path / n, shards=str(tmp_path / n[1:]))])[0][0] for n in ('1own', '1other'))
+    with pytest.raises(UserError, match='has not learned from, got 1 of its own training episodes .*such as 3'):
+        trainings.check_held_out(mine, tmp_path / 'ours', 'test')
+    trainings.check_held_out(mine, tmp_path / 'ours', 'train')
+    trainings.check_held_out(far, tmp_path / 'ours', 'test')
+
+
 def test_folders_without_training(tmp_path):
     with pytest.raises(UserError, match='expected a training folder at .*nowhere, got no config.json'):
         trainings.find([str(tmp_path / 'nowhere')])

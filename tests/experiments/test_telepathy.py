@@ -2,6 +2,9 @@
 
 import io
 import pathlib
+import re
+import signal
+import subprocess
 import sys
 import time
 
@@ -20,10 +23,13 @@ import pathlib, signal, sys, time
 place = pathlib.Path({place!r})
 place.write_text(place.read_text() + 'x' if place.exists() else 'x')
 def save(number, _):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(0.3)
+    place.write_text(place.read_text() + 's')
     sys.exit(128 + number)
 signal.signal(signal.SIGTERM, save)
 print('ready', flush=True)
-time.sleep(0 if len(place.read_text()) > 1 else 60)
+time.sleep(0 if 's' in place.read_text() else 60)
 """
 
 
@@ -58,9 +64,9 @@ def test_it_ends_in_time_and_the_next_call_goes_on(tmp_path, monkeypatch):
     todo = [Stage('a', (sys.executable, '-c', SAVES.format(place=str(place)))), Stage('b', writes(place, 'b'))]
     start = time.monotonic()
     assert not telepathy.run(iter(todo), out, start + 4, quiet())
-    assert time.monotonic() - start < 10 and place.read_text() == 'x'
+    assert time.monotonic() - start < 10 and place.read_text() == 'xs'
     assert not telepathy.run(iter(todo), out, time.monotonic() + 0.9, quiet()), 'too late to begin a stage'
-    assert telepathy.run(iter(todo), out, NEVER, quiet()) and place.read_text() == 'xxb'
+    assert telepathy.run(iter(todo), out, NEVER, quiet()) and place.read_text() == 'xsxb'
 
 
 @pytest.mark.parametrize('size', sorted(SIZES))
@@ -74,6 +80,13 @@ def test_the_scripts_know_every_argument(tmp_path, monkeypatch, size, quick):
     assert names == [*first, 'shards', 'rows', *seeds, 'report']
     for stage in found:
         script, *arguments = stage.command[1:]
+        source = (telepathy.ROOT / script).read_text()
+        flags = {
+            *re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source),
+            *re.findall(r"(?:add|argument)\(\s*'--(\w+)'", source),
+            'config',
+        }
+        assert {x.removeprefix('--').split('=')[0].split('.')[0] for x in arguments} <= flags, script
         if script in ('train.py', 'prepare_data.py'):
             file = next((x.split('=')[1] for x in arguments if x.startswith('--config=')), 'configs/data_so101.py')
             scripts.require_known(arguments, file, dict(scripts.flatten(scripts.load(file))))
@@ -93,6 +106,31 @@ def test_plain_lora_gets_as_much_arithmetic_as_sigma():
     sigma, lora = (scripts.load(f'configs/{name}_so101.py') | places for name in ('sigma', 'lora'))
     spent = [compute.of_training(config | {'steps': n}) for config, n in ((sigma, 50), (lora, steps), (lora, 1))]
     assert abs(spent[0] - spent[1]) <= spent[2] / 2 and steps > 1
+
+
+def test_what_another_command_made_is_not_taken(tmp_path):
+    place, out = tmp_path / 'log', tmp_path / 'out'
+    assert telepathy.run(iter([Stage('a', writes(place, 'a'))]), out, NEVER, quiet())
+    with pytest.raises(UserError, match='choose another --out'):
+        telepathy.run(iter([Stage('a', writes(place, 'b'))]), out, NEVER, quiet())
+    assert place.read_text() == 'a'
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_what_stops_it_reaches_its_stage_once(tmp_path, number):
+    """The child saves at the first signal and would die of a second one."""
+    place = tmp_path / 'log'
+    program = f"""
+import signal, sys
+from experiments import telepathy
+signal.signal(signal.SIGTERM, telepathy.stop)
+telepathy.call((sys.executable, '-c', {SAVES.format(place=str(place))!r}), float('inf'))
+"""
+    command = [sys.executable, '-c', program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=telepathy.ROOT) as process:
+        assert process.stdout is not None and process.stdout.readline() == 'ready\n'
+        process.send_signal(number)
+        assert process.wait(30) != 0 and place.read_text() == 'xs'
 
 
 def test_without_episodes_it_says_how_they_are_made(tmp_path, capsys):

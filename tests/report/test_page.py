@@ -15,7 +15,7 @@ from sigma_jax.evaluation import measure
 from sigma_jax.evaluation.measure import EvaluationConfig
 from sigma_jax.evaluation.replay import replay
 from sigma_jax.report import console, figures, tables
-from sigma_jax.report.page import first_screen, read_log, render
+from sigma_jax.report.page import read_log, render
 from tests import handmade
 
 VOID = {'meta', 'img', 'br', 'wbr'}
@@ -134,13 +134,6 @@ def test_page_shows_the_known_numbers(page):
         assert text in page
     assert 'definitions are ours' in page and 'windows that it trained on' in page
     assert '&lt;b&gt;' in page and '<b>' not in page
-
-
-def test_leaking_runs_carry_a_warning(values, page):
-    assert 'class=warn' not in page
-    values = copy.deepcopy(values)
-    values['provenance']['config']['data']['observation'] = 'window'
-    assert 'class=warn' in first_screen(values)
 
 
 def test_page_survives_missing_parts(values):
