@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 
 from sigma_jax.ablations.stacked import ALIVE, Member, mean_and_spread
 from sigma_jax.training.logs import read_rows
@@ -30,10 +30,12 @@ def summary(members: Sequence[Member], folders: Sequence[pathlib.Path], failed: 
 
 def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     """Mean and standard deviation over the seeds that went on to the end; names those that did not."""
-    out = Table('row', *SHOWN, 'seeds', 'no number', caption='last training batch, mean ± spread over seeds')
+    out = Table(Column('row', no_wrap=True), *SHOWN, 'seeds', caption='last training batch, mean ± spread over seeds')
+    if any(entry['failed'] is not None for entries in found.values() for entry in entries):
+        out.add_column('no number')
     for name, entries in found.items():
         whole = [entry for entry in entries if entry['failed'] is None]
         cells = ['{:.4g} ± {:.2g}'.format(*mean_and_spread(e[key] for e in whole if key in e)) for key in SHOWN]
         lost = ', '.join(f'seed {e["seed"]} at step {e["failed"]}' for e in entries if e['failed'] is not None)
-        out.add_row(name, *cells, str(len(whole)), lost)
+        out.add_row(name, *cells, str(len(whole)), *([lost] if len(out.columns) > len(cells) + 2 else []))
     return out

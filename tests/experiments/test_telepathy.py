@@ -81,12 +81,8 @@ def test_the_scripts_know_every_argument(tmp_path, monkeypatch, size, quick):
     for stage in found:
         script, *arguments = stage.command[1:]
         source = (telepathy.ROOT / script).read_text()
-        flags = {
-            *re.findall(r"DEFINE_\w+\(\s*'(\w+)'", source),
-            *re.findall(r"(?:add|argument)\(\s*'--(\w+)'", source),
-            'config',
-        }
-        assert {x.removeprefix('--').split('=')[0].split('.')[0] for x in arguments} <= flags, script
+        known = re.findall(r"(?:DEFINE_\w+|add|argument)\(\s*'(?:--)?(\w+)'", source)
+        assert {re.split('[.=]', x.removeprefix('--'))[0] for x in arguments} <= {*known, 'config'}, script
         if script in ('train.py', 'prepare_data.py'):
             file = next((x.split('=')[1] for x in arguments if x.startswith('--config=')), 'configs/data_so101.py')
             scripts.require_known(arguments, file, dict(scripts.flatten(scripts.load(file))))

@@ -162,10 +162,10 @@ def test_full_size_sigma_agrees_with_what_an_h100_took():
     assert 11.3 <= sum(full_size('sigma', 8, 4).values()) <= 1.2 * 11.3
 
 
-def said(c, card_gib):
+def said(c, card_gib, members=1):
     """(status, text) of a check."""
     out = io.StringIO()
-    status = memory_check.check(c, card_gib, Console(file=out, width=200))
+    status = memory_check.check(c, card_gib, Console(file=out, width=200), members)
     return status, out.getvalue()
 
 
@@ -175,6 +175,12 @@ def test_the_verdict_says_what_to_change():
     status, text = said(tiny_config(), 1e-5)
     assert status == 1 and 'does not fit' in text
     assert 'config.accumulate=2 (saves about' in text and 'config.quant.kind=nf4' in text
+
+
+def test_of_many_trainings_all_states_must_have_room():
+    assert said(tiny_config(), 1.0, 60)[0] == 0
+    status, text = said(tiny_config(), 1.0, 6000)
+    assert status == 1 and 'states of 6000 trainings' in text
 
 
 def test_a_card_must_be_there_or_named():
