@@ -59,8 +59,8 @@ def markdown(report: Mapping, size: str) -> str:
 
 def contrast_rows(found: Sequence[Mapping]) -> str:
     """A row a contrast."""
-    rows = [[c['arm'], c['against'], *(interval(c[key]) for key in ERRORS)] for c in found]
-    return table(('arm', 'against', *ERRORS), rows)
+    rows = [[f'{c["arm"]} against {c["against"]}', *(interval(c[key]) for key in ERRORS)] for c in found]
+    return table(('change, %', *ERRORS), rows)
 
 
 def interval(change: Mapping[str, Any]) -> str:
