@@ -39,6 +39,7 @@ def compared(no_tau=1.5):
     arms = {name: arm(*of) for name, of in levels.items()}
     seeds = {name: {'role': name, 'seeds': [0, 1], 'gates': {}} for name in ('pi05_lora', 'sigma', *ablations)}
     seeds['no_tau']['gates'] = {'tau': 0.0, 'film': 1.0, 'tau_const': 0.0}
+    seeds['no_film']['gates'] = {'ramp_speed': 'inf'}  # as JSON has it
     cost = {'trainable_parameters': 1899171, 'steps': 150, 'training_windows': 2400, 'flops_own': 251600000}
     facts = {'split': 'test', 'full': 'sigma', 'no_tau': 'no_tau', 'tuned': ['pi05_lora'], 'ablations': ablations}
     facts |= {'rows': seeds, 'compute': {'sigma': cost | {'flops_in_all': None}}, 'left_out': ['rows/x/seed0']}
@@ -83,6 +84,10 @@ def test_the_page_is_well_formed_and_its_pictures_parse(page):
     pictures = re.findall(r'data:image/svg\+xml;base64,([^"]*)', page)
     assert len(pictures) >= 8
     assert all(ElementTree.fromstring(base64.b64decode(picture)).tag.endswith('svg') for picture in pictures)
+
+
+def test_an_endless_ramp_is_told(page):
+    assert 'ramp_speed = inf' in page
 
 
 def test_every_arm_row_cost_and_trial_is_told(page):
