@@ -157,6 +157,15 @@ def label(what: str, case: dict) -> str:
     return f'ours {case["kind"]}{base}{" with data" if what == "busy" else ""}'
 
 
+def said(row: dict, seconds: float) -> str:
+    """What is known of a row as soon as it is there: a run that is cut off has said its numbers."""
+    numbers = {'per_s': 'windows/s', 'peak_gib': 'GiB at most', 'compile_s': 's to compile'}
+    known = [f'{row[key]:.1f} {unit}' for key, unit in numbers.items() if row.get(key) is not None]
+    what = ', '.join([row['error']] if 'error' in row else known)
+    size = f' B={row["batch"]} {row["remat"]}' if 'batch' in row else ''
+    return f'{row["name"]}{size}: {what or "done"} (took {seconds:.0f} s)'
+
+
 def run_ours(flags: argparse.Namespace, console: Console) -> list[dict]:
     """The ceiling and all cases; each row says what was run, then what was measured."""
     rows: list[dict] = []
@@ -164,7 +173,7 @@ def run_ours(flags: argparse.Namespace, console: Console) -> list[dict]:
         start, case = time.perf_counter(), arguments.get('case', {})
         row = run_here(what, arguments) if flags.in_process else run_cached(what, arguments, flags)
         row = {'name': label(what, case), **case, **row}
-        console.print(f'{row["name"]}: {time.perf_counter() - start:.0f} s', row.get('error', ''), highlight=False)
+        console.print(said(row, time.perf_counter() - start), highlight=False)
         if rows and 'flops_per_s' in row and 'flops_per_s' in rows[0]:
             row['share'] = row['flops_per_s'] / rows[0]['flops_per_s']
         rows.append(row)
@@ -190,9 +199,9 @@ def run_lerobot(flags: argparse.Namespace, console: Console) -> list[dict]:
         command += ['--compile-mode', flags.compile_mode, *(['--tiny'] if flags.tiny else [])]
         start = time.perf_counter()
         row = last_line(command, dict(os.environ))
-        name = f'LeRobot {mode}'
-        console.print(f'{name}: {time.perf_counter() - start:.0f} s {row.get("error", "")}', highlight=False)
-        rows.append({'name': name, 'kind': 'lora', 'batch': batch, 'remat': 'checkpointing', **row})
+        row = {'name': f'LeRobot {mode}', 'kind': 'lora', 'batch': batch, 'remat': 'checkpointing', **row}
+        console.print(said(row, time.perf_counter() - start), highlight=False)
+        rows.append(row)
     return rows
 
 

@@ -73,6 +73,7 @@ class Program:
 def settings(case: Case) -> dict:
     """The config of a case."""
     c = defaults.get_config().to_dict()
+    c['triton'] = case.kind == 'lora'  # as configs/pi05_lora.py
     c['model'] |= {'dtype': 'bfloat16', 'remat': None if case.remat == 'none' else case.remat}
     c['model'] |= TINY_MODEL if case.tiny else {}
     if case.kind == 'sigma':
@@ -153,10 +154,10 @@ def build(case: Case, batch: Batch | None = None) -> Program:
     return sampler_program(base, frozen, batch, flops)
 
 
-def compiled(function: Callable, *inputs: Any, **options: Any) -> tuple[Any, float]:
+def compiled(function: Callable, *inputs: Any, triton: bool = False, **options: Any) -> tuple[Any, float]:
     """(the program, seconds to trace and compile it)."""
     start = time.perf_counter()
-    program = jax.jit(function, compiler_options=compiler_options(), **options).lower(*inputs).compile()
+    program = jax.jit(function, compiler_options=compiler_options(triton), **options).lower(*inputs).compile()
     return program, time.perf_counter() - start
 
 
@@ -169,7 +170,8 @@ def training_program(
     optimizer = make_optimizer(assembly.build(OptimizerConfig, rates, 'optimizer'))
     holder, gates = [init_state(0, trainable, optimizer)], assembly.make_ablation(config)
     del trainable  # donated with the first step: only the holder may keep it
-    step, seconds = compiled(make_step(goal, optimizer), holder[0], frozen, batch, gates, donate_argnums=0)
+    compiling = {'donate_argnums': 0, 'triton': config['triton']}
+    step, seconds = compiled(make_step(goal, optimizer), holder[0], frozen, batch, gates, **compiling)
 
     def start(batch: Batch = batch) -> jax.Array:
         holder[0], metrics = step(holder[0], frozen, batch, gates)

@@ -1,9 +1,12 @@
 """The optimiser: AdamW per group of trainable leaves, clipped, with warm-up and cosine decay."""
 
 import dataclasses
+import itertools
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from sigma_jax import trees
 
@@ -41,20 +44,42 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     vectors and scalars do not.
     """
 
-    def group(peak):
+    def group(peak, together):
+        clip, adam = optax.clip_by_global_norm(config.clip_norm), optax.scale_by_adam(config.b1, config.b2)
         return optax.chain(
-            optax.clip_by_global_norm(config.clip_norm),
-            optax.adamw(
-                rate_schedule(peak, config),
-                config.b1,
-                config.b2,
-                weight_decay=config.weight_decay,
-                mask=lambda tree: trees.map_with_path(decays, tree),
-            ),
+            as_one_vector(optax.chain(clip, adam)) if together else optax.chain(clip, adam),
+            optax.add_decayed_weights(config.weight_decay, lambda tree: trees.map_with_path(decays, tree)),
+            optax.scale_by_learning_rate(rate_schedule(peak, config)),
         )
 
     groups = {'sigma': config.sigma_rate, 'lora': config.lora_rate, 'params': config.params_rate}
-    return optax.partition({name: group(peak) for name, peak in groups.items()}, label_groups)
+    return optax.partition({name: group(peak, name != 'params') for name, peak in groups.items()}, label_groups)
+
+
+def as_one_vector(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner`, which looks at no leaf by itself, on all leaves end to end.
+
+    Sigma's heads have two hundred leaves: one vector of moments is one kernel instead of hundreds to compile and to
+    start. The price is a copy of the gradients, which whole backbones ('params') would pay dearly. Unlike
+    `optax.flatten` it takes trees without leaves.
+    """
+
+    def flat(tree) -> Float[Array, 'n'] | tuple[()]:
+        leaves = [jnp.ravel(x) for x in jax.tree.leaves(tree)]
+        return jnp.concatenate(leaves) if leaves else ()
+
+    def init(params):
+        return inner.init(flat(params))
+
+    def update(gradients, state, params=None):
+        del params  # weight decay, which looks at every leaf, comes after
+        leaves, structure = jax.tree.flatten(gradients)
+        vector, state = inner.update(flat(gradients), state)
+        ends = list(itertools.accumulate(x.size for x in leaves))
+        parts = [vector[end - x.size : end].reshape(x.shape) for x, end in zip(leaves, ends, strict=True)]
+        return jax.tree.unflatten(structure, parts), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def decays(path: str, leaf: jax.Array) -> bool:

@@ -88,5 +88,5 @@ def test_runs_shorter_than_the_warm_up_have_positive_rates(steps):
 def test_moments_exist_for_trainable_leaves_only(params):
     part = {'lora': params['lora']}
     state = make_optimizer(CONFIG).init(part)
-    assert sorted(x.shape for x in jax.tree.leaves(state) if x.ndim) == [(4, 2), (4, 2)]
+    assert sorted(x.shape for x in jax.tree.leaves(state) if x.ndim) == [(8,), (8,)]
     assert label_groups(part) == {'lora': {'w': 'lora'}}

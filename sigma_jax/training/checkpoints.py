@@ -16,7 +16,8 @@ from sigma_jax.training.signals import Stopped
 PyTree = Any
 # settings that may change between a run and its continuation
 FREE = ('steps', 'log', 'checkpoint', 'loader', 'compilation_cache')
-LATER = {'accumulate': 1, 'ablations': '', 'features': ''}  # settings that older checkpoints do not name, as they were
+# settings that older checkpoints do not name, as they were
+LATER = {'accumulate': 1, 'ablations': '', 'features': '', 'triton': False}
 
 
 class Checkpoints:

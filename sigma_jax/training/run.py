@@ -104,7 +104,7 @@ class Run(Parts):
         optimizer = make_optimizer(assembly.build(OptimizerConfig, settings, 'optimizer'))
         self.ablation = assembly.make_ablation(config)
         self.state = devices.everywhere(init_state(config['seed'], trainable, optimizer, config['ema'] is not None))
-        self.step = devices.jit(make_step(self.goal, optimizer, config['ema'], accumulate))
+        self.step = devices.jit(make_step(self.goal, optimizer, config['ema'], accumulate), config.get('triton', False))
 
     def add_features(self, progress: Callable[[int, int], None]) -> None:
         """See `Parts.add_features`."""
