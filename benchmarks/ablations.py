@@ -7,7 +7,9 @@
 Both sides take the same batches from the loader and end with the states of all members. The loop is what plain
 training does: every member reads its own batches, and every step computes its own frozen features. Both are timed in
 turns, part by part, so that what else the machine does falls on both. Building the run (base, data, first states) is
-left out on both sides, because it is the same. The status is 1 where the ratio is below --at-least.
+left out on both sides, because it is the same. On a CPU the ratio asked for includes compiling. On a GPU, where that is
+most of a short run and little of a long one, it is that of the steps after the first. The status is 1 where it is below
+--at-least.
 """
 
 import argparse
@@ -119,11 +121,14 @@ def alone(run: AblationRun, starts: stacked.Rows, steps: int) -> Callable[[], An
     return member
 
 
-def measure(run: AblationRun, steps: int, turns: int, loop_members: int | None) -> dict[str, float]:
+def measure(run: AblationRun, steps: int, turns: int, loop_members: int | None, console: Console) -> dict[str, float]:
     """Both sides in turns: `turns` times a share of the steps of all members, then a share of the members' steps."""
     members = loop_members or len(run.members)
     ours, theirs = Timed(together(run)), Timed(alone(run, jax.device_get(run.state), steps))
     for turn in range(turns):
+        console.print(
+            f'part {turn + 1} of {turns}: one program {ours.seconds:.0f} s, loop {theirs.seconds:.0f} s so far'
+        )
         for _ in range(steps * turn // turns, steps * (turn + 1) // turns):
             ours()
         for _ in range(members * turn // turns, members * (turn + 1) // turns):
@@ -142,15 +147,17 @@ def report(flags: argparse.Namespace, config: dict, members: list[stacked.Member
     out = Table('at once', 'devices', 'one program s', 'first step', 'a later one', 'loop s', 'a member', 'ratio')
     out.add_column('of later steps')
     out.title = f'{len(members)} members, {flags.steps} steps of {windows} windows, compilation included'
-    best, wanted = 0.0, flags.at_least
+    best, wanted, asked = 0.0, flags.at_least, 'ratio' if jax.default_backend() == 'cpu' else 'later'
     for at_once in flags.at_once:
+        start = time.perf_counter()
         run = AblationRun(config, members, at_once)
+        console.print(f'built in {time.perf_counter() - start:.0f} s; {run.at_once} members at a time')
         tiny = run.base.config.language.width <= TINY
-        wanted = wanted or (3.0 if jax.default_backend() == 'cpu' else 10.0 if tiny else 4.0)
-        found = measure(run, flags.steps, flags.turns, flags.loop_members)
+        wanted = wanted or (3.0 if asked == 'ratio' else 10.0 if tiny else 4.0)
+        found = measure(run, flags.steps, flags.turns, flags.loop_members, console)
         times = [f'{found[key]:.1f}' for key in ('together', 'first', 'step', 'loop', 'each')]
         out.add_row(str(run.at_once), str(run.devices.count), *times, f'{found["ratio"]:.2f}', f'{found["later"]:.2f}')
-        best = max(best, found['ratio'])
+        best = max(best, found[asked])
     console.print(out)
     passed = best >= (wanted or 0)
     console.print(

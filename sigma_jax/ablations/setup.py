@@ -37,9 +37,9 @@ class AblationRun(Parts):
         self.loader = self.make_loader(config['loader']['num_workers'])
         settings = dict(config['optimizer']) | {'total_steps': config['steps']}
         optimizer = make_optimizer(assembly.build(OptimizerConfig, settings, 'optimizer'))
-        states = {seed: self._start(seed, optimizer) for seed in {member.seed for member in members}}
-        self.state = self.devices.split(stacked.start([states[member.seed] for member in members]))
-        self.gates = self.devices.split(stacked.stack_gates(members))
+        states = {seed: jax.device_get(self._start(seed, optimizer)) for seed in {member.seed for member in members}}
+        self.state = self.devices.rows(stacked.start([states[member.seed] for member in members]))
+        self.gates = self.devices.rows(stacked.stack_gates(members))
         each = len(members) // self.devices.count
         self.at_once = stacked.at_once(at_once or suits(config, each), each)
         self.one = make_step(self.goal, optimizer, config['ema'], config.get('accumulate', 1))  # of one member

@@ -38,7 +38,7 @@ class Rows:
     """
 
     state: PyTree
-    failed: Int[Array, 'm']
+    failed: Int[Array | np.ndarray, 'm']
 
     @property
     def step(self) -> int:
@@ -65,19 +65,22 @@ def grid(rows: Mapping[str, Mapping[str, float]], seeds: Iterable[int]) -> list[
 
 
 def stack(trees: Iterable[PyTree]) -> PyTree:
-    """Trees of one structure -> one tree, every leaf with a leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
+    """Trees of one structure -> one tree on the host, every leaf with a leading axis.
+
+    In numpy: on a device, every shape among the hundreds of leaves would be a program to compile.
+    """
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *(jax.device_get(tree) for tree in trees))
 
 
 def stack_gates(members: Iterable[Member]) -> Ablation:
     """Gates of all members, float32 [m]."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32), stack([member.gates for member in members]))
+    return jax.tree.map(lambda x: x.astype(np.float32), stack([member.gates for member in members]))
 
 
 def start(states: Iterable[PyTree]) -> Rows:
-    """All members before their first step."""
+    """All members before their first step, on the host."""
     state = stack(states)
-    return Rows(state, jnp.full(state.step.shape, ALIVE, jnp.int32))
+    return Rows(state, np.full(state.step.shape, ALIVE, np.int32))
 
 
 def member_state(rows: Rows, n: int) -> PyTree:

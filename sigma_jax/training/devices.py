@@ -31,7 +31,11 @@ class Devices:
 
     def split(self, batch: PyTree) -> PyTree:
         """`batch` with its first axis divided over the devices."""
-        return batch if self.count == 1 else jax.device_put(batch, self._rows)
+        return batch if self.count == 1 else self.rows(batch)
+
+    def rows(self, tree: PyTree) -> PyTree:
+        """As `split`, and put there in any case: for a state that a step is given to keep."""
+        return jax.device_put(tree) if self.count == 1 else jax.device_put(tree, self._rows)
 
     def jit(self, step: Callable, triton: bool = False) -> Callable:
         """A step of `train_step.make_step`, compiled; its state is given away and comes back on every device."""
