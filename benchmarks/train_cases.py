@@ -21,6 +21,7 @@ from sigma_jax.lora import LoraConfig
 from sigma_jax.objective import unnormalize_actions
 from sigma_jax.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.train_step import init_state, make_step
+from sigma_jax.training.compilation import uncollected
 from sigma_jax.training.devices import compiler_options
 from sigma_jax.types import Batch, Frozen, Observation
 
@@ -157,7 +158,8 @@ def build(case: Case, batch: Batch | None = None) -> Program:
 def compiled(function: Callable, *inputs: Any, triton: bool = False, **options: Any) -> tuple[Any, float]:
     """(the program, seconds to trace and compile it)."""
     start = time.perf_counter()
-    program = jax.jit(function, compiler_options=compiler_options(triton), **options).lower(*inputs).compile()
+    with uncollected():
+        program = jax.jit(function, compiler_options=compiler_options(triton), **options).lower(*inputs).compile()
     return program, time.perf_counter() - start
 
 

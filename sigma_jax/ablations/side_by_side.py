@@ -27,6 +27,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write, writer_lock
 from sigma_jax.training import features, trainer
 from sigma_jax.training.checkpoints import Checkpoints, parameter_count
+from sigma_jax.training.compilation import uncollected
 from sigma_jax.training.logs import TrainLog
 from sigma_jax.training.signals import Stopped, Wish, stop_wish
 
@@ -123,7 +124,8 @@ def loop(
     task = progress.add_task(f'{len(run.members)} trainings', total=steps, completed=start, note='compiling')
     for n in range(start, steps):
         batch = run.devices.everywhere(trainer.next_batch(batches, first=n == start))
-        run.state, metrics = run.step(run.state, run.frozen, batch, run.gates)
+        with uncollected() if n == start else contextlib.nullcontext():
+            run.state, metrics = run.step(run.state, run.frozen, batch, run.gates)
         last, stops = n + 1 == steps, stop.number is not None
         saves = last or stops or (n + 1) % config['checkpoint']['every'] == 0
         if n % every == 0 or saves:

@@ -19,6 +19,7 @@ from sigma_jax.objective import overlay
 from sigma_jax.train_step import TrainState
 from sigma_jax.training import features
 from sigma_jax.training.checkpoints import Checkpoints, parameter_count, whole_steps
+from sigma_jax.training.compilation import uncollected
 from sigma_jax.training.finite import Recent
 from sigma_jax.training.logs import TrainLog
 from sigma_jax.training.run import Run
@@ -137,7 +138,8 @@ def loop(
     for n in range(start, steps):
         batch = next_batch(batches, first=n == start)
         placed = run.devices.split(batch)
-        run.state, metrics = run.step(run.state, run.frozen, placed, run.ablation)
+        with uncollected() if n == start else contextlib.nullcontext():
+            run.state, metrics = run.step(run.state, run.frozen, placed, run.ablation)
         recent.add(n, metrics, batch)
         last, stops = n + 1 == steps, stop.number is not None  # asked once: a signal may come at any time
         saves = last or stops or (n + 1) % config['checkpoint']['every'] == 0

@@ -10,6 +10,9 @@ last clean prediction. Its last layer starts at zero without a bias, so an untra
 trained through the unrolled steps (DESIGN 3.4).
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
@@ -83,9 +86,10 @@ class TrajectoryDiT(nn.Module):
         mask = jnp.concatenate([jnp.ones(query.shape[:2], bool), mask], axis=1)
         condition = self.condition_in(c_act)
         x = jnp.zeros((query.shape[0], self.horizon, self.action_dim)) if start is None else start
+        layers = None if self.is_initializing() or not self.blocks else self._stacked()
 
         def one(module, x, step):
-            return refine(x, module.denoise(x, step, condition, context, mask), step, self.steps), None
+            return refine(x, module.denoise(x, step, condition, context, mask, layers), step, self.steps), None
 
         # a scan, not a Python loop: compiled once instead of `steps` times
         loop = nn.scan(one, variable_broadcast='params', split_rngs={'params': False})
@@ -98,13 +102,27 @@ class TrajectoryDiT(nn.Module):
         condition: Float[Array, 'b z'],
         context: Float[Array, 'b s z'],
         mask: Bool[Array, 'b s'],
+        layers: Any,
     ) -> Float[Array, 'b t a']:
-        """One prediction of the clean residual."""
+        """One prediction of the clean residual; `layers` are the blocks' parameters, stacked; None to make them."""
         y = linear(x, self.x_in, None, self.dtype) + self.position
         condition = condition + self.step_embedding[step]
-        for block in self.blocks:
-            y = block(y, condition, context, mask)
+        if layers is None:
+            for block in self.blocks:
+                y = block(y, condition, context, mask)
+            return self.out(self.out_norm(y))
+        apart = DiTBlock(self.width, self.heads, self.dtype, parent=None)
+
+        def through(y, params):
+            return jnp.asarray(apart.apply({'params': params}, y, condition, context, mask)), None
+
+        # a scan here too: blocks one by one were half of what a step of Sigma had to trace
+        y = jax.lax.scan(through, y, layers)[0]
         return self.out(self.out_norm(y))
+
+    def _stacked(self) -> Any:
+        """The parameters of all blocks, every leaf with a leading axis."""
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(block.variables['params'] for block in self.blocks))
 
 
 def refine(x: Array, clean: Array, step: int | Int[Array, ''], steps: int) -> Array:

@@ -1,10 +1,12 @@
-"""Where compiled programs are kept: in the config's folder, in the user's own, or nowhere."""
+"""Starting fast: programs kept in the config's folder, the user's own or nowhere; tracing undisturbed."""
+
+import gc
 
 import jax
 import pytest
 
 from configs import defaults
-from sigma_jax.training.compilation import keep_programs
+from sigma_jax.training.compilation import keep_programs, uncollected
 
 NAME = 'jax_compilation_cache_dir'
 
@@ -28,3 +30,15 @@ def test_nothing_is_kept_unasked_and_the_users_own_cache_stays(before, asked):
     jax.config.update(NAME, before)
     keep_programs(asked)
     assert jax.config.values[NAME] == before
+
+
+@pytest.mark.parametrize('before', [True, False])
+def test_the_collector_is_as_it_was_after_the_block(before):
+    (gc.enable if before else gc.disable)()
+    try:
+        with pytest.raises(KeyError), uncollected():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() == before
+    finally:
+        gc.enable()
