@@ -70,9 +70,11 @@ def suits(config: Mapping, members: int) -> int:
 
 
 def fitting(parts: Mapping[str, int], members: int, usable: int) -> int:
-    """How many of `members` have room in `usable` bytes at a time, by the forecast of one's step.
+    """How many of `members` to take at a time, by the forecast of one's step and the `usable` bytes of a GPU.
 
-    The states of all lie there, and again while new ones are made of old. Raises UserError where not even one has room.
+    The states of all lie there, and again while new ones are made of old. Of the room left only half is given to
+    passing things, where more than one member is in it: a forecast is no promise, and a GPU that is full of work
+    gains nothing by more of it. Raises UserError where not even one has room.
     """
     state = parts['trainable leaves'] + parts['moments'] + parts['running average']
     passing = parts['gradients'] + parts['kept activations'] + parts['largest layer'] + parts['reserve']
@@ -83,7 +85,7 @@ def fitting(parts: Mapping[str, int], members: int, usable: int) -> int:
             f'expected room for the states of {members} trainings and one step, about {needed:.1f} GiB, got '
             f'{usable / memory_check.GIB:.1f}; train fewer rows or seeds at once (config.ablations)'
         )
-    return left // passing
+    return max(left // (2 * passing), 1)
 
 
 def check(config: Mapping) -> None:
