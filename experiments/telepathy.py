@@ -10,7 +10,9 @@ again. Status 0: the report is in OUT/report, its tables and pictures in OUT/res
 """
 
 import argparse
+import contextlib
 import dataclasses
+import os
 import pathlib
 import signal
 import subprocess
@@ -56,14 +58,15 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One command, and the name under which its end is noted."""
+    """One command, and the name under which its end is noted; `beside`: it may run at the same time as the last one."""
 
     name: str
     command: tuple[str, ...]
+    beside: bool = False
 
 
 def stages(size: Size, data: pathlib.Path, out: pathlib.Path, quick: bool = False) -> Iterator[Stage]:
-    """All stages in order. Later ones are made when those before are finished: they read what these wrote.
+    """All stages in order. Each is made when all but the last of those before are finished: some read what these wrote.
 
     `quick` keeps the order and cuts the work: two rows and seeds, a few steps.
     """
@@ -90,7 +93,7 @@ def stages(size: Size, data: pathlib.Path, out: pathlib.Path, quick: bool = Fals
     for seed in list(SEEDS)[: 2 if quick else None]:
         place = out / 'lora' / 'rows' / 'pi05_lora' / f'seed{seed}'
         lora = ['--config=configs/lora_so101.py', *same, f'--config.steps={tuned}', f'--config.seed={seed}']
-        yield stage(f'lora{seed}', 'train.py', *lora, f'--workdir={place}')
+        yield dataclasses.replace(stage(f'lora{seed}', 'train.py', *lora, f'--workdir={place}'), beside=seed > 0)
     found = [f'--workdir={out / name}' for name in ('rows', 'lora')]
     asked = ['--stress', '--robustness', '--checks', '--episodes_at_once=20']
     yield stage('report', 'evaluate.py', *found, *asked, f'--out={out / "report"}')
@@ -127,48 +130,72 @@ def equal_steps(size: Size, places: dict[str, str], steps: int) -> int:
     return max(round(compute.of_training(sigma) / compute.of_training(lora)), 1)
 
 
-def run(todo: Iterator[Stage], out: pathlib.Path, until: float, console: Console) -> bool:
-    """Runs what is not finished yet; False where the time was up before the end.
+def run(todo: Iterator[Stage], out: pathlib.Path, until: float, console: Console, at_once: int = 1) -> bool:
+    """Runs what is not finished yet, up to `at_once` stages together; False where the time was up before the end.
 
     Raises UserError where a stage fails, and where `out` holds one that another command has finished.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for one in todo:
-        note, command = out / f'.{one.name}.done', ' '.join(one.command[1:])
-        if note.exists():
-            if (before := note.read_text()) != command:
-                raise UserError(
-                    f'stage {one.name}: {out} holds what another command made ({before}); choose another --out'
-                )
-            continue
+    for group in together((one for one in todo if not finished(one, out)), at_once):
         if until - time.monotonic() < 2 * GRACE:
             return False
-        console.rule(one.name)
-        status = call(one.command, until - GRACE)
-        if status is None:
+        console.rule(', '.join(one.name for one in group))
+        for one, status in zip(group, call([one.command for one in group], until - GRACE), strict=True):
+            if status == 0:
+                atomic_write(note_of(one, out), ' '.join(one.command[1:]))
+            elif status is not None:
+                shown = ' '.join(one.command[1:])[:300]
+                raise UserError(f'stage {one.name}: expected status 0, got {status} from {shown}')
+        if not all(finished(one, out) for one in group):
             return False
-        if status:
-            raise UserError(f'stage {one.name}: expected status 0, got {status} from {command[:300]}')
-        atomic_write(note, command)
     return True
 
 
-def call(command: tuple[str, ...], until: float) -> int | None:
-    """The command's status; None where it was asked to end at `until`, and did.
+def note_of(one: Stage, out: pathlib.Path) -> pathlib.Path:
+    """The file that says that a stage is finished, and by which command."""
+    return out / f'.{one.name}.done'
 
-    It has a session of its own, so that what stops this process reaches it once, as SIGTERM, and it can save.
+
+def finished(one: Stage, out: pathlib.Path) -> bool:
+    """Whether the stage is. Raises UserError where another command has done it."""
+    note, command = note_of(one, out), ' '.join(one.command[1:])
+    if note.exists() and (before := note.read_text()) != command:
+        raise UserError(f'stage {one.name}: {out} holds what another command made ({before}); choose another --out')
+    return note.exists()
+
+
+def together(todo: Iterator[Stage], at_once: int) -> Iterator[list[Stage]]:
+    """Stages that run at the same time: one, and as many of those after it as may run beside it."""
+    group: list[Stage] = []
+    for one in todo:
+        if group and not (one.beside and len(group) < at_once):
+            yield group
+            group = []
+        group.append(one)
+    if group:
+        yield group
+
+
+def call(commands: list[tuple[str, ...]], until: float) -> list[int | None]:
+    """The status of each command; None where one was asked to end at `until`, and did.
+
+    Each has a session of its own, so that what stops this process reaches it once, as SIGTERM, and it can save. Several
+    share a GPU's memory as they need it: none may take most of it ahead, as JAX does.
     """
-    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    shared = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'} if len(commands) > 1 else {}
+    running = [subprocess.Popen(c, cwd=ROOT, start_new_session=True, env=os.environ | shared) for c in commands]
     try:
-        return process.wait(max(until - time.monotonic(), 1))
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        status = process.wait()
-        return None if status in (-signal.SIGTERM, STOPPED) else status
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(until - time.monotonic(), 0.01))
+    finally:
+        late = [process for process in running if process.poll() is None]
+        for process in late:
+            process.terminate()
+        for process in late:
+            process.wait()
+    ended = (-signal.SIGTERM, STOPPED)
+    return [None if x in late and x.returncode in ended else x.returncode for x in running]
 
 
 def stop(number: int, _: object) -> None:
@@ -191,6 +218,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add('--out', type=pathlib.Path, required=True, help='folder for all that is made; one that is there is continued')
     add('--size', choices=SIZES, default='tiny', help='the embedded base, or a larger one that is trained first (tiny)')
     add('--minutes', type=float, default=float('inf'), help='end by itself before so much time is over (no limit)')
+    add('--at-once', type=int, default=1, help='trainings of plain LoRA at a time, for a GPU with room for them (1)')
     add('--quick', action='store_true', help='the same stages with two rows, two seeds, a few steps and episodes')
     return parser.parse_args(argv)
 
@@ -207,7 +235,8 @@ def main(argv: list[str] | None = None) -> int:
         )
     signal.signal(signal.SIGTERM, stop)
     jax.config.update('jax_platforms', 'cpu')  # this process only counts; the GPU is for the stages
-    if not run(stages(size, data, out, flags.quick), out, start + 60 * flags.minutes, console):
+    todo = stages(size, data, out, flags.quick)
+    if not run(todo, out, start + 60 * flags.minutes, console, flags.at_once):
         console.print('time is up; the same command goes on from here')
         return LATER
     title = f'{flags.size}, quick' if flags.quick else flags.size

@@ -69,6 +69,39 @@ def test_it_ends_in_time_and_the_next_call_goes_on(tmp_path, monkeypatch):
     assert telepathy.run(iter(todo), out, NEVER, quiet()) and place.read_text() == 'xsxb'
 
 
+def meets(tmp_path: pathlib.Path, mine: str, other: str) -> tuple[str, ...]:
+    """A command that ends well only where the one of `other` runs at the same time."""
+    program = f"""
+import pathlib, time
+pathlib.Path({str(tmp_path / mine)!r}).touch()
+end = time.monotonic() + 20
+while not pathlib.Path({str(tmp_path / other)!r}).exists():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+"""
+    return (sys.executable, '-c', program)
+
+
+def test_stages_beside_each_other_run_together(tmp_path):
+    todo = [
+        Stage('a', writes(tmp_path / 'log', 'a'), beside=True),
+        Stage('b', meets(tmp_path, 'b', 'c')),
+        Stage('c', meets(tmp_path, 'c', 'b'), beside=True),
+        Stage('d', writes(tmp_path / 'log', 'd'), beside=True),
+    ]
+    groups = [[one.name for one in group] for group in telepathy.together(iter(todo), 2)]
+    assert groups == [['a'], ['b', 'c'], ['d']]
+    assert telepathy.run(iter(todo), tmp_path / 'out', NEVER, quiet(), 2)
+    assert (tmp_path / 'log').read_text() == 'ad'
+
+
+def test_one_that_fails_beside_others_leaves_them_finished(tmp_path):
+    fails = Stage('b', (sys.executable, '-c', 'raise SystemExit(3)'), beside=True)
+    with pytest.raises(UserError, match='stage b: expected status 0, got 3'):
+        telepathy.run(iter([Stage('a', writes(tmp_path / 'log', 'a')), fails]), tmp_path / 'out', NEVER, quiet(), 2)
+    assert telepathy.finished(Stage('a', writes(tmp_path / 'log', 'a')), tmp_path / 'out')
+
+
 @pytest.mark.parametrize('size', sorted(SIZES))
 @pytest.mark.parametrize('quick', [False, True])
 def test_the_scripts_know_every_argument(tmp_path, monkeypatch, size, quick):
@@ -120,7 +153,7 @@ def test_what_stops_it_reaches_its_stage_once(tmp_path, number):
 import signal, sys
 from experiments import telepathy
 signal.signal(signal.SIGTERM, telepathy.stop)
-telepathy.call((sys.executable, '-c', {SAVES.format(place=str(place))!r}), float('inf'))
+telepathy.call([(sys.executable, '-c', {SAVES.format(place=str(place))!r})], float('inf'))
 """
     command = [sys.executable, '-c', program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=telepathy.ROOT) as process:
