@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     c.ema = 0.999
     c.checkpoint.every = 2000
     c.checkpoint.keep = 1
+    c.loader.num_workers = 8  # decoding processes: a step takes less than one process needs for its 128 pictures
     c.model.dtype = 'bfloat16'
     c.optimizer.params_rate = 1e-3
     c.optimizer.warmup_steps = 400

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import signal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if os.environ['JAX_PLATFORMS'] == 'cpu':  # compile time counts for more than run time here (tests/quick.py)
@@ -9,6 +10,9 @@ if os.environ['JAX_PLATFORMS'] == 'cpu':  # compile time counts for more than ru
     if importlib.metadata.version('jaxlib').startswith('0.10.'):  # XLA aborts on a flag that it does not know
         options.append('cpu_use_fusion_emitters=false')
     os.environ.setdefault('XLA_FLAGS', ' '.join(f'--xla_{option}' for option in options))
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: tests of Ctrl-C need what it does
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import orbax.checkpoint as ocp
