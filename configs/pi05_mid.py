@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     c.checkpoint.every = 2000
     c.checkpoint.keep = 1
     c.loader.num_workers = 8  # decoding processes: a step takes less than one process needs for its 128 pictures
+    c.loader.cache = False  # each of them would come to keep nearly all windows
     c.model.dtype = 'bfloat16'
     c.optimizer.params_rate = 1e-3
     c.optimizer.warmup_steps = 400

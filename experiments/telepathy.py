@@ -58,7 +58,7 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One command, and the name under which its end is noted; `beside`: it may run at the same time as the last one."""
+    """One command, and the name under which its end is noted; those `beside` each other may run at the same time."""
 
     name: str
     command: tuple[str, ...]
@@ -93,7 +93,7 @@ def stages(size: Size, data: pathlib.Path, out: pathlib.Path, quick: bool = Fals
     for seed in list(SEEDS)[: 2 if quick else None]:
         place = out / 'lora' / 'rows' / 'pi05_lora' / f'seed{seed}'
         lora = ['--config=configs/lora_so101.py', *same, f'--config.steps={tuned}', f'--config.seed={seed}']
-        yield dataclasses.replace(stage(f'lora{seed}', 'train.py', *lora, f'--workdir={place}'), beside=seed > 0)
+        yield dataclasses.replace(stage(f'lora{seed}', 'train.py', *lora, f'--workdir={place}'), beside=True)
     found = [f'--workdir={out / name}' for name in ('rows', 'lora')]
     asked = ['--stress', '--robustness', '--checks', '--episodes_at_once=20']
     yield stage('report', 'evaluate.py', *found, *asked, f'--out={out / "report"}')
@@ -140,13 +140,14 @@ def run(todo: Iterator[Stage], out: pathlib.Path, until: float, console: Console
         if until - time.monotonic() < 2 * GRACE:
             return False
         console.rule(', '.join(one.name for one in group))
-        for one, status in zip(group, call([one.command for one in group], until - GRACE), strict=True):
-            if status == 0:
-                atomic_write(note_of(one, out), ' '.join(one.command[1:]))
-            elif status is not None:
+        ended = dict(zip(group, call([one.command for one in group], until - GRACE), strict=True))
+        for one in (one for one, status in ended.items() if status == 0):
+            atomic_write(note_of(one, out), ' '.join(one.command[1:]))
+        for one, status in ended.items():
+            if status:
                 shown = ' '.join(one.command[1:])[:300]
                 raise UserError(f'stage {one.name}: expected status 0, got {status} from {shown}')
-        if not all(finished(one, out) for one in group):
+        if None in ended.values():
             return False
     return True
 
@@ -165,10 +166,10 @@ def finished(one: Stage, out: pathlib.Path) -> bool:
 
 
 def together(todo: Iterator[Stage], at_once: int) -> Iterator[list[Stage]]:
-    """Stages that run at the same time: one, and as many of those after it as may run beside it."""
+    """Stages that run at the same time: one, or up to `at_once` in a row that may run beside each other."""
     group: list[Stage] = []
     for one in todo:
-        if group and not (one.beside and len(group) < at_once):
+        if group and not (one.beside and group[0].beside and len(group) < at_once):
             yield group
             group = []
         group.append(one)
@@ -183,8 +184,10 @@ def call(commands: list[tuple[str, ...]], until: float) -> list[int | None]:
     share a GPU's memory as they need it: none may take most of it ahead, as JAX does.
     """
     shared = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'} if len(commands) > 1 else {}
-    running = [subprocess.Popen(c, cwd=ROOT, start_new_session=True, env=os.environ | shared) for c in commands]
+    running: list[subprocess.Popen] = []
     try:
+        for command in commands:
+            running.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=os.environ | shared))
         for process in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(until - time.monotonic(), 0.01))
@@ -233,6 +236,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f'--minutes: expected more than {3 * GRACE / 60:g}, got {flags.minutes:g}: saving takes its time'
         )
+    if flags.at_once < 1:
+        raise UserError(f'--at-once: expected at least 1 training, got {flags.at_once}; correct it')
     signal.signal(signal.SIGTERM, stop)
     jax.config.update('jax_platforms', 'cpu')  # this process only counts; the GPU is for the stages
     todo = stages(size, data, out, flags.quick)

@@ -46,11 +46,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
     def group(peak, together):
         clip, adam = optax.clip_by_global_norm(config.clip_norm), optax.scale_by_adam(config.b1, config.b2)
-        return optax.chain(
-            as_one_vector(optax.chain(clip, adam)) if together else optax.chain(clip, adam),
-            optax.add_decayed_weights(config.weight_decay, lambda tree: trees.map_with_path(decays, tree)),
-            optax.scale_by_learning_rate(rate_schedule(peak, config)),
-        )
+        decay = optax.add_decayed_weights(config.weight_decay, lambda tree: trees.map_with_path(decays, tree))
+        rate = optax.scale_by_learning_rate(rate_schedule(peak, config))
+        if together:
+            return optax.chain(as_one_vector(optax.chain(clip, adam)), decay, rate)
+        return optax.chain(clip, optax.chain(adam, decay, rate))
 
     groups = {'sigma': config.sigma_rate, 'lora': config.lora_rate, 'params': config.params_rate}
     return optax.partition({name: group(peak, name != 'params') for name, peak in groups.items()}, label_groups)

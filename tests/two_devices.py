@@ -73,7 +73,8 @@ def sizes(dropout):
 
 def sigma_goal(config):
     """Sigma's heads as small."""
-    heads = SigmaConfig(d_model=32, state_dim=small.A, action_dim=small.A, horizon=small.T, chunk=2, **small_run.SIGMA)
+    settings = small_run.SIGMA | {'trajectory_blocks': 2}  # so that their scan is compared too
+    heads = SigmaConfig(d_model=32, state_dim=small.A, action_dim=small.A, horizon=small.T, chunk=2, **settings)
     object.__setattr__(heads, 'dtype', 'float64')  # a config file may not ask for it
     return objective.SigmaObjective(config, heads, LossConfig(), CurriculumConfig(ramp_steps=4, tau=(0.01, 0.03)))
 

@@ -43,7 +43,8 @@ class AblationRun(Parts):
         each = len(members) // self.devices.count
         self.at_once = stacked.at_once(at_once or suits(config, each), each)
         self.one = make_step(self.goal, optimizer, config['ema'], config.get('accumulate', 1))  # of one member
-        self.step = self.devices.jit_rows(stacked.side_by_side(self.one, self.at_once, self._share))
+        together = stacked.side_by_side(self.one, self.at_once, self._share)
+        self.step = self.devices.jit_rows(together, config.get('triton', False))
 
     def _start(self, seed: int, optimizer) -> TrainState:
         """The state of a run with this seed before its first step."""
@@ -62,7 +63,7 @@ class AblationRun(Parts):
 
 
 def suits(config: Mapping, members: int) -> int:
-    """Members that a device of this kind computes best at a time: on a GPU as many as its memory holds."""
+    """Members that a device of this kind computes best at a time: on a GPU as many as `fitting` finds room for."""
     if jax.default_backend() == 'cpu':
         return CPU_AT_ONCE
     job, _ = memory_check.make_job(config)

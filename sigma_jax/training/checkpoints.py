@@ -15,9 +15,8 @@ from sigma_jax.training.signals import Stopped
 
 PyTree = Any
 # settings that may change between a run and its continuation
-FREE = ('steps', 'log', 'checkpoint', 'loader', 'compilation_cache')
-# settings that older checkpoints do not name, as they were
-LATER = {'accumulate': 1, 'ablations': '', 'features': '', 'triton': False}
+FREE = ('steps', 'log', 'checkpoint', 'loader', 'compilation_cache', 'triton')
+LATER = {'accumulate': 1, 'ablations': '', 'features': ''}  # settings that older checkpoints do not name, as they were
 
 
 class Checkpoints:
@@ -98,8 +97,8 @@ class Checkpoints:
             others = [other for other in self._manager.all_steps() if other < step]
             instead = f'continue from step {max(others)}' if others else 'start anew'
             raise UserError(
-                f'checkpoint {step} in {self.folder} cannot be read ({reason}); '
-                f'delete {self.folder}/step_{step} to {instead}'
+                f'checkpoint {step} in {self.folder} cannot be read ({reason}); if an earlier sigma_jax wrote it, '
+                f'continue with that one, otherwise delete {self.folder}/step_{step} to {instead}'
             ) from error
 
 

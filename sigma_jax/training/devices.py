@@ -45,9 +45,9 @@ class Devices:
             options |= {'in_shardings': (whole, whole, rows, whole), 'out_shardings': (whole, whole)}
         return jax.jit(step, **options)
 
-    def jit_rows(self, step: Callable) -> Callable:
+    def jit_rows(self, step: Callable, triton: bool = False) -> Callable:
         """A step of `stacked.side_by_side`, compiled: each device has its own rows, all of them the whole batch."""
-        options: dict[str, Any] = {'donate_argnums': 0, 'compiler_options': compiler_options()}
+        options: dict[str, Any] = {'donate_argnums': 0, 'compiler_options': compiler_options(triton)}
         if self.count == 1:
             return jax.jit(step, **options)
         whole, rows = PartitionSpec(), PartitionSpec(AXIS)

@@ -84,8 +84,8 @@ while not pathlib.Path({str(tmp_path / other)!r}).exists():
 
 def test_stages_beside_each_other_run_together(tmp_path):
     todo = [
-        Stage('a', writes(tmp_path / 'log', 'a'), beside=True),
-        Stage('b', meets(tmp_path, 'b', 'c')),
+        Stage('a', writes(tmp_path / 'log', 'a')),
+        Stage('b', meets(tmp_path, 'b', 'c'), beside=True),
         Stage('c', meets(tmp_path, 'c', 'b'), beside=True),
         Stage('d', writes(tmp_path / 'log', 'd'), beside=True),
     ]
@@ -96,10 +96,25 @@ def test_stages_beside_each_other_run_together(tmp_path):
 
 
 def test_one_that_fails_beside_others_leaves_them_finished(tmp_path):
-    fails = Stage('b', (sys.executable, '-c', 'raise SystemExit(3)'), beside=True)
-    with pytest.raises(UserError, match='stage b: expected status 0, got 3'):
-        telepathy.run(iter([Stage('a', writes(tmp_path / 'log', 'a')), fails]), tmp_path / 'out', NEVER, quiet(), 2)
-    assert telepathy.finished(Stage('a', writes(tmp_path / 'log', 'a')), tmp_path / 'out')
+    fails = Stage('a', (sys.executable, '-c', 'raise SystemExit(3)'), beside=True)
+    well = Stage('b', writes(tmp_path / 'log', 'b'), beside=True)
+    with pytest.raises(UserError, match='stage a: expected status 0, got 3'):
+        telepathy.run(iter([fails, well]), tmp_path / 'out', NEVER, quiet(), 2)
+    assert telepathy.finished(well, tmp_path / 'out') and not telepathy.finished(fails, tmp_path / 'out')
+
+
+def test_all_that_run_together_end_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(telepathy, 'GRACE', 0.5)
+    places = [tmp_path / 'b', tmp_path / 'c']
+    todo = [Stage(x.name, (sys.executable, '-c', SAVES.format(place=str(x))), beside=True) for x in places]
+    assert not telepathy.run(iter(todo), tmp_path / 'out', time.monotonic() + 4, quiet(), 2)
+    assert [x.read_text() for x in places] == ['xs', 'xs']
+
+
+def test_those_that_share_a_gpu_take_its_memory_as_they_need_it():
+    name = 'XLA_PYTHON_CLIENT_PREALLOCATE'
+    asks = (sys.executable, '-c', f'import os; raise SystemExit(3 if os.environ.get({name!r}) == "false" else 4)')
+    assert telepathy.call([asks], NEVER) == [4] and telepathy.call([asks, asks], NEVER) == [3, 3]
 
 
 @pytest.mark.parametrize('size', sorted(SIZES))
@@ -111,6 +126,8 @@ def test_the_scripts_know_every_argument(tmp_path, monkeypatch, size, quick):
     seeds = [f'lora{n}' for n in range(2 if quick else 5)]
     first = ['mix', 'policy'] if SIZES[size].policy else ['base']
     assert names == [*first, 'shards', 'rows', *seeds, 'report']
+    groups = [[stage.name for stage in group] for group in telepathy.together(iter(found), 5)]
+    assert groups == [*([name] for name in first), ['shards'], ['rows'], seeds, ['report']]
     for stage in found:
         script, *arguments = stage.command[1:]
         source = (telepathy.ROOT / script).read_text()

@@ -1,5 +1,8 @@
 """Trajectory branch against numpy: the DiT and its refinement loop (paper 3.3, DESIGN 3.4)."""
 
+import chex
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,6 +56,21 @@ def test_refinement_loop(case, start):
     module, p, inputs = case
     expected = reference(p, *inputs, np.zeros((B, T, A)) if start is None else start)
     assert ref.close(ref.call(module, p, *inputs, start), expected, 2e-4)
+
+
+def test_scanned_blocks_have_the_gradient_of_blocks_one_by_one(case):
+    module, p, (_, _, mask, _) = case
+    x, condition, context = normal(B, T, A), normal(B, Z), normal(B, S, Z)
+
+    def gradient(stacked):
+        def denoise(module):
+            return module.denoise(x, 1, condition, context, mask, module._stacked() if stacked else None)
+
+        return jax.grad(lambda p: jnp.sum(jnp.square(module.apply({'params': p}, method=denoise))))(p)
+
+    one_by_one, scanned = gradient(False), gradient(True)
+    assert not np.array_equal(*(jax.tree.leaves(one_by_one[f'blocks_{n}']['ffn'])[0] for n in range(2)))
+    chex.assert_trees_all_close(scanned, one_by_one, rtol=1e-4, atol=1e-5)
 
 
 def test_a_zero_last_layer_returns_zeros_from_any_start(case):
