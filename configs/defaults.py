@@ -35,8 +35,8 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()  # how the base computes; sizes only where `base` is ''
     c.model.dtype = 'float32'  # of its matrix products; 'bfloat16' on a GPU
-    # what layers keep for the backward pass: None (all), 'save_products' (five times the memory of the next one, a
-    # sixth faster), 'save_attention', or the name of a jax.checkpoint policy
+    # what layers keep for the backward pass: None (all), 'save_products' (activations take five times the memory of
+    # the next one, a sixth faster), 'save_attention', or the name of a jax.checkpoint policy
     c.model.remat = config_dict.placeholder(str)
 
     c.quant = ConfigDict()  # how the frozen base is stored on the device (sigma_jax/quant.py)

@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     c.loader.cache = False  # full-size pictures of a whole data set do not fit in memory
     c.model.dtype = 'bfloat16'
     c.model.remat = 'save_attention'  # of a layer keep only its input and its attention
-    c.triton = True
+    c.triton = True  # a run of hours earns back the time to compile
     c.quant.kind = 'bfloat16'  # with these products the same to the last bit as float32, in half the memory
     # q, k, v and output of language model and action expert (LeRobot); openpi's own also adapts the feed-forward layers
     c.lora.patterns = (r'.*/attn/(q|kv|attn_vec)_einsum(_1)?/w',)

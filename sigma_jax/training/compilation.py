@@ -21,7 +21,7 @@ def keep_programs(folder: str) -> None:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage collection within the block: for the call of a jitted function that traces it.
+    """No garbage collection within the block: for the first call of a jitted function, which traces and compiles it.
 
     Tracing makes millions of objects that stay; to look through them again and again takes a fifth of its time.
     """

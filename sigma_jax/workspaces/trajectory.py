@@ -104,7 +104,7 @@ class TrajectoryDiT(nn.Module):
         mask: Bool[Array, 'b s'],
         layers: Any,
     ) -> Float[Array, 'b t a']:
-        """One prediction of the clean residual; `layers` are the blocks' parameters, stacked; None to make them."""
+        """One prediction of the clean residual; `layers`: the blocks' parameters, stacked; None to make them."""
         y = linear(x, self.x_in, None, self.dtype) + self.position
         condition = condition + self.step_embedding[step]
         if layers is None:
