@@ -12,6 +12,7 @@ from sigma_jax import lora, quant
 from sigma_jax.errors import UserError
 
 SHORTEST = 128  # queries; below, the plain products are faster
+TILE = 128  # keys that cuDNN's kernel takes together
 MASKED = -2.3819763e38  # added nowhere, put in place of masked logits: finite, so an all-masked row stays finite
 
 
@@ -66,6 +67,7 @@ def attention(
     In half precision on GPUs that have it for these sizes, cuDNN's fused kernel.
     """
     if fuses(q, k):
+        k, v, mask = whole_tiles(k, v, mask)
         pairs = None if mask is None else mask[:, None]
         return jax.nn.dot_product_attention(q, k, v, mask=pairs, scale=1.0, implementation='cudnn')
     b, t, n, h = q.shape
@@ -91,6 +93,20 @@ def fusible(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h'], capability: 
     largest = 256 if capability >= 9 else 128
     sizes = q.shape[-1] <= largest and q.shape[-1] % 8 == 0 and q.shape[1] % 2 == k.shape[1] % 2 == 0
     return sizes and q.shape[1] >= SHORTEST
+
+
+def whole_tiles(
+    k: Float[Array, 'b s k h'], v: Float[Array, 'b s k h'], mask: Bool[Array, 'b t s'] | None
+) -> tuple[Float[Array, 'b z k h'], Float[Array, 'b z k h'], Bool[Array, 'b t z'] | None]:
+    """Masked keys appended where the last tile is half full; all else as it is.
+
+    There cuDNN's gradient with a mask takes the missing keys for zeros: that of a query whose logits are all below
+    about -89, or all masked, comes out NaN (pytorch #196678; seen from JAX on an H100).
+    """
+    if mask is None or k.shape[1] % TILE != TILE // 2:
+        return k, v, mask
+    more = ((0, 0), (0, TILE // 2), (0, 0), (0, 0))
+    return jnp.pad(k, more), jnp.pad(v, more), jnp.pad(mask, ((0, 0), (0, 0), (0, TILE // 2)))
 
 
 def remat_policy(name: str) -> Callable:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.errors import UserError
-from sigma_jax.nn import attention, remat_policy, safe_cosine, safe_norm
+from sigma_jax.nn import attention, remat_policy, safe_cosine, safe_norm, whole_tiles
 from tests.numpy_layers import softmax
 
 RNG = np.random.default_rng(0)
@@ -51,6 +51,38 @@ def test_attention_keeps_half_precision_outside_and_float32_inside():
     assert got.dtype == jnp.bfloat16
     want = by_hand(*(np.asarray(x, np.float32) for x in half), MASK)
     np.testing.assert_allclose(got.astype(np.float32), want, atol=0.02)
+
+
+@pytest.mark.parametrize(('keys', 'now'), [(64, 128), (192, 256), (128, 128), (200, 200)])
+def test_half_a_tile_of_keys_is_filled_with_masked_ones(keys, now):
+    k, v = RNG.standard_normal((2, 2, keys, 2, 5)).astype(np.float32)
+    mask = RNG.random((2, 3, keys)) < 0.6
+    filled = whole_tiles(k, v, mask)
+    assert [x.shape[axis] for x, axis in zip(filled, (1, 1, 2), strict=True)] == [now] * 3
+    np.testing.assert_allclose(attention(Q, *filled), by_hand(Q, k, v, mask), rtol=1e-4, atol=1e-5)
+    assert whole_tiles(k, v, None)[0] is k
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('width', [32, 256])
+@pytest.mark.parametrize('length', [128, 160, 192, 200, 320, 762])
+def test_fused_attention_and_its_gradient_equal_plain_ones(length, width):
+    """Queries that see nothing, such as a prompt's padding, included: what they get is read by nobody."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weight = (
+        jax.random.normal(key, (4, length, n, width), jnp.bfloat16) for key, n in zip(keys, (8, 1, 1, 8), strict=True)
+    )
+    valid = np.arange(length) < np.array([length, length - 9, length // 2, length - 1])[:, None]
+    mask, weight = jnp.asarray(valid[:, None, :] & valid[:, :, None]), weight * valid[..., None, None]
+
+    def total(q, k, v):
+        return jnp.sum((attention(q * width**-0.5, k, v, mask) * weight).astype(jnp.float32))
+
+    fused = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(q, k, v)
+    plain = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(*(x.astype(jnp.float32) for x in (q, k, v)))
+    for got, want in zip(jax.tree.leaves(fused), jax.tree.leaves(plain), strict=True):
+        largest = np.abs(want).max()
+        np.testing.assert_allclose(got.astype(np.float32), want, atol=0.02 * largest, rtol=0.02)
 
 
 def test_norm_and_cosine_equal_numpy():
