@@ -29,11 +29,11 @@ from rich.table import Table
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sigma_jax import assembly  # noqa: E402
+from sigma_jax import assembly, compiler  # noqa: E402
 from sigma_jax.ablations import side_by_side, stacked  # noqa: E402
 from sigma_jax.ablations.setup import AblationRun  # noqa: E402
 from sigma_jax.scripts import load  # noqa: E402
-from sigma_jax.training.devices import compiler_options, use_all_cores  # noqa: E402
+from sigma_jax.training.devices import use_all_cores  # noqa: E402
 
 TINY = 96  # width of the language model of assets/pi05_tiny
 
@@ -106,7 +106,7 @@ def together(run: AblationRun) -> Callable[[], Any]:
 def alone(run: AblationRun, starts: stacked.Rows, steps: int) -> Callable[[], Any]:
     """All steps of the next member, on the first device; on a CPU that one uses all cores."""
     device = jax.local_devices()[0]
-    step = jax.jit(run.one, donate_argnums=0, compiler_options=compiler_options())
+    step = compiler.jit(run.one, donate_argnums=0)
     frozen = jax.device_put(run.frozen, device)
     numbers = iter(range(len(run.members)))
 

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import defaults
-from sigma_jax import assembly, trees
+from sigma_jax import assembly, compiler, trees
 from sigma_jax.backbones import pi05
 from sigma_jax.lora import LoraConfig
 from sigma_jax.objective import unnormalize_actions
 from sigma_jax.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.train_step import init_state, make_step
 from sigma_jax.training.compilation import uncollected
-from sigma_jax.training.devices import compiler_options
 from sigma_jax.types import Batch, Frozen, Observation
 
 PyTree = Any
@@ -159,7 +158,7 @@ def compiled(function: Callable, *inputs: Any, triton: bool = False, **options: 
     """(the program, seconds to trace and compile it)."""
     start = time.perf_counter()
     with uncollected():
-        program = jax.jit(function, compiler_options=compiler_options(triton), **options).lower(*inputs).compile()
+        program = compiler.jit(function, triton, **options).lower(*inputs).compile()
     return program, time.perf_counter() - start
 
 

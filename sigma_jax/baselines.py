@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sigma_jax import assembly, sampled
+from sigma_jax import assembly, compiler, sampled
 from sigma_jax.backbones.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.data import pipeline, shards
 from sigma_jax.data.meta import read_meta
@@ -116,7 +116,7 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
         )
     stats = assembly.frozen_stats(policy.norm_stats, policy.norm_stats, policy.policy.relative_joints)
     sampler = sampled.make_sampler(sampled.bind_frozen(policy.config), config.seed, config.samples, horizon)
-    sample, params = jax.jit(sampler), jax.device_put(policy.params)
+    sample, params = compiler.jit(sampler), jax.device_put(policy.params)
     out = np.zeros((count, config.samples, horizon, policy.norm_stats['actions'].low.shape[0]), np.float32)
     for batch in loader:
         number = batch['record'][:, 0]

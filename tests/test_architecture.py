@@ -14,7 +14,7 @@ ROWS = (
     ('__init__', 'errors', 'files', 'hub'),
     ('types', 'backbones.tokenizer', 'backbones.small_tokenizer'),
     ('trees', 'data', 'policy'),
-    ('nn', 'lora', 'quant'),
+    ('nn', 'lora', 'quant', 'compiler'),
     ('backbones', 'workspaces'),
     ('sigma', 'losses', 'convert'),
     ('curriculum', 'adapter', 'metrics', 'optimizer', 'ablations.stacked'),

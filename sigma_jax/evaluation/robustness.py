@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sigma_jax import assembly, baselines, metrics, sampled
+from sigma_jax import assembly, baselines, compiler, metrics, sampled
 from sigma_jax.adapter import AdapterState
 from sigma_jax.data.meta import read_meta
 from sigma_jax.evaluation import measure
@@ -39,7 +39,7 @@ class BasePolicy:
         self.statistics = own
         self.stats = assembly.frozen_stats(own, own, loaded.policy.relative_joints)
         self.params = jax.device_put(loaded.params)
-        self.run = jax.jit(
+        self.run = compiler.jit(
             sampled.make_sampler(sampled.bind_frozen(loaded.config), self.config.seed, 1, meta['horizon'])
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sigma_jax import assembly, quant, sampled
+from sigma_jax import assembly, compiler, quant, sampled
 from sigma_jax.errors import UserError
 from sigma_jax.training.checkpoints import FREE, Checkpoints, parameter_count
 from sigma_jax.training.devices import Devices
@@ -32,7 +32,7 @@ class Library:
         key = json.dumps({k: v for k, v in config.items() if k not in left_out}, sort_keys=True)
         if key not in self._opened:
             parts = Parts(config, Devices(jax.local_devices()[:1]))
-            self._opened[key] = parts, jax.jit(make(parts))
+            self._opened[key] = parts, compiler.jit(make(parts))
         return self._opened[key]
 
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sigma_jax import compiler
 from sigma_jax.errors import UserError
 
 PyTree = Any
@@ -39,21 +40,21 @@ class Devices:
 
     def jit(self, step: Callable, triton: bool = False) -> Callable:
         """A step of `train_step.make_step`, compiled; its state is given away and comes back on every device."""
-        options: dict[str, Any] = {'donate_argnums': 0, 'compiler_options': compiler_options(triton)}
+        options: dict[str, Any] = {'donate_argnums': 0, 'triton': triton}
         if self.count > 1:
             whole, rows = self._everywhere, self._rows
             options |= {'in_shardings': (whole, whole, rows, whole), 'out_shardings': (whole, whole)}
-        return jax.jit(step, **options)
+        return compiler.jit(step, **options)
 
     def jit_rows(self, step: Callable, triton: bool = False) -> Callable:
         """A step of `stacked.side_by_side`, compiled: each device has its own rows, all of them the whole batch."""
-        options: dict[str, Any] = {'donate_argnums': 0, 'compiler_options': compiler_options(triton)}
+        options: dict[str, Any] = {'donate_argnums': 0, 'triton': triton}
         if self.count == 1:
-            return jax.jit(step, **options)
+            return compiler.jit(step, **options)
         whole, rows = PartitionSpec(), PartitionSpec(AXIS)
         inputs = (rows, whole, whole, rows)
         apart = jax.shard_map(step, mesh=self._mesh, in_specs=inputs, out_specs=rows, check_vma=False)
-        return jax.jit(apart, **options)
+        return compiler.jit(apart, **options)
 
     def check(self, batch_size: int, accumulate: int) -> None:
         """Raises UserError where a batch cannot be divided evenly into micro-batches and these over the devices."""
@@ -65,18 +66,6 @@ class Devices:
                 f'{self.count} devices), got {batch_size}; change it, or accumulate, or show fewer devices '
                 '(CUDA_VISIBLE_DEVICES)'
             )
-
-
-def compiler_options(triton: bool = False) -> dict[str, bool]:
-    """What a step asks of XLA on a GPU; nothing elsewhere.
-
-    Without `triton` no products by Triton: trying them out takes half of the compile time at full size, for 3 % of a
-    LoRA step and nothing of Sigma's. And no products that write into a slice of what layers keep for the backward
-    pass: where the layer reads the product too, XLA computes it twice ('save_products' at full size: 16 % slower).
-    """
-    if jax.default_backend() != 'gpu':
-        return {}
-    return {'xla_gpu_enable_triton_gemm': triton, 'xla_gpu_enable_dynamic_slice_fusion': False}
 
 
 def use_all_cores() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from sigma_jax import assembly
+from sigma_jax import assembly, compiler
 from sigma_jax.backbones.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.baselines import check_baselines
 from sigma_jax.data import normalize, pipeline
@@ -52,7 +52,7 @@ class Parts:
 
         `progress` is told (windows done, windows in all) while that goes on.
         """
-        see = functools.partial(jax.jit(self.goal.see), self.frozen)
+        see = functools.partial(compiler.jit(self.goal.see), self.frozen)
         made_by = features.identity(self.config, self.base, self.shards)
         windows = self.meta['windows']['train']
         self.features = features.prepare(made_by, self.shards, 'train', windows, see, self.in_order, progress)
@@ -113,5 +113,5 @@ class Run(Parts):
 
     def shares(self, batch, key) -> dict[str, jax.Array]:
         """Gradient norm of each loss term; costs four backward passes."""
-        measure = jax.jit(self.goal.alignment_share)
+        measure = compiler.jit(self.goal.alignment_share)
         return measure(self.state.trainable, self.frozen, batch, self.ablation, key, self.state.step)

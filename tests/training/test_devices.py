@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.errors import UserError
-from sigma_jax.training.devices import Devices, compiler_options
+from sigma_jax.training.devices import Devices
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -59,13 +59,3 @@ def test_batches_that_cannot_be_divided():
 def test_one_device_leaves_arrays_as_they_are():
     batch = {'x': np.ones(3)}
     assert Devices(jax.devices()[:1]).split(batch) is batch
-
-
-def test_xla_is_asked_for_other_things_on_a_gpu(monkeypatch):
-    assert compiler_options() == {}
-    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    assert compiler_options() == {'xla_gpu_enable_triton_gemm': False, 'xla_gpu_enable_dynamic_slice_fusion': False}
-    options = compiler_options(triton=True)
-    assert options['xla_gpu_enable_triton_gemm'] is True
-    monkeypatch.undo()
-    jax.jit(lambda x: x, compiler_options=options)(1.0)  # XLA knows their names, on a CPU too
