@@ -23,7 +23,14 @@ from sigma_jax.evaluation.kept import Measured
 from sigma_jax.evaluation.measure import Arm, EvaluationConfig
 from sigma_jax.evaluation.provenance import commit
 from sigma_jax.evaluation.replay import CARRIED, TAU_OFF, NumpyBatch, Windows, views
-from sigma_jax.evaluation.replay_shards import count_batches, in_order, list_batches, replay_split, whole_episodes
+from sigma_jax.evaluation.replay_shards import (
+    Decoded,
+    count_batches,
+    in_order,
+    list_batches,
+    replay_split,
+    whole_episodes,
+)
 from sigma_jax.evaluation.trained import Library, Trained, TrainedPolicy
 from sigma_jax.evaluation.trainings import FULL, NO_TAU, TUNED, Training, check_held_out, lead
 from sigma_jax.training.checkpoints import whole_steps
@@ -51,6 +58,7 @@ class Inputs:
     library: Library
     bar: Progress
     out: pathlib.Path
+    decoded: Decoded
 
     @property
     def windows(self) -> Windows:
@@ -60,7 +68,7 @@ class Inputs:
     @functools.cached_property
     def one(self) -> NumpyBatch:
         """A batch, for its shapes."""
-        return next(iter(list_batches(self.opened, self.shards, self.split, self.episodes_at_once)))
+        return next(iter(list_batches(self.opened, self.shards, self.split, self.episodes_at_once, self.decoded)))
 
     @functools.cached_property
     def sample(self) -> int:
@@ -171,6 +179,7 @@ def of_policy(inputs: Inputs, training: Training) -> Measured:
         policy.config['tokenizer'],
         policy.statistics,
         policy.base.policy,
+        decoded=inputs.decoded,
     )
     total = count_batches(inputs.shards, inputs.split, inputs.episodes_at_once)
     task = inputs.bar.add_task(f'{training.row} {training.seed}', total=total, note='')
@@ -198,7 +207,8 @@ def of_sigma(inputs: Inputs, training: Training) -> Measured:
 
     def replay(split: str, runs: Sequence[str]) -> Windows:
         name = f'{training.row} {training.seed}'
-        return replay_split(trained, inputs.shards, split, inputs.episodes_at_once, inputs.bar, runs, name)
+        where = (inputs.shards, split, inputs.episodes_at_once, inputs.bar)
+        return replay_split(trained, *where, runs, name, inputs.decoded)
 
     windows, state = (inputs.windows, inputs.state) if same else (replay(inputs.split, runs), None)
     if whole and not same and inputs.state is not None:

@@ -1,7 +1,8 @@
 """Arithmetic of a function, counted in its jaxpr: products and sums of matrix products and convolutions.
 
-Counted before compilation, so the same on every device; a scan counts as often as it runs, of branches the dearest.
-Elementwise work, under a hundredth of a transformer's, is left out.
+Counted before compilation, so the same on every device but for keys that a GPU's attention is filled up with
+(`nn.whole_tiles`); a scan counts as often as it runs, of branches the dearest. Elementwise work, under a hundredth of a
+transformer's, is left out.
 """
 
 import math

@@ -1,7 +1,8 @@
 """Prepared shards through a trained model, whole episodes at a time."""
 
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,42 @@ from sigma_jax.evaluation.replay import RUNS, NumpyBatch, Windows, pad_windows, 
 from sigma_jax.policy import Policy
 
 SPLITS = ('train', 'calibration', 'test')
+ROOM = 2 * 2**30  # bytes of decoded batches that an evaluation keeps
+
+
+class Decoded:
+    """Batches decoded once and kept, read-only, while there is room; those of a split that does not fit, every time.
+
+    Trainings of one comparison see the same pictures and prompts, and decoding them takes longer than a small model.
+    """
+
+    def __init__(self, room: int = ROOM):
+        self._room = room
+        self._kept: dict[bytes, list[NumpyBatch]] = {}
+
+    def __call__(self, key: bytes, make: Callable[[], Iterable[NumpyBatch]]) -> Iterator[NumpyBatch]:
+        """What `make` gives, or gave for the same key when it was read to its end."""
+        if key in self._kept:
+            yield from self._kept[key]
+            return
+        found, size = [], 0
+        for batch in make():
+            size += sum(x.nbytes for x in batch.values())
+            if size <= self._room:
+                found.append(read_only(batch))
+            else:
+                found.clear()
+            yield batch
+        if size <= self._room:
+            self._room -= size
+            self._kept[key] = found
+
+
+def read_only(batch: NumpyBatch) -> NumpyBatch:
+    """The same arrays, not to be changed in place."""
+    for x in batch.values():
+        x.flags.writeable = False
+    return batch
 
 
 def replay_split(
@@ -26,10 +63,11 @@ def replay_split(
     bar: Progress,
     runs: Sequence[str] = RUNS,
     name: str = '',
+    decoded: Decoded | None = None,
 ) -> Windows:
     """Every window of one split through Sigma, whole episodes at a time; `name` is what the bar shows."""
     statistics = read_norm_stats(pathlib.Path(trained.config['shards']) / 'norm_stats.json')['state']
-    batches = list_batches(trained, shards, split, episodes_at_once)
+    batches = list_batches(trained, shards, split, episodes_at_once, decoded)
     task = bar.add_task(name or split, total=count_batches(shards, split, episodes_at_once), note='')
     return replay(
         batches,
@@ -43,11 +81,13 @@ def replay_split(
     )
 
 
-def list_batches(trained: Any, shards: pathlib.Path, split: str, episodes_at_once: int) -> Iterator[NumpyBatch]:
+def list_batches(
+    trained: Any, shards: pathlib.Path, split: str, episodes_at_once: int, decoded: Decoded | None = None
+) -> Iterator[NumpyBatch]:
     """Batches of whole episodes as Sigma sees them, states normalised as in its training."""
     statistics = pathlib.Path(trained.config['shards']) / 'norm_stats.json'
     return whole_episodes(
-        shards, split, episodes_at_once, trained.config['tokenizer'], statistics, trained.base.policy, 'pi05'
+        shards, split, episodes_at_once, trained.config['tokenizer'], statistics, trained.base.policy, 'pi05', decoded
     )
 
 
@@ -59,8 +99,28 @@ def whole_episodes(
     statistics: pathlib.Path | Mapping[str, Statistics],
     policy: Policy,
     baselines: str | None = None,
+    decoded: Decoded | None = None,
 ) -> Iterator[NumpyBatch]:
-    """Batches of whole episodes, all splits with the same number of windows, so that a model compiles once."""
+    """Batches of whole episodes, all splits with the same number of windows, so that a model compiles once.
+
+    `decoded` keeps them for the next who asks for the same.
+    """
+    settings = (shards, split, episodes_at_once, tokenizer, statistics, policy, baselines)
+    if decoded is not None:
+        return decoded(pickle.dumps(settings), lambda: decode(*settings))
+    return decode(*settings)
+
+
+def decode(
+    shards: pathlib.Path,
+    split: str,
+    episodes_at_once: int,
+    tokenizer: str,
+    statistics: pathlib.Path | Mapping[str, Statistics],
+    policy: Policy,
+    baselines: str | None,
+) -> Iterator[NumpyBatch]:
+    """`whole_episodes` from disk."""
     length = max(int(np.bincount(read_index(shards, name).episode).max(initial=0)) for name in SPLITS)
     loader = make_loader(
         shards,

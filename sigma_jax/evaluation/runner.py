@@ -18,7 +18,7 @@ from sigma_jax.evaluation.measure import EvaluationConfig, evaluate
 from sigma_jax.evaluation.perturb import every_level
 from sigma_jax.evaluation.provenance import count_test_reads, provenance
 from sigma_jax.evaluation.replay import Windows
-from sigma_jax.evaluation.replay_shards import SPLITS, list_batches, replay_split, whole_episodes
+from sigma_jax.evaluation.replay_shards import SPLITS, Decoded, list_batches, replay_split, whole_episodes
 from sigma_jax.evaluation.trained import Library, Trained
 from sigma_jax.evaluation.trainings import Training
 from sigma_jax.files import atomic_write
@@ -64,18 +64,21 @@ def run(
     Raises UserError for an unknown split, unfinished training, or shards of another base.
     """
     check_splits(request.splits, request.stress)
-    library = Library()
+    library, decoded = Library(), Decoded()
     trained = (load or load_with(library))(request.workdir, console)
     shards = request.shards or pathlib.Path(trained.config['shards'])
     out = request.out or request.workdir
     check_baselines(shards, trained.base.digest)
     meta = read_meta(shards)
     with trainer.progress_bar(console) as bar:
-        splits = {name: replay_split(trained, shards, name, request.episodes_at_once, bar) for name in request.splits}
+        splits = {}
+        for name in request.splits:
+            again = None if name == 'train' else decoded  # no other training replays it
+            splits[name] = replay_split(trained, shards, name, request.episodes_at_once, bar, decoded=again)
         state = None
         if 'calibration' in splits:
             state = measure.fit_adapter(splits['calibration'], request.config.adapter)
-        more = extras(request, trained, shards, splits, state, library, bar)
+        more = extras(request, trained, shards, splits, state, library, decoded, bar)
     facts = provenance(trained, shards) | {'test_reads': count_test_reads(request.workdir, request.splits)}
     result = evaluate(splits, request.config, trained.sigma_params, facts, meta['action_names'], state, more)
     write(result, out, request.workdir / 'train_log.csv')
@@ -89,13 +92,14 @@ def extras(
     splits: dict[str, Windows],
     state: AdapterState | None,
     library: Library,
+    decoded: Decoded,
     bar: Progress,
 ) -> dict[str, Any]:
     """What was asked for beside the evaluation of one checkpoint, by its key in the report; of the headline split."""
     split, meta = headline(splits), read_meta(shards)
 
     def batches():
-        return list_batches(trained, shards, split, request.episodes_at_once)
+        return list_batches(trained, shards, split, request.episodes_at_once, decoded)
 
     more: dict[str, Any] = {}
     if isinstance(trained, Trained) and not request.rows:
@@ -109,9 +113,8 @@ def extras(
         base, task = robustness.BasePolicy(shards, trained.config['base']), bar.add_task('robustness', total=9, note='')
 
         def pairs():
-            bases = whole_episodes(
-                shards, split, request.episodes_at_once, base.config.tokenizer, base.statistics, base.policy
-            )
+            where = (shards, split, request.episodes_at_once)
+            bases = whole_episodes(*where, base.config.tokenizer, base.statistics, base.policy, decoded=decoded)
             return zip(batches(), bases, strict=True)
 
         rows = robustness.table(
@@ -120,8 +123,9 @@ def extras(
         sampled = len(every_level()) * len(splits[split].episode)
         more['robustness'] = {'split': split, 'base_samples': sampled, 'rows': rows}
     if request.rows:
-        where = (shards, split, request.episodes_at_once, request.config, library, bar, request.out or request.workdir)
-        inputs = comparison_run.Inputs(request.rows, request.workdir, trained, splits, state, *where)
+        place = (shards, split, request.episodes_at_once, request.config)
+        tools = (library, bar, request.out or request.workdir, decoded)
+        inputs = comparison_run.Inputs(request.rows, request.workdir, trained, splits, state, *place, *tools)
         more['comparison'] = comparison_run.compare_rows(inputs) | {'left_out': list(request.left_out)}
     return more
 
