@@ -53,6 +53,7 @@ def write_baselines(
     assembly.check_images(policy, meta)
     policy = dataclasses.replace(policy, norm_stats=assembly.robot_statistics(policy, meta))
     total, done = sum(meta['windows'].values()), 0
+    progress(0, total)  # the first batch takes a while to compile
     for split in shards.SPLITS:
         count = meta['windows'][split]
         if split not in finished and count:
