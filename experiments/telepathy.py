@@ -95,7 +95,7 @@ def stages(size: Size, data: pathlib.Path, out: pathlib.Path, quick: bool = Fals
         lora = ['--config=configs/lora_so101.py', *same, f'--config.steps={tuned}', f'--config.seed={seed}']
         yield dataclasses.replace(stage(f'lora{seed}', 'train.py', *lora, f'--workdir={place}'), beside=True)
     found = [f'--workdir={out / name}' for name in ('rows', 'lora')]
-    asked = ['--stress', '--robustness', '--checks', '--episodes_at_once=20']
+    asked = ['--stress', '--robustness', '--checks', f'--episodes_at_once={2 if quick else 20}']
     yield stage('report', 'evaluate.py', *found, *asked, f'--out={out / "report"}')
 
 
