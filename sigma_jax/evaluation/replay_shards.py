@@ -105,34 +105,23 @@ def whole_episodes(
 
     `decoded` keeps them for the next who asks for the same.
     """
+
+    def make() -> Iterator[NumpyBatch]:
+        length = max(int(np.bincount(read_index(shards, name).episode).max(initial=0)) for name in SPLITS)
+        loader = make_loader(
+            shards,
+            split,
+            batch_size=episodes_at_once,
+            tokenizer=load_tokenizer(tokenizer),
+            sequence_length=None,
+            baselines=baselines,
+            norm_stats=statistics,
+            policy=policy,
+        )
+        return (pad_windows(batch, length) for batch in loader)
+
     settings = (shards, split, episodes_at_once, tokenizer, statistics, policy, baselines)
-    if decoded is not None:
-        return decoded(pickle.dumps(settings), lambda: decode(*settings))
-    return decode(*settings)
-
-
-def decode(
-    shards: pathlib.Path,
-    split: str,
-    episodes_at_once: int,
-    tokenizer: str,
-    statistics: pathlib.Path | Mapping[str, Statistics],
-    policy: Policy,
-    baselines: str | None,
-) -> Iterator[NumpyBatch]:
-    """`whole_episodes` from disk."""
-    length = max(int(np.bincount(read_index(shards, name).episode).max(initial=0)) for name in SPLITS)
-    loader = make_loader(
-        shards,
-        split,
-        batch_size=episodes_at_once,
-        tokenizer=load_tokenizer(tokenizer),
-        sequence_length=None,
-        baselines=baselines,
-        norm_stats=statistics,
-        policy=policy,
-    )
-    return (pad_windows(batch, length) for batch in loader)
+    return make() if decoded is None else decoded(pickle.dumps(settings), make)
 
 
 def count_batches(shards: pathlib.Path, split: str, episodes_at_once: int) -> int:
