@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     c.base = 'runs/telepathy/policy/policy'
     c.shards = 'runs/telepathy/shards'
     c.steps = 1000
-    c.checkpoint.every = 1000  # 60 trainings are 6 GB; a few minutes are less than writing them several times
+    c.checkpoint.every = 1000  # at its end: 60 trainings are 6 GB a checkpoint, and a few minutes of work
     c.model.dtype = 'bfloat16'
     c.sigma.action_width = 256
     c.sigma.action_heads = 8

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.errors import UserError
-from sigma_jax.nn import attention, remat_policy, safe_cosine, safe_norm, whole_tiles
+from sigma_jax.nn import attention, fuses, remat_policy, safe_cosine, safe_norm, whole_tiles
 from tests.numpy_layers import softmax
 
 RNG = np.random.default_rng(0)
@@ -72,14 +72,16 @@ def test_fused_attention_and_its_gradient_equal_plain_ones(length, width):
     q, k, v, weight = (
         jax.random.normal(key, (4, length, n, width), jnp.bfloat16) for key, n in zip(keys, (8, 1, 1, 8), strict=True)
     )
+    assert fuses(q, k), 'to be run on a GPU whose cuDNN has this attention'
     valid = np.arange(length) < np.array([length, length - 9, length // 2, length - 1])[:, None]
     mask, weight = jnp.asarray(valid[:, None, :] & valid[:, :, None]), weight * valid[..., None, None]
 
     def total(q, k, v):
-        return jnp.sum((attention(q * width**-0.5, k, v, mask) * weight).astype(jnp.float32))
+        out = attention(q * width**-0.5, k, v, mask) * weight
+        return jnp.sum(out.astype(jnp.float32)), out
 
-    fused = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(q, k, v)
-    plain = jax.jit(jax.value_and_grad(total, (0, 1, 2)))(*(x.astype(jnp.float32) for x in (q, k, v)))
+    both = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
+    fused, plain = both(q, k, v), both(*(x.astype(jnp.float32) for x in (q, k, v)))
     for got, want in zip(jax.tree.leaves(fused), jax.tree.leaves(plain), strict=True):
         largest = np.abs(want).max()
         np.testing.assert_allclose(got.astype(np.float32), want, atol=0.02 * largest, rtol=0.02)
