@@ -9,10 +9,11 @@ training does: every member reads its own batches, and every step computes its o
 turns, part by part, so that what else the machine does falls on both. Building the run (base, data, first states) is
 left out on both sides, because it is the same. On a CPU the ratio asked for includes compiling. On a GPU, where that is
 most of a short run and little of a long one, it is that of the steps after the first. The status is 1 where it is below
---at-least.
+--at-least. --profile shows where a GPU's time goes on either side: one that is never idle gains no more by rows.
 """
 
 import argparse
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from rich.table import Table
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import kernel_groups  # noqa: E402
 from sigma_jax import assembly, compiler  # noqa: E402
 from sigma_jax.ablations import side_by_side, stacked  # noqa: E402
 from sigma_jax.ablations.setup import AblationRun  # noqa: E402
@@ -54,6 +56,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add('--batch', type=int, help="sequences a step (the config's)")
     add('--windows', type=int, help="windows a sequence (the config's)")
     add('--turns', type=int, default=4, help='parts in which both sides are timed in turn (4)')
+    add('--profile', action='store_true', help="time by kernel group, of a step of all members and of one member's")
     add('--at-least', type=float, help='the ratio to reach (3 on a CPU; 10 on a GPU, 4 there for a wider base)')
     return parser.parse_args(argv)
 
@@ -104,11 +107,11 @@ def together(run: AblationRun) -> Callable[[], Any]:
 
 
 def alone(run: AblationRun, starts: stacked.Rows, steps: int) -> Callable[[], Any]:
-    """All steps of the next member, on the first device; on a CPU that one uses all cores."""
+    """All steps of the next member, round and round, on the first device; on a CPU that one uses all cores."""
     device = jax.local_devices()[0]
     step = compiler.jit(run.one, donate_argnums=0)
     frozen = jax.device_put(run.frozen, device)
-    numbers = iter(range(len(run.members)))
+    numbers = itertools.cycle(range(len(run.members)))
 
     def member() -> Any:
         n, batches = next(numbers), iter(run.make_loader(0))
@@ -121,10 +124,9 @@ def alone(run: AblationRun, starts: stacked.Rows, steps: int) -> Callable[[], An
     return member
 
 
-def measure(run: AblationRun, steps: int, turns: int, loop_members: int | None, console: Console) -> dict[str, float]:
+def measure(ours: Timed, theirs: Timed, all_members: int, flags: argparse.Namespace, console: Console) -> dict:
     """Both sides in turns: `turns` times a share of the steps of all members, then a share of the members' steps."""
-    members = loop_members or len(run.members)
-    ours, theirs = Timed(together(run)), Timed(alone(run, jax.device_get(run.state), steps))
+    steps, turns, members = flags.steps, flags.turns, flags.loop_members or all_members
     for turn in range(turns):
         console.print(
             f'part {turn + 1} of {turns}: one program {ours.seconds:.0f} s, loop {theirs.seconds:.0f} s so far'
@@ -135,10 +137,26 @@ def measure(run: AblationRun, steps: int, turns: int, loop_members: int | None, 
             theirs()
     # what the first call of the loop took beyond the others is compiling, which happens once
     each = (theirs.seconds - theirs.first) / max(members - 1, 1)
-    loop = theirs.seconds + each * (len(run.members) - members)
+    loop = theirs.seconds + each * (all_members - members)
     found = {'together': ours.seconds, 'loop': loop, 'ratio': loop / ours.seconds, 'first': ours.first, 'each': each}
     step = (ours.seconds - ours.first) / max(steps - 1, 1)
-    return found | {'step': step, 'later': each * len(run.members) / (steps * step) if step else float('nan')}
+    return found | {'step': step, 'later': each * all_members / (steps * step) if step else float('nan')}
+
+
+def by_kernel(ours: Timed, theirs: Timed, steps: int) -> Table | None:
+    """Milliseconds by kernel group; None without a GPU."""
+    columns = {'a step of all members': (ours, 2, 1), "a member's step": (theirs, 1, steps)}
+    out = Table('ms', *columns)
+    found = []
+    for call, calls, parts in columns.values():
+        with tempfile.TemporaryDirectory() as folder:
+            profile = kernel_groups.record(call, pathlib.Path(folder), calls)
+        if profile is None:
+            return None
+        found.append({name: ms / parts for name, ms in (profile.groups | {'step': profile.step_ms}).items()})
+    for name in dict.fromkeys(name for groups in found for name in groups):
+        out.add_row(name, *(f'{groups.get(name, 0):.2f}' for groups in found))
+    return out
 
 
 def report(flags: argparse.Namespace, config: dict, members: list[stacked.Member], console: Console) -> bool:
@@ -154,10 +172,13 @@ def report(flags: argparse.Namespace, config: dict, members: list[stacked.Member
         console.print(f'built in {time.perf_counter() - start:.0f} s; {run.at_once} members at a time')
         tiny = run.base.config.language.width <= TINY
         wanted = wanted or (3.0 if asked == 'ratio' else 10.0 if tiny else 4.0)
-        found = measure(run, flags.steps, flags.turns, flags.loop_members, console)
+        ours, theirs = Timed(together(run)), Timed(alone(run, jax.device_get(run.state), flags.steps))
+        found = measure(ours, theirs, len(run.members), flags, console)
         times = [f'{found[key]:.1f}' for key in ('together', 'first', 'step', 'loop', 'each')]
         out.add_row(str(run.at_once), str(run.devices.count), *times, f'{found["ratio"]:.2f}', f'{found["later"]:.2f}')
         best = max(best, found[asked])
+        if flags.profile:
+            console.print(by_kernel(ours, theirs, flags.steps) or 'no GPU to profile')
     console.print(out)
     passed = best >= (wanted or 0)
     console.print(
