@@ -72,7 +72,7 @@ def test_fused_attention_and_its_gradient_equal_plain_ones(length, width):
     q, k, v, weight = (
         jax.random.normal(key, (4, length, n, width), jnp.bfloat16) for key, n in zip(keys, (8, 1, 1, 8), strict=True)
     )
-    assert fuses(q, k), 'to be run on a GPU whose cuDNN has this attention'
+    assert fuses(q, k), 'expected a GPU whose cuDNN has this attention; run JAX_PLATFORMS=cuda pytest -m gpu'
     valid = np.arange(length) < np.array([length, length - 9, length // 2, length - 1])[:, None]
     mask, weight = jnp.asarray(valid[:, None, :] & valid[:, :, None]), weight * valid[..., None, None]
 

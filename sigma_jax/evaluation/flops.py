@@ -14,8 +14,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 def count(function: Callable, *arguments: Any) -> int:
-    """Floating-point operations of `function(*arguments)`; only shapes are read."""
-    return of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+    """Floating-point operations of `function(*arguments)`; only shapes are read.
+
+    What is compiled already is traced as it is: inside another trace JAX refuses options for XLA (`compiler.options`).
+    """
+    compiled = function if hasattr(function, 'trace') else jax.jit(function)
+    return of_jaxpr(compiled.trace(*arguments).jaxpr.jaxpr)
 
 
 def of_jaxpr(jaxpr: Jaxpr) -> int:
