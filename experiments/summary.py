@@ -35,7 +35,7 @@ def write_summary(folder: pathlib.Path, out: pathlib.Path, size: str) -> list[pa
 def markdown(report: Mapping, size: str) -> str:
     """The page's first screens and its verdicts, as text."""
     c, made = report['comparison'], report['provenance']
-    digests = [f'{what} {made[key][:12]}' for what, key in NAMED.items() if made.get(key)]
+    digests = [f'{what} {short(made[key])}' for what, key in NAMED.items() if made.get(key)]
     where = f'{c["num_windows"]} windows of {contrasts.episodes(c)}'
     parts = [
         f'# Does telepathy help? ({size} base)',
@@ -55,6 +55,11 @@ def markdown(report: Mapping, size: str) -> str:
         f'{", ".join(digests)}. Everything else is in `{PAGE}`.'.removeprefix('. '),
     ]
     return '\n\n'.join(part for part in parts if part) + '\n'
+
+
+def short(digest: str) -> str:
+    """The first digits, and the '+' of a changed source."""
+    return digest[:12] + '+' * digest.endswith('+')
 
 
 def contrast_rows(found: Sequence[Mapping]) -> str:

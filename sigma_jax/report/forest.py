@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from sigma_jax.metrics import ERRORS
 from sigma_jax.report.figures import colour, drawing, new_figure, render
 
-LIMITS = (2, 5, 10, 20, 50, 75, 100)  # per cent on either side
+LIMITS = (2, 5, 10, 20, 50, 75, 100, 200, 300)  # per cent on either side
 PAINT = {True: '#1f5fa8', False: '#6b7a90'}
 
 

@@ -35,7 +35,8 @@ th { font-weight: 600; border-bottom: 1px solid #bbb; } small { color: #777; fon
 td small { white-space: nowrap; font-size: .78rem; }
 tr.mark td { background: #eef4fb; } .good { color: #17703f; } .bad { color: #b3261e; }
 @media (max-width: 32rem) {
-  th, td { padding: .25rem .3rem; } table { font-size: .82rem; } td small { font-size: .72rem; } }
+  body { padding: .9rem .6rem 3rem; } .verdict { font-size: 1.15rem; } table { font-size: .78rem; }
+  th, td { padding: .25rem .2rem; } td small { font-size: .62rem; letter-spacing: -.01em; } }
 details { margin: .8rem 0; } summary { cursor: pointer; font-weight: 600; }
 details td:nth-child(2) { overflow-wrap: anywhere; }
 """

@@ -145,7 +145,7 @@ def test_the_forest_s_scale_fits_what_it_shows():
         change = {'value': 0.0, 'low': -size, 'high': size}
         return [{'arm': 'sigma', 'against': 'no_tau'} | dict.fromkeys(ERRORS, change)]
 
-    assert [forest.edge_of(found(size)) for size in (0.01, 0.3, 7.0)] == [2, 50, 100]
+    assert [forest.edge_of(found(size)) for size in (0.01, 0.3, 1.6, 7.0)] == [2, 50, 200, 300]
 
 
 def test_the_console_fits_80_columns(values):
