@@ -29,7 +29,7 @@ def test_loops_count_as_often_as_they_run_and_jit_changes_nothing():
 
     once = 2 * 4 * 8 * 8
     assert flops.count(jax.jit(loop), np.ones((4, 8))) == 5 * once
-    with_options = jax.jit(loop, compiler_options={'xla_cpu_enable_fast_math': False})  # as large programs have on a GPU
+    with_options = jax.jit(loop, compiler_options={'xla_cpu_enable_fast_math': False})  # as on a GPU
     assert flops.count(with_options, np.ones((4, 8))) == 5 * once
     assert flops.count(jax.checkpoint(jax.vmap(loop)), np.ones((3, 4, 8))) == 15 * once
 
