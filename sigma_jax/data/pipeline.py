@@ -18,6 +18,7 @@ from sigma_jax.data.records import Records, read_baselines
 from sigma_jax.data.sequences import cut_sequences, fill_batches
 from sigma_jax.errors import UserError
 from sigma_jax.policy import OURS, Policy
+from sigma_jax.workers import end_with_parent
 
 READS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 WORKER_READS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)  # Grain's own 16 threads fight for one core
@@ -133,7 +134,7 @@ def _started(dataset: grain.MapDataset, num_workers: int) -> grain.IterDataset[N
         if not flags.FLAGS.is_parsed():  # Grain's workers read their settings from absl; outside of absl take defaults
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=num_workers)
-        return dataset.to_iter_dataset(WORKER_READS).mp_prefetch(options)
+        return dataset.to_iter_dataset(WORKER_READS).mp_prefetch(options, end_with_parent)
     return dataset.to_iter_dataset(READS)
 
 

@@ -18,6 +18,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.sim.env import HEIGHT, WIDTH, PickPlaceEnv
 from sigma_jax.sim.scene import CAMERAS, FPS, JOINTS
 from sigma_jax.sim.tasks import MIXES
+from sigma_jax.workers import end_with_parent
 
 MAX_ATTEMPTS = 20
 JOINT_NAMES = tuple(f'{name}.pos' for name in JOINTS)
@@ -150,7 +151,7 @@ def _demonstrations(plan: Plan, workers: int) -> Iterator[Demonstration]:
             for episode in range(plan.episodes):
                 yield demonstrate(env, plan, episode)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
+    with ProcessPoolExecutor(workers, get_context('spawn'), end_with_parent) as pool:
         jobs = [pool.submit(_work, plan, episode) for episode in range(plan.episodes)]
         try:
             for job in jobs:
