@@ -29,8 +29,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sigma_jax import assembly
-from sigma_jax.baselines import BaselineConfig, write_baselines
+from sigma_jax import assembly, baselines
 from sigma_jax.data.contact_sheet import contact_sheet
 from sigma_jax.data.inspect import sections
 from sigma_jax.data.meta import read_meta
@@ -70,7 +69,7 @@ def main(config: ConfigDict) -> None:
     if _BASE.value:
         config.baselines.base = _BASE.value
     if config.baselines.base:
-        follow_base(config.data, assembly.base_policy(config.baselines.base))
+        follow_base(config.data, fitting_policy(config))
     summarise(prepare_shards(config.data, console), console)
     if config.baselines.base:
         sample_baselines(config.baselines, console)
@@ -103,6 +102,15 @@ def section_table(title: str, rows: list[tuple[str, str]]) -> Table:
     return table
 
 
+def fitting_policy(config: ConfigDict) -> Policy:
+    """How the base sees the world. Raises UserError where it could not be sampled on these windows."""
+    settings = assembly.build(baselines.BaselineConfig, config.baselines.to_dict(), 'baselines')
+    base = baselines.describe_policy(settings)
+    baselines.check_policy(base, settings, config.data.horizon)
+    assembly.check_image_size(base, config.data.image_size)
+    return base.policy
+
+
 def follow_base(settings: ConfigDict, policy: Policy) -> None:
     """Resizes pictures and writes states into prompts as the base does, where the config leaves it open."""
     settings.resize = settings.resize or policy.resize
@@ -126,9 +134,9 @@ def sample_baselines(settings: ConfigDict, console: Console) -> None:
     """Runs the base policy on every window under a progress bar."""
     with progress_bar(console) as bar:
         task = bar.add_task('baselines', total=None)
-        write_baselines(
+        baselines.write_baselines(
             _OUT.value,
-            assembly.build(BaselineConfig, settings.to_dict(), 'baselines'),
+            assembly.build(baselines.BaselineConfig, settings.to_dict(), 'baselines'),
             functools.partial(_advance, bar, task),
         )
 

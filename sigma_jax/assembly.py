@@ -16,6 +16,7 @@ from sigma_jax.backbones.gemma import GemmaConfig
 from sigma_jax.backbones.siglip import SiglipConfig
 from sigma_jax.backbones.tokenizer import Tokenizer, load_tokenizer
 from sigma_jax.convert import beside, checkpoint
+from sigma_jax.convert.source import open_source
 from sigma_jax.data import normalize
 from sigma_jax.errors import UserError
 from sigma_jax.policy import OURS, Policy
@@ -30,7 +31,10 @@ NO_SPREAD = 1e-3  # raw units: a joint that never moved is scaled as if it had t
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """The base policy: its sizes, weights (numpy), digest, statistics it was trained with, and how it uses them."""
+    """The base policy: its sizes, weights (numpy), digest, statistics it was trained with, and how it uses them.
+
+    Before its weights are read `params` is None, and the digest that recorded beside them, '' without a record.
+    """
 
     config: pi05.Pi05Config
     params: PyTree
@@ -52,32 +56,35 @@ def build(kind: type, settings: Mapping, where: str) -> Any:
         raise UserError(f'config.{where}: {error}; add the missing keys') from error
 
 
-def load_base(config: Mapping) -> Base:
-    """The converted checkpoint at `config.base`, or random weights of the sizes in `config.model`."""
+def describe_base(config: Mapping) -> Base:
+    """The converted checkpoint at `config.base`, or the sizes in `config.model`, without any weights.
+
+    At full size these take half a minute to read: what can be wrong is to be found before.
+    """
     settings = config['model']
     run = {
         'dtype': settings['dtype'],
         'remat': settings['remat'],
         'lora': build(lora.LoraConfig, config['lora'], 'lora'),
     }
-    if config['base']:
-        folder = pathlib.Path(config['base'])
-        loaded = checkpoint.load(folder)
-        around = beside.read(folder, loaded.format)
-        digest = trees.digest(loaded.params)
-        sizes = dataclasses.replace(loaded.config, **run)
-        return Base(sizes, loaded.params, digest, around.statistics, around.policy, folder)
-    sizes = pi05_config(settings, run)
-    params = jax.jit(lambda key: pi05.init_params(key, sizes))(jax.random.key(config['seed']))
+    if not config['base']:
+        return Base(pi05_config(settings, run), None, '')
+    folder = pathlib.Path(config['base'])
+    source = open_source(folder)
+    around = beside.read(folder, source.format)
+    sizes = dataclasses.replace(source.config, **run)
+    return Base(sizes, None, source.digest, around.statistics, around.policy, folder)
+
+
+def load_base(config: Mapping) -> Base:
+    """The base that `describe_base` describes with its weights, random ones where `config.base` names none."""
+    base = describe_base(config)
+    if base.folder:
+        loaded = checkpoint.load(base.folder)
+        return dataclasses.replace(base, params=loaded.params, digest=loaded.digest)
+    params = jax.jit(lambda key: pi05.init_params(key, base.config))(jax.random.key(config['seed']))
     params = count_in_order(jax.tree.map(np.asarray, params), load_tokenizer(config['tokenizer']))
-    return Base(sizes, params, trees.digest(params))
-
-
-def base_policy(folder: str | pathlib.Path) -> Policy:
-    """How the policy in `folder` sees the world, its weights left unread. Raises UserError for damaged files."""
-    if not pathlib.Path(folder).exists():
-        raise UserError(f'expected a converted pi0.5 at {folder}, got no such folder; check the path')
-    return beside.read(folder).policy
+    return dataclasses.replace(base, params=params, digest=trees.digest(params))
 
 
 def count_in_order(params: PyTree, tokenizer: Tokenizer) -> PyTree:
@@ -150,12 +157,17 @@ def robot_statistics(base: Base, meta: Mapping[str, Any]) -> NormStats | None:
 
 def check_images(base: Base, meta: Mapping[str, Any]) -> None:
     """Raises UserError when the shards' images are not as the base takes them: size, resize, order of cameras."""
-    if meta['image_size'] != base.config.vision.image_size:
-        raise UserError(
-            f'expected images of {base.config.vision.image_size} px, which the base takes, got {meta["image_size"]} px '
-            f'in the shards; prepare them again with --config.data.image_size={base.config.vision.image_size}'
-        )
+    check_image_size(base, meta['image_size'])
     check_resize(base.policy, meta)
+
+
+def check_image_size(base: Base, side: int) -> None:
+    """Raises UserError when the base takes no images of `side` pixels."""
+    if side != (expected := base.config.vision.image_size):
+        raise UserError(
+            f'expected images of {expected} px, which the base takes, got {side} px; '
+            f'prepare the shards with --config.data.image_size={expected}'
+        )
 
 
 def check_resize(policy: Policy, meta: Mapping[str, Any]) -> None:
@@ -208,16 +220,23 @@ def store_base(config: Mapping, base: Base, goal: Any) -> PyTree:
     return quant.store(base.params, pi05.STORED, how, goal.reads)
 
 
-def make_trainable(config: Mapping, base: Base, goal: Any, frozen: Frozen, batch: Batch) -> tuple[PyTree, Frozen]:
-    """(trainable leaves, what stays frozen) before the first step; `config.trainable` lists the groups."""
-    groups, key = list(config['trainable']), jax.random.key(config['seed'])
-    if unknown := set(groups) - {'sigma', 'lora', 'params'}:
+def check_groups(config: Mapping) -> set[str]:
+    """The groups that `config.trainable` lists. Raises UserError where the objective does not train these."""
+    groups = set(config['trainable'])
+    if unknown := groups - {'sigma', 'lora', 'params'}:
         raise UserError(f"config.trainable: expected some of 'sigma', 'lora', 'params', got {sorted(unknown)}")
-    if set(groups) not in (choices := GROUPS[config['objective']]):
+    if groups not in (choices := GROUPS[config['objective']]):
         raise UserError(
             f'config.trainable: objective {config["objective"]!r} expects '
-            f'{" or ".join(str(tuple(sorted(c, reverse=True))) for c in choices)}, got {tuple(groups)}; choose one'
+            f'{" or ".join(str(tuple(sorted(c, reverse=True))) for c in choices)}, got {tuple(config["trainable"])}; '
+            'choose one'
         )
+    return groups
+
+
+def make_trainable(config: Mapping, base: Base, goal: Any, frozen: Frozen, batch: Batch) -> tuple[PyTree, Frozen]:
+    """(trainable leaves, what stays frozen) before the first step; `config.trainable` lists the groups."""
+    groups, key = check_groups(config), jax.random.key(config['seed'])
     trainable = {}
     if 'lora' in groups:
         trainable['lora'] = lora.init_factors(jax.random.fold_in(key, 1), base.params, pi05.LAYOUTS, base.config.lora)

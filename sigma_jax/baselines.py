@@ -45,18 +45,24 @@ def write_baselines(
 
     Raises UserError for shards, base or tokenizer that do not fit each other.
     """
-    shards_dir, policy = pathlib.Path(shards_dir), load_policy(config)
+    shards_dir, policy = pathlib.Path(shards_dir), describe_policy(config)
+    meta = read_meta(shards_dir)
+    check_policy(policy, config, meta['horizon'])
+    assembly.check_images(policy, meta)
+    if not policy.digest:
+        policy = load_policy(config)
     record = dataclasses.asdict(config) | {'base': pathlib.Path(config.base).name, 'base_digest': policy.digest}
     record.pop('batch_size')
     finished = _finished(shards_dir, record)
-    meta = read_meta(shards_dir)
-    assembly.check_images(policy, meta)
+    todo = [split for split in shards.SPLITS if meta['windows'][split] and split not in finished]
+    if todo and policy.params is None:  # half a minute at full size
+        policy = load_policy(config)
     policy = dataclasses.replace(policy, norm_stats=assembly.robot_statistics(policy, meta))
     total, done = sum(meta['windows'].values()), 0
     progress(0, total)  # the first batch takes a while to compile
     for split in shards.SPLITS:
         count = meta['windows'][split]
-        if split not in finished and count:
+        if split in todo:
             arrays = _sample_split(shards_dir, split, count, policy, config, lambda n, d=done: progress(d + n, total))
             buffer = io.BytesIO()
             np.savez(buffer, base=arrays)
@@ -68,20 +74,44 @@ def write_baselines(
     return record
 
 
+def describe_policy(config: BaselineConfig) -> assembly.Base:
+    """The converted policy and its statistics, its weights left unread.
+
+    Raises UserError without `norm_stats.json` in its folder.
+    """
+    return _with_statistics(assembly.describe_base(_base_config(config)), config)
+
+
 def load_policy(config: BaselineConfig) -> assembly.Base:
-    """The converted policy with its statistics. Raises UserError without `norm_stats.json` in its folder."""
+    """The converted policy with its weights and statistics; raises as `describe_policy`."""
+    return _with_statistics(assembly.load_base(_base_config(config)), config)
+
+
+def _base_config(config: BaselineConfig) -> dict[str, Any]:
     if not config.base:
         raise UserError(
             'expected a converted pi0.5 as the base, got none; name its folder (convert_weights.py makes one)'
         )
-    settings = {'dtype': config.dtype, 'remat': None}
-    policy = assembly.load_base({'base': config.base, 'model': settings, 'lora': {}})
+    return {'base': config.base, 'model': {'dtype': config.dtype, 'remat': None}, 'lora': {}}
+
+
+def _with_statistics(policy: assembly.Base, config: BaselineConfig) -> assembly.Base:
     if policy.norm_stats is None:
         raise UserError(
             f'expected norm_stats.json in {config.base}, got none; a policy is sampled in the units it was trained in: '
             'copy the statistics of its training data there'
         )
     return policy
+
+
+def check_policy(policy: assembly.Base, config: BaselineConfig, horizon: int) -> None:
+    """Raises UserError where the policy cannot be sampled with this tokenizer for windows of `horizon` actions."""
+    check_vocab(load_tokenizer(config.tokenizer), policy.config.vocab_size)
+    if policy.config.action_horizon < horizon:
+        raise UserError(
+            f'expected a policy with at least {horizon} action steps, got {policy.config.action_horizon} from '
+            f'{config.base}; prepare shards with a shorter horizon'
+        )
 
 
 def _finished(shards_dir: pathlib.Path, record: Mapping[str, Any]) -> list[str]:
@@ -99,8 +129,7 @@ def _finished(shards_dir: pathlib.Path, record: Mapping[str, Any]) -> list[str]:
 
 def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndarray:
     """[m samples t a] float32, raw units, in record order."""
-    tokenizer = load_tokenizer(config.tokenizer)
-    check_vocab(tokenizer, policy.config.vocab_size)
+    tokenizer, horizon = load_tokenizer(config.tokenizer), read_meta(shards_dir)['horizon']
     loader = pipeline.make_loader(
         shards_dir,
         split,
@@ -109,12 +138,6 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
         norm_stats=policy.norm_stats,
         policy=policy.policy,
     )
-    horizon = read_meta(shards_dir)['horizon']
-    if policy.config.action_horizon < horizon:
-        raise UserError(
-            f'expected a policy with at least {horizon} action steps, got {policy.config.action_horizon} from '
-            f'{config.base}; prepare shards with a shorter horizon'
-        )
     stats = assembly.frozen_stats(policy.norm_stats, policy.norm_stats, policy.policy.relative_joints)
     sampler = sampled.make_sampler(sampled.bind_frozen(policy.config), config.seed, config.samples, horizon)
     sample, params = compiler.jit(sampler), jax.device_put(policy.params)
@@ -129,13 +152,16 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
 
 
 def check_baselines(shards_dir: str | pathlib.Path, base_digest: str) -> None:
-    """Raises UserError when the baselines beside the shards come from another policy than `base_digest`."""
+    """Raises UserError when the baselines beside the shards are missing or come from another policy.
+
+    `base_digest` '' is not known yet.
+    """
     file = pathlib.Path(shards_dir) / RECORD
     if not file.is_file():
         raise UserError(
             f'expected the baselines of the base policy in {shards_dir}, got none; run prepare_data.py --base=DIR'
         )
-    if (got := json.loads(file.read_text())['base_digest']) != base_digest:
+    if base_digest and (got := json.loads(file.read_text())['base_digest']) != base_digest:
         raise UserError(
             f'expected baselines of the policy {base_digest[:12]} in {shards_dir}, got those of {got[:12]}; '
             'prepare the shards with the same --base as config.base'

@@ -18,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 import pytest
 
+from sigma_jax.convert import checkpoint
 from tests import golden
 from tests import small_run as small
 
@@ -26,6 +27,12 @@ from tests import small_run as small
 def golden_params():
     """Weights of the golden pi0.5, read by plain Orbax from openpi's own layout."""
     return ocp.PyTreeCheckpointer().restore(golden.FIXTURE / 'openpi_jax' / 'params')['params']
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """Whatever runs beside this may read everything but a base's weights."""
+    monkeypatch.setattr(checkpoint, 'load', lambda *_: pytest.fail('read the weights of the base'))
 
 
 @pytest.fixture(scope='session')

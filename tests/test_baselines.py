@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import prepare_data
+from configs import data_so101
 from sigma_jax import assembly, baselines
 from sigma_jax.backbones.pi05 import BoundPi05
 from sigma_jax.backbones.tokenizer import load_tokenizer
@@ -121,6 +123,61 @@ def test_policies_that_cannot_be_sampled(small_run, fresh, tmp_path):
     (policy / 'norm_stats.json').unlink()
     refused('expected norm_stats.json in', base=str(policy))
     assert not list(fresh.glob('baselines*'))
+
+
+def test_what_is_finished_reads_no_weights(small_run, fresh, unread):
+    record = baselines.write_baselines(small_run.shards, small_run.baseline_config(batch_size=1))
+    assert record['base_digest'] == json.loads((small_run.base / 'source.json').read_text())['digest']
+    with pytest.raises(pytest.fail.Exception, match='read the weights'):
+        baselines.write_baselines(fresh, small_run.baseline_config())
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'message'),
+    [
+        ({'horizon': 17}, 'a policy with at least 17 action steps, got 16 from'),
+        ({'image_size': 56}, 'expected images of 28 px, which the base takes, got 56 px'),
+    ],
+)
+def test_shards_that_do_not_fit_are_told_before_weights_are_read(small_run, fresh, unread, wrong, message):
+    meta = json.loads((fresh / 'meta.json').read_text())
+    (fresh / 'meta.json').write_text(json.dumps(meta | wrong))
+    with pytest.raises(UserError, match=message):
+        baselines.write_baselines(fresh, small_run.baseline_config())
+
+
+@pytest.mark.parametrize(
+    ('where', 'wrong', 'message'),
+    [
+        ('data', {'horizon': 17}, 'a policy with at least 17 action steps, got 16 from'),
+        ('data', {'image_size': 56}, 'expected images of 28 px, which the base takes, got 56 px'),
+        ('baselines', {'tokenizer': 'nowhere'}, 'nowhere'),
+        ('baselines', {'base': 'nowhere'}, 'expected a checkpoint at nowhere'),
+        ('baselines', {'draws': 2}, r"unknown keys \['draws'\]"),
+    ],
+)
+def test_a_base_that_does_not_fit_is_told_before_anything_is_prepared(small_run, unread, where, wrong, message):
+    config = data_so101.get_config()
+    config.baselines.base, config.data.image_size = str(small_run.base), 28
+    assert prepare_data.fitting_policy(config).resize == 'openpi'
+    with config.unlocked():
+        config[where].update(wrong)
+    with pytest.raises(UserError, match=message):
+        prepare_data.fitting_policy(config)
+
+
+def test_weights_without_a_record_are_read_to_know_them(small_run, fresh, tmp_path):
+    shutil.copytree(small_run.base, tmp_path / 'base')
+    (tmp_path / 'base/source.json').unlink()
+    described = baselines.describe_policy(small_run.baseline_config(base=str(tmp_path / 'base')))
+    assert described.digest == '' and described.params is None
+    for file in small_run.shards.glob('baselines*'):
+        shutil.copy(file, fresh)
+    record = json.loads((fresh / 'baselines.json').read_text())
+    (fresh / 'baselines.json').write_text(json.dumps(record | {'base': 'base'}))
+    got = baselines.write_baselines(fresh, small_run.baseline_config(base=str(tmp_path / 'base')))
+    assert got['base_digest'] == record['base_digest']
+    assert baselines.check_baselines(fresh, '') is None
 
 
 def test_training_checks_whose_baselines_they_are(small_run, fresh):

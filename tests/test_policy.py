@@ -85,11 +85,12 @@ def test_shards_must_be_resized_and_ordered_as_the_base_is_used_to():
 
 
 def test_the_embedded_base_keeps_its_meaning():
-    found = assembly.base_policy('assets/pi05_tiny')
+    settings = {'model': {'dtype': 'float32', 'remat': None}, 'lora': {}}
+    found = assembly.describe_base(settings | {'base': 'assets/pi05_tiny'}).policy
     assert found == Policy(relative_joints=(True,) * 5 + (False,))
     assert json.loads(to_json(found))['relative_joints'] == [True] * 5 + [False]
-    with pytest.raises(UserError, match='expected a converted pi0.5 at nowhere'):
-        assembly.base_policy('nowhere')
+    with pytest.raises(UserError, match='expected a checkpoint at nowhere, got no such file'):
+        assembly.describe_base(settings | {'base': 'nowhere'})
 
 
 def test_a_base_in_lerobot_s_own_files_is_used_as_lerobot_does(tmp_path):

@@ -29,12 +29,13 @@ HALF = ('language model', 'action expert')  # what LeRobot and openpi keep in bf
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Weights in our tree (numpy, dtypes as stored), their sizes, and what was noticed on the way."""
+    """Weights in our tree (numpy, dtypes as stored), their sizes, what was noticed on the way, and their digest."""
 
     params: PyTree
     config: Pi05Config
     format: str
     notes: tuple[str, ...] = ()
+    digest: str = ''
 
 
 def load(path: str | pathlib.Path) -> Checkpoint:
@@ -44,11 +45,10 @@ def load(path: str | pathlib.Path) -> Checkpoint:
     with Digests(source.shapes, source.dtypes) as digests:
         for piece in pieces(source.shapes):
             array = source.read(piece)
-            leaves[piece.path][piece.index] = array
-            if source.digests:
-                digests.add(piece, array)
+            leaves[piece.path][piece.index] = digests.add(piece, array)
     _check_digests(source, digests.leaves)
-    return Checkpoint(trees.unflatten(leaves), source.config, source.format, source.notes)
+    digest = trees.combine_digests(digests.leaves)
+    return Checkpoint(trees.unflatten(leaves), source.config, source.format, source.notes, digest)
 
 
 def save(

@@ -35,6 +35,11 @@ class Source:
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
+    def digest(self) -> str:
+        """Digest of the weights as recorded beside them; '' where none is."""
+        return trees.combine_digests(self.digests) if self.digests.keys() == self.shapes.keys() else ''
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every leaf."""
         return {path: leaf.shape for path, leaf in trees.flatten(abstract_params(self.config)).items()}

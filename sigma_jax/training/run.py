@@ -23,12 +23,15 @@ from sigma_jax.types import Frozen
 
 
 class Parts:
-    """What training and evaluation share: base, statistics, objective and frozen leaves, and an example of the data."""
+    """What training and evaluation share: base, statistics, objective and frozen leaves, and an example of the data.
+
+    The base's weights are read last: whatever is wrong with the rest is told at once.
+    """
 
     def __init__(self, config: Mapping, devices: Devices):
         self.config, self.devices = config, devices
         self.features: Features | None = None
-        self.base = assembly.load_base(config)
+        self.base = assembly.describe_base(config)
         self.shards = pathlib.Path(config['shards'])
         self.meta = read_meta(self.shards)
         assembly.check_images(self.base, self.meta)
@@ -44,6 +47,10 @@ class Parts:
             check_baselines(self.shards, self.base.digest)
         self.example = assembly.to_batch(next(iter(self.make_loader(num_workers=0))))
         self.goal: Any = assembly.make_objective(config, self.base, self.example)
+        assembly.check_groups(config)
+        self.base = assembly.load_base(config)
+        if config['objective'] == 'sigma':
+            check_baselines(self.shards, self.base.digest)
         stats = assembly.frozen_stats(own, self.policy_stats, self.relative_joints)
         self.frozen = devices.everywhere(Frozen(assembly.store_base(config, self.base, self.goal), stats))
 
@@ -96,13 +103,13 @@ class Run(Parts):
         devices = devices or local_devices()
         accumulate = config.get('accumulate', 1)
         devices.check(config['batch_size'], accumulate)
+        settings = dict(config['optimizer']) | {'total_steps': config['steps']}
+        optimizer = make_optimizer(assembly.build(OptimizerConfig, settings, 'optimizer'))
+        self.ablation = assembly.make_ablation(config)
         super().__init__(config, devices)
         self.loader = self.make_loader(config['loader']['num_workers'])
         trainable, self.frozen = assembly.make_trainable(config, self.base, self.goal, self.frozen, self.example)
         self.frozen = devices.everywhere(self.frozen)
-        settings = dict(config['optimizer']) | {'total_steps': config['steps']}
-        optimizer = make_optimizer(assembly.build(OptimizerConfig, settings, 'optimizer'))
-        self.ablation = assembly.make_ablation(config)
         self.state = devices.everywhere(init_state(config['seed'], trainable, optimizer, config['ema'] is not None))
         self.step = devices.jit(make_step(self.goal, optimizer, config['ema'], accumulate), config.get('triton', False))
 

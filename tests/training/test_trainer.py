@@ -250,9 +250,27 @@ def test_a_run_without_checkpoint_cannot_be_evaluated(small_run, tmp_path):
         load_for_evaluation(tmp_path)
 
 
-def test_shards_of_another_image_size(small_run, tmp_path):
+def test_shards_of_another_image_size(small_run, tmp_path, unread):
     shutil.copytree(small_run.shards, tmp_path / 'shards')
     meta = tmp_path / 'shards' / 'meta.json'
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {'image_size': 56}))
     with pytest.raises(UserError, match='expected images of 28 px, which the base takes, got 56 px'):
         trainer.train(small_run.config(shards=str(tmp_path / 'shards')), tmp_path / 'run', QUIET)
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'message'),
+    [
+        ({'tokenizer': 'nowhere'}, 'nowhere'),
+        ({'trainable': ('sigma', 'heads')}, r"got \['heads'\]"),
+        ({'trainable': ('params',)}, 'choose one'),
+        ({'optimizer': {'speed': 1}}, r"unknown keys \['speed'\]"),
+        ({'ablation': {'gamma': 1}}, r"unknown keys \['gamma'\]"),
+        ({'sigma': {'width': 8}}, r"unknown keys \['width'\]"),
+    ],
+)
+def test_settings_are_checked_before_weights_are_read(small_run, tmp_path, unread, wrong, message):
+    """Half a minute at full size."""
+    with pytest.raises(UserError, match=message):
+        trainer.train(small_run.config(**wrong), tmp_path / 'run', QUIET)
+    assert not (tmp_path / 'run').exists()
