@@ -33,7 +33,7 @@ NO_SPREAD = 1e-3  # raw units: a joint that never moved is scaled as if it had t
 class Base:
     """The base policy: its sizes, weights (numpy), digest, statistics it was trained with, and how it uses them.
 
-    Before its weights are read `params` is None, and the digest that recorded beside them, '' without a record.
+    Before its weights are read `params` is None, and `digest` what is recorded beside them, '' without a record.
     """
 
     config: pi05.Pi05Config
