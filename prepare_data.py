@@ -2,12 +2,14 @@
 
     python prepare_data.py --out=runs/shards --base=runs/base
     python prepare_data.py --out=runs/shards --source=DIR --config.data.stride=8
+    python prepare_data.py --out=runs/shards_50 --base=runs/base --nosample --config.data.horizon=50
     python prepare_data.py --out=runs/shards --inspect --windows=20
     python prepare_data.py --out=runs/shards --export_pt=runs/pt
 
-Stopped at any instant, the same command continues. A finished directory is left as it is. With --inspect nothing is
-prepared: what the directory holds is printed, and windows of it are drawn into its contact_sheet.png. With --export_pt
-they are written as the paper's shard_*.pt (sigma_jax/data/torch_shards.py), which --source reads as well.
+Stopped at any instant, the same command continues. A finished directory is left as it is. With --nosample pictures and
+prompts follow the base, and nothing is sampled: for flow matching, whose targets are the data's own. With --inspect
+nothing is prepared: what the directory holds is printed, and windows of it are drawn into its contact_sheet.png. With
+--export_pt they are written as the paper's shard_*.pt (sigma_jax/data/torch_shards.py), which --source reads as well.
 """
 
 import functools
@@ -42,6 +44,9 @@ from sigma_jax.scripts import run_with_config
 
 _OUT = flags.DEFINE_string('out', None, 'folder for the shards; new, empty, or one to continue', required=True)
 _BASE = flags.DEFINE_string('base', None, 'a converted pi0.5 to sample; short for --config.baselines.base')
+_SAMPLE = flags.DEFINE_bool(
+    'sample', True, 'sample the base on every window; with --nosample pictures and prompts only follow it'
+)
 _SOURCE = flags.DEFINE_string(
     'source',
     None,
@@ -69,9 +74,9 @@ def main(config: ConfigDict) -> None:
     if _BASE.value:
         config.baselines.base = _BASE.value
     if config.baselines.base:
-        follow_base(config.data, fitting_policy(config))
+        follow_base(config.data, fitting_policy(config, _SAMPLE.value))
     summarise(prepare_shards(config.data, console), console)
-    if config.baselines.base:
+    if config.baselines.base and _SAMPLE.value:
         sample_baselines(config.baselines, console)
 
 
@@ -102,11 +107,12 @@ def section_table(title: str, rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def fitting_policy(config: ConfigDict) -> Policy:
-    """How the base sees the world. Raises UserError where it could not be sampled on these windows."""
+def fitting_policy(config: ConfigDict, sampled: bool = True) -> Policy:
+    """How the base sees the world. Raises UserError where it does not fit these windows, to be `sampled` on them."""
     settings = assembly.build(baselines.BaselineConfig, config.baselines.to_dict(), 'baselines')
     base = baselines.describe_policy(settings)
-    baselines.check_policy(base, settings, config.data.horizon)
+    if sampled:
+        baselines.check_policy(base, settings, config.data.horizon)
     assembly.check_image_size(base, config.data.image_size)
     return base.policy
 

@@ -75,16 +75,15 @@ def write_baselines(
 
 
 def describe_policy(config: BaselineConfig) -> assembly.Base:
-    """The converted policy and its statistics, its weights left unread.
-
-    Raises UserError without `norm_stats.json` in its folder.
-    """
-    return _with_statistics(assembly.describe_base(_base_config(config)), config)
+    """The converted policy and its statistics, its weights left unread."""
+    return assembly.describe_base(_base_config(config))
 
 
 def load_policy(config: BaselineConfig) -> assembly.Base:
-    """The converted policy with its weights and statistics; raises as `describe_policy`."""
-    return _with_statistics(assembly.load_base(_base_config(config)), config)
+    """The converted policy with its weights. Raises UserError without `norm_stats.json` in its folder."""
+    policy = assembly.load_base(_base_config(config))
+    _check_statistics(policy, config)
+    return policy
 
 
 def _base_config(config: BaselineConfig) -> dict[str, Any]:
@@ -95,22 +94,22 @@ def _base_config(config: BaselineConfig) -> dict[str, Any]:
     return {'base': config.base, 'model': {'dtype': config.dtype, 'remat': None}, 'lora': {}}
 
 
-def _with_statistics(policy: assembly.Base, config: BaselineConfig) -> assembly.Base:
-    if policy.norm_stats is None:
-        raise UserError(
-            f'expected norm_stats.json in {config.base}, got none; a policy is sampled in the units it was trained in: '
-            'copy the statistics of its training data there'
-        )
-    return policy
-
-
 def check_policy(policy: assembly.Base, config: BaselineConfig, horizon: int) -> None:
-    """Raises UserError where the policy cannot be sampled with this tokenizer for windows of `horizon` actions."""
+    """Raises UserError where the policy cannot be sampled, with this tokenizer, for windows of `horizon` actions."""
+    _check_statistics(policy, config)
     check_vocab(load_tokenizer(config.tokenizer), policy.config.vocab_size)
     if policy.config.action_horizon < horizon:
         raise UserError(
             f'expected a policy with at least {horizon} action steps, got {policy.config.action_horizon} from '
             f'{config.base}; prepare shards with a shorter horizon'
+        )
+
+
+def _check_statistics(policy: assembly.Base, config: BaselineConfig) -> None:
+    if policy.norm_stats is None:
+        raise UserError(
+            f'expected norm_stats.json in {config.base}, got none; a policy is sampled in the units it was trained in: '
+            'copy the statistics of its training data there'
         )
 
 

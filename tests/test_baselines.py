@@ -1,5 +1,6 @@
 """Baselines: a window's sample is its own, whatever batch it came in; finished work is kept, other work refused."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 import prepare_data
 from configs import data_so101
@@ -14,11 +17,13 @@ from sigma_jax import assembly, baselines
 from sigma_jax.backbones.pi05 import BoundPi05
 from sigma_jax.backbones.tokenizer import load_tokenizer
 from sigma_jax.data import pipeline
+from sigma_jax.data.meta import read_meta
 from sigma_jax.data.normalize import read_norm_stats
 from sigma_jax.data.records import Records
 from sigma_jax.errors import UserError
+from sigma_jax.policy import OURS, to_json
 from sigma_jax.sigma import window_keys
-from tests import quick
+from tests import golden, quick
 
 SPLITS = ('train', 'calibration')
 
@@ -164,6 +169,29 @@ def test_a_base_that_does_not_fit_is_told_before_anything_is_prepared(small_run,
         config[where].update(wrong)
     with pytest.raises(UserError, match=message):
         prepare_data.fitting_policy(config)
+
+
+def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
+    """Without sampling: pictures and prompts as the base takes them, whatever its horizon, statistics, tokenizer."""
+    shutil.copytree(small_run.base, tmp_path / 'base')
+    (tmp_path / 'base/norm_stats.json').unlink()
+    seen = dataclasses.replace(OURS, resize='lerobot', prompt_state_dim=8)
+    (tmp_path / 'base/policy.json').write_text(to_json(seen))
+    config = data_so101.get_config()
+    config.baselines.tokenizer = 'nowhere'
+    config.data.update(source=str(golden.DATA / 'lerobot/v3.0'), image_size=28, horizon=17)
+    config.data.update(train_episodes=(0, 1, 2), min_motion=0.0)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    settings = {'out': str(tmp_path / 'shards'), 'base': str(tmp_path / 'base'), 'sample': False}
+    with flagsaver.flagsaver(**settings):
+        prepare_data.main(config)
+    meta = read_meta(tmp_path / 'shards')
+    assert (meta['resize'], meta['prompt_state_dim'], meta['horizon']) == ('lerobot', 8, 17)
+    assert not list((tmp_path / 'shards').glob('baselines*'))
+    config.data.image_size = 56
+    with pytest.raises(UserError, match='expected images of 28 px, which the base takes, got 56 px'):
+        prepare_data.fitting_policy(config, sampled=False)
 
 
 def test_weights_without_a_record_are_read_to_know_them(small_run, fresh, tmp_path):
