@@ -27,7 +27,7 @@ class VideoReader:
     def __init__(self, path: str, stream: str = 'video') -> None:
         import av
 
-        self.container = av.open(path, metadata_errors='ignore')
+        self.container = av.open(path)
         self._frames: Iterator[Any] = self.container.decode(video=0)
 
     def seek(self, seconds: float, keyframes_only: bool = True) -> 'VideoReader':

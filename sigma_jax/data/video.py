@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,6 +19,8 @@ CONTAINER = {
     'format_whitelist': 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi',
     'protocol_whitelist': 'file',
 }
+# names in a file that are no text are no reason to refuse its pictures; PyAV 19 keeps their bytes without being asked
+LENIENT: dict[str, Any] = {} if int(av.__version__.split('.')[0]) >= 19 else {'metadata_errors': 'replace'}
 # damaged pictures are errors; without 'explode' the decoder paints over the holes
 DECODER = {'err_detect': 'explode', 'max_pixels': str(MAX_PIXELS)}
 
@@ -57,7 +60,7 @@ def read_frames(
     for seek in (True, False) if times[0] > TOLERANCE / fps else (False,):
         count = 0
         try:
-            with av.open(str(path), options=CONTAINER, metadata_errors='replace') as container:
+            with av.open(str(path), options=CONTAINER, **LENIENT) as container:
                 _check_stream(container, place, fps, until)
                 for frame in _matching_frames(container, list(times), fps, seek):
                     yield _pixels(frame, place, size)

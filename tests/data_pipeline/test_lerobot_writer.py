@@ -40,7 +40,7 @@ def episode(index):
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp('written') / 'set'
-    with LeRobotWriter(out, RECORDING, VideoSettings(crf=30, gop=10, preset='8')) as writer:
+    with LeRobotWriter(out, RECORDING, VideoSettings(crf=30, gop=10)) as writer:
         for index in range(3):
             writer.add_episode(*episode(index))
         assert not out.exists()  # the name appears last
