@@ -46,7 +46,7 @@ class RldsDataset:
     widths: Mapping[str, int]
     fixed_task: str
     last_step: str
-    seen: dict[int, str] = dataclasses.field(default_factory=dict, repr=False)  # the task of each episode read so far
+    seen: dict[int, tuple[str, ...]] = dataclasses.field(default_factory=dict, repr=False)  # tasks of episodes read
 
     @functools.cached_property
     def tasks(self) -> dict[int, str]:
@@ -57,7 +57,7 @@ class RldsDataset:
             if index not in self.seen:
                 with contextlib.suppress(UserError):  # whoever needs that episode is told
                     self.read_episode(index)
-        return dict(enumerate(dict.fromkeys(self.seen[index] for index in sorted(self.seen))))
+        return dict(enumerate(dict.fromkeys(task for index in sorted(self.seen) for task in self.seen[index])))
 
     def read_episode(self, index: int) -> Episode:
         """Reads an episode's numbers and instruction; its frames follow on demand.
@@ -80,15 +80,15 @@ class RldsDataset:
         length = len(actions) - (self.last_step == 'drop')
         if length < 1:
             raise UserError(f'Expected steps in episode {index} of {self.root}, got none; leave this episode out.')
-        task = self._task(record, index)
-        self.seen[index] = task
+        tasks = self._tasks(record, index, len(actions))[:length]
+        self.seen[index] = tuple(dict.fromkeys(tasks))
         episode = Episode(
             index=index,
             state=state[:length],
             actions=actions[:length],
             timestamps=np.arange(length) / self.fps,
             frame_index=np.arange(length),
-            tasks=(task,) * length,
+            tasks=tasks,
             readers={camera: functools.partial(self._frames, index, camera, len(actions)) for camera in self.cameras},
         )
         check_episode(episode, self.fps)
@@ -120,14 +120,20 @@ class RldsDataset:
             )
         return values.reshape(-1, self.widths[path])
 
-    def _task(self, record: Mapping[str, Any], index: int) -> str:
+    def _tasks(self, record: Mapping[str, Any], index: int, length: int) -> tuple[str, ...]:
+        """The instruction at each of `length` steps: one a step, or one for all."""
         if self.fixed_task:
-            return self.fixed_task
+            return (self.fixed_task,) * length
         path = self.columns['task'][0]
-        text = _values(record, path, index, self.root, ('bytes_list',))
+        texts = _values(record, path, index, self.root, ('bytes_list',))
+        if len(texts) not in (1, length):
+            raise UserError(
+                f"Expected an instruction a step ({length}), or one, in '{path}' of episode {index}, got {len(texts)}; "
+                'name another column in data.rlds.instruction, or one instruction for all in data.rlds.task.'
+            )
         try:
-            return str(text[0], 'utf-8')
-        except (IndexError, UnicodeDecodeError) as error:
+            return tuple(str(text, 'utf-8') for text in texts) * (length // len(texts))
+        except UnicodeDecodeError as error:
             raise UserError(
                 f'Expected an instruction as UTF-8 in \'{path}\' of episode {index}, got "{error}"; '
                 'name another column in data.rlds.instruction, or one instruction for all in data.rlds.task.'

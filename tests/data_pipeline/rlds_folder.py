@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,22 @@ def encode(image: np.ndarray, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def write(root: Path, lengths: tuple[int, ...], files: int = 2, kind: str = 'tfrecord', state_width: int = 7) -> Path:
-    """Writes a TFDS folder of the split 'train', the episodes spread over `files`."""
+def write(
+    root: Path,
+    lengths: tuple[int, ...],
+    files: int = 2,
+    kind: str = 'tfrecord',
+    state_width: int = 7,
+    tasks: Callable[[int, int], str] | None = None,
+) -> Path:
+    """Writes a TFDS folder of the split 'train', the episodes spread over `files`; `tasks` of (episode, step)."""
     root.mkdir(parents=True)
     known = features(state_width)
     serializer = tfds.core.example_serializer.ExampleSerializer(known.get_serialized_info())
-    encoded = [known.encode_example(episode(n, length, state_width)) for n, length in enumerate(lengths)]
+    episodes = [episode(n, length, state_width) for n, length in enumerate(lengths)]
+    for index, one in enumerate(episodes if tasks else ()):
+        one['steps'] = [step | {'language_instruction': tasks(index, n)} for n, step in enumerate(one['steps'])]
+    encoded = [known.encode_example(one) for one in episodes]
     records = [serializer.get_tf_example(one).SerializeToString() for one in encoded]
     parts = [records[n * len(records) // files : (n + 1) * len(records) // files] for n in range(files)]
     for n, part in enumerate(parts):
