@@ -18,8 +18,8 @@ REVISION = 'a' * 40
 class Hub(http.server.BaseHTTPRequestHandler):
     """Answers from `files`; `troubles` maps a part of a path to what happens to the next requests for it, in order.
 
-    A trouble is a status, (status, Retry-After), 'reset' or 'cut' (after half of the body), 'refuse' (before an
-    answer), 'no ranges' (answers with the whole file) or 'other bytes'.
+    A trouble is a status, (status, Retry-After), (403, what it says), 'reset' or 'cut' (after half of the body),
+    'refuse' (before an answer), 'no ranges' (answers with the whole file) or 'other bytes'.
     """
 
     protocol_version = 'HTTP/1.1'
@@ -42,10 +42,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if trouble == 'refuse':
             return self._hang_up()
         if isinstance(trouble, int | tuple) or answer is None:
-            status, wait = trouble if isinstance(trouble, tuple) else (trouble, None)
-            said = f'not for {self.headers.get("authorization")}'  # as no server should
-            echo = {'X-Error-Message': said} if status == 403 else {}
-            return self._send(status or 404, b'{"error": "no"}', body, echo | ({'Retry-After': wait} if wait else {}))
+            status, more = trouble if isinstance(trouble, tuple) else (trouble, None)
+            said = more or f'not for {self.headers.get("authorization")}'  # as no server should
+            wait = {'Retry-After': more} if more else {}
+            headers = {'X-Error-Message': said} if status == 403 else wait
+            return self._send(status or 404, b'{"error": "no"}', body, headers)
         if trouble == 'other bytes':
             answer = bytes(len(answer))
         headers = {'X-Repo-Commit': REVISION, 'ETag': f'"{checksum}"', 'X-Linked-Size': str(len(answer))}
