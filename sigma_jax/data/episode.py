@@ -8,6 +8,8 @@ from jaxtyping import Float, Int, UInt8
 
 from sigma_jax.errors import UserError
 
+CLOCK_TOLERANCE = 0.25  # of a frame period, by which a row's time may differ from its frame's
+
 FrameReader = Callable[[Sequence[int]], Iterator[np.ndarray]]
 
 
@@ -73,4 +75,20 @@ def check_episode(episode: Episode, fps: float) -> None:
         raise UserError(
             f'Expected timestamps 1/{fps:g} s apart in {name}, got a step of {steps[jumps[0]]:.2f} frames at frame '
             f'{jumps[0]}; fps in meta/info.json is wrong or the recording has a gap.'
+        )
+
+
+def check_clock(episode: Episode, fps: float) -> None:
+    """Raises UserError unless every row's time is that of its own video frame, whichever rows are asked for.
+
+    A clock that runs a little fast or slow is a whole frame off somewhere: there the frame of another row would fit.
+    """
+    drift = episode.timestamps * fps - episode.frame_index
+    off = np.flatnonzero(np.abs(drift) > CLOCK_TOLERANCE)
+    if len(off):
+        row, most = off[0], np.abs(drift).argmax()
+        raise UserError(
+            f'Expected timestamps of frame_index / {fps:g} s in episode {episode.index}, as its video is shown, got '
+            f'{episode.timestamps[row]:.4f} s at frame {row}, {drift[row]:+.2f} frames off ({drift[most]:+.2f} at '
+            f'frame {most}); write frame_index / {fps:g} into the timestamps or leave out this episode.'
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from sigma_jax.data import lerobot_columns, lerobot_files, lerobot_meta, lerobot_modalities, video
-from sigma_jax.data.episode import Episode, check_episode
+from sigma_jax.data.episode import Episode, check_clock, check_episode
 from sigma_jax.data.lerobot_features import is_picture, joint_names, picture_size
 from sigma_jax.data.lerobot_images import decode_cell
 from sigma_jax.data.lerobot_meta import EpisodeEntry
@@ -72,6 +72,8 @@ class Dataset:
             },
         )
         check_episode(episode, self.fps)
+        if any(self.features[key]['dtype'] == 'video' for key in self.cameras):
+            check_clock(episode, self.fps)
         return episode
 
     def _rows(self, entry: EpisodeEntry, columns: list[str]) -> pa.Table:
