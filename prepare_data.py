@@ -14,6 +14,7 @@ nothing is prepared: what the directory holds is printed, and windows of it are 
 
 import functools
 import pathlib
+from collections.abc import Callable
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -31,13 +32,15 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sigma_jax import assembly, baselines
+from sigma_jax import assembly, baselines, fitting
 from sigma_jax.data.contact_sheet import contact_sheet
 from sigma_jax.data.inspect import sections
-from sigma_jax.data.meta import read_meta
+from sigma_jax.data.meta import camera_names, read_meta
 from sigma_jax.data.plan import DataConfig
-from sigma_jax.data.prepare import Result, prepare
+from sigma_jax.data.prepare import Result, prepare, welcome
+from sigma_jax.data.sources import Dataset
 from sigma_jax.data.torch_export import export
+from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.policy import Policy
 from sigma_jax.scripts import run_with_config
@@ -75,7 +78,8 @@ def main(config: ConfigDict) -> None:
         config.baselines.base = _BASE.value
     if config.baselines.base:
         follow_base(config.data, fitting_policy(config, _SAMPLE.value))
-    summarise(prepare_shards(config.data, console), console)
+    accept = accept_robot(config, console) if config.baselines.base else welcome
+    summarise(prepare_shards(config.data, console, accept), console)
     if config.baselines.base and _SAMPLE.value:
         sample_baselines(config.baselines, console)
 
@@ -114,7 +118,25 @@ def fitting_policy(config: ConfigDict, sampled: bool = True) -> Policy:
     if sampled:
         baselines.check_policy(base, settings, config.data.horizon)
     assembly.check_image_size(base, config.data.image_size)
+    keys = config.data.cameras
+    views = {'camera_names': camera_names(keys), 'cameras': keys, 'camera_map': config.data.get('camera_map', ())}
+    fitting.check_cameras(base.policy, views)
     return base.policy
+
+
+def accept_robot(config: ConfigDict, console: Console) -> Callable[[Dataset], None]:
+    """Says, before a data set is cut, where its robot is not the base's; to be sampled, it has to be."""
+    base = baselines.describe_policy(assembly.build(baselines.BaselineConfig, config.baselines.to_dict(), 'baselines'))
+
+    def accept(dataset: Dataset) -> None:
+        try:
+            baselines.check_robot(base, {'state_names': dataset.state_names, 'action_names': dataset.action_names})
+        except UserError as error:
+            if _SAMPLE.value:
+                raise
+            console.print(f"another robot than the base's: {error}", highlight=False, markup=False)
+
+    return accept
 
 
 def follow_base(settings: ConfigDict, policy: Policy) -> None:
@@ -123,13 +145,13 @@ def follow_base(settings: ConfigDict, policy: Policy) -> None:
     settings.prompt_state_dim = settings.prompt_state_dim or policy.prompt_state_dim or 0
 
 
-def prepare_shards(settings: ConfigDict, console: Console) -> Result:
+def prepare_shards(settings: ConfigDict, console: Console, accept: Callable[[Dataset], None] = welcome) -> Result:
     """Runs `prepare` under a progress bar with an estimate of the time left."""
     with progress_bar(console) as bar:
         windows = bar.add_task('windows', total=None)
         checked = bar.add_task('episodes checked', total=None, visible=settings.on_bad_episode == 'skip')
-        reports = [functools.partial(_advance, bar, task) for task in (windows, checked)]
-        return prepare(DataConfig.from_settings(settings.to_dict()), _OUT.value, *reports)
+        done, tried = (functools.partial(_advance, bar, task) for task in (windows, checked))
+        return prepare(DataConfig.from_settings(settings.to_dict()), _OUT.value, done, tried, accept)
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax import curriculum, lora, losses, objective, quant, trees
+from sigma_jax import curriculum, fitting, lora, losses, objective, quant, trees
 from sigma_jax.backbones import pi05
 from sigma_jax.backbones.gemma import GemmaConfig
 from sigma_jax.backbones.siglip import SiglipConfig
@@ -116,22 +116,23 @@ def pi05_config(settings: Mapping, run: Mapping) -> pi05.Pi05Config:
 def frozen_stats(stats: NormStats, policy: NormStats, relative_joints: Sequence[bool] = ()) -> dict[str, jax.Array]:
     """Statistics a step reads: spread of the training actions, and how the policy's own actions are scaled.
 
-    Raises UserError when `relative_joints` does not name every joint, or state and action widths differ.
+    Of the state, its first entries count, one an action, as in openpi and LeRobot.
+    Raises UserError when `relative_joints` does not name every action, or names one beyond the states.
     """
     state, actions, width = policy['state'], policy['actions'], len(policy['actions'].low)
     relative = tuple(relative_joints) or (False,) * width
-    if len(relative) != width or (any(relative) and len(state.low) != width):
+    if len(relative) != width or any(relative[len(state.low) :]):
         raise UserError(
-            f'relative_joints: expected one value for each of {width} actions and as many states, got {len(relative)} '
-            f'for {len(state.low)} states; write one true or false a joint'
+            f'relative_joints: expected one value for each of {width} actions, the relative ones among the first '
+            f'{len(state.low)}, got {relative_joints}; write one true or false an action'
         )
     arrays = {
         'sigma_a': np.maximum(stats['actions'].std, NO_SPREAD),
         'action_low': actions.low,
         'action_span': actions.span,
         'relative': relative,
-        'state_low': state.low if any(relative) else np.zeros(width),
-        'state_span': state.span if any(relative) else np.ones(width),
+        'state_low': normalize.first_joints(state.low, width) if any(relative) else np.zeros(width),
+        'state_span': normalize.first_joints(state.span, width) if any(relative) else np.ones(width),
     }
     return {k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()}
 
@@ -179,12 +180,7 @@ def check_resize(policy: Policy, meta: Mapping[str, Any]) -> None:
             f'expected images resized as {policy.resize!r} does, like those the base was trained on, got {style!r} in '
             f'the shards; prepare them again with --config.data.resize={policy.resize}'
         )
-    shared = [name for name in policy.cameras if name in meta['camera_names']]
-    if shared != [name for name in meta['camera_names'] if name in shared]:
-        raise UserError(
-            f'expected cameras in the order of the base, {policy.cameras}, got {meta["camera_names"]} in the shards; '
-            'prepare them again with config.data.cameras in that order'
-        )
+    fitting.check_cameras(policy, meta)
 
 
 def make_objective(config: Mapping, base: Base, batch: Batch) -> objective.FlowMatching | objective.SigmaObjective:

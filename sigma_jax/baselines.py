@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sigma_jax import assembly, compiler, sampled
+from sigma_jax import assembly, compiler, fitting, sampled
 from sigma_jax.backbones.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.data import pipeline, shards
 from sigma_jax.data.meta import read_meta
@@ -49,6 +49,7 @@ def write_baselines(
     meta = read_meta(shards_dir)
     check_policy(policy, config, meta['horizon'])
     assembly.check_images(policy, meta)
+    robot = check_robot(policy, meta)
     if not policy.digest:
         policy = load_policy(config)
     record = dataclasses.asdict(config) | {'base': pathlib.Path(config.base).name, 'base_digest': policy.digest}
@@ -57,7 +58,7 @@ def write_baselines(
     todo = [split for split in shards.SPLITS if meta['windows'][split] and split not in finished]
     if todo and policy.params is None:  # half a minute at full size
         policy = load_policy(config)
-    policy = dataclasses.replace(policy, norm_stats=assembly.robot_statistics(policy, meta))
+    policy = dataclasses.replace(policy, norm_stats=robot)
     total, done = sum(meta['windows'].values()), 0
     progress(0, total)  # the first batch takes a while to compile
     for split in shards.SPLITS:
@@ -105,6 +106,15 @@ def check_policy(policy: assembly.Base, config: BaselineConfig, horizon: int) ->
         )
 
 
+def check_robot(policy: assembly.Base, robot: Mapping[str, Any]) -> assembly.NormStats | None:
+    """The policy's statistics for a robot of these `state_names` and `action_names`.
+
+    Raises UserError where the policy knows another robot: too few numbers, or relative joints that are not its own.
+    """
+    fitting.of_shards((), policy.policy, robot, policy.config.action_dim)
+    return assembly.robot_statistics(policy, robot)
+
+
 def _check_statistics(policy: assembly.Base, config: BaselineConfig) -> None:
     if policy.norm_stats is None:
         raise UserError(
@@ -137,7 +147,8 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
         norm_stats=policy.norm_stats,
         policy=policy.policy,
     )
-    stats = assembly.frozen_stats(policy.norm_stats, policy.norm_stats, policy.policy.relative_joints)
+    relative = fitting.of_shards((), policy.policy, read_meta(shards_dir), policy.config.action_dim)
+    stats = assembly.frozen_stats(policy.norm_stats, policy.norm_stats, relative)
     sampler = sampled.make_sampler(sampled.bind_frozen(policy.config), config.seed, config.samples, horizon)
     sample, params = compiler.jit(sampler), jax.device_put(policy.params)
     out = np.zeros((count, config.samples, horizon, policy.norm_stats['actions'].low.shape[0]), np.float32)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sigma_jax import __version__, assembly, files, trees
+from sigma_jax import __version__, assembly, files, fitting, trees
 from sigma_jax.backbones.pi05 import LAYOUTS
 from sigma_jax.convert import beside, checkpoint, heads, lerobot_policy, peft
 from sigma_jax.convert.merge import merge_piece
@@ -151,7 +151,7 @@ def statistics(run: Trained) -> dict[str, normalize.Statistics]:
 
 def relative_joints(run: Trained, policy: Policy) -> tuple[bool, ...]:
     """Joints whose actions count from the state: the run's own setting, else the base's."""
-    return tuple(run.config['relative_joints']) or policy.relative_joints
+    return fitting.of_shards(run.config['relative_joints'], policy, run.meta, run.source.config.action_dim)
 
 
 def trained_beside(run: Trained) -> beside.Beside:

@@ -53,12 +53,13 @@ def unnormalize_actions(actions: Float[Array, '... d'], stats: Mapping[str, Arra
 def action_origin(state: Float[Array, '... p'], stats: Mapping[str, Array]) -> Float[Array, '... 1 a']:
     """What the policy's actions count from: the robot's raw state in its relative joints, zero in the others.
 
-    `state` is normalised by the policy's own statistics (openpi calls the transform DeltaActions).
+    `state` is normalised by the policy's own statistics (openpi calls the transform DeltaActions). A state may be
+    wider than the actions: the first entries count. Where it is narrower, no action beyond it is relative.
     """
     width = stats['relative'].shape[-1]
-    if state.shape[-1] != width:  # then no joint is relative: `assembly.frozen_stats` sees to it
-        return jnp.zeros((*state.shape[:-1], 1, width))
-    raw = (state + 1) / 2 * stats['state_span'] + stats['state_low']
+    first = state[..., :width]
+    first = jnp.pad(first, [(0, 0)] * (first.ndim - 1) + [(0, width - first.shape[-1])])
+    raw = (first + 1) / 2 * stats['state_span'] + stats['state_low']
     return jnp.where(stats['relative'] > 0, raw, 0.0)[..., None, :]
 
 

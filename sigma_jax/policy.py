@@ -32,16 +32,30 @@ class Policy:
     resize: str = 'openpi'  # 'openpi': Pillow's bilinear; 'lerobot': torch's, which does not smooth when shrinking
     image_padding: float = BLACK  # beside a picture that is not square, in the model's units: -1 is black
     cameras: tuple[str, ...] = ()  # the model's views in order; (): not known
+    rename_map: tuple[tuple[str, str], ...] = ()  # LeRobot's: (a data set's key, the policy's), as pairs
     action_steps: int | None = None  # steps of a chunk that are carried out before the next; None: all
 
     def scalings(self) -> dict[str, Scaling]:
         """The two scalings under the names of norm_stats.json."""
         return {'state': self.state, 'actions': self.actions}
 
+    def view(self, camera: str, key: str = '') -> str:
+        """The policy's name of a data set's camera: `camera` in short, `key` in full, where known.
+
+        A name that the map has is the data set's, also where a view of the policy is called the same.
+        """
+        renamed = dict(self.rename_map)
+        short = {_short(theirs): _short(ours) for theirs, ours in self.rename_map}
+        return _short(renamed[key]) if key in renamed else short.get(camera, camera)
+
     def scale(self, statistics: Mapping[str, Statistics]) -> dict[str, Statistics]:
         """`statistics` as this policy uses them."""
         used = self.scalings()
         return {k: dataclasses.replace(v, scaling=used[k]) if k in used else v for k, v in statistics.items()}
+
+
+def _short(key: str) -> str:
+    return key.rsplit('.', 1)[-1]
 
 
 OURS = Policy()
@@ -63,7 +77,8 @@ LEROBOT = dataclasses.replace(
 
 def to_json(policy: Policy) -> str:
     """The text of policy.json."""
-    return json.dumps(dataclasses.asdict(policy), indent=1) + '\n'
+    body = dataclasses.asdict(policy) | {'rename_map': dict(policy.rename_map)}
+    return json.dumps(body, indent=1) + '\n'
 
 
 def read_policy(folder: str | Path) -> Policy | None:
@@ -105,6 +120,12 @@ def _count(least: int) -> Any:
     return lambda x: x if x is None or (type(x) is int and x >= least) else _WRONG
 
 
+def _names(value: Any) -> Any:
+    if not isinstance(value, dict) or not all(type(name) is str for pair in value.items() for name in pair):
+        return _WRONG
+    return tuple(value.items())
+
+
 def _scaling(value: Any) -> Any:
     if not isinstance(value, dict) or not {'mode', 'formula'} <= set(value) <= {'mode', 'formula', 'epsilon'}:
         return _WRONG
@@ -122,6 +143,7 @@ _CHECKS: dict[str, Any] = {
     'resize': lambda x: x if x in STYLES else _WRONG,
     'image_padding': lambda x: float(x) if type(x) in (int, float) else _WRONG,
     'cameras': _sequence(str),
+    'rename_map': _names,
     'action_steps': _count(1),
 }
 _EXPECTED = {
@@ -133,5 +155,6 @@ _EXPECTED = {
     'resize': f'one of {STYLES}',
     'image_padding': 'a number',
     'cameras': 'names',
+    'rename_map': "the policy's name for each of a data set's",
     'action_steps': 'a number of at least 1',
 }

@@ -13,7 +13,7 @@ PACKAGE = ROOT / 'sigma_jax'
 ROWS = (
     ('__init__', 'errors', 'files', 'hub', 'workers'),
     ('types', 'backbones.tokenizer', 'backbones.small_tokenizer'),
-    ('trees', 'data', 'policy'),
+    ('trees', 'data', 'policy', 'fitting'),
     ('nn', 'lora', 'quant', 'compiler'),
     ('backbones', 'workspaces'),
     ('sigma', 'losses', 'convert'),

@@ -69,6 +69,7 @@ def trained_with(
         base.policy,
         relative_joints=tuple(relative_joints),
         cameras=tuple(cameras),
+        rename_map=(),  # the cameras are the data's own
         state=statistics['state'].scaling,
         actions=statistics['actions'].scaling,
     )
@@ -157,7 +158,9 @@ def _same_lerobot(beside: Beside) -> bool:
         return False
     found = lerobot_policy.read(beside.files[lerobot_policy.CONFIG].parent)
     mine, theirs = beside.policy, found.policy
-    if mine.scalings() != theirs.scalings() or mine.relative_joints != theirs.relative_joints:
+    if any(getattr(mine, name) != getattr(theirs, name) for name in ('state', 'actions', 'relative_joints')):
+        return False
+    if dict(mine.rename_map) != dict(theirs.rename_map):
         return False
     if beside.statistics is None or found.statistics is None:
         return beside.statistics is found.statistics

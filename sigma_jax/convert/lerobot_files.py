@@ -88,7 +88,7 @@ def _before(policy: Policy, features: dict[str, Any]) -> list[Step]:
         'tokenizer_name': TOKENIZER,
     }
     return [
-        _step('rename_observations_processor', {'rename_map': {}}),
+        _step('rename_observations_processor', {'rename_map': dict(policy.rename_map)}),
         _step('to_batch_processor', {}),
         *relative,
         _step('normalizer_processor', _normalizer(policy, features, policy.state)),

@@ -85,12 +85,13 @@ def _read(folder: pathlib.Path, config: Mapping[str, Any]) -> Found:
     length = _settings(steps, 'tokenizer_processor').get('max_length', config.get('tokenizer_max_length', 200))
     policy = dataclasses.replace(
         LEROBOT,
-        relative_joints=_relative(steps, config),
+        relative_joints=_relative(steps, config, statistics),
         state=scalings['state'],
         actions=scalings['actions'],
         max_prompt_len=length,
         cameras=tuple(k.removeprefix(IMAGES) for k, v in features.items() if v['type'] == 'VISUAL'),
         action_steps=config.get('n_action_steps'),
+        rename_map=_renames(steps),
         **(OLD if old else {}),
     )
     return Found(policy, statistics, files, tuple(_notes(steps, statistics, old)))
@@ -126,17 +127,26 @@ def _statistics(folder: pathlib.Path, steps: Mapping[str, Any], scalings: Mappin
     return found
 
 
-def _relative(steps: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[bool, ...]:
-    """One flag for each action: relative unless its name holds an excluded one, as LeRobot compares them."""
+def _renames(steps: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    renamed = _settings(steps, 'rename_observations_processor').get('rename_map') or {}
+    return tuple((str(theirs), str(ours)) for theirs, ours in renamed.items())
+
+
+def _relative(steps: Mapping[str, Any], config: Mapping[str, Any], statistics: NormStats | None) -> tuple[bool, ...]:
+    """One flag for each action: relative unless its name holds an excluded one, as LeRobot compares them.
+
+    The statistics tell how many there are: `output_features` may keep the 32 of the policy that was fine-tuned.
+    """
     settings = _settings(steps, 'relative_actions_processor')
     if not settings.get('enabled', config.get('use_relative_actions', False)):
         return ()
     names = settings.get('action_names', config.get('action_feature_names'))
     excluded = [str(x).lower() for x in settings.get('exclude_joints', config.get('relative_exclude_joints', [])) if x]
     shape = ((config.get('output_features') or {}).get(ACTION) or {}).get('shape') or [len(names or ())]
-    names = [str(x).lower() for x in names or ()][: shape[0]] or [''] * shape[0]
-    flags = [not any(part in name for part in excluded) or not name for name in names]
-    return tuple(flags + [True] * (shape[0] - len(flags)))
+    width = len(statistics['actions'].mean) if statistics else shape[0]
+    names = [str(x).lower() for x in names or ()][:width]
+    flags = [not any(part in name for part in excluded) for name in names]
+    return tuple(flags + [True] * (width - len(flags)))
 
 
 def _notes(steps: Mapping[str, Any], statistics: NormStats | None, old: bool) -> list[str]:
@@ -149,7 +159,10 @@ def _notes(steps: Mapping[str, Any], statistics: NormStats | None, old: bool) ->
     if statistics is None:
         notes.append("LeRobot's processors hold no statistics of state and actions: name their source")
     if renamed := _settings(steps, 'rename_observations_processor').get('rename_map'):
-        notes.append(f'LeRobot renames its inputs ({json.dumps(renamed)}): order the cameras accordingly')
+        notes.append(
+            f'LeRobot renames its inputs ({json.dumps(renamed)}): kept in policy.json, by which the cameras of shards '
+            'are checked'
+        )
     return notes
 
 

@@ -18,7 +18,8 @@ DTYPES = {'F32': np.dtype(np.float32), 'BF16': np.dtype(ml_dtypes.bfloat16), 'F1
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PICKLED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
-WEIGHTS, INDEX, ADAPTER = 'model.safetensors', 'model.safetensors.index.json', 'adapter_model.safetensors'
+WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+ADAPTER, ADAPTER_CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 
 
 class TensorFiles:
@@ -91,14 +92,16 @@ def find_files(path: pathlib.Path) -> list[pathlib.Path]:
     if path.is_file():
         if path.suffix != '.safetensors':
             raise _refused(path.name)
+        if path.name == ADAPTER:
+            raise _adapter(path.parent)
         return [path]
     if (path / INDEX).is_file():
         return _shards(path / INDEX)
     files = sorted(path.glob('*.safetensors'))
     if (path / WEIGHTS) in files:
         return [path / WEIGHTS]
-    if [file.name for file in files] == [ADAPTER]:
-        raise UserError(f'{path} is a PEFT adapter, which needs its base; give --checkpoint=BASE --adapter={path}')
+    if (path / ADAPTER) in files:
+        raise _adapter(path)
     if len(files) == 1:
         return files
     found = [file.name for file in sorted(path.iterdir())]
@@ -106,6 +109,18 @@ def find_files(path: pathlib.Path) -> list[pathlib.Path]:
         raise _refused(pickled[0])
     raise UserError(
         f'expected {WEIGHTS}, {INDEX} or an orbax folder `params` in {path}, got {found[:8]}; name the file itself'
+    )
+
+
+def _adapter(folder: pathlib.Path) -> UserError:
+    try:
+        base = json.loads((folder / ADAPTER_CONFIG).read_text()).get('base_model_name_or_path')
+    except (OSError, ValueError, AttributeError):
+        base = None
+    named = f' (it names {base})' if base else ''
+    return UserError(
+        f'expected the weights of a pi0.5, got {folder}, which is a PEFT adapter, which needs its base{named}; '
+        f'merge them: convert_weights.py --checkpoint={base or "BASE"} --adapter={folder}'
     )
 
 

@@ -158,6 +158,12 @@ def normalize(x: Any, statistics: Statistics) -> Any:
     return (x - low) / span * 2.0 - 1.0
 
 
+def first_joints(x: Float[np.ndarray, '... p'], width: int) -> Float[np.ndarray, '... a']:
+    """The first `width` entries of a state, with zeros where it has fewer: those that actions can count from."""
+    cut = np.asarray(x)[..., :width]
+    return np.pad(cut, [(0, 0)] * (cut.ndim - 1) + [(0, width - cut.shape[-1])])
+
+
 def denormalize(x: Any, statistics: Statistics) -> Any:
     """The inverse: raw units from normalised ones. Numpy or jax arrays."""
     if statistics.scaling.mode == 'identity':

@@ -23,12 +23,14 @@ def model_inputs(
 ) -> dict[str, np.ndarray]:
     """`images` [i s s 3] in the model's units, `image_mask` [i], `prompt` [l], `prompt_mask` [l], `state` [p].
 
-    Views come in the policy's order; one that is absent from `frames` is black and masked. Where the policy names no
-    cameras they come as in `frames`. `statistics` are in raw units, of the robot's width.
+    Views come in the policy's order, under its names or those of its rename map; one that is absent from `frames` is
+    black and masked. Where the policy names no cameras they come as in `frames`. `statistics` are in raw units, of the
+    robot's width.
 
     Raises:
       UserError: a camera that the policy does not know, none at all, a prompt that is too long, or a state with NaN.
     """
+    frames = {policy.view(name): frame for name, frame in frames.items()}
     names = policy.cameras or tuple(frames)
     if not frames or (unknown := sorted(set(frames) - set(names))):
         got = f'{unknown}' if frames else 'none'

@@ -27,6 +27,10 @@ def silent(done: int, total: int) -> None:
     """Reports nothing."""
 
 
+def welcome(dataset: Dataset) -> None:
+    """Accepts any data set."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What `prepare` hands back: the contents of meta.json, and whether they were there already."""
@@ -35,18 +39,26 @@ class Result:
     was_complete: bool
 
 
-def prepare(config: DataConfig, out: str | Path, progress: Progress = silent, checking: Progress = silent) -> Result:
+def prepare(
+    config: DataConfig,
+    out: str | Path,
+    progress: Progress = silent,
+    checking: Progress = silent,
+    accept: Callable[[Dataset], None] = welcome,
+) -> Result:
     """Writes the shards of `config.source` to `out` (the contents of meta.json list them).
 
     A run that was stopped continues where its last whole shard ended, and the files come out bitwise the same as
     without the stop. `progress` is called with (windows done, windows in all), `checking` with (episodes done,
-    episodes in all) where `config.on_bad_episode` is 'skip' and every episode is tried first.
+    episodes in all) where `config.on_bad_episode` is 'skip' and every episode is tried first. `accept` is shown the
+    opened data set before anything is written, and may raise.
 
     Raises:
       UserError: bad source or settings, another writer, a full disk, or a directory that holds something else.
     """
     out = Path(out)
     dataset = open_source(config.source, config)
+    accept(dataset)
     identity = identity_of(config, dataset.root)
     with shards.told_full_disk(out), shards.writer_lock(out):
         finished = finished_meta(out, identity)

@@ -13,7 +13,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from sigma_jax.data.images import decode_depth, decode_image, decode_jpeg
 from sigma_jax.data.meta import read_meta
-from sigma_jax.data.normalize import Statistics, compute_statistics
+from sigma_jax.data.normalize import Statistics, compute_statistics, first_joints
 from sigma_jax.data.shards import NAME, SPLITS
 from sigma_jax.errors import UserError
 
@@ -120,7 +120,7 @@ def relative_statistics(
         return dict(statistics)
     records = Records(shards_dir, 'train')
     pairs = [records.numbers(n) for n in range(len(records))]
-    actions = [a - np.where(relative_joints, s, 0) for s, a in pairs]
+    actions = [a - np.where(relative_joints, first_joints(s, a.shape[-1]), 0) for s, a in pairs]
     return {**statistics, 'actions': compute_statistics(np.concatenate(actions))}
 
 

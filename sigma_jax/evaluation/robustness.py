@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sigma_jax import assembly, baselines, compiler, metrics, sampled
+from sigma_jax import assembly, baselines, compiler, fitting, metrics, sampled
 from sigma_jax.adapter import AdapterState
 from sigma_jax.data.meta import read_meta
 from sigma_jax.evaluation import measure
@@ -37,7 +37,8 @@ class BasePolicy:
         self.policy = loaded.policy
         own: Any = assembly.robot_statistics(loaded, meta)
         self.statistics = own
-        self.stats = assembly.frozen_stats(own, own, loaded.policy.relative_joints)
+        relative = fitting.of_shards((), loaded.policy, meta, loaded.config.action_dim)
+        self.stats = assembly.frozen_stats(own, own, relative)
         self.params = jax.device_put(loaded.params)
         self.run = compiler.jit(
             sampled.make_sampler(sampled.bind_frozen(loaded.config), self.config.seed, 1, meta['horizon'])

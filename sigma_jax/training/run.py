@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from sigma_jax import assembly, compiler
+from sigma_jax import assembly, compiler, fitting
 from sigma_jax.backbones.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.baselines import check_baselines
 from sigma_jax.data import normalize, pipeline
@@ -40,7 +40,8 @@ class Parts:
         check_vocab(self.tokenizer, self.base.config.vocab_size)
         wants_base = config['objective'] == 'flow_matching' and config['stats_from'] == 'base'
         base_stats = assembly.robot_statistics(self.base, self.meta) if wants_base else None
-        self.relative_joints = tuple(config['relative_joints']) or self.base.policy.relative_joints
+        widest = self.base.config.action_dim
+        self.relative_joints = fitting.of_shards(config['relative_joints'], self.base.policy, self.meta, widest)
         self.policy_stats = base_stats or relative_statistics(self.shards, own, self.relative_joints)
         self.loader_stats = base_stats or own
         if config['objective'] == 'sigma':

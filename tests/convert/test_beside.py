@@ -206,6 +206,37 @@ def test_steps_and_renames_that_are_not_carried_out_are_named(copied):
     assert any('LeRobot renames its inputs' in note and 'images.front' in note for note in notes)
 
 
+def edit(file, change):
+    body = json.loads(file.read_text())
+    change(body)
+    file.write_text(json.dumps(body))
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('renames', [{'observation.images.a': 'observation.images.up'}, {'front': 'side', 'b': 'up'}])
+def test_a_rename_map_goes_into_every_layout_and_back(tmp_path, layout, renames):
+    shutil.copytree(POLICIES / 'lerobot_0_6_1', tmp_path / 'policy')
+    edit(
+        tmp_path / 'policy' / 'policy_preprocessor.json',
+        lambda x: x['steps'][0]['config'].update(rename_map=renames),
+    )
+    first = beside.read(tmp_path / 'policy')
+    assert dict(first.policy.rename_map) == renames
+    write(dataclasses.replace(first, files={}), tmp_path / 'out', layout)
+    assert beside.read(tmp_path / 'out', layout).policy == first.policy
+    if layout == 'lerobot':
+        assert dict(lerobot_policy.read(tmp_path / 'out').policy.rename_map) == renames
+
+
+@pytest.mark.parametrize('names', [None, ['j0', 'j1', 'j2', 'j3', 'j4', 'gripper.pos']])
+def test_relative_flags_are_as_many_as_the_statistics_have_numbers(tmp_path, names):
+    """A policy fine-tuned from one of 32 actions keeps 32 in its output_features."""
+    folder = pathlib.Path(shutil.copytree(POLICIES / 'lerobot_0_6_1', tmp_path / 'policy'))
+    edit(folder / 'config.json', lambda x: x['output_features']['action'].update(shape=[32]))
+    edit(folder / 'policy_preprocessor.json', lambda x: x['steps'][2]['config'].update(action_names=names))
+    assert lerobot_policy.read(folder).policy.relative_joints == (True,) * 5 + (names is None,)
+
+
 @pytest.mark.parametrize(
     ('name', 'change', 'message'),
     [
