@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from sigma_jax.data import lerobot_columns, lerobot_files, lerobot_meta, lerobot_modalities, video
+from sigma_jax.data import lerobot_columns, lerobot_files, lerobot_meta, lerobot_modalities, lerobot_tasks, video
 from sigma_jax.data.episode import Episode, check_clock, check_episode
 from sigma_jax.data.lerobot_features import is_picture, joint_names, picture_size
 from sigma_jax.data.lerobot_images import decode_cell
 from sigma_jax.data.lerobot_meta import EpisodeEntry
+from sigma_jax.data.lerobot_rows import Rows
 from sigma_jax.errors import UserError
 
 STATE = 'observation.state'
@@ -33,6 +33,7 @@ class Dataset:
     action_names: tuple[str, ...]
     tasks: Mapping[int, str]
     episodes: Mapping[int, EpisodeEntry]
+    rows: Rows = dataclasses.field(compare=False, repr=False)
 
     @property
     def depths(self) -> tuple[str, ...]:
@@ -56,7 +57,7 @@ class Dataset:
                 f'{max(self.episodes)}), got {index}; correct the episode lists.'
             )
         entry = self.episodes[index]
-        table = self._rows(entry, [STATE, ACTION, 'timestamp', 'frame_index', 'task_index'])
+        table = self.rows.read(entry, [STATE, ACTION, 'timestamp', 'frame_index', 'task_index'])
         timestamps = lerobot_columns.seconds(table, 'timestamp', entry)
         episode = Episode(
             index=index,
@@ -75,19 +76,6 @@ class Dataset:
         if any(self.features[key]['dtype'] == 'video' for key in self.cameras):
             check_clock(episode, self.fps)
         return episode
-
-    def _rows(self, entry: EpisodeEntry, columns: list[str]) -> pa.Table:
-        schema = lerobot_files.read_schema(lerobot_files.require_inside(self.root, entry.data))
-        missing = [name for name in [*columns, 'episode_index'] if schema.names.count(name) != 1]
-        if missing:
-            raise UserError(f"Expected one column '{missing[0]}' in {entry.data}, got {schema.names}; fetch it again.")
-        table = lerobot_files.read_parquet(entry.data, columns=columns, filters=[('episode_index', '==', entry.index)])
-        if len(table) != entry.length or not entry.length:
-            raise UserError(
-                f'Expected {entry.length} rows (at least 1) of episode {entry.index} in {entry.data}, '
-                f'got {len(table)}; metadata and data are from different copies, fetch both again.'
-            )
-        return table
 
     def _task(self, entry: EpisodeEntry, index: int) -> str:
         if index not in self.tasks:
@@ -114,14 +102,14 @@ class Dataset:
         )
 
     def _depth(self, entry: EpisodeEntry, key: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
-        cells, name = self._rows(entry, [key])[key], f'{key}, episode {entry.index}'
+        cells, name = self.rows.read(entry, [key])[key], f'{key}, episode {entry.index}'
         return lerobot_modalities.read_depth(cells, self.features[key], name, rows)
 
     def _audio(self, entry: EpisodeEntry, key: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
-        return lerobot_modalities.read_audio(self._rows(entry, [key]), key, self.audios[key], entry, rows)
+        return lerobot_modalities.read_audio(self.rows.read(entry, [key]), key, self.audios[key], entry, rows)
 
     def _stored_images(self, entry: EpisodeEntry, camera: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
-        cells, size = self._rows(entry, [camera])[camera], picture_size(self.features[camera])
+        cells, size = self.rows.read(entry, [camera])[camera], picture_size(self.features[camera])
         for row in rows:
             yield decode_cell(cells[row].as_py(), size, f'{camera}, episode {entry.index}, frame {row}')
 
@@ -148,6 +136,7 @@ def open_dataset(path: str | Path) -> Dataset:
         cameras=cameras,
         state_names=joint_names(features, STATE, root),
         action_names=joint_names(features, ACTION, root),
-        tasks=lerobot_meta.read_tasks(root, info['codebase_version']),
+        tasks=lerobot_tasks.read_tasks(root, info['codebase_version']),
         episodes=lerobot_meta.list_episodes(root, info, videos),
+        rows=Rows(root, searches=info['codebase_version'] == 'v3.0'),
     )

@@ -1,4 +1,4 @@
-"""The metadata of a LeRobot data set (v2.1, v3.0): features, tasks, and which file holds which episode."""
+"""The metadata of a LeRobot data set (v2.1, v3.0): features, and which file holds which episode."""
 
 import dataclasses
 import math
@@ -14,7 +14,6 @@ from sigma_jax.data.lerobot_files import (
     require_inside,
     rows_of,
     safe_path,
-    text,
     whole,
 )
 from sigma_jax.errors import UserError
@@ -57,32 +56,6 @@ def read_info(root: Path) -> dict[str, Any]:
         raise UserError(f"Expected 'fps' in {path} to be a number from 0 to {MAX_FPS}, got {fps!r}; correct it there.")
     check_features(info['features'], path)
     return info
-
-
-def read_tasks(root: Path, version: str) -> dict[int, str]:
-    """Returns task_index -> instruction. v3.0 files name the text column `task` or `__index_level_0__`.
-
-    Raises:
-      UserError: missing or damaged file, a repeated index, a text that is empty or no text.
-    """
-    name = 'tasks.jsonl' if version == 'v2.1' else 'tasks.parquet'
-    path = require_inside(root, root / 'meta' / name)
-    rows = read_jsonl(path) if version == 'v2.1' else _task_rows(path)
-    tasks = {whole(row, 'task_index', path): text(row, 'task', path) for row in rows}
-    if not rows or len(tasks) != len(rows):
-        problem = 'one of them twice' if rows else 'none'
-        raise UserError(f'Expected tasks with an index each in {path}, got {problem}; fetch the file again.')
-    return tasks
-
-
-def _task_rows(path: Path) -> list[dict[str, Any]]:
-    table = read_parquet(path)
-    names = [name for name in ('task', '__index_level_0__') if name in table.column_names]
-    if not names or 'task_index' not in table.column_names:
-        raise UserError(
-            f'Expected columns task_index and task in {path}, got {table.column_names}; fetch the data set again.'
-        )
-    return [{'task_index': row['task_index'], 'task': row[names[0]]} for row in rows_of(path, table)]
 
 
 def list_episodes(root: Path, info: Mapping[str, Any], videos: tuple[str, ...]) -> dict[int, EpisodeEntry]:
