@@ -1,5 +1,6 @@
 """The loader: shards to batches of sequences, in an order that a seed fixes and a checkpoint can resume."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from jaxtyping import Float
 
 from sigma_jax.backbones.tokenizer import Tokenizer
 from sigma_jax.data.augment import Augment, AugmentConfig
+from sigma_jax.data.batches import Batches
 from sigma_jax.data.examples import JitterPromptState, NumpyBatch, Pad, ToExample
 from sigma_jax.data.features import AddFeatures, Features
 from sigma_jax.data.images import BLACK, Box, content_box
@@ -46,8 +48,9 @@ def make_loader(
     policy: Policy = OURS,
     augment: AugmentConfig | None = None,
     features: Features | None = None,
-) -> grain.DatasetIterator[NumpyBatch]:
-    """Returns a Grain iterator of batches with leaves [b g ...]; `get_state` and `set_state` resume it exactly.
+) -> Batches:
+    """Returns an iterator of batches with leaves [b g ...]; `get_state` and `set_state` resume it exactly, also with
+    another `num_workers`.
 
     Keys: images uint8 [b g i h x 3] (float32 for a policy whose padding is not black), image_mask, prompt, prompt_mask,
     text, text_mask, state (normalised), actions (raw), action_mask, base (raw; zeros without `baselines`), reset, mask,
@@ -115,7 +118,7 @@ def make_loader(
     if shuffle:
         dataset = dataset.shuffle(seed=seed)
     dataset = _changed(dataset.repeat(num_epochs).map(to_example), changes, seed)
-    return iter(_started(dataset.batch(batch_size, drop_remainder=True), num_workers))
+    return Batches(dataset.batch(batch_size, drop_remainder=True), functools.partial(_started, num_workers=num_workers))
 
 
 def _changed(

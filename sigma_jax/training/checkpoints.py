@@ -1,7 +1,9 @@
 """Training checkpoints: the state, the loader's position and the config, saved together by Orbax."""
 
+import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -84,14 +86,28 @@ class Checkpoints:
         return restored['state'], restored['loader']
 
     def restore_trainable(self, step: int) -> PyTree:
-        """Trainable leaves of checkpoint `step` for inference: the running average where one was kept."""
-        state = self._read(step, state=ocp.args.StandardRestore())['state']
-        return jax.tree.map(np.asarray, state['ema'] if state.get('ema') else state['trainable'])
+        """Trainable leaves of checkpoint `step` for inference, on the host: the running average where one was kept.
+
+        Whatever devices wrote it: without the leaves' shapes Orbax would look for these.
+        """
+        with self._told(step), ocp.StandardCheckpointer() as reader:
+            found = reader.metadata(self.folder.absolute() / f'step_{step}' / 'state').item_metadata
+            if found is None:
+                raise ValueError('nothing says which leaves it has')
+            host = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), found.tree)
+        state = self._read(step, state=ocp.args.StandardRestore(host))['state']
+        return state['ema'] if state.get('ema') else state['trainable']
 
     def _read(self, step: int, **items: Any) -> Any:
         """Items of checkpoint `step`. Raises UserError where they are damaged."""
-        try:
+        with self._told(step):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    @contextlib.contextmanager
+    def _told(self, step: int) -> Iterator[None]:
+        """Raises UserError where checkpoint `step` turns out to be damaged."""
+        try:
+            yield
         except (ValueError, KeyError, OSError) as error:
             reason = str(error)[:200].splitlines()[0]  # Orbax's own tells the whole path of every call
             others = [other for other in self._manager.all_steps() if other < step]

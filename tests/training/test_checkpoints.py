@@ -110,6 +110,28 @@ def test_an_emptied_checkpoint_is_refused_for_inference(folder):
         checkpoints.restore_trainable(3)
 
 
+def test_a_checkpoint_of_a_gpu_is_read_where_there_is_none(folder, states):
+    """Orbax notes the device of every leaf; here that of a card, as a run upon one leaves it."""
+    noted = folder / 'step_3' / 'state' / '_sharding'
+    text = noted.read_text()
+    assert 'cpu:0' in text
+    noted.write_text(text.replace('cpu:0', 'cuda:0'))
+    with Checkpoints(folder) as checkpoints:
+        found = checkpoints.restore_trainable(3)
+        assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found))
+        assert np.array_equal(found['sigma']['w'], states[3].ema['sigma']['w'])
+        assert trees.digest(checkpoints.restore(3, states[0], CONFIG)[0]) == trees.digest(states[3])
+
+
+def test_low_precision_leaves_keep_their_type(tmp_path):
+    leaves = {'sigma': {'w': jnp.arange(3, dtype=jnp.bfloat16) / 3, 'n': jnp.int32(7)}}
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.save(init_state(0, leaves, optax.sgd(0.1)), {}, CONFIG)
+    with Checkpoints(tmp_path) as checkpoints:
+        found = checkpoints.restore_trainable(0)['sigma']
+    assert found['w'].dtype == jnp.bfloat16 and np.array_equal(found['w'], leaves['sigma']['w']) and found['n'] == 7
+
+
 def test_an_empty_folder_has_none(tmp_path):
     with Checkpoints(tmp_path / 'new') as checkpoints:
         assert checkpoints.latest() is None

@@ -11,16 +11,23 @@ import numpy as np
 import pytest
 
 from sigma_jax.errors import UserError
+from sigma_jax.evaluation.trained import read_newest
 from sigma_jax.training.devices import Devices
+from tests import moved_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def compared(objective):
     """What `tests/two_devices.py` prints, in a process with two virtual devices and 64-bit numbers."""
-    flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=2'
-    environment = os.environ | {'XLA_FLAGS': flags, 'JAX_ENABLE_X64': '1', 'JAX_PLATFORMS': 'cpu'}
-    command = [sys.executable, '-m', 'tests.two_devices', objective]
+    return with_devices(2, 'tests.two_devices', objective, JAX_ENABLE_X64='1')
+
+
+def with_devices(count, module, *arguments, **environment):
+    """The last line, JSON, that a module prints in a process with `count` virtual devices."""
+    flags = os.environ.get('XLA_FLAGS', '') + f' --xla_force_host_platform_device_count={count}'
+    environment = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'} | environment
+    command = [sys.executable, '-m', module, *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -44,6 +51,23 @@ def test_two_devices_train_as_one_and_micro_batches_as_a_batch():
 def test_two_devices_train_sigma_as_one():
     """Hard set and InfoNCE run over the windows of both."""
     assert as_one(compared('sigma')['sigma'])
+
+
+def test_a_training_goes_on_and_is_read_upon_any_number_of_devices(tmp_path):
+    """1, 2 and 4 to 1, 2 and 4: evaluation and export read what was written, and all end with the same numbers."""
+    found = {4: with_devices(4, 'tests.moved_run', tmp_path, 'write', 'go_on')}
+    found[2] = with_devices(2, 'tests.moved_run', tmp_path, 'go_on')
+    found[1] = with_devices(1, 'tests.moved_run', tmp_path, 'go_on')
+    moved_run.train(tmp_path / 'one', 1, moved_run.WHOLE)
+    step, whole = read_newest(tmp_path / 'one')
+    assert step == moved_run.WHOLE
+    for after, of in found.items():
+        assert set(of) == {'1', '2', '4'}
+        for before, what in of.items():
+            assert what['read'] == found[4][before]['read'] and what['read'][0] == moved_run.HALF, (before, after)
+            assert what['end'][0] == moved_run.WHOLE
+            np.testing.assert_allclose(what['end'][1], whole['sigma']['w'], rtol=2e-6, err_msg=f'{before} to {after}')
+    assert not np.allclose(found[1]['1']['read'][1], whole['sigma']['w'], rtol=1e-3)
 
 
 def test_batches_that_cannot_be_divided():
