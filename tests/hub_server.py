@@ -13,13 +13,15 @@ import time
 from collections.abc import Iterator
 
 REVISION = 'a' * 40
+SIGNATURE = 'X-Amz-Signature=0123456789abcdef'
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
     """Answers from `files`; `troubles` maps a part of a path to what happens to the next requests for it, in order.
 
     A trouble is a status, (status, Retry-After), (403, what it says), 'reset' or 'cut' (after half of the body),
-    'refuse' (before an answer), 'no ranges' (answers with the whole file) or 'other bytes'.
+    'refuse' (before an answer), 'no ranges' (answers with the whole file), 'other bytes', or 'signed': the answer is
+    elsewhere, at an address that gives it to whoever has it, but no longer.
     """
 
     protocol_version = 'HTTP/1.1'
@@ -41,6 +43,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         answer, checksum = self._find(path)
         if trouble == 'refuse':
             return self._hang_up()
+        if trouble == 'signed':
+            return self._send(302, b'', body, {'Location': f'/elsewhere/x?{SIGNATURE}&X-Amz-Expires=1'})
+        if path.startswith('/elsewhere'):
+            return self._send(403, b'{"error": "expired"}', body, {})
         if isinstance(trouble, int | tuple) or answer is None:
             status, more = trouble if isinstance(trouble, tuple) else (trouble, None)
             said = more or f'not for {self.headers.get("authorization")}'  # as no server should
@@ -76,6 +82,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         answers = {
             f'/tree/{REVISION}': json.dumps(listing).encode(),
             '/revision/v1': info,
+            f'/revision/{REVISION}': info,
             '/revision/main': info,
             '': info,
         }

@@ -14,10 +14,11 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from sigma_jax.errors import UserError
+from sigma_jax.hub.scrub import Scrubbed, scrub
 
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _LOG = logging.getLogger(__name__)
@@ -89,18 +90,26 @@ def _library(client: Any) -> type:
 
 
 @contextlib.contextmanager
-def patient_client(hub: Any, patience: Patience) -> Iterator[None]:
-    """Within the block huggingface_hub (`hub`) asks through a patient client. Raises UserError for one before 1.0."""
+def patient_client(hub: Any, patience: Patience, tokens: Sequence[str | None] = ()) -> Iterator[None]:
+    """Within the block huggingface_hub (`hub`) asks through a patient client, and logs none of `tokens`.
+
+    Raises UserError for one before 1.0.
+    """
     if not hasattr(hub, 'set_client_factory'):
         raise UserError(
             f"expected huggingface_hub 1.0 or newer, got {hub.__version__}; pip install --upgrade 'sigma_jax[hf]'"
         )
     factory = importlib.import_module('huggingface_hub.utils._http').default_client_factory
     hub.set_client_factory(lambda: _patient(factory(), patience))
+    handlers, hidden = logging.getLogger('huggingface_hub').handlers, Scrubbed(tokens)
+    for handler in handlers:
+        handler.addFilter(hidden)
     try:
         yield
     finally:
         hub.set_client_factory(factory)
+        for handler in handlers:
+            handler.removeFilter(hidden)
 
 
 def _patient(client: Any, patience: Patience) -> Any:
@@ -131,5 +140,5 @@ def _patient(client: Any, patience: Patience) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, with its name."""
-    return f'{type(error).__name__}: {str(error).strip()}'.strip(': ').splitlines()[0]
+    """The first line of an error, with its name, and nothing secret in it."""
+    return scrub(f'{type(error).__name__}: {str(error).strip()}'.strip(': ').splitlines()[0])

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sigma_jax.errors import UserError
+from sigma_jax.hub import listing
 from sigma_jax.hub.client import Patience, network_errors, patient_client, reason
-from sigma_jax.hub.files import LARGE, fetch_large
+from sigma_jax.hub.files import LARGE, fetch_large, repository
+from sigma_jax.hub.scrub import scrub
 
 CHECKPOINT = ('*.json', '*.safetensors', 'params/**', 'assets/**', 'tokenizer.*')  # no pickles, no pictures
 TABLES = ('meta/*.json', 'meta/*.jsonl', 'meta/*.parquet', 'data/*.parquet')  # `*` crosses folders
@@ -24,7 +26,6 @@ HUB_ID = re.compile(r'([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w][\w./-]*))?')
 ENV_FILES = ('.env', 'sigma.env')  # the second is the paper's
 _COMMIT = re.compile(r'[0-9a-f]{40}')
 _TOKEN = re.compile(r'[\w.-]+')
-_SECRET = re.compile(r'\bhf_\w+|(?<=Bearer )[\w.-]+')  # also one that the library knew by itself
 _LINE = re.compile(r'\s*(?:export\s+)?HF_TOKEN\s*=\s*(.*?)\s*')
 _LOG = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def fetch(
     if not match:
         raise UserError(f"expected a hub id such as 'owner/name' or 'owner/name@revision', got '{name}'; correct it")
     hub, token = _library(name), read_token(env_file)
+    secrets = (token, hub.get_token())  # the library finds by itself what a log-in has left
     repo, revision = match[1], match[2]
     wanted = {'repo_id': repo, 'repo_type': kind, 'revision': revision, 'allow_patterns': list(files)}
     kept = _kept(hub, wanted)
@@ -88,17 +90,18 @@ def fetch(
         return Fetched(kept, repo, kept.name)
     if _is_offline(hub):
         raise UserError(
-            f'expected {name} among the files fetched before, as HF_HUB_OFFLINE forbids to ask the hub, got none or '
-            'not all of them; run the same command once without HF_HUB_OFFLINE, or name a local path'
+            f'expected {name} among the files fetched before, as HF_HUB_OFFLINE forbids to ask the hub, got none, not '
+            'all of them, or nothing that says so; run the same command once without HF_HUB_OFFLINE, or name a local '
+            'path'
         )
     if kept:  # a laptop without a network shall not wait for minutes to use what it has
         patience = dataclasses.replace(patience, tries=min(patience.tries, 2))
     try:
-        path = _download(hub, wanted, token, patience)
+        with patient_client(hub, patience, secrets):
+            path = _download(hub, wanted, token, patience)
         return Fetched(path, repo, path.name)
     except Exception as error:  # network, authorisation and missing-file errors have no common base
-        told = reason(error) if not isinstance(error, UserError) else str(error)
-        told = _SECRET.sub('<token>', told.replace(token, '<token>') if token else told)
+        told = scrub(reason(error) if not isinstance(error, UserError) else str(error), secrets)
         if kept and _is_connection(hub, error):
             _LOG.warning('%s: %s; using the copy fetched before, %s', name, told, kept)
             return Fetched(kept, repo, kept.name)
@@ -143,9 +146,10 @@ def _library(name: str) -> Any:
 def _kept(hub: Any, wanted: dict[str, Any]) -> Path | None:
     """The folder of an earlier fetch, where all of it is there."""
     try:
-        return Path(hub.snapshot_download(**wanted, local_files_only=True))
+        path = Path(hub.snapshot_download(**wanted, local_files_only=True))
     except Exception:  # nothing kept, or not all of it: both are no errors here
         return None
+    return path if listing.is_whole(hub, path, wanted['allow_patterns']) else None
 
 
 def _is_offline(hub: Any) -> bool:
@@ -155,17 +159,22 @@ def _is_offline(hub: Any) -> bool:
 def _download(hub: Any, wanted: dict[str, Any], token: str | None, patience: Patience) -> Path:
     """Large files first, which go on where they stopped; the library does the rest and lays out the folder."""
     repo, kind = wanted['repo_id'], wanted['repo_type']
-    with patient_client(hub, patience):
-        api = hub.HfApi(token=token)
-        commit = api.repo_info(repo, repo_type=kind, revision=wanted['revision']).sha
-        tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=kind)
-        sizes = {entry.path: entry.size for entry in tree if getattr(entry, 'size', None) is not None}
-        names = list(hub.utils.filter_repo_objects(sizes, allow_patterns=wanted['allow_patterns']))
-        if not names:
-            raise UserError(f'expected files like {wanted["allow_patterns"]} in {repo}, got {sorted(sizes)[:8]}')
-        large = [name for name in names if sizes[name] >= LARGE]
-        fetch_large(hub, repo, kind, commit, large, token, patience)
-        return _snapshot(hub, wanted, token, patience)
+    api = hub.HfApi(token=token)
+    commit = api.repo_info(repo, repo_type=kind, revision=wanted['revision']).sha
+    tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=kind)
+    sizes = {entry.path: entry.size for entry in tree if getattr(entry, 'size', None) is not None}
+    names = list(hub.utils.filter_repo_objects(sizes, allow_patterns=wanted['allow_patterns']))
+    if not names:
+        raise UserError(f'expected files like {wanted["allow_patterns"]} in {repo}, got {sorted(sizes)[:8]}')
+    listing.note(repository(hub, repo, kind), commit, sizes)
+    large = [name for name in names if sizes[name] >= LARGE]
+    fetch_large(hub, repo, kind, commit, large, token, patience)
+    path = _snapshot(hub, wanted, token, patience)
+    if path.name == commit and not listing.is_whole(hub, path, wanted['allow_patterns']):
+        raise UserError(
+            f'expected {len(names)} files of {repo} in {path}, got some of them; run the same command again'
+        )
+    return path
 
 
 def _snapshot(hub: Any, wanted: dict[str, Any], token: str | None, patience: Patience) -> Path:

@@ -32,6 +32,11 @@ class Transfer:
     part: Path
 
 
+def repository(hub: Any, repo: str, kind: str) -> Path:
+    """The library's folder of a repository in its cache."""
+    return Path(hub.constants.HF_HUB_CACHE).expanduser() / '--'.join((f'{kind}s', *repo.split('/')))
+
+
 def fetch_large(
     hub: Any, repo: str, kind: str, commit: str, files: Sequence[str], token: str | None, patience: Patience
 ) -> None:
@@ -40,15 +45,15 @@ def fetch_large(
     Raises:
       UserError: the hub does not answer, or sends other bytes than it names, however often it is asked.
     """
-    cache, folder = Path(hub.constants.HF_HUB_CACHE), '--'.join((f'{kind}s', *repo.split('/')))
+    folder = repository(hub, repo, kind)
     for name in files:
         url = hub.hf_hub_url(repo, name, repo_type=kind, revision=commit)
         about = hub.get_hf_file_metadata(url, token=token)
         through_xet = about.xet_file_data is not None and hub.file_download.is_xet_available()
         if through_xet or not about.size or not _ETAG.fullmatch(about.etag or ''):
             continue
-        with _locked(hub, cache / '.locks' / folder / f'{about.etag}.lock'):
-            whole = cache / folder / 'blobs' / about.etag
+        with _locked(hub, folder.parent / '.locks' / folder.name / f'{about.etag}.lock'):
+            whole = folder / 'blobs' / about.etag
             if not whole.exists():
                 whole.parent.mkdir(parents=True, exist_ok=True)
                 part = whole.with_name(f'{about.etag}.incomplete')

@@ -1,8 +1,10 @@
 """Files by hub id: the real client against a server on this machine that answers as a bad day would."""
 
 import datetime
+import importlib
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -13,11 +15,12 @@ import pytest
 from sigma_jax import trees
 from sigma_jax.convert import checkpoint
 from sigma_jax.errors import UserError
-from sigma_jax.hub import download
-from sigma_jax.hub.client import Patience, retry_after
+from sigma_jax.hub import download, listing
+from sigma_jax.hub.client import Patience, patient_client, retry_after
 from sigma_jax.hub.files import LARGE
+from sigma_jax.hub.scrub import scrub
 from tests import golden
-from tests.hub_server import REVISION, http_date, serve
+from tests.hub_server import REVISION, SIGNATURE, http_date, serve
 
 SCRIPT = golden.DATA.parents[1] / 'convert_weights.py'
 TOKEN = 'hf_aVerySecretWord'
@@ -172,6 +175,115 @@ def test_answers_that_say_no_are_not_asked_again(fetch, waits):
         with pytest.raises(UserError, match='expected files like'):
             fetch(endpoint, 'robots/tiny@v1', 'model', ('*.npz',))
     assert not waits and sum('revision' in path for _, path, _ in asked) == 2
+
+
+@pytest.mark.parametrize('part', [SMALL, LARGE_FILE])
+def test_signed_addresses_are_in_no_message(part, fetch, capfd, caplog):
+    """A file that the hub has elsewhere, at an address that has expired: whose signature nobody needs to see."""
+    with serve(FILES) as (endpoint, asked, troubles):
+        troubles[part] = ['signed'] * 9
+        with pytest.raises(UserError, match='expected robots/tiny@v1 on the hub, got "') as caught:
+            fetch(endpoint)
+        assert any(path.startswith('/elsewhere') for _, path, _ in asked)
+    told = ''.join([str(caught.value), *capfd.readouterr(), caplog.text])
+    assert '403' in str(caught.value) and (part == SMALL or '/elsewhere/x?<hidden>' in str(caught.value))
+    assert SIGNATURE.partition('=')[2] not in told and TOKEN not in told
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize('token', ['a-log-in.of_the_library', 'hf_loggedInBefore'])
+@pytest.mark.parametrize('part', [INFO, TREE, SMALL, LARGE_FILE])
+def test_the_token_of_a_log_in_is_in_no_message(part, token, fetch, monkeypatch, tmp_path, capfd, caplog):
+    """`hf auth login` leaves it in a file, which the library finds by itself; a server may send it back."""
+    monkeypatch.delenv('HF_TOKEN')
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'token').write_text(token + '\n')
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_TOKEN_PATH', str(tmp_path / 'token'))
+    with serve(FILES) as (endpoint, asked, troubles):
+        troubles[part] = [403] * 9
+        with pytest.raises(UserError, match='check the id and its licence') as caught:
+            fetch(endpoint)
+    sent = [headers.get('authorization', headers.get('Authorization')) for _, _, headers in asked]
+    assert f'Bearer {token}' in sent
+    assert token not in ''.join([str(caught.value), *capfd.readouterr(), caplog.text])
+
+
+SECRETS = {
+    'GET https://a.b/c/d.bin?X-Amz-Signature=s3cr3t&Expires=9 failed': 'GET https://a.b/c/d.bin?<hidden> failed',
+    "for url 'https://a.b/c?Policy=s3cr3t&Key-Pair-Id=K'\nsee": "for url 'https://a.b/c?<hidden>'\nsee",
+    'proxy http://me:s3cr3t@proxy:8080/ refused': 'proxy http://<log-in>@proxy:8080/ refused',
+    'authorization: Bearer s3cr3t.s3cr3t-s3cr3t==': 'authorization: Bearer <token>',
+    'said hf_another, or s3cr3t': 'said <token>, or <token>',
+    'is it /there? See HF_TOKEN, https://a.b/c.': 'is it /there? See HF_TOKEN, https://a.b/c.',
+}
+
+
+@pytest.mark.parametrize('text', SECRETS)
+def test_secrets_are_taken_out_and_nothing_else(text):
+    assert scrub(text, ['s3cr3t', None, '']) == SECRETS[text]
+
+
+def test_what_the_library_logs_is_scrubbed_too(capfd):
+    import huggingface_hub
+
+    log = logging.getLogger('huggingface_hub.file_download')
+    library = logging.getLogger('huggingface_hub')
+    handler = logging.StreamHandler()
+    library.addHandler(handler)
+    try:
+        with patient_client(huggingface_hub, Patience(), ('s3cr3t',)):
+            log.warning('Error while downloading from %s by %s', f'https://a.b/c?{SIGNATURE}', 's3cr3t')
+    finally:
+        library.removeHandler(handler)
+    assert 'https://a.b/c?<hidden> by <token>' in (told := capfd.readouterr().err) and SIGNATURE not in told
+    assert not handler.filters
+
+
+@pytest.fixture(params=['this version', 'one that asks nothing'])
+def library(request, monkeypatch):
+    """huggingface_hub, and as it was up to 1.20: any folder of a commit is taken for the whole."""
+    if request.param == 'one that asks nothing':
+        module = importlib.import_module('huggingface_hub._snapshot_download')
+        monkeypatch.setattr(module, '_raise_if_incomplete_snapshot', lambda **_: None, raising=False)
+        monkeypatch.setattr(module, 'write_tree_cache', lambda *_, **__: None, raising=False)
+    return request.param
+
+
+def test_some_of_the_files_are_not_taken_for_all(library, fetch, monkeypatch):
+    tables, everything = (download.TABLES, download.dataset_files())
+    with serve(DATASET) as (endpoint, asked, _):
+        name = f'robots/tiny@{REVISION}'
+        first = fetch(endpoint, name, 'dataset', tables)
+        monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+        assert fetch(endpoint, name, 'dataset', tables) == first
+        with pytest.raises(UserError, match='got none, not all of them, or nothing that says so'):
+            fetch(endpoint, name, 'dataset', everything)
+        monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
+        before = len(asked)
+        whole = fetch(endpoint, name, 'dataset', everything)
+        assert whole == first and any('videos' in path for _, path, _ in asked[before:])
+        after = len(asked)
+        assert fetch(endpoint, name, 'dataset', everything) == whole and len(asked) == after
+    video = next(whole.path.rglob('file-000.mp4'))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    video.resolve().write_bytes(b'')
+    with pytest.raises(UserError, match='not all of them'):
+        fetch(endpoint, name, 'dataset', everything)
+
+
+def test_a_cache_of_which_nothing_is_known_is_not_taken_for_whole(library, fetch, monkeypatch):
+    """As an older library, or another program, leaves one."""
+    with serve(FILES) as (endpoint, _, _troubles):
+        path = fetch(endpoint).path
+        for folder in (listing.FOLDER, listing.THEIRS):
+            shutil.rmtree(path.parents[1] / folder, ignore_errors=True)
+        monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+        with pytest.raises(UserError, match='or nothing that says so; .*or name a local path'):
+            fetch(endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
+        assert fetch(endpoint).path == path
+        monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+        assert fetch(endpoint).path == path
 
 
 def test_token_from_the_environment_or_an_env_file(tmp_path, monkeypatch):
