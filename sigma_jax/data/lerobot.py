@@ -14,6 +14,7 @@ from sigma_jax.data.lerobot_features import is_picture, joint_names, picture_siz
 from sigma_jax.data.lerobot_images import decode_cell
 from sigma_jax.data.lerobot_meta import EpisodeEntry
 from sigma_jax.data.lerobot_rows import Rows
+from sigma_jax.data.video_clock import FileRows, check_video_clock, place_rows
 from sigma_jax.errors import UserError
 
 STATE = 'observation.state'
@@ -77,6 +78,11 @@ class Dataset:
             check_clock(episode, self.fps)
         return episode
 
+    @functools.cached_property
+    def _file_rows(self) -> Mapping[str, Mapping[int, FileRows]]:
+        keys = next(iter(self.episodes.values())).videos
+        return {key: place_rows(self.episodes.values(), key) for key in keys}
+
     def _task(self, entry: EpisodeEntry, index: int) -> str:
         if index not in self.tasks:
             raise UserError(
@@ -90,16 +96,17 @@ class Dataset:
     ) -> Iterator[np.ndarray]:
         if self.features[camera]['dtype'] == 'image':
             return self._stored_images(entry, camera, rows)
+        return self._shown_frames(entry, camera, timestamps, rows)
+
+    def _shown_frames(
+        self, entry: EpisodeEntry, camera: str, timestamps: np.ndarray, rows: Sequence[int]
+    ) -> Iterator[np.ndarray]:
         path, start = entry.videos[camera]
-        times = [start + timestamps[row] for row in rows]
-        return video.read_frames(
-            lerobot_files.require_inside(self.root, path),
-            times,
-            self.fps,
-            start + timestamps[-1],
-            name=f'episode {entry.index}',
-            size=picture_size(self.features[camera]),
-        )
+        path, name = lerobot_files.require_inside(self.root, path), f'episode {entry.index}'
+        times = start + timestamps
+        check_video_clock(path, times, self.fps, self._file_rows[camera][entry.index], name)
+        size = picture_size(self.features[camera])
+        yield from video.read_frames(path, times[list(rows)].tolist(), self.fps, times[-1], name=name, size=size)
 
     def _depth(self, entry: EpisodeEntry, key: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
         cells, name = self.rows.read(entry, [key])[key], f'{key}, episode {entry.index}'

@@ -3,24 +3,16 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 from jaxtyping import UInt8
 
 from sigma_jax.data.lerobot_features import MAX_PIXELS
+from sigma_jax.data.video_file import TOLERANCE, open_video
 from sigma_jax.errors import UserError
 
-TOLERANCE = 0.25  # of a frame period; a neighbour is a whole period away
 RATE_TOLERANCE = 0.1  # by which a file's mean frame rate may differ from the data set's
-# FFmpeg tells a format by its content: a playlist called .mp4 would open the files and addresses that it names
-CONTAINER = {
-    'format_whitelist': 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi',
-    'protocol_whitelist': 'file',
-}
-# names in a file that are no text are no reason to refuse its pictures; PyAV 19 keeps their bytes without being asked
-LENIENT: dict[str, Any] = {} if int(av.__version__.split('.')[0]) >= 19 else {'metadata_errors': 'replace'}
 # damaged pictures are errors; without 'explode' the decoder paints over the holes
 DECODER = {'err_detect': 'explode', 'max_pixels': str(MAX_PIXELS)}
 
@@ -60,7 +52,7 @@ def read_frames(
     for seek in (True, False) if times[0] > TOLERANCE / fps else (False,):
         count = 0
         try:
-            with av.open(str(path), options=CONTAINER, **LENIENT) as container:
+            with open_video(path) as container:
                 _check_stream(container, place, fps, until)
                 for frame in _matching_frames(container, list(times), fps, seek):
                     yield _pixels(frame, place, size)
@@ -98,7 +90,8 @@ def _check_stream(container, place: str, fps: float, until: float) -> None:
             f'Expected {fps:g} frames a second in {place}, got {rate:g}; correct fps in meta/info.json or encode the '
             'video again.'
         )
-    end = stream.duration and stream.time_base and float(stream.duration * stream.time_base)
+    length = stream.duration and max(stream.start_time or 0, 0) + stream.duration
+    end = length and stream.time_base and float(length * stream.time_base)
     if end is not None and end <= until:
         raise UserError(
             f'Expected frames up to {until:.3f} s in {place}, got {end:.3f} s; the video is shorter than the rows, '

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -124,14 +125,16 @@ def video_path(index: int, camera: str) -> str:
     return f'videos/chunk-000/{camera}/episode_{index:06d}.mp4'
 
 
-def write_video(path: Path, frames: list[np.ndarray]) -> None:
-    """Writes an H.264 file with one frame a picture."""
+def write_video(path: Path, frames: list[np.ndarray], first: int = 0) -> None:
+    """Writes an H.264 file with one frame a picture, the first of them shown `first` frames late."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), 'w') as container:
         stream = container.add_stream('libx264', rate=FPS)
         stream.height, stream.width = frames[0].shape[:2]
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format='rgb24')))
+        for i, pixels in enumerate(frames, first):
+            frame = av.VideoFrame.from_ndarray(pixels, format='rgb24')
+            frame.pts, frame.time_base = i, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 

@@ -1,0 +1,188 @@
+"""Videos with odd clocks: each row has its own frame, or the file is refused; a neighbour is never taken."""
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from sigma_jax.data.lerobot import open_dataset
+from sigma_jax.data.prepare import prepare
+from sigma_jax.errors import UserError
+from tests.data_pipeline import films, lerobot_reference, recordings
+
+LENGTHS = [30, 28, 32]
+NO_EDITS = {'use_editlist': '0'}
+MILLI = Fraction(1, 1000)
+THIRD = Fraction(1, 90)
+
+
+def h264(**more) -> dict:
+    return {'codec': 'libx264', 'options': {'g': '8', 'bf': '0'}} | more
+
+
+def late(frames: int, **more) -> dict:
+    return h264(pts=list(range(frames, frames + sum(LENGTHS)))) | more
+
+
+QUIET = 'keyint=8:min-keyint=8:log-level=none'
+RIGHT = {
+    'no B-frames': h264(),
+    'B-frames': h264(options={'g': '8', 'bf': '3'}),
+    'B-frames, negative offsets': h264(
+        options={'g': '8', 'bf': '3'}, container={'movflags': 'negative_cts_offsets', **NO_EDITS}
+    ),
+    'late, but written from 0 on': late(1, container={**NO_EDITS, 'avoid_negative_ts': 'disabled'}),
+    'one group': h264(options={'g': '500'}),
+    'fragments': h264(container={'movflags': 'frag_keyframe+empty_moov'}),
+    'hevc, open groups': {'codec': 'libx265', 'options': {'x265-params': f'{QUIET}:open-gop=1:bframes=3'}},
+    'hevc, 10 bits': {'codec': 'libx265', 'pix': 'yuv420p10le', 'options': {'x265-params': QUIET}},
+    'av1, groups of 2': {'codec': 'libsvtav1', 'options': {'g': '2', 'crf': '30'}},
+    'vp9': {'codec': 'libvpx-vp9', 'options': {'g': '12', 'deadline': 'realtime', 'cpu-used': '8'}},
+    '15 a second': {'fps': 15} | h264(options={'g': '8', 'bf': '2'}),
+    '50 a second': {'fps': 50} | h264(),
+    '29.97 a second on both sides': {'fps': 30000 / 1001} | h264(),
+    '29.97 in a short file': h264(base=Fraction(1001, 30000)),
+    'starts told a fifth of a frame late': h264(late=0.2 / 30),
+    'a fifth of a frame late': h264(pts=[5 * i + 1 for i in range(90)], base=Fraction(1, 150)),
+    'late, and so are the starts': late(2, late=2 / 30),
+    'part of the episodes, a clock from 0': h264(listed=[1]),
+}
+REFUSED = {
+    'B-frames without an edit list': (
+        h264(options={'g': '8', 'bf': '3'}, container=NO_EDITS),
+        {0: 'got it at 0.067 s, +2.00 frames off', 2: 'got it at 0.067 s'},
+    ),
+    'late by one': (late(1), {e: 'got it at 0.033 s' for e in range(3)}),
+    'late by two': (late(2), {e: 'got it at 0.066 s' for e in range(3)}),
+    'late by nine': (late(9), {1: 'got it at 0.3'}),
+    'late by one, hevc': (late(1, codec='libx265', options={'x265-params': QUIET}), {2: 'got it at 0.033 s'}),
+    'late by two, one episode listed': (late(2, listed=[2]), {2: 'got it at 0.066 s'}),
+    'starts told 0.4 of a frame late': (h264(late=0.4 / 30), {e: 'Expected a frame at' for e in range(3)}),
+    'a frame is skipped, but none is missing': (
+        h264(pts=[*range(40), *range(41, 91)]),
+        {1: 'Expected frame 41 of', 2: 'got frame 57 of 90; its clock skips'},
+    ),
+    'a frame in between': (
+        h264(base=THIRD, pts=[3 * i - 2 * (i >= 40) for i in range(90)]),
+        {1: 'Expected a frame at', 2: 'Expected a frame at'},
+    ),
+    'two frames in between, then a step of three': (
+        h264(base=THIRD, pts=[3 * i - 2 * (i == 33) - 3 * (i > 33) for i in range(90)]),
+        {2: 'Expected frame 58 of'},
+    ),
+}
+
+
+def shown(root: Path, index: int, rows=None) -> list[int]:
+    return [films.number_of(frame) for frame in open_dataset(root).read_episode(index).frames(films.CAMERA, rows)]
+
+
+def first_row(index: int) -> int:
+    return sum(LENGTHS[:index])
+
+
+@pytest.mark.parametrize('name', RIGHT)
+def test_every_row_has_its_own_frame(name: str, tmp_path) -> None:
+    root = films.write_dataset(tmp_path, LENGTHS, **RIGHT[name])
+    for index in open_dataset(root).episodes:
+        first, length = first_row(index), LENGTHS[index]
+        assert shown(root, index) == list(range(first, first + length))
+        assert shown(root, index, [0, 5, 24]) == [first, first + 5, first + 24]
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_a_clock_that_shows_a_neighbour_is_refused(name: str, tmp_path) -> None:
+    film, words = REFUSED[name]
+    root = films.write_dataset(tmp_path, LENGTHS, **film)
+    for index in open_dataset(root).episodes:
+        if index in words:
+            with pytest.raises(UserError, match=rf'episode {index}\)') as caught:
+                shown(root, index, [0, 5, 24])
+            assert words[index] in str(caught.value)
+
+
+def test_episodes_before_a_skip_are_read_and_the_others_can_be_left_out(tmp_path) -> None:
+    film, _ = REFUSED['a frame is skipped, but none is missing']
+    root = films.write_dataset(tmp_path / 'data', LENGTHS, **film)
+    assert shown(root, 0) == list(range(30))
+    settings = {'cameras': (films.CAMERA,), 'split_fractions': (1.0, 0.0, 0.0), 'on_bad_episode': 'skip'}
+    prepare(recordings.config(root, **settings), tmp_path / 'out')
+    meta = json.loads((tmp_path / 'out' / 'meta.json').read_text())
+    assert meta['splits']['train'] == [0]
+
+
+def test_a_missing_frame_is_a_gap_and_nothing_moves(tmp_path) -> None:
+    """A file that lacks frame 40 and shows the others in time: rows 41 and on are where they were."""
+    root = films.write_dataset(tmp_path, LENGTHS, **h264())
+    kept = [i for i in range(90) if i != 40]
+    films.write_film(root / films.VIDEO.format(0), kept, **h264(pts=kept))
+    assert shown(root, 1, [0, 5, 24]) == [30, 35, 54] and shown(root, 2) == list(range(58, 90))
+    with pytest.raises(UserError, match='Expected a frame at 1.333 s'):
+        shown(root, 1, [8, 10, 12])
+
+
+@pytest.mark.parametrize('listed', [None, [2]])
+def test_a_rate_that_slips_by_a_whole_frame_is_refused_where_it_hits_one(listed: list[int] | None, tmp_path) -> None:
+    """29.97 frames a second called 30: at the time of row 1000 is frame 999, to a tenth of a millisecond."""
+    listed = listed or [0, 1, 2]
+    film = h264(base=Fraction(1001, 30000), options={'preset': 'ultrafast', 'g': '250'}, listed=listed)
+    root = films.write_dataset(tmp_path, [200, 800, 20], **film)
+    with pytest.raises(UserError, match=r'not 30 a second|got 29\.97'):
+        shown(root, 2, [0, 1, 9])
+    if 0 in listed:
+        assert shown(root, 0, [0, 99, 199]) == [0, 99, 199]
+
+
+@pytest.mark.parametrize(('suffix', 'codec'), [('mkv', 'libx264'), ('webm', 'libvpx-vp9'), ('webm', 'libsvtav1')])
+def test_other_containers(suffix: str, codec: str, tmp_path) -> None:
+    """Matroska keeps milliseconds only."""
+    root = films.write_dataset(tmp_path, LENGTHS)
+    place = 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.' + suffix
+    recordings.edit_info(root, video_path=place)
+    path = (root / films.VIDEO.format(0)).with_suffix(f'.{suffix}')
+    options = {'g': '8', 'crf': '30'} | ({'deadline': 'realtime', 'cpu-used': '8'} if 'vpx' in codec else {})
+    films.write_film(path, range(90), codec=codec, options=options)
+    assert shown(root, 2) == list(range(58, 90)) and shown(root, 1, [0, 27]) == [30, 57]
+    films.write_film(path, range(90), codec=codec, options=options, pts=list(range(2, 92)))
+    with pytest.raises(UserError, match=r'got it at 0\.06[67] s'):
+        shown(root, 1, [0, 27])
+
+
+@pytest.mark.parametrize('start', [0, 1, 3])
+def test_a_file_for_each_episode(start: int, tmp_path) -> None:
+    """Format v2.1."""
+    root = recordings.record(tmp_path, (12, 10), kind='video')
+    path = root / recordings.video_path(1, recordings.CAMERAS[0])
+    frames = [recordings.picture(1, i, recordings.CAMERAS[0]) for i in range(10)]
+    recordings.write_video(path, frames, first=start)
+    episode = open_dataset(root).read_episode(1)
+    if start:
+        with pytest.raises(UserError, match='Expected the first frame of'):
+            list(episode.frames(recordings.CAMERAS[0], [0]))
+    else:
+        told = [round(frame[..., 0].mean() / 20) for frame in episode.frames(recordings.CAMERAS[0])]
+        assert told == list(range(10))
+
+
+@pytest.mark.reference
+def test_no_frame_differs_from_one_on_which_both_readers_of_lerobot_agree(tmp_path) -> None:
+    """What LeRobot reads by torchcodec and by PyAV alike is read here, or refused where a file skips though it holds a
+    frame for every row. LeRobot opens no part of the episodes."""
+    known = {name: film for name, film in RIGHT.items() if 'listed' not in film}
+    known |= {name: film for name, (film, _) in REFUSED.items() if 'listed' not in film}
+    roots = [films.write_dataset(tmp_path / str(n), LENGTHS, **film) for n, film in enumerate(known.values())]
+    rows, agreed = [0, 5, 24], 0
+    for name, root, theirs in zip(known, roots, lerobot_reference.pictures(roots, films.CAMERA, rows), strict=True):
+        for index in range(len(LENGTHS)):
+            both = zip(theirs['torchcodec'][index], theirs['pyav'][index], strict=True)
+            told = [None if x is None or y is None else {*map(films.number_of, (x, y))} for x, y in both]
+            try:
+                ours = shown(root, index, rows)
+            except UserError:
+                assert all(numbers is None or len(numbers) > 1 for numbers in told) or 'skipped' in name, (name, index)
+                continue
+            for frame, numbers in zip(ours, told, strict=True):
+                assert numbers is None or len(numbers) > 1 or numbers == {frame}, (name, index)
+                agreed += numbers == {frame}
+    assert agreed >= 100, 'of 234'
