@@ -13,7 +13,7 @@ import sys
 from rich.console import Console
 from rich.table import Column, Table
 
-from sigma_jax.convert import beside, checkpoint, peft, source, verify, writers
+from sigma_jax.convert import adapter_beside, beside, checkpoint, peft, source, verify, writers
 from sigma_jax.convert.merge import merge_piece
 from sigma_jax.errors import UserError
 from sigma_jax.scripts import reports_user_errors, transfer_bar
@@ -24,7 +24,7 @@ CHECKPOINT = 'a .safetensors file, a folder with one, with a sharded set or with
 def convert(flags: argparse.Namespace, console: Console) -> int:
     """Writes another layout of the same weights, or of weights with an adapter merged in."""
     opened = source.open_source(flags.checkpoint)
-    around = beside.read(opened.folder, opened.format, flags.stats)
+    around = beside.read(opened.folder, opened.format, None if flags.adapter else flags.stats)
     change, dtype = None, flags.dtype or 'stored'
     if flags.adapter:
         if flags.dtype in ('stored', 'bfloat16'):
@@ -32,8 +32,11 @@ def convert(flags: argparse.Namespace, console: Console) -> int:
                 f'expected --dtype=float32 with --adapter, got {flags.dtype}: added in bfloat16, most of an adapter is '
                 'rounded away; leave --dtype out'
             )
-        found, dtype = peft.load(flags.adapter, opened.config, peft.MERGE_LAYOUTS), 'float32'
-        for note in found.notes:
+        folder = adapter_beside.home(flags.adapter)
+        found, dtype = peft.load(folder, opened.config, peft.MERGE_LAYOUTS), 'float32'
+        around = adapter_beside.merged(around, folder, flags.stats)
+        opened, more = adapter_beside.sized(opened, folder)
+        for note in (*found.notes, *more):
             console.print(f'  {note}', highlight=False)
 
         def change(piece, array):
@@ -92,7 +95,10 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         choices=('stored', 'float32', 'bfloat16'),
         help='bfloat16: the matrices of both Gemmas, as the originals keep it (default: as stored)',
     )
-    parser.add_argument('--adapter', help='a PEFT adapter folder to merge in; the result is float32')
+    parser.add_argument(
+        '--adapter',
+        help='a PEFT adapter (folder or hub id) to merge in; the result is float32, its statistics those beside it',
+    )
     parser.add_argument('--stats', help='statistics from elsewhere: norm_stats.json, a LeRobot policy or data set')
 
 

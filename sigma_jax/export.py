@@ -91,8 +91,8 @@ def export_run(
         if 'lora' in groups and 'params' not in groups:
             factors, model = run.trainable['lora'], run.source.config
             peft.save(factors, run.lora, model, folder / ADAPTER, layout=layout, base=base_model)
-            if layout == 'lerobot' and run.trains_policy:
-                make_lerobots(run, folder / ADAPTER)
+            if run.trains_policy:
+                describe_adapter(run, folder / ADAPTER, layout)
             contents[ADAPTER] = f"LoRA factors for peft's PeftModel.from_pretrained, layout {layout}"
         if 'sigma' in groups:
             heads.save_heads(run.trainable['sigma'], folder / HEADS, dataclasses.asdict(sigma_config(run)))
@@ -171,11 +171,12 @@ def sigma_config(run: Trained) -> SigmaConfig:
     return assembly.build(SigmaConfig, sizes | dict(run.config['sigma']), 'sigma')
 
 
-def make_lerobots(run: Trained, adapter: pathlib.Path) -> None:
-    """Adds to an adapter what LeRobot reads beside it: config.json, which says that it is one, and processors."""
-    beside.write(adapter, 'lerobot', trained_beside(run), run.source.config)
-    file = adapter / lerobot_policy.CONFIG
-    file.write_text(json.dumps(json.loads(file.read_text()) | {'use_peft': True}, indent=4))
+def describe_adapter(run: Trained, adapter: pathlib.Path, layout: str) -> None:
+    """Adds to an adapter how the policy sees the world, and what LeRobot reads: a config.json that says what it is."""
+    beside.write(adapter, layout, trained_beside(run), run.source.config)
+    if layout == 'lerobot':
+        file = adapter / lerobot_policy.CONFIG
+        file.write_text(json.dumps(json.loads(file.read_text()) | {'use_peft': True}, indent=4))
 
 
 def save_merged(run: Trained, out: pathlib.Path, layout: str) -> None:

@@ -4,7 +4,8 @@ source, checkpoint, writers   open, load, convert: any layout to any layout, sli
 pytorch, pieces, sizes, fit   the table of names, its slices, sizes from arrays, what does not fit
 tensors, leaves, hub          safetensors files, Orbax arrays, the hub
 digests, whole_file           SHA-256 per leaf; small files
-beside, lerobot_*, stats_*    statistics, processors and settings beside the weights
+beside, lerobot_*, openpi_*   statistics, processors and settings beside the weights
+stats_source, adapter_beside  statistics named elsewhere; those beside an adapter
 peft*, merge, heads           LoRA factors as PEFT adapters, merged weights, Sigma's heads
 fixture, verify               proof against the numbers of a public implementation
 """

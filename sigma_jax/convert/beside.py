@@ -14,16 +14,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sigma_jax.backbones.pi05 import Pi05Config
-from sigma_jax.convert import lerobot_files, lerobot_policy
+from sigma_jax.convert import lerobot_files, lerobot_policy, lerobot_restate, openpi_assets
 from sigma_jax.convert.lerobot_policy import NormStats, read_json
 from sigma_jax.convert.stats_source import NORM_STATS, asset_files, find_statistics
-from sigma_jax.data.normalize import EPSILONS, Scaling, Statistics, norm_stats_json, read_norm_stats
+from sigma_jax.data.normalize import Statistics, norm_stats_json, read_norm_stats
 from sigma_jax.policy import LEROBOT, OPENPI, OURS, POLICY_FILE, Policy, read_policy, to_json
 
 CARRIED = ('tokenizer.json', 'tokenizer.model')
 UNDER = 'lerobot'  # where LeRobot's own files lie in other layouts
 OWN = 'sigma_config.json'  # what every folder of ours has, also from before there was policy.json
-NEW_ASSET = 'robot'
+TRAINING = 'train_config.json'  # says how a policy came about, not what it is
+THEIRS = (lerobot_policy.CONFIG, lerobot_policy.BEFORE, lerobot_policy.AFTER)
 TRAIN_CONFIG = "whether actions are relative, and the cameras' order, stand in openpi's training config: "
 
 
@@ -52,13 +53,20 @@ def read(folder: str | pathlib.Path, format: str = '', stats: str | pathlib.Path
     found = _read(folder, format)
     files = {**asset_files(folder), **found.files}
     files |= {name: folder / name for name in CARRIED if (folder / name).is_file()}
-    statistics, notes = found.statistics, list(found.notes)
-    if stats is not None:
-        statistics = find_statistics(stats, found.policy.scalings())
-        notes = [note for note in notes if 'name their source' not in note]
-        if any(found.policy.relative_joints):
-            notes.append(f'{stats} must hold statistics of relative actions, as this policy has them')
-    return Beside(found.policy, statistics, files, tuple(notes))
+    around = dataclasses.replace(found, files=files)
+    return around if stats is None else with_statistics(around, stats)
+
+
+def with_statistics(beside: Beside, stats: str | pathlib.Path) -> Beside:
+    """`beside` with the statistics that `stats` names. Raises UserError as `read`."""
+    policy = beside.policy
+    statistics = find_statistics(stats, policy.scalings())
+    notes = [note for note in beside.notes if 'name their source' not in note]
+    if any(policy.relative_joints):
+        notes.append(f'{stats} must hold statistics of relative actions, as this policy has them')
+        width = len(statistics['actions'].mean)  # flags may be as many as the model is wide, until the robot is known
+        policy = dataclasses.replace(policy, relative_joints=policy.relative_joints[:width])
+    return dataclasses.replace(beside, policy=policy, statistics=statistics, notes=tuple(notes))
 
 
 def trained_with(
@@ -125,15 +133,13 @@ def write(
     (folder / POLICY_FILE).write_text(to_json(beside.policy))
     if beside.statistics is not None:
         (folder / NORM_STATS).write_text(norm_stats_json(beside.statistics))
-    notes = list(beside.notes)
-    if layout == 'lerobot':
-        if not _same_lerobot(beside):
-            notes += lerobot_files.write(folder, beside.policy, beside.statistics, config, dtype)
-    else:
-        notes += _write_openpi(folder, beside)
+    lerobot, more = _write_lerobot(folder, layout, beside, config, dtype)
+    assets, others = _write_openpi(folder, layout, beside)
+    notes = [*beside.notes, *more, *others]
     if layout == 'openpi-pytorch':
         (folder / 'config.json').write_text(json.dumps(_openpi_config(config, dtype), indent=2))
-    _copy(folder, layout, beside)
+    tokenizers = {name: path for name, path in beside.files.items() if name in CARRIED}
+    _copy(folder, layout, {**assets, **tokenizers, **lerobot})
     if layout == 'lerobot':
         settings = read_json(folder / lerobot_policy.CONFIG)
         if settings.get('dtype') != dtype:
@@ -141,26 +147,78 @@ def write(
     return tuple(notes)
 
 
-def _copy(folder: pathlib.Path, layout: str, beside: Beside) -> None:
+def _write_lerobot(
+    folder: pathlib.Path, layout: str, beside: Beside, config: Pi05Config, dtype: str
+) -> tuple[dict[str, pathlib.Path], list[str]]:
+    """Writes LeRobot's files where those at hand say something else; returns files to go along as they are, and notes.
+
+    Other layouts carry LeRobot's files under `lerobot/`, where a later conversion, or LeRobot itself, finds them.
+    """
+    theirs = {name: path for name, path in beside.files.items() if '/' not in name and name not in CARRIED}
+    home = folder if layout == 'lerobot' else folder / UNDER
+    if _same_lerobot(beside) or (layout != 'lerobot' and not _contradicts(beside, theirs)):
+        return theirs, []
+    home.mkdir(exist_ok=True)
+    notes = lerobot_files.write(home, beside.policy, beside.statistics, config, dtype)
+    if beside.statistics is not None and _same_but_numbers(beside):
+        for file in home.glob('policy_*.safetensors'):
+            file.unlink()
+        lerobot_restate.restate(home, theirs, beside.statistics)
+        notes = []
+    rest = {name: path for name, path in theirs.items() if name == TRAINING}
+    return rest, notes if layout == 'lerobot' else []
+
+
+def _contradicts(beside: Beside, theirs: Mapping[str, pathlib.Path]) -> bool:
+    """Whether LeRobot's files, whole or not, say something else than `beside`."""
+    if not any(name in theirs for name in THEIRS):
+        return False
+    found = lerobot_policy.read(next(iter(theirs.values())).parent)
+    if _other_settings(beside.policy, found.policy):
+        return True
+    if beside.statistics is None or found.statistics is None:
+        return beside.statistics is not None and any(name.endswith('.safetensors') for name in theirs)
+    return not _same_statistics(beside, found)
+
+
+def _other_settings(mine: Policy, theirs: Policy) -> bool:
+    if any(getattr(mine, name) != getattr(theirs, name) for name in ('state', 'actions', 'relative_joints')):
+        return True
+    return dict(mine.rename_map) != dict(theirs.rename_map)
+
+
+def _same_but_numbers(beside: Beside) -> bool:
+    """Whether LeRobot's files are all at hand, and nothing but the statistics in them is to change."""
+    if any(name not in beside.files for name in THEIRS):
+        return False
+    return not _other_settings(beside.policy, lerobot_policy.read(beside.files[lerobot_policy.CONFIG].parent).policy)
+
+
+def _copy(folder: pathlib.Path, layout: str, files: Mapping[str, pathlib.Path]) -> None:
     """The source's files, none of those that are there already."""
-    for name, path in beside.files.items():
+    for name, path in files.items():
         theirs = '/' not in name and name not in CARRIED
         out = folder / UNDER / name if theirs and layout != 'lerobot' else folder / name
         if not out.exists():
             out.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, out)
+            if name == lerobot_policy.CONFIG and theirs:
+                _whole(out)
+
+
+def _whole(file: pathlib.Path) -> None:
+    """Merged weights are no adapter any more, whatever the adapter's config.json said."""
+    settings = read_json(file)
+    if settings.get('use_peft'):
+        file.write_text(json.dumps(settings | {'use_peft': False, 'pretrained_path': None}, indent=4))
 
 
 def _same_lerobot(beside: Beside) -> bool:
     """Whether LeRobot's own files are at hand and still say what `beside` says."""
-    needed = (lerobot_policy.CONFIG, lerobot_policy.BEFORE, lerobot_policy.AFTER)
-    if any(name not in beside.files for name in needed):
+    if any(name not in beside.files for name in THEIRS):
         return False
     found = lerobot_policy.read(beside.files[lerobot_policy.CONFIG].parent)
-    mine, theirs = beside.policy, found.policy
-    if any(getattr(mine, name) != getattr(theirs, name) for name in ('state', 'actions', 'relative_joints')):
-        return False
-    if dict(mine.rename_map) != dict(theirs.rename_map):
+    if _other_settings(beside.policy, found.policy):
         return False
     if beside.statistics is None or found.statistics is None:
         return beside.statistics is found.statistics
@@ -178,28 +236,24 @@ def _same(one: Statistics, other: Statistics) -> bool:
     return all(key in mine and np.array_equal(mine[key].astype(np.float32), x) for key, x in theirs.items())
 
 
-def _write_openpi(folder: pathlib.Path, beside: Beside) -> list[str]:
-    """`assets/<id>/norm_stats.json`, which openpi reads; another mode than quantiles is written as quantiles."""
-    if beside.statistics is None or any(name.startswith('assets/') for name in beside.files):
-        return []
-    out = folder / 'assets' / NEW_ASSET / NORM_STATS
+def _write_openpi(folder: pathlib.Path, layout: str, beside: Beside) -> tuple[Mapping[str, pathlib.Path], list[str]]:
+    """`assets/<id>/norm_stats.json`, which openpi reads; another mode than quantiles is written as quantiles.
+
+    Returns the assets of the source that go along, and notes.
+    """
+    theirs = {name: path for name, path in beside.files.items() if name.startswith(openpi_assets.ASSETS)}
+    assets = openpi_assets.current(theirs, beside.statistics, wanted=layout != 'lerobot')
+    notes = list(assets.notes)
+    if not assets.place:
+        return assets.kept, notes
+    out = folder / assets.place
     out.parent.mkdir(parents=True)
-    out.write_text(norm_stats_json({name: as_quantiles(one) for name, one in beside.statistics.items()}))
-    notes = [f"openpi looks for statistics in assets/<asset_id>: rename assets/{NEW_ASSET} to its config's asset_id"]
-    if any(one.scaling.mode != 'quantile' for one in beside.statistics.values()):
-        notes.append(f'assets/{NEW_ASSET} has the normalisation as quantiles, which openpi uses for pi0.5')
+    out.write_text(assets.text)
+    if any(one.scaling.mode != 'quantile' for one in (beside.statistics or {}).values()):
+        notes.append(f'{pathlib.PurePath(assets.place).parent} has the normalisation as quantiles, which openpi uses')
     if any(beside.policy.relative_joints):
         notes.append("actions are relative: openpi's training config must say so (DeltaActions)")
-    return notes
-
-
-def as_quantiles(one: Statistics) -> Statistics:
-    """Statistics with which openpi's quantile formula computes what `one` computes."""
-    scaling = Scaling('quantile', 'openpi')
-    if one.scaling.mode == 'quantile':
-        return dataclasses.replace(lerobot_files.guarded(one), scaling=scaling)
-    low, span = one.low.astype(np.float64), one.exact_span.astype(np.float64)
-    return Statistics(one.mean, one.std, low, low + span - EPSILONS['openpi'], scaling=scaling)
+    return assets.kept, notes
 
 
 def _openpi_config(config: Pi05Config, dtype: str) -> dict[str, object]:

@@ -35,12 +35,12 @@ def write(
         AFTER: _pipeline('policy_postprocessor', _after(policy, features)),
     }
     if statistics is not None:
-        tensors = _tensors(statistics)
+        columns = tensors(statistics)
         for body in (files[BEFORE], files[AFTER]):
             for number, step in enumerate(body['steps']):
                 if step['registry_name'].endswith('normalizer_processor'):
                     step['state_file'] = f'{body["name"]}_step_{number}_{step["registry_name"]}.safetensors'
-                    save_file(tensors, folder / step['state_file'])
+                    save_file(columns, folder / step['state_file'])
     for name, body in files.items():
         (folder / name).write_text(json.dumps(body, indent=2))
     return _notes(policy, statistics, config)
@@ -145,7 +145,7 @@ def _widths(statistics: NormStats | None, config: Pi05Config) -> dict[str, int]:
     return {name: len(statistics[name].mean) if statistics else config.action_dim for name in names}
 
 
-def _tensors(statistics: NormStats) -> dict[str, np.ndarray]:
+def tensors(statistics: NormStats) -> dict[str, np.ndarray]:
     """{feature.column: float32}; ranges that our formula guards are written as it uses them."""
     out: dict[str, np.ndarray] = {}
     for name, feature in (('state', STATE), ('actions', ACTION)):

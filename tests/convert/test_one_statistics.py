@@ -1,0 +1,145 @@
+"""Statistics that are named stand in every file that any reader takes; those that stood there before, in none."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from sigma_jax.convert import beside, lerobot_policy
+from sigma_jax.data.normalize import compute_statistics, norm_stats_json, normalize
+from sigma_jax.policy import OPENPI
+from tests import golden
+from tests.convert.test_beside import LAYOUTS, edit, write
+
+POLICIES = golden.DATA / 'policies'
+
+
+def stats(width=6, seed=0):
+    values = np.random.default_rng(seed).normal(3, 5, (300, width))
+    return {'state': compute_statistics(values), 'actions': compute_statistics(values * 2)}
+
+
+@pytest.fixture
+def named(tmp_path):
+    """A file with other statistics than any policy here has."""
+    (tmp_path / 'named.json').write_text(norm_stats_json(stats()))
+    return tmp_path / 'named.json'
+
+
+def every(out):
+    """{where: normalised state} by every file with statistics in a folder, each as its own reader uses it."""
+    x, found = np.linspace(-4, 9, 6, dtype=np.float32), {}
+    for file in out.rglob('norm_stats.json'):
+        body = json.loads(file.read_text())['norm_stats']['state']
+        low, high = np.array(body['q01']), np.array(body['q99'])
+        found[str(file.relative_to(out))] = 2 * (x - low) / (high - low) - 1
+    for folder in (out, out / 'lerobot'):
+        if lerobot_policy.is_here(folder):
+            for file in folder.glob('policy_*.safetensors'):
+                body = load_file(file)
+                low, high = body['observation.state.q01'], body['observation.state.q99']
+                found[str(file.relative_to(out))] = 2 * (x - low) / (high - low) - 1
+    return normalize(x, stats()['state']), found
+
+
+def holds_one(out):
+    want, found = every(out)
+    for place, got in found.items():
+        np.testing.assert_allclose(got, want, atol=2e-6, err_msg=place)
+    return set(found)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('source', ['lerobot_0_4_4', 'lerobot_0_6_1', 'openpi'])
+def test_named_statistics_stand_in_every_file(tmp_path, named, source, layout):
+    write(beside.read(POLICIES / source, stats=named), tmp_path / 'out', layout)
+    places = holds_one(tmp_path / 'out')
+    assert 'norm_stats.json' in places and ('assets/so101/norm_stats.json' in places) == (source == 'openpi')
+    lerobot = [place for place in places if place.endswith('.safetensors')]
+    assert len(lerobot) == (2 if source != 'openpi' or layout == 'lerobot' else 0)
+    write(beside.read(tmp_path / 'out', layout), tmp_path / 'again', 'lerobot')  # and after the next conversion
+    assert len(holds_one(tmp_path / 'again')) >= 3
+
+
+def test_all_else_in_lerobots_files_stays(tmp_path, named):
+    folder = pathlib.Path(shutil.copytree(POLICIES / 'lerobot_0_6_1', tmp_path / 'policy'))
+    edit(folder / 'policy_preprocessor.json', lambda x: x['steps'].append({'class': 'mine.Blur', 'config': {'n': 3}}))
+    for layout, place in (('lerobot', '.'), ('jax', 'lerobot')):
+        write(beside.read(folder, stats=named), tmp_path / layout, layout)
+        for file in ('policy_preprocessor.json', 'policy_postprocessor.json', 'config.json'):
+            assert json.loads((tmp_path / layout / place / file).read_text()) == json.loads((folder / file).read_text())
+        states = {file.name for file in (tmp_path / layout / place).glob('*.safetensors')}
+        assert states == {file.name for file in folder.glob('*.safetensors')}
+        kept = load_file(folder / 'policy_preprocessor_step_3_normalizer_processor.safetensors')
+        new = load_file(tmp_path / layout / place / 'policy_preprocessor_step_3_normalizer_processor.safetensors')
+        assert all(np.array_equal(new[key], x) for key, x in kept.items() if 'images' in key)
+        assert not {'action.min', 'observation.state.max'} & new.keys()  # of the numbers that were there before
+
+
+def test_another_width_is_told_in_lerobots_features(tmp_path):
+    (tmp_path / 'named.json').write_text(norm_stats_json(stats(4)))
+    write(beside.read(POLICIES / 'lerobot_0_4_4', stats=tmp_path / 'named.json'), tmp_path / 'out', 'jax')
+    config = json.loads((tmp_path / 'out' / 'lerobot' / 'config.json').read_text())
+    assert config['output_features']['action']['shape'] == config['input_features']['observation.state']['shape'] == [4]
+    assert len(lerobot_policy.read(tmp_path / 'out' / 'lerobot').statistics['actions'].mean) == 4
+
+
+def two_robots(folder, first, second):
+    for name, one in (('me/arm', first), ('you/hand', second)):
+        (folder / 'assets' / name).mkdir(parents=True)
+        (folder / 'assets' / name / 'norm_stats.json').write_text(norm_stats_json(one))
+    return folder
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_of_several_robots_the_chosen_one_stays(tmp_path, layout):
+    folder = two_robots(tmp_path / 'source', stats(), stats(seed=9))
+    found = beside.read(folder, 'openpi-jax', stats=folder / 'assets' / 'me' / 'arm')
+    notes = write(found, tmp_path / 'out', layout)
+    assert {'norm_stats.json', 'assets/me/arm/norm_stats.json'} <= holds_one(tmp_path / 'out')
+    assert 'assets of you/hand are left out' in ' '.join(notes)
+
+
+def test_of_several_robots_none_stays_beside_statistics_from_elsewhere(tmp_path, named):
+    folder = two_robots(tmp_path / 'source', stats(seed=8), stats(seed=9))
+    notes = write(beside.read(folder, 'openpi-jax', stats=named), tmp_path / 'out')
+    assert holds_one(tmp_path / 'out') == {'norm_stats.json', 'assets/robot/norm_stats.json'}
+    assert 'assets of me/arm, you/hand are left out' in ' '.join(notes)
+    kept = write(beside.read(folder, 'openpi-jax'), tmp_path / 'kept')  # nothing was chosen
+    assert len(list((tmp_path / 'kept').rglob('norm_stats.json'))) == 2 and 'name their source' in ' '.join(kept)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_numbers_edited_in_a_converted_folder_reach_every_file_of_the_next(tmp_path, layout):
+    source = pathlib.Path(shutil.copytree(POLICIES / 'openpi', tmp_path / 'source'))
+    write(beside.read(source), tmp_path / 'one')
+    (tmp_path / 'one' / 'norm_stats.json').write_text(norm_stats_json(stats()))
+    write(beside.read(tmp_path / 'one'), tmp_path / 'two', layout)
+    assert 'assets/so101/norm_stats.json' in holds_one(tmp_path / 'two')
+
+
+def test_changed_settings_reach_lerobots_carried_files(tmp_path):
+    first = beside.read(POLICIES / 'lerobot_0_6_1')
+    absolute = dataclasses.replace(first, policy=dataclasses.replace(first.policy, relative_joints=()))
+    write(absolute, tmp_path / 'out', 'jax')
+    assert lerobot_policy.read(tmp_path / 'out' / 'lerobot').policy.relative_joints == ()
+
+
+def test_a_config_without_processors_is_carried_as_it_is(tmp_path, named):
+    (tmp_path / 'policy').mkdir()
+    shutil.copy(POLICIES / 'lerobot_0_6_1' / 'config.json', tmp_path / 'policy')
+    write(beside.read(tmp_path / 'policy', stats=named), tmp_path / 'out')
+    same = (tmp_path / 'out' / 'lerobot' / 'config.json').read_bytes()
+    assert same == (POLICIES / 'lerobot_0_6_1' / 'config.json').read_bytes()
+    assert holds_one(tmp_path / 'out') == {'norm_stats.json', 'assets/robot/norm_stats.json'}
+
+
+def test_flags_as_wide_as_the_model_are_cut_to_the_named_statistics(tmp_path, named):
+    (tmp_path / 'policy').mkdir()
+    wide = dataclasses.replace(OPENPI, relative_joints=(True,) * 32)
+    beside.write(tmp_path / 'policy', 'jax', beside.Beside(wide), golden.config())
+    assert beside.read(tmp_path / 'policy', stats=named).policy.relative_joints == (True,) * 6
