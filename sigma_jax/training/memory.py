@@ -1,7 +1,7 @@
 """What a training step will need on the device, told before anything is compiled or any weight is read.
 
 Base, trainable leaves, gradients, moments and batch are sums over shapes, so exact. Activations are traced: what
-`jax.vjp` of the objective keeps under the remat policy, less what XLA computes again inside its fusions instead of
+`jax.vjp` of the objective keeps under the remat policy, less what XLA computes again inside its `fusion`s instead of
 keeping it (`kept`). The rest is a rule (`working_set`). A card where attention is fused need not be at hand: a
 stand-in with the shapes of cuDNN's kernel takes its place while tracing (`pretend`).
 """
@@ -9,7 +9,6 @@ stand-in with the shapes of cuDNN's kernel takes its place while tracing (`prete
 import contextlib
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest import mock
@@ -23,16 +22,10 @@ from jaxtyping import Array, Float
 from sigma_jax import lora, nn, objective, quant, trees
 from sigma_jax.backbones import pi05
 from sigma_jax.train_step import init_state
+from sigma_jax.training import fusion
 from sigma_jax.types import Ablation, Batch, Frozen
 
 PyTree = Any
-# Outputs of these cost XLA nothing to make again where they are read: it fuses them into their readers.
-FUSED = re.compile(
-    r'abs|add|add_any|and|broadcast_in_dim|ceil|clamp|convert_element_type|copy|cos|div|eq|erf|exp|exp2|expand_dims|floor'
-    r'|ge|gt|integer_pow|iota|is_finite|le|log|log1p|logistic|lt|max|min|mul|ne|neg|not|or|pow|real|reduce_precision'
-    r'|rem|reshape|rsqrt|select_n|shift_\w+|sign|sin|slice|sqrt|square|squeeze|stop_gradient|sub|tanh|transpose|xor'
-)
-CALLS = ('jit', 'pjit', 'closed_call', 'core_call', 'custom_jvp_call', 'custom_vjp_call')
 RESERVE = 0.15  # of what comes and goes: workspaces of libraries, copies of a layout, gaps of the allocator
 
 
@@ -51,13 +44,7 @@ class Job:
 
 def size(tree: PyTree) -> int:
     """Bytes of all leaves on a device."""
-    return sum(_bytes(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _bytes(leaf: Any) -> int:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return 8 * leaf.size
-    return leaf.size * leaf.dtype.itemsize
+    return sum(fusion.nbytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
 def stored(params: PyTree, config: quant.QuantConfig, reads: Callable[[str], bool]) -> PyTree:
@@ -132,7 +119,7 @@ def residuals(job: Job) -> tuple[Any, list]:
 
 def residual_bytes(job: Job) -> int:
     """Bytes of all values that `jax.vjp` of the objective keeps beside its inputs."""
-    return sum(_bytes(v.aval) for v in residuals(job)[1])
+    return sum(fusion.nbytes(v.aval) for v in residuals(job)[1])
 
 
 def kept(job: Job) -> int:
@@ -142,40 +129,14 @@ def kept(job: Job) -> int:
     the fusion that reads it, if its sources take no more room than it does.
     """
     jaxpr, values = residuals(job)
-    sources = _sources(jaxpr, {})
+    made_of = fusion.sources(jaxpr)
     tokens: dict[Any, int] = {}
-    for v in sorted(values, key=lambda v: sources[v] != {v: _bytes(v.aval)}):  # what stands for itself comes first
-        extra = {k: n for k, n in sources[v].items() if k not in tokens}
-        tokens |= extra if sum(extra.values()) <= _bytes(v.aval) else {v: _bytes(v.aval)}
+    for v in sorted(
+        values, key=lambda v: made_of[v] != {v: fusion.nbytes(v.aval)}
+    ):  # what stands for itself comes first
+        extra = {k: n for k, n in made_of[v].items() if k not in tokens}
+        tokens |= extra if sum(extra.values()) <= fusion.nbytes(v.aval) else {v: fusion.nbytes(v.aval)}
     return sum(tokens.values())
-
-
-def _sources(jaxpr: Any, known: dict) -> dict[Any, dict[Any, int]]:
-    """{value: {value that fusions read to make it: bytes}} of a jaxpr; inputs not `known` lie on the device anyway."""
-    found: dict = {v: {} for v in (*jaxpr.invars, *jaxpr.constvars)} | known
-
-    def of(atom: Any) -> dict:
-        return {} if isinstance(atom, core.Literal) else found[atom]
-
-    for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        if name in CALLS and (inner := _inner(eqn)) is not None:
-            inside = _sources(inner, dict(zip(inner.invars, map(of, eqn.invars), strict=True)))
-            for outer, v in zip(eqn.outvars, inner.outvars, strict=True):
-                found[outer] = {} if isinstance(v, core.Literal) else inside[v]
-        elif FUSED.fullmatch(name):
-            joined: dict = {}
-            for atom in eqn.invars:
-                joined |= of(atom)
-            found |= dict.fromkeys(eqn.outvars, joined)
-        else:
-            found |= {v: {v: _bytes(v.aval)} for v in eqn.outvars}
-    return found
-
-
-def _inner(eqn: Any) -> Any:
-    closed = eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
-    return getattr(closed, 'jaxpr', closed)
 
 
 def working_set(job: Job) -> int:
