@@ -5,6 +5,7 @@ import numpy as np
 
 from sigma_jax import assembly, trees
 from sigma_jax.backbones.tokenizer import load_tokenizer
+from sigma_jax.data.normalize import compute_statistics
 from sigma_jax.types import Frozen
 from tests import golden
 
@@ -32,3 +33,11 @@ def test_frozen_leaves_stay_out_of_the_trainable_tree(golden_params):
     assert held == {p for p in trees.flatten(golden_params) if p.startswith('PaliGemma/img/')}
     assert learning == set(trees.flatten(golden_params)) - held and learning
     assert kept.stats is frozen.stats
+
+
+def test_a_joint_that_never_moved_has_a_spread():
+    """What residuals are scaled by is never zero, or an error divided by it were no number."""
+    values = np.random.default_rng(0).normal(size=(50, 3)) * [0.0, 1.0, 1e-9]
+    statistics = {name: compute_statistics(values) for name in ('state', 'actions')}
+    spread = assembly.frozen_stats(statistics, statistics)['sigma_a']
+    np.testing.assert_allclose(spread, [assembly.NO_SPREAD, values[:, 1].std(), assembly.NO_SPREAD], rtol=1e-6)

@@ -59,6 +59,13 @@ def test_factors_have_pefts_shapes(path):
     assert 0.9 * d_in**-0.5 < np.abs(a).max() <= d_in**-0.5
 
 
+def test_leaves_start_from_factors_of_their_own():
+    pair = trees.flatten(lora.init_factors(jax.random.key(0), BASE, LAYOUTS, CONFIG))
+    starts = [np.asarray(a) for path, a in pair.items() if path.endswith('/a')]
+    same_shape = [(x, y) for n, x in enumerate(starts) for y in starts[:n] if x.shape == y.shape]
+    assert same_shape and not any(np.array_equal(x, y) for x, y in same_shape)
+
+
 def test_selection_is_by_whole_path_and_abstract_trees_will_do():
     abstract = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, BASE))
     config = lora.LoraConfig(('.*/(q|kv)_einsum/w',), rank=R)

@@ -53,6 +53,14 @@ def test_attention_keeps_half_precision_outside_and_float32_inside():
     np.testing.assert_allclose(got.astype(np.float32), want, atol=0.02)
 
 
+def test_attention_softmax_is_taken_in_float32():
+    """Logits of 100 and 100.25, which bfloat16 holds as one number; both weights can be told by exact values."""
+    q = jnp.array([10.0, 1.0], jnp.bfloat16).reshape(1, 1, 1, 2)
+    k = jnp.array([[10.0, 0.0], [10.0, 0.25]], jnp.bfloat16).reshape(1, 2, 1, 2)
+    got = attention(q, k, jnp.eye(2, dtype=jnp.bfloat16).reshape(1, 2, 1, 2)).astype(np.float32)
+    np.testing.assert_allclose(got.ravel(), np.exp([0, 0.25]) / np.exp([0, 0.25]).sum(), atol=2e-3)
+
+
 @pytest.mark.parametrize(('keys', 'now'), [(64, 128), (192, 256), (128, 128), (200, 200)])
 def test_half_a_tile_of_keys_is_filled_with_masked_ones(keys, now):
     k, v = RNG.standard_normal((2, 2, keys, 2, 5)).astype(np.float32)

@@ -383,6 +383,19 @@ def one_window(batch):
     return run
 
 
+def test_tau_reaches_condition_and_telepathic_residual_apart(run, params, batch):
+    """With r_high and vision tokens kept from it; then with the condition kept from it too."""
+    still = replaced(params, theta_lang=lambda x: np.full_like(x, -np.inf))
+    moved = {'tau_const': lambda x: x + np.float32(1)}
+    one, other = (run(p, batch, gates(film=0.0))[1] for p in (still, replaced(still, **moved)))
+    assert same(one.c_act0, other.c_act0) and not close(one.c_act, other.c_act, 1e-3)
+    blind = replaced(still, **{'condition_projector/mlp/(w_2|b_2)': np.zeros_like})
+    one, other = (run(p, batch, gates(film=0.0))[1] for p in (blind, replaced(blind, **moved)))
+    assert same(one.c_act, other.c_act)
+    for name in ('vec', 'chk', 'traj'):
+        assert not close(getattr(one.residual, name), getattr(other.residual, name), 1e-3), name
+
+
 def test_recurrent_feedback_reads_the_previous_tau(one_window, params):
     rng = np.random.default_rng(7)
     memory, tau = (rng.standard_normal((B, width)).astype(np.float32) for width in (W, CONFIG.d_tau))

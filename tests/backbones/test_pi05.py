@@ -17,7 +17,11 @@ from tests import golden, quick
 @pytest.fixture(scope='module')
 def computed(golden_params):
     """Every quantity of the fixture, from our model."""
-    backbone, obs, i = pi05.BoundPi05(golden.config(), golden_params), golden.observation(), golden.inputs()
+    return quick.jit(every_quantity)(golden_params, golden.observation(), golden.inputs())
+
+
+def every_quantity(params, obs, i):
+    backbone = pi05.BoundPi05(golden.config(), params)
     images = backbone.encode_images(obs.images)
     prefix, mask = backbone._apply('embed_prefix', obs)
     time = i['time'][:, None, None]

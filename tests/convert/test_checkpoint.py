@@ -216,6 +216,14 @@ def test_table_names_every_leaf_once_and_forms_are_inverse():
     assert all((x == 1).all() for x in filled.values())
 
 
+@pytest.mark.parametrize('shape', [(pytorch.BLOCK - 1, 3), (2 * pytorch.BLOCK, 5), (3 * pytorch.BLOCK + 7, 2)])
+@pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16])
+def test_transposing_moves_every_number_of_matrices_larger_than_a_block(shape, dtype):
+    matrix = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    got = pytorch.transpose(matrix)
+    assert got.dtype == dtype and got.flags.c_contiguous and np.array_equal(got, matrix.T)
+
+
 def test_half_precision_stays_half_precision(lerobot, folder, tmp_path):
     half = {key: x.astype(ml_dtypes.bfloat16) for key, x in lerobot.items()}
     first = checkpoint.load(folder(half))

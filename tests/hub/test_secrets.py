@@ -2,12 +2,13 @@
 
 import logging
 
-import huggingface_hub
+import huggingface_hub.file_download
 import pytest
 
 from sigma_jax.errors import UserError
 from sigma_jax.hub import download
 from sigma_jax.hub.client import Patience
+from sigma_jax.hub.scrub import scrub
 from tests.hub_server import REVISION, serve
 
 FILES = {'config.json': b'{}', 'model.safetensors': b'weights'}
@@ -50,7 +51,7 @@ def given(token, how, monkeypatch, tmp_path):
 @pytest.mark.parametrize('said', ['not for {token}', 'header Authorization: Bearer {token} is refused', '{token}'])
 @pytest.mark.parametrize(
     ('token', 'how'),
-    [(PLAIN, 'environment'), (PLAIN, 'env file'), (USUAL, 'environment'), (USUAL, 'logged in')],
+    [(PLAIN, 'environment'), (PLAIN, 'env file'), (USUAL, 'environment'), (PLAIN, 'logged in'), (USUAL, 'logged in')],
 )
 def test_a_refusal_that_repeats_the_token_is_told_without_it(fetch, monkeypatch, tmp_path, caplog, token, how, said):
     options = given(token, how, monkeypatch, tmp_path)
@@ -74,3 +75,10 @@ def test_a_copy_from_before_is_used_without_a_word_of_the_token(fetch, monkeypat
     )
     assert fetch(endpoint) == first
     assert 'using the copy fetched before' in caplog.text and token not in caplog.text
+
+
+@pytest.mark.parametrize('text', ['denied to hf_somebodyElses1', 'Authorization: Bearer abc.DEF-123 is unknown'])
+def test_what_looks_like_a_token_is_hidden_whoever_it_belongs_to(text):
+    got = scrub(text, ('another', None, ''))
+    assert '<token>' in got and 'somebodyElses1' not in got and 'abc.DEF-123' not in got
+    assert scrub('files of hf-hub, not Bearers') == 'files of hf-hub, not Bearers'
