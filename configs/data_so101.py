@@ -10,6 +10,9 @@ def get_config() -> ConfigDict:
     data.source = 'assets/so101_pickplace'  # LeRobot v3.0 (ours: recorded in simulation)
     data.env_file = ''  # holds HF_TOKEN; '': the environment has it, or .env or sigma.env (the paper's)
     data.camera_map = ()  # pairs (our name, the data set's), where cameras should be called otherwise
+    # columns of a LeRobot data set, as its meta/info.json calls them; 'a,b' puts two side by side (LeRobot's names)
+    data.state_column = 'observation.state'  # openpi's conversions: 'state'
+    data.action_column = 'action'  # openpi's conversions: 'actions'
     data.rlds = {}  # for RLDS: fps, and columns; sigma_jax/data/rlds_open.py names all settings and their defaults
     data.torch_shards = {}  # for .pt shards of others: fps, keys, channels_first (sigma_jax/data/torch_shards.py)
     # order of the model's views (names as in svla_so101_pickplace)

@@ -7,18 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from sigma_jax.data import lerobot_columns, lerobot_files, lerobot_meta, lerobot_modalities, lerobot_tasks, video
 from sigma_jax.data.episode import Episode, check_clock, check_episode
-from sigma_jax.data.lerobot_features import is_picture, joint_names, picture_size
+from sigma_jax.data.lerobot_features import is_picture, picture_size
 from sigma_jax.data.lerobot_images import decode_cell
+from sigma_jax.data.lerobot_joints import ACTION, STATE, column_width, columns_of, joint_names
 from sigma_jax.data.lerobot_meta import EpisodeEntry
 from sigma_jax.data.lerobot_rows import Rows
 from sigma_jax.data.video_clock import FileRows, check_video_clock, place_rows
 from sigma_jax.errors import UserError
-
-STATE = 'observation.state'
-ACTION = 'action'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +33,7 @@ class Dataset:
     action_names: tuple[str, ...]
     tasks: Mapping[int, str]
     episodes: Mapping[int, EpisodeEntry]
+    columns: Mapping[str, tuple[str, ...]]  # those of 'state' and 'actions'
     rows: Rows = dataclasses.field(compare=False, repr=False)
 
     @property
@@ -44,7 +44,7 @@ class Dataset:
     @property
     def audios(self) -> dict[str, tuple[int, str]]:
         """Features that `data.audio` may name: {key: (samples a row, dtype)}."""
-        return lerobot_modalities.audio_columns(self.features)
+        return lerobot_modalities.audio_columns(self.features, (*self.columns['state'], *self.columns['actions']))
 
     def read_episode(self, index: int) -> Episode:
         """Reads an episode's columns; its frames follow on demand.
@@ -58,12 +58,13 @@ class Dataset:
                 f'{max(self.episodes)}), got {index}; correct the episode lists.'
             )
         entry = self.episodes[index]
-        table = self.rows.read(entry, [STATE, ACTION, 'timestamp', 'frame_index', 'task_index'])
+        joints = (*self.columns['state'], *self.columns['actions'])
+        table = self.rows.read(entry, list(dict.fromkeys([*joints, 'timestamp', 'frame_index', 'task_index'])))
         timestamps = lerobot_columns.seconds(table, 'timestamp', entry)
         episode = Episode(
             index=index,
-            state=lerobot_columns.vectors(table, STATE, len(self.state_names), entry),
-            actions=lerobot_columns.vectors(table, ACTION, len(self.action_names), entry),
+            state=self._vectors(table, 'state', entry),
+            actions=self._vectors(table, 'actions', entry),
             timestamps=timestamps,
             frame_index=lerobot_columns.counts(table, 'frame_index', entry),
             tasks=tuple(self._task(entry, i) for i in lerobot_columns.counts(table, 'task_index', entry).tolist()),
@@ -82,6 +83,13 @@ class Dataset:
     def _file_rows(self) -> Mapping[str, Mapping[int, FileRows]]:
         keys = next(iter(self.episodes.values())).videos
         return {key: place_rows(self.episodes.values(), key) for key in keys}
+
+    def _vectors(self, table: pa.Table, name: str, entry: EpisodeEntry) -> np.ndarray:
+        """[n, width]: the columns that make the state or the actions, side by side."""
+        keys = self.columns[name]
+        widths = [column_width(self.features, key, self.root) for key in keys]
+        parts = zip(keys, widths, strict=True)
+        return np.concatenate([lerobot_columns.vectors(table, key, width, entry) for key, width in parts], axis=1)
 
     def _task(self, entry: EpisodeEntry, index: int) -> str:
         if index not in self.tasks:
@@ -121,8 +129,8 @@ class Dataset:
             yield decode_cell(cells[row].as_py(), size, f'{camera}, episode {entry.index}, frame {row}')
 
 
-def open_dataset(path: str | Path) -> Dataset:
-    """Opens a LeRobot data set of format v2.1 or v3.0.
+def open_dataset(path: str | Path, state: str = STATE, action: str = ACTION) -> Dataset:
+    """Opens a LeRobot data set of format v2.1 or v3.0; `state` and `action` name the columns of these (`columns_of`).
 
     Raises:
       UserError: missing path or file, another format version, no state or action feature, or one over 32 wide.
@@ -130,6 +138,7 @@ def open_dataset(path: str | Path) -> Dataset:
     root = Path(path)
     info = lerobot_meta.read_info(root)
     features = info['features']
+    columns = {'state': columns_of(state), 'actions': columns_of(action)}
     depths = lerobot_modalities.depth_keys(features)
     cameras = tuple(key for key, value in features.items() if is_picture(value) and key not in depths)
     videos = tuple(key for key in cameras if features[key]['dtype'] == 'video')
@@ -141,8 +150,9 @@ def open_dataset(path: str | Path) -> Dataset:
         fps=float(info['fps']),
         features=features,
         cameras=cameras,
-        state_names=joint_names(features, STATE, root),
-        action_names=joint_names(features, ACTION, root),
+        state_names=joint_names(features, columns['state'], 'state_column', root),
+        action_names=joint_names(features, columns['actions'], 'action_column', root),
+        columns=columns,
         tasks=lerobot_tasks.read_tasks(root, info['codebase_version']),
         episodes=lerobot_meta.list_episodes(root, info, videos),
         rows=Rows(root, searches=info['codebase_version'] == 'v3.0'),

@@ -1,4 +1,4 @@
-"""What meta/info.json says about states, actions and pictures, checked before anything is read by it."""
+"""What meta/info.json says about pictures, checked before anything is read by it."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ from typing import Any
 
 from sigma_jax.errors import UserError
 
-MAX_WIDTH = 32  # pi0.5's action and state width
 MAX_PIXELS = 2**26  # of a picture, twice 8K; more is a claim, not a camera
 PICTURES = ('video', 'image')
 
@@ -46,29 +45,3 @@ def picture_size(feature: Mapping[str, Any]) -> tuple[int, int]:
         return shape[names.index('height')], shape[names.index('width')]
     first = shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
     return (shape[1], shape[2]) if first else (shape[0], shape[1])
-
-
-def joint_names(features: Features, key: str, root: Path) -> tuple[str, ...]:
-    """Names of the entries of a vector, made up where the data set has none.
-
-    Raises:
-      UserError: no such feature, or one that is not 1 to 32 wide.
-    """
-    if key not in features:
-        raise UserError(
-            f"Expected a feature '{key}' in {root}/meta/info.json, got {sorted(features)}; rename it there."
-        )
-    shape = features[key].get('shape')
-    if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or not 1 <= shape[0] <= MAX_WIDTH:
-        raise UserError(
-            f"Expected '{key}' of shape [1] to [{MAX_WIDTH}] in {root}/meta/info.json, got {shape!r}; "
-            'pi0.5 takes no other.'
-        )
-    names = _flat_names(features[key].get('names'))
-    return tuple(names) if len(names) == shape[0] else tuple(f'{key}.{i}' for i in range(shape[0]))
-
-
-def _flat_names(names: Any) -> list[str]:
-    """Some recordings group the joints: {'motors': [...]}."""
-    groups = list(names.values()) if isinstance(names, dict) else [names]
-    return [str(name) for group in groups if isinstance(group, list) for name in group]

@@ -18,7 +18,6 @@ from sigma_jax.errors import UserError
 
 AUDIO_TYPES = ('float32', 'int16')
 DEPTH_MODES = ('I;16', 'I;16B', 'I')  # Pillow's names of 16-bit grey; older ones open it as 32-bit
-_OTHERS = ('observation.state', 'action')
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error, MemoryError)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -32,12 +31,12 @@ def depth_keys(features: Features) -> tuple[str, ...]:
     return tuple(key for key, (first, _, last) in shapes.items() if last == 1 or (first == 1 and last not in (3, 4)))
 
 
-def audio_columns(features: Features) -> dict[str, tuple[int, str]]:
-    """{key: (samples a row, dtype)} of vector features other than state and action."""
+def audio_columns(features: Features, others: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """{key: (samples a row, dtype)} of vector features other than `others`, which are state and action."""
     found = {}
     for key, value in features.items():
         shape, kind = value.get('shape'), value.get('dtype')
-        if key in _OTHERS or kind not in AUDIO_TYPES or not isinstance(shape, list):
+        if key in others or kind not in AUDIO_TYPES or not isinstance(shape, list):
             continue
         if len(shape) == 1 and type(shape[0]) is int and shape[0] > 1:
             found[key] = (shape[0], str(kind))

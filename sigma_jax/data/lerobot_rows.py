@@ -86,4 +86,7 @@ def _require_columns(path: Path, columns: Sequence[str]) -> None:
     schema = read_schema(path)
     missing = [name for name in [*columns, EPISODE] if schema.names.count(name) != 1]
     if missing:
-        raise UserError(f"Expected one column '{missing[0]}' in {path}, got {schema.names}; fetch it again.")
+        raise UserError(
+            f"Expected one column '{missing[0]}' in {path}, got {schema.names}; fetch it again or, where "
+            'meta/info.json calls a column otherwise than the file, correct it there.'
+        )

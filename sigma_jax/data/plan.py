@@ -11,6 +11,7 @@ from sigma_jax.backbones.tokenizer import clean_task, load_tokenizer, pad_tokens
 from sigma_jax.data import windows as windows_lib
 from sigma_jax.data.episode import Episode
 from sigma_jax.data.images import STYLES
+from sigma_jax.data.lerobot_joints import ACTION, STATE
 from sigma_jax.data.normalize import Statistics, compute_statistics, normalize, read_norm_stats
 from sigma_jax.data.shards import SPLITS
 from sigma_jax.data.sources import Dataset
@@ -19,14 +20,14 @@ from sigma_jax.data.windows import Windows
 from sigma_jax.errors import UserError
 
 ON_BAD_EPISODE = ('error', 'skip')
-SOURCE_SETTINGS = ('camera_map', 'rlds', 'torch_shards')
+SOURCE_SETTINGS = ('camera_map', 'state_column', 'action_column', 'rlds', 'torch_shards')
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """The `data` part of a config; configs/data_so101.py explains each value and where it comes from.
 
-    The last four tell where the data are and under which names (`sigma_jax.data.sources`); a config may leave them out.
+    The last six tell where the data are and under which names (`sigma_jax.data.sources`); a config may leave them out.
     """
 
     source: str
@@ -57,6 +58,8 @@ class DataConfig:
     state_dim: int
     prompt_state_dim: int
     camera_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    state_column: str = STATE
+    action_column: str = ACTION
     env_file: str = ''
     rlds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     torch_shards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -150,9 +153,12 @@ def check_text_lengths(plan: Plan, config: DataConfig) -> None:
 def _check(dataset: Dataset, config: DataConfig) -> None:
     unknown = [name for name in config.cameras if name not in dataset.cameras]
     if unknown or not config.cameras:
+        depth = [name for name in unknown if name in getattr(dataset, 'depths', ())]
+        advice = f'name {depth} in data.depth instead' if depth else 'name cameras of this data set'
+        flag = f'--config.data.cameras="{tuple(dataset.cameras)}"'.replace(' ', '')
         raise UserError(
-            f'Expected data.cameras out of {list(dataset.cameras)}, got {unknown or "none"}; '
-            'name cameras of this data set.'
+            f'Expected data.cameras out of {list(dataset.cameras)}, got {unknown or "none"}; {advice}; all of them are '
+            f'{flag} on the command line.'
         )
     if config.state_dim and len(dataset.state_names) != config.state_dim:
         raise UserError(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sigma_jax.data.lerobot_features import MAX_WIDTH
+from sigma_jax.data.lerobot_joints import MAX_WIDTH
 from sigma_jax.data.rlds import LAST_STEPS, RldsDataset
 from sigma_jax.data.rlds_features import FEATURES, STEPS, Feature, read_features
 from sigma_jax.data.rlds_records import INFO, list_split

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from sigma_jax.data import lerobot
 from sigma_jax.data.episode import Episode
+from sigma_jax.data.lerobot_joints import ACTION, STATE
 from sigma_jax.data.rlds_open import RldsSettings, is_rlds, open_rlds
 from sigma_jax.data.torch_dataset import open_torch_shards
 from sigma_jax.data.torch_shards import PATTERN, TorchSettings
@@ -59,6 +60,8 @@ class SourceSettings:
 
     cameras: tuple[str, ...] = ()
     camera_map: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {ours: theirs}
+    state_column: str = STATE
+    action_column: str = ACTION
     env_file: str = ''
     rlds: RldsSettings = RldsSettings()
     torch_shards: TorchSettings = TorchSettings()
@@ -113,13 +116,22 @@ def open_source(source: str | Path, settings: Any = None) -> Dataset:
 
 
 def _open(path: Path, settings: SourceSettings) -> Dataset:
-    if (path / 'meta' / 'info.json').is_file() or not path.is_dir():
-        return lerobot.open_dataset(path)
-    if is_rlds(path):
+    is_lerobot = (path / 'meta' / 'info.json').is_file() or not path.is_dir()
+    if not is_lerobot and is_rlds(path):
+        _refuse_columns(settings, 'data.rlds.state and data.rlds.action')
         return open_rlds(path, settings.rlds)
-    if any(path.glob(PATTERN)):
+    if not is_lerobot and any(path.glob(PATTERN)):
+        _refuse_columns(settings, 'data.torch_shards.keys')
         return open_torch_shards(path, settings.torch_shards)
-    return lerobot.open_dataset(path)  # says what is missing
+    return lerobot.open_dataset(path, settings.state_column, settings.action_column)  # also says what is missing
+
+
+def _refuse_columns(settings: SourceSettings, instead: str) -> None:
+    given = settings.state_column, settings.action_column
+    if given != (STATE, ACTION):
+        raise UserError(
+            f'Expected data.state_column and data.action_column only for LeRobot data sets, got {given}; use {instead}.'
+        )
 
 
 def source_settings(settings: Any) -> SourceSettings:

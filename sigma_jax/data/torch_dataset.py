@@ -18,7 +18,7 @@ import numpy as np
 
 from sigma_jax.data import torch_shards
 from sigma_jax.data.episode import Episode, check_episode
-from sigma_jax.data.lerobot_features import MAX_WIDTH
+from sigma_jax.data.lerobot_joints import MAX_WIDTH
 from sigma_jax.data.torch_shards import TorchSettings, TorchWindow
 from sigma_jax.errors import UserError
 
