@@ -126,7 +126,7 @@ class Dataset:
     def _stored_images(self, entry: EpisodeEntry, camera: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
         cells, size = self.rows.read(entry, [camera])[camera], picture_size(self.features[camera])
         for row in rows:
-            yield decode_cell(cells[row].as_py(), size, f'{camera}, episode {entry.index}, frame {row}')
+            yield decode_cell(cells[row].as_py(), size, f'{camera}, episode {entry.index}, frame {row}', self.root)
 
 
 def open_dataset(path: str | Path, state: str = STATE, action: str = ACTION) -> Dataset:

@@ -1,14 +1,15 @@
 """Pictures that lie inside parquet cells: 8-bit PNG, JPEG or WebP of the size that the data set declares."""
 
-import io
 import struct
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from sigma_jax.data.lerobot_cells import cell_source, upright
 from sigma_jax.data.lerobot_features import MAX_PIXELS
 from sigma_jax.errors import UserError
 
@@ -18,16 +19,20 @@ _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, st
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
 
 
-def decode_cell(cell: Any, size: tuple[int, int], name: str) -> UInt8[np.ndarray, 'h x 3']:
-    """RGB of a cell {'bytes': ..., 'path': ...}; `name` says in messages whose picture it is.
+def decode_cell(cell: Any, size: tuple[int, int], name: str, root: Path) -> UInt8[np.ndarray, 'h x 3']:
+    """RGB of a cell {'bytes': ..., 'path': ...} as one looks at it; `name` says in messages whose picture it is.
 
     Raises:
       UserError: no picture, a damaged one, not 8 bits a channel, or not of `size` (height, width).
     """
+    source = cell_source(cell, root, name)
     try:
-        with warnings.catch_warnings(action='error'), Image.open(io.BytesIO(cell['bytes']), formats=FORMATS) as image:
+        with warnings.catch_warnings(action='error'), Image.open(source, formats=FORMATS) as image:
             _check(image, size, name)
-            return np.asarray(image.convert('RGB'))
+            turned = _upright(image)
+            if turned.size == image.size:
+                _check_size(turned, (size,), name)
+            return np.asarray(turned.convert('RGB'))
     except UserError:
         raise
     except (*_DAMAGE, *_BOMBS) as error:
@@ -37,14 +42,24 @@ def decode_cell(cell: Any, size: tuple[int, int], name: str) -> UInt8[np.ndarray
         ) from error
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    with warnings.catch_warnings(action='ignore'):  # a tag that cannot be read is none
+        return upright(image)
+
+
 def _check(image: Image.Image, size: tuple[int, int], name: str) -> None:
-    """Looks at the header only: nothing is decoded yet."""
-    if (image.height, image.width) != size or image.height * image.width > MAX_PIXELS:
-        raise UserError(
-            f'Expected an image of {size[0]} x {size[1]} pixels in {name}, got {image.height} x {image.width}; '
-            'correct the shape in meta/info.json or record again.'
-        )
+    """Looks at the header only: nothing is decoded yet, and it may lie on its side."""
+    _check_size(image, (size, size[::-1]), name)
     if image.mode not in MODES:
         raise UserError(
             f'Expected 8-bit colour in {name}, got mode {image.mode}, as depth is stored; leave out this camera.'
+        )
+
+
+def _check_size(image: Image.Image, sizes: tuple[tuple[int, int], ...], name: str) -> None:
+    if (image.height, image.width) not in sizes or image.height * image.width > MAX_PIXELS:
+        raise UserError(
+            f'Expected an image of {sizes[0][0]} x {sizes[0][1]} pixels in {name}, got {image.height} x '
+            f'{image.width}; correct the shape in meta/info.json or record again.'
         )

@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from sigma_jax.data.lerobot_features import MAX_PIXELS
 from sigma_jax.data.video_file import TOLERANCE, open_video
+from sigma_jax.data.video_turn import quarter_turns, turn
 from sigma_jax.errors import UserError
 
 RATE_TOLERANCE = 0.1  # by which a file's mean frame rate may differ from the data set's
@@ -36,7 +37,8 @@ def read_frames(
     """Yields the RGB frames shown at ascending `times` (seconds from the file's start), one after another.
 
     `until` is the time of the last frame the file must hold, wanted or not; `name` says in messages whose frames
-    these are; `size` is the (height, width) every frame must have.
+    these are; `size` is the (height, width) every frame must have, as it is stored or once it is turned as the
+    container says.
 
     Raises:
       UserError: the file is missing, damaged or too short, of another frame rate or size, or holds no frame within a
@@ -127,9 +129,11 @@ def _pixels(frame: av.VideoFrame, place: str, size: tuple[int, int] | None) -> U
         raise UserError(
             f'Expected 8-bit colour in {place}, got {frame.format.name}, as depth is stored; leave out this camera.'
         )
-    if size is not None and (frame.height, frame.width) != size:
+    turns = quarter_turns(frame, place)
+    lies = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+    if size is not None and size not in (lies, (frame.height, frame.width)):
         raise UserError(
-            f'Expected frames of {size[0]} x {size[1]} pixels in {place}, got {frame.height} x {frame.width} at '
+            f'Expected frames of {size[0]} x {size[1]} pixels in {place}, got {lies[0]} x {lies[1]} at '
             f'{frame.time:.3f} s; correct the shape in meta/info.json or encode the video again.'
         )
-    return frame.to_ndarray(format='rgb24')
+    return turn(frame.to_ndarray(format='rgb24'), turns)

@@ -1,6 +1,7 @@
 """Videos whose pictures tell their own number, with any clock, codec and container, and v3.0 data sets around them."""
 
 import json
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, cast
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tests.data_pipeline import recordings
 
@@ -113,3 +115,23 @@ def write_info(root: Path, fps: float, lengths: list[int]) -> None:
     (root / 'meta/info.json').write_text(json.dumps(info))
     zeros = {'min': [0.0] * 6, 'max': [1.0] * 6, 'mean': [0.0] * 6, 'std': [1.0] * 6, 'count': [sum(lengths)]}
     (root / 'meta/stats.json').write_text(json.dumps({'observation.state': zeros, 'action': zeros}))
+
+
+def set_matrix(path: Path, right: tuple[float, float], down: tuple[float, float]) -> None:
+    """Writes into an mp4 where a step to the right and a step down of its pictures lead, each as (right, down)."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b'tkhd') + 44
+    values = [int(x * 2**16) for x in (*right, 0, *down, 0, 0, 0)]
+    data[place : place + 36] = struct.pack('>9i', *values, 2**30)
+    path.write_bytes(data)
+
+
+def replace_video_by_cells(root: Path, cells: list[dict], shape: tuple[int, int]) -> None:
+    """Puts a picture into each row's cell instead of the video, as the datasets library describes them."""
+    path = root / 'data/chunk-000/file-000.parquet'
+    table = pq.read_table(path)
+    kind = pa.struct([('bytes', pa.binary()), ('path', pa.string())])
+    pq.write_table(table.append_column(CAMERA, pa.array(cells, kind)), path)
+    features = json.loads((root / 'meta/info.json').read_text())['features']
+    features[CAMERA] = features[CAMERA] | {'dtype': 'image', 'shape': [*shape, 3]}
+    recordings.edit_info(root, features=features)

@@ -1,0 +1,45 @@
+"""A picture cell of a parquet file: its bytes, or a file of the data set that it names."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from sigma_jax.data.lerobot_files import require_inside
+from sigma_jax.errors import UserError
+
+ORIENTATION = 0x0112  # the Exif tag; 5 to 8 swap height and width
+
+
+def cell_source(cell: Any, root: Path, name: str) -> io.BytesIO | Path:
+    """What Pillow opens for a cell {'bytes': ..., 'path': ...}, where bytes go first; `name` says whose it is.
+
+    A path is relative to the data set, or absolute and within it.
+
+    Raises:
+      UserError: neither bytes nor a path, no file there, or one outside the data set.
+    """
+    fields = cell if isinstance(cell, dict) else {'path': cell} if isinstance(cell, str) else {'bytes': cell}
+    stored, path = fields.get('bytes'), fields.get('path')
+    if isinstance(stored, bytes):
+        return io.BytesIO(stored)
+    if not isinstance(path, str) or not path or '\0' in path:
+        raise UserError(
+            f'Expected an encoded image in {name}, got neither bytes nor a path; the file is damaged, fetch it again.'
+        )
+    place = root / path
+    if not place.resolve().is_relative_to(root.resolve()) and not place.is_symlink():
+        raise UserError(
+            f'Expected an image inside the data set in {name}, got the path {path!r}; copy the pictures into '
+            f'{root} and name them from there.'
+        )
+    if not require_inside(root, place).is_file():
+        raise UserError(f'Expected an image of {name} at {place}, got no file there; copy the whole data set.')
+    return place
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its Exif tag says, in PNG, JPEG, WebP and TIFF; it is decoded for that."""
+    image.load()
+    return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION) is not None else image
