@@ -1,6 +1,7 @@
 """What a run gives to others: adapter, heads and merged weights are those of the checkpoint that was asked for."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +109,32 @@ def test_adapter_and_heads_are_the_newest_checkpoints(sigma_run, base, shards, t
     assert set(record['files']) == {'adapter', 'sigma.safetensors', 'norm_stats.json'} == names(out) - {'export.json'}
     both = (normalize.read_norm_stats(folder / 'norm_stats.json')['actions'] for folder in (out, shards))
     assert np.array_equal(*(one.std for one in both))
+
+
+@pytest.mark.parametrize(
+    ('objective', 'stats_from', 'whose'),
+    [
+        ('sigma', 'shards', 'shards'),
+        ('sigma', 'base', 'shards'),  # residuals of the heads count in the data's units whatever the base's
+        ('flow_matching', 'shards', 'shards'),
+        ('flow_matching', 'base', 'base'),
+    ],
+)
+def test_statistics_are_those_that_the_run_was_trained_with(
+    make_run, base, shards, tmp_path, objective, stats_from, whose
+):
+    own = shutil.copytree(base[0], tmp_path / 'base')
+    values = np.random.default_rng(5).standard_normal((50, 3)) * [3.0, 5.0, 7.0]
+    statistics = {key: normalize.compute_statistics(values) for key in ('state', 'actions')}
+    (own / 'norm_stats.json').write_text(normalize.norm_stats_json(statistics))
+    groups = ('sigma', 'lora') if objective == 'sigma' else ('lora',)
+    workdir, _ = make_run(objective, groups, base=str(own), stats_from=stats_from)
+    out = export_run(workdir, tmp_path / 'out')
+    got, want = (
+        normalize.read_norm_stats(folder / 'norm_stats.json') for folder in (out, own if whose == 'base' else shards)
+    )
+    for key in ('state', 'actions'):
+        np.testing.assert_allclose(got[key].std, want[key].std, rtol=1e-6)
 
 
 def names(folder):

@@ -58,13 +58,15 @@ def test_no_crop_and_no_rotation_is_the_identity():
 def test_draws_are_openpi_s():
     draws = [augment.draw_geometry(AugmentConfig(), 224, RNG) for _ in range(400)]
     assert {draw.scale for draw in draws} == {212 / 224}  # int(0.95 * 224)
-    shifts, angles = np.abs([draw.shift for draw in draws]), np.rad2deg([draw.angle for draw in draws])
-    assert 5.8 < shifts.max() <= 6 and 4.9 < np.abs(angles).max() <= 5 and angles.min() < 0
+    shifts, angles = np.array([draw.shift for draw in draws]), np.rad2deg([draw.angle for draw in draws])
+    for axis in shifts.T:
+        assert 5.8 < axis.max() <= 6 and -6 <= axis.min() < -5.8
+    assert 4.9 < angles.max() <= 5 and -5 <= angles.min() < -4.9
     colours = [augment.draw_colours(AugmentConfig(), RNG) for _ in range(400)]
     limits = {'brightness': 0.3, 'contrast': 0.4, 'hue': 0.1, 'saturation': 0.0}
     for name, limit in limits.items():
-        amounts = np.abs([getattr(one, name) for one in colours])
-        assert 0.95 * limit <= amounts.max() <= limit
+        amounts = np.array([getattr(one, name) for one in colours])
+        assert 0.95 * limit <= amounts.max() <= limit and -limit <= amounts.min() <= -0.95 * limit
     assert 0.4 < np.mean([one.applied for one in colours]) < 0.6
 
 

@@ -95,6 +95,8 @@ def test_troubles_end_in_the_same_bytes(name, fetch, waits, caplog):
     ]
     assert set(tokens) == {f'Bearer {TOKEN}'}
     assert not any('.bin' in path for _, path, _ in asked)
+    if name == 'large file without ranges':  # what comes whole replaces what was there
+        assert sum(f'{kind} {path}' == LARGE_FILE for kind, path, _ in asked) == 2
 
 
 def test_a_cut_file_goes_on_where_it_stopped_in_this_run_and_the_next(fetch, waits):
