@@ -71,6 +71,25 @@ def test_fit_finds_the_calibration_statistics():
     np.testing.assert_allclose(state.max_scale, 1.25, rtol=1e-5)  # repairs 0.8 of the error: 1 / 0.8
 
 
+@pytest.mark.parametrize(('quantile', 'margin'), [(0.99, 1.25), (0.5, 1.0), (0.9, 2.0)])
+def test_thresholds_are_quantiles_of_calibration_with_a_margin(quantile, margin):
+    base, actions, truth, tau, c_act0 = make_windows()
+    config = adapter.AdapterConfig(ok_quantile=quantile, ok_margin=margin)
+    state = adapter.fit(base, actions, truth, tau, c_act0, config)
+    size = np.sqrt(np.mean(tau**2, axis=-1))
+    drift = np.abs(size - np.median(size)) / np.median(size)
+    mis = 1 - np.sum(tau * c_act0, -1) / np.linalg.norm(tau, axis=-1) / np.linalg.norm(c_act0, axis=-1)
+    parts = zip(jax.tree.leaves(actions), jax.tree.leaves(base), strict=True)
+    x = np.concatenate([(a - b).reshape(len(tau), -1) for a, b in parts], axis=1) / state.spread
+    along = x @ state.directions.T
+    across = np.sum((x - along @ state.directions) ** 2, axis=1)
+    ratio = np.sqrt(along**2 @ state.weights[:-1] + across * state.weights[-1])
+    for got, signal in ((state.ratio_ok, ratio), (state.drift_ok, drift), (state.mis_ok, mis)):
+        np.testing.assert_allclose(got, margin * np.quantile(signal, quantile), rtol=2e-3)
+    usual = adapter.AdapterConfig()
+    assert (usual.ok_quantile, usual.ok_margin) == (0.99, 1.25)
+
+
 @pytest.mark.parametrize(('gain', 'expected'), [(-0.5, 0.0), (2.0, 0.5), (1.0, 1.0)])
 def test_max_scale_follows_the_calibration_error(gain, expected):
     base, actions, truth, tau, c_act0 = make_windows(gain=gain)
@@ -83,6 +102,18 @@ def test_paper_preset_keeps_its_range():
     assert (float(state.min_scale), float(state.max_scale)) == (0.0, 1.25)
     with pytest.raises(UserError, match='expected one of'):
         adapter.preset('bold')
+
+
+@pytest.mark.parametrize(('risk', 'kept'), [(6.0, True), (7.5, False), (12.0, False)])
+def test_a_scale_of_next_to_nothing_gives_the_base_bitwise(risk, kept):
+    base, actions, truth, tau, c_act0 = make_windows()
+    state = adapter.fit(base, actions, truth, tau, c_act0, adapter.AdapterConfig())
+    state = state.replace(k_ratio=jnp.zeros(()), k_tau=jnp.zeros(()), k_mis=jnp.ones(()))
+    mis = 1 - np.sum(tau * c_act0, -1) / np.linalg.norm(tau, axis=-1) / np.linalg.norm(c_act0, axis=-1)
+    adapted, scale, got, _ = adapt(base, actions, tau, c_act0, state.replace(mis_ok=jnp.float32(mis[0] - risk)))
+    np.testing.assert_allclose(got[0], risk, rtol=1e-4)
+    assert (scale[0] > 0) == kept
+    assert np.array_equal(np.asarray(adapted.traj[0]).view(np.int32), base.traj[0].view(np.int32)) == (not kept)
 
 
 @pytest.mark.parametrize('where', ['residual', 'tau', 'c_act0'])

@@ -20,6 +20,17 @@ def test_window_errors_by_hand():
     assert metrics.error_by_step(traj, target, mask).tolist() == [1.5, 2.0, 9.0, 16.0]
 
 
+@pytest.mark.parametrize('chunk', [2, 3])
+def test_each_branch_is_held_against_the_first_steps_of_the_window(chunk):
+    """A target that moves: the end of the window is another place than its beginning."""
+    target, traj = RNG.normal(size=(2, 5, 4, 3)).cumsum(axis=2)
+    errors = metrics.window_errors(Actions.from_trajectory(traj, chunk), target, np.ones((5, 4), bool))
+    for n in range(5):
+        for name, steps in (('mse_vec', 1), ('mse_chk', chunk), ('mse_trj', 4)):
+            want = np.mean([(traj[n, t] - target[n, t]) ** 2 for t in range(steps)])
+            assert errors[name][n] == pytest.approx(want)
+
+
 def test_success_and_hard_are_opposites_at_equal_thresholds():
     errors = {'mse_vec': np.asarray([0.05, 0.1, 0.05]), 'mse_chk': np.asarray([0.1, 0.1, 0.3])}
     errors['mse_trj'] = np.asarray([0.19, 0.1, 0.1])
