@@ -24,7 +24,9 @@ CHECKPOINT = 'a .safetensors file, a folder with one, with a sharded set or with
 def convert(flags: argparse.Namespace, console: Console) -> int:
     """Writes another layout of the same weights, or of weights with an adapter merged in."""
     opened = source.open_source(flags.checkpoint)
-    around = beside.read(opened.folder, opened.format, None if flags.adapter else flags.stats)
+    around = beside.read(
+        opened.folder, opened.format, None if flags.adapter else flags.stats, opened.config.action_horizon
+    )
     change, dtype = None, flags.dtype or 'stored'
     if flags.adapter:
         if flags.dtype in ('stored', 'bfloat16'):
@@ -34,8 +36,8 @@ def convert(flags: argparse.Namespace, console: Console) -> int:
             )
         folder = adapter_beside.home(flags.adapter)
         found, dtype = peft.load(folder, opened.config, peft.MERGE_LAYOUTS), 'float32'
-        around = adapter_beside.merged(around, folder, flags.stats)
         opened, more = adapter_beside.sized(opened, folder)
+        around = adapter_beside.merged(around, folder, flags.stats, opened.config.action_horizon)
         for note in (*found.notes, *more):
             console.print(f'  {note}', highlight=False)
 

@@ -23,12 +23,18 @@ def relative_joints(
       policy: the base's; as many flags as the model is wide (`padded`) are cut, as statistics of that width are.
 
     Raises:
-      UserError: another number of flags than of actions, or a relative action without a state to count from.
+      UserError: more actions than the model has, another number of flags than of actions, or a relative action without
+        a state to count from.
     """
     flags, width = tuple(given) or policy.relative_joints, len(action_names)
     whose = 'config.relative_joints' if tuple(given) else 'the base'
     if not tuple(given) and len(flags) == padded > width:
         flags = flags[:width]
+    if width > padded:
+        raise UserError(
+            f'expected a robot of up to {padded} actions, which the base has, got {width} in these data; '
+            'take a base that is as wide'
+        )
     if not any(flags):
         return flags if len(flags) == width else ()
     if len(flags) != width:

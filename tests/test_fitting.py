@@ -75,10 +75,13 @@ def test_flags_of_the_base_and_of_the_run():
 
 
 def test_another_robot_is_told_before_anything_is_sampled():
-    base = assembly.Base(golden.config(), None, '', stats(7, 7), ARM)
+    base = assembly.Base(dataclasses.replace(golden.config(), action_dim=32), None, '', stats(7, 7), ARM)
     assert len(baselines.check_robot(base, {'state_names': names(7), 'action_names': names(7)})['state'].mean) == 7
     with pytest.raises(UserError, match='got 7 flags from the base'):
         baselines.check_robot(base, {'state_names': names(14), 'action_names': names(14)})
+    with pytest.raises(UserError, match='a robot of up to 8 actions, which the base has, got 14 in these data'):
+        narrow = dataclasses.replace(base, config=golden.config(), policy=OURS)
+        baselines.check_robot(narrow, {'state_names': names(14), 'action_names': names(14)})
     absolute = dataclasses.replace(base, policy=OURS)
     with pytest.raises(UserError, match="Expected 14 numbers for 'state'"):
         baselines.check_robot(absolute, {'state_names': names(14), 'action_names': names(14)})

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from sigma_jax.convert import beside, lerobot_policy, peft_config, sizes
 from sigma_jax.convert.beside import Beside
+from sigma_jax.convert.dataset_stats import HORIZON
 from sigma_jax.convert.lerobot_policy import NormStats, read_json
 from sigma_jax.convert.source import Source
 from sigma_jax.convert.stats_source import NORM_STATS, asset_files
@@ -35,17 +36,19 @@ def home(adapter: str | pathlib.Path) -> pathlib.Path:
     return found[0] if found else folder
 
 
-def merged(base: Beside, folder: pathlib.Path, stats: str | pathlib.Path | None = None) -> Beside:
+def merged(
+    base: Beside, folder: pathlib.Path, stats: str | pathlib.Path | None = None, horizon: int = HORIZON
+) -> Beside:
     """What belongs beside `base` with the adapter in `folder` merged in; one note says whose it is and what differs.
 
-    `stats` names other statistics, which then count.
+    `stats` names other statistics, which then count (`horizon` as in `beside.read`).
 
     Raises:
       UserError: damaged files, an adapter of another policy than pi0.5, or settings whose statistics are not known.
     """
     found = _found(base, folder)
     if stats is not None:
-        return beside.with_statistics(found, stats)
+        return beside.with_statistics(found, stats, horizon)
     if found.statistics is None and base.statistics is not None:
         return dataclasses.replace(found, statistics=_rescaled(base, found.policy, folder))
     return found

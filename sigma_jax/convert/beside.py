@@ -15,14 +15,17 @@ import numpy as np
 
 from sigma_jax.backbones.pi05 import Pi05Config
 from sigma_jax.convert import lerobot_files, lerobot_policy, lerobot_restate, openpi_assets
+from sigma_jax.convert.dataset_stats import HORIZON
 from sigma_jax.convert.lerobot_policy import NormStats, read_json
 from sigma_jax.convert.stats_source import NORM_STATS, asset_files, find_statistics
+from sigma_jax.data import quantiles
 from sigma_jax.data.normalize import Statistics, norm_stats_json, read_norm_stats
 from sigma_jax.policy import LEROBOT, OPENPI, OURS, POLICY_FILE, Policy, read_policy, to_json
 
 CARRIED = ('tokenizer.json', 'tokenizer.model')
 UNDER = 'lerobot'  # where LeRobot's own files lie in other layouts
 OWN = 'sigma_config.json'  # what every folder of ours has, also from before there was policy.json
+KEPT = 'the policy keeps them, as it was trained by them; for a new training prepare_data.py computes exact ones'
 TRAINING = 'train_config.json'  # says how a policy came about, not what it is
 THEIRS = (lerobot_policy.CONFIG, lerobot_policy.BEFORE, lerobot_policy.AFTER)
 TRAIN_CONFIG = "whether actions are relative, and the cameras' order, stand in openpi's training config: "
@@ -38,11 +41,14 @@ class Beside:
     notes: tuple[str, ...] = ()
 
 
-def read(folder: str | pathlib.Path, format: str = '', stats: str | pathlib.Path | None = None) -> Beside:
+def read(
+    folder: str | pathlib.Path, format: str = '', stats: str | pathlib.Path | None = None, horizon: int = HORIZON
+) -> Beside:
     """What lies beside the weights in `folder` (or beside a file of weights).
 
     `format` is that of the checkpoint ('lerobot', 'openpi-jax', 'openpi-pytorch'), for folders that do not tell.
-    `stats` names other statistics: a norm_stats.json, a folder with one, a LeRobot policy or data set.
+    `stats` names other statistics: a norm_stats.json, a folder with one, a LeRobot policy or data set, whose relative
+    actions count in chunks of `horizon`.
 
     Raises:
       UserError: damaged files, another policy than pi0.5, statistics that the normalisation cannot use.
@@ -54,18 +60,19 @@ def read(folder: str | pathlib.Path, format: str = '', stats: str | pathlib.Path
     files = {**asset_files(folder), **found.files}
     files |= {name: folder / name for name in CARRIED if (folder / name).is_file()}
     around = dataclasses.replace(found, files=files)
-    return around if stats is None else with_statistics(around, stats)
+    if stats is not None:
+        return with_statistics(around, stats, horizon)
+    doubts = quantiles.doubts(found.statistics or {}, KEPT)
+    return dataclasses.replace(around, notes=(*found.notes, *doubts))
 
 
-def with_statistics(beside: Beside, stats: str | pathlib.Path) -> Beside:
+def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HORIZON) -> Beside:
     """`beside` with the statistics that `stats` names. Raises UserError as `read`."""
     policy = beside.policy
-    statistics = find_statistics(stats, policy.scalings())
-    notes = [note for note in beside.notes if 'name their source' not in note]
-    if any(policy.relative_joints):
-        notes.append(f'{stats} must hold statistics of relative actions, as this policy has them')
-        width = len(statistics['actions'].mean)  # flags may be as many as the model is wide, until the robot is known
-        policy = dataclasses.replace(policy, relative_joints=policy.relative_joints[:width])
+    notes = [note for note in beside.notes if 'name their source' not in note and KEPT not in note]
+    statistics = find_statistics(stats, policy.scalings(), policy.relative_joints, horizon, notes.append)
+    width = len(statistics['actions'].mean)  # flags may be as many as the model is wide, until the robot is known
+    policy = dataclasses.replace(policy, relative_joints=policy.relative_joints[:width])
     return dataclasses.replace(beside, policy=policy, statistics=statistics, notes=tuple(notes))
 
 

@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -287,13 +288,19 @@ def test_statistics_from_wherever_they_are(tmp_path):
     own = beside.read(POLICIES / 'lerobot_0_4_4').statistics
     assert same_statistics(find_statistics(POLICIES / 'lerobot_0_4_4', scalings), own)
     data = find_statistics(golden.DATA / 'lerobot' / 'v3.0', scalings)
-    stored = json.loads((golden.DATA / 'lerobot' / 'v3.0' / 'meta' / 'stats.json').read_text())
-    assert isinstance(data['actions'], Statistics) and data['actions'].q01.tolist() == stored['action']['q01']
+    rows = np.array(pq.read_table(golden.DATA / 'lerobot' / 'v3.0' / 'data')['action'].to_pylist())
+    assert isinstance(data['actions'], Statistics)  # of the rows; meta/stats.json has averages of the episodes'
+    np.testing.assert_allclose(data['actions'].q01, np.quantile(rows, 0.01, axis=0), rtol=1e-12)
+    assert same_statistics(find_statistics(golden.DATA / 'lerobot' / 'v2.1', scalings), data)
+    shutil.copytree(golden.DATA / 'lerobot' / 'v2.1' / 'meta', tmp_path / 'v2.1' / 'meta')
     with pytest.raises(UserError, match='expected meta/stats.json .format v3.0. in .*; run prepare_data.py --source='):
-        find_statistics(golden.DATA / 'lerobot' / 'v2.1', scalings)
+        find_statistics(tmp_path / 'v2.1', scalings)
     with pytest.raises(UserError, match='expected norm_stats.json, a LeRobot policy .* got none of them; name one'):
         find_statistics(tmp_path, scalings)
     shutil.copytree(golden.DATA / 'lerobot' / 'v3.0' / 'meta', tmp_path / 'meta')
+    stored = json.loads((tmp_path / 'meta' / 'stats.json').read_text())
+    without_rows = find_statistics(tmp_path, scalings)
+    assert without_rows['actions'].q01.tolist() == stored['action']['q01']
     del stored['action']['q01']
     (tmp_path / 'meta' / 'stats.json').write_text(json.dumps(stored))
     with pytest.raises(
