@@ -20,6 +20,7 @@ from sigma_jax.errors import UserError
 
 SLIP = 0.5  # of a frame period: from there on the neighbour is closer
 FILES = 32  # whose times are kept: some cameras of some files
+_DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +88,9 @@ def _other_numbers(shown: np.ndarray, times: np.ndarray, fps: float, before: int
 def _check_rate(shown: np.ndarray, times: np.ndarray, fps: float, resolution: float, place: str) -> None:
     """Rows are missing from the list or frames from the file: a clock of another rate slips all the same."""
     steps = np.diff(shown)
-    if not len(steps):
+    usual = steps[np.abs(steps - np.median(steps)) <= 2.5 * resolution] if len(steps) else steps
+    if not usual.sum():
         return
-    usual = steps[np.abs(steps - np.median(steps)) <= 2.5 * resolution]
     drift = abs(usual.mean() * fps - 1) * np.searchsorted(shown, times[-1])
     if drift > SLIP:
         raise UserError(
@@ -117,7 +118,7 @@ def _shown(path: Path) -> tuple[Float[np.ndarray, ' n'], float]:
 def _read_times(path: Path, _changed: int, _size: int) -> tuple[Float[np.ndarray, ' n'], float]:
     times: list[int] = []
     base = 0.0
-    with contextlib.suppress(av.error.FFmpegError, ValueError), open_video(path) as container:
+    with contextlib.suppress(*_DAMAGE), open_video(path) as container:
         stream = next(iter(container.streams.video), None)
         if stream is None:
             return np.zeros(0), 0.0

@@ -1,9 +1,11 @@
 """Videos with odd clocks: each row has its own frame, or the file is refused; a neighbour is never taken."""
 
+import contextlib
 import json
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 
 from sigma_jax.data.lerobot import open_dataset
@@ -132,6 +134,15 @@ def test_a_rate_that_slips_by_a_whole_frame_is_refused_where_it_hits_one(listed:
         shown(root, 2, [0, 1, 9])
     if 0 in listed:
         assert shown(root, 0, [0, 99, 199]) == [0, 99, 199]
+
+
+@pytest.mark.parametrize('pts', [[*range(1, 1800, 20), 1900], [0] * 30 + [3000] * 61])
+def test_a_clock_without_a_rate_is_refused_in_a_sentence(pts: list[int], tmp_path) -> None:
+    root = films.write_dataset(tmp_path, [30, 20], **h264(options={'g': '1'}))
+    with contextlib.suppress(av.error.FFmpegError):  # the writer takes no second picture at one time
+        films.write_film(root / films.VIDEO.format(0), range(len(pts)), **h264(pts=pts, base=Fraction(1, 9000)))
+    with pytest.raises(UserError, match='Expected'):
+        shown(root, 1, [0, 5, 19])
 
 
 @pytest.mark.parametrize(('suffix', 'codec'), [('mkv', 'libx264'), ('webm', 'libvpx-vp9'), ('webm', 'libsvtav1')])
