@@ -93,6 +93,19 @@ def test_verdict_turns_with_the_evidence(values):
     assert tables.verdict(unknown).startswith('Not shown:')
 
 
+@pytest.mark.parametrize(
+    ('low', 'value', 'high', 'said'),
+    [(-0.3, -0.2, -0.1, 'lower'), (-0.3, -0.1, 0.1, 'open'), (-0.1, 0.1, 0.3, 'open'), (0.1, 0.2, 0.3, 'higher')]
+    + [(None, -0.2, None, 'open'), (-0.1, 0.0, 0.0, 'open'), (0.0, 0.0, 0.1, 'open')],
+)
+def test_only_an_interval_without_zero_shows_a_side(values, low, value, high, said):
+    assert tables.outcome({'low': low, 'value': value, 'high': high}) == said
+    changed = with_change(values, 'mse_vec', low, value, high)
+    everywhere = {key: changed['splits']['test']['arms']['sigma']['mse_vec']['change'] for key in ('a', 'b', 'c')}
+    words = {'lower': 'Yes:', 'higher': 'No:', 'open': 'Not shown:'}
+    assert tables.answer(everywhere.values()) == words[said]
+
+
 def test_without_test_the_sentence_does_not_claim_it(values):
     values = copy.deepcopy(values)
     del values['splits']['test']
