@@ -20,6 +20,7 @@ from sigma_jax.convert.lerobot_policy import NormStats, read_json
 from sigma_jax.convert.stats_source import NORM_STATS, asset_files, find_statistics
 from sigma_jax.data import quantiles
 from sigma_jax.data.normalize import Statistics, norm_stats_json, read_norm_stats
+from sigma_jax.errors import UserError
 from sigma_jax.policy import LEROBOT, OPENPI, OURS, POLICY_FILE, Policy, read_policy, to_json
 
 CARRIED = ('tokenizer.json', 'tokenizer.model')
@@ -71,8 +72,15 @@ def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HO
     policy = beside.policy
     notes = [note for note in beside.notes if 'name their source' not in note and KEPT not in note]
     statistics = find_statistics(stats, policy.scalings(), policy.relative_joints, horizon, notes.append)
-    width = len(statistics['actions'].mean)  # flags may be as many as the model is wide, until the robot is known
-    policy = dataclasses.replace(policy, relative_joints=policy.relative_joints[:width])
+    width, flags = len(statistics['actions'].mean), policy.relative_joints
+    if beside.statistics is None or len(flags) == Pi05Config.action_dim:
+        flags = flags[:width]  # as many as the model is wide, until the robot is known
+    if any(flags) and len(flags) != width:
+        raise UserError(
+            f'expected statistics of {len(flags)} actions, for which the policy says whether they are relative, got '
+            f'{width} in {stats}; name those of its own robot'
+        )
+    policy = dataclasses.replace(policy, relative_joints=flags)
     return dataclasses.replace(beside, policy=policy, statistics=statistics, notes=tuple(notes))
 
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from sigma_jax.convert import beside, lerobot_policy
 from sigma_jax.data.normalize import compute_statistics, norm_stats_json, normalize
+from sigma_jax.errors import UserError
 from sigma_jax.policy import OPENPI
 from tests import golden
 from tests.convert.test_beside import LAYOUTS, edit, write
@@ -143,3 +144,10 @@ def test_flags_as_wide_as_the_model_are_cut_to_the_named_statistics(tmp_path, na
     wide = dataclasses.replace(OPENPI, relative_joints=(True,) * 32)
     beside.write(tmp_path / 'policy', 'jax', beside.Beside(wide), golden.config())
     assert beside.read(tmp_path / 'policy', stats=named).policy.relative_joints == (True,) * 6
+
+
+@pytest.mark.parametrize('width', [4, 7])
+def test_statistics_of_another_robot_are_refused_for_relative_joints(tmp_path, width):
+    (tmp_path / 'named.json').write_text(norm_stats_json(stats(width)))
+    with pytest.raises(UserError, match=f'expected statistics of 6 actions, .* got {width} in .*named.json'):
+        beside.read(POLICIES / 'lerobot_0_6_1', stats=tmp_path / 'named.json')
