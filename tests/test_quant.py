@@ -65,6 +65,25 @@ def made_whole(params):
     return whole(params)
 
 
+@pytest.mark.parametrize(
+    ('path', 'shape', 'axis'),
+    [
+        ('a/w', (2, 64, 128), 1),  # two stacked matrices, inputs before outputs
+        ('a/w', (3, 2, 64, 128), 2),  # of three layers
+        ('table', (128, 64), 1),  # a row of the table is one output
+    ],
+)
+@pytest.mark.parametrize('kind', ['nf4', 'int8'])
+def test_scales_run_along_the_inputs(path, shape, axis, kind):
+    params = trees.unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32)})
+    form = quant.plan(params, LAYOUTS, QuantConfig(kind, (path,), tile=32))[path]
+    assert form == Form(kind, axis, 32 if kind == 'nf4' else 64)
+    scales = [n if at != axis else n // form.tile for at, n in enumerate(shape)]
+    assert trees.flatten(quant.abstract(params, LAYOUTS, QuantConfig(kind, (path,), tile=32)))[
+        f'{path}/scale'
+    ].shape == (*scales,)
+
+
 @pytest.mark.parametrize(('kind', 'tile', 'error'), [('nf4', 64, 0.092), ('int8', 1024, 0.0080)])
 def test_codes_are_those_of_a_plain_numpy_version(kind, tile, error):
     w, form = weights(3, 2, 1024, 8), Form(kind, 2, tile)

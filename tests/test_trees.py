@@ -28,6 +28,12 @@ def test_select_matches_whole_paths():
     assert trees.select(TREE, []) == {'a': {'w': False, 'bias': False}, 'b': {'w': False}}
 
 
+def test_a_pattern_that_fits_the_beginning_of_a_path_does_not_select_it():
+    tree = {'q': {'w': 1, 'wide': 2}, 'q_1': {'w': 3}}
+    assert trees.select(tree, ['q/w']) == {'q': {'w': True, 'wide': False}, 'q_1': {'w': False}}
+    assert trees.select(tree, ['q_1|q.*/w', 'q_1/.']) == {'q': {'w': True, 'wide': False}, 'q_1': {'w': True}}
+
+
 @pytest.mark.parametrize('pattern', ['w', 'a/b.*x', 'a/bia'])
 def test_a_pattern_that_matches_nothing_names_the_closest_path(pattern):
     with pytest.raises(UserError, match='matches none of 3 parameter paths; closest: .*(w|bias)') as caught:
