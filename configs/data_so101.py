@@ -17,8 +17,9 @@ def get_config() -> ConfigDict:
     data.torch_shards = {}  # for .pt shards of others: fps, keys, channels_first (sigma_jax/data/torch_shards.py)
     # order of the model's views (names as in svla_so101_pickplace)
     data.cameras = ('observation.images.up', 'observation.images.side')
-    data.depth = ()  # 16-bit single-channel image features, such as ('observation.images.up_depth',)
-    data.depth_scale = 0.001  # metres a unit (ours: millimetres, as RealSense cameras store them)
+    data.depth = ()  # single-channel image features and depth maps in video, such as ('observation.images.up_depth',)
+    # metres a unit in the shards, and in 16-bit pictures whose data set states none (ours: as RealSense cameras store)
+    data.depth_scale = 0.001
     data.audio = ''  # a column of float32 or int16 samples that end at its frame, such as 'observation.audio'
     data.audio_rate = 16000  # samples a second (ours; told in meta.json)
     data.image_size = 56  # pixels a side, as the base takes them: 224 for pi0.5, 56 for the tiny one of this repository

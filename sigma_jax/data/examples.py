@@ -84,11 +84,11 @@ class ToExample(grain.transforms.Map):
         }
 
     def _optional(self, record: Record) -> NumpyBatch:
-        """What only some data sets have: `depth` in metres and its mask, `audio`."""
-        found = {}
+        """What only some data sets have: `depth` in metres and its mask (off where a map has no reading), `audio`."""
+        found: NumpyBatch = {}
         if record.depth is not None:
             found['depth'] = record.depth * np.float32(self.records.meta['depth_scale'])
-            found['depth_mask'] = np.ones(len(record.depth), bool)
+            found['depth_mask'] = np.array([reading.any() for reading in record.depth])
         if record.audio is not None:
             found['audio'] = record.audio
         return found

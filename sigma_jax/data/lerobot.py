@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sigma_jax.data import lerobot_columns, lerobot_files, lerobot_meta, lerobot_modalities, lerobot_tasks, video
+from sigma_jax.data import (
+    lerobot_audio,
+    lerobot_columns,
+    lerobot_depth,
+    lerobot_files,
+    lerobot_meta,
+    lerobot_tasks,
+    video,
+)
 from sigma_jax.data.episode import Episode, check_clock, check_episode
 from sigma_jax.data.lerobot_features import is_picture, picture_size
 from sigma_jax.data.lerobot_images import decode_cell
@@ -38,13 +46,18 @@ class Dataset:
 
     @property
     def depths(self) -> tuple[str, ...]:
-        """Features that `data.depth` may name: pictures of one channel, which are no cameras."""
-        return lerobot_modalities.depth_keys(self.features)
+        """Features that `data.depth` may name: pictures of one channel and marked depth maps, which are no cameras."""
+        return lerobot_depth.depth_keys(self.features)
+
+    @property
+    def depth_told(self) -> dict[str, str]:
+        """What their maps hold, in words."""
+        return {key: lerobot_depth.describe(self.features[key], key) for key in self.depths}
 
     @property
     def audios(self) -> dict[str, tuple[int, str]]:
         """Features that `data.audio` may name: {key: (samples a row, dtype)}."""
-        return lerobot_modalities.audio_columns(self.features, (*self.columns['state'], *self.columns['actions']))
+        return lerobot_audio.audio_columns(self.features, (*self.columns['state'], *self.columns['actions']))
 
     def read_episode(self, index: int) -> Episode:
         """Reads an episode's columns; its frames follow on demand.
@@ -70,12 +83,12 @@ class Dataset:
             tasks=tuple(self._task(entry, i) for i in lerobot_columns.counts(table, 'task_index', entry).tolist()),
             readers={
                 **{key: functools.partial(self._frames, entry, key, timestamps) for key in self.cameras},
-                **{key: functools.partial(self._depth, entry, key) for key in self.depths},
+                **{key: functools.partial(self._depth, entry, key, timestamps) for key in self.depths},
                 **{key: functools.partial(self._audio, entry, key) for key in self.audios},
             },
         )
         check_episode(episode, self.fps)
-        if any(self.features[key]['dtype'] == 'video' for key in self.cameras):
+        if any(self.features[key]['dtype'] == 'video' for key in (*self.cameras, *self.depths)):
             check_clock(episode, self.fps)
         return episode
 
@@ -107,21 +120,32 @@ class Dataset:
         return self._shown_frames(entry, camera, timestamps, rows)
 
     def _shown_frames(
-        self, entry: EpisodeEntry, camera: str, timestamps: np.ndarray, rows: Sequence[int]
+        self, entry: EpisodeEntry, camera: str, timestamps: np.ndarray, rows: Sequence[int], **options: Any
     ) -> Iterator[np.ndarray]:
         path, start = entry.videos[camera]
         path, name = lerobot_files.require_inside(self.root, path), f'episode {entry.index}'
         times = start + timestamps
         check_video_clock(path, times, self.fps, self._file_rows[camera][entry.index], name)
         size = picture_size(self.features[camera])
-        yield from video.read_frames(path, times[list(rows)].tolist(), self.fps, times[-1], name=name, size=size)
+        yield from video.read_frames(
+            path, times[list(rows)].tolist(), self.fps, times[-1], name=name, size=size, **options
+        )
 
-    def _depth(self, entry: EpisodeEntry, key: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
-        cells, name = self.rows.read(entry, [key])[key], f'{key}, episode {entry.index}'
-        return lerobot_modalities.read_depth(cells, self.features[key], name, rows)
+    def _depth(
+        self, entry: EpisodeEntry, key: str, timestamps: np.ndarray, rows: Sequence[int]
+    ) -> Iterator[np.ndarray]:
+        feature = self.features[key]
+        if feature['dtype'] == 'image':
+            name = f'{key}, episode {entry.index}'
+            cells = self.rows.read(entry, [key])[key]
+            yield from lerobot_depth.read_cells(cells, feature, key, name, rows, self.root)
+            return
+        quantiser = lerobot_depth.Quantiser.of(feature, key)
+        for codes in self._shown_frames(entry, key, timestamps, rows, pixels=lerobot_depth.read_codes):
+            yield quantiser.metres(codes)[..., None]
 
     def _audio(self, entry: EpisodeEntry, key: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
-        return lerobot_modalities.read_audio(self.rows.read(entry, [key]), key, self.audios[key], entry, rows)
+        return lerobot_audio.read_audio(self.rows.read(entry, [key]), key, self.audios[key], entry, rows)
 
     def _stored_images(self, entry: EpisodeEntry, camera: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
         cells, size = self.rows.read(entry, [camera])[camera], picture_size(self.features[camera])
@@ -139,9 +163,9 @@ def open_dataset(path: str | Path, state: str = STATE, action: str = ACTION) -> 
     info = lerobot_meta.read_info(root)
     features = info['features']
     columns = {'state': columns_of(state), 'actions': columns_of(action)}
-    depths = lerobot_modalities.depth_keys(features)
+    depths = lerobot_depth.depth_keys(features)
     cameras = tuple(key for key, value in features.items() if is_picture(value) and key not in depths)
-    videos = tuple(key for key in cameras if features[key]['dtype'] == 'video')
+    videos = tuple(key for key in (*cameras, *depths) if features[key]['dtype'] == 'video')
     if videos and not info.get('video_path'):
         raise UserError(f'Expected video_path in {root}/meta/info.json, got none; fetch the data set again.')
     return Dataset(

@@ -1,4 +1,4 @@
-"""Pictures that lie inside parquet cells: 8-bit PNG, JPEG or WebP of the size that the data set declares."""
+"""Pictures that lie inside parquet cells: 8-bit PNG, JPEG, WebP or TIFF of the size that the data set declares."""
 
 import struct
 import warnings
@@ -13,7 +13,7 @@ from sigma_jax.data.lerobot_cells import cell_source, upright
 from sigma_jax.data.lerobot_features import MAX_PIXELS
 from sigma_jax.errors import UserError
 
-FORMATS = ('PNG', 'JPEG', 'WEBP')  # Pillow knows others that start a program, such as EPS
+FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF')  # Pillow knows others that start a program, such as EPS
 MODES = ('RGB', 'RGBA', 'L', 'P')
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
@@ -53,7 +53,8 @@ def _check(image: Image.Image, size: tuple[int, int], name: str) -> None:
     _check_size(image, (size, size[::-1]), name)
     if image.mode not in MODES:
         raise UserError(
-            f'Expected 8-bit colour in {name}, got mode {image.mode}, as depth is stored; leave out this camera.'
+            f'Expected 8-bit colour in {name}, got mode {image.mode}, as depth is stored; leave out this camera, or '
+            'name it in data.depth.'
         )
 
 

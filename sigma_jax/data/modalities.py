@@ -1,15 +1,22 @@
-"""Optional inputs of a data set: 16-bit depth pictures and audio columns, chosen in the config (paper 3.1)."""
+"""Optional inputs of a data set: depth maps and audio columns, chosen in the config (paper 3.1).
+
+Shards hold depth as whole multiples of `data.depth_scale` metres, 16 bits, and 0 where there is no reading. Nothing
+averages them: pictures shrink to the nearest reading, and there are no statistics of depth.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Num, UInt16
 
 from sigma_jax.data.episode import Episode
 from sigma_jax.data.images import encode_depth, resize_depth
 from sigma_jax.data.meta import camera_names
 from sigma_jax.data.plan import DataConfig
 from sigma_jax.errors import UserError
+
+LARGEST = 2**16 - 1
 
 
 def check_modalities(dataset: Any, config: DataConfig) -> None:
@@ -35,6 +42,10 @@ def describe_modalities(dataset: Any, config: DataConfig) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if config.depth:
         found['depth_names'] = camera_names(config.depth)
+        told = getattr(dataset, 'depth_told', {})
+        found['depth_told'] = {
+            name: told.get(key, '') for name, key in zip(found['depth_names'], config.depth, strict=True)
+        }
     if config.audio:
         found['audio_samples'], found['audio_dtype'] = dataset.audios[config.audio]
     return found
@@ -54,8 +65,26 @@ def record_fields(episode: Episode, rows: list[int], config: DataConfig) -> Iter
     for _ in rows:
         fields: dict[str, Any] = {}
         if depth:
-            maps = [encode_depth(resize_depth(next(reader)[..., 0], config.image_size)) for reader in depth]
+            readings = [in_units(next(reader)[..., 0], config.depth_scale, episode.index) for reader in depth]
+            maps = [encode_depth(resize_depth(reading, config.image_size)) for reading in readings]
             fields['depth'] = dict(zip(names, maps, strict=True))
         if audio is not None:
             fields['audio'] = next(audio)
         yield fields
+
+
+def in_units(depth: Num[np.ndarray, 'h x'], scale: float, episode: int) -> UInt16[np.ndarray, 'h x']:
+    """Metres as whole multiples of `scale`, 0 only where there is no reading; what has no unit (uint16) stays.
+
+    Raises:
+      UserError: a distance that 16 bits do not hold.
+    """
+    if depth.dtype == np.uint16:
+        return depth
+    units = np.rint(depth.astype(np.float64) / scale)
+    if units.max(initial=0) > LARGEST:
+        raise UserError(
+            f'Expected depth up to {LARGEST * scale:g} m (65535 times data.depth_scale) in episode {episode}, got '
+            f'{depth.max():g} m; raise data.depth_scale.'
+        )
+    return np.where(depth > 0, np.maximum(units, 1), 0).astype(np.uint16)

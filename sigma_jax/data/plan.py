@@ -154,11 +154,13 @@ def _check(dataset: Dataset, config: DataConfig) -> None:
     unknown = [name for name in config.cameras if name not in dataset.cameras]
     if unknown or not config.cameras:
         depth = [name for name in unknown if name in getattr(dataset, 'depths', ())]
-        advice = f'name {depth} in data.depth instead' if depth else 'name cameras of this data set'
-        flag = f'--config.data.cameras="{tuple(dataset.cameras)}"'.replace(' ', '')
+        advice, setting, names = 'name cameras of this data set', 'cameras', tuple(dataset.cameras)
+        if depth:
+            advice, setting, names = 'depth has a setting of its own', 'depth', tuple(depth)
+        flag = f'--config.data.{setting}="{names}"'.replace(' ', '')
         raise UserError(
-            f'Expected data.cameras out of {list(dataset.cameras)}, got {unknown or "none"}; {advice}; all of them are '
-            f'{flag} on the command line.'
+            f'Expected data.cameras out of {list(dataset.cameras)}, got {unknown or "none"}; {advice}, as in {flag} on '
+            'the command line.'
         )
     if config.state_dim and len(dataset.state_names) != config.state_dim:
         raise UserError(

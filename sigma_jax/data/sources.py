@@ -59,6 +59,7 @@ class SourceSettings:
     """The parts of the `data` config that only sources read."""
 
     cameras: tuple[str, ...] = ()
+    depth: tuple[str, ...] = ()
     camera_map: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {ours: theirs}
     state_column: str = STATE
     action_column: str = ACTION
@@ -109,6 +110,7 @@ def open_source(source: str | Path, settings: Any = None) -> Dataset:
     path, revision = Path(source), ''
     if not path.exists() and download.is_hub_id(source):
         theirs = [known.camera_map.get(camera, camera) for camera in known.cameras]
+        theirs += known.depth if theirs else ()
         fetched = download.fetch(str(source), 'dataset', download.dataset_files(theirs), env_file=known.env_file)
         path, revision = fetched.path, fetched.commit
     dataset = _open(path, known)

@@ -1,7 +1,7 @@
 """Frame-exact video reading with PyAV: a frame is chosen by its time, never by counting."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -33,12 +33,13 @@ def read_frames(
     *,
     name: str = '',
     size: tuple[int, int] | None = None,
+    pixels: Callable[[av.VideoFrame, str], np.ndarray] | None = None,
 ) -> Iterator[UInt8[np.ndarray, 'h x 3']]:
     """Yields the RGB frames shown at ascending `times` (seconds from the file's start), one after another.
 
     `until` is the time of the last frame the file must hold, wanted or not; `name` says in messages whose frames
     these are; `size` is the (height, width) every frame must have, as it is stored or once it is turned as the
-    container says.
+    container says; `pixels` takes a frame (and its place) apart where it is no picture of colours.
 
     Raises:
       UserError: the file is missing, damaged or too short, of another frame rate or size, or holds no frame within a
@@ -57,7 +58,7 @@ def read_frames(
             with open_video(path) as container:
                 _check_stream(container, place, fps, until)
                 for frame in _matching_frames(container, list(times), fps, seek):
-                    yield _pixels(frame, place, size)
+                    yield turn((pixels or _colours)(frame, place), _turns(frame, place, size))
                     count += 1
             return
         except UserError:
@@ -124,11 +125,17 @@ def _matching_frames(container, times: list[float], fps: float, seek: bool) -> I
     raise _NoFrameError(times[wanted], 'no frame at all' if last is None else f'a frame at {last:.3f} s')
 
 
-def _pixels(frame: av.VideoFrame, place: str, size: tuple[int, int] | None) -> UInt8[np.ndarray, 'h x 3']:
+def _colours(frame: av.VideoFrame, place: str) -> UInt8[np.ndarray, 'h x 3']:
     if frame.format.name.startswith('gray1'):  # gray10le to gray16le; eight bits are just gray
         raise UserError(
-            f'Expected 8-bit colour in {place}, got {frame.format.name}, as depth is stored; leave out this camera.'
+            f'Expected 8-bit colour in {place}, got {frame.format.name}, as depth is stored; leave out this camera, or '
+            "mark it with 'is_depth_map' in meta/info.json and name it in data.depth."
         )
+    return frame.to_ndarray(format='rgb24')
+
+
+def _turns(frame: av.VideoFrame, place: str, size: tuple[int, int] | None) -> int:
+    """By how many quarters a frame is to be turned; raises UserError where it is of another size both ways."""
     turns = quarter_turns(frame, place)
     lies = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
     if size is not None and size not in (lies, (frame.height, frame.width)):
@@ -136,4 +143,4 @@ def _pixels(frame: av.VideoFrame, place: str, size: tuple[int, int] | None) -> U
             f'Expected frames of {size[0]} x {size[1]} pixels in {place}, got {lies[0]} x {lies[1]} at '
             f'{frame.time:.3f} s; correct the shape in meta/info.json or encode the video again.'
         )
-    return turn(frame.to_ndarray(format='rgb24'), turns)
+    return turns
