@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from sigma_jax.convert import adapter_beside, beside, checkpoint, peft, source, verify, writers
 from sigma_jax.convert.merge import merge_piece
+from sigma_jax.convert.told import PROMPTS, Told, as_told
 from sigma_jax.errors import UserError
 from sigma_jax.scripts import reports_user_errors, transfer_bar
 
@@ -24,9 +25,8 @@ CHECKPOINT = 'a .safetensors file, a folder with one, with a sharded set or with
 def convert(flags: argparse.Namespace, console: Console) -> int:
     """Writes another layout of the same weights, or of weights with an adapter merged in."""
     opened = source.open_source(flags.checkpoint)
-    around = beside.read(
-        opened.folder, opened.format, None if flags.adapter else flags.stats, opened.config.action_horizon
-    )
+    horizon = flags.action_horizon or opened.config.action_horizon
+    around = beside.read(opened.folder, opened.format, None if flags.adapter else flags.stats, horizon)
     change, dtype = None, flags.dtype or 'stored'
     if flags.adapter:
         if flags.dtype in ('stored', 'bfloat16'):
@@ -37,13 +37,16 @@ def convert(flags: argparse.Namespace, console: Console) -> int:
         folder = adapter_beside.home(flags.adapter)
         found, dtype = peft.load(folder, opened.config, peft.MERGE_LAYOUTS), 'float32'
         opened, more = adapter_beside.sized(opened, folder)
-        around = adapter_beside.merged(around, folder, flags.stats, opened.config.action_horizon)
+        around = adapter_beside.merged(
+            around, folder, flags.stats, flags.action_horizon or opened.config.action_horizon
+        )
         for note in (*found.notes, *more):
             console.print(f'  {note}', highlight=False)
 
         def change(piece, array):
             return merge_piece(piece.path, piece.index, array, found.factors, peft.MERGE_LAYOUTS, found.config.alpha)
 
+    opened, around = as_told(opened, around, Told(flags.action_horizon, flags.sample_steps, flags.prompt_state))
     with transfer_bar(console, f'{opened.format} -> {flags.layout}') as progress:
         record = checkpoint.convert(opened, flags.out, flags.layout, dtype, change, progress, around)
     console.print(f'{record["format"]}: {record["parameters"]:,} parameters -> {flags.out} ({flags.layout})')
@@ -102,6 +105,18 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         help='a PEFT adapter (folder or hub id) to merge in; the result is float32, its statistics those beside it',
     )
     parser.add_argument('--stats', help='statistics from elsewhere: norm_stats.json, a LeRobot policy or data set')
+    add_told(parser)
+
+
+def add_told(parser: argparse.ArgumentParser) -> None:
+    """Flags for what stands in openpi's training config alone."""
+    parser.add_argument('--action_horizon', type=int, help='actions the policy was trained to give at once')
+    parser.add_argument('--sample_steps', type=int, help='steps in which it samples them')
+    parser.add_argument(
+        '--prompt_state',
+        choices=PROMPTS,
+        help="the state in the prompt: the robot's own joints, none (openpi: discrete_state_input=False), or padded",
+    )
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:

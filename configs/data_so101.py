@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     data.max_prompt_len = 48  # tokens; pi0.5's is 200, ours fits the small tokenizer
     data.max_text_len = 16  # tokens of the task alone (ours)
     data.state_dim = 6  # joints of the arm; 0 takes any width up to 32
-    data.prompt_state_dim = 0  # states in the prompt: 0 is the robot's own (openpi), 32 pads (LeRobot)
+    data.prompt_state_dim = 0  # states in the prompt: 0 the robot's own (openpi), 32 pads (LeRobot), -1 none
     baselines = ConfigDict()
     baselines.base = ''  # a converted pi0.5, sampled on every window; '' leaves the baselines out
     baselines.tokenizer = 'assets/tokenizer/tokenizer.json'  # the one the base was trained with

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sigma_jax.backbones.tokenizer import NO_STATE
 from sigma_jax.data.images import BLACK, STYLES
 from sigma_jax.data.normalize import FORMULAS, Scaling, Statistics
 from sigma_jax.errors import UserError
@@ -26,7 +27,7 @@ class Policy:
     state: Scaling = Scaling()
     actions: Scaling = Scaling()
     prompt_state_dim: int | None = (
-        None  # the prompt's state is zero-padded to it; 0: the robot's own; None: as shards say
+        None  # the prompt's state is zero-padded to it; 0: the robot's own; -1: no state; None: as shards say
     )
     max_prompt_len: int | None = None  # tokens; None: as shards say
     resize: str = 'openpi'  # 'openpi': Pillow's bilinear; 'lerobot': torch's, which does not smooth when shrinking
@@ -138,7 +139,7 @@ _CHECKS: dict[str, Any] = {
     'relative_joints': _sequence(bool),
     'state': _scaling,
     'actions': _scaling,
-    'prompt_state_dim': _count(0),
+    'prompt_state_dim': _count(NO_STATE),
     'max_prompt_len': _count(1),
     'resize': lambda x: x if x in STYLES else _WRONG,
     'image_padding': lambda x: float(x) if type(x) in (int, float) else _WRONG,
@@ -150,7 +151,7 @@ _EXPECTED = {
     'relative_joints': 'true or false for each joint',
     'state': f'"mode" and "formula" out of {FORMULAS}',
     'actions': f'"mode" and "formula" out of {FORMULAS}',
-    'prompt_state_dim': 'a number of at least 0',
+    'prompt_state_dim': 'a number of at least 0, or -1 for a prompt without state,',
     'max_prompt_len': 'a number of at least 1',
     'resize': f'one of {STYLES}',
     'image_padding': 'a number',

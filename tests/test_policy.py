@@ -51,7 +51,11 @@ def test_absent_keys_and_an_absent_file_mean_what_they_meant_before_there_were_m
         ('{"state": {"mode": "mean_std", "formula": "sigma"}}', "for 'state' in .*, got {'mode': 'mean_std'"),
         ('{"actions": {"mode": ["x"], "formula": "openpi"}}', "for 'actions' in "),
         ('{"actions": {"mode": "quantile", "formula": "openpi", "epsilon": "1"}}', "for 'actions' in "),
-        ('{"prompt_state_dim": true}', "a number of at least 0 for 'prompt_state_dim' in .*, got True"),
+        (
+            '{"prompt_state_dim": true}',
+            "at least 0, or -1 for a prompt without state, for 'prompt_state.*, got True",
+        ),
+        ('{"prompt_state_dim": -2}', "-1 for a prompt without state, for 'prompt_state_dim' in .*, got -2"),
         ('{"max_prompt_len": 0}', "a number of at least 1 for 'max_prompt_len' in .*, got 0"),
         ('{"resize": "torch"}', r"expected one of \('openpi', 'lerobot'\) for 'resize' in .*, got 'torch'"),
         ('{"image_padding": null}', "a number for 'image_padding' in .*, got None"),

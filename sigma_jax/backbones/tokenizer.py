@@ -16,6 +16,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.hub import download
 
 PAD, EOS, BOS, UNKNOWN = 0, 1, 2, 3
+NO_STATE = -1  # in place of a width: the prompt holds the task alone
 _BINS = np.linspace(-1, 1, 257)[:-1]
 SMALLEST_SHARE = 0.9  # of the table's rows; PaliGemma's own 256,000 pieces fill 99.6 % of its 257,152 rows
 
@@ -71,6 +72,19 @@ def pi05_prompt(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> st
     padded = np.pad(state, (0, width - len(state))) if width > len(state) else state
     bins = ' '.join(map(str, discretise_state(padded)))
     return f'Task: {clean_task(task)}, State: {bins};\nAction: '
+
+
+def prompt_parts(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> tuple[str, ...]:
+    """The texts of a prompt, each of which becomes ids of its own; `width` as for `pi05_prompt`, or NO_STATE.
+
+    Without the state openpi writes pi0's prompt: the task, and a line end that is encoded apart from it.
+    """
+    return (clean_task(task), '\n') if width == NO_STATE else (pi05_prompt(task, state, width),)
+
+
+def encode_parts(tokenizer: Tokenizer, parts: Sequence[str]) -> list[int]:
+    """Ids of all parts one after another, behind one leading bos."""
+    return [BOS, *(i for part in parts for i in tokenizer.codec.encode(part))]
 
 
 def pad_tokens(

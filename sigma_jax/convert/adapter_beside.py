@@ -65,7 +65,9 @@ def sized(source: Source, folder: pathlib.Path) -> tuple[Source, tuple[str, ...]
     notes = tuple(
         f'{k} is {v}, as in {folder.name}; {getattr(source.config, k)} in the base' for k, v in changed.items()
     )
-    return dataclasses.replace(source, config=dataclasses.replace(source.config, **changed)), notes
+    assumed = {name: origin for name, origin in source.assumed.items() if name not in hints}
+    config = dataclasses.replace(source.config, **changed)
+    return dataclasses.replace(source, config=config, assumed=assumed), notes
 
 
 def _found(base: Beside, folder: pathlib.Path) -> Beside:

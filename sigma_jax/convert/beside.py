@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sigma_jax.backbones.pi05 import Pi05Config
-from sigma_jax.convert import lerobot_files, lerobot_policy, lerobot_restate, openpi_assets
+from sigma_jax.backbones.tokenizer import NO_STATE
+from sigma_jax.convert import lerobot_files, lerobot_policy, lerobot_restate, openpi_assets, training_config
 from sigma_jax.convert.dataset_stats import HORIZON
 from sigma_jax.convert.lerobot_policy import NormStats, read_json
 from sigma_jax.convert.stats_source import NORM_STATS, asset_files, find_statistics
+from sigma_jax.convert.training_config import PROMPT
 from sigma_jax.data import quantiles
 from sigma_jax.data.normalize import Statistics, norm_stats_json, read_norm_stats
 from sigma_jax.errors import UserError
@@ -34,12 +36,18 @@ TRAIN_CONFIG = "whether actions are relative, and the cameras' order, stand in o
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
-    """`statistics` are scaled as `policy` says, None where not known; `files` go along, by name in the layout."""
+    """`statistics` are scaled as `policy` says, None where not known; `files` go along, by name in the layout.
+
+    `assumed` names what of `policy` no file says, and where it comes from (`training_config`); `told` holds sizes that
+    LeRobot's config.json is to say, whatever it says.
+    """
 
     policy: Policy
     statistics: NormStats | None = None
     files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    told: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def read(
@@ -109,7 +117,8 @@ def _read(folder: pathlib.Path, format: str) -> Beside:
         found = _read_own(folder, own)
         stale = lerobot and found.statistics and lerobot.statistics and not _same_statistics(found, lerobot)
         notes = (f"{NORM_STATS} differs from LeRobot's processors beside it; {NORM_STATS} is used",) if stale else ()
-        return dataclasses.replace(found, files=files, notes=notes)
+        assumed = {k: v for k, v in training_config.recorded_assumptions(folder).items() if k == PROMPT}
+        return dataclasses.replace(found, files=files, notes=notes, assumed=assumed)
     if lerobot:
         return Beside(lerobot.policy, lerobot.statistics, files, lerobot.notes)
     if (folder / OWN).is_file() and not asset_files(folder):
@@ -129,11 +138,14 @@ def _read_openpi(folder: pathlib.Path) -> Beside:
     assets = asset_files(folder)
     candidates = [folder / NORM_STATS] if (folder / NORM_STATS).is_file() else list(assets.values())
     notes = [TRAIN_CONFIG + f'write them into {POLICY_FILE} where they differ (relative_joints, cameras)']
+    values, origin = training_config.assumed_values(folder)
+    policy, assumed = dataclasses.replace(OPENPI, prompt_state_dim=values[PROMPT]), {PROMPT: origin}
     if len(candidates) == 1:
-        return Beside(OPENPI, read_norm_stats(candidates[0], scalings=OPENPI.scalings()), {}, tuple(notes))
+        statistics = read_norm_stats(candidates[0], scalings=policy.scalings())
+        return Beside(policy, statistics, {}, tuple(notes), assumed)
     names = ', '.join(path.parent.name for path in candidates)
     lack = f'assets hold statistics of several robots ({names})' if candidates else 'no norm_stats.json'
-    return Beside(OPENPI, None, {}, (*notes, f'{lack}: name their source'))
+    return Beside(policy, None, {}, (*notes, f'{lack}: name their source'), assumed)
 
 
 def write(
@@ -155,6 +167,7 @@ def write(
         (folder / 'config.json').write_text(json.dumps(_openpi_config(config, dtype), indent=2))
     tokenizers = {name: path for name, path in beside.files.items() if name in CARRIED}
     _copy(folder, layout, {**assets, **tokenizers, **lerobot})
+    _tell_sizes((folder if layout == 'lerobot' else folder / UNDER) / lerobot_policy.CONFIG, beside.told)
     if layout == 'lerobot':
         settings = read_json(folder / lerobot_policy.CONFIG)
         if settings.get('dtype') != dtype:
@@ -199,7 +212,23 @@ def _contradicts(beside: Beside, theirs: Mapping[str, pathlib.Path]) -> bool:
 def _other_settings(mine: Policy, theirs: Policy) -> bool:
     if any(getattr(mine, name) != getattr(theirs, name) for name in ('state', 'actions', 'relative_joints')):
         return True
+    if (mine.prompt_state_dim == NO_STATE) != (theirs.prompt_state_dim == NO_STATE):
+        return True
     return dict(mine.rename_map) != dict(theirs.rename_map)
+
+
+def _tell_sizes(file: pathlib.Path, told: Mapping[str, int]) -> None:
+    """Puts sizes that were told into LeRobot's config.json, where there is one."""
+    if not told or not file.is_file():
+        return
+    settings, names = (
+        read_json(file),
+        {training_config.HORIZON: 'chunk_size', training_config.STEPS: 'num_inference_steps'},
+    )
+    new = settings | {names[name]: value for name, value in told.items()}
+    if training_config.HORIZON in told and 'n_action_steps' in settings:
+        new['n_action_steps'] = min(settings['n_action_steps'], told[training_config.HORIZON])
+    file.write_text(json.dumps(new, indent=4))
 
 
 def _same_but_numbers(beside: Beside) -> bool:

@@ -15,11 +15,12 @@ import numpy as np
 
 from sigma_jax import files, trees
 from sigma_jax.backbones.pi05 import Pi05Config
-from sigma_jax.convert import beside, pytorch, sizes
+from sigma_jax.convert import beside, pytorch, sizes, training_config
 from sigma_jax.convert.digests import Digests
 from sigma_jax.convert.pieces import Piece, pieces
-from sigma_jax.convert.source import RECORD, Source, from_memory, open_source
+from sigma_jax.convert.source import Source, from_memory, open_source
 from sigma_jax.convert.tensors import DTYPES
+from sigma_jax.convert.training_config import RECORD
 from sigma_jax.convert.writers import open_writer
 from sigma_jax.errors import UserError
 
@@ -94,8 +95,10 @@ def convert(
                 progress(done, total)
         _check_digests(source, before.leaves)
         half = DTYPES['BF16'] in {dtypes[path] for path in dtypes if pytorch.dtype_group(path) in HALF}
-        notes = beside.write(folder, layout, around, source.config, 'bfloat16' if half else 'float32')
-        record = _record(source, layout, notes, after.leaves)
+        notes = list(beside.write(folder, layout, around, source.config, 'bfloat16' if half else 'float32'))
+        assumed = {**source.assumed, **around.assumed}
+        notes += training_config.assumption_notes(assumed, source.config, around.policy.prompt_state_dim)
+        record = _record(source, layout, notes, after.leaves) | ({'assumed': assumed} if assumed else {})
         (folder / RECORD).write_text(json.dumps(record, indent=1))
         (folder / sizes.CONFIG_FILE).write_text(json.dumps(sizes.to_json(source.config), indent=1))
     return record

@@ -12,7 +12,19 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sigma_jax.backbones.pi05 import Pi05Config
-from sigma_jax.convert.lerobot_policy import ACTION, AFTER, BEFORE, CONFIG, IMAGES, MODES, STATE, NormStats
+from sigma_jax.backbones.tokenizer import NO_STATE
+from sigma_jax.convert.lerobot_policy import (
+    ACTION,
+    AFTER,
+    BEFORE,
+    CONFIG,
+    IMAGES,
+    LINE_END,
+    MODES,
+    STATE,
+    STATE_STEP,
+    NormStats,
+)
 from sigma_jax.data.normalize import Scaling, Statistics
 from sigma_jax.policy import OPENPI_CAMERAS, PROMPT_LENGTH, Policy
 
@@ -38,7 +50,7 @@ def write(
         columns = tensors(statistics)
         for body in (files[BEFORE], files[AFTER]):
             for number, step in enumerate(body['steps']):
-                if step['registry_name'].endswith('normalizer_processor'):
+                if step.get('registry_name', '').endswith('normalizer_processor'):
                     step['state_file'] = f'{body["name"]}_step_{number}_{step["registry_name"]}.safetensors'
                     save_file(columns, folder / step['state_file'])
     for name, body in files.items():
@@ -92,7 +104,7 @@ def _before(policy: Policy, features: dict[str, Any]) -> list[Step]:
         _step('to_batch_processor', {}),
         *relative,
         _step('normalizer_processor', _normalizer(policy, features, policy.state)),
-        _step('pi05_prepare_state_tokenizer_processor_step', {}),
+        _prompt_step(policy),
         _step('tokenizer_processor', tokens),
         _step('device_processor', {'device': 'cpu', 'float_dtype': None}),
     ]
@@ -106,6 +118,14 @@ def _after(policy: Policy, features: dict[str, Any]) -> list[Step]:
         *absolute,
         _step('device_processor', {'device': 'cpu', 'float_dtype': None}),
     ]
+
+
+def _prompt_step(policy: Policy) -> Step:
+    """What makes a prompt of the task: pi0.5's state, or pi0's line end alone.
+
+    The latter by its class, which every LeRobot imports: only pi0's own loader registers its name.
+    """
+    return {'class': LINE_END, 'config': {}} if policy.prompt_state_dim == NO_STATE else _step(STATE_STEP, {})
 
 
 def _step(name: str, settings: dict[str, Any]) -> Step:
@@ -179,7 +199,12 @@ def _notes(policy: Policy, statistics: NormStats | None, config: Pi05Config) -> 
         notes.append(f'relative actions need LeRobot 0.5.1; {BEFORE} calls the joints joint_00 and on')
     if policy.resize != 'lerobot':
         notes.append('LeRobot resizes without smoothing, unlike the original: hand it pictures of the right size')
-    if policy.prompt_state_dim is None or policy.prompt_state_dim == 0:
+    if policy.prompt_state_dim == NO_STATE:
+        notes.append(
+            f"the prompt has no state: {BEFORE} has pi0's step of a line end in place of pi0.5's of the state, and "
+            'takes outer spaces, underscores and line ends of a task as they are, unlike openpi'
+        )
+    elif policy.prompt_state_dim is None or policy.prompt_state_dim == 0:
         notes.append("LeRobot before 0.5 pads the prompt's state to 32 entries, which this policy never saw")
     elif statistics and len(statistics['state'].mean) < policy.prompt_state_dim:
         notes.append("LeRobot from 0.5 on writes the robot's own state into the prompt, not the padded one")

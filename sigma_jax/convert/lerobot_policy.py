@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from sigma_jax.backbones.tokenizer import NO_STATE
 from sigma_jax.convert import whole_file
 from sigma_jax.data.normalize import Scaling, Statistics, statistics_from
 from sigma_jax.errors import UserError
@@ -23,10 +24,13 @@ MODES = {
     'IDENTITY': 'identity',
 }  # fmt: skip
 OLD: dict[str, Any] = {'prompt_state_dim': 32, 'image_padding': -3.0}  # before 0.5
+STATE_STEP = 'pi05_prepare_state_tokenizer_processor_step'
+LINE_END = 'lerobot.policies.pi0.processor_pi0.Pi0NewLineProcessor'
+LINE_ENDS = {LINE_END, 'pi0_new_line_processor', 'smolvla_new_line_processor'}
 KNOWN_STEPS = {
     'rename_observations_processor', 'to_batch_processor', 'relative_actions_processor', 'normalizer_processor',
-    'pi05_prepare_state_tokenizer_processor_step', 'tokenizer_processor', 'device_processor',
-    'unnormalizer_processor', 'absolute_actions_processor',
+    'tokenizer_processor', 'device_processor', 'unnormalizer_processor', 'absolute_actions_processor',
+    STATE_STEP, *LINE_ENDS,
 }  # fmt: skip
 MEMORY = ('use_visual_memory', 'use_proprioceptive_memory')  # 0.6.2: another model
 
@@ -94,6 +98,8 @@ def _read(folder: pathlib.Path, config: Mapping[str, Any]) -> Found:
         rename_map=_renames(steps),
         **(OLD if old else {}),
     )
+    if LINE_ENDS & steps.keys() and STATE_STEP not in steps:
+        policy = dataclasses.replace(policy, prompt_state_dim=NO_STATE)
     return Found(policy, statistics, files, tuple(_notes(steps, statistics, old)))
 
 
@@ -151,6 +157,10 @@ def _relative(steps: Mapping[str, Any], config: Mapping[str, Any], statistics: N
 
 def _notes(steps: Mapping[str, Any], statistics: NormStats | None, old: bool) -> list[str]:
     notes = [f'processor step {name} is not carried out here' for name in steps if name not in KNOWN_STEPS]
+    if 'tokenizer_processor' in steps and not {STATE_STEP, *LINE_ENDS} & steps.keys():
+        notes.append(
+            f"the processors have neither {STATE_STEP} nor pi0's line end: read as pi0.5's prompt with the state"
+        )
     if old:
         notes.append(
             'saved by LeRobot before 0.5.1: computed as 0.4 did, with 32 states in the prompt and image padding -3; '

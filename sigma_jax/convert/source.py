@@ -10,20 +10,23 @@ import numpy as np
 
 from sigma_jax import trees
 from sigma_jax.backbones.pi05 import Pi05Config, abstract_params
-from sigma_jax.convert import fit, pytorch, sizes
+from sigma_jax.convert import fit, pytorch, sizes, training_config
 from sigma_jax.convert.leaves import LeafReader
 from sigma_jax.convert.pieces import Piece, pieces
 from sigma_jax.convert.tensors import DTYPES, TensorFiles, find_files
+from sigma_jax.convert.training_config import RECORD
 from sigma_jax.errors import UserError
 from sigma_jax.hub.download import local_path
 
 PyTree = Any
-RECORD = 'source.json'
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint whose weights `read(piece)` gives, one slice of our tree at a time, in the dtype as stored."""
+    """A checkpoint whose weights `read(piece)` gives, one slice of our tree at a time, in the dtype as stored.
+
+    `assumed` names the sizes that no file says, and where they come from (`training_config`).
+    """
 
     name: str
     folder: pathlib.Path
@@ -33,6 +36,7 @@ class Source:
     read: Callable[[Piece], np.ndarray]
     notes: tuple[str, ...] = ()
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -69,7 +73,8 @@ def from_memory(params: PyTree, config: Pi05Config, kind: str, folder: pathlib.P
 
 def _open_orbax(params: pathlib.Path, folder: pathlib.Path) -> Source:
     reader = LeafReader(params)
-    config = sizes.from_jax_shapes(reader.shapes, sizes.read_hints(folder))
+    hints, assumed = training_config.complete(sizes.read_hints(folder), folder)
+    config = sizes.from_jax_shapes(reader.shapes, hints)
     found = {path: np.broadcast_to(np.int8(0), shape) for path, shape in reader.shapes.items()}
     trees.check_same(abstract_params(config), trees.unflatten(found), str(params))
     fit.check_dtypes(reader.dtypes, {path: path for path in reader.dtypes}, str(params))
@@ -81,6 +86,7 @@ def _open_orbax(params: pathlib.Path, folder: pathlib.Path) -> Source:
         dtypes=reader.dtypes,
         read=lambda piece: reader.read(piece.path, piece.index),
         digests=_recorded(folder),
+        assumed=assumed,
     )
 
 
@@ -89,7 +95,8 @@ def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
     stored = {pytorch.canonical(name): name for name in files.names()}
     lerobot = any(name.startswith('model.') for name in stored.values())
     notes = _resolve_table(stored, files)
-    config = sizes.infer({name: files.shape(key) for name, key in stored.items()}, sizes.read_hints(folder))
+    hints, assumed = training_config.complete(sizes.read_hints(folder), folder)
+    config = sizes.infer({name: files.shape(key) for name, key in stored.items()}, hints)
     leaves = trees.flatten(abstract_params(config))
     owner = {piece.name: piece for piece in pieces({path: leaf.shape for path, leaf in leaves.items()}, whole=True)}
     fit.check_tensors(files, stored, owner, where)
@@ -104,6 +111,7 @@ def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
         lambda p: p.form.to_jax(files.read(stored[p.name], p.rows), p.shape),
         tuple(notes),
         _recorded(folder),
+        assumed,
     )
 
 

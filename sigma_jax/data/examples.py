@@ -7,7 +7,7 @@ import grain
 import numpy as np
 from jaxtyping import Float, Int
 
-from sigma_jax.backbones.tokenizer import Tokenizer, clean_task, pad_tokens, pi05_prompt
+from sigma_jax.backbones.tokenizer import Tokenizer, clean_task, encode_parts, pad_tokens, prompt_parts
 from sigma_jax.data.images import Box, padded_with
 from sigma_jax.data.normalize import Statistics, normalize
 from sigma_jax.data.records import Record, Records
@@ -52,8 +52,8 @@ class ToExample(grain.transforms.Map):
     def prompt(self, task: str, state: Float[np.ndarray, ' p']) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [l], mask [l]) of pi0.5's prompt for a normalised state."""
         known, longest = self.policy.prompt_state_dim, self.policy.max_prompt_len or self.max_prompt_len
-        text = pi05_prompt(task, state, self.records.meta['prompt_state_dim'] if known is None else known)
-        return _tokens(self.tokenizer, text, min(self.max_prompt_len, longest))
+        parts = prompt_parts(task, state, self.records.meta['prompt_state_dim'] if known is None else known)
+        return _tokens(self.tokenizer, parts, min(self.max_prompt_len, longest))
 
     @functools.cached_property
     def texts(self) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -95,9 +95,9 @@ class ToExample(grain.transforms.Map):
 
 
 @functools.lru_cache(maxsize=2**16)  # at most 65 MB a process; windows come back every epoch
-def _tokens(tokenizer: Tokenizer, text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _tokens(tokenizer: Tokenizer, parts: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
     """(tokens [l], mask [l]) of a prompt, not to be written to."""
-    tokens, mask = pad_tokens(tokenizer.encode(text), length)
+    tokens, mask = pad_tokens(encode_parts(tokenizer, parts), length)
     tokens.flags.writeable = mask.flags.writeable = False
     return tokens, mask
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from sigma_jax.backbones.tokenizer import Tokenizer, pad_tokens, pi05_prompt
+from sigma_jax.backbones.tokenizer import Tokenizer, encode_parts, pad_tokens, prompt_parts
 from sigma_jax.data.images import bilinear, content_box, resize_with_pad, unit_range
 from sigma_jax.data.normalize import Statistics, normalize
 from sigma_jax.errors import UserError
@@ -38,8 +38,8 @@ def model_inputs(
     black = np.full((image_size, image_size, 3), -1, np.float32)
     views = [model_view(frames[name], policy, image_size) if name in frames else black for name in names]
     normalised = normalize(state, statistics['state'])
-    text = pi05_prompt(task, normalised, policy.prompt_state_dim or 0)
-    prompt, mask = pad_tokens(tokenizer.encode(text), policy.max_prompt_len or PROMPT_LENGTH)
+    parts = prompt_parts(task, normalised, policy.prompt_state_dim or 0)
+    prompt, mask = pad_tokens(encode_parts(tokenizer, parts), policy.max_prompt_len or PROMPT_LENGTH)
     return {
         'images': np.stack(views),
         'image_mask': np.array([name in frames for name in names]),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sigma_jax.backbones.tokenizer import clean_task, load_tokenizer, pad_tokens, pi05_prompt
+from sigma_jax.backbones.tokenizer import clean_task, encode_parts, load_tokenizer, pad_tokens, prompt_parts
 from sigma_jax.data import windows as windows_lib
 from sigma_jax.data.episode import Episode
 from sigma_jax.data.images import STYLES
@@ -144,8 +144,8 @@ def check_text_lengths(plan: Plan, config: DataConfig) -> None:
     for table in plan.windows.values():
         states = normalize(table.state, plan.statistics['state'])
         for task, state in zip(table.task, states, strict=True):
-            prompt = pi05_prompt(task, state, config.prompt_state_dim)
-            pad_tokens(tokenizer.encode(prompt), config.max_prompt_len)
+            parts = prompt_parts(task, state, config.prompt_state_dim)
+            pad_tokens(encode_parts(tokenizer, parts), config.max_prompt_len)
         for task in sorted(set(table.task)):
             pad_tokens(tokenizer.encode(clean_task(task)), config.max_text_len, 'text')
 
