@@ -19,8 +19,43 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sigma_jax.convert import checkpoint
-from tests import golden
+from tests import golden, room
 from tests import small_run as small
+
+keeper, peaks = room.Keeper(), pytest.StashKey[list]()
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """`-n auto`: no more workers than find room."""
+    return room.workers((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """A process that has grown drops its programs, if it can between two modules."""
+    yield
+    last = nextitem is None or nextitem.path != item.path
+    if keeper.after(last, room.resident()):
+        keeper.give_back()
+
+
+def pytest_sessionfinish(session):
+    """A worker tells what it took."""
+    if hasattr(session.config, 'workeroutput'):
+        session.config.workeroutput['peak'] = room.peak()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """What a worker told is kept for the last line."""
+    node.config.stash.setdefault(peaks, []).append(getattr(node, 'workeroutput', {}).get('peak', 0))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """One line: the largest process."""
+    largest = max([room.peak(), *config.stash.get(peaks, [])])
+    terminalreporter.write_line(f'largest process: {largest / room.GIB:.2f} GiB')
 
 
 @pytest.fixture(scope='session')
