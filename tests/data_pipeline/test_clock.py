@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sigma_jax.data.lerobot import open_dataset
 from sigma_jax.data.prepare import prepare
 from sigma_jax.errors import UserError
-from tests.data_pipeline import recordings
+from tests.data_pipeline import films, lerobot_reference, recordings
 
 FPS, LENGTH = recordings.FPS, 60
 CAMERA = recordings.CAMERAS[1]
@@ -94,3 +96,33 @@ def test_pictures_in_cells_belong_to_their_rows_whatever_the_clock(tmp_path) -> 
     recordings.edit_columns(root, 0, timestamp=np.arange(30) / 29.2)
     frames = list(open_dataset(root).read_episode(0).frames(CAMERA, [0, 11, 29]))
     assert np.array_equal(frames, [recordings.picture(0, row, CAMERA) for row in (0, 11, 29)])
+
+
+@pytest.mark.reference
+def test_lerobot_gives_no_other_frame_where_one_is_given_and_does_not_read_what_is_refused(tmp_path) -> None:
+    """By both of its readers: of shaken rows it refuses most, of a clock that runs away it gives never all rows."""
+    clocks = RIGHT | {name: times for name, (times, _) in OFF.items()}
+    roots, rows = [], [0, 12, 36, 59]
+    for n, times in enumerate(clocks.values()):
+        root = films.write_dataset(tmp_path / str(n), [LENGTH])
+        path = root / 'data/chunk-000/file-000.parquet'
+        table = pq.read_table(path)
+        column = table.column_names.index('timestamp')
+        pq.write_table(table.set_column(column, 'timestamp', pa.array(times, pa.float32())), path)
+        roots.append(root)
+    found = lerobot_reference.pictures(roots, films.CAMERA, rows)
+    for name, root, theirs in zip(clocks, roots, found, strict=True):
+        told = {
+            reader: [None if x is None else films.number_of(x) for x in pictures]
+            for reader, (pictures,) in theirs.items()
+        }
+        if name in RIGHT:
+            ours = [films.number_of(x) for x in open_dataset(root).read_episode(0).frames(films.CAMERA, rows)]
+            assert ours == rows and all(
+                x in (None, row) for xs in told.values() for x, row in zip(xs, rows, strict=True)
+            )
+            assert name != 'exact' or set(map(tuple, told.values())) == {tuple(rows)}
+        else:
+            with pytest.raises(UserError):
+                open_dataset(root).read_episode(0)
+            assert rows not in told.values(), name
