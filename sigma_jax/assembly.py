@@ -20,6 +20,7 @@ from sigma_jax.convert.source import open_source
 from sigma_jax.data import normalize
 from sigma_jax.errors import UserError
 from sigma_jax.policy import OURS, Policy
+from sigma_jax.settings import check_row, check_rows
 from sigma_jax.sigma import SigmaConfig
 from sigma_jax.types import Ablation, Batch, Frozen, Observation
 
@@ -45,10 +46,14 @@ class Base:
 
 
 def build(kind: type, settings: Mapping, where: str) -> Any:
-    """A frozen dataclass from a config section. Raises UserError for unknown and missing keys."""
+    """A frozen dataclass from a config section.
+
+    Raises UserError for unknown and missing keys, and for rows of another length or kind.
+    """
     fields = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(settings) - fields):
         raise UserError(f'config.{where} has unknown keys {unknown}; expected some of {sorted(fields)}')
+    check_rows(kind, settings, f'config.{where}.')
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     try:
         return kind(**plain)
@@ -218,6 +223,8 @@ def store_base(config: Mapping, base: Base, goal: Any) -> PyTree:
 
 def check_groups(config: Mapping) -> set[str]:
     """The groups that `config.trainable` lists. Raises UserError where the objective does not train these."""
+    for name in ('trainable', 'freeze'):
+        check_row(f'config.{name}', config[name], tuple[str, ...])
     groups = set(config['trainable'])
     if unknown := groups - {'sigma', 'lora', 'params'}:
         raise UserError(f"config.trainable: expected some of 'sigma', 'lora', 'params', got {sorted(unknown)}")

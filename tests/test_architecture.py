@@ -11,7 +11,7 @@ PACKAGE = ROOT / 'sigma_jax'
 
 # A module imports from its own row and from rows above, never from below. A folder's name stands for its modules.
 ROWS = (
-    ('__init__', 'errors', 'files', 'hub', 'workers'),
+    ('__init__', 'errors', 'files', 'hub', 'settings', 'workers'),
     ('types', 'backbones.tokenizer', 'backbones.small_tokenizer'),
     ('trees', 'data', 'policy', 'fitting'),
     ('nn', 'lora', 'quant', 'compiler'),

@@ -79,8 +79,8 @@ class MlpBlock(nn.Module):
 
 
 def layer_norm(x: Float[Array, 'b s w'], name: str) -> Float[Array, 'b s w']:
-    """LayerNorm in float32, back in x's dtype."""
-    return nn.LayerNorm(epsilon=1e-6, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+    """LayerNorm in float32, back in x's dtype; the variance of what is left after the mean, which does not cancel."""
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)(x).astype(x.dtype)
 
 
 class EncoderBlock(nn.Module):

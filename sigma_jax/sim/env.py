@@ -3,6 +3,8 @@
 In LeRobot's units and key names.
 """
 
+import atexit
+from collections.abc import Callable
 from types import TracebackType
 from weakref import finalize
 
@@ -17,6 +19,23 @@ from sigma_jax.sim.tasks import TARGET_TASK, find_task, is_done, sample_layout
 
 HEIGHT, WIDTH = 120, 160
 _SETTLING_STEPS = 240
+
+
+def close_at_exit(owner: object, close: Callable[[], None]) -> Callable[[], object]:
+    """Has `close` called once: by what is returned, when `owner` goes, or first of all when the interpreter ends.
+
+    A finalizer alone would run at the exit after hooks that are registered later than the first finalizer of anybody,
+    such as JAX's; MuJoCo's is among them, and ends the display in which the context lies.
+    """
+    closing = finalize(owner, close)
+    closing.atexit = False
+    atexit.register(closing)
+
+    def let_go() -> None:
+        atexit.unregister(closing)
+        closing()
+
+    return let_go
 
 
 class PickPlaceEnv:
@@ -37,6 +56,7 @@ class PickPlaceEnv:
         self.layout: Layout | None = None
         self._size = (height, width)
         self._renderer: mujoco.Renderer | None = None
+        self._let_go: Callable[[], object] = lambda: None
         self._touched = False
         self._pads = {self.model.geom(f'{jaw}_jaw_pad').id for jaw in ('fixed', 'moving')}
         self._brick_geoms = {color: self.model.geom(f'{color}_brick').id for color in BRICKS}
@@ -86,7 +106,7 @@ class PickPlaceEnv:
         """The picture uint8 [height, width, 3] of the camera `up` or `side`."""
         if self._renderer is None:
             self._renderer = self._open_renderer()
-            finalize(self, self._renderer.close)  # the context must go before the interpreter does
+            self._let_go = close_at_exit(self, self._renderer.close)
         self._pose_for_rendering()
         self._renderer.update_scene(self.data, camera)
         return self._renderer.render().copy()
@@ -107,7 +127,7 @@ class PickPlaceEnv:
     def close(self) -> None:
         """Frees the renderer's graphics context; the physics stays usable."""
         if self._renderer is not None:
-            self._renderer.close()
+            self._let_go()
             self._renderer = None
 
     def __enter__(self) -> 'PickPlaceEnv':

@@ -102,7 +102,8 @@ class TelepathyProjector(nn.Module):
 
 
 def _standardised(x: Float[Array, 'b d']) -> Float[Array, 'b d']:
-    """LayerNorm without parameters."""
+    """LayerNorm without parameters, in float32."""
+    x = x.astype(jnp.float32)
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)
 

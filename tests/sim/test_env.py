@@ -1,6 +1,7 @@
 """The closed-loop environment, the generator and its command line."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -97,6 +98,32 @@ def test_images_show_the_pink_brick_where_it_stands():
         assert 20 < len(rows) < 200
         np.testing.assert_allclose(0.20 - (rows.mean() - 59.5) * metres, x, atol=0.006)
         np.testing.assert_allclose(-(columns.mean() - 79.5) * metres, y, atol=0.006)
+
+
+ENDINGS = {
+    'left open': 'env.render()',
+    'two, one closed and opened again': 'other = PickPlaceEnv(); other.reset(1); other.render(); other.close(); '
+    'other.render()',
+    'gone before the end': 'env.render(); del env',
+    'closed twice': 'env.render(); env.close(); env.close()',
+}
+
+
+@pytest.mark.render
+@pytest.mark.parametrize('name', ENDINGS)
+def test_a_renderer_ends_silently_where_jax_came_first(name):
+    """JAX makes a finalizer when it first computes, whose hook at the exit is then the first, and runs last."""
+    code = (
+        'import jax, weakref\n'
+        'jax.jit(lambda x: x + 1)(1)\n'
+        'weakref.finalize(jax, print)\n'
+        'from sigma_jax.sim.env import PickPlaceEnv\n'
+        'env = PickPlaceEnv(); env.reset(0)\n'
+    )
+    environment = {'MUJOCO_GL': 'egl'} | dict(os.environ)
+    command = [sys.executable, '-c', code + ENDINGS[name]]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (result.returncode, result.stderr) == (0, '')
 
 
 @pytest.mark.render

@@ -1,0 +1,58 @@
+"""Settings that are rows of values: as many and of the kind that a config's dataclass says, or a sentence."""
+
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from sigma_jax.errors import UserError
+
+KINDS = {float: 'numbers', int: 'whole numbers', bool: 'True or False', str: 'texts'}
+PATTERNS = ('patterns', 'int8', 'freeze')
+
+
+def check_rows(kind: type, values: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for a value that does not fit its `tuple[...]` field of the dataclass `kind`.
+
+    `where` stands before a field's name in the message, such as 'config.loss.'.
+    """
+    hints = typing.get_type_hints(kind)
+    for name in values.keys() & hints.keys():
+        check_row(f'{where}{name}', values[name], hints[name])
+
+
+def check_row(name: str, value: Any, hint: Any) -> None:
+    """Raises UserError where `value` is no row as `hint` (`tuple[float, float]`, `tuple[str, ...] | None`) has it."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and types.NoneType in kinds:
+        return
+    found = [typing.get_args(one) for one in kinds if typing.get_origin(one) is tuple]
+    if not found or not (inner := found[0]):
+        return
+    count = None if inner[-1] is Ellipsis else len(inner)
+    fits = isinstance(value, (tuple, list)) and count in (None, len(value))
+    if not fits or not all(is_a(inner[0], one) for one in value):
+        example = '(' + ', '.join(['...'] * (count or 2)) + ')'
+        raise UserError(
+            f'{name}: expected {"a row of" if count is None else count} {KINDS[inner[0]]}, got {value!r}; write '
+            f"--{name}='{example}'"
+        )
+    if name.rpartition('.')[2] in PATTERNS:
+        check_patterns(name, value)
+
+
+def is_a(kind: type, value: Any) -> bool:
+    """Whether a value is of a kind; a whole number is a number, True is none."""
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def check_patterns(name: str, patterns: Any) -> None:
+    """Raises UserError for a pattern that is no regular expression."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f'{name}: expected regular expressions, got {pattern!r} ({error}); correct it') from error
