@@ -33,6 +33,28 @@ def atomic_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
         raise
 
 
+@contextlib.contextmanager
+def replaced_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """The name of a folder to make, which takes the place of `out` when the block ends well; else `out` stays."""
+    out = pathlib.Path(out)
+    new, old = (out.with_name(f'.{out.name}.{word}') for word in ('new', 'old'))
+
+    def clean_up() -> None:
+        if old.exists() and not out.exists():  # stopped between the two steps of a replacement
+            os.replace(old, out)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+    clean_up()
+    try:
+        yield new
+        if out.exists():
+            os.replace(out, old)
+        os.replace(new, out)
+    finally:
+        clean_up()
+
+
 def atomic_write(out: str | os.PathLike, data: bytes | str) -> None:
     """Writes a file under a temporary name, flushes it to disk and renames it; a failure keeps the old file."""
     out = pathlib.Path(out)

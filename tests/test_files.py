@@ -5,7 +5,7 @@ import os
 import pytest
 
 from sigma_jax.errors import UserError
-from sigma_jax.files import atomic_folder, atomic_write
+from sigma_jax.files import atomic_folder, atomic_write, replaced_folder
 
 
 def names(folder):
@@ -56,3 +56,31 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='No space left'):
         atomic_write(file, 'newest')
     assert file.read_bytes() == b'\x00newer' and names(tmp_path) == ['file']
+
+
+def fill(folder, text):
+    folder.mkdir()
+    (folder / 'file').write_text(text)
+
+
+@pytest.mark.parametrize('before', [False, True])
+def test_a_folder_is_replaced_only_when_the_block_ends_well(tmp_path, before):
+    out = tmp_path / 'out'
+    if before:
+        fill(out, 'old')
+    with pytest.raises(RuntimeError), replaced_folder(out) as new:
+        fill(new, 'half')
+        raise RuntimeError
+    assert names(tmp_path) == (['out'] if before else [])
+    with replaced_folder(out) as new:
+        fill(new, 'new')
+        assert not before or (out / 'file').read_text() == 'old'
+    assert names(tmp_path) == ['out'] and (out / 'file').read_text() == 'new'
+
+
+def test_a_replacement_killed_in_its_midst_gives_the_old_folder_back(tmp_path):
+    fill(tmp_path / '.out.old', 'old')
+    fill(tmp_path / '.out.new', 'half')
+    with pytest.raises(RuntimeError), replaced_folder(tmp_path / 'out'):
+        raise RuntimeError
+    assert names(tmp_path) == ['out'] and (tmp_path / 'out' / 'file').read_text() == 'old'

@@ -23,6 +23,7 @@ from sigma_jax.ablations import setup, stacked
 from sigma_jax.ablations.setup import AblationRun
 from sigma_jax.ablations.stacked import ALIVE, Member, Rows
 from sigma_jax.ablations.table import summary, table
+from sigma_jax.data import seen
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write, writer_lock
 from sigma_jax.training import features, trainer
@@ -93,6 +94,7 @@ def work(run: AblationRun, workdir: pathlib.Path, console: Console, plain: dict)
         trainer.restore(run, batches, checkpoints, plain, console)
         announce(run, workdir, console)
         atomic_write(workdir / 'config.json', json.dumps(plain, indent=1))
+        trainer.note_episodes(run, workdir)
         with contextlib.ExitStack() as logs, trainer.progress_bar(console) as progress:
             start = run.state.step
             written = [logs.enter_context(TrainLog(place(workdir, member), start)) for member in run.members]
@@ -187,4 +189,6 @@ def save_members(run: AblationRun, position: dict, workdir: pathlib.Path, progre
             if checkpoints.latest() != int(state.step):
                 checkpoints.save(state, position, config)
         atomic_write(folder / 'config.json', json.dumps(config, indent=1))
+        if (workdir / seen.FILE).is_file():
+            atomic_write(folder / seen.FILE, (workdir / seen.FILE).read_bytes())
         progress.advance(task)

@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from sigma_jax.data.meta import camera_names
 from sigma_jax.data.modalities import describe_modalities
 from sigma_jax.data.plan import DataConfig, Plan, describe_statistics
+from sigma_jax.data.seen import DIGESTS
 from sigma_jax.data.sources import Dataset
 
 NORM_STATS = 'norm_stats.json'
@@ -32,6 +33,7 @@ def describe(dataset: Dataset, config: DataConfig, plan: Plan, files: dict[str, 
         'norm_stats': NORM_STATS,
         'near_constant': describe_statistics(plan.statistics, joints),
         'splits': plan.splits,
+        DIGESTS: {str(index): plan.digests[index] for index in sorted(plan.digests)},
         'windows': {split: len(table) for split, table in plan.windows.items()},
         'dropped': plan.dropped,
         BAD: plan.bad,

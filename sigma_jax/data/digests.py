@@ -1,20 +1,33 @@
 """What tells one data set from another: sha256 over its files."""
 
 import hashlib
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePath
 
 from sigma_jax.errors import UserError
 
 
-def source_digest(root: Path) -> str:
-    """sha256 over names and contents of a data set's files, hidden ones left out."""
+def source_digest(root: Path, pictures: Collection[str] | None = None) -> str:
+    """sha256 over names and contents of a data set's files, hidden ones left out.
+
+    With `pictures`, the features whose pictures are read, only over files of a LeRobot data set that a preparation
+    reads: a camera that is fetched later, or a new README, makes no other data set of it.
+    """
     digest = hashlib.sha256()
     files = [path for path in root.rglob('*') if path.is_file()]
+    known = pictures if (root / 'meta' / 'info.json').is_file() else None
     for path in sorted(files):
         relative = path.relative_to(root)
-        if not any(part.startswith('.') for part in relative.parts):
+        if not any(part.startswith('.') for part in relative.parts) and is_read(relative, known):
             digest.update(f'{relative.as_posix()}\0{file_digest(path)}\n'.encode())
     return digest.hexdigest()
+
+
+def is_read(relative: PurePath, pictures: Collection[str] | None) -> bool:
+    """Whether a preparation that takes these `pictures` reads a file of a LeRobot data set; None takes all files."""
+    if pictures is None or relative.parts[0] in ('meta', 'data'):
+        return True
+    return relative.parts[0] == 'videos' and any(part in pictures for part in relative.parts)
 
 
 def file_digest(path: Path) -> str:

@@ -13,11 +13,13 @@ from sigma_jax.data.episode import Episode
 from sigma_jax.data.images import STYLES
 from sigma_jax.data.lerobot_joints import ACTION, STATE
 from sigma_jax.data.normalize import Statistics, compute_statistics, normalize, read_norm_stats
+from sigma_jax.data.seen import episode_digest
 from sigma_jax.data.shards import SPLITS
 from sigma_jax.data.sources import Dataset
 from sigma_jax.data.splits import split_episodes
 from sigma_jax.data.windows import Windows
 from sigma_jax.errors import UserError
+from sigma_jax.settings import check_rows
 
 ON_BAD_EPISODE = ('error', 'skip')
 SOURCE_SETTINGS = ('camera_map', 'state_column', 'action_column', 'rlds', 'torch_shards')
@@ -74,6 +76,8 @@ class DataConfig:
             raise UserError(
                 f"Expected the data settings {sorted(known)}, got {problem} '{wrong[0]}'; correct the config."
             )
+        rows = {name: value for name, value in settings.items() if value not in (None, '')}
+        check_rows(cls, rows, 'config.data.')
         return cls(**{**settings, 'resize': settings['resize'] or STYLES[0]})
 
     def settings(self) -> dict[str, Any]:
@@ -87,7 +91,8 @@ class DataConfig:
 class Plan:
     """Windows per split, statistics of the train episodes, and what was left out and why.
 
-    `splits` names the episodes that are used; `bad` holds the reasons against those that cannot be.
+    `splits` names the episodes that are used, `digests` says what they are; `bad` holds the reasons against those that
+    cannot be used.
     """
 
     splits: dict[str, list[int]]
@@ -95,6 +100,7 @@ class Plan:
     dropped: dict[str, dict[str, int]]
     statistics: dict[str, Statistics]
     bad: dict[int, str] = dataclasses.field(default_factory=dict)
+    digests: dict[int, str] = dataclasses.field(default_factory=dict)
 
     def shards(self, split: str, shard_size: int) -> list[Windows]:
         """The windows of a split in pieces of `shard_size`, in order."""
@@ -112,9 +118,10 @@ def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {})
       UserError: settings that do not fit the data set, damaged columns, or no window left to train on.
     """
     splits, tables, dropped, columns = {}, {}, {}, {}
+    digests: dict[int, str] = {}
     for name, indices in chosen_episodes(dataset, config).items():
         splits[name] = [index for index in indices if index not in bad]
-        tables[name], dropped[name], columns[name] = _windows(dataset, config, splits[name], name == 'train')
+        tables[name], dropped[name], columns[name] = _windows(dataset, config, splits[name], name, digests)
         if left_out := len(indices) - len(splits[name]):
             dropped[name]['bad episode'] = left_out
     if not len(tables['train']):
@@ -125,7 +132,7 @@ def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {})
     statistics = {name: compute_statistics(values) for name, values in columns['train'].items()}
     if config.stats_from:
         statistics = read_norm_stats(config.stats_from, {name: len(one.mean) for name, one in statistics.items()})
-    plan = Plan(splits, tables, dropped, statistics, dict(bad))
+    plan = Plan(splits, tables, dropped, statistics, dict(bad), digests)
     if config.tokenizer:
         check_text_lengths(plan, config)
     return plan
@@ -181,12 +188,16 @@ def _check(dataset: Dataset, config: DataConfig) -> None:
 
 
 def _windows(
-    dataset: Dataset, config: DataConfig, indices: list[int], filtered: bool
+    dataset: Dataset, config: DataConfig, indices: list[int], split: str, digests: dict[int, str]
 ) -> tuple[Windows, dict[str, int], dict[str, np.ndarray]]:
-    """Windows of some episodes, counts of those left out, and the episodes' columns (every frame)."""
+    """Windows of a split's episodes, counts of those left out, and the episodes' columns (every frame).
+
+    Adds what each episode is to `digests`.
+    """
     tables, states, actions, short, tails = [], [], [], 0, 0
     for index in indices:
         episode = dataset.read_episode(index)
+        digests[index] = episode_digest(episode)
         table = windows_lib.cut_windows(episode, horizon=config.horizon, stride=config.stride, tail=config.tail)
         short += not len(table)
         tails += len(range(0, len(episode), config.stride)) - len(table)
@@ -197,7 +208,7 @@ def _windows(
         return _no_windows(dataset, config), {}, {}
     table = windows_lib.concatenate(tables)
     dropped = {'episode shorter than the horizon': short, 'tail shorter than the horizon': tails}
-    if filtered:
+    if split == 'train':
         limits = {'min_motion': config.min_motion, 'min_action_norm': config.min_action_norm}
         table, reasons = windows_lib.filter_windows(table, **limits)
         dropped |= reasons

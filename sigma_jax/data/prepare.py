@@ -61,7 +61,7 @@ def prepare(
     accept(dataset)
     identity = identity_of(config, dataset.root)
     with shards.told_full_disk(out), shards.writer_lock(out):
-        finished = finished_meta(out, identity)
+        finished = finished_meta(out, identity, dataset.root)
         if finished is not None:
             return Result(finished, was_complete=True)
         check_modalities(dataset, config)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from sigma_jax import assembly, metrics
+from sigma_jax import __version__, assembly, metrics
 from sigma_jax.adapter import AdapterState
 from sigma_jax.baselines import RECORD, check_baselines
 from sigma_jax.data.meta import META
@@ -82,8 +82,10 @@ def compare_rows(inputs: Inputs) -> dict[str, Any]:
     Arms that need no training come first; of the full Sigma also the adapter, fitted anew for each seed, and the
     telepathy switch; a fine-tuned policy gives one sample and the mean of `DRAWS`.
     """
+    judging = [inputs.split] + (['calibration'] if inputs.state is not None else [])
     for training in inputs.trainings:
-        check_held_out(training, inputs.shards, inputs.split)
+        for split in judging:
+            check_held_out(training, inputs.shards, split)
     rows, windows = by_row(inputs.trainings), inputs.windows
     untrained = dataclasses.replace(windows, predictions={CARRIED: windows.predictions[CARRIED]})
     simple = measure.make_arms(untrained, inputs.splits.get('train'), None)
@@ -134,7 +136,7 @@ def gates_of(training: Training) -> dict[str, Any]:
 def measure_once(inputs: Inputs, training: Training) -> Measured:
     """`of_policy` or `of_sigma`, read where an interrupted evaluation of the same has kept it."""
     key = {
-        'training': [str(training.folder.resolve()), whole_steps(training.folder / 'checkpoints')[-1:]],
+        'training': [str(training.folder.resolve()), *newest(training.folder / 'checkpoints')],
         'config': dict(training.config),
         'role': training.role,
         'shards': hashlib.sha256((inputs.shards / META).read_bytes()).hexdigest(),
@@ -142,11 +144,16 @@ def measure_once(inputs: Inputs, training: Training) -> Measured:
         'split': inputs.split,
         'calibrated': inputs.state is not None,
         'evaluation': dataclasses.asdict(inputs.config),
-        'source': commit(),
+        'source': commit() or __version__,
     }
     make = of_policy if training.role == TUNED else of_sigma
     name = f'{training.row}-seed{training.seed}'
     return kept.once(inputs.out, name, json.loads(json.dumps(key, default=str)), lambda: make(inputs, training))
+
+
+def newest(folder: pathlib.Path) -> list[int]:
+    """Step of the newest checkpoint, and when it was written: another training may have taken its place."""
+    return [n for step in whole_steps(folder)[-1:] for n in (step, (folder / f'step_{step}').stat().st_mtime_ns)]
 
 
 def reduced(arms: Mapping[str, Arm], windows: Windows) -> dict[str, tuple[metrics.Errors, np.ndarray]]:

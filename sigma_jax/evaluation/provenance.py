@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+import os
 import pathlib
 import subprocess
 from collections.abc import Mapping
@@ -13,17 +14,50 @@ import jax
 from sigma_jax import __version__
 from sigma_jax.baselines import RECORD
 from sigma_jax.data.meta import META
+from sigma_jax.errors import UserError
 
 LOG = 'evaluations.jsonl'
 
 
+def check_log(workdir: pathlib.Path) -> str:
+    """Looks into the log before an evaluation works for hours; returns what there is to tell about it, or ''.
+
+    Raises UserError where nothing can be added to it.
+    """
+    log = workdir / LOG
+    if (log.exists() and not log.is_file()) or not os.access(log if log.exists() else workdir, os.W_OK):
+        raise UserError(f'expected to add a line to {log}, got no permission or no file; let this user write there')
+    cut = [n for n, splits in enumerate(read_log(log), start=1) if splits is None]
+    lines = ', '.join(map(str, cut))
+    told = f'{log}: line {lines} is damaged and counts as an evaluation that read the test split'
+    return told if cut else ''
+
+
 def count_test_reads(workdir: pathlib.Path, splits: tuple[str, ...]) -> int:
-    """Adds this evaluation to `workdir/evaluations.jsonl`; returns how many of them have read the test split."""
+    """Adds this evaluation to `workdir/evaluations.jsonl`; returns how many of them have read the test split.
+
+    A damaged line, as a full disk or a lost machine leaves one, stays as it is and counts: it may have read it.
+    """
     log = workdir / LOG
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
-    with log.open('a') as file:
-        file.write(json.dumps({'time': now, 'splits': list(splits)}) + '\n')
-    return sum('test' in json.loads(line)['splits'] for line in log.read_text().splitlines())
+    entry = json.dumps({'time': now, 'splits': list(splits)}) + '\n'
+    before = log.read_bytes() if log.is_file() else b''
+    with log.open('ab') as file:
+        file.write((b'\n' if before and not before.endswith(b'\n') else b'') + entry.encode())
+    return sum(one is None or 'test' in one for one in read_log(log))
+
+
+def read_log(log: pathlib.Path) -> list[list[str] | None]:
+    """The splits of each evaluation in the log, None where its line is damaged."""
+    lines = log.read_text(errors='replace').splitlines() if log.is_file() else []
+    return [_splits(line) for line in lines if line.strip()]
+
+
+def _splits(line: str) -> list[str] | None:
+    try:
+        return [str(name) for name in json.loads(line)['splits']]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def provenance(trained: Any, shards: pathlib.Path) -> dict[str, Any]:

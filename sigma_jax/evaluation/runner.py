@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -16,11 +17,11 @@ from sigma_jax.errors import UserError
 from sigma_jax.evaluation import comparison_run, compute, kept, measure, robustness, stress
 from sigma_jax.evaluation.measure import EvaluationConfig, evaluate
 from sigma_jax.evaluation.perturb import every_level
-from sigma_jax.evaluation.provenance import count_test_reads, provenance
+from sigma_jax.evaluation.provenance import check_log, count_test_reads, provenance
 from sigma_jax.evaluation.replay import Windows
 from sigma_jax.evaluation.replay_shards import SPLITS, Decoded, list_batches, replay_split, whole_episodes
 from sigma_jax.evaluation.trained import Library, Trained
-from sigma_jax.evaluation.trainings import Training
+from sigma_jax.evaluation.trainings import Training, check_held_out
 from sigma_jax.files import atomic_write
 from sigma_jax.report import page
 from sigma_jax.report.schema import check_report
@@ -70,6 +71,8 @@ def run(
     out = request.out or request.workdir
     check_baselines(shards, trained.base.digest)
     meta = read_meta(shards)
+    for told in check_first(request, trained.config, shards, out):
+        console.print(told, highlight=False, soft_wrap=True)
     with trainer.progress_bar(console) as bar:
         splits = {}
         for name in request.splits:
@@ -83,6 +86,19 @@ def run(
     result = evaluate(splits, request.config, trained.sigma_params, facts, meta['action_names'], state, more)
     write(result, out, request.workdir / 'train_log.csv')
     return result, out
+
+
+def check_first(request: Request, config: Mapping[str, Any], shards: pathlib.Path, out: pathlib.Path) -> list[str]:
+    """What can be wrong with the end of an evaluation, looked at before its work; returns what there is to tell.
+
+    Raises UserError where an episode that a training learned from would judge it, and where nothing can be written.
+    """
+    if out.exists() and not (out.is_dir() and os.access(out, os.W_OK)):
+        raise UserError(f'--out: expected a folder to write to, got {out}, which is none; name another')
+    own = [] if any(row.folder == request.workdir for row in request.rows) else [Training('', request.workdir, config)]
+    judging = [name for name in request.splits if name != 'train']
+    notes = [check_held_out(one, shards, split) for one in (*own, *request.rows) for split in judging]
+    return [told for told in dict.fromkeys([check_log(request.workdir), *notes]) if told]
 
 
 def extras(

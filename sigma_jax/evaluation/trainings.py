@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sigma_jax.data import seen
 from sigma_jax.data.meta import META, read_meta
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained import read_config
@@ -134,17 +135,47 @@ def apart(one: Training, other: Training, *but: str) -> list[str]:
     return compare(*plain) + more
 
 
-def check_held_out(training: Training, shards: pathlib.Path, split: str) -> None:
-    """Raises UserError where a training learned from episodes of a split that is to judge it, on shards of its own."""
+def check_held_out(training: Training, shards: pathlib.Path, split: str) -> str:
+    """Raises UserError where a training learned from episodes of a split that is to judge it.
+
+    Episodes count by what they are; where nothing says that of one side, by their numbers in the same data set.
+    Returns what there is to tell: that nothing can be said, or that a data set has an episode twice.
+    """
+    if split == 'train':
+        return ''
     own = pathlib.Path(training.config['shards'])
-    if split == 'train' or not (own / META).is_file() or own.resolve() == shards.resolve():
-        return
-    theirs, ours = read_meta(own), read_meta(shards)
-    seen = set(theirs['splits']['train']) & set(ours['splits'][split])
-    if theirs['source_digest'] == ours['source_digest'] and seen:
+    ours, theirs = read_meta(shards), read_meta(own) if (own / META).is_file() else None
+    learned, judging = learned_from(training, theirs), seen.of_split(ours, split)
+    if learned is not None and judging is not None:
+        twice = {judging[digest]: learned[digest] for digest in judging if digest in learned}
+        if learned.keys() == (seen.of_split(ours, 'train') or {}).keys():  # these very shards
+            found = f'{shards}: episodes {sorted(twice)} of the {split} split are there again among those of train'
+            return found if twice else ''
+        refuse(twice, training, split, own)
+    elif theirs is None:
+        return f'{training.folder}: nothing says from which episodes it has learned, neither its folder nor {own}'
+    elif own.resolve() != shards.resolve():
+        numbers = set(theirs['splits']['train']) & set(ours['splits'][split])
+        if theirs['source_digest'] != ours['source_digest']:
+            return f'{shards} or {own} do not say what their episodes are: {training.folder} may know those of {split}'
+        refuse({number: number for number in numbers}, training, split, own)
+    return ''
+
+
+def learned_from(training: Training, meta: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """{digest: episode} of what a training and its base have learned from, as far as it is known."""
+    found = seen.read(training.folder)
+    return found if found is not None or meta is None else seen.of_split(meta, 'train')
+
+
+def refuse(twice: Mapping[int, Any], training: Training, split: str, own: pathlib.Path) -> None:
+    """Raises UserError where there is an episode of a `split` that a training has learned from."""
+    if twice:
+        first = min(twice)
+        name = f'{first}' if str(twice[first]) == str(first) else f'{first}, which was its episode {twice[first]}'
         raise UserError(
-            f'expected episodes of the {split} split that {training.folder} has not learned from, got {len(seen)} of '
-            f'its own training episodes (in {own}), such as {min(seen)}; cut both shards with the same splits'
+            f'expected episodes of the {split} split that {training.folder} has not learned from, got {len(twice)} of '
+            f'its own training episodes (in {own}), such as {name}; cut both shards with the same splits'
         )
 
 

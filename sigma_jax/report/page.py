@@ -55,12 +55,20 @@ inference, not a model trained without it.</li></ul>"""
 
 
 def read_log(path: Path) -> dict[str, Float[np.ndarray, 'n']]:
-    """Columns of a training log with Table 1's names; {} where there is none. Empty cells are NaN."""
+    """Columns of a training log with Table 1's names; {} where there is none. Cells that are no numbers are NaN."""
     if not path.is_file():
         return {}
-    with path.open(newline='') as file:
+    with path.open(newline='', errors='replace') as file:
         rows = list(csv.DictReader(file))
-    return {key: np.asarray([float(row[key] or 'nan') for row in rows]) for key in rows[0]} if rows else {}
+    names = [key for key in rows[0] if key] if rows else []
+    return {key: np.asarray([_number(row[key]) for row in rows]) for key in names}
+
+
+def _number(cell: str | None) -> float:
+    try:
+        return float(cell or 'nan')
+    except ValueError:
+        return float('nan')
 
 
 def render(report: Mapping, log: Mapping[str, Float[np.ndarray, 'n']]) -> str:

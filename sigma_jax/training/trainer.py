@@ -13,8 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sigma_jax import assembly, quant
 from sigma_jax.convert import beside, checkpoint
+from sigma_jax.convert.source import RECORD
+from sigma_jax.data import seen
 from sigma_jax.errors import UserError
-from sigma_jax.files import atomic_write, is_full_disk, writer_lock
+from sigma_jax.files import atomic_write, is_full_disk, replaced_folder, writer_lock
 from sigma_jax.objective import overlay
 from sigma_jax.train_step import TrainState
 from sigma_jax.training import features
@@ -25,6 +27,8 @@ from sigma_jax.training.logs import TrainLog
 from sigma_jax.training.run import Run
 from sigma_jax.training.signals import Stopped, Wish, deaf_children, stop_wish
 from sigma_jax.types import Batch
+
+TRAINED = 'trained here'  # the format in a saved policy's record
 
 
 def train(config: Mapping, workdir: str | pathlib.Path, console: Console | None = None) -> TrainState:
@@ -51,9 +55,9 @@ def train(config: Mapping, workdir: str | pathlib.Path, console: Console | None 
         if cached:
             add_features(run, console)
         with told_full_disk(run, workdir):
-            work(run, workdir, console, plain)
+            before = work(run, workdir, console, plain)
             if 'params' in run.state.trainable:
-                save_policy(run, workdir / 'policy', console)
+                save_policy(run, workdir / 'policy', console, changed=int(run.state.step) > before)
     return run.state
 
 
@@ -96,16 +100,25 @@ def told_full_disk(run: Any, workdir: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def work(run: Run, workdir: pathlib.Path, console: Console, plain: dict) -> None:
-    """Restores, trains, saves: all that needs the work folder."""
+def work(run: Run, workdir: pathlib.Path, console: Console, plain: dict) -> int:
+    """Restores, trains, saves: all that needs the work folder. Returns the step that it went on from."""
     folder, keep = workdir / 'checkpoints', run.config['checkpoint']['keep']
     with stop_wish() as stop, Checkpoints(folder, keep) as checkpoints:
         batches = iter(run.loader)
         restore(run, batches, checkpoints, plain, console)
         announce(run, workdir, console)
         atomic_write(workdir / 'config.json', json.dumps(plain, indent=1))
-        with TrainLog(workdir, int(run.state.step)) as log, progress_bar(console) as progress:
+        note_episodes(run, workdir)
+        start = int(run.state.step)
+        with TrainLog(workdir, start) as log, progress_bar(console) as progress:
             loop(run, batches, checkpoints, log, progress, plain, stop)
+    return start
+
+
+def note_episodes(run: Any, workdir: pathlib.Path) -> None:
+    """Writes down from which episodes a training folder learns, whatever becomes of its shards."""
+    if meta := getattr(run, 'meta', None):
+        seen.note(workdir, meta, run.config.get('base', ''))
 
 
 def restore(run: Any, batches: Any, checkpoints: Checkpoints, plain: dict, console: Console) -> None:
@@ -169,18 +182,36 @@ def announce(run: Run, workdir: pathlib.Path, console: Console) -> None:
     )
 
 
-def save_policy(run: Run, out: pathlib.Path, console: Console) -> None:
-    """The trained policy as a converted folder, with the statistics it was trained with."""
-    if out.exists():
-        console.print(f'{out} exists and is left as it is')
+def save_policy(run: Run, out: pathlib.Path, console: Console, changed: bool = False) -> None:
+    """The trained policy as a converted folder, with the statistics it was trained with.
+
+    One that a run has saved here is replaced where it is of another step, or the weights have `changed` since; a folder
+    of anybody else's is left as it is.
+    """
+    step, found = int(run.state.step), saved_at(out)
+    if out.exists() and (found is None or (found == step and not changed)):
+        why = 'of another origin' if found is None else f'of step {found}'
+        console.print(f'{out} exists, {why}, and is left as it is')
         return
     trained_params = (run.state.ema or run.state.trainable)['params']
     params = jax.tree.map(np.asarray, overlay(run.frozen.params, trained_params))
     base = beside.read(run.base.folder) if run.base.folder else beside.Beside(run.base.policy)
     around = beside.trained_with(base, run.policy_stats, run.relative_joints, run.meta['camera_names'])
-    trained = checkpoint.Checkpoint(params, run.base.config, 'trained here', (f'{int(run.state.step)} steps',))
-    checkpoint.save(trained, out.parent, out, around=around)
+    trained = checkpoint.Checkpoint(params, run.base.config, TRAINED, (f'{step} steps',))
+    with replaced_folder(out) as new:
+        checkpoint.save(trained, out.parent, new, around=around)
+        seen.note(new, run.meta, run.base.folder or '')
     console.print(f'policy saved in {out}')
+
+
+def saved_at(policy: pathlib.Path) -> int | None:
+    """The step at which a run saved its policy; None where there is no folder, or another's."""
+    try:
+        record = json.loads((policy / RECORD).read_text())
+        counts = [note.removesuffix(' steps') for note in record['notes'] if note.endswith(' steps')]
+        return int(counts[0]) if record['format'] == TRAINED else None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return None
 
 
 @contextlib.contextmanager

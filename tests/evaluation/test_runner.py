@@ -1,6 +1,8 @@
 """Evaluation from real shards to files, with a stand-in for the trained model whose errors are known."""
 
+import io
 import json
+import shutil
 import types
 
 import numpy as np
@@ -9,6 +11,7 @@ from rich.console import Console
 
 import configs.data_so101 as data_config
 from sigma_jax.adapter import from_dict
+from sigma_jax.data import seen
 from sigma_jax.data.plan import DataConfig
 from sigma_jax.data.prepare import prepare
 from sigma_jax.data.records import Records
@@ -91,3 +94,73 @@ def test_shards_of_another_base_are_refused(trained, tmp_path):
     with pytest.raises(UserError, match='expected baselines of the policy another'):
         evaluate(other, tmp_path / 'run')
     assert not (tmp_path / 'run' / 'evaluations.jsonl').exists()
+
+
+LINE = json.dumps({'time': 'then', 'splits': ['train', 'test']}) + '\n'
+LOGS = {
+    'cut after the last line': (LINE + LINE[:20], 3),
+    'cut, and gone on with': (LINE[:-3] + '\n' + LINE, 3),
+    'no JSON': (LINE + 'what?\n', 3),
+    'another JSON': (LINE + '[1]\nnull\n', 4),
+    'a line without its end': (LINE[:-1], 2),
+    'empty lines': (LINE + '\n\n', 2),
+    'no text': (b'\xff\xfe\x00\n', 2),
+}
+
+
+@pytest.mark.parametrize('name', LOGS)
+def test_a_damaged_log_of_evaluations_ends_none(name, trained, tmp_path):
+    """Every line that may have been an evaluation of the test split counts; what was there stays."""
+    text, reads = LOGS[name]
+    log = tmp_path / 'evaluations.jsonl'
+    log.write_bytes(before := text if isinstance(text, bytes) else text.encode())
+    told = Console(record=True, file=io.StringIO(), width=300)
+    for more in range(2):
+        request = runner.Request(tmp_path, splits=('test',))
+        report, _ = runner.run(request, told, lambda *_: trained)
+        assert report['provenance']['test_reads'] == reads + more
+    assert log.read_bytes().startswith(before) and json.loads(log.read_text(errors='replace').splitlines()[-1])
+    damaged = name not in ('a line without its end', 'empty lines')
+    assert ('evaluations.jsonl: line' in told.export_text()) == damaged
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(trained, tmp_path):
+    (tmp_path / 'evaluations.jsonl').mkdir()
+    working = types.SimpleNamespace(**vars(trained) | {'predict': lambda *_: pytest.fail('worked')})
+    with pytest.raises(UserError, match=r'expected to add a line to .*evaluations\.jsonl'):
+        evaluate(working, tmp_path)
+    (tmp_path / 'out').write_text('')
+    with pytest.raises(UserError, match='--out: expected a folder to write to'):
+        evaluate(working, tmp_path / 'run', out=tmp_path / 'out')
+
+
+@pytest.mark.parametrize('split', ['calibration', 'test'])
+def test_a_single_run_is_not_judged_by_what_it_learned_from(split, trained, shards, tmp_path):
+    """Its own shards are elsewhere, cut otherwise and of other files; `episodes.json` says the same without them."""
+    meta = json.loads((shards / 'meta.json').read_text())
+    meta['splits']['train'], meta['source_digest'] = meta['splits'][split], 'of other files'
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own' / 'meta.json').write_text(json.dumps(meta))
+    shutil.copy(shards / 'norm_stats.json', tmp_path / 'own')
+    config = trained.config | {'shards': str(tmp_path / 'own')}
+    other = types.SimpleNamespace(**vars(trained) | {'config': config})
+    with pytest.raises(UserError, match=f'expected episodes of the {split} split that .*run has not learned from'):
+        evaluate(other, tmp_path / 'run', shards=shards)
+    assert not (tmp_path / 'run' / 'evaluations.jsonl').exists()
+    seen.note(tmp_path / 'run', meta)
+    (tmp_path / 'own' / 'meta.json').unlink()
+    with pytest.raises(UserError, match=f'expected episodes of the {split} split'):
+        evaluate(other, tmp_path / 'run', shards=shards, splits=(split,))
+    evaluate(other, tmp_path / 'run', shards=shards, splits=('train',))
+
+
+def test_shards_without_a_record_are_evaluated_with_a_note(trained, shards, tmp_path):
+    (tmp_path / 'own').mkdir()
+    meta = json.loads((shards / 'meta.json').read_text()) | {'source_digest': 'of other files'}
+    (tmp_path / 'own' / 'meta.json').write_text(json.dumps({k: v for k, v in meta.items() if k != seen.DIGESTS}))
+    shutil.copy(shards / 'norm_stats.json', tmp_path / 'own')
+    config = trained.config | {'shards': str(tmp_path / 'own')}
+    other = types.SimpleNamespace(**vars(trained) | {'config': config})
+    told = Console(record=True, file=io.StringIO(), width=300)
+    runner.run(runner.Request(tmp_path, shards=shards, splits=('test',)), told, lambda *_: other)
+    assert 'do not say what their episodes are' in told.export_text()

@@ -1,6 +1,7 @@
 """From folders to rows and seeds, and what does not go together."""
 
 import json
+import shutil
 
 import pytest
 
@@ -108,6 +109,56 @@ def test_who_learned_from_an_episode_is_not_judged_by_it(tmp_path, monkeypatch):
         trainings.check_held_out(mine, tmp_path / 'ours', 'test')
     trainings.check_held_out(mine, tmp_path / 'ours', 'train')
     trainings.check_held_out(far, tmp_path / 'ours', 'test')
+
+
+def shards(folder, **splits):
+    """Prepared shards as far as meta.json goes: what each of their episodes is, by split and number."""
+    folder.mkdir()
+    digests = {str(number): what for of in splits.values() for number, what in of.items()}
+    numbers = {split: list(splits.get(split, {})) for split in ('train', 'calibration', 'test')}
+    meta = {'schema': 1, 'source_digest': folder.name, 'splits': numbers, 'episode_digests': digests}
+    (folder / trainings.META).write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.mark.parametrize('split', ['calibration', 'test'])
+def test_episodes_are_known_by_what_they_are(split, tmp_path):
+    """In another folder, by another number, with another digest of all files."""
+    own = shards(tmp_path / 'own', train={1: 'a', 2: 'b'}, test={3: 'c'})
+    training = trainings.find([make(tmp_path / 'run', shards=str(own))])[0][0]
+    merged = shards(tmp_path / 'merged', train={0: 'x'}, **{split: {6: 'b', 7: 'y'}})
+    with pytest.raises(UserError, match=f'of the {split} split that .* got 1 .*such as 6, which was its episode 2'):
+        trainings.check_held_out(training, merged, split)
+    fresh = shards(tmp_path / 'fresh', train={1: 'a'}, **{split: {2: 'y', 3: 'c'}})  # the same numbers, other episodes
+    assert trainings.check_held_out(training, fresh, split) == ''
+    assert trainings.check_held_out(training, own, split) == ''
+
+
+def test_a_folder_keeps_what_it_learned_from(tmp_path):
+    """Its shards cut anew, or gone."""
+    own = shards(tmp_path / 'own', train={1: 'a', 2: 'b'}, test={3: 'c'})
+    training = trainings.find([make(tmp_path / 'run', shards=str(own))])[0][0]
+    trainings.seen.note(training.folder, trainings.read_meta(own))
+    shutil.rmtree(own)
+    again = shards(tmp_path / 'own', train={1: 'a', 3: 'c'}, test={2: 'b'})
+    with pytest.raises(UserError, match='got 1 of its own training episodes .*such as 2;'):
+        trainings.check_held_out(training, again, 'test')
+    other = again.rename(tmp_path / 'moved')
+    with pytest.raises(UserError, match='such as 2;'):
+        trainings.check_held_out(training, other, 'test')
+    (training.folder / trainings.seen.FILE).unlink()
+    assert 'nothing says from which episodes it has learned' in trainings.check_held_out(training, other, 'test')
+
+
+def test_what_cannot_be_known_is_told(tmp_path):
+    own = shards(tmp_path / 'own', train={1: 'a'}, test={3: 'a', 4: 'c'})
+    training = trainings.find([make(tmp_path / 'run', shards=str(own))])[0][0]
+    told = trainings.check_held_out(training, own, 'test')
+    assert 'episodes [3] of the test split are there again among those of train' in told
+    older = shards(tmp_path / 'older', train={2: 'x'}, test={1: 'a'})
+    meta = json.loads((older / trainings.META).read_text())
+    (older / trainings.META).write_text(json.dumps({k: v for k, v in meta.items() if k != 'episode_digests'}))
+    assert 'do not say what their episodes are' in trainings.check_held_out(training, older, 'test')
 
 
 def test_folders_without_training(tmp_path):

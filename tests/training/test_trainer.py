@@ -16,7 +16,8 @@ import pytest
 from sigma_jax import assembly, trees
 from sigma_jax.backbones.tokenizer import load_tokenizer
 from sigma_jax.convert import checkpoint
-from sigma_jax.data import pipeline
+from sigma_jax.data import pipeline, seen
+from sigma_jax.data.meta import read_meta
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained import load_for_evaluation
 from sigma_jax.train_step import init_state, make_step
@@ -99,6 +100,29 @@ def test_flow_matching_leaves_a_policy_with_its_statistics(small_run):
     start = assembly.load_base(flow_config(small_run.shards)).params
     moved = [not np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (start, found.params)), strict=True)]
     assert sum(moved) > 0.8 * len(moved)
+
+
+def test_a_policy_follows_its_run(small_run, tmp_path):
+    """Steps are raised and the run goes on: its weights replace the old ones, and nobody else's."""
+    run = tmp_path / 'run'
+    shutil.copytree(small_run.flow, run)
+    policy = run / 'policy'
+
+    def digest():
+        return json.loads((policy / 'source.json').read_text())['digest']
+
+    before, config = digest(), flow_config(small_run.shards)
+    assert set(seen.read(policy)) == set(seen.of_split(read_meta(small_run.shards), 'train')) == set(seen.read(run))
+    trainer.train(config, run, QUIET)
+    assert digest() == before, 'nothing was trained'
+    trained = trainer.train(config | {'steps': 3}, run, QUIET)
+    assert digest() != before and trainer.saved_at(policy) == 3
+    found = checkpoint.load(policy).params
+    assert trees.digest(found) == trees.digest(jax.device_get(trained.ema or trained.trainable)['params'])
+    assert sorted(path.name for path in run.iterdir() if 'policy' in path.name) == ['policy']
+    (policy / 'source.json').unlink()
+    trainer.train(config | {'steps': 4}, run, QUIET)
+    assert trainer.saved_at(policy) is None, 'a folder that no run has saved is left alone'
 
 
 def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
