@@ -14,6 +14,7 @@ from sigma_jax.data import (
     lerobot_columns,
     lerobot_depth,
     lerobot_files,
+    lerobot_language,
     lerobot_meta,
     lerobot_tasks,
     video,
@@ -59,6 +60,11 @@ class Dataset:
         """Features that `data.audio` may name: {key: (samples a row, dtype)}."""
         return lerobot_audio.audio_columns(self.features, (*self.columns['state'], *self.columns['actions']))
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Columns of language beside the instruction, which the shards carry as they are."""
+        return lerobot_language.language_columns(self.features)
+
     def read_episode(self, index: int) -> Episode:
         """Reads an episode's columns; its frames follow on demand.
 
@@ -85,6 +91,7 @@ class Dataset:
                 **{key: functools.partial(self._frames, entry, key, timestamps) for key in self.cameras},
                 **{key: functools.partial(self._depth, entry, key, timestamps) for key in self.depths},
                 **{key: functools.partial(self._audio, entry, key) for key in self.audios},
+                **({lerobot_language.LANGUAGE: functools.partial(self._language, entry)} if self.languages else {}),
             },
         )
         check_episode(episode, self.fps)
@@ -146,6 +153,9 @@ class Dataset:
 
     def _audio(self, entry: EpisodeEntry, key: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
         return lerobot_audio.read_audio(self.rows.read(entry, [key]), key, self.audios[key], entry, rows)
+
+    def _language(self, entry: EpisodeEntry, rows: Sequence[int]) -> Iterator[Any]:
+        return lerobot_language.read_language(self.rows.read(entry, self.languages), entry, rows)
 
     def _stored_images(self, entry: EpisodeEntry, camera: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
         cells, size = self.rows.read(entry, [camera])[camera], picture_size(self.features[camera])

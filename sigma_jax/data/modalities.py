@@ -12,6 +12,7 @@ from jaxtyping import Num, UInt16
 
 from sigma_jax.data.episode import Episode
 from sigma_jax.data.images import encode_depth, resize_depth
+from sigma_jax.data.lerobot_language import LANGUAGE
 from sigma_jax.data.meta import camera_names
 from sigma_jax.data.plan import DataConfig
 from sigma_jax.errors import UserError
@@ -48,20 +49,27 @@ def describe_modalities(dataset: Any, config: DataConfig) -> dict[str, Any]:
         }
     if config.audio:
         found['audio_samples'], found['audio_dtype'] = dataset.audios[config.audio]
+    if languages := getattr(dataset, 'languages', ()):
+        found['language_columns'] = list(languages)
+        found['language_told'] = (
+            "each record's field 'language' holds these as JSON; prompts are made of the task alone"
+        )
     return found
 
 
 def record_features(dataset: Any, config: DataConfig) -> dict[str, Any]:
     """The arguments of `shards.window_features` for them."""
     audio = dataset.audios[config.audio] if config.audio else None
-    return {'depth': camera_names(config.depth), 'audio': audio}
+    language = bool(getattr(dataset, 'languages', ()))
+    return {'depth': camera_names(config.depth), 'audio': audio, 'language': language}
 
 
 def record_fields(episode: Episode, rows: list[int], config: DataConfig) -> Iterator[Mapping[str, Any]]:
-    """The fields `depth` and `audio` of the records at ascending `rows` of an episode, where they are wished for."""
+    """The fields `depth`, `audio`, `language` of the records at ascending `rows`, where wished for or there."""
     names = camera_names(config.depth)
     depth = [episode.frames(key, rows) for key in config.depth]
     audio = episode.frames(config.audio, rows) if config.audio else None
+    language = episode.frames(LANGUAGE, rows) if LANGUAGE in episode.readers else None
     for _ in rows:
         fields: dict[str, Any] = {}
         if depth:
@@ -70,6 +78,8 @@ def record_fields(episode: Episode, rows: list[int], config: DataConfig) -> Iter
             fields['depth'] = dict(zip(names, maps, strict=True))
         if audio is not None:
             fields['audio'] = next(audio)
+        if language is not None:
+            fields['language'] = next(language)
         yield fields
 
 

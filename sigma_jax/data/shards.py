@@ -30,6 +30,7 @@ def window_features(
     horizon: int,
     depth: Iterable[str] = (),
     audio: tuple[int, str] | None = None,
+    language: bool = False,
 ) -> tfds.features.FeaturesDict:
     """The fields of a record; images are stored as JPEG bytes, depth as 16-bit PNG, audio as (samples, dtype)."""
     feature = tfds.features
@@ -40,6 +41,8 @@ def window_features(
         optional['depth'] = feature.FeaturesDict(maps)
     if audio is not None:
         optional['audio'] = feature.Tensor(shape=(audio[0],), dtype=np.dtype(audio[1]))
+    if language:
+        optional['language'] = feature.Text()
     return feature.FeaturesDict(
         optional
         | {
