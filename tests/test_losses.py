@@ -161,6 +161,18 @@ def test_info_nce_in_the_papers_cases():
     assert (apart < 1e-5).all()
 
 
+def test_padding_is_no_negative_however_near():
+    same, masked = jnp.ones((3, 4)), jnp.asarray([True, True, False])
+    assert losses.info_nce(same, same, jnp.asarray([0, 0, 1]), masked).tolist() == [0.0, 0.0, 0.0]
+    one = losses.info_nce(same, same, jnp.asarray([0, 1, 2]), masked)
+    np.testing.assert_allclose(one, [math.log(2), math.log(2), 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(('ratio', 'n', 'count'), [(0.07, 100, 7), (0.28, 25, 7), (0.29, 100, 29), (0.3, 11, 4)])
+def test_hard_count_is_no_victim_of_rounding(ratio, n, count):
+    assert losses.hard_mask(jnp.arange(float(n)), jnp.ones(n, bool), ratio).sum() == count
+
+
 def test_tau_loss_fits_table_1():
     """The last row (rms 5.653, L_tau 0.337) holds 0.01 rms^2; the first (0.049, 0.172) the collapse term."""
     config = losses.LossConfig()
