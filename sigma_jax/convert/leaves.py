@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 
 from sigma_jax import trees
+from sigma_jax.convert import orbax_tree
 from sigma_jax.errors import UserError
 
 PyTree = Any
@@ -21,20 +22,20 @@ Index = tuple[int | slice, ...]
 WHOLE = 64 * 2**20  # bytes; smaller leaves are one chunk, larger ones a chunk per slice that `write` gets
 
 
-def read_names(folder: pathlib.Path) -> tuple[dict[str, str], bool]:
-    """({path: array's name in the store}, whether arrays are zarr 3), from the tree that Orbax writes as JSON.
+def read_names(folder: pathlib.Path) -> tuple[dict[str, str], bool, str]:
+    """({path: array's name in the store}, whether arrays are zarr 3, which weights they are), from Orbax's JSON.
 
-    Paths are those under `params`, or all where there is no such key; a last element `value` (openpi's training loop)
-    is dropped. Orbax's own `metadata()` opens every array in the background and reports damage after it has returned.
+    Paths are those of the weights (`orbax_tree`); a last element `value` (openpi's training loop) is dropped. Orbax's
+    own `metadata()` opens every array in the background and reports damage after it has returned.
     """
     try:
         data = json.loads((folder / '_METADATA').read_text())
-        keys = [[str(key['key']) for key in one['key_metadata']] for one in data['tree_metadata'].values()]
+        keys = [tuple(str(key['key']) for key in one['key_metadata']) for one in data['tree_metadata'].values()]
         zarr3 = bool(data.get('use_zarr3', False))
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(f'{folder}/_METADATA', error) from error
-    inner = [key for key in keys if key[0] == 'params'] or keys
-    return {'/'.join(k[k[0] == 'params' :]).removesuffix('/value'): '.'.join(k) for k in inner if k}, zarr3
+    chosen = orbax_tree.choose([key for key in keys if key], str(folder))
+    return {path: '.'.join(key) for path, key in chosen.leaves.items()}, zarr3, chosen.note
 
 
 def _damaged(where: object, error: Exception) -> UserError:
@@ -47,7 +48,7 @@ class LeafReader:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder.absolute()
-        self._names, zarr3 = read_names(folder)
+        self._names, zarr3, self.note = read_names(folder)
         self._driver = 'zarr3' if zarr3 else 'zarr'
         self._kept: tuple[str, np.ndarray | None] = ('', None)
         self.shapes: dict[str, tuple[int, ...]] = {}

@@ -10,7 +10,7 @@ import numpy as np
 
 from sigma_jax import trees
 from sigma_jax.backbones.pi05 import Pi05Config, abstract_params
-from sigma_jax.convert import fit, pytorch, sizes, training_config
+from sigma_jax.convert import fit, orbax_tree, pytorch, sizes, training_config
 from sigma_jax.convert.leaves import LeafReader
 from sigma_jax.convert.pieces import Piece, pieces
 from sigma_jax.convert.tensors import DTYPES, TensorFiles, find_files
@@ -57,9 +57,9 @@ def open_source(path: str | pathlib.Path) -> Source:
     path = local_path(path)
     if not (path / 'params').exists() and (path / 'pretrained_model').is_dir():
         path = path / 'pretrained_model'  # a step of LeRobot's training
-    for folder in (path / 'params', path):
-        if (folder / '_METADATA').is_file():
-            return _open_orbax(folder, path)
+    folder, path, note = orbax_tree.find_folder(path)
+    if folder is not None:
+        return _open_orbax(folder, path, note)
     return _open_torch(TensorFiles(find_files(path)), path)
 
 
@@ -71,7 +71,7 @@ def from_memory(params: PyTree, config: Pi05Config, kind: str, folder: pathlib.P
     return Source(folder.name, folder, config, kind, dtypes, lambda p: np.asarray(flat[p.path][p.index]), notes)
 
 
-def _open_orbax(params: pathlib.Path, folder: pathlib.Path) -> Source:
+def _open_orbax(params: pathlib.Path, folder: pathlib.Path, note: str) -> Source:
     reader = LeafReader(params)
     hints, assumed = training_config.complete(sizes.read_hints(folder), folder)
     config = sizes.from_jax_shapes(reader.shapes, hints)
@@ -85,6 +85,7 @@ def _open_orbax(params: pathlib.Path, folder: pathlib.Path) -> Source:
         format='openpi-jax',
         dtypes=reader.dtypes,
         read=lambda piece: reader.read(piece.path, piece.index),
+        notes=tuple(one for one in (note, reader.note) if one),
         digests=_recorded(folder),
         assumed=assumed,
     )

@@ -1,0 +1,93 @@
+"""Which leaves of an Orbax tree are the weights: their plain tree, a train state, raw weights beside averaged ones.
+
+openpi serves the averaged weights (EMA) wherever its training kept them; so they are taken wherever they are.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from sigma_jax.errors import UserError
+
+Key = tuple[str, ...]
+TOPS = ('PaliGemma', 'action_in_proj', 'action_out_proj', 'time_mlp_in', 'time_mlp_out', 'state_proj')
+NOT_WEIGHTS = {'opt_state', 'mu', 'nu', 'grads', 'gradients'}  # an optimiser's moments have the weights' names
+VALUE = 'value'  # a last key that nnx adds
+WEIGHTS, AVERAGED, STATE = 'params', 'ema_params', 'train_state'
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """`leaves` are the whole keys of the leaves, by path; `note` says which weights they are, '' where it is plain."""
+
+    leaves: dict[str, Key]
+    note: str = ''
+
+
+def choose(keys: Sequence[Key], where: str) -> Chosen:
+    """The weights among all leaves of a tree.
+
+    Raises UserError where there are several and none is averaged, or an optimiser's state alone.
+    """
+    roots = list(dict.fromkeys(root for key in keys if (root := _root(key)) is not None))
+    plain = [root for root in roots if not NOT_WEIGHTS & set(root)]
+    averaged = [root for root in plain if is_averaged(root)]
+    if roots and not plain:
+        raise UserError(
+            f'expected weights in {where}, got a train state without them ({_spell(roots[0])}); name the folder of the '
+            f'step: openpi writes its weights to `{WEIGHTS}` beside `{STATE}`'
+        )
+    candidates = averaged or plain
+    if len(candidates) > 1:
+        names = ', '.join(map(_spell, candidates))
+        raise UserError(f'expected one set of weights in {where}, got {names}; save the one that you mean')
+    root = candidates[0] if candidates else (WEIGHTS,) if any(key[0] == WEIGHTS for key in keys) else ()
+    found = [key for key in keys if key[: len(root)] == root and len(key) > len(root)]
+    return Chosen({_path(key[len(root) :]): key for key in found}, _note(root, plain, keys))
+
+
+def _root(key: Key) -> Key | None:
+    """What stands before the model's own names; None for a leaf that is not the model's."""
+    places = [n for n, name in enumerate(key) if name in TOPS]
+    return key[: places[0]] if places else None
+
+
+def is_averaged(root: Sequence[str]) -> bool:
+    """Whether these keys name averaged weights."""
+    return any('ema' in name.lower().split('_') for name in root)
+
+
+def _path(key: Key) -> str:
+    return '/'.join(key[:-1] if key[-1] == VALUE and len(key) > 1 else key)
+
+
+def _spell(root: Key) -> str:
+    return f'`{"/".join(root) or "."}`'
+
+
+def _note(root: Key, plain: Sequence[Key], keys: Sequence[Key]) -> str:
+    left = [one for one in plain if one != root]
+    if is_averaged(root):
+        rest = f'; {", ".join(map(_spell, left))} is left out' if left else ''
+        return f'{_spell(root)} is taken: averaged weights (EMA), as openpi serves them{rest}'
+    if any('opt_state' in key for key in keys):
+        return f'{_spell(root)} of a train state is taken: raw weights, no averaged ones (EMA) are there'
+    return ''
+
+
+def find_folder(path: pathlib.Path) -> tuple[pathlib.Path | None, pathlib.Path, str]:
+    """(the Orbax folder with the weights or None, the checkpoint's own folder, which was taken out of several).
+
+    A step of openpi's training holds `params/`, which it serves, beside `train_state/`, from which it goes on.
+    """
+    path = path.parent if path.name == STATE and _is_orbax(path.parent / WEIGHTS) else path
+    found = [path / name for name in (AVERAGED, WEIGHTS, '', 'default', STATE) if _is_orbax(path / name)]
+    if not found or found[0] == path:
+        return found[0] if found else None, path, ''
+    left = ', '.join(f'{one.name}/' for one in found[1:] if one != path)
+    kind = 'averaged weights (EMA)' if found[0].name == AVERAGED else 'averaged (EMA) where the training kept such'
+    return found[0], path, f'{found[0].name}/ is taken, as openpi serves it: {kind}; {left} is left out' if left else ''
+
+
+def _is_orbax(folder: pathlib.Path) -> bool:
+    return (folder / '_METADATA').is_file()
