@@ -1,11 +1,13 @@
 """A picture cell of a parquet file: its bytes, or a file of the data set that it names."""
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
+from sigma_jax.data.lerobot_features import MAX_PIXELS
 from sigma_jax.data.lerobot_files import require_inside
 from sigma_jax.errors import UserError
 
@@ -39,7 +41,23 @@ def cell_source(cell: Any, root: Path, name: str) -> io.BytesIO | Path:
     return place
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its Exif tag says, in PNG, JPEG, WebP and TIFF; it is decoded for that."""
+def upright(image: Image.Image, size: tuple[int, int], name: str, what: str = 'an image') -> Image.Image:
+    """The picture turned as its Exif tag says, in PNG, JPEG, WebP and TIFF; it is decoded for that.
+
+    Raises UserError for one that no tag turns into `size` (height, width); `name` says in messages whose it is, `what` what it is.
+    """
     image.load()
-    return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION) is not None else image
+    with warnings.catch_warnings(action='ignore'):  # a tag that cannot be read is none
+        turned = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION) is not None else image
+    if turned.size == image.size:
+        check_size(turned, (size,), name, what)
+    return turned
+
+
+def check_size(image: Image.Image, sizes: tuple[tuple[int, int], ...], name: str, what: str = 'an image') -> None:
+    """Raises UserError for a picture of none of these sizes (height, width), by its header alone."""
+    if (image.height, image.width) not in sizes or image.height * image.width > MAX_PIXELS:
+        raise UserError(
+            f'Expected {what} of {sizes[0][0]} x {sizes[0][1]} pixels in {name}, got {image.height} x {image.width}; '
+            'correct the shape in meta/info.json or record again.'
+        )

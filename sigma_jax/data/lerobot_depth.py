@@ -20,8 +20,8 @@ import pyarrow as pa
 from jaxtyping import Float, Int, Num, UInt16
 from PIL import Image
 
-from sigma_jax.data.lerobot_cells import cell_source
-from sigma_jax.data.lerobot_features import MAX_PIXELS, picture_size
+from sigma_jax.data.lerobot_cells import cell_source, check_size, upright
+from sigma_jax.data.lerobot_features import picture_size
 from sigma_jax.errors import UserError
 
 MODES = ('I;16', 'I;16B', 'I;16L', 'I', 'F')  # Pillow's names of 16-bit grey (older ones open it as 32-bit), of float32
@@ -148,7 +148,7 @@ def _decode(cell: Any, size: tuple[int, int], name: str, root: Path) -> Num[np.n
         source = cell_source(cell, root, name) if alone else io.BytesIO(cell['bytes'])
         with warnings.catch_warnings(action='error'), Image.open(source, formats=('PNG', 'TIFF')) as image:
             _check(image, size, name)
-            values = np.asarray(image)
+            values = np.asarray(upright(image, size, name, 'depth'))
     except UserError:
         raise
     except (*_DAMAGE, *_BOMBS) as error:
@@ -167,12 +167,8 @@ def _decode(cell: Any, size: tuple[int, int], name: str, root: Path) -> Num[np.n
 
 
 def _check(image: Image.Image, size: tuple[int, int], name: str) -> None:
-    """Looks at the header only."""
-    if (image.height, image.width) != size or image.height * image.width > MAX_PIXELS:
-        raise UserError(
-            f'Expected depth of {size[0]} x {size[1]} pixels in {name}, got {image.height} x {image.width}; '
-            'correct the shape in meta/info.json or record again.'
-        )
+    """Looks at the header only: nothing is decoded yet, and it may lie on its side."""
+    check_size(image, (size, size[::-1]), name, 'depth')
     if image.mode not in MODES:
         raise UserError(
             f'Expected 16-bit depth in {name}, got a picture of mode {image.mode}; only 16 bits and floats hold '

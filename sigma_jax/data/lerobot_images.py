@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sigma_jax.data.lerobot_cells import cell_source, upright
-from sigma_jax.data.lerobot_features import MAX_PIXELS
+from sigma_jax.data.lerobot_cells import cell_source, check_size, upright
 from sigma_jax.errors import UserError
 
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF')  # Pillow knows others that start a program, such as EPS
@@ -29,10 +28,7 @@ def decode_cell(cell: Any, size: tuple[int, int], name: str, root: Path) -> UInt
     try:
         with warnings.catch_warnings(action='error'), Image.open(source, formats=FORMATS) as image:
             _check(image, size, name)
-            turned = _upright(image)
-            if turned.size == image.size:
-                _check_size(turned, (size,), name)
-            return np.asarray(turned.convert('RGB'))
+            return np.asarray(upright(image, size, name).convert('RGB'))
     except UserError:
         raise
     except (*_DAMAGE, *_BOMBS) as error:
@@ -42,25 +38,11 @@ def decode_cell(cell: Any, size: tuple[int, int], name: str, root: Path) -> UInt
         ) from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    image.load()
-    with warnings.catch_warnings(action='ignore'):  # a tag that cannot be read is none
-        return upright(image)
-
-
 def _check(image: Image.Image, size: tuple[int, int], name: str) -> None:
     """Looks at the header only: nothing is decoded yet, and it may lie on its side."""
-    _check_size(image, (size, size[::-1]), name)
+    check_size(image, (size, size[::-1]), name)
     if image.mode not in MODES:
         raise UserError(
             f'Expected 8-bit colour in {name}, got mode {image.mode}, as depth is stored; leave out this camera, or '
             'name it in data.depth.'
-        )
-
-
-def _check_size(image: Image.Image, sizes: tuple[tuple[int, int], ...], name: str) -> None:
-    if (image.height, image.width) not in sizes or image.height * image.width > MAX_PIXELS:
-        raise UserError(
-            f'Expected an image of {sizes[0][0]} x {sizes[0][1]} pixels in {name}, got {image.height} x '
-            f'{image.width}; correct the shape in meta/info.json or record again.'
         )

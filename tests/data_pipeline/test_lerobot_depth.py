@@ -19,6 +19,7 @@ from PIL import Image
 from sigma_jax.backbones.tokenizer import load_tokenizer
 from sigma_jax.data.images import content_box
 from sigma_jax.data.lerobot import open_dataset
+from sigma_jax.data.lerobot_cells import ORIENTATION
 from sigma_jax.data.lerobot_depth import Quantiser, depth_keys
 from sigma_jax.data.lerobot_images import decode_cell
 from sigma_jax.data.meta import read_meta
@@ -70,9 +71,11 @@ def write_codes(path: Path, maps: list[np.ndarray]) -> None:
         container.mux(stream.encode())
 
 
-def encoded(values: np.ndarray, kind: str = 'TIFF') -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(values).save(buffer, kind)
+def encoded(values: np.ndarray, kind: str = 'TIFF', tag: int | None = None) -> bytes:
+    buffer, exif = io.BytesIO(), Image.Exif()
+    if tag is not None:
+        exif[ORIENTATION] = tag
+    Image.fromarray(values).save(buffer, kind, exif=exif)
     return buffer.getvalue()
 
 
@@ -153,6 +156,15 @@ def test_maps_in_cells_come_in_metres(tmp_path, name):
     assert dataset.cameras == recordings.CAMERAS and dataset.depths == (DEPTH,)
     for row, depth in zip((0, 7), dataset.read_episode(1).frames(DEPTH, [0, 7]), strict=True):
         np.testing.assert_allclose(depth[..., 0], scene(1, row) / 1000, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize('kind', ['TIFF', 'PNG'])
+@pytest.mark.parametrize(('tag', 'seen'), [(3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1))])
+def test_maps_that_lie_on_their_side_are_turned(tmp_path, tag, seen, kind):
+    root = with_cells(tmp_path, lambda mm: encoded(np.rot90(mm, tag == 6), kind, tag), depth_unit='mm')
+    stored = np.rot90(scene(1, 4), tag == 6) / 1000
+    depth = next(iter(open_dataset(root).read_episode(1).frames(DEPTH, [4])))
+    np.testing.assert_allclose(depth[..., 0], seen(stored), rtol=1e-6)
 
 
 def test_maps_beside_the_tables_are_found_by_their_path(tmp_path):
