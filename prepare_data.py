@@ -188,6 +188,8 @@ def summarise(result: Result, console: Console) -> None:
         )
     for index, reason in meta['bad_episodes'].items() if 'bad_episodes' in meta else ():
         console.print(f'  episode {index} left out: {reason}', highlight=False, markup=False)
+    for note in meta.get('notes', ()):
+        console.print(f'  {note}', highlight=False, markup=False)
     for quantity, names in meta['near_constant'].items():
         if names:
             console.print(f'  {quantity} hardly moves in {", ".join(names)}: normalisation clamped', highlight=False)

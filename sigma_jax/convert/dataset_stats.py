@@ -95,9 +95,8 @@ def _compared(root: pathlib.Path, columns: Mapping[str, np.ndarray], exact: Norm
         stated = _statement(root, feature, exact[name].scaling)
         if level is None or stated is None or len(stated.mean) != columns[name].shape[1]:
             continue
-        share, times = quantiles.share_outside(columns[name], stated), quantiles.times_as_wide(stated, exact[name])
-        if share.max() > 2 * level * quantiles.SLACK:
-            told.append(f'{share.mean():.0%} of {name} lie outside ({share.min():.1%} to {share.max():.1%} by joint)')
+        told += quantiles.misfits({name: columns[name]}, {name: stated})
+        times = quantiles.times_as_wide(stated, exact[name])
         if times.max() > quantiles.WIDE:
             told.append(f'{name} span up to {times.max():.1f} times as much as they do')
     if not told:

@@ -44,7 +44,7 @@ def cell_source(cell: Any, root: Path, name: str) -> io.BytesIO | Path:
 def upright(image: Image.Image, size: tuple[int, int], name: str, what: str = 'an image') -> Image.Image:
     """The picture turned as its Exif tag says, in PNG, JPEG, WebP and TIFF; it is decoded for that.
 
-    Raises UserError for one that no tag turns into `size` (height, width); `name` says in messages whose it is, `what` what it is.
+    Raises UserError for one that no tag turns into `size` (height, width); messages begin with `what` and `name`.
     """
     image.load()
     with warnings.catch_warnings(action='ignore'):  # a tag that cannot be read is none

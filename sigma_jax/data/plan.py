@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.backbones.tokenizer import clean_task, encode_parts, load_tokenizer, pad_tokens, prompt_parts
+from sigma_jax.data import quantiles
 from sigma_jax.data import windows as windows_lib
 from sigma_jax.data.episode import Episode
 from sigma_jax.data.images import STYLES
@@ -92,7 +93,7 @@ class Plan:
     """Windows per split, statistics of the train episodes, and what was left out and why.
 
     `splits` names the episodes that are used, `digests` says what they are; `bad` holds the reasons against those that
-    cannot be used.
+    cannot be used, `notes` what is odd and was done all the same.
     """
 
     splits: dict[str, list[int]]
@@ -101,6 +102,7 @@ class Plan:
     statistics: dict[str, Statistics]
     bad: dict[int, str] = dataclasses.field(default_factory=dict)
     digests: dict[int, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def shards(self, split: str, shard_size: int) -> list[Windows]:
         """The windows of a split in pieces of `shard_size`, in order."""
@@ -130,9 +132,15 @@ def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {})
             'lower data.min_motion or data.horizon.'
         )
     statistics = {name: compute_statistics(values) for name, values in columns['train'].items()}
+    notes = ()
     if config.stats_from:
         statistics = read_norm_stats(config.stats_from, {name: len(one.mean) for name, one in statistics.items()})
-    plan = Plan(splits, tables, dropped, statistics, dict(bad), digests)
+        notes = tuple(
+            f'by the quantiles of {config.stats_from} {clause}; by those of this data, which are taken where '
+            'data.stats_from is left out, it would be 2%'
+            for clause in quantiles.misfits(columns['train'], statistics)
+        )
+    plan = Plan(splits, tables, dropped, statistics, dict(bad), digests, notes)
     if config.tokenizer:
         check_text_lengths(plan, config)
     return plan

@@ -91,6 +91,18 @@ def share_outside(values: Float[np.ndarray, 'n p'], one: Statistics) -> Float[np
     return ((values < low) | (values > high)).mean(0)
 
 
+def misfits(values: Mapping[str, Float[np.ndarray, 'n p']], statistics: Mapping[str, Statistics]) -> list[str]:
+    """A clause for each quantity of which more rows lie outside the quantiles than estimates of these explain."""
+    out = []
+    for name, one in statistics.items():
+        level = LEVELS.get(one.scaling.mode)
+        share = share_outside(values[name], one) if level else np.zeros(1)
+        if level and share.max() > 2 * level * SLACK:
+            by_joint = f'({share.min():.1%} to {share.max():.1%} by joint)'
+            out.append(f'{share.mean():.0%} of {name} lie outside {by_joint}')
+    return out
+
+
 def times_as_wide(one: Statistics, exact: Statistics) -> Float[np.ndarray, ' p']:
     """The range of `one` in ranges of `exact`; 1 where those are none."""
     (low, high), (first, last) = one.ends, exact.ends

@@ -169,3 +169,17 @@ def test_statistics_of_a_checkpoint_can_be_used(out: Path, source: Path, tmp_pat
     config = recordings.config(source, stats_from=str(out / 'norm_stats.json'), train_episodes=(1,), tokenizer='')
     prepare(config, tmp_path / 'out')
     assert (tmp_path / 'out' / 'norm_stats.json').read_bytes() == (out / 'norm_stats.json').read_bytes()
+
+
+@pytest.mark.parametrize(('factor', 'told'), [(1.0, 0), (0.5, 2), (1.5, 0)])
+def test_named_statistics_that_most_rows_lie_outside_are_told(out: Path, source: Path, tmp_path, factor, told) -> None:
+    body = json.loads((out / 'norm_stats.json').read_text())
+    for entry in body['norm_stats'].values():
+        low, high = np.array(entry['q01']), np.array(entry['q99'])
+        middle, half = (low + high) / 2, factor * (high - low) / 2
+        entry['q01'], entry['q99'] = (middle - half).tolist(), (middle + half).tolist()
+    named = tmp_path / 'norm_stats.json'
+    named.write_text(json.dumps(body))
+    notes = prepare(recordings.config(source, stats_from=str(named)), tmp_path / 'out').meta['notes']
+    assert [name in note for name, note in zip(('state', 'actions'), notes, strict=False)] == [True] * told
+    assert len(notes) == told and all(str(named) in note for note in notes)
