@@ -132,7 +132,7 @@ def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {})
             'lower data.min_motion or data.horizon.'
         )
     statistics = {name: compute_statistics(values) for name, values in columns['train'].items()}
-    notes = ()
+    notes: tuple[str, ...] = ()
     if config.stats_from:
         statistics = read_norm_stats(config.stats_from, {name: len(one.mean) for name, one in statistics.items()})
         notes = tuple(
