@@ -3,6 +3,7 @@
 python convert_weights.py --checkpoint=lerobot/pi05_base --out=runs/base
 python convert_weights.py --checkpoint=runs/base --out=runs/for_lerobot --layout=lerobot
 python convert_weights.py --checkpoint=runs/base --adapter=PEFT_FOLDER --out=runs/merged
+python convert_weights.py --checkpoint=OPENPI_LORA_STEP --merge_lora --out=runs/merged
 python convert_weights.py verify --checkpoint=runs/base --fixture=FIXTURE       (tools/make_fixture.py makes one)
 python convert_weights.py export --workdir=runs/sigma --out=runs/sigma_export   (LoRA for PEFT, heads, merged weights)
 """
@@ -13,7 +14,7 @@ import sys
 from rich.console import Console
 from rich.table import Column, Table
 
-from sigma_jax.convert import adapter_beside, beside, checkpoint, peft, source, verify, writers
+from sigma_jax.convert import adapter_beside, beside, checkpoint, openpi_lora, peft, source, verify, writers
 from sigma_jax.convert.merge import merge_piece
 from sigma_jax.convert.told import PROMPTS, Told, as_told
 from sigma_jax.errors import UserError
@@ -24,18 +25,19 @@ CHECKPOINT = 'a .safetensors file, a folder with one, with a sharded set or with
 
 def convert(flags: argparse.Namespace, console: Console) -> int:
     """Writes another layout of the same weights, or of weights with an adapter merged in."""
-    opened = source.open_source(flags.checkpoint)
+    merging = [name for name in ('adapter', 'merge_lora') if getattr(flags, name)]
+    if merging and flags.dtype in ('stored', 'bfloat16'):
+        raise UserError(
+            f'expected --dtype=float32 with --{merging[0]}, got {flags.dtype}: added in bfloat16, most of it is '
+            'rounded away; leave --dtype out'
+        )
+    opened = source.open_source(flags.checkpoint, lora_rule(flags))
     horizon = flags.action_horizon or opened.config.action_horizon
     around = beside.read(opened.folder, opened.format, None if flags.adapter else flags.stats, horizon)
-    change, dtype = None, flags.dtype or 'stored'
+    first = change = opened.factors.merge if opened.factors else None
     if flags.adapter:
-        if flags.dtype in ('stored', 'bfloat16'):
-            raise UserError(
-                f'expected --dtype=float32 with --adapter, got {flags.dtype}: added in bfloat16, most of an adapter is '
-                'rounded away; leave --dtype out'
-            )
         folder = adapter_beside.home(flags.adapter)
-        found, dtype = peft.load(folder, opened.config, peft.MERGE_LAYOUTS), 'float32'
+        found = peft.load(folder, opened.config, peft.MERGE_LAYOUTS)
         opened, more = adapter_beside.sized(opened, folder)
         around = adapter_beside.merged(
             around, folder, flags.stats, flags.action_horizon or opened.config.action_horizon
@@ -44,15 +46,27 @@ def convert(flags: argparse.Namespace, console: Console) -> int:
             console.print(f'  {note}', highlight=False)
 
         def change(piece, array):
+            array = first(piece, array) if first else array
             return merge_piece(piece.path, piece.index, array, found.factors, peft.MERGE_LAYOUTS, found.config.alpha)
 
     opened, around = as_told(opened, around, Told(flags.action_horizon, flags.sample_steps, flags.prompt_state))
+    dtype = 'float32' if merging else flags.dtype or 'stored'
     with transfer_bar(console, f'{opened.format} -> {flags.layout}') as progress:
         record = checkpoint.convert(opened, flags.out, flags.layout, dtype, change, progress, around)
     console.print(f'{record["format"]}: {record["parameters"]:,} parameters -> {flags.out} ({flags.layout})')
     for note in record['notes']:
         console.print(f'  {note}', highlight=False)
     return 0
+
+
+def lora_rule(flags: argparse.Namespace) -> openpi_lora.Rule | None:
+    """How openpi's LoRA factors are to be merged, None where they are not."""
+    if flags.merge_lora:
+        return openpi_lora.Rule.told(flags.lora_alpha, flags.rslora)
+    if flags.lora_alpha is not None or flags.rslora:
+        alone = '--rslora' if flags.lora_alpha is None else '--lora_alpha'
+        raise UserError(f'expected {alone} with --merge_lora, got it alone; give both')
+    return None
 
 
 def prove(flags: argparse.Namespace, console: Console) -> int:
@@ -104,6 +118,15 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
         '--adapter',
         help='a PEFT adapter (folder or hub id) to merge in; the result is float32, its statistics those beside it',
     )
+    parser.add_argument(
+        '--merge_lora',
+        action='store_true',
+        help="merge the LoRA factors in openpi's own (JAX) checkpoint by openpi's rule; the result is float32",
+    )
+    parser.add_argument(
+        '--lora_alpha', help="their alpha, or two: language model,action expert (default: openpi's own)"
+    )
+    parser.add_argument('--rslora', action='store_true', help='they were trained rank-stabilised')
     parser.add_argument('--stats', help='statistics from elsewhere: norm_stats.json, a LeRobot policy or data set')
     add_told(parser)
 

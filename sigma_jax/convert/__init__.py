@@ -7,5 +7,6 @@ digests, whole_file           SHA-256 per leaf; small files
 beside, lerobot_*, openpi_*   statistics, processors and settings beside the weights
 stats_source, adapter_beside  statistics named elsewhere; those beside an adapter
 peft*, merge, heads           LoRA factors as PEFT adapters, merged weights, Sigma's heads
+openpi_lora                   openpi's own LoRA factors, merged
 fixture, verify               proof against the numbers of a public implementation
 """

@@ -10,7 +10,7 @@ import numpy as np
 
 from sigma_jax import trees
 from sigma_jax.backbones.pi05 import Pi05Config, abstract_params
-from sigma_jax.convert import fit, orbax_tree, pytorch, sizes, training_config
+from sigma_jax.convert import fit, openpi_lora, orbax_tree, pytorch, sizes, training_config
 from sigma_jax.convert.leaves import LeafReader
 from sigma_jax.convert.pieces import Piece, pieces
 from sigma_jax.convert.tensors import DTYPES, TensorFiles, find_files
@@ -25,7 +25,8 @@ PyTree = Any
 class Source:
     """A checkpoint whose weights `read(piece)` gives, one slice of our tree at a time, in the dtype as stored.
 
-    `assumed` names the sizes that no file says, and where they come from (`training_config`).
+    `assumed` names the sizes that no file says, and where they come from (`training_config`). `read` gives the base's
+    weights; `factors`, where there are some, are merged in by `factors.merge`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Source:
     notes: tuple[str, ...] = ()
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    factors: openpi_lora.Factors | None = None
 
     @property
     def digest(self) -> str:
@@ -49,18 +51,22 @@ class Source:
         return {path: leaf.shape for path, leaf in trees.flatten(abstract_params(self.config)).items()}
 
 
-def open_source(path: str | pathlib.Path) -> Source:
-    """Opens any supported checkpoint, by path or hub id.
+def open_source(path: str | pathlib.Path, lora: openpi_lora.Rule | None = None) -> Source:
+    """Opens any supported checkpoint, by path or hub id; `lora` says how openpi's factors in it are to be merged.
 
-    Raises UserError naming every missing, extra and mis-shaped tensor.
+    Raises UserError naming what is missing, extra or mis-shaped, and for factors without `lora` or `lora` without any.
     """
     path = local_path(path)
     if not (path / 'params').exists() and (path / 'pretrained_model').is_dir():
         path = path / 'pretrained_model'  # a step of LeRobot's training
     folder, path, note = orbax_tree.find_folder(path)
     if folder is not None:
-        return _open_orbax(folder, path, note)
-    return _open_torch(TensorFiles(find_files(path)), path)
+        source = _open_orbax(folder, path, note, lora)
+    else:
+        source = _open_torch(TensorFiles(find_files(path)), path)
+    if lora is not None and source.factors is None:
+        raise UserError(f'expected LoRA factors of openpi in {path}, got none; leave --merge_lora out')
+    return source
 
 
 def from_memory(params: PyTree, config: Pi05Config, kind: str, folder: pathlib.Path, notes: tuple[str, ...]) -> Source:
@@ -71,23 +77,27 @@ def from_memory(params: PyTree, config: Pi05Config, kind: str, folder: pathlib.P
     return Source(folder.name, folder, config, kind, dtypes, lambda p: np.asarray(flat[p.path][p.index]), notes)
 
 
-def _open_orbax(params: pathlib.Path, folder: pathlib.Path, note: str) -> Source:
+def _open_orbax(params: pathlib.Path, folder: pathlib.Path, note: str, lora: openpi_lora.Rule | None) -> Source:
     reader = LeafReader(params)
     hints, assumed = training_config.complete(sizes.read_hints(folder), folder)
-    config = sizes.from_jax_shapes(reader.shapes, hints)
-    found = {path: np.broadcast_to(np.int8(0), shape) for path, shape in reader.shapes.items()}
+    shapes, pairs = openpi_lora.split(reader.shapes)
+    config = sizes.from_jax_shapes(shapes, hints)
+    found = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}
     trees.check_same(abstract_params(config), trees.unflatten(found), str(params))
-    fit.check_dtypes(reader.dtypes, {path: path for path in reader.dtypes}, str(params))
+    dtypes = {path: reader.dtypes[path] for path in shapes}
+    fit.check_dtypes(dtypes, {path: path for path in dtypes}, str(params))
+    factors = openpi_lora.open_factors(reader.shapes, pairs, reader.whole, lora, str(params)) if pairs else None
     return Source(
         name=folder.name,
         folder=folder,
         config=config,
         format='openpi-jax',
-        dtypes=reader.dtypes,
+        dtypes=dtypes,
         read=lambda piece: reader.read(piece.path, piece.index),
-        notes=tuple(one for one in (note, reader.note) if one),
+        notes=tuple(one for one in (note, reader.note, factors.note if factors else '') if one),
         digests=_recorded(folder),
         assumed=assumed,
+        factors=factors,
     )
 
 
