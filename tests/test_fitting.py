@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sigma_jax import assembly, baselines, fitting, objective
+from sigma_jax.backbones.tokenizer import load_tokenizer
 from sigma_jax.data.normalize import compute_statistics, normalize
 from sigma_jax.data.observation import model_inputs
 from sigma_jax.data.records import relative_statistics
@@ -120,8 +121,8 @@ def test_a_rename_map_says_which_camera_is_which_view(renames, meta, fits):
 def test_a_frame_goes_to_the_view_that_the_map_names():
     policy, found = dataclasses.replace(ARM, rename_map=SWAP, prompt_state_dim=0), stats(2, 2)
     frames = {name: np.full((28, 28, 3), level, np.uint8) for name, level in (('up', 0), ('side', 255))}
-    encode = type('T', (), {'encode': lambda self, text: [2, 3]})()
-    images = model_inputs(frames, np.zeros(2, np.float32), 'x', policy, found, encode, 28)['images']
+    tokenizer = load_tokenizer('assets/tokenizer/tokenizer.json')
+    images = model_inputs(frames, np.zeros(2, np.float32), 'x', policy, found, tokenizer, 28)['images']
     assert images[0].min() == 1 and images[1].max() == -1
 
 
