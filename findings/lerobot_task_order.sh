@@ -20,7 +20,6 @@ trap 'rm -rf "$DIR"' EXIT
 export HF_HOME="$DIR/cache" HF_HUB_OFFLINE=1 HF_DATASETS_DISABLE_PROGRESS_BARS=1
 
 cat > "$DIR/show.py" <<'END'
-import logging
 import pathlib
 import platform
 import sys
@@ -32,7 +31,6 @@ from lerobot.datasets import LeRobotDataset
 
 TASKS = ('open the drawer', 'close the drawer', 'pour the water')
 root = pathlib.Path(sys.argv[1])
-logging.disable(logging.WARNING)
 
 
 def read():
