@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sigma_jax.errors import UserError
+from sigma_jax.errors import UserError, few
 
 PyTree = Any
 
@@ -80,17 +80,18 @@ def count(tree: PyTree) -> int:
 
 
 def check_same(expected: PyTree, got: PyTree, what: str) -> None:
-    """Raises UserError listing every missing, extra and mis-shaped leaf of `got` against `expected`."""
+    """Raises UserError for leaves of `got` that `expected` has not, lacks or shapes otherwise: some and a count."""
     want, have = flatten(expected), flatten(got)
-    problems = [f'missing {p} {tuple(want[p].shape)}' for p in want if p not in have]
-    problems += [f'unexpected {p} {tuple(have[p].shape)}' for p in have if p not in want]
-    problems += [
+    missing = [f'missing {p} {tuple(want[p].shape)}' for p in want if p not in have]
+    unexpected = [f'unexpected {p} {tuple(have[p].shape)}' for p in have if p not in want]
+    misshaped = [
         f'{p}: expected shape {tuple(want[p].shape)}, got {tuple(have[p].shape)}'
         for p in want
         if p in have and tuple(want[p].shape) != tuple(have[p].shape)
     ]
-    if problems:
-        raise UserError(f'{what} does not fit the model ({len(problems)} differences): ' + '; '.join(problems))
+    if kinds := [kind for kind in (missing, unexpected, misshaped) if kind]:
+        count = sum(map(len, kinds))
+        raise UserError(f'{what} does not fit the model ({count} differences): ' + '; '.join(map(few, kinds)))
 
 
 def digest(tree: PyTree) -> str:

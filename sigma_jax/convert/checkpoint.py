@@ -22,7 +22,7 @@ from sigma_jax.convert.source import Source, from_memory, open_source
 from sigma_jax.convert.tensors import DTYPES
 from sigma_jax.convert.training_config import RECORD
 from sigma_jax.convert.writers import open_writer
-from sigma_jax.errors import UserError
+from sigma_jax.errors import UserError, few
 
 PyTree = Any
 HALF = ('language model', 'action expert')  # what LeRobot and openpi keep in bfloat16; the rest stays float32
@@ -134,6 +134,6 @@ def _check_digests(source: Source, found: Mapping[str, str]) -> None:
     wrong = sorted(path for path, digest in source.digests.items() if found.get(path) != digest)
     if wrong:
         raise UserError(
-            f'expected the weights that {RECORD} records in {source.folder}, got others in {", ".join(wrong)}; '
+            f'expected the weights that {RECORD} records in {source.folder}, got others in {few(wrong, ", ")}; '
             f'copy the folder again, or remove {RECORD} if they were changed on purpose'
         )

@@ -1,4 +1,4 @@
-"""Do the tensors of a file fit the model? Every difference is told at once."""
+"""Do the tensors of a file fit the model? Differences of all kinds are told at once, some of each."""
 
 from collections.abc import Mapping
 
@@ -7,31 +7,33 @@ import numpy as np
 from sigma_jax import trees
 from sigma_jax.convert import pytorch
 from sigma_jax.convert.pieces import Piece
-from sigma_jax.convert.tensors import DTYPES, TensorFiles
-from sigma_jax.errors import UserError
+from sigma_jax.convert.tensors import DTYPES, READ_AS, TensorFiles
+from sigma_jax.errors import UserError, few
 
 
 def check_tensors(files: TensorFiles, stored: Mapping[str, str], owner: Mapping[str, Piece], where: str) -> None:
-    """Raises UserError listing every tensor that is missing, extra, mis-shaped or of no weight's type.
+    """Raises UserError for tensors that are missing, extra, mis-shaped or of no weight's type.
 
     `stored` maps canonical names to those in the files, `owner` the names wanted to the slices that they fill.
     """
     shapes: dict[tuple, tuple[int, ...]] = {}
-    problems = [f'missing {name}' for name in owner if name not in stored]
+    missing = [f'missing {name}' for name in owner if name not in stored]
+    unexpected, misshaped, mistyped = [], [], []
     for name, key in stored.items():
         if name not in owner:
             near = trees.closest(name, [one for one in owner if one not in stored])
-            problems.append(f'unexpected {name}' + (f' (closest: {near})' if near else ''))
+            unexpected.append(f'unexpected {name}' + (f' (closest: {near})' if near else ''))
             continue
         piece = owner[name]
         if (kind := (piece.form, piece.shape)) not in shapes:
             shapes[kind] = piece.form.to_torch(np.broadcast_to(np.int8(0), piece.shape)).shape
         if files.shape(key) != shapes[kind]:
-            problems.append(f'{name}: expected shape {shapes[kind]}, got {files.shape(key)}')
-        if files.dtype(key) not in DTYPES:
-            problems.append(f'{name}: expected a type among {", ".join(DTYPES)}, got {files.dtype(key)}')
-    if problems:
-        raise UserError(f'{where} does not fit pi0.5 ({len(problems)} differences): ' + '; '.join(problems))
+            misshaped.append(f'{name}: expected shape {shapes[kind]}, got {files.shape(key)}')
+        if files.dtype(key) not in READ_AS:
+            mistyped.append(f'{name}: expected a type among {", ".join(DTYPES)}, got {files.dtype(key)}')
+    if kinds := [kind for kind in (missing, unexpected, misshaped, mistyped) if kind]:
+        count = sum(map(len, kinds))
+        raise UserError(f'{where} does not fit pi0.5 ({count} differences): ' + '; '.join(map(few, kinds)))
 
 
 def check_dtypes(found: Mapping[str, np.dtype], paths: Mapping[str, str], where: str) -> None:
@@ -53,4 +55,4 @@ def check_dtypes(found: Mapping[str, np.dtype], paths: Mapping[str, str], where:
                 f'{name}: expected {expected} as the rest of the {group}, got {dtype}' for name in kinds[dtype]
             ]
     if problems:
-        raise UserError(f'{where} mixes dtypes ({len(problems)} differences): ' + '; '.join(problems))
+        raise UserError(f'{where} mixes dtypes ({len(problems)} differences): {few(problems)}')

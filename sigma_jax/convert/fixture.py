@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.backbones.pi05 import Pi05Config
-from sigma_jax.errors import UserError
+from sigma_jax.errors import UserError, few
 from sigma_jax.types import Observation
 
 REMEDY = 'make the fixture again with tools/make_fixture.py'
@@ -143,7 +143,7 @@ def check_inputs(fixture: Fixture, model: Pi05Config, needed: set[str]) -> None:
     want |= {name: (b,) if name == 'time' else (b, horizon, model.action_dim) for name in needed}
     wrong = [f'{name}: expected {shape}, got {i[name].shape}' for name, shape in want.items() if i[name].shape != shape]
     if wrong:
-        raise UserError(f'{file} has arrays of other shapes: {"; ".join(wrong)}; {REMEDY}')
+        raise UserError(f'{file} has arrays of other shapes: {few(wrong)}; {REMEDY}')
     low, high = int(i['tokens'].min(initial=0)), int(i['tokens'].max(initial=0))
     if low < 0 or high >= model.vocab_size:
         raise UserError(f'expected token ids from 0 to {model.vocab_size - 1} in {file}, got {low} to {high}; {REMEDY}')

@@ -21,7 +21,7 @@ from sigma_jax import files, lora, trees
 from sigma_jax.backbones.pi05 import LAYOUTS, Pi05Config, abstract_params
 from sigma_jax.convert import peft_config, peft_tensors, pytorch, whole_file
 from sigma_jax.convert.peft_config import CONFIG
-from sigma_jax.errors import UserError
+from sigma_jax.errors import UserError, few
 
 PyTree = Any
 WEIGHTS = 'adapter_model.safetensors'
@@ -135,7 +135,7 @@ def load(
     if problems or not found.pairs:
         raise UserError(
             f'{folder / WEIGHTS} does not fit pi0.5 ({len(problems)} differences): '
-            f'{"; ".join(problems) or "it holds no factors"}; give a whole adapter of this pi0.5'
+            f'{few(problems) or "it holds no factors"}; give a whole adapter of this pi0.5'
         )
     alphas = {m: settings.alpha(pair.name, pair.rank, rank) for m, pair in found.pairs.items()}
     alpha = max(alphas.values(), key=abs)

@@ -10,7 +10,7 @@ import numpy as np
 from sigma_jax import lora, trees
 from sigma_jax.convert import pytorch
 from sigma_jax.convert.peft_config import PeftConfig
-from sigma_jax.errors import UserError
+from sigma_jax.errors import UserError, few
 
 KEY = re.compile(r'(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<half>[AB])(?:\.(?P<adapter>[^.]+))?\.weight')
 VISION = ('vision_tower.vision_model.', 'vision_tower.')  # transformers' spellings
@@ -151,12 +151,10 @@ def notes(places: Places, pairs: Mapping[str, Pair], gains: Mapping[str, float])
     for path in {places[module][0]: None for module in pairs}:
         idle = [module for module, (owner, _) in places.items() if owner == path and module not in pairs]
         if idle:
-            out.append(f'{len(idle)} matrices of {path} are not in the adapter and get factors of zero: {_list(idle)}')
+            out.append(
+                f'{len(idle)} matrices of {path} are not in the adapter and get factors of zero: {few(idle, ", ")}'
+            )
     moved = [module for module, gain in gains.items() if gain != 1]
     if moved:
         out.append(f'{len(moved)} matrices have another alpha / r than the rest; it was multiplied into their B')
     return tuple(out)
-
-
-def _list(names: list[str]) -> str:
-    return ', '.join(names[:4]) + (', ...' if len(names) > 4 else '')

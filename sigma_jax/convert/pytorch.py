@@ -19,6 +19,7 @@ EXPERT = 'paligemma_with_expert.gemma_expert.model.'
 EMBED = PALIGEMMA + 'language_model.embed_tokens.weight'
 LM_HEAD = 'paligemma_with_expert.paligemma.lm_head.weight'
 EXPERT_HEAD = 'paligemma_with_expert.gemma_expert.lm_head.weight'  # kept by the originals, read by nobody
+TOPS = ('paligemma_with_expert', 'action_in_proj', 'action_out_proj', 'time_mlp_in', 'time_mlp_out')
 BLOCK = 64  # rows transposed at once: what a cache holds; 4 to 6 times as fast as numpy's own order
 
 
@@ -159,6 +160,6 @@ def dtype_group(path: str) -> str:
 
 def canonical(name: str) -> str:
     """A tensor name as openpi spells it: no leading `model.`, `vision_tower.vision_model.` in full."""
-    if re.match(r'model\.(paligemma_with_expert|action_(in|out)_proj|time_mlp_(in|out))\.', name):
+    if re.match(rf'model\.({"|".join(TOPS)})\.', name):
         name = name.removeprefix('model.')
     return re.sub(r'vision_tower\.(?!vision_model\.)', 'vision_tower.vision_model.', name)

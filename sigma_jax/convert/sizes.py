@@ -15,7 +15,7 @@ from sigma_jax.backbones.gemma import GemmaConfig
 from sigma_jax.backbones.pi05 import Pi05Config
 from sigma_jax.backbones.siglip import SiglipConfig
 from sigma_jax.convert import pytorch
-from sigma_jax.errors import UserError
+from sigma_jax.errors import UserError, few
 
 CONFIG_FILE = 'sigma_config.json'
 IMAGE, TEXT = ('i.w', 'i.m', 'i.depth', 'patch', 'tokens'), ('l.w', 'l.m', 'l.q', 'l.k', 'depth', 'vocab')
@@ -84,8 +84,8 @@ def infer(shapes: Shapes, hints: Mapping, spell: Callable[[pytorch.Rule], str] =
     if unknown := [axis for axis in AXES if axis not in votes]:
         absent = [spell(rule).replace('{n}', '*') for rule in pytorch.RULES if not _matches(rule, shapes)]
         raise UserError(
-            f'expected the tensors of a pi0.5, got none that tell {", ".join(unknown)}; missing or of another rank '
-            f'({len(absent)}): {", ".join(absent)}; choose a pi0.5 checkpoint'
+            f'expected the tensors of a pi0.5, got none that tell {few(unknown, ", ", len(TEXT))}; missing or '
+            f'of another rank ({len(absent)}): {few(absent, ", ")}; choose a pi0.5 checkpoint'
         )
     size = {axis: counter.most_common(1)[0][0] for axis, counter in votes.items()}
     kv_heads = _positive(hints, 'kv_heads', 1)

@@ -10,10 +10,10 @@ import numpy as np
 
 from sigma_jax import trees
 from sigma_jax.backbones.pi05 import Pi05Config, abstract_params
-from sigma_jax.convert import fit, openpi_lora, orbax_tree, pytorch, sizes, training_config
+from sigma_jax.convert import fit, openpi_lora, orbax_tree, other_models, pytorch, sizes, torch_names, training_config
 from sigma_jax.convert.leaves import LeafReader
 from sigma_jax.convert.pieces import Piece, pieces
-from sigma_jax.convert.tensors import DTYPES, TensorFiles, find_files
+from sigma_jax.convert.tensors import READ_AS, TensorFiles, find_files
 from sigma_jax.convert.training_config import RECORD
 from sigma_jax.errors import UserError
 from sigma_jax.hub.download import local_path
@@ -80,6 +80,7 @@ def from_memory(params: PyTree, config: Pi05Config, kind: str, folder: pathlib.P
 def _open_orbax(params: pathlib.Path, folder: pathlib.Path, note: str, lora: openpi_lora.Rule | None) -> Source:
     reader = LeafReader(params)
     hints, assumed = training_config.complete(sizes.read_hints(folder), folder)
+    other_models.refuse(reader.shapes, str(params))
     shapes, pairs = openpi_lora.split(reader.shapes)
     config = sizes.from_jax_shapes(shapes, hints)
     found = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}
@@ -103,21 +104,24 @@ def _open_orbax(params: pathlib.Path, folder: pathlib.Path, note: str, lora: ope
 
 def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
     folder, where = path if path.is_dir() else path.parent, str(files.files[0])
-    stored = {pytorch.canonical(name): name for name in files.names()}
-    lerobot = any(name.startswith('model.') for name in stored.values())
-    notes = _resolve_table(stored, files)
+    other_models.refuse(files.names(), where)
+    names = torch_names.resolve(files.names(), where)
+    stored = names.stored
+    notes = [*names.notes, *_resolve_table(stored, files)]
     hints, assumed = training_config.complete(sizes.read_hints(folder), folder)
     config = sizes.infer({name: files.shape(key) for name, key in stored.items()}, hints)
     leaves = trees.flatten(abstract_params(config))
     owner = {piece.name: piece for piece in pieces({path: leaf.shape for path, leaf in leaves.items()}, whole=True)}
     fit.check_tensors(files, stored, owner, where)
-    tensors = {name: DTYPES[files.dtype(key)] for name, key in stored.items()}
+    tensors = {name: READ_AS[files.dtype(key)] for name, key in stored.items()}
+    if wide := sum(files.dtype(key) == 'F64' for key in stored.values()):
+        notes.append(f'{wide} tensors of float64 are read as float32')
     fit.check_dtypes(tensors, {name: piece.path for name, piece in owner.items()}, where)
     return Source(
         path.name,
         folder,
         config,
-        'lerobot' if lerobot else 'openpi-pytorch',
+        'lerobot' if names.lerobot else 'openpi-pytorch',
         {piece.path: tensors[name] for name, piece in owner.items()},
         lambda p: p.form.to_jax(files.read(stored[p.name], p.rows), p.shape),
         tuple(notes),

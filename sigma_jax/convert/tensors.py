@@ -12,9 +12,10 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sigma_jax.errors import UserError
+from sigma_jax.errors import UserError, few
 
 DTYPES = {'F32': np.dtype(np.float32), 'BF16': np.dtype(ml_dtypes.bfloat16), 'F16': np.dtype(np.float16)}
+READ_AS = {**DTYPES, 'F64': DTYPES['F32']}  # a file's types, and what its tensors are read as
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PICKLED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
@@ -34,7 +35,7 @@ class TensorFiles:
             names = self._open[file].keys()
             if twice := sorted(set(names) & set(self._where)):
                 raise UserError(
-                    f'{file.name} repeats tensors of another shard: {", ".join(twice)}; keep one set of shards'
+                    f'{file.name} repeats tensors of another shard: {few(twice, ", ")}; keep one set of shards'
                 )
             self._where |= dict.fromkeys(names, file)
 
@@ -47,12 +48,13 @@ class TensorFiles:
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """A tensor's type as the file spells it: F32, BF16, F16, or one that no weight should have."""
+        """A tensor's type as the file spells it: F32, BF16, F16, F64, or one that no weight should have."""
         return self._slice(name).get_dtype()
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """One tensor as stored, or some of its rows."""
-        return self._open[self._where[name]].get_tensor(name) if rows is None else self._slice(name)[rows]
+        """One tensor as stored, or some of its rows; float64 as float32."""
+        found = self._open[self._where[name]].get_tensor(name) if rows is None else self._slice(name)[rows]
+        return found.astype(np.float32) if found.dtype == np.float64 else found
 
     def _slice(self, name: str) -> Any:
         return self._open[self._where[name]].get_slice(name)
@@ -140,7 +142,7 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
     if outside := [f.name for f in files if f.parent != index.parent or f.suffix != '.safetensors']:
         raise UserError(f'expected .safetensors shards beside {index}, got {outside}; the index points elsewhere')
     if absent := [f.name for f in files if not f.is_file()]:
-        raise UserError(f'{index} names shards that are not there: {", ".join(absent)}; copy them too')
+        raise UserError(f'{index} names shards that are not there: {few(absent, ", ")}; copy them too')
     return files
 
 

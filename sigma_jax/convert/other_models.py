@@ -1,0 +1,38 @@
+"""Checkpoints of other models, told by names that only they have."""
+
+import re
+from collections.abc import Collection
+
+from sigma_jax.errors import UserError, few
+
+OWN = re.compile(r'(.*[./])?time_mlp_in[./].*')  # what a pi0.5 has and these have not
+MARKS = {  # the first that some name matches; names of tensors or paths of leaves
+    r'(.*\.)?vlm_with_expert\..*': 'SmolVLA',
+    r'(.*\.)?(_groot_model|backbone\.eagle_model|action_head\.action_encoder)\..*': 'GR00T',
+    r'(.*[./])?(state_proj|action_time_mlp_(in|out))[./].*': 'π0',
+    r'(.*\.)?pi0_paligemma\..*': 'π0-FAST',
+}
+PALIGEMMA = re.compile(r'(.*\.)?(multi_modal_projector|language_model\.(model\.)?layers)\..*|PaliGemma/llm/.*')
+HEAD = re.compile(r'(.*[./])?action_in_proj[./].*')
+
+
+def refuse(names: Collection[str], where: str) -> None:
+    """Raises UserError where `names` are another model's."""
+    if any(map(OWN.fullmatch, names)):
+        return
+    for mark, model in MARKS.items():
+        if found := [one for one in names if re.fullmatch(mark, one)]:
+            parts = sorted({_short(one, mark) for one in found}, reverse=True)
+            raise _refused(where, f'a {model} (it has {few(parts, ", ")})')
+    if any(map(PALIGEMMA.fullmatch, names)) and not any(map(HEAD.fullmatch, names)):
+        raise _refused(where, 'a PaliGemma or π0-FAST (it has no action expert: no action_in_proj)')
+
+
+def _refused(where: str, what: str) -> UserError:
+    return UserError(f'expected a π0.5 in {where}, got {what}; sigma_jax reads π0.5 alone: choose such a checkpoint')
+
+
+def _short(name: str, mark: str) -> str:
+    """The part of a name that tells: `state_proj` of `model.state_proj.weight`."""
+    match = re.fullmatch(mark, name)
+    return match[2] if match and match.re.groups > 1 else next(part for part in name.split('.') if part in mark)

@@ -1,0 +1,72 @@
+"""Names of tensors as training wrappers leave them: `module.`, `_orig_mod.`, `ema_model.`, in any combination."""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from sigma_jax.convert import pytorch
+from sigma_jax.convert.orbax_tree import is_averaged
+from sigma_jax.errors import UserError, few
+
+WRAPPERS = {'module', '_orig_mod', '_forward_module', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
+COUNTERS = {'n_averaged', 'num_updates', 'initted', 'step', 'decay'}  # that averages keep beside weights
+Prefix = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """`stored` maps canonical names to those in the files; `lerobot`: they are as LeRobot's policy has them."""
+
+    stored: dict[str, str]
+    lerobot: bool
+    notes: list[str]
+
+
+def resolve(names: Iterable[str], where: str) -> Names:
+    """Which tensor is which, averaged weights (EMA) before raw ones.
+
+    Raises UserError where two tensors would be the same one, and none of them is averaged.
+    """
+    found: dict[str, dict[Prefix, str]] = {}
+    for name in names:
+        prefix, own = _parts(name)
+        if prefix is None and own.rpartition('.')[2] in COUNTERS:
+            continue
+        group = found.setdefault(pytorch.canonical(own), {})
+        if (prefix or ()) in group:
+            raise _twice(where, [group[prefix or ()], name])
+        group[prefix or ()] = name
+    prefixes = list(dict.fromkeys(prefix for group in found.values() for prefix in group))
+    averaged = [prefix for prefix in prefixes if is_averaged(prefix)]
+    stored = {}
+    for name, group in found.items():
+        best = [prefix for prefix in group if prefix in averaged] or list(group)
+        if len(best) > 1:
+            raise _twice(where, [group[prefix] for prefix in best])
+        stored[name] = group[best[0]]
+    lerobot = any(prefix[-1:] == ('model',) for prefix in prefixes)
+    return Names(stored, lerobot, _notes(found, averaged))
+
+
+def _parts(name: str) -> tuple[Prefix | None, str]:
+    """(what stands before the model's own name, that name), without wrappers; None for a tensor of no pi0.5's."""
+    parts = [part for part in name.split('.') if part not in WRAPPERS]
+    places = [n for n, part in enumerate(parts) if part in pytorch.TOPS]
+    return (tuple(parts[: places[0]]), '.'.join(parts[places[0] :])) if places else (None, '.'.join(parts))
+
+
+def _twice(where: str, names: Sequence[str]) -> UserError:
+    return UserError(
+        f'expected one set of weights in {where}, got two names for one tensor: {few(names, ", ")}; save the one that '
+        'you mean'
+    )
+
+
+def _notes(found: dict[str, dict[Prefix, str]], averaged: Sequence[Prefix]) -> list[str]:
+    if not averaged:
+        return []
+    groups = [group for group in found.values() if set(group) & set(averaged)]
+    beside = sum(len(group) > 1 for group in groups)
+    text = f'`{".".join(averaged[0])}.` is taken: averaged weights (EMA)'
+    text += '; the raw ones beside them are left out' if beside else ''
+    rest = len(found) - len(groups)
+    return [text + (f'; {rest} tensors are there raw alone and taken so' if rest else '')]
