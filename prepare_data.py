@@ -77,7 +77,10 @@ def main(config: ConfigDict) -> None:
     if _BASE.value:
         config.baselines.base = _BASE.value
     if config.baselines.base:
-        follow_base(config.data, fitting_policy(config, _SAMPLE.value))
+        base = fitting_base(config, _SAMPLE.value)
+        for note in base.notes:
+            console.print(note, highlight=False, markup=False)
+        follow_base(config.data, base.policy)
     accept = accept_robot(config, console) if config.baselines.base else welcome
     summarise(prepare_shards(config.data, console, accept), console)
     if config.baselines.base and _SAMPLE.value:
@@ -111,8 +114,8 @@ def section_table(title: str, rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def fitting_policy(config: ConfigDict, sampled: bool = True) -> Policy:
-    """How the base sees the world. Raises UserError where it does not fit these windows, to be `sampled` on them."""
+def fitting_base(config: ConfigDict, sampled: bool = True) -> assembly.Base:
+    """The base, its weights unread. Raises UserError where it does not fit these windows, to be `sampled` on them."""
     settings = assembly.build(baselines.BaselineConfig, config.baselines.to_dict(), 'baselines')
     base = baselines.describe_policy(settings)
     if sampled:
@@ -121,7 +124,7 @@ def fitting_policy(config: ConfigDict, sampled: bool = True) -> Policy:
     keys = config.data.cameras
     views = {'camera_names': camera_names(keys), 'cameras': keys, 'camera_map': config.data.get('camera_map', ())}
     fitting.check_cameras(base.policy, views)
-    return base.policy
+    return base
 
 
 def accept_robot(config: ConfigDict, console: Console) -> Callable[[Dataset], None]:

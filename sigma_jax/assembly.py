@@ -15,7 +15,7 @@ from sigma_jax.backbones import pi05
 from sigma_jax.backbones.gemma import GemmaConfig
 from sigma_jax.backbones.siglip import SiglipConfig
 from sigma_jax.backbones.tokenizer import Tokenizer, load_tokenizer
-from sigma_jax.convert import beside, checkpoint
+from sigma_jax.convert import beside, checkpoint, training_config
 from sigma_jax.convert.source import open_source
 from sigma_jax.data import normalize
 from sigma_jax.errors import UserError
@@ -43,6 +43,7 @@ class Base:
     norm_stats: NormStats | None = None
     policy: Policy = OURS
     folder: pathlib.Path | None = None
+    notes: tuple[str, ...] = ()  # which weights were taken, and what was assumed as no file says it
 
 
 def build(kind: type, settings: Mapping, where: str) -> Any:
@@ -78,7 +79,10 @@ def describe_base(config: Mapping) -> Base:
     source = open_source(folder)
     around = beside.read(folder, source.format)
     sizes = dataclasses.replace(source.config, **run)
-    return Base(sizes, None, source.digest, around.statistics, around.policy, folder)
+    assumed = {**source.assumed, **around.assumed}
+    notes = training_config.assumption_notes(assumed, sizes, around.policy.prompt_state_dim)
+    notes = (*source.notes, *notes)
+    return Base(sizes, None, source.digest, around.statistics, around.policy, folder, notes)
 
 
 def load_base(config: Mapping) -> Base:

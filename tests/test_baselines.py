@@ -164,11 +164,11 @@ def test_shards_that_do_not_fit_are_told_before_weights_are_read(small_run, fres
 def test_a_base_that_does_not_fit_is_told_before_anything_is_prepared(small_run, unread, where, wrong, message):
     config = data_so101.get_config()
     config.baselines.base, config.data.image_size = str(small_run.base), 28
-    assert prepare_data.fitting_policy(config).resize == 'openpi'
+    assert prepare_data.fitting_base(config).policy.resize == 'openpi'
     with config.unlocked():
         config[where].update(wrong)
     with pytest.raises(UserError, match=message):
-        prepare_data.fitting_policy(config)
+        prepare_data.fitting_base(config)
 
 
 def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
@@ -191,7 +191,7 @@ def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
     assert not list((tmp_path / 'shards').glob('baselines*'))
     config.data.image_size = 56
     with pytest.raises(UserError, match='expected images of 28 px, which the base takes, got 56 px'):
-        prepare_data.fitting_policy(config, sampled=False)
+        prepare_data.fitting_base(config, sampled=False)
 
 
 def test_weights_without_a_record_are_read_to_know_them(small_run, fresh, tmp_path):

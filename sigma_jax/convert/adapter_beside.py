@@ -77,7 +77,8 @@ def _found(base: Beside, folder: pathlib.Path) -> Beside:
         statistics = found.statistics or _of_export(folder, policy)
         theirs = {name: path for name, path in found.files.items() if name != beside.TRAINING and '/' not in name}
         source = 'policy.json' if (folder / POLICY_FILE).is_file() else "LeRobot's processors"
-        return _told(base, Beside(policy, statistics, theirs, found.notes), f'{source} beside the adapter')
+        found = dataclasses.replace(found, policy=policy, statistics=statistics, files=theirs)
+        return _told(base, found, f'{source} beside the adapter')
     assets = [*asset_files(folder).values()]
     direct = [file for file in (folder / NORM_STATS,) if file.is_file()] or assets
     if len(direct) > 1:
@@ -113,7 +114,7 @@ def _from_record(base: Beside, folder: pathlib.Path) -> Beside | None:
     flags = tuple(map(bool, config.get('relative_joints') or ())) or base.policy.relative_joints
     width = len(statistics['actions'].mean)
     policy = dataclasses.replace(base.policy, relative_joints=flags[:width], state=own['state'], actions=own['actions'])
-    return Beside(policy, statistics)
+    return Beside(policy, statistics, assumed=base.assumed)
 
 
 def _of_export(folder: pathlib.Path, policy: Policy) -> NormStats | None:

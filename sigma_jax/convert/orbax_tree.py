@@ -81,6 +81,8 @@ def find_folder(path: pathlib.Path) -> tuple[pathlib.Path | None, pathlib.Path, 
     A step of openpi's training holds `params/`, which it serves, beside `train_state/`, from which it goes on.
     """
     path = path.parent if path.name == STATE and _is_orbax(path.parent / WEIGHTS) else path
+    if path.name == WEIGHTS and _is_orbax(path) and _is_orbax(path.parent / AVERAGED):
+        return path, path, f'{WEIGHTS}/ is taken, as named: the averaged weights (EMA) lie in {AVERAGED}/ beside it'
     found = [path / name for name in (AVERAGED, WEIGHTS, '', 'default', STATE) if _is_orbax(path / name)]
     if not found or found[0] == path:
         return found[0] if found else None, path, ''

@@ -66,7 +66,10 @@ def assumption_notes(assumed: Mapping[str, str], config: Pi05Config, prompt_stat
     told = ', '.join(texts[name] for name in names)
     origins = ' and '.join(dict.fromkeys(assumed[name] for name in names))
     flags = ', '.join(f'--{name}' for name in names)
-    return [f'assumed, as no file here says it: {told} (as {origins}); where the training had others, give {flags}']
+    return [
+        f'assumed, as no file here says it: {told} (as {origins}); where the training had others, '
+        f'give convert_weights.py {flags}'
+    ]
 
 
 def prompt_text(prompt_state: int | None) -> str:

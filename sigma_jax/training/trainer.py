@@ -172,7 +172,9 @@ def loop(
 
 
 def announce(run: Run, workdir: pathlib.Path, console: Console) -> None:
-    """One line on what is trained, on what, where."""
+    """One line on what is trained, on what, where; and on what of the base was assumed."""
+    for note in run.base.notes:
+        console.print(note, highlight=False, markup=False)
     counts = ', '.join(f'{name} {n:,}' for name, n in parameter_count(run.state.trainable).items())
     frozen, c = quant.count(run.frozen.params), run.config
     windows = c['batch_size'] * c['sequence_length']

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from sigma_jax.convert import adapter_beside, beside, checkpoint, lerobot_policy, source
 from sigma_jax.data.normalize import Scaling, compute_statistics, norm_stats_json
 from sigma_jax.errors import UserError
-from sigma_jax.policy import OPENPI, OURS
+from sigma_jax.policy import OPENPI, OURS, to_json
 from tests import golden
 from tests.convert.test_beside import edit, same_statistics, write
 
@@ -114,6 +114,14 @@ def test_bare_statistics_beside_an_adapter_count(adapter, place):
     if place.startswith('assets'):
         with pytest.raises(UserError, match='statistics of one robot beside the adapter .*; name one: --stats'):
             adapter_beside.merged(base, adapter)
+
+
+def test_what_the_base_assumes_stays_assumed_unless_the_adapter_tells(adapter):
+    base = beside.Beside(OURS, stats(), assumed={'prompt_state': 'openpi by default'})
+    shutil.copy(golden.DATA / 'policies/openpi/assets/so101/norm_stats.json', adapter)
+    assert adapter_beside.merged(base, adapter).assumed == base.assumed
+    (adapter / 'policy.json').write_text(to_json(OURS))
+    assert adapter_beside.merged(base, adapter).assumed == {}
 
 
 def test_a_folder_that_says_nothing_takes_the_bases_and_says_so(adapter):

@@ -74,3 +74,19 @@ def test_what_cannot_be_chosen_is_refused(weights, tmp_path):
     save(tmp_path / 'two/train_state', {'opt_state': {'0': {'mu': weights[0]}}, 'step': np.ones(())})
     with pytest.raises(UserError, match='got a train state without them'):
         source.open_source(tmp_path / 'two')
+
+
+def test_a_folder_of_averaged_weights_beside_the_raw_ones(weights, tmp_path):
+    save(tmp_path / 'params', {'params': weights[0]})
+    save(tmp_path / 'ema_params', {'params': weights[1]})
+    for named, expected, note in (
+        (
+            tmp_path,
+            weights[1],
+            'ema_params/ is taken, as openpi serves it: averaged weights (EMA); params/ is left out',
+        ),
+        (tmp_path / 'params', weights[0], 'params/ is taken, as named: the averaged weights (EMA) lie in ema_params/'),
+    ):
+        found = checkpoint.load(named)
+        assert trees.digest(found.params) == trees.digest(expected)
+        assert any(one.startswith(note) for one in found.notes)

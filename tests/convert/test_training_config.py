@@ -7,6 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
+from configs import defaults
+from sigma_jax import assembly
 from sigma_jax.backbones.pi05 import BoundPi05
 from sigma_jax.backbones.tokenizer import NO_STATE
 from sigma_jax.convert import beside, checkpoint, sizes, source
@@ -192,3 +194,17 @@ def test_the_horizon_told_gives_openpis_actions(openpi, tmp_path):
         got = np.asarray(bound._apply('sample_actions', given, golden.observation()))[:, :10]
         far[name] = np.abs(got - want).max()
     assert far['told'] < 2e-4 and far['assumed'] > 0.1
+
+
+@pytest.mark.parametrize('place', ['mine/run/9', 'pi05_libero/run/9'])
+def test_a_folder_that_was_not_converted_is_described_with_what_was_assumed(openpi, place):
+    described = assembly.describe_base(defaults.get_config().to_dict() | {'base': str(openpi(place))})
+    (note,) = described.notes
+    values = 'action_horizon 10' if 'libero' in place else 'action_horizon 50'
+    assert note.startswith(f'assumed, as no file here says it: {values}, sample_steps 10')
+    assert note.endswith('give convert_weights.py --action_horizon, --sample_steps, --prompt_state')
+
+
+def test_a_folder_that_was_told_has_nothing_to_say(openpi, tmp_path):
+    convert(openpi('mine/run/9'), tmp_path / 'out', action_horizon=10, sample_steps=5, prompt_state='none')
+    assert assembly.describe_base(defaults.get_config().to_dict() | {'base': str(tmp_path / 'out')}).notes == ()

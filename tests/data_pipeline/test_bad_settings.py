@@ -43,6 +43,7 @@ SETTINGS = {
     'statistics': ({'stats_from': 'nowhere.json'}, 'nowhere.json'),
     'prompt': ({'max_prompt_len': 9}, 'at most 9 tokens'),
     'tokenizer': ({'tokenizer': 'nowhere.json'}, 'nowhere.json'),
+    'prompt without less than a state': ({'prompt_state_dim': -2}, 'data.prompt_state_dim of at least -1'),
 }
 
 
