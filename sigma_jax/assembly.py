@@ -80,8 +80,8 @@ def describe_base(config: Mapping) -> Base:
     around = beside.read(folder, source.format)
     sizes = dataclasses.replace(source.config, **run)
     assumed = {**source.assumed, **around.assumed}
-    notes = training_config.assumption_notes(assumed, sizes, around.policy.prompt_state_dim)
-    notes = (*source.notes, *notes)
+    told = training_config.assumption_notes(assumed, sizes, around.policy.prompt_state_dim)
+    notes = (*source.notes, *told)
     return Base(sizes, None, source.digest, around.statistics, around.policy, folder, notes)
 
 
