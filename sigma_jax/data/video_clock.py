@@ -28,12 +28,14 @@ class FileRows:
     """An episode's place among all that lie in one video file.
 
     `since` is the time (s) at which the first of them starts, `before` the rows of those that start earlier, `total`
-    the rows of all.
+    the rows of all; `last` is the time at which the last of them starts, `last_rows` its rows.
     """
 
     since: float
     before: int
     total: int
+    last: float
+    last_rows: int
 
 
 def place_rows(entries: Iterable[EpisodeEntry], camera: str) -> Mapping[int, FileRows]:
@@ -45,9 +47,9 @@ def place_rows(entries: Iterable[EpisodeEntry], camera: str) -> Mapping[int, Fil
     for group in files.values():
         group.sort(key=lambda entry: entry.videos[camera][1])
         ends = np.cumsum([entry.length for entry in group]).tolist()
-        since = group[0].videos[camera][1]
+        (since, last), last_rows = (group[place].videos[camera][1] for place in (0, -1)), group[-1].length
         for entry, end in zip(group, ends, strict=True):
-            found[entry.index] = FileRows(since, end - entry.length, ends[-1])
+            found[entry.index] = FileRows(since, end - entry.length, ends[-1], last, last_rows)
     return found
 
 
@@ -56,7 +58,7 @@ def check_video_clock(path: Path, times: Float[np.ndarray, ' n'], fps: float, ro
 
     `times` are those of all its rows, in seconds of the file; a file that cannot be read is left to whoever reads it.
     """
-    shown, resolution = _shown(path)
+    shown, resolution, declared = _shown(path)
     if not len(shown):
         return
     place = f'{path} ({name})'
@@ -70,6 +72,8 @@ def check_video_clock(path: Path, times: Float[np.ndarray, ' n'], fps: float, ro
     wrong = _other_numbers(shown, times, fps, rows.before) if complete else {}
     if wrong or not complete:
         _check_rate(shown, times, fps, resolution, place)
+    if max(declared, len(shown)) < rows.total:  # a download that stopped declares those that did not arrive
+        _check_end(shown, fps, rows, place)
     for row, number in wrong.items():
         raise UserError(
             f'Expected frame {rows.before + row} of {place} at {times[row]:.3f} s, where row {row} is, got frame '
@@ -83,6 +87,17 @@ def _other_numbers(shown: np.ndarray, times: np.ndarray, fps: float, before: int
     hit = np.abs(shown[nearest] - times) * fps <= TOLERANCE
     wrong = np.flatnonzero(hit & (nearest != before + np.arange(len(times))))
     return dict(zip(wrong.tolist(), nearest[wrong].tolist(), strict=True))
+
+
+def _check_end(shown: np.ndarray, fps: float, rows: FileRows, place: str) -> None:
+    """Frames are missing: where the others come one after another and end early, they may be missing anywhere."""
+    lacking = rows.last * fps + rows.last_rows - 1 - shown[-1] * fps
+    if lacking > SLIP:
+        raise UserError(
+            f'Expected {rows.total} frames in {place}, one for every row of the episodes in it, got {len(shown)} that '
+            f'end {lacking:.0f} before the last row; the video is shorter than the rows and nothing tells which of '
+            'them lost theirs, fetch or record it again or leave out every episode in it.'
+        )
 
 
 def _check_rate(shown: np.ndarray, times: np.ndarray, fps: float, resolution: float, place: str) -> None:
@@ -106,26 +121,29 @@ def _nearest(shown: np.ndarray, times: np.ndarray) -> np.ndarray:
     return np.where(times - shown[left] <= shown[right] - times, left, right)
 
 
-def _shown(path: Path) -> tuple[Float[np.ndarray, ' n'], float]:
-    """Ascending times (s) at which a file shows a frame, and their resolution; none where the file does not say."""
+def _shown(path: Path) -> tuple[Float[np.ndarray, ' n'], float, int]:
+    """Ascending times (s) at which a file shows a frame, their resolution, and how many frames the file declares.
+
+    No times where the file does not say them; 0 frames where it declares none.
+    """
     if not path.is_file():
-        return np.zeros(0), 0.0
+        return np.zeros(0), 0.0, 0
     status = path.stat()
     return _read_times(path, status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=FILES)
-def _read_times(path: Path, _changed: int, _size: int) -> tuple[Float[np.ndarray, ' n'], float]:
+def _read_times(path: Path, _changed: int, _size: int) -> tuple[Float[np.ndarray, ' n'], float, int]:
     times: list[int] = []
-    base = 0.0
+    base, declared = 0.0, 0
     with contextlib.suppress(*_DAMAGE), open_video(path) as container:
         stream = next(iter(container.streams.video), None)
         if stream is None:
-            return np.zeros(0), 0.0
-        base = float(stream.time_base or 0)
+            return np.zeros(0), 0.0, 0
+        base, declared = float(stream.time_base or 0), stream.frames
         for packet in container.demux(stream):
             if not packet.is_discard and packet.size:
                 if packet.pts is None:  # as in AVI: only decoding tells
-                    return np.zeros(0), 0.0
+                    return np.zeros(0), 0.0, 0
                 times.append(packet.pts)
-    return np.sort(np.array(times, np.float64)) * base, base
+    return np.sort(np.array(times, np.float64)) * base, base, declared

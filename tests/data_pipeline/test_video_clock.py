@@ -124,6 +124,38 @@ def test_a_missing_frame_is_a_gap_and_nothing_moves(tmp_path) -> None:
         shown(root, 1, [8, 10, 12])
 
 
+@pytest.mark.parametrize('lost', [[40], [3], [31, 61], [89]])
+def test_lost_frames_without_a_gap_put_every_episode_of_the_file_in_doubt(lost: list[int], tmp_path) -> None:
+    """Pictures one after another, fewer than rows: all after the lost one are those of another row."""
+    root = films.write_dataset(tmp_path / 'data', LENGTHS, **h264())
+    films.write_film(root / films.VIDEO.format(0), [i for i in range(90) if i not in lost], **h264())
+    for index in range(3):
+        with pytest.raises(UserError, match=rf'Expected 90 frames .*episode {index}.* got {90 - len(lost)} that'):
+            shown(root, index, [0, 1])
+    settings = {'cameras': (films.CAMERA,), 'split_fractions': (1.0, 0.0, 0.0), 'on_bad_episode': 'skip'}
+    with pytest.raises(UserError, match='Expected windows to train on'):
+        prepare(recordings.config(root, **settings), tmp_path / 'out')
+
+
+def test_a_gap_explains_only_the_frames_that_it_spans(tmp_path) -> None:
+    root = films.write_dataset(tmp_path, LENGTHS, **h264())
+    kept = [i for i in range(90) if i not in (40, 70)]
+    films.write_film(root / films.VIDEO.format(0), kept, **h264(pts=[i - (i > 40) for i in kept]))
+    with pytest.raises(UserError, match='Expected 90 frames .* got 88 that end 1 before the last row'):
+        shown(root, 2, [0, 5])
+
+
+def test_another_file_keeps_its_episodes_where_one_lost_a_frame(tmp_path) -> None:
+    """Format v2.1, a file an episode."""
+    root = recordings.record(tmp_path, (12, 10), kind='video')
+    camera = recordings.CAMERAS[0]
+    frames = [recordings.picture(1, i, camera) for i in range(10) if i != 4]
+    recordings.write_video(root / recordings.video_path(1, camera), frames)
+    assert len(list(open_dataset(root).read_episode(0).frames(camera, [0, 11]))) == 2
+    with pytest.raises(UserError, match='Expected 10 frames .* got 9 that end 1 before the last row'):
+        list(open_dataset(root).read_episode(1).frames(camera, [0, 1]))
+
+
 @pytest.mark.parametrize('listed', [None, [2]])
 def test_a_rate_that_slips_by_a_whole_frame_is_refused_where_it_hits_one(listed: list[int] | None, tmp_path) -> None:
     """29.97 frames a second called 30: at the time of row 1000 is frame 999, to a tenth of a millisecond."""
