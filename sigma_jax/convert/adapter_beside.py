@@ -46,7 +46,7 @@ def merged(
     Raises:
       UserError: damaged files, an adapter of another policy than pi0.5, or settings whose statistics are not known.
     """
-    found = _found(base, folder)
+    found = _found(base, folder, None if stats is None else str(stats))
     if stats is not None:
         return beside.with_statistics(found, stats, horizon)
     if found.statistics is None and base.statistics is not None:
@@ -70,15 +70,16 @@ def sized(source: Source, folder: pathlib.Path) -> tuple[Source, tuple[str, ...]
     return dataclasses.replace(source, config=config, assumed=assumed), notes
 
 
-def _found(base: Beside, folder: pathlib.Path) -> Beside:
+def _found(base: Beside, folder: pathlib.Path, stats: str | None) -> Beside:
     if (folder / POLICY_FILE).is_file() or lerobot_policy.is_here(folder):
         found = beside.read(folder, 'lerobot')
         policy = dataclasses.replace(found.policy, cameras=found.policy.cameras or base.policy.cameras)
         statistics = found.statistics or _of_export(folder, policy)
         theirs = {name: path for name, path in found.files.items() if name != beside.TRAINING and '/' not in name}
-        source = 'policy.json' if (folder / POLICY_FILE).is_file() else "LeRobot's processors"
+        kind = 'processors' if (folder / lerobot_policy.BEFORE).is_file() else lerobot_policy.CONFIG
+        source = POLICY_FILE if (folder / POLICY_FILE).is_file() else f"LeRobot's {kind}"
         found = dataclasses.replace(found, policy=policy, statistics=statistics, files=theirs)
-        return _told(base, found, f'{source} beside the adapter')
+        return _told(base, found, f'{source} beside the adapter', stats)
     assets = [*asset_files(folder).values()]
     direct = [file for file in (folder / NORM_STATS,) if file.is_file()] or assets
     if len(direct) > 1:
@@ -89,13 +90,13 @@ def _found(base: Beside, folder: pathlib.Path) -> Beside:
     if direct:
         statistics = read_norm_stats(direct[0], scalings=base.policy.scalings())
         found = dataclasses.replace(base, statistics=statistics, files={}, notes=())
-        return _told(base, found, f'{direct[0].relative_to(folder)} beside the adapter')
+        return _told(base, found, f'{direct[0].relative_to(folder)} beside the adapter', stats)
     if (exported := _from_record(base, folder)) is not None:
-        return _told(base, exported, f'the export around {folder.name}')
-    note = (
-        f"{folder} holds no processors, {POLICY_FILE} or {NORM_STATS}: statistics and settings are the base's; "
-        'if the adapter was trained by others, name them with --stats'
-    )
+        return _told(base, exported, f'the export around {folder.name}', stats)
+    whose = "statistics and settings are the base's; if the adapter was trained by others, name them with --stats"
+    if stats is not None:
+        whose = f"settings are the base's, statistics those of {stats}, as told"
+    note = f'{folder} holds no processors, {POLICY_FILE} or {NORM_STATS}: {whose}'
     return dataclasses.replace(base, notes=(*base.notes, note))
 
 
@@ -124,16 +125,27 @@ def _of_export(folder: pathlib.Path, policy: Policy) -> NormStats | None:
     return read_norm_stats(file, scalings=policy.scalings()) if exported else None
 
 
-def _told(base: Beside, found: Beside, source: str) -> Beside:
-    """`found` with the base's tokenizer, and with the note that says where it is from and what differs."""
+def _told(base: Beside, found: Beside, source: str, stats: str | None) -> Beside:
+    """`found` with the base's tokenizer, and with the note that says where it is from and what differs.
+
+    `stats` is what a caller named, whose statistics count.
+    """
     differences = [text for name, text in SAID.items() if getattr(base.policy, name) != getattr(found.policy, name)]
-    if found.statistics is not None:
-        differences[:0] = _other_numbers(base.statistics, found.statistics)
-    note = f'statistics, relative joints, cameras and prompt are from {source}, as it was trained with them; ' + (
+    own, whose = stats is None and found.statistics is not None, ''
+    if own:
+        differences[:0] = _other_numbers(base.statistics, found.statistics or {})
+    elif stats is not None:
+        whose = f'statistics are from {stats}, as told; '
+    elif base.statistics is not None:
+        whose = "statistics are the base's, as none lie beside the adapter: if it was trained by others, name them "
+        whose += 'with --stats; '
+    what = f'{"statistics, " if own else ""}relative joints, cameras and prompt'
+    note = f'{whose}{what} are from {source}, as it was trained with them; ' + (
         f'the base differs in: {", ".join(differences)}' if differences else "they are also the base's"
     )
     tokenizers = {name: path for name, path in base.files.items() if name in beside.CARRIED}
-    return dataclasses.replace(found, files=tokenizers | dict(found.files), notes=(note, *found.notes))
+    kept = tuple(text for text in found.notes if not (whose and lerobot_policy.LACK in text))
+    return dataclasses.replace(found, files=tokenizers | dict(found.files), notes=(note, *kept))
 
 
 def _other_numbers(base: NormStats | None, own: Mapping) -> list[str]:

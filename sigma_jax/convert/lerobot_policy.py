@@ -25,6 +25,7 @@ MODES = {
 }  # fmt: skip
 OLD: dict[str, Any] = {'prompt_state_dim': 32, 'image_padding': -3.0}  # before 0.5
 STATE_STEP = 'pi05_prepare_state_tokenizer_processor_step'
+NORMALIZERS = ('normalizer_processor', 'unnormalizer_processor')
 LINE_END = 'lerobot.policies.pi0.processor_pi0.Pi0NewLineProcessor'
 LINE_ENDS = {LINE_END, 'pi0_new_line_processor', 'smolvla_new_line_processor'}
 KNOWN_STEPS = {
@@ -32,6 +33,7 @@ KNOWN_STEPS = {
     'tokenizer_processor', 'device_processor', 'unnormalizer_processor', 'absolute_actions_processor',
     STATE_STEP, *LINE_ENDS,
 }  # fmt: skip
+LACK = "LeRobot's processors hold no statistics of state and actions"
 MEMORY = ('use_visual_memory', 'use_proprioceptive_memory')  # 0.6.2: another model
 
 NormStats = dict[str, Statistics]
@@ -78,6 +80,8 @@ def _read(folder: pathlib.Path, config: Mapping[str, Any]) -> Found:
     steps = {
         step.get('registry_name', step.get('class')): step for body in pipelines.values() for step in body['steps']
     }
+    alone = _alone(steps, pipelines)
+    steps |= alone
     states = [step['state_file'] for step in steps.values() if 'state_file' in step]
     if outside := [name for name in states if pathlib.PurePath(name).name != name]:
         raise UserError(f'expected statistics beside the processors in {folder}, got {outside[0]!r}; copy them there')
@@ -100,7 +104,20 @@ def _read(folder: pathlib.Path, config: Mapping[str, Any]) -> Found:
     )
     if LINE_ENDS & steps.keys() and STATE_STEP not in steps:
         policy = dataclasses.replace(policy, prompt_state_dim=NO_STATE)
-    return Found(policy, statistics, files, tuple(_notes(steps, statistics, old)))
+    notes = _notes(steps, statistics, old)
+    if alone and statistics is not None:
+        absent, there = (AFTER, BEFORE) if BEFORE in pipelines else (BEFORE, AFTER)
+        notes.append(f'no {absent}: state and actions are normalised as {there} says')
+    return Found(policy, statistics, files, tuple(notes))
+
+
+def _alone(steps: Mapping[str, Any], pipelines: Mapping[str, Any]) -> dict[str, Any]:
+    """The normaliser of the only pipeline that is here, for the other's: LeRobot saves all statistics in both."""
+    if len(pipelines) != 1:
+        return {}
+    before, after = NORMALIZERS
+    ours, other = (before, after) if BEFORE in pipelines else (after, before)
+    return {other: steps[ours]} if ours in steps and other not in steps else {}
 
 
 def _settings(steps: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -120,7 +137,7 @@ def _scalings(steps: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
 
 
 def _statistics(folder: pathlib.Path, steps: Mapping[str, Any], scalings: Mapping[str, Scaling]) -> NormStats | None:
-    """The state's from the preprocessor, the actions' from the postprocessor; None where either lacks them."""
+    """The state's from the normaliser, the actions' from what undoes it; None where either lacks them."""
     found = {}
     sources = {'state': ('normalizer_processor', STATE), 'actions': ('unnormalizer_processor', ACTION)}
     for name, (step, feature) in sources.items():
@@ -167,7 +184,7 @@ def _notes(steps: Mapping[str, Any], statistics: NormStats | None, old: bool) ->
             'LeRobot from 0.5 on computes these files with "prompt_state_dim": 0, "image_padding": -1 (policy.json)'
         )
     if statistics is None:
-        notes.append("LeRobot's processors hold no statistics of state and actions: name their source")
+        notes.append(f'{LACK}: name their source')
     if renamed := _settings(steps, 'rename_observations_processor').get('rename_map'):
         notes.append(
             f'LeRobot renames its inputs ({json.dumps(renamed)}): kept in policy.json, by which the cameras of shards '

@@ -159,6 +159,36 @@ def test_settings_without_statistics(adapter):
         adapter_beside.merged(bare, adapter)
 
 
+@pytest.mark.parametrize('absent', ['policy_preprocessor', 'policy_postprocessor'])
+@pytest.mark.parametrize(('own', 'factor'), [(RELATIVE, 2.0), ('lerobot_mean_std', 3.0), ('lerobot_min_max', 0.5)])
+def test_one_of_an_adapters_two_processors_tells_the_statistics_of_both(adapter, own, factor, absent):
+    add_lerobots(adapter, own, factor)
+    want = beside.read(adapter)
+    for file in adapter.glob(f'{absent}*'):
+        file.unlink()
+    found = adapter_beside.merged(beside.read(POLICIES / RELATIVE), adapter)
+    assert same_statistics(found.statistics, want.statistics) and found.policy.actions == want.policy.actions
+    assert 'statistics, relative joints' in found.notes[0] and 'statistics of actions' in found.notes[0]
+    assert any(f'no {absent}.json: state and actions are normalised as policy_' in note for note in found.notes)
+
+
+def test_the_note_says_whose_the_statistics_are(adapter, tmp_path):
+    base = beside.read(POLICIES / RELATIVE)
+    (tmp_path / 'named.json').write_text(norm_stats_json(stats(seed=7)))
+    bare = adapter_beside.merged(base, adapter, tmp_path / 'named.json')
+    assert any(f"settings are the base's, statistics those of {tmp_path}/named.json" in note for note in bare.notes)
+    assert not any('name them with --stats' in note for note in bare.notes)
+    files = {file.name for file in (POLICIES / RELATIVE).glob('policy_*')}
+    add_lerobots(adapter, RELATIVE, drop=files)  # config.json alone
+    theirs = adapter_beside.merged(base, adapter)
+    assert theirs.notes[0].startswith("statistics are the base's") and 'name them with --stats' in theirs.notes[0]
+    assert "relative joints, cameras and prompt are from LeRobot's config.json" in theirs.notes[0]
+    assert not any('hold no statistics' in note for note in theirs.notes)
+    named = adapter_beside.merged(base, adapter, tmp_path / 'named.json')
+    assert named.notes[0].startswith(f'statistics are from {tmp_path}/named.json, as told; relative joints')
+    assert 'statistics of' not in named.notes[0]
+
+
 def test_the_adapters_horizon_is_the_merged_policys(adapter):
     opened = source.open_source(golden.FIXTURE / 'lerobot.safetensors')
     assert adapter_beside.sized(opened, adapter) == (opened, ())
