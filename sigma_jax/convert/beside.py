@@ -18,7 +18,7 @@ from sigma_jax.backbones.tokenizer import NO_STATE
 from sigma_jax.convert import lerobot_files, lerobot_policy, lerobot_restate, openpi_assets, training_config
 from sigma_jax.convert.dataset_stats import HORIZON
 from sigma_jax.convert.lerobot_policy import NormStats, read_json
-from sigma_jax.convert.stats_source import NORM_STATS, asset_files, find_statistics
+from sigma_jax.convert.stats_source import NORM_STATS, asset_files, check_relative, find_statistics
 from sigma_jax.convert.training_config import PROMPT
 from sigma_jax.data import quantiles
 from sigma_jax.data.normalize import Statistics, norm_stats_json, read_norm_stats
@@ -88,6 +88,7 @@ def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HO
             f'expected statistics of {len(flags)} actions, for which the policy says whether they are relative, got '
             f'{width} in {stats}; name those of its own robot'
         )
+    check_relative(stats, flags, width)
     policy = dataclasses.replace(policy, relative_joints=flags)
     return dataclasses.replace(beside, policy=policy, statistics=statistics, notes=tuple(notes))
 

@@ -8,6 +8,7 @@ from sigma_jax.convert.lerobot_policy import NormStats
 from sigma_jax.data import quantiles
 from sigma_jax.data.normalize import Scaling, read_norm_stats, statistics_from
 from sigma_jax.errors import UserError
+from sigma_jax.policy import read_policy
 
 NORM_STATS = 'norm_stats.json'
 EXACT = 'name the data set itself with --stats: exact ones are computed from its rows'
@@ -45,6 +46,36 @@ def find_statistics(
         f'expected {NORM_STATS}, a LeRobot policy with statistics or a LeRobot data set at {path}, got '
         f'{several or "none of them"}; name one of them'
     )
+
+
+def check_relative(path: str | pathlib.Path, relative_joints: Sequence[bool], width: int) -> None:
+    """Raises UserError where the policy beside statistics of `width` actions counts others of them from the state."""
+    theirs = _flags_beside(pathlib.Path(path))
+    if theirs is None:
+        return
+    mine, found = (_relative(flags, width) for flags in (relative_joints, theirs))
+    if mine != found:
+        raise UserError(
+            f'expected statistics of actions of which {mine}, as in this policy, got {path}, of whose policy {found}; '
+            'name statistics of such actions, or the data set, from which they are computed'
+        )
+
+
+def _relative(flags: Sequence[bool], width: int) -> str:
+    numbers = [str(number) for number, flag in enumerate(flags[:width]) if flag]
+    return f'{", ".join(numbers) or "none"} are relative'
+
+
+def _flags_beside(path: pathlib.Path) -> tuple[bool, ...] | None:
+    """Relative joints of the policy whose statistics are at `path`, None where nothing there tells."""
+    if path.is_file() and path.name != NORM_STATS:
+        return None
+    folder = path.parent if path.is_file() else path
+    for home in (folder, *(one.parent for one in folder.parents if one.name == 'assets')):
+        if (own := read_policy(home)) is not None:
+            return own.relative_joints
+    data = (folder / 'meta' / 'info.json').is_file()
+    return lerobot_policy.read(folder).policy.relative_joints if not data and lerobot_policy.is_here(folder) else None
 
 
 def asset_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -151,3 +151,32 @@ def test_statistics_of_another_robot_are_refused_for_relative_joints(tmp_path, w
     (tmp_path / 'named.json').write_text(norm_stats_json(stats(width)))
     with pytest.raises(UserError, match=f'expected statistics of 6 actions, .* got {width} in .*named.json'):
         beside.read(POLICIES / 'lerobot_0_6_1', stats=tmp_path / 'named.json')
+
+
+@pytest.mark.parametrize(
+    ('mine', 'theirs', 'told'),
+    [
+        ('lerobot_mean_std', 'lerobot_0_6_1', 'which none are relative, .* of whose policy 0, 1, 2, 3, 4 are relative'),
+        ('openpi', 'lerobot_0_6_1', 'which none are relative, .* of whose policy 0, 1, 2, 3, 4 are relative'),
+        ('lerobot_0_6_1', 'lerobot_min_max', 'which 0, 1, 2, 3, 4 are relative, .* of whose policy none are relative'),
+    ],
+)
+@pytest.mark.parametrize('place', ['', 'lerobot', 'jax', 'jax/norm_stats.json', 'jax/assets/robot'])
+def test_statistics_of_relative_actions_are_refused_for_absolute_ones(tmp_path, mine, theirs, told, place):
+    named = POLICIES / theirs
+    if place:
+        layout = place.partition('/')[0]
+        write(beside.read(named), tmp_path / layout, layout)
+        named = tmp_path / place
+    with pytest.raises(UserError, match=f'{told}; name'):
+        beside.read(POLICIES / mine, stats=named)
+
+
+def test_statistics_of_other_relative_joints_are_refused(tmp_path):
+    found = beside.read(POLICIES / 'lerobot_0_6_1')
+    other = dataclasses.replace(found.policy, relative_joints=(True,) * 6)
+    write(dataclasses.replace(found, policy=other), tmp_path / 'all')
+    with pytest.raises(UserError, match='of whose policy 0, 1, 2, 3, 4, 5 are relative'):
+        beside.read(POLICIES / 'lerobot_0_6_1', stats=tmp_path / 'all')
+    write(found, tmp_path / 'same')
+    assert beside.read(POLICIES / 'lerobot_0_6_1', stats=tmp_path / 'same').policy == found.policy
