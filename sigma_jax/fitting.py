@@ -7,6 +7,7 @@ import numpy as np
 
 from sigma_jax.errors import UserError
 from sigma_jax.policy import Policy
+from sigma_jax.settings import check_row
 
 OTHER_ROBOT = (
     "for another robot set config.relative_joints to one true or false an action and config.stats_from='shards'"
@@ -23,9 +24,10 @@ def relative_joints(
       policy: the base's; as many flags as the model is wide (`padded`) are cut, as statistics of that width are.
 
     Raises:
-      UserError: more actions than the model has, another number of flags than of actions, or a relative action without
+      UserError: flags that are not True or False, more actions than the model has, another number of flags than of actions, or a relative action without
         a state to count from.
     """
+    check_row('config.relative_joints', given, tuple[bool, ...])
     flags, width = tuple(given) or policy.relative_joints, len(action_names)
     whose = 'config.relative_joints' if tuple(given) else 'the base'
     if not tuple(given) and len(flags) == padded > width:

@@ -29,6 +29,12 @@ def stats(states, actions):
     return {name: compute_statistics(x.astype(np.float32)) for name, x in draw.items()}
 
 
+@pytest.mark.parametrize('given', [('False',) * 6, ('a',) * 6, (0.5,) * 6, (1, 0, 1, 1, 1, 1), 'True', (True, None)])
+def test_flags_are_true_or_false(given):
+    with pytest.raises(UserError, match='config.relative_joints: expected a row of True or False, got'):
+        fitting.relative_joints(given, ARM, names(6), names(6), 32)
+
+
 def test_the_first_states_are_subtracted_where_there_are_more_of_them():
     """LeRobot 0.6.1's to_relative_actions gives 10, 9, 8, 7, 6, 5, 10 for actions of 10, 8 states and this mask."""
     found = stats(8, 7)

@@ -16,6 +16,7 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from sigma_jax.errors import UserError
+from sigma_jax.settings import is_a
 from sigma_jax.types import Ablation, Batch, Frozen, PyTree
 
 Step = Callable[[PyTree, Frozen, Batch, Ablation], tuple[PyTree, dict[str, Array]]]
@@ -54,6 +55,8 @@ def grid(rows: Mapping[str, Mapping[str, float]], seeds: Iterable[int]) -> list[
     seeds = list(seeds)
     if not rows or not seeds or len(set(seeds)) < len(seeds):
         raise UserError(f'ablations: expected rows and different seeds, got {len(rows)} rows and seeds {seeds}')
+    if wrong := [seed for seed in seeds if not is_a(int, seed)]:
+        raise UserError(f'ablations: expected whole numbers as seeds, got {wrong[0]!r}; correct it')
     known = sorted(Ablation.__dataclass_fields__)
     for name, changes in rows.items():
         if unknown := sorted(set(changes) - set(known)):

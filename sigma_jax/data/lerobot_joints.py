@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sigma_jax.data.check_values import check_different
 from sigma_jax.data.lerobot_features import Features
 from sigma_jax.errors import UserError
 
@@ -24,7 +25,7 @@ def joint_names(features: Features, columns: tuple[str, ...], setting: str, root
     """Names of the entries of a vector, made up where the data set has none; `setting` named its `columns`.
 
     Raises:
-      UserError: no such feature, or a vector that is not 1 to 32 wide.
+      UserError: no such feature, one named twice, or a vector that is not 1 to 32 wide.
     """
     missing = [key for key in columns if key not in features]
     if missing or not columns:
@@ -37,6 +38,7 @@ def joint_names(features: Features, columns: tuple[str, ...], setting: str, root
             f'Expected 1 to {MAX_WIDTH} numbers in data.{setting} of {root}, got {sum(widths)} in {list(columns)}; '
             'name fewer columns.'
         )
+    check_different(f'data.{setting}', columns)
     return tuple(name for key, width in zip(columns, widths, strict=True) for name in _names(features[key], key, width))
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from sigma_jax.backbones.tokenizer import NO_STATE, clean_task, encode_parts, load_tokenizer, pad_tokens, prompt_parts
+from sigma_jax.backbones.tokenizer import clean_task, encode_parts, load_tokenizer, pad_tokens, prompt_parts
 from sigma_jax.data import quantiles
 from sigma_jax.data import windows as windows_lib
+from sigma_jax.data.check_values import check_values
 from sigma_jax.data.episode import Episode
 from sigma_jax.data.images import STYLES
 from sigma_jax.data.lerobot_joints import ACTION, STATE
@@ -188,11 +189,7 @@ def _check(dataset: Dataset, config: DataConfig) -> None:
         )
     if config.resize not in STYLES:
         raise UserError(f'Expected data.resize out of {STYLES}, got {config.resize!r}; correct the config.')
-    if config.prompt_state_dim < NO_STATE:
-        raise UserError(
-            f'Expected data.prompt_state_dim of at least {NO_STATE} (a prompt without state), got '
-            f'{config.prompt_state_dim}; correct the config.'
-        )
+    check_values(config, len(dataset.state_names))
     for name in ('image_size', 'horizon', 'chunk', 'stride', 'shard_size', 'max_prompt_len', 'max_text_len'):
         if getattr(config, name) < 1:
             raise UserError(f'Expected data.{name} of at least 1, got {getattr(config, name)}; correct the config.')

@@ -33,6 +33,8 @@ def test_the_grid_is_rows_times_seeds_and_names_every_gate():
         ({'a': {'taw': 0.0}}, (0,), r"row 'a' expects gates out of .*, got \['taw'\]"),
         ({'a/b': {}}, (0,), "expected a name of letters, digits and _, got 'a/b'"),
         ({'a': {}}, (1, 1), r'expected rows and different seeds, got 1 rows and seeds \[1, 1\]'),
+        ({'a': {}}, (0, 'b'), "whole numbers as seeds, got 'b'"),
+        ({'a': {}}, (0.5,), 'whole numbers as seeds, got 0.5'),
         ({}, (0,), 'expected rows and different seeds, got 0 rows'),
     ],
 )

@@ -44,7 +44,32 @@ SETTINGS = {
     'prompt': ({'max_prompt_len': 9}, 'at most 9 tokens'),
     'tokenizer': ({'tokenizer': 'nowhere.json'}, 'nowhere.json'),
     'prompt without less than a state': ({'prompt_state_dim': -2}, 'data.prompt_state_dim of at least -1'),
+    'no motion': ({'min_motion': float('nan')}, 'a number for data.min_motion, got nan'),
+    'no norm': ({'min_action_norm': float('nan')}, 'a number for data.min_action_norm, got nan'),
+    'a camera twice': ({'cameras': (recordings.CAMERAS[0],) * 2}, f"'{recordings.CAMERAS[0]}' twice"),
+    'split seed': ({'split_seed': -1}, 'data.split_seed of at least 0, got -1'),
+    'a prompt of one state': ({'prompt_state_dim': 1}, 'data.prompt_state_dim of at least 6'),
+    'a prompt of all states but one': ({'prompt_state_dim': 5}, 'got 5; set it to 0'),
 }
+
+
+@pytest.mark.parametrize('width', [-1, 0, 6, 7, 32])
+def test_prompts_as_wide_as_the_robot_or_wider_are_planned(width: int, intact: Path) -> None:
+    config = recordings.config(intact, prompt_state_dim=width, max_prompt_len=128)
+    assert len(make_plan(open_dataset(intact), config).windows['train'])
+
+
+@pytest.mark.parametrize(
+    ('columns', 'setting'),
+    [
+        (('observation.state,observation.state', 'action'), 'state_column'),
+        (('observation.state', 'action, observation.state,action'), 'action_column'),
+    ],
+)
+def test_a_column_twice(columns: tuple[str, str], setting: str, intact: Path) -> None:
+    with pytest.raises(UserError, match=f"different names in data.{setting}, got '.*' twice") as caught:
+        open_dataset(intact, *columns)
+    assert is_one_sentence(str(caught.value))
 
 
 @pytest.mark.parametrize('name', SETTINGS)
