@@ -1,9 +1,10 @@
 """One evaluation from training folders to files: `sigma_eval_report.json`, `report.html`, `adapter.json`."""
 
+import contextlib
 import dataclasses
 import json
-import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -91,14 +92,45 @@ def run(
 def check_first(request: Request, config: Mapping[str, Any], shards: pathlib.Path, out: pathlib.Path) -> list[str]:
     """What can be wrong with the end of an evaluation, looked at before its work; returns what there is to tell.
 
-    Raises UserError where an episode that a training learned from would judge it, and where nothing can be written.
+    Raises UserError where an episode that a training learned from would judge it, where nothing can be written, and
+    for a split without windows.
     """
-    if out.exists() and not (out.is_dir() and os.access(out, os.W_OK)):
-        raise UserError(f'--out: expected a folder to write to, got {out}, which is none; name another')
+    check_writable(out)
+    check_windows(request.splits, shards)
     own = [] if any(row.folder == request.workdir for row in request.rows) else [Training('', request.workdir, config)]
     judging = [name for name in request.splits if name != 'train']
     notes = [check_held_out(one, shards, split) for one in (*own, *request.rows) for split in judging]
     return [told for told in dict.fromkeys([check_log(request.workdir), *notes]) if told]
+
+
+def check_writable(out: pathlib.Path) -> None:
+    """Raises UserError where no file can be made in the folder `out`, which is left as it was."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UserError(
+            f'--out: expected a folder to write to, got {out}, which is none ({error.strerror}); name another'
+        ) from error
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def check_windows(splits: tuple[str, ...], shards: pathlib.Path) -> None:
+    """Raises UserError for a split of the shards that holds no window."""
+    counts = read_meta(shards)['windows']
+    if not (empty := [name for name in splits if not counts[name]]):
+        return
+    others = ','.join(name for name in splits if counts[name])
+    advice = f'evaluate the others (--splits={others}) or prepare' if others else 'prepare'
+    raise UserError(
+        f'expected windows in split {empty[0]} of {shards}, got none; {advice} shards in a new folder with whole '
+        f'episodes for it (config.data.split_fractions or config.data.{empty[0]}_episodes)'
+    )
 
 
 def extras(

@@ -134,6 +134,33 @@ def test_where_nothing_can_be_written_is_told_before_the_work(trained, tmp_path)
         evaluate(working, tmp_path / 'run', out=tmp_path / 'out')
 
 
+@pytest.mark.parametrize('place', ['/proc/x', '/proc/x/y', 'file', 'file/below'])
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(place, trained, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='--out: expected a folder to write to'):
+        evaluate(trained, tmp_path / 'run', out=tmp_path / place)
+    assert not (tmp_path / 'run' / 'evaluations.jsonl').exists()
+
+
+def test_a_folder_that_is_looked_at_is_not_left_behind(tmp_path):
+    runner.check_writable(tmp_path / 'a' / 'b')
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('empty', 'advice'), [(('test',), '--splits=train,calibration'), (('train', 'test'), '--splits=calibration')]
+)
+def test_a_split_without_windows_is_told_before_the_work(empty, advice, trained, shards, tmp_path, monkeypatch):
+    meta = runner.read_meta(shards)
+    less = meta | {'windows': meta['windows'] | dict.fromkeys(empty, 0)}
+    monkeypatch.setattr(runner, 'read_meta', lambda _: less)
+    with pytest.raises(UserError, match=f'expected windows in split {empty[0]} of .* got none; .*{advice}'):
+        evaluate(trained, tmp_path / 'run')
+    assert not (tmp_path / 'run' / 'evaluations.jsonl').exists()
+    splits = tuple(advice.partition('=')[2].split(','))
+    assert set(evaluate(trained, tmp_path / 'run', splits=splits)[0]['splits']) == set(splits)
+
+
 @pytest.mark.parametrize('split', ['calibration', 'test'])
 def test_a_single_run_is_not_judged_by_what_it_learned_from(split, trained, shards, tmp_path):
     """Its own shards are elsewhere, cut otherwise and of other files; `episodes.json` says the same without them."""
