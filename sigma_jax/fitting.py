@@ -24,8 +24,8 @@ def relative_joints(
       policy: the base's; as many flags as the model is wide (`padded`) are cut, as statistics of that width are.
 
     Raises:
-      UserError: flags that are not True or False, more actions than the model has, another number of flags than of actions, or a relative action without
-        a state to count from.
+      UserError: flags that are not True or False, more actions than the model has, another number of flags than of
+        actions, or a relative action without a state to count from.
     """
     check_row('config.relative_joints', given, tuple[bool, ...])
     flags, width = tuple(given) or policy.relative_joints, len(action_names)

@@ -51,6 +51,12 @@ class Episode:
 
 def check_episode(episode: Episode, fps: float) -> None:
     """Raises UserError unless numbers are finite, rows are consecutive and time advances by one frame a row."""
+    check_rows(episode)
+    check_steps(episode, fps)
+
+
+def check_rows(episode: Episode) -> None:
+    """Raises UserError unless numbers are finite and rows are consecutive."""
     name = f'episode {episode.index}'
     for column, values in (('states', episode.state), ('actions', episode.actions), ('times', episode.timestamps)):
         bad = np.argwhere(~np.isfinite(values))
@@ -64,6 +70,22 @@ def check_episode(episode: Episode, fps: float) -> None:
             f'Expected frame_index 0 to {len(episode) - 1} in {name}, got {episode.frame_index[0]} to '
             f'{episode.frame_index[-1]} with gaps or repeats; the data set is damaged, record or convert it again.'
         )
+
+
+def check_rising(episode: Episode) -> None:
+    """Raises UserError where time runs back."""
+    back = np.flatnonzero(np.diff(episode.timestamps) < 0)
+    if len(back):
+        before, after = episode.timestamps[back[0] : back[0] + 2]
+        raise UserError(
+            f'Expected timestamps that rise in episode {episode.index}, got {before:.3f} s and then {after:.3f} s at '
+            f'frame {back[0]}; its rows are out of order, record or convert it again.'
+        )
+
+
+def check_steps(episode: Episode, fps: float) -> None:
+    """Raises UserError unless time starts at 0 and advances by one frame a row."""
+    name = f'episode {episode.index}'
     if abs(episode.timestamps[0]) * fps > 0.5:  # the frames of another episode would be taken
         raise UserError(
             f'Expected timestamps from 0 s on in {name}, got {episode.timestamps[0]:.3f} s at frame 0; '

@@ -19,7 +19,7 @@ from sigma_jax.data import (
     lerobot_tasks,
     video,
 )
-from sigma_jax.data.episode import Episode, check_clock, check_episode
+from sigma_jax.data.episode import Episode, check_clock, check_rising, check_rows, check_steps
 from sigma_jax.data.lerobot_features import is_picture, picture_size
 from sigma_jax.data.lerobot_images import decode_cell
 from sigma_jax.data.lerobot_joints import ACTION, STATE, column_width, columns_of, joint_names
@@ -94,9 +94,12 @@ class Dataset:
                 **({lerobot_language.LANGUAGE: functools.partial(self._language, entry)} if self.languages else {}),
             },
         )
-        check_episode(episode, self.fps)
+        check_rows(episode)
         if any(self.features[key]['dtype'] == 'video' for key in (*self.cameras, *self.depths)):
+            check_steps(episode, self.fps)
             check_clock(episode, self.fps)
+        else:  # a picture in a cell belongs to its row, whatever the time
+            check_rising(episode)
         return episode
 
     @functools.cached_property

@@ -91,11 +91,35 @@ def test_windows_that_happen_to_hit_frames_are_no_excuse(stride: int, rate: floa
     assert meta['splits']['train'] == [1] and 'frames off' in json.dumps(meta)
 
 
-def test_pictures_in_cells_belong_to_their_rows_whatever_the_clock(tmp_path) -> None:
+CELLS = {
+    'rate 29.2': np.arange(30) / 29.2,
+    'rate 10': np.arange(30) / 10,
+    'rate 20': np.arange(30) / 20,
+    'rate 60': np.arange(30) / 60,
+    'from 20 ms on': np.arange(30) / FPS + 0.02,
+    'from an hour on': np.arange(30) / FPS + 3600,
+    'Unix time': np.arange(30) / FPS + 1.7e9,
+    'Unix time of 32 bits, one value for all': np.float32(np.arange(30) / FPS + 1.7e9),
+    'a pause': np.arange(30) / FPS + 2 * (np.arange(30) > 12),
+}
+
+
+@pytest.mark.parametrize('name', CELLS)
+def test_pictures_in_cells_belong_to_their_rows_whatever_the_clock(name: str, tmp_path) -> None:
     root = recordings.record(tmp_path, (30,))
-    recordings.edit_columns(root, 0, timestamp=np.arange(30) / 29.2)
+    recordings.edit_columns(root, 0, timestamp=CELLS[name])
     frames = list(open_dataset(root).read_episode(0).frames(CAMERA, [0, 11, 29]))
     assert np.array_equal(frames, [recordings.picture(0, row, CAMERA) for row in (0, 11, 29)])
+
+
+@pytest.mark.parametrize(('row', 'value'), [(7, 0.1), (29, -1.0)])
+def test_a_clock_that_runs_back_is_refused_beside_cells_too(row: int, value: float, tmp_path) -> None:
+    root = recordings.record(tmp_path, (30,))
+    times = np.arange(30) / FPS
+    times[row] = value
+    recordings.edit_columns(root, 0, timestamp=times)
+    with pytest.raises(UserError, match=f'timestamps that rise in episode 0, .* at frame {row - 1};'):
+        open_dataset(root).read_episode(0)
 
 
 @pytest.mark.reference
