@@ -26,8 +26,11 @@ def masks(monkeypatch):
 
     def spied(module, x, rate):
         y = shared_dropout(module, jnp.ones_like(x), rate)
-        jax.debug.callback(lambda y: found.append(np.asarray(y) == 0), y)
-        return x * y
+        return x * jax.pure_callback(note, jax.ShapeDtypeStruct(y.shape, y.dtype), y)
+
+    def note(y):
+        found.append(np.asarray(y) == 0)
+        return y
 
     shared_dropout = shared.dropout
     monkeypatch.setattr(shared, 'dropout', spied)

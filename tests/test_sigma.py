@@ -328,8 +328,9 @@ def test_a_carried_sequence_equals_the_whole(run, params, batch):
         carry, output = run(params, jax.tree.map(lambda x, h=half: x[:, h], batch.replace(reset=reset)), gates(), carry)
         halves.append(output)
     joined = jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), *halves)
-    pairs = zip(jax.tree.leaves((whole_carry, whole)), jax.tree.leaves((carry, joined)), strict=True)
-    assert all(close(x, y) for x, y in pairs)
+    for x, y in zip(jax.tree.leaves((whole_carry, whole)), jax.tree.leaves((carry, joined)), strict=True):
+        # two programs of other shapes: bitwise alike with jax 0.10, with 0.12 to rounding of the largest summand
+        np.testing.assert_allclose(x, y, rtol=0, atol=2e-5 * max(1.0, float(np.abs(y).max())))
 
 
 def test_padding_and_absent_cameras_change_nothing(run, params, batch):
