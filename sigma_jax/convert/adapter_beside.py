@@ -14,7 +14,7 @@ from sigma_jax.convert.dataset_stats import HORIZON
 from sigma_jax.convert.lerobot_policy import NormStats, read_json
 from sigma_jax.convert.source import Source
 from sigma_jax.convert.stats_source import NORM_STATS, asset_files
-from sigma_jax.data.normalize import Scaling, read_norm_stats, statistics_from
+from sigma_jax.data.normalize import Scaling, read_both, statistics_from
 from sigma_jax.errors import UserError
 from sigma_jax.hub.download import local_path
 from sigma_jax.policy import POLICY_FILE, Policy
@@ -88,7 +88,7 @@ def _found(base: Beside, folder: pathlib.Path, stats: str | None) -> Beside:
             f'expected statistics of one robot beside the adapter in {folder}, got {names}; name one: --stats'
         )
     if direct:
-        statistics = read_norm_stats(direct[0], scalings=base.policy.scalings())
+        statistics = read_both(direct[0], scalings=base.policy.scalings())
         found = dataclasses.replace(base, statistics=statistics, files={}, notes=())
         return _told(base, found, f'{direct[0].relative_to(folder)} beside the adapter', stats)
     if (exported := _from_record(base, folder)) is not None:
@@ -111,7 +111,7 @@ def _from_record(base: Beside, folder: pathlib.Path) -> Beside | None:
     own = (
         base.policy.scalings() if config.get('stats_from') == 'base' else dict.fromkeys(('state', 'actions'), Scaling())
     )
-    statistics = read_norm_stats(folder.parent / NORM_STATS, scalings=own)
+    statistics = read_both(folder.parent / NORM_STATS, scalings=own)
     flags = tuple(map(bool, config.get('relative_joints') or ())) or base.policy.relative_joints
     width = len(statistics['actions'].mean)
     policy = dataclasses.replace(base.policy, relative_joints=flags[:width], state=own['state'], actions=own['actions'])
@@ -122,7 +122,7 @@ def _of_export(folder: pathlib.Path, policy: Policy) -> NormStats | None:
     """Statistics that lie one folder up, where an export of ours keeps them."""
     file = folder.parent / NORM_STATS
     exported = (folder.parent / EXPORT).is_file() and file.is_file()
-    return read_norm_stats(file, scalings=policy.scalings()) if exported else None
+    return read_both(file, scalings=policy.scalings()) if exported else None
 
 
 def _told(base: Beside, found: Beside, source: str, stats: str | None) -> Beside:

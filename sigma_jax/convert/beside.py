@@ -18,10 +18,10 @@ from sigma_jax.backbones.tokenizer import NO_STATE
 from sigma_jax.convert import lerobot_files, lerobot_policy, lerobot_restate, openpi_assets, training_config
 from sigma_jax.convert.dataset_stats import HORIZON
 from sigma_jax.convert.lerobot_policy import NormStats, read_json
-from sigma_jax.convert.stats_source import NORM_STATS, asset_files, check_relative, find_statistics
+from sigma_jax.convert.stats_source import NORM_STATS, asset_files, find_statistics, other_joints
 from sigma_jax.convert.training_config import PROMPT
 from sigma_jax.data import quantiles
-from sigma_jax.data.normalize import Statistics, norm_stats_json, read_norm_stats
+from sigma_jax.data.normalize import Statistics, norm_stats_json, read_both
 from sigma_jax.errors import UserError
 from sigma_jax.policy import LEROBOT, OPENPI, OURS, POLICY_FILE, Policy, read_policy, to_json
 
@@ -39,7 +39,7 @@ class Beside:
     """`statistics` are scaled as `policy` says, None where not known; `files` go along, by name in the layout.
 
     `assumed` names what of `policy` no file says, and where it comes from (`training_config`); `told` holds sizes that
-    LeRobot's config.json is to say, whatever it says.
+    LeRobot's config.json is to say, whatever it says. `joints_known`: a file says which joints are relative.
     """
 
     policy: Policy
@@ -48,6 +48,7 @@ class Beside:
     notes: tuple[str, ...] = ()
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     told: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    joints_known: bool = True
 
 
 def read(
@@ -88,7 +89,12 @@ def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HO
             f'expected statistics of {len(flags)} actions, for which the policy says whether they are relative, got '
             f'{width} in {stats}; name those of its own robot'
         )
-    check_relative(stats, flags, width)
+    if other := other_joints(stats, flags, width):
+        if beside.joints_known:
+            raise UserError(
+                f'{other}; name statistics of such actions, the data set to compute them from, or mend {POLICY_FILE}'
+            )
+        notes.append(f'{other}, but nothing beside these weights tells: correct relative_joints in {POLICY_FILE}')
     policy = dataclasses.replace(policy, relative_joints=flags)
     return dataclasses.replace(beside, policy=policy, statistics=statistics, notes=tuple(notes))
 
@@ -123,16 +129,16 @@ def _read(folder: pathlib.Path, format: str) -> Beside:
     if lerobot:
         return Beside(lerobot.policy, lerobot.statistics, files, lerobot.notes)
     if (folder / OWN).is_file() and not asset_files(folder):
-        return _read_own(folder, OURS)
+        return dataclasses.replace(_read_own(folder, OURS), joints_known=False)
     if format == 'lerobot':
         note = 'no config.json and processors of LeRobot: computed as LeRobot 0.5 does by default; name their source'
-        return dataclasses.replace(_read_own(folder, LEROBOT), notes=(note,))
+        return dataclasses.replace(_read_own(folder, LEROBOT), notes=(note,), joints_known=False)
     return _read_openpi(folder)
 
 
 def _read_own(folder: pathlib.Path, policy: Policy) -> Beside:
     file = folder / NORM_STATS
-    return Beside(policy, read_norm_stats(file, scalings=policy.scalings()) if file.is_file() else None)
+    return Beside(policy, read_both(file, scalings=policy.scalings()) if file.is_file() else None)
 
 
 def _read_openpi(folder: pathlib.Path) -> Beside:
@@ -142,11 +148,11 @@ def _read_openpi(folder: pathlib.Path) -> Beside:
     values, origin = training_config.assumed_values(folder)
     policy, assumed = dataclasses.replace(OPENPI, prompt_state_dim=values[PROMPT]), {PROMPT: origin}
     if len(candidates) == 1:
-        statistics = read_norm_stats(candidates[0], scalings=policy.scalings())
-        return Beside(policy, statistics, {}, tuple(notes), assumed)
+        statistics = read_both(candidates[0], scalings=policy.scalings())
+        return Beside(policy, statistics, {}, tuple(notes), assumed, joints_known=False)
     names = ', '.join(path.parent.name for path in candidates)
     lack = f'assets hold statistics of several robots ({names})' if candidates else 'no norm_stats.json'
-    return Beside(policy, None, {}, (*notes, f'{lack}: name their source'), assumed)
+    return Beside(policy, None, {}, (*notes, f'{lack}: name their source'), assumed, joints_known=False)
 
 
 def write(

@@ -15,7 +15,7 @@ import numpy as np
 
 from sigma_jax import files, trees
 from sigma_jax.backbones.pi05 import Pi05Config
-from sigma_jax.convert import beside, pytorch, sizes, training_config
+from sigma_jax.convert import beside, joints, pytorch, sizes, training_config
 from sigma_jax.convert.digests import Digests
 from sigma_jax.convert.pieces import Piece, pieces
 from sigma_jax.convert.source import Source, from_memory, open_source
@@ -76,9 +76,10 @@ def convert(
     `layout` is one of `writers.LAYOUTS`; `dtype` 'stored', 'float32' or 'bfloat16' (the matrices of both Gemmas, as the
     originals). `change` maps each slice to what is written; `progress` gets bytes done and in all; `around` is written
     beside the weights instead of what lies beside the source.
-    Raises UserError if `out` exists, and where the weights differ from the digests recorded beside them.
+    Raises UserError if `out` exists, where the weights differ from the digests recorded beside them, and where
+    statistics, relative joints and the model tell of other numbers of actions.
     """
-    around = around or beside.read(source.folder, source.format)
+    around = _fitted(around or beside.read(source.folder, source.format), source.config.action_dim)
     shapes = source.shapes
     dtypes = {path: target_dtype(path, one, dtype) for path, one in source.dtypes.items()}
     todo = list(pieces(shapes))
@@ -102,6 +103,11 @@ def convert(
         (folder / RECORD).write_text(json.dumps(record, indent=1))
         (folder / sizes.CONFIG_FILE).write_text(json.dumps(sizes.to_json(source.config), indent=1))
     return record
+
+
+def _fitted(around: beside.Beside, padded: int) -> beside.Beside:
+    policy, notes = joints.fitted(around.policy, around.statistics, padded)
+    return dataclasses.replace(around, policy=policy, notes=(*around.notes, *notes))
 
 
 def target_dtype(path: str, stored: np.dtype, dtype: str) -> np.dtype:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sigma_jax.convert import dataset_stats, lerobot_policy
 from sigma_jax.convert.lerobot_policy import NormStats
 from sigma_jax.data import quantiles
-from sigma_jax.data.normalize import Scaling, read_norm_stats, statistics_from
+from sigma_jax.data.normalize import Scaling, read_both, statistics_from
 from sigma_jax.errors import UserError
 from sigma_jax.policy import read_policy
 
@@ -36,7 +36,7 @@ def find_statistics(
         note(f'{path} must hold statistics of relative actions, as this policy has them')
     direct = [file for file in (path, path / NORM_STATS) if file.is_file()]
     if direct or len(assets) == 1:
-        return _doubted(read_norm_stats((direct or assets)[0], scalings=scalings), note)
+        return _doubted(read_both((direct or assets)[0], scalings=scalings), note)
     if data:
         return dataset_stats.read(path, scalings, relative_joints, horizon, note)
     if lerobot_policy.is_here(path) and (found := lerobot_policy.read(path).statistics):
@@ -48,17 +48,15 @@ def find_statistics(
     )
 
 
-def check_relative(path: str | pathlib.Path, relative_joints: Sequence[bool], width: int) -> None:
-    """Raises UserError where the policy beside statistics of `width` actions counts others of them from the state."""
+def other_joints(path: str | pathlib.Path, relative_joints: Sequence[bool], width: int) -> str:
+    """How the policy beside statistics of `width` actions counts others of them from the state; '' if it does not."""
     theirs = _flags_beside(pathlib.Path(path))
     if theirs is None:
-        return
+        return ''
     mine, found = (_relative(flags, width) for flags in (relative_joints, theirs))
-    if mine != found:
-        raise UserError(
-            f'expected statistics of actions of which {mine}, as in this policy, got {path}, of whose policy {found}; '
-            'name statistics of such actions, or the data set, from which they are computed'
-        )
+    if mine == found:
+        return ''
+    return f'expected statistics of actions of which {mine}, as in this policy, got {path}, of whose policy {found}'
 
 
 def _relative(flags: Sequence[bool], width: int) -> str:

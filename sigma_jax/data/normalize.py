@@ -23,6 +23,7 @@ ENDS = {'quantile': ('q01', 'q99'), 'quantile10': ('q10', 'q90'), 'min_max': ('m
 NEEDS = {**ENDS, 'mean_std': ('mean', 'std'), 'identity': ()}
 FORMULAS = {'sigma': ('quantile',), 'openpi': ('quantile', 'mean_std', 'identity'), 'lerobot': tuple(NEEDS)}
 ALWAYS = ('mean', 'std')  # openpi's file has them whatever the mode
+BOTH = ('state', 'actions')
 ABSENT: Any = None  # a column that the source lacks
 
 
@@ -203,6 +204,17 @@ def read_norm_stats(
     return cut_to(found, widths or {}, str(path))
 
 
+def read_both(path: str | Path, scalings: Mapping[str, Scaling] | None = None) -> dict[str, Statistics]:
+    """`read_norm_stats` of a whole policy. Raises UserError where state or actions are absent, too."""
+    found = read_norm_stats(path, scalings=scalings)
+    if absent := [name for name in BOTH if name not in found]:
+        raise UserError(
+            f'Expected statistics of {" and ".join(BOTH)} in {path}, got {", ".join(sorted(found)) or "none"}; '
+            f'take a file that has {absent[0]} too.'
+        )
+    return found
+
+
 def cut_to(statistics: Mapping[str, Statistics], widths: Mapping[str, int], where: str) -> dict[str, Statistics]:
     """`statistics` cut to the robot's `widths`. Raises UserError, naming `where`, if they have fewer numbers."""
     cut = dict(statistics)
@@ -217,7 +229,7 @@ def cut_to(statistics: Mapping[str, Statistics], widths: Mapping[str, int], wher
 
 
 def statistics_from(entry: Mapping[str, Any], scaling: Scaling = Scaling()) -> Statistics:
-    """Statistics from {'mean': [...], ...}. Raises KeyError or ValueError for what is absent, ragged or not finite."""
+    """Statistics from {'mean': [...], ...}. Raises KeyError or ValueError for what is absent or no statistics."""
     names = [field.name for field in dataclasses.fields(Statistics) if field.name != 'scaling']
     parts = {name: np.asarray(entry[name], np.float64) for name in names if entry.get(name) is not None}
     if absent := [name for name in (*ALWAYS, *NEEDS[scaling.mode]) if name not in parts]:
@@ -225,4 +237,16 @@ def statistics_from(entry: Mapping[str, Any], scaling: Scaling = Scaling()) -> S
     shapes = {part.shape for part in parts.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1 or not all(np.isfinite(x).all() for x in parts.values()):
         raise ValueError('entries of different lengths or not finite')
+    _check_order(parts)
     return Statistics(**parts, scaling=scaling)
+
+
+def _check_order(parts: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError for numbers that no data have: a negative std, a low end above the high one."""
+    if (wrong := np.flatnonzero(parts['std'] < 0)).size:
+        raise ValueError(f'std of at least 0: {wrong[0]} has {parts["std"][wrong[0]]:g}')
+    for low, high in (ends for ends in ENDS.values() if set(ends) <= set(parts)):
+        rounding = 1e-6 * np.maximum(np.abs(parts[low]), np.abs(parts[high]))
+        if (wrong := np.flatnonzero(parts[low] > parts[high] + rounding)).size:
+            one = int(wrong[0])
+            raise ValueError(f'{low} up to {high}: {one} has {parts[low][one]:g} and {parts[high][one]:g}')

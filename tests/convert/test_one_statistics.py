@@ -157,7 +157,7 @@ def test_statistics_of_another_robot_are_refused_for_relative_joints(tmp_path, w
     ('mine', 'theirs', 'told'),
     [
         ('lerobot_mean_std', 'lerobot_0_6_1', 'which none are relative, .* of whose policy 0, 1, 2, 3, 4 are relative'),
-        ('openpi', 'lerobot_0_6_1', 'which none are relative, .* of whose policy 0, 1, 2, 3, 4 are relative'),
+        ('lerobot_0_4_4', 'lerobot_0_6_1', 'which none are relative, .* of whose policy 0, 1, 2, 3, 4 are relative'),
         ('lerobot_0_6_1', 'lerobot_min_max', 'which 0, 1, 2, 3, 4 are relative, .* of whose policy none are relative'),
     ],
 )
@@ -180,3 +180,11 @@ def test_statistics_of_other_relative_joints_are_refused(tmp_path):
         beside.read(POLICIES / 'lerobot_0_6_1', stats=tmp_path / 'all')
     write(found, tmp_path / 'same')
     assert beside.read(POLICIES / 'lerobot_0_6_1', stats=tmp_path / 'same').policy == found.policy
+
+
+@pytest.mark.parametrize('mine', [POLICIES / 'openpi', golden.FIXTURE / 'lerobot.safetensors'])
+def test_where_nothing_tells_of_relative_joints_a_note_does(mine):
+    found = beside.read(mine, 'lerobot' if mine.suffix else 'openpi-jax', stats=POLICIES / 'lerobot_0_6_1')
+    (note,) = [note for note in found.notes if 'of whose policy' in note]
+    assert '0, 1, 2, 3, 4 are relative, but nothing' in note and 'correct relative_joints in policy.json' in note
+    assert found.policy.relative_joints == ()
