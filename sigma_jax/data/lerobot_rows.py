@@ -36,7 +36,7 @@ class Rows:
             places = self.files.get(entry.index, ())
             if places and places != (entry.data,):
                 parts = [_part(self._root, path, entry.index, columns) for path in places]
-                return _complete(_joined(parts, entry), entry)
+                return _complete(_joined(parts, entry), entry, places)
         return _complete(self._named(entry, columns) if table is None else table, entry)
 
     @functools.cached_property
@@ -73,10 +73,12 @@ def _is_whole(table: pa.Table, entry: EpisodeEntry) -> bool:
     return len(table) == entry.length > 0
 
 
-def _complete(table: pa.Table, entry: EpisodeEntry) -> pa.Table:
+def _complete(table: pa.Table, entry: EpisodeEntry, places: Sequence[Path] = ()) -> pa.Table:
     if not _is_whole(table, entry):
+        others = [path for path in places if path != entry.data]
+        where = ' and '.join(map(str, [*others, entry.data] if entry.data.is_file() or not others else others))
         raise UserError(
-            f'Expected {entry.length} rows (at least 1) of episode {entry.index} in {entry.data}, '
+            f'Expected {entry.length} rows (at least 1) of episode {entry.index} in {where}, '
             f'got {len(table)}; metadata and data are from different copies, fetch both again.'
         )
     return table

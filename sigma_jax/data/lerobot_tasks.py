@@ -34,7 +34,8 @@ def _task_rows(path: Path) -> list[dict[str, Any]]:
     name = _text_column(table)
     if name is None or table.column_names.count(INDEX) != 1:
         raise UserError(
-            f'Expected columns task_index and task in {path}, got {table.column_names}; fetch the data set again.'
+            f'Expected columns task_index and task in {path}, got {table.column_names}; fetch the data set again'
+            f'{_ambiguity(table) if name is None else ""}.'
         )
     return [{INDEX: row[INDEX], 'task': row[name]} for row in rows_of(path, table.select([INDEX, name]))]
 
@@ -42,12 +43,23 @@ def _task_rows(path: Path) -> list[dict[str, Any]]:
 def _text_column(table: pa.Table) -> str | None:
     """The frame's index, whatever its name, as LeRobot takes it; else a column of a known name, else the only text."""
     names = [name for name in table.column_names if table.column_names.count(name) == 1 and name != INDEX]
-    texts = [name for name in names if _is_text(table.schema.field(name).type)]
+    texts = _texts(table)
     chosen = [name for name in (*_pandas_index(table.schema), *NAMES) if name in texts]
     if chosen:
         return chosen[0]
     known = [name for name in NAMES if name in names]  # no texts: what is wrong with them is told value by value
     return texts[0] if len(texts) == 1 else next(iter(known), None)
+
+
+def _ambiguity(table: pa.Table) -> str:
+    texts = _texts(table)
+    told = f" or, as any of the texts {texts} may be the instruction, rename the one that is it to 'task'"
+    return told if len(texts) > 1 else ''
+
+
+def _texts(table: pa.Table) -> list[str]:
+    names = [name for name in table.column_names if table.column_names.count(name) == 1 and name != INDEX]
+    return [name for name in names if _is_text(table.schema.field(name).type)]
 
 
 def _pandas_index(schema: pa.Schema) -> list[str]:

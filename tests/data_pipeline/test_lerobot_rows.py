@@ -156,6 +156,18 @@ def test_a_repeated_row_is_told(tmp_path):
         open_dataset(new).read_episode(2)
 
 
+@pytest.mark.parametrize('places', [(0, 1), (1, 2), (0, 1, 2)])
+def test_the_files_over_which_rows_lie_are_named(tmp_path, places):
+    new, _ = record(tmp_path, [0, 0, places, 1, 2], [0, 0, 0, 1, 2])
+    last = new / data_path(places[-1])
+    table = pq.read_table(last)
+    again = table.filter(pc.field('episode_index') == 2).slice(0, 1)
+    pq.write_table(pa.concat_tables([table, again]), last)
+    with pytest.raises(UserError, match='Expected 8 rows .* got 9;') as caught:
+        open_dataset(new).read_episode(2)
+    assert all(data_path(file) in str(caught.value) for file in places)
+
+
 def test_a_data_file_that_is_not_there_is_told(tmp_path):
     new, _ = record(tmp_path, *MOVED['right'])
     (new / data_path(1)).unlink()

@@ -49,6 +49,14 @@ def test_the_text_is_found(tmp_path, columns, index):
     assert read_tasks(tasks_file(tmp_path, columns, index), 'v3.0') == WANT
 
 
+@pytest.mark.parametrize('names', [('category', 'prompt'), ('a', 'b', 'c')])
+def test_two_texts_of_unknown_names_are_ambiguous(tmp_path, names):
+    root = tasks_file(tmp_path, {'task_index': [0, 1, 2], **dict.fromkeys(names, TEXTS)})
+    with pytest.raises(UserError, match="may be the instruction, rename the one that is it to 'task'") as caught:
+        read_tasks(root, 'v3.0')
+    assert f'any of the texts {list(names)} may' in str(caught.value)
+
+
 @pytest.mark.parametrize('metadata', [b'', b'{"index_columns": 3}', b'[]', b'\xff', b'{"index_columns": [["a"]]}'])
 def test_metadata_that_say_nothing_do_no_harm(tmp_path, metadata):
     root = tasks_file(tmp_path, {'task_index': [0, 1, 2], 'task': TEXTS})
