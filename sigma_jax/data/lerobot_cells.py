@@ -1,6 +1,7 @@
 """A picture cell of a parquet file: its bytes, or a file of the data set that it names."""
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,12 @@ def cell_source(cell: Any, root: Path, name: str) -> io.BytesIO | Path:
     if not require_inside(root, place).is_file():
         raise UserError(f'Expected an image of {name} at {place}, got no file there; copy the whole data set.')
     return place
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error, without the address of what was read."""
+    first = (str(error).splitlines() or [''])[0]
+    return re.sub(r' ?<[^<>]* at 0x[0-9a-fA-F]+>', '', first) or type(error).__name__
 
 
 def upright(image: Image.Image, size: tuple[int, int], name: str, what: str = 'an image') -> Image.Image:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int, Num, UInt16
 from PIL import Image
 
-from sigma_jax.data.lerobot_cells import cell_source, check_size, upright
+from sigma_jax.data.lerobot_cells import cell_source, check_size, reason_of, upright
 from sigma_jax.data.lerobot_features import picture_size
 from sigma_jax.errors import UserError
 
@@ -152,9 +152,9 @@ def _decode(cell: Any, size: tuple[int, int], name: str, root: Path) -> Num[np.n
     except UserError:
         raise
     except (*_DAMAGE, *_BOMBS) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'Expected a depth picture as PNG in {name} (or TIFF), got "{reason}"; the file is damaged, fetch it again.'
+            f'Expected a depth picture as PNG in {name} (or TIFF), got "{reason_of(error)}"; the file is damaged, '
+            'fetch it again.'
         ) from error
     finite = values[np.isfinite(values)]
     if finite.min(initial=0) < 0:
@@ -169,6 +169,12 @@ def _decode(cell: Any, size: tuple[int, int], name: str, root: Path) -> Num[np.n
 def _check(image: Image.Image, size: tuple[int, int], name: str) -> None:
     """Looks at the header only: nothing is decoded yet, and it may lie on its side."""
     check_size(image, (size, size[::-1]), name, 'depth')
+    if image.mode in ('L', 'P'):
+        raise UserError(
+            f'Expected 16-bit depth in {name}, got a picture of mode {image.mode}; only 16 bits and floats hold '
+            'distances, take it out of data.depth or, to read it as a camera, give it three channels by its shape in '
+            'meta/info.json.'
+        )
     if image.mode not in MODES:
         raise UserError(
             f'Expected 16-bit depth in {name}, got a picture of mode {image.mode}; only 16 bits and floats hold '

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from sigma_jax.data.lerobot_cells import cell_source, check_size, upright
+from sigma_jax.data.lerobot_cells import cell_source, check_size, reason_of, upright
 from sigma_jax.errors import UserError
 
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'TIFF')  # Pillow knows others that start a program, such as EPS
 MODES = ('RGB', 'RGBA', 'L', 'P')
+DEPTHS = ('I;16', 'I;16B', 'I;16L', 'I', 'F')  # of `data.depth`
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, struct.error)
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
 
@@ -32,17 +33,22 @@ def decode_cell(cell: Any, size: tuple[int, int], name: str, root: Path) -> UInt
     except UserError:
         raise
     except (*_DAMAGE, *_BOMBS) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'Expected an encoded image in {name}, got "{reason}"; the file is damaged, fetch it again.'
+            f'Expected an encoded image in {name}, got "{reason_of(error)}"; the file is damaged or '
+            f'none of {", ".join(FORMATS)}, fetch it again or store it as one of these.'
         ) from error
 
 
 def _check(image: Image.Image, size: tuple[int, int], name: str) -> None:
     """Looks at the header only: nothing is decoded yet, and it may lie on its side."""
     check_size(image, (size, size[::-1]), name)
-    if image.mode not in MODES:
+    if image.mode in DEPTHS:
         raise UserError(
             f'Expected 8-bit colour in {name}, got mode {image.mode}, as depth is stored; leave out this camera, or '
-            'name it in data.depth.'
+            'give it one channel by its shape in meta/info.json and name it in data.depth.'
+        )
+    if image.mode not in MODES:
+        raise UserError(
+            f'Expected 8-bit colour in {name}, a picture of mode {", ".join(MODES)}, got mode {image.mode}; '
+            'store it as RGB or leave out this camera.'
         )

@@ -308,8 +308,45 @@ def test_colours_in_a_whole_tiff_are_read_and_depth_is_told_as_such():
     colours = recordings.picture(1, 2, 'up')
     assert np.array_equal(decode_cell({'bytes': encoded(colours)}, SIZE, 'up', Path()), colours)
     for depth in (scene(0, 0), scene(0, 0).astype(np.float32)):
-        with pytest.raises(UserError, match='Expected 8-bit colour in up, got mode .*, as depth is stored'):
+        with pytest.raises(UserError, match='Expected 8-bit colour in up, got mode .*, as depth is stored') as caught:
             decode_cell({'bytes': encoded(depth)}, SIZE, 'up', Path())
+        assert 'give it one channel by its shape in meta/info.json and name it in data.depth' in str(caught.value)
+
+
+@pytest.mark.parametrize(('mode', 'kind'), [('LA', 'PNG'), ('1', 'PNG'), ('CMYK', 'JPEG'), ('CMYK', 'TIFF')])
+def test_other_kinds_of_colour_are_not_called_depth(mode, kind):
+    stored = io.BytesIO()
+    Image.fromarray(recordings.picture(1, 2, 'up')).convert(mode).save(stored, kind)
+    with pytest.raises(UserError, match=f'Expected 8-bit colour in up, .*got mode {mode}; store it as RGB') as caught:
+        decode_cell({'bytes': stored.getvalue()}, SIZE, 'up', Path())
+    assert 'depth' not in str(caught.value)
+
+
+@pytest.mark.parametrize('kind', ['GIF', 'BMP'])
+def test_another_format_is_told_without_addresses(kind):
+    stored = io.BytesIO()
+    Image.fromarray(recordings.picture(1, 2, 'up')).save(stored, kind)
+    with pytest.raises(UserError, match='got "cannot identify image file"; .* store it as one of these') as caught:
+        decode_cell({'bytes': stored.getvalue()}, SIZE, 'up', Path())
+    assert ' at 0x' not in str(caught.value)
+
+
+def test_a_camera_of_8_bit_grey_is_read_where_the_advice_is_followed(tmp_path):
+    """One channel makes it depth; its pictures say that it is none."""
+    root = recordings.record(tmp_path, (9,))
+    grey = [Image.fromarray(recordings.picture(0, row, 'up')).convert('L') for row in range(9)]
+    cells = [{'bytes': encoded(np.asarray(picture)), 'path': None} for picture in grey]
+    camera = recordings.CAMERAS[0]
+    recordings.edit_columns(root, 0, **{camera: cells})
+    features = json.loads((root / 'meta/info.json').read_text())['features']
+    features[camera]['shape'][-1] = 1
+    recordings.edit_info(root, features=features)
+    with pytest.raises(UserError, match='got a picture of mode L; .* give it three channels by its shape'):
+        list(open_dataset(root).read_episode(0).frames(camera, [0]))
+    features[camera]['shape'][-1] = 3
+    recordings.edit_info(root, features=features)
+    (frame,) = open_dataset(root).read_episode(0).frames(camera, [4])
+    assert np.array_equal(frame, np.asarray(grey[4].convert('RGB')))
 
 
 def test_a_lost_episode_of_depth_is_left_out_where_that_is_asked_for(tmp_path):
