@@ -24,6 +24,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.settings import check_rows
 
 ON_BAD_EPISODE = ('error', 'skip')
+SHOWN = 3  # bad episodes whose reasons a message gives
 SOURCE_SETTINGS = ('camera_map', 'state_column', 'action_column', 'rlds', 'torch_shards')
 
 
@@ -127,6 +128,11 @@ def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {})
         tables[name], dropped[name], columns[name] = _windows(dataset, config, splits[name], name, digests)
         if left_out := len(indices) - len(splits[name]):
             dropped[name]['bad episode'] = left_out
+    if bad and not splits['train']:
+        raise UserError(
+            f'Expected windows to train on, got no episode that can be read ({bad_reasons(bad)}); repair these, or '
+            'choose others in data.train_episodes.'
+        )
     if not len(tables['train']):
         raise UserError(
             f'Expected windows to train on, got none out of {len(splits["train"])} episodes ({dropped["train"]}); '
@@ -145,6 +151,12 @@ def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {})
     if config.tokenizer:
         check_text_lengths(plan, config)
     return plan
+
+
+def bad_reasons(bad: Mapping[int, str]) -> str:
+    """What is wrong with the first few bad episodes, and how many more there are."""
+    told = [f'episode {index}: {reason.rstrip(".")}' for index, reason in list(bad.items())[:SHOWN]]
+    return ' | '.join([*told, *([f'and {len(bad) - SHOWN} more'] if len(bad) > SHOWN else [])])
 
 
 def chosen_episodes(dataset: Dataset, config: DataConfig) -> dict[str, list[int]]:

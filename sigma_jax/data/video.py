@@ -19,7 +19,7 @@ DECODER = {'err_detect': 'explode', 'max_pixels': str(MAX_PIXELS)}
 
 
 class _NoFrameError(Exception):
-    """The wanted frame is not there; the text says what was wanted and what was seen."""
+    """The wanted frame is not there: the time (s) that was wanted, and that of the last frame seen, or None."""
 
 
 _DAMAGE = (av.error.FFmpegError, _NoFrameError, ValueError, ArithmeticError, MemoryError)
@@ -65,12 +65,18 @@ def read_frames(
             raise
         except _DAMAGE as error:
             if count or not seek:
-                raise _told(error, place) from error
+                raise _told(error, place, fps) from error
 
 
-def _told(error: Exception, place: str) -> UserError:
+def _told(error: Exception, place: str, fps: float) -> UserError:
     if isinstance(error, _NoFrameError):
-        wanted, seen = error.args
+        wanted, last = error.args
+        seen = 'no frame at all' if last is None else f'a frame at {last:.3f} s'
+        if last is not None and last > wanted:
+            return UserError(
+                f'Expected a frame at {wanted:.3f} s in {place}, got {seen} as the next; a frame is missing there or '
+                f'the clock is shaken, encode the video again at {fps:g} frames a second.'
+            )
         return UserError(
             f'Expected a frame at {wanted:.3f} s in {place}, got {seen} and none closer; '
             'the video is shorter than the rows, fetch or record it again.'
@@ -122,14 +128,17 @@ def _matching_frames(container, times: list[float], fps: float, seek: bool) -> I
             wanted += 1
             if wanted == len(times):
                 return
-    raise _NoFrameError(times[wanted], 'no frame at all' if last is None else f'a frame at {last:.3f} s')
+    raise _NoFrameError(times[wanted], last)
 
 
 def _colours(frame: av.VideoFrame, place: str) -> UInt8[np.ndarray, 'h x 3']:
-    if frame.format.name.startswith('gray1'):  # gray10le to gray16le; eight bits are just gray
+    if (kind := frame.format.name).startswith('gray1'):  # gray10le to gray16le; eight bits are just gray
+        depth = (
+            ", or mark it with 'is_depth_map' and a shape of one channel in meta/info.json and name it in data.depth"
+        )
         raise UserError(
-            f'Expected 8-bit colour in {place}, got {frame.format.name}, as depth is stored; leave out this camera, or '
-            "mark it with 'is_depth_map' in meta/info.json and name it in data.depth."
+            f'Expected 8-bit colour in {place}, got {kind}, as depth is stored; leave out this camera'
+            f'{depth if kind.startswith("gray12") else ""}.'
         )
     return frame.to_ndarray(format='rgb24')
 

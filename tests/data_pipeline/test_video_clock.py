@@ -124,6 +124,15 @@ def test_a_missing_frame_is_a_gap_and_nothing_moves(tmp_path) -> None:
         shown(root, 1, [8, 10, 12])
 
 
+def test_shaken_frames_are_not_called_a_short_video(tmp_path) -> None:
+    film = h264(base=Fraction(1, 3000), pts=[100 * i + 30 * (i % 2) for i in range(90)])
+    root = films.write_dataset(tmp_path, LENGTHS, **film)
+    for rows, time in (([0, 1, 5], 0.033), ([2, 3], 0.1)):
+        with pytest.raises(UserError, match=f'Expected a frame at {time:.3f} s .* the clock is shaken') as caught:
+            shown(root, 0, rows)
+        assert 'shorter' not in str(caught.value)
+
+
 @pytest.mark.parametrize('lost', [[40], [3], [31, 61], [89]])
 def test_lost_frames_without_a_gap_put_every_episode_of_the_file_in_doubt(lost: list[int], tmp_path) -> None:
     """Pictures one after another, fewer than rows: all after the lost one are those of another row."""
@@ -133,7 +142,7 @@ def test_lost_frames_without_a_gap_put_every_episode_of_the_file_in_doubt(lost: 
         with pytest.raises(UserError, match=rf'Expected 90 frames .*episode {index}.* got {90 - len(lost)} that'):
             shown(root, index, [0, 1])
     settings = {'cameras': (films.CAMERA,), 'split_fractions': (1.0, 0.0, 0.0), 'on_bad_episode': 'skip'}
-    with pytest.raises(UserError, match='Expected windows to train on'):
+    with pytest.raises(UserError, match=r'episode 0: Expected 90 frames .* \| episode 2: .*data\.train_episodes'):
         prepare(recordings.config(root, **settings), tmp_path / 'out')
 
 
