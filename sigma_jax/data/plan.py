@@ -130,8 +130,8 @@ def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {})
             dropped[name]['bad episode'] = left_out
     if bad and not splits['train']:
         raise UserError(
-            f'Expected windows to train on, got no episode that can be read ({bad_reasons(bad)}); repair these, or '
-            'choose others in data.train_episodes.'
+            f'Expected windows to train on, got none as no episode can be read ({bad_reasons(bad)}); repair '
+            'these, or choose others in data.train_episodes.'
         )
     if not len(tables['train']):
         raise UserError(
