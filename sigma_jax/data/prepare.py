@@ -18,6 +18,7 @@ from sigma_jax.data.normalize import norm_stats_json
 from sigma_jax.data.plan import DataConfig, Plan, make_plan
 from sigma_jax.data.resume import UNFINISHED, clean_up, finished_meta, identity_of, read_settings
 from sigma_jax.data.sources import Dataset, open_source
+from sigma_jax.data.spare_frames import spare_notes
 from sigma_jax.data.windows import Windows, first_windows
 
 Progress = Callable[[int, int], None]
@@ -66,6 +67,8 @@ def prepare(
             return Result(finished, was_complete=True)
         check_modalities(dataset, config)
         plan = make_plan(dataset, config, _bad_episodes(dataset, config, out, checking))
+        spare = spare_notes(dataset, (*config.cameras, *config.depth))
+        plan = dataclasses.replace(plan, notes=(*plan.notes, *spare))
         shards.write_text(out / UNFINISHED, _json(identity | {BAD: plan.bad}))
         shards.write_text(out / NORM_STATS, norm_stats_json(plan.statistics))
         meta = _write_splits(dataset, config, plan, out, progress)

@@ -10,6 +10,8 @@ import pytest
 
 from sigma_jax.data.lerobot import open_dataset
 from sigma_jax.data.prepare import prepare
+from sigma_jax.data.sources import Renamed
+from sigma_jax.data.spare_frames import spare_notes
 from sigma_jax.errors import UserError
 from tests.data_pipeline import films, lerobot_reference, recordings
 
@@ -131,6 +133,38 @@ def test_shaken_frames_are_not_called_a_short_video(tmp_path) -> None:
         with pytest.raises(UserError, match=f'Expected a frame at {time:.3f} s .* the clock is shaken') as caught:
             shown(root, 0, rows)
         assert 'shorter' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('numbers', 'listed', 'frames'),
+    [
+        (sorted([*range(90), 40]), None, 91),
+        ([*range(90), 89, 89], None, 92),
+        ([0, *range(90)], [0, 1], 91),
+        (range(90), None, 0),
+        (range(90), [1, 2], 0),
+    ],
+)
+def test_spare_frames_are_noted(numbers, listed: list[int] | None, frames: int, tmp_path) -> None:
+    """They may lie anywhere; those before the episodes that are listed are no spare ones."""
+    root = films.write_dataset(tmp_path / 'data', LENGTHS, **h264(listed=listed or [0, 1, 2]))
+    films.write_film(root / films.VIDEO.format(0), numbers, **h264())
+    config = recordings.config(root, cameras=(films.CAMERA,), split_fractions=(1.0, 0.0, 0.0))
+    notes = prepare(config, tmp_path / 'out').meta['notes']
+    rows = 58 if listed else 90
+    told = [f'{films.VIDEO.format(0)} holds {frames} frames for {rows} rows; where the spare ones']
+    assert [note[: len(told[0])] for note in notes] == (told if frames else [])
+
+
+def test_a_few_files_with_spare_frames_are_named_and_the_others_counted(tmp_path) -> None:
+    """Format v2.1, and a camera under another name."""
+    root, camera = recordings.record(tmp_path, (8, 9, 10, 11, 12), kind='video'), recordings.CAMERAS[0]
+    for index in range(5):
+        frames = [recordings.picture(index, i, camera) for i in range(8 + index + 2)]
+        recordings.write_video(root / recordings.video_path(index, camera), frames)
+    notes = spare_notes(Renamed(open_dataset(root), {'top': camera}, ''), ('top', recordings.CAMERAS[1]))
+    assert len(notes) == 4 and notes[-1] == 'and so do 2 more videos'
+    assert notes[1].startswith(f'{recordings.video_path(1, camera)} holds 11 frames for 9 rows;')
 
 
 @pytest.mark.parametrize('lost', [[40], [3], [31, 61], [89]])
