@@ -31,6 +31,7 @@ OWN = 'sigma_config.json'  # what every folder of ours has, also from before the
 KEPT = 'the policy keeps them, as it was trained by them; for a new training prepare_data.py computes exact ones'
 TRAINING = 'train_config.json'  # says how a policy came about, not what it is
 THEIRS = (lerobot_policy.CONFIG, lerobot_policy.BEFORE, lerobot_policy.AFTER)
+SIZES = {training_config.HORIZON: 'chunk_size', training_config.STEPS: 'num_inference_steps'}  # LeRobot's names
 TRAIN_CONFIG = "whether actions are relative, and the cameras' order, stand in openpi's training config: "
 
 
@@ -124,6 +125,8 @@ def _read(folder: pathlib.Path, format: str) -> Beside:
         found = _read_own(folder, own)
         stale = lerobot and found.statistics and lerobot.statistics and not _same_statistics(found, lerobot)
         notes = (f"{NORM_STATS} differs from LeRobot's processors beside it; {NORM_STATS} is used",) if stale else ()
+        if lerobot and lerobot_policy.BEFORE in lerobot.files and (other := _stale_settings(own, lerobot.policy)):
+            notes += (f"{POLICY_FILE} differs from LeRobot's processors beside it in {other}; {POLICY_FILE} is used",)
         assumed = {k: v for k, v in training_config.recorded_assumptions(folder).items() if k == PROMPT}
         return dataclasses.replace(found, files=files, notes=notes, assumed=assumed)
     if lerobot:
@@ -134,6 +137,23 @@ def _read(folder: pathlib.Path, format: str) -> Beside:
         note = 'no config.json and processors of LeRobot: computed as LeRobot 0.5 does by default; name their source'
         return dataclasses.replace(_read_own(folder, LEROBOT), notes=(note,), joints_known=False)
     return _read_openpi(folder)
+
+
+def _stale_settings(own: Policy, theirs: Policy) -> str:
+    """What LeRobot's files say otherwise, of all that they can say, in words."""
+
+    def said(one: Policy) -> dict[str, object]:
+        last = max((number for number, flag in enumerate(one.relative_joints) if flag), default=-1)
+        return {
+            'relative joints': one.relative_joints[: last + 1],
+            'normalisation of the state': one.state.mode,
+            'normalisation of the actions': one.actions.mode,
+            'a prompt with the state': one.prompt_state_dim == NO_STATE,
+            'rename map': dict(one.rename_map),
+        }
+
+    mine = said(own)
+    return ', '.join(name for name, value in said(theirs).items() if value != mine[name])
 
 
 def _read_own(folder: pathlib.Path, policy: Policy) -> Beside:
@@ -192,16 +212,24 @@ def _write_lerobot(
     theirs = {name: path for name, path in beside.files.items() if '/' not in name and name not in CARRIED}
     home = folder if layout == 'lerobot' else folder / UNDER
     if _same_lerobot(beside) or (layout != 'lerobot' and not _contradicts(beside, theirs)):
-        return theirs, []
+        return theirs, _unsaid(beside) if layout == 'lerobot' else []
     home.mkdir(exist_ok=True)
     notes = lerobot_files.write(home, beside.policy, beside.statistics, config, dtype)
     if beside.statistics is not None and _same_but_numbers(beside):
         for file in home.glob('policy_*.safetensors'):
             file.unlink()
         lerobot_restate.restate(home, theirs, beside.statistics)
-        notes = []
+        notes = _unsaid(beside)
     rest = {name: path for name, path in theirs.items() if name == TRAINING}
     return rest, notes if layout == 'lerobot' else []
+
+
+def _unsaid(beside: Beside) -> list[str]:
+    """What LeRobot's files, which go along as they are, do not say: the prompt's state, where it is another."""
+    theirs = lerobot_policy.read(beside.files[lerobot_policy.CONFIG].parent).policy
+    if (beside.policy.prompt_state_dim or 0) == (theirs.prompt_state_dim or 0):
+        return []
+    return lerobot_files.prompt_notes(beside.policy, beside.statistics)
 
 
 def _contradicts(beside: Beside, theirs: Mapping[str, pathlib.Path]) -> bool:
@@ -224,15 +252,24 @@ def _other_settings(mine: Policy, theirs: Policy) -> bool:
     return dict(mine.rename_map) != dict(theirs.rename_map)
 
 
+def sized(beside: Beside, config: Pi05Config) -> Beside:
+    """`beside` that tells LeRobot's config.json the sizes of `config` where it says others; a note says which count."""
+    file, told, notes = beside.files.get(lerobot_policy.CONFIG), dict(beside.told), []
+    settings = read_json(file) if file else {}
+    for name, theirs in SIZES.items():
+        mine = getattr(config, name)
+        if name not in told and theirs in settings and settings[theirs] != mine:
+            told[name] = mine
+            notes.append(f"{theirs} is {settings[theirs]} in LeRobot's {lerobot_policy.CONFIG}; {OWN}'s {mine} is used")
+    return dataclasses.replace(beside, told=told, notes=(*beside.notes, *notes))
+
+
 def _tell_sizes(file: pathlib.Path, told: Mapping[str, int]) -> None:
     """Puts sizes that were told into LeRobot's config.json, where there is one."""
     if not told or not file.is_file():
         return
-    settings, names = (
-        read_json(file),
-        {training_config.HORIZON: 'chunk_size', training_config.STEPS: 'num_inference_steps'},
-    )
-    new = settings | {names[name]: value for name, value in told.items()}
+    settings = read_json(file)
+    new = settings | {SIZES[name]: value for name, value in told.items()}
     if training_config.HORIZON in told and 'n_action_steps' in settings:
         new['n_action_steps'] = min(settings['n_action_steps'], told[training_config.HORIZON])
     file.write_text(json.dumps(new, indent=4))

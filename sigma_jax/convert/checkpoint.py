@@ -79,7 +79,7 @@ def convert(
     Raises UserError if `out` exists, where the weights differ from the digests recorded beside them, and where
     statistics, relative joints and the model tell of other numbers of actions.
     """
-    around = _fitted(around or beside.read(source.folder, source.format), source.config.action_dim)
+    around = _fitted(around or beside.read(source.folder, source.format), source.config)
     shapes = source.shapes
     dtypes = {path: target_dtype(path, one, dtype) for path, one in source.dtypes.items()}
     todo = list(pieces(shapes))
@@ -105,9 +105,10 @@ def convert(
     return record
 
 
-def _fitted(around: beside.Beside, padded: int) -> beside.Beside:
-    policy, notes = joints.fitted(around.policy, around.statistics, padded)
-    return dataclasses.replace(around, policy=policy, notes=(*around.notes, *notes))
+def _fitted(around: beside.Beside, config: Pi05Config) -> beside.Beside:
+    """`around` with as many flags as actions, and with the model's sizes for LeRobot's config.json; notes on both."""
+    policy, notes = joints.fitted(around.policy, around.statistics, config.action_dim)
+    return beside.sized(dataclasses.replace(around, policy=policy, notes=(*around.notes, *notes)), config)
 
 
 def target_dtype(path: str, stored: np.dtype, dtype: str) -> np.dtype:

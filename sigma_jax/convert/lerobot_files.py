@@ -187,6 +187,20 @@ def variant(sizes: Any, default: str) -> str:
     return VARIANTS.get((sizes.width, sizes.depth, sizes.mlp_dim), default)
 
 
+def prompt_notes(policy: Policy, statistics: NormStats | None) -> list[str]:
+    """What LeRobot's files cannot say of the prompt's state."""
+    if policy.prompt_state_dim == NO_STATE:
+        return [
+            f"the prompt has no state: {BEFORE} has pi0's step of a line end in place of pi0.5's of the state, and "
+            'takes outer spaces, underscores and line ends of a task as they are, unlike openpi'
+        ]
+    if policy.prompt_state_dim is None or policy.prompt_state_dim == 0:
+        return ["LeRobot before 0.5 pads the prompt's state to 32 entries, which this policy never saw"]
+    if statistics and len(statistics['state'].mean) < policy.prompt_state_dim:
+        return ["LeRobot from 0.5 on writes the robot's own state into the prompt, not the padded one"]
+    return []
+
+
 def _notes(policy: Policy, statistics: NormStats | None, config: Pi05Config) -> list[str]:
     notes = []
     if not policy.cameras:
@@ -199,15 +213,7 @@ def _notes(policy: Policy, statistics: NormStats | None, config: Pi05Config) -> 
         notes.append(f'relative actions need LeRobot 0.5.1; {BEFORE} calls the joints joint_00 and on')
     if policy.resize != 'lerobot':
         notes.append('LeRobot resizes without smoothing, unlike the original: hand it pictures of the right size')
-    if policy.prompt_state_dim == NO_STATE:
-        notes.append(
-            f"the prompt has no state: {BEFORE} has pi0's step of a line end in place of pi0.5's of the state, and "
-            'takes outer spaces, underscores and line ends of a task as they are, unlike openpi'
-        )
-    elif policy.prompt_state_dim is None or policy.prompt_state_dim == 0:
-        notes.append("LeRobot before 0.5 pads the prompt's state to 32 entries, which this policy never saw")
-    elif statistics and len(statistics['state'].mean) < policy.prompt_state_dim:
-        notes.append("LeRobot from 0.5 on writes the robot's own state into the prompt, not the padded one")
+    notes += prompt_notes(policy, statistics)
     if statistics is None:
         notes.append('statistics of state and actions are not known: hand LeRobot those of a data set')
         return notes

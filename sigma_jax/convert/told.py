@@ -10,6 +10,8 @@ from sigma_jax.errors import UserError
 
 PROMPTS = ('robot', 'none', 'padded')
 
+MOST = 1000  # twenty times pi0.5's horizon, a hundred times its steps: nobody means more
+
 
 @dataclasses.dataclass(frozen=True)
 class Told:
@@ -24,6 +26,10 @@ class Told:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise UserError(f'expected --{name} of at least 1, got {value}; give what the policy was trained with')
+            if value is not None and value > MOST:
+                raise UserError(
+                    f'expected --{name} of up to {MOST}, got {value}; give what the policy was trained with'
+                )
         if self.prompt_state is not None and self.prompt_state not in PROMPTS:
             raise UserError(f'expected --{PROMPT} among {", ".join(PROMPTS)}, got {self.prompt_state!r}; choose one')
 
