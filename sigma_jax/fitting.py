@@ -63,12 +63,14 @@ def check_cameras(policy: Policy, meta: Mapping[str, Any]) -> None:
     known = [view for view in fed if view in policy.cameras]
     if known == [view for view in policy.cameras if view in known]:
         return
-    pairs = zip(meta['camera_names'], fed, strict=True)
+    pairs = list(zip(meta['camera_names'], fed, strict=True))
+    views = (*policy.cameras, *fed)
+    order = ', '.join(name for name, _ in sorted(pairs, key=lambda pair: views.index(pair[1])))
     renamed = ', '.join(f'{name} as {view}' for name, view in pairs if name != view)
     raise UserError(
         f'expected cameras in the order of the base, {policy.cameras}, got {meta["camera_names"]} in the shards'
         f'{f" ({renamed}, by its rename map)" if renamed else ""}; '
-        'prepare them again with config.data.cameras in that order'
+        f'prepare them again with config.data.cameras in the order {order}'
     )
 
 

@@ -139,3 +139,17 @@ def test_a_rename_map_is_kept_in_policy_json(tmp_path):
     (tmp_path / 'policy.json').write_text('{"rename_map": {"a": 3}}')
     with pytest.raises(UserError, match="the policy's name for each .* 'rename_map' in .*; mend it"):
         read_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('policy', 'cameras', 'order'),
+    [
+        (Policy(cameras=('up', 'side'), rename_map=(('up', 'side'), ('side', 'up'))), ['up', 'side'], 'side, up'),
+        (Policy(cameras=('top', 'left', 'right')), ['right', 'extra', 'top'], 'top, right, extra'),
+        (Policy(cameras=('a', 'b'), rename_map=(('o.x', 'o.b'), ('o.y', 'o.a'))), ['x', 'y'], 'y, x'),
+    ],
+)  # fmt: skip
+def test_the_order_that_is_advised_is_taken(policy, cameras, order):
+    with pytest.raises(UserError, match=f'config.data.cameras in the order {order}$'):
+        fitting.check_cameras(policy, {'camera_names': cameras})
+    fitting.check_cameras(policy, {'camera_names': order.split(', ')})

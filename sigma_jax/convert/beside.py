@@ -124,7 +124,9 @@ def _read(folder: pathlib.Path, format: str) -> Beside:
     if own is not None:
         found = _read_own(folder, own)
         stale = lerobot and found.statistics and lerobot.statistics and not _same_statistics(found, lerobot)
-        notes = (f"{NORM_STATS} differs from LeRobot's processors beside it; {NORM_STATS} is used",) if stale else ()
+        notes: tuple[str, ...] = ()
+        if stale:
+            notes = (f"{NORM_STATS} differs from LeRobot's processors beside it; {NORM_STATS} is used",)
         if lerobot and lerobot_policy.BEFORE in lerobot.files and (other := _stale_settings(own, lerobot.policy)):
             notes += (f"{POLICY_FILE} differs from LeRobot's processors beside it in {other}; {POLICY_FILE} is used",)
         assumed = {k: v for k, v in training_config.recorded_assumptions(folder).items() if k == PROMPT}

@@ -5,9 +5,9 @@ openpi serves the averaged weights (EMA) wherever its training kept them; so the
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sigma_jax.errors import UserError
+from sigma_jax.errors import UserError, few
 
 Key = tuple[str, ...]
 TOPS = ('PaliGemma', 'action_in_proj', 'action_out_proj', 'time_mlp_in', 'time_mlp_out', 'state_proj')
@@ -43,7 +43,21 @@ def choose(keys: Sequence[Key], where: str) -> Chosen:
         raise UserError(f'expected one set of weights in {where}, got {names}; save the one that you mean')
     root = candidates[0] if candidates else (WEIGHTS,) if any(key[0] == WEIGHTS for key in keys) else ()
     found = [key for key in keys if key[: len(root)] == root and len(key) > len(root)]
-    return Chosen({_path(key[len(root) :]): key for key in found}, _note(root, plain, keys))
+    leaves = {_path(key[len(root) :]): key for key in found}
+    _check_whole(root, leaves, plain, keys, where)
+    return Chosen(leaves, _note(root, plain, keys))
+
+
+def _check_whole(root: Key, leaves: Collection[str], plain: Sequence[Key], keys: Sequence[Key], where: str) -> None:
+    """Raises UserError where averaged weights lack leaves that the raw ones beside them have."""
+    for raw in plain if is_averaged(root) else ():
+        whole = {_path(key[len(raw) :]) for key in keys if key[: len(raw)] == raw and _root(key) == raw}
+        if absent := sorted(whole - set(leaves)):
+            raise UserError(
+                f'expected averaged weights (EMA) as many as raw ones in {where}, got {_spell(root)} without '
+                f'{len(absent)} of {len(whole)} leaves of {_spell(raw)}: {few(absent, ", ")}; save it whole, or '
+                f'{_spell(raw)} alone'
+            )
 
 
 def _root(key: Key) -> Key | None:

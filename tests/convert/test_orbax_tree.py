@@ -90,3 +90,16 @@ def test_a_folder_of_averaged_weights_beside_the_raw_ones(weights, tmp_path):
         found = checkpoint.load(named)
         assert trees.digest(found.params) == trees.digest(expected)
         assert any(one.startswith(note) for one in found.notes)
+
+
+@pytest.mark.parametrize('kept', ['PaliGemma/img', 'action_in_proj', 'PaliGemma/llm'])
+def test_averaged_weights_that_are_not_whole_are_refused_with_what_they_lack(weights, tmp_path, kept):
+    raw, averaged = weights
+    whole = trees.flatten(averaged)
+    part = {path: x for path, x in whole.items() if path.startswith(kept)}
+    save(tmp_path / 'params', {'params': raw, 'ema_params': trees.unflatten(part)})
+    with pytest.raises(UserError, match='`ema_params` without') as caught:
+        source.open_source(tmp_path)
+    lacks = sorted(set(whole) - set(part))
+    assert f'without {len(lacks)} of {len(whole)} leaves of `params`: {lacks[0]}, ' in str(caught.value)
+    assert 'save it whole, or `params` alone' in str(caught.value)
