@@ -30,8 +30,19 @@ SAID = {
 
 
 def home(adapter: str | pathlib.Path) -> pathlib.Path:
-    """The folder with adapter_config.json: the one named (a path or hub id), or the one within it that has it."""
+    """The folder with adapter_config.json: the one named (a path or hub id), or the one within it that has it.
+
+    Raises UserError, naming the right folder, for a file of an adapter and for a run with several steps.
+    """
     folder = local_path(adapter)
+    if folder.is_file():
+        raise UserError(f'expected the folder of an adapter, got the file {folder}; name --adapter={folder.parent}')
+    steps = sorted(folder.glob(f'checkpoints/*/pretrained_model/{peft_config.CONFIG}'))
+    if steps and not (folder / peft_config.CONFIG).is_file():
+        raise UserError(
+            f'expected the folder of an adapter, got the run {folder} with {len(steps)} steps; name one of them: '
+            f'--adapter={steps[-1].parent}'
+        )
     found = [folder / name for name in INSIDE if (folder / name / peft_config.CONFIG).is_file()]
     return found[0] if found else folder
 

@@ -207,6 +207,17 @@ def test_an_adapter_within_a_training_or_an_export_is_found(adapter):
     assert adapter_beside.home(step) == step / 'pretrained_model'
 
 
+@pytest.mark.parametrize('name', ['adapter_model.safetensors', 'adapter_config.json'])
+def test_a_file_of_an_adapter_and_a_run_are_refused_with_the_folder_to_name(adapter, name):
+    with pytest.raises(UserError, match=f'got the file .*{name}; name --adapter={adapter}$'):
+        adapter_beside.home(adapter / name)
+    run = adapter.parent.parent / 'training'
+    for step in ('000020', '000100'):
+        shutil.copytree(adapter, run / 'checkpoints' / step / 'pretrained_model')
+    with pytest.raises(UserError, match='with 2 steps; name one of them: --adapter=.*/000100/pretrained_model$'):
+        adapter_beside.home(run)
+
+
 @pytest.mark.parametrize('named', ['lerobot/pi05_base', None])
 @pytest.mark.parametrize('part', ['', 'adapter_model.safetensors'])
 def test_an_adapter_named_alone_is_told_from_its_base(adapter, part, named):
