@@ -12,8 +12,8 @@ import jax
 
 GIB = 2**30
 WORKER = 1.5 * GIB  # what one worker may take, its children included
-GROWN = 0.8 * GIB  # from here on a worker drops its compiled programs between modules; the next one needs the rest
-FULL = 1.05 * GIB  # and from here on between the tests of a module, though it has to compile some of them again
+GROWN = 0.75 * GIB  # from here on a worker drops its compiled programs between modules; the next one needs the rest
+FULL = 0.95 * GIB  # and from here on between the tests of a module, though it has to compile some of them again
 STEP = 0.2 * GIB  # by which it must have grown since the last time: what is no program stays
 PROC, GROUPS = pathlib.Path('/proc'), pathlib.Path('/sys/fs/cgroup')
 

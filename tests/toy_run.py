@@ -11,6 +11,7 @@ import optax
 from absl import logging
 from rich.console import Console
 
+from sigma_jax.assembly import Base
 from sigma_jax.train_step import init_state, make_step
 from sigma_jax.training import trainer
 from sigma_jax.training.devices import Devices
@@ -43,6 +44,7 @@ class ToyRun:
 
     def __init__(self, config):
         self.config, self.devices, self.frozen, self.ablation = config, Devices(jax.devices()[:1]), Frozen({}, {}), None
+        self.base = Base(None, None, '')
         numbers = grain.MapDataset.source(list(range(200))).shuffle(seed=0).batch(2, drop_remainder=True).map(example)
         self.loader = iter(numbers.to_iter_dataset())
         optimizer = optax.adam(0.1)
