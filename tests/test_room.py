@@ -103,4 +103,4 @@ def test_a_run_ends_with_the_largest_process(numprocesses, tmp_path):
     environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1])}
     out = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert 'largest process: 0.' in out and '1 passed' in out
-    assert numprocesses == '0' or ('1 worker' in out and 'gw1' not in out)
+    assert numprocesses == '0' or ('1 worker' in out and '[gw1]' not in out)
