@@ -1,4 +1,5 @@
-"""Converts a pi0.5 checkpoint between LeRobot, openpi (PyTorch, JAX) and this project's folder, and proves it equal.
+"""Converts a pi0.5 checkpoint between LeRobot, openpi (PyTorch, JAX) and this project's folder, and
+proves it equal.
 
 python convert_weights.py --checkpoint=lerobot/pi05_base --out=runs/base
 python convert_weights.py --checkpoint=runs/base --out=runs/for_lerobot --layout=lerobot
@@ -14,13 +15,24 @@ import sys
 from rich.console import Console
 from rich.table import Column, Table
 
-from sigma_jax.convert import adapter_beside, beside, checkpoint, openpi_lora, peft, source, verify, writers
+from sigma_jax.convert import (
+    adapter_beside,
+    beside,
+    checkpoint,
+    openpi_lora,
+    peft,
+    source,
+    verify,
+    writers,
+)
 from sigma_jax.convert.merge import merge_piece
 from sigma_jax.convert.told import PROMPTS, Told, as_told
 from sigma_jax.errors import UserError
 from sigma_jax.scripts import reports_user_errors, transfer_bar
 
-CHECKPOINT = 'a .safetensors file, a folder with one, with a sharded set or with orbax params, or a hub id'
+CHECKPOINT = (
+    'a .safetensors file, a folder with one, with a sharded set or with orbax params, or a hub id'
+)
 
 
 def convert(flags: argparse.Namespace, console: Console) -> int:
@@ -28,12 +40,14 @@ def convert(flags: argparse.Namespace, console: Console) -> int:
     merging = [name for name in ('adapter', 'merge_lora') if getattr(flags, name)]
     if merging and flags.dtype in ('stored', 'bfloat16'):
         raise UserError(
-            f'expected --dtype=float32 with --{merging[0]}, got {flags.dtype}: added in bfloat16, most of it is '
-            'rounded away; leave --dtype out'
+            f'expected --dtype=float32 with --{merging[0]}, got {flags.dtype}: added in bfloat16, '
+            'most of it is rounded away; leave --dtype out'
         )
     opened = source.open_source(flags.checkpoint, lora_rule(flags))
     horizon = flags.action_horizon or opened.config.action_horizon
-    around = beside.read(opened.folder, opened.format, None if flags.adapter else flags.stats, horizon)
+    around = beside.read(
+        opened.folder, opened.format, None if flags.adapter else flags.stats, horizon
+    )
     first = change = opened.factors.merge if opened.factors else None
     if flags.adapter:
         folder = adapter_beside.home(flags.adapter)
@@ -47,13 +61,26 @@ def convert(flags: argparse.Namespace, console: Console) -> int:
 
         def change(piece, array):
             array = first(piece, array) if first else array
-            return merge_piece(piece.path, piece.index, array, found.factors, peft.MERGE_LAYOUTS, found.config.alpha)
+            return merge_piece(
+                piece.path,
+                piece.index,
+                array,
+                found.factors,
+                peft.MERGE_LAYOUTS,
+                found.config.alpha,
+            )
 
-    opened, around = as_told(opened, around, Told(flags.action_horizon, flags.sample_steps, flags.prompt_state))
+    opened, around = as_told(
+        opened, around, Told(flags.action_horizon, flags.sample_steps, flags.prompt_state)
+    )
     dtype = 'float32' if merging else flags.dtype or 'stored'
     with transfer_bar(console, f'{opened.format} -> {flags.layout}') as progress:
-        record = checkpoint.convert(opened, flags.out, flags.layout, dtype, change, progress, around)
-    console.print(f'{record["format"]}: {record["parameters"]:,} parameters -> {flags.out} ({flags.layout})')
+        record = checkpoint.convert(
+            opened, flags.out, flags.layout, dtype, change, progress, around
+        )
+    console.print(
+        f'{record["format"]}: {record["parameters"]:,} parameters -> {flags.out} ({flags.layout})'
+    )
     for note in record['notes']:
         console.print(f'  {note}', highlight=False)
     return 0
@@ -70,34 +97,50 @@ def lora_rule(flags: argparse.Namespace) -> openpi_lora.Rule | None:
 
 
 def prove(flags: argparse.Namespace, console: Console) -> int:
-    """Prints how far our model is from the numbers of a public implementation; status 1 where they differ."""
+    """Prints how far our model is from the numbers of a public implementation; status 1 where they
+    differ.
+    """
     with console.status(f'{flags.checkpoint}: computing what {flags.fixture} holds'):
         rows = verify.verify(flags.checkpoint, flags.fixture, flags.tolerance, flags.dtype)
     half = flags.dtype == 'bfloat16'
-    table = Table(Column('quantity', no_wrap=True), 'of', *(Column(x, justify='right') for x in ('max abs', 'max rel')))
+    table = Table(
+        Column('quantity', no_wrap=True),
+        'of',
+        *(Column(x, justify='right') for x in ('max abs', 'max rel')),
+    )
     if half:
         table.add_column('cosine', justify='right')
     table.add_column('verdict', no_wrap=True)
     for row in rows:
-        numbers = [(row.max_abs, '.2e'), (row.max_rel, '.2e'), *([(row.cosine, '.6f')] if half else [])]
+        numbers = [
+            (row.max_abs, '.2e'),
+            (row.max_rel, '.2e'),
+            *([(row.cosine, '.6f')] if half else []),
+        ]
         cells = ('' if number is None else f'{number:{form}}' for number, form in numbers)
         verdict = row.verdict if row.differs else row.verdict.partition(' (')[0]
-        table.add_row(row.quantity, row.source, *cells, verdict, style='red' if row.differs else None)
+        table.add_row(
+            row.quantity, row.source, *cells, verdict, style='red' if row.differs else None
+        )
     console.print(table)
     good, compared = verify.passed(rows), sum(row.max_abs is not None for row in rows)
     limit = f'cosine >= {verify.COSINE}' if half else f'max rel <= {flags.tolerance:g}'
     console.print(
-        f'{compared} of {len(rows)} compared in {flags.dtype}, {limit}: ' + ('equal' if good else 'NOT equal')
+        f'{compared} of {len(rows)} compared in {flags.dtype}, {limit}: '
+        + ('equal' if good else 'NOT equal')
     )
     return 0 if good else 1
 
 
 def export(flags: argparse.Namespace, console: Console) -> int:
     """Writes what a training run gives to others."""
-    from sigma_jax.export import export_run  # needs the data packages, which a conversion does without
+    # needs the data packages, which a conversion does without
+    from sigma_jax.export import export_run
 
     with console.status(f'exporting {flags.workdir}'):
-        out = export_run(flags.workdir, flags.out, flags.step, flags.layout, flags.merge, flags.base_model)
+        out = export_run(
+            flags.workdir, flags.out, flags.step, flags.layout, flags.merge, flags.base_model
+        )
     console.print(f'{out}: ' + ', '.join(sorted(path.name for path in out.iterdir())))
     return 0
 
@@ -107,7 +150,10 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--checkpoint', required=True, help=CHECKPOINT)
     parser.add_argument('--out', required=True, help='folder to write; must not exist')
     parser.add_argument(
-        '--layout', choices=writers.LAYOUTS, default='jax', help='what to write (default: jax, for train.py and openpi)'
+        '--layout',
+        choices=writers.LAYOUTS,
+        default='jax',
+        help='what to write (default: jax, for train.py and openpi)',
     )
     parser.add_argument(
         '--dtype',
@@ -116,39 +162,54 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--adapter',
-        help='a PEFT adapter (folder or hub id) to merge in; the result is float32, its statistics those beside it',
+        help='a PEFT adapter (folder or hub id) to merge in; the result is float32, its '
+        'statistics those beside it',
     )
     parser.add_argument(
         '--merge_lora',
         action='store_true',
-        help="merge the LoRA factors in openpi's own (JAX) checkpoint by openpi's rule; the result is float32",
+        help="merge the LoRA factors in openpi's own (JAX) checkpoint by openpi's rule; the "
+        'result is float32',
     )
     parser.add_argument(
-        '--lora_alpha', help="their alpha, or two: language model,action expert (default: openpi's own)"
+        '--lora_alpha',
+        help="their alpha, or two: language model,action expert (default: openpi's own)",
     )
     parser.add_argument('--rslora', action='store_true', help='they were trained rank-stabilised')
-    parser.add_argument('--stats', help='statistics from elsewhere: norm_stats.json, a LeRobot policy or data set')
+    parser.add_argument(
+        '--stats', help='statistics from elsewhere: norm_stats.json, a LeRobot policy or data set'
+    )
     add_told(parser)
 
 
 def add_told(parser: argparse.ArgumentParser) -> None:
     """Flags for what stands in openpi's training config alone."""
-    parser.add_argument('--action_horizon', type=int, help='actions the policy was trained to give at once')
+    parser.add_argument(
+        '--action_horizon', type=int, help='actions the policy was trained to give at once'
+    )
     parser.add_argument('--sample_steps', type=int, help='steps in which it samples them')
     parser.add_argument(
         '--prompt_state',
         choices=PROMPTS,
-        help="the state in the prompt: the robot's own joints, none (openpi: discrete_state_input=False), or padded",
+        help="the state in the prompt: the robot's own joints, none (openpi: "
+        'discrete_state_input=False), or padded',
     )
 
 
 def add_verify(parser: argparse.ArgumentParser) -> None:
     """Flags of a proof."""
     parser.add_argument('--checkpoint', required=True, help=CHECKPOINT)
-    parser.add_argument('--fixture', required=True, help='folder with inputs.npz, outputs.npz, config.json')
-    parser.add_argument('--tolerance', type=float, default=1e-4, help='largest relative difference in float32')
     parser.add_argument(
-        '--dtype', choices=('float32', 'bfloat16'), default='float32', help='what our model computes in'
+        '--fixture', required=True, help='folder with inputs.npz, outputs.npz, config.json'
+    )
+    parser.add_argument(
+        '--tolerance', type=float, default=1e-4, help='largest relative difference in float32'
+    )
+    parser.add_argument(
+        '--dtype',
+        choices=('float32', 'bfloat16'),
+        default='float32',
+        help='what our model computes in',
     )
 
 
@@ -158,13 +219,26 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', required=True, help='folder to write; must not exist')
     parser.add_argument('--step', type=int, help='which checkpoint (default: the newest)')
     parser.add_argument(
-        '--layout', choices=('lerobot', 'openpi-pytorch'), default='lerobot', help='of adapter and merged weights'
+        '--layout',
+        choices=('lerobot', 'openpi-pytorch'),
+        default='lerobot',
+        help='of adapter and merged weights',
     )
-    parser.add_argument('--merge', action='store_true', help='also base and trained weights as one float32 checkpoint')
-    parser.add_argument('--base-model', default='', help='what the adapter names as its base: a hub id or a folder')
+    parser.add_argument(
+        '--merge',
+        action='store_true',
+        help='also base and trained weights as one float32 checkpoint',
+    )
+    parser.add_argument(
+        '--base-model', default='', help='what the adapter names as its base: a hub id or a folder'
+    )
 
 
-COMMANDS = {'convert': (convert, add_convert), 'verify': (prove, add_verify), 'export': (export, add_export)}
+COMMANDS = {
+    'convert': (convert, add_convert),
+    'verify': (prove, add_verify),
+    'export': (export, add_export),
+}
 
 
 @reports_user_errors
@@ -175,7 +249,10 @@ def main() -> None:
     command, add_flags = COMMANDS[name]
     program = 'convert_weights.py' if name == 'convert' else f'convert_weights.py {name}'
     parser = argparse.ArgumentParser(
-        program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        program,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add_flags(parser)
     sys.exit(command(parser.parse_args(arguments), Console()))

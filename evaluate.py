@@ -1,4 +1,5 @@
-"""Evaluates trained Sigmas against their base, simple arms and each other, and writes a report to read.
+"""Evaluates trained Sigmas against their base, simple arms and each other, and writes a report to
+read.
 
     python evaluate.py --workdir=runs/sigma
     python evaluate.py --workdir=runs/sigma --splits=train,calibration     choose without reading test
@@ -6,9 +7,9 @@
     python evaluate.py --workdir=runs/ablations                            rows/<row>/seed<k>/, arms by row
     python evaluate.py --workdir=runs/ablations --workdir=pi05_lora=runs/lora0 --out=runs/comparison
 
-Writes sigma_eval_report.json, report.html and adapter.json. Each evaluation is entered in evaluations.jsonl of the
-training folder (of several: that of full Sigma with the lowest seed), so that the report can say how often the test
-split was read.
+Writes sigma_eval_report.json, report.html and adapter.json. Each evaluation is entered in
+evaluations.jsonl of the training folder (of several: that of full Sigma with the lowest seed), so
+that the report can say how often the test split was read.
 """
 
 import argparse
@@ -60,17 +61,41 @@ def request(arguments: argparse.Namespace) -> runner.Request:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add('--workdir', action='append', required=True, help='folder of a finished train.py, or of rows; several compare')
+    add(
+        '--workdir',
+        action='append',
+        required=True,
+        help='folder of a finished train.py, or of rows; several compare',
+    )
     add('--shards', type=pathlib.Path, help='prepared shards; default: those it was trained on')
     add('--out', type=pathlib.Path, help='where the report goes; default: the training folder')
     add('--splits', default=','.join(runner.SPLITS), help='default: %(default)s')
-    add('--adapter', default='default', help="'default' (max_scale chosen on calibration) or 'paper'")
-    add('--episodes_at_once', type=int, default=4, help='whole episodes a batch; default: %(default)s')
+    add(
+        '--adapter',
+        default='default',
+        help="'default' (max_scale chosen on calibration) or 'paper'",
+    )
+    add(
+        '--episodes_at_once',
+        type=int,
+        default=4,
+        help='whole episodes a batch; default: %(default)s',
+    )
     add('--checks', action='store_true', help='print CHECK A and CHECK B of the paper')
-    add('--stress', action='store_true', help='stress tests of the adapter; four more replays of the last split')
-    add('--robustness', action='store_true', help='nine perturbations; each samples the base on every window anew')
+    add(
+        '--stress',
+        action='store_true',
+        help='stress tests of the adapter; four more replays of the last split',
+    )
+    add(
+        '--robustness',
+        action='store_true',
+        help='nine perturbations; each samples the base on every window anew',
+    )
     return parser.parse_args()
 
 

@@ -6,10 +6,12 @@
     python prepare_data.py --out=runs/shards --inspect --windows=20
     python prepare_data.py --out=runs/shards --export_pt=runs/pt
 
-Stopped at any instant, the same command continues. A finished directory is left as it is. With --nosample pictures and
-prompts follow the base, and nothing is sampled: for flow matching, whose targets are the data's own. With --inspect
-nothing is prepared: what the directory holds is printed, and windows of it are drawn into its contact_sheet.png. With
---export_pt they are written as the paper's shard_*.pt (sigma_jax/data/torch_shards.py), which --source reads as well.
+Stopped at any instant, the same command continues. A finished directory is left as it is. With
+--nosample pictures and prompts follow the base, and nothing is sampled: for flow matching, whose
+targets are the data's own. With --inspect
+nothing is prepared: what the directory holds is printed, and windows of it are drawn into its
+contact_sheet.png. With --export_pt they are written as the paper's shard_*.pt
+(sigma_jax/data/torch_shards.py), which --source reads as well.
 """
 
 import functools
@@ -45,18 +47,29 @@ from sigma_jax.files import atomic_write
 from sigma_jax.policy import Policy
 from sigma_jax.scripts import run_with_config
 
-_OUT = flags.DEFINE_string('out', None, 'folder for the shards; new, empty, or one to continue', required=True)
-_BASE = flags.DEFINE_string('base', None, 'a converted pi0.5 to sample; short for --config.baselines.base')
+_OUT = flags.DEFINE_string(
+    'out', None, 'folder for the shards; new, empty, or one to continue', required=True
+)
+_BASE = flags.DEFINE_string(
+    'base', None, 'a converted pi0.5 to sample; short for --config.baselines.base'
+)
 _SAMPLE = flags.DEFINE_bool(
-    'sample', True, 'sample the base on every window; with --nosample pictures and prompts only follow it'
+    'sample',
+    True,
+    'sample the base on every window; with --nosample pictures and prompts only follow it',
 )
 _SOURCE = flags.DEFINE_string(
     'source',
     None,
-    'a LeRobot or RLDS folder, .pt shards or a hub id (owner/name@revision); short for --config.data.source',
+    'a LeRobot or RLDS folder, .pt shards or a hub id (owner/name@revision); short for '
+    '--config.data.source',
 )
-_INSPECT = flags.DEFINE_bool('inspect', False, 'print meta.json of finished shards and draw OUT/contact_sheet.png')
-_WINDOWS = flags.DEFINE_integer('windows', 12, 'how many windows --inspect draws, spread over splits and episodes')
+_INSPECT = flags.DEFINE_bool(
+    'inspect', False, 'print meta.json of finished shards and draw OUT/contact_sheet.png'
+)
+_WINDOWS = flags.DEFINE_integer(
+    'windows', 12, 'how many windows --inspect draws, spread over splits and episodes'
+)
 _EXPORT = flags.DEFINE_string(
     'export_pt', None, "new folder for finished shards as the paper's shard_*.pt; needs torch"
 )
@@ -88,7 +101,9 @@ def main(config: ConfigDict) -> None:
 
 
 def inspect(out: pathlib.Path, windows: int, console: Console) -> None:
-    """Prints what meta.json says, a table a section, and draws `windows` windows into `out`/contact_sheet.png."""
+    """Prints what meta.json says, a table a section, and draws `windows` windows into
+    `out`/contact_sheet.png.
+    """
     for title, rows in sections(read_meta(out)):
         if rows:
             console.print(section_table(title, rows))
@@ -106,7 +121,14 @@ def export_pt(shards: str, out: str, console: Console) -> None:
 
 def section_table(title: str, rows: list[tuple[str, str]]) -> Table:
     """Names and values under a title; texts are taken literally."""
-    table = Table(title=title, title_justify='left', title_style='bold', box=box.SIMPLE, show_header=False, padding=0)
+    table = Table(
+        title=title,
+        title_justify='left',
+        title_style='bold',
+        box=box.SIMPLE,
+        show_header=False,
+        padding=0,
+    )
     table.add_column(no_wrap=True, style='cyan')
     table.add_column(overflow='fold')
     for name, value in rows:
@@ -115,25 +137,37 @@ def section_table(title: str, rows: list[tuple[str, str]]) -> Table:
 
 
 def fitting_base(config: ConfigDict, sampled: bool = True) -> assembly.Base:
-    """The base, its weights unread. Raises UserError where it does not fit these windows, to be `sampled` on them."""
+    """The base, its weights unread. Raises UserError where it does not fit these windows, to be
+    `sampled` on them.
+    """
     settings = assembly.build(baselines.BaselineConfig, config.baselines.to_dict(), 'baselines')
     base = baselines.describe_policy(settings)
     if sampled:
         baselines.check_policy(base, settings, config.data.horizon)
     assembly.check_image_size(base, config.data.image_size)
     keys = config.data.cameras
-    views = {'camera_names': camera_names(keys), 'cameras': keys, 'camera_map': config.data.get('camera_map', ())}
+    views = {
+        'camera_names': camera_names(keys),
+        'cameras': keys,
+        'camera_map': config.data.get('camera_map', ()),
+    }
     fitting.check_cameras(base.policy, views)
     return base
 
 
 def accept_robot(config: ConfigDict, console: Console) -> Callable[[Dataset], None]:
-    """Says, before a data set is cut, where its robot is not the base's; to be sampled, it has to be."""
-    base = baselines.describe_policy(assembly.build(baselines.BaselineConfig, config.baselines.to_dict(), 'baselines'))
+    """Says, before a data set is cut, where its robot is not the base's; to be sampled, it has to
+    be.
+    """
+    base = baselines.describe_policy(
+        assembly.build(baselines.BaselineConfig, config.baselines.to_dict(), 'baselines')
+    )
 
     def accept(dataset: Dataset) -> None:
         try:
-            baselines.check_robot(base, {'state_names': dataset.state_names, 'action_names': dataset.action_names})
+            baselines.check_robot(
+                base, {'state_names': dataset.state_names, 'action_names': dataset.action_names}
+            )
         except UserError as error:
             if _SAMPLE.value:
                 raise
@@ -143,18 +177,26 @@ def accept_robot(config: ConfigDict, console: Console) -> Callable[[Dataset], No
 
 
 def follow_base(settings: ConfigDict, policy: Policy) -> None:
-    """Resizes pictures and writes states into prompts as the base does, where the config leaves it open."""
+    """Resizes pictures and writes states into prompts as the base does, where the config leaves it
+    open.
+    """
     settings.resize = settings.resize or policy.resize
     settings.prompt_state_dim = settings.prompt_state_dim or policy.prompt_state_dim or 0
 
 
-def prepare_shards(settings: ConfigDict, console: Console, accept: Callable[[Dataset], None] = welcome) -> Result:
+def prepare_shards(
+    settings: ConfigDict, console: Console, accept: Callable[[Dataset], None] = welcome
+) -> Result:
     """Runs `prepare` under a progress bar with an estimate of the time left."""
     with progress_bar(console) as bar:
         windows = bar.add_task('windows', total=None)
-        checked = bar.add_task('episodes checked', total=None, visible=settings.on_bad_episode == 'skip')
+        checked = bar.add_task(
+            'episodes checked', total=None, visible=settings.on_bad_episode == 'skip'
+        )
         done, tried = (functools.partial(_advance, bar, task) for task in (windows, checked))
-        return prepare(DataConfig.from_settings(settings.to_dict()), _OUT.value, done, tried, accept)
+        return prepare(
+            DataConfig.from_settings(settings.to_dict()), _OUT.value, done, tried, accept
+        )
 
 
 def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
@@ -174,7 +216,12 @@ def sample_baselines(settings: ConfigDict, console: Console) -> None:
 
 def progress_bar(console: Console) -> Progress:
     """Count, elapsed time and an estimate of the time left."""
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     return Progress(*columns, TimeRemainingColumn(), console=console)
 
 
@@ -184,10 +231,13 @@ def summarise(result: Result, console: Console) -> None:
     state = 'already complete, nothing to do' if result.was_complete else 'written'
     console.print(f'{_OUT.value}: {state}', highlight=False)
     for split, count in meta['windows'].items():
-        reasons = ', '.join(f'{number} {reason}' for reason, number in meta['dropped'][split].items() if number)
+        reasons = ', '.join(
+            f'{number} {reason}' for reason, number in meta['dropped'][split].items() if number
+        )
         episodes = len(meta['splits'][split])
         console.print(
-            f'  {split}: {count} windows of {episodes} episodes; dropped: {reasons or "none"}', highlight=False
+            f'  {split}: {count} windows of {episodes} episodes; dropped: {reasons or "none"}',
+            highlight=False,
         )
     for index, reason in meta['bad_episodes'].items() if 'bad_episodes' in meta else ():
         console.print(f'  episode {index} left out: {reason}', highlight=False, markup=False)
@@ -195,7 +245,10 @@ def summarise(result: Result, console: Console) -> None:
         console.print(f'  {note}', highlight=False, markup=False)
     for quantity, names in meta['near_constant'].items():
         if names:
-            console.print(f'  {quantity} hardly moves in {", ".join(names)}: normalisation clamped', highlight=False)
+            console.print(
+                f'  {quantity} hardly moves in {", ".join(names)}: normalisation clamped',
+                highlight=False,
+            )
 
 
 if __name__ == '__main__':

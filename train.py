@@ -4,12 +4,13 @@
     python train.py --config=configs/sigma_so101.py --workdir=runs/quick --config.steps=100 --config.seed=1
     python train.py --config=configs/sigma_so101.py --config.ablations=configs/ablations.py --workdir=runs/ablations
 
-The same command with --check says how much memory it will need, and whether that fits the GPU here or, with
---check --card_gib=24, any other; the status is 1 where it does not.
+The same command with --check says how much memory it will need, and whether that fits the GPU here
+or, with --check --card_gib=24, any other; the status is 1 where it does not.
 
-configs/defaults.py explains every value. In the work folder: train_log.csv (the columns of the paper's Table 1),
-tensorboard/, checkpoints/, config.json and, after flow matching of all weights, policy/. With ablations: all rows and
-seeds in one program, and at the end such a folder for each, rows/ROW/seedK/.
+configs/defaults.py explains every value. In the work folder: train_log.csv (the columns of the
+paper's Table 1), tensorboard/, checkpoints/, config.json and, after flow matching of all weights,
+policy/. With ablations: all rows and seeds in one program, and at the end such a folder for each,
+rows/ROW/seedK/.
 """
 
 from absl import flags
@@ -23,8 +24,12 @@ from sigma_jax.training.compilation import keep_programs
 from sigma_jax.training.devices import use_all_cores
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder for logs and checkpoints', required=True)
-CHECK = flags.DEFINE_bool('check', False, 'only say how much memory this will need, and whether it fits')
-CARD_GIB = flags.DEFINE_float('card_gib', None, 'memory of the card that --check is for (default: the one here)')
+CHECK = flags.DEFINE_bool(
+    'check', False, 'only say how much memory this will need, and whether it fits'
+)
+CARD_GIB = flags.DEFINE_float(
+    'card_gib', None, 'memory of the card that --check is for (default: the one here)'
+)
 
 
 def main(config: ConfigDict) -> int:
@@ -42,7 +47,11 @@ def main(config: ConfigDict) -> int:
 
 def members(config: ConfigDict) -> int:
     """How many trainings this config is."""
-    return len(side_by_side.with_grid(config.to_dict(), load(config.ablations))[1]) if config.ablations else 1
+    return (
+        len(side_by_side.with_grid(config.to_dict(), load(config.ablations))[1])
+        if config.ablations
+        else 1
+    )
 
 
 if __name__ == '__main__':

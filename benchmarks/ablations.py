@@ -1,15 +1,19 @@
-"""Rows x seeds in one program against one compiled step in a loop over them, from compiling to the last step.
+"""Rows x seeds in one program against one compiled step in a loop over them, from compiling to the
+last step.
 
     python benchmarks/ablations.py                             # 12 rows x 5 seeds on the embedded data, tiny pi0.5
     python benchmarks/ablations.py --steps 10 --rows 4 --seeds 2 --at-once 1 2 4
     python benchmarks/ablations.py --base runs/base --shards runs/shards --config configs/sigma_so101.py
 
-Both sides take the same batches from the loader and end with the states of all members. The loop is what plain
-training does: every member reads its own batches, and every step computes its own frozen features. Both are timed in
-turns, part by part, so that what else the machine does falls on both. Building the run (base, data, first states) is
-left out on both sides, because it is the same. On a CPU the ratio asked for includes compiling. On a GPU, where that is
-most of a short run and little of a long one, it is that of the steps after the first. The status is 1 where it is below
---at-least. --profile shows where a GPU's time goes on either side: one that is never idle gains no more by rows.
+Both sides take the same batches from the loader and end with the states of all members. The loop is
+what plain
+training does: every member reads its own batches, and every step computes its own frozen features.
+Both are timed in turns, part by part, so that what else the machine does falls on both. Building
+the run (base, data, first states) is left out on both sides, because it is the same. On a CPU the
+ratio asked for includes compiling. On a GPU, where that is most of a short run and little of a long
+one, it is that of the steps after the first. The status is 1 where it is below --at-least.
+--profile shows where a GPU's time goes on either side: one that is never idle gains no more by
+rows.
 """
 
 import argparse
@@ -42,12 +46,20 @@ TINY = 96  # width of the language model of assets/pi05_tiny
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add('--steps', type=int, default=20, help='optimiser steps of every member (20)')
     add('--rows', type=int, default=12, help='the first so many rows of --ablations (12)')
     add('--seeds', type=int, default=5, help='seeds of each row (5)')
-    add('--at-once', type=int, nargs='+', default=[0], help='members a device computes at a time; 0: as train.py does')
+    add(
+        '--at-once',
+        type=int,
+        nargs='+',
+        default=[0],
+        help='members a device computes at a time; 0: as train.py does',
+    )
     add('--loop-members', type=int, help='time the loop over so many of them and scale it up (all)')
     add('--config', default='configs/sigma_so101.py', help='of the run')
     add('--ablations', default='configs/ablations.py', help='rows')
@@ -56,8 +68,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add('--batch', type=int, help="sequences a step (the config's)")
     add('--windows', type=int, help="windows a sequence (the config's)")
     add('--turns', type=int, default=4, help='parts in which both sides are timed in turn (4)')
-    add('--profile', action='store_true', help="time by kernel group, of a step of all members and of one member's")
-    add('--at-least', type=float, help='the ratio to reach (3 on a CPU; 10 on a GPU, 4 there for a wider base)')
+    add(
+        '--profile',
+        action='store_true',
+        help="time by kernel group, of a step of all members and of one member's",
+    )
+    add(
+        '--at-least',
+        type=float,
+        help='the ratio to reach (3 on a CPU; 10 on a GPU, 4 there for a wider base)',
+    )
     return parser.parse_args(argv)
 
 
@@ -71,7 +91,9 @@ def prepare(folder: pathlib.Path) -> tuple[str, str]:
     return str(base), str(shards)
 
 
-def settings(flags: argparse.Namespace, base: str, shards: str) -> tuple[dict, list[stacked.Member]]:
+def settings(
+    flags: argparse.Namespace, base: str, shards: str
+) -> tuple[dict, list[stacked.Member]]:
     """The config of the run and its members."""
     config, grid = dict(load(flags.config)), dict(load(flags.ablations))
     config |= {'base': base, 'shards': shards, 'steps': flags.steps}
@@ -107,7 +129,9 @@ def together(run: AblationRun) -> Callable[[], Any]:
 
 
 def alone(run: AblationRun, starts: stacked.Rows, steps: int) -> Callable[[], Any]:
-    """All steps of the next member, round and round, on the first device; on a CPU that one uses all cores."""
+    """All steps of the next member, round and round, on the first device; on a CPU that one uses
+    all cores.
+    """
     device = jax.local_devices()[0]
     step = compiler.jit(run.one, donate_argnums=0)
     frozen = jax.device_put(run.frozen, device)
@@ -118,18 +142,25 @@ def alone(run: AblationRun, starts: stacked.Rows, steps: int) -> Callable[[], An
         state = jax.device_put(stacked.member_state(starts, n), device)
         gates = jax.device_put(jax.tree.map(np.float32, run.members[n].gates), device)
         for _ in range(steps):
-            state, metrics = step(state, frozen, jax.device_put(assembly.to_batch(next(batches)), device), gates)
+            state, metrics = step(
+                state, frozen, jax.device_put(assembly.to_batch(next(batches)), device), gates
+            )
         return state, metrics
 
     return member
 
 
-def measure(ours: Timed, theirs: Timed, all_members: int, flags: argparse.Namespace, console: Console) -> dict:
-    """Both sides in turns: `turns` times a share of the steps of all members, then a share of the members' steps."""
+def measure(
+    ours: Timed, theirs: Timed, all_members: int, flags: argparse.Namespace, console: Console
+) -> dict:
+    """Both sides in turns: `turns` times a share of the steps of all members, then a share of the
+    members' steps.
+    """
     steps, turns, members = flags.steps, flags.turns, flags.loop_members or all_members
     for turn in range(turns):
         console.print(
-            f'part {turn + 1} of {turns}: one program {ours.seconds:.0f} s, loop {theirs.seconds:.0f} s so far'
+            f'part {turn + 1} of {turns}: one program {ours.seconds:.0f} s, loop '
+            f'{theirs.seconds:.0f} s so far'
         )
         for _ in range(steps * turn // turns, steps * (turn + 1) // turns):
             ours()
@@ -138,9 +169,18 @@ def measure(ours: Timed, theirs: Timed, all_members: int, flags: argparse.Namesp
     # what the first call of the loop took beyond the others is compiling, which happens once
     each = (theirs.seconds - theirs.first) / max(members - 1, 1)
     loop = theirs.seconds + each * (all_members - members)
-    found = {'together': ours.seconds, 'loop': loop, 'ratio': loop / ours.seconds, 'first': ours.first, 'each': each}
+    found = {
+        'together': ours.seconds,
+        'loop': loop,
+        'ratio': loop / ours.seconds,
+        'first': ours.first,
+        'each': each,
+    }
     step = (ours.seconds - ours.first) / max(steps - 1, 1)
-    return found | {'step': step, 'later': each * all_members / (steps * step) if step else float('nan')}
+    return found | {
+        'step': step,
+        'later': each * all_members / (steps * step) if step else float('nan'),
+    }
 
 
 def by_kernel(ours: Timed, theirs: Timed, steps: int) -> Table | None:
@@ -153,36 +193,67 @@ def by_kernel(ours: Timed, theirs: Timed, steps: int) -> Table | None:
             profile = kernel_groups.record(call, pathlib.Path(folder), calls)
         if profile is None:
             return None
-        found.append({name: ms / parts for name, ms in (profile.groups | {'step': profile.step_ms}).items()})
+        found.append(
+            {name: ms / parts for name, ms in (profile.groups | {'step': profile.step_ms}).items()}
+        )
     for name in dict.fromkeys(name for groups in found for name in groups):
         out.add_row(name, *(f'{groups.get(name, 0):.2f}' for groups in found))
     return out
 
 
-def report(flags: argparse.Namespace, config: dict, members: list[stacked.Member], console: Console) -> bool:
+def report(
+    flags: argparse.Namespace, config: dict, members: list[stacked.Member], console: Console
+) -> bool:
     """Measures and prints every `--at-once`; whether the best one reaches the ratio asked for."""
     windows = config['batch_size'] * config['sequence_length']
-    out = Table('at once', 'devices', 'one program s', 'first step', 'a later one', 'loop s', 'a member', 'ratio')
+    out = Table(
+        'at once',
+        'devices',
+        'one program s',
+        'first step',
+        'a later one',
+        'loop s',
+        'a member',
+        'ratio',
+    )
     out.add_column('of later steps')
-    out.title = f'{len(members)} members, {flags.steps} steps of {windows} windows, compilation included'
-    best, wanted, asked = 0.0, flags.at_least, 'ratio' if jax.default_backend() == 'cpu' else 'later'
+    out.title = (
+        f'{len(members)} members, {flags.steps} steps of {windows} windows, compilation included'
+    )
+    best, wanted, asked = (
+        0.0,
+        flags.at_least,
+        'ratio' if jax.default_backend() == 'cpu' else 'later',
+    )
     for at_once in flags.at_once:
         start = time.perf_counter()
         run = AblationRun(config, members, at_once)
-        console.print(f'built in {time.perf_counter() - start:.0f} s; {run.at_once} members at a time')
+        console.print(
+            f'built in {time.perf_counter() - start:.0f} s; {run.at_once} members at a time'
+        )
         tiny = run.base.config.language.width <= TINY
         wanted = wanted or (3.0 if asked == 'ratio' else 10.0 if tiny else 4.0)
-        ours, theirs = Timed(together(run)), Timed(alone(run, jax.device_get(run.state), flags.steps))
+        ours, theirs = (
+            Timed(together(run)),
+            Timed(alone(run, jax.device_get(run.state), flags.steps)),
+        )
         found = measure(ours, theirs, len(run.members), flags, console)
         times = [f'{found[key]:.1f}' for key in ('together', 'first', 'step', 'loop', 'each')]
-        out.add_row(str(run.at_once), str(run.devices.count), *times, f'{found["ratio"]:.2f}', f'{found["later"]:.2f}')
+        out.add_row(
+            str(run.at_once),
+            str(run.devices.count),
+            *times,
+            f'{found["ratio"]:.2f}',
+            f'{found["later"]:.2f}',
+        )
         best = max(best, found[asked])
         if flags.profile:
             console.print(by_kernel(ours, theirs, flags.steps) or 'no GPU to profile')
     console.print(out)
     passed = best >= (wanted or 0)
     console.print(
-        f'{jax.devices()[0].device_kind}: {best:.2f} x, asked for {wanted:g} x: {"pass" if passed else "FAIL"}'
+        f'{jax.devices()[0].device_kind}: {best:.2f} x, asked for {wanted:g} x: '
+        f'{"pass" if passed else "FAIL"}'
     )
     return passed
 

@@ -1,7 +1,8 @@
-"""Is a base a real policy? Its error beside holding still and the mean action, per split of shards with baselines.
+"""Is a base a real policy? Its error beside holding still and the mean action, per split of shards
+with baselines.
 
-python prepare_data.py --config=configs/data_so101.py --source=assets/so101_mix --out=runs/mix_eval --base=runs/base
-python benchmarks/base_policy.py --shards=runs/mix_eval
+python prepare_data.py --config=configs/data_so101.py --source=assets/so101_mix --out=runs/mix_eval
+--base=runs/base python benchmarks/base_policy.py --shards=runs/mix_eval
 """
 
 import argparse
@@ -34,17 +35,35 @@ def read_split(shards: str, split: str, meta: dict) -> dict[str, np.ndarray]:
 @reports_user_errors
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--shards', required=True, help='folder of prepare_data.py, run with --base')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--shards', required=True, help='folder of prepare_data.py, run with --base'
+    )
     flags = parser.parse_args()
     meta = read_meta(flags.shards)
-    splits = {split: read_split(flags.shards, split, meta) for split in ('train', 'calibration', 'test')}
+    splits = {
+        split: read_split(flags.shards, split, meta) for split in ('train', 'calibration', 'test')
+    }
     mean = arms.mean_action(splits['train']['actions'], splits['train']['mask'])
-    table = Table('split', 'windows', 'arm', 'mse_vec', 'mse_chk', 'mse_trj', title=f'{flags.shards}, raw units')
+    table = Table(
+        'split',
+        'windows',
+        'arm',
+        'mse_vec',
+        'mse_chk',
+        'mse_trj',
+        title=f'{flags.shards}, raw units',
+    )
     for split, data in splits.items():
         shape = data['actions'].shape
         hold = arms.hold(data['state'], shape[1], shape[2])
-        for name, predicted in {'hold': hold, 'mean': np.broadcast_to(mean, shape), 'pi05': data['base']}.items():
+        for name, predicted in {
+            'hold': hold,
+            'mean': np.broadcast_to(mean, shape),
+            'pi05': data['base'],
+        }.items():
             actions = Actions.from_trajectory(predicted, meta['chunk'])  # type: ignore[arg-type]
             errors = metrics.window_errors(actions, data['actions'], data['mask'])
             values = [f'{np.mean(error):.2f}' for error in errors.values()]

@@ -1,4 +1,6 @@
-"""How busy real shards keep a training step: its time on a batch that lies there against its time fed by the loader."""
+"""How busy real shards keep a training step: its time on a batch that lies there against its time
+fed by the loader.
+"""
 
 import dataclasses
 import time
@@ -11,17 +13,24 @@ from sigma_jax.data.pipeline import make_loader
 
 
 def open_loader(case: train_cases.Case, shards: str, workers: int) -> Any:
-    """One pass over the training windows, shuffled, every picture decoded, as `train.py` reads them."""
+    """One pass over the training windows, shuffled, every picture decoded, as `train.py` reads
+    them.
+    """
     tokenizer = load_tokenizer(train_cases.settings(case)['tokenizer'])
-    sizes: dict[str, Any] = {'batch_size': case.batch // case.windows, 'sequence_length': case.windows}
+    sizes: dict[str, Any] = {
+        'batch_size': case.batch // case.windows,
+        'sequence_length': case.windows,
+    }
     reading: dict[str, Any] = {'shuffle': True, 'drop_remainder': True, 'num_workers': workers}
     return make_loader(shards, 'train', tokenizer=tokenizer, **sizes, **reading)
 
 
 def measure(case: dict, shards: str, workers: int) -> dict[str, Any]:
-    """Steps over one whole pass, then as many on one batch; neither waits for a step before it starts the next.
+    """Steps over one whole pass, then as many on one batch; neither waits for a step before it
+    starts the next.
 
-    `busy` is the share of the first in which the second would have been done: what the GPU is busy with.
+    `busy` is the share of the first in which the second would have been done: what the GPU is busy
+    with.
     """
     described = train_cases.Case(**case)
     loader = iter(open_loader(described, shards, workers))

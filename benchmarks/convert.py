@@ -1,9 +1,11 @@
-"""Converts a random full-size LeRobot checkpoint, and measures time against `cp` and peak anonymous memory.
+"""Converts a random full-size LeRobot checkpoint, and measures time against `cp` and peak anonymous
+memory.
 
 python benchmarks/convert.py --folder=/tmp/convert --dtype=bfloat16 --repeat=3
 
-Each round starts with a cold cache and ends with everything on the disk. The result is read back by plain Orbax and
-compared with the tensors it came from. Needs about 3.5 times the checkpoint's size on the disk (float32: 60 GB).
+Each round starts with a cold cache and ends with everything on the disk. The result is read back by
+plain Orbax and compared with the tensors it came from. Needs about 3.5 times the checkpoint's size
+on the disk (float32: 60 GB).
 """
 
 import argparse
@@ -33,9 +35,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 LIMIT_GIB, LIMIT_RATIO = 3.0, 2.0
 
 
-def lerobot_tensors(config: pi05.Pi05Config, dtype: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def lerobot_tensors(
+    config: pi05.Pi05Config, dtype: str
+) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """All tensors of LeRobot's policy: the rules' and the two that no rule reads."""
-    shapes = {path: leaf.shape for path, leaf in trees.flatten(pi05.abstract_params(config)).items()}
+    shapes = {
+        path: leaf.shape for path, leaf in trees.flatten(pi05.abstract_params(config)).items()
+    }
     found = {}
     for piece in pieces(shapes, whole=True):
         shape = piece.form.to_torch(np.broadcast_to(np.int8(0), piece.shape)).shape
@@ -50,7 +56,10 @@ def shallow(config: pi05.Pi05Config, layers: int | None) -> pi05.Pi05Config:
     """The same model with fewer layers in each of its three parts."""
     if layers is None:
         return config
-    parts = {k: dataclasses.replace(getattr(config, k), depth=layers) for k in ('vision', 'language', 'expert')}
+    parts = {
+        k: dataclasses.replace(getattr(config, k), depth=layers)
+        for k in ('vision', 'language', 'expert')
+    }
     return dataclasses.replace(config, **parts)
 
 
@@ -71,7 +80,12 @@ def write_random(file: pathlib.Path, config: pi05.Pi05Config, dtype: str) -> int
 
 def forget(*folders: pathlib.Path) -> None:
     """Flushes files and drops them from the page cache."""
-    for file in (f for folder in folders for f in ([folder] if folder.is_file() else folder.rglob('*')) if f.is_file()):
+    for file in (
+        f
+        for folder in folders
+        for f in ([folder] if folder.is_file() else folder.rglob('*'))
+        if f.is_file()
+    ):
         with open(file, 'rb') as handle:
             os.fsync(handle.fileno())
             os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -80,7 +94,9 @@ def forget(*folders: pathlib.Path) -> None:
 def run(command: list[str], out: pathlib.Path) -> tuple[float, float]:
     """(seconds until all of `out` is on the disk, peak anonymous memory in GiB) of one command."""
     start, peak = time.perf_counter(), 0
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {'JAX_PLATFORMS': 'cpu'}, stdout=subprocess.DEVNULL
+    )
     while process.poll() is None:
         try:
             status = pathlib.Path(f'/proc/{process.pid}/status').read_text()
@@ -95,7 +111,9 @@ def run(command: list[str], out: pathlib.Path) -> tuple[float, float]:
 
 
 def check(out: pathlib.Path, file: pathlib.Path) -> int:
-    """Reads the result with plain Orbax, leaf by leaf digest, and three tensors against the file; returns leaves."""
+    """Reads the result with plain Orbax, leaf by leaf digest, and three tensors against the file;
+    returns leaves.
+    """
     with ocp.PyTreeCheckpointer() as reader:
         params = reader.restore(out.absolute() / 'params')['params']
     record = json.loads((out / 'source.json').read_text())
@@ -105,35 +123,63 @@ def check(out: pathlib.Path, file: pathlib.Path) -> int:
     last = len(flat['PaliGemma/llm/layers/mlp/gating_einsum']) - 1
     up = tensors.read(f'model.{pytorch.PALIGEMMA}language_model.layers.{last}.mlp.up_proj.weight')
     assert np.array_equal(wide.T, up)
-    assert np.array_equal(flat['PaliGemma/llm/embedder/input_embedding'], tensors.read(f'model.{pytorch.EMBED}'))
+    assert np.array_equal(
+        flat['PaliGemma/llm/embedder/input_embedding'], tensors.read(f'model.{pytorch.EMBED}')
+    )
     return len(flat)
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--folder', type=pathlib.Path, required=True, help='working folder; emptied before and after')
-    parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='bfloat16', help="of LeRobot's file")
-    parser.add_argument('--repeat', type=int, default=3, help='rounds of cp and conversion; the medians are printed')
-    parser.add_argument('--layers', type=int, help='fewer layers than the real 27 and 18, for a quick look')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--folder',
+        type=pathlib.Path,
+        required=True,
+        help='working folder; emptied before and after',
+    )
+    parser.add_argument(
+        '--dtype', choices=('float32', 'bfloat16'), default='bfloat16', help="of LeRobot's file"
+    )
+    parser.add_argument(
+        '--repeat', type=int, default=3, help='rounds of cp and conversion; the medians are printed'
+    )
+    parser.add_argument(
+        '--layers', type=int, help='fewer layers than the real 27 and 18, for a quick look'
+    )
     flags = parser.parse_args()
     config = shallow(pi05.Pi05Config(), flags.layers)
     shutil.rmtree(flags.folder, ignore_errors=True)
     (flags.folder / 'lerobot').mkdir(parents=True)
-    file, copy, out = flags.folder / 'lerobot/model.safetensors', flags.folder / 'copy', flags.folder / 'out'
+    file, copy, out = (
+        flags.folder / 'lerobot/model.safetensors',
+        flags.folder / 'copy',
+        flags.folder / 'out',
+    )
     count, console = write_random(file, config, flags.dtype), Console()
     console.print(f'{count} tensors, {file.stat().st_size / 1e9:.2f} GB, {flags.dtype}')
     rows = []
     for _ in range(flags.repeat):
         for path in (copy, out):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(
+                missing_ok=True
+            )
         forget(file)
         copied, _ = run(['cp', str(file), str(copy)], copy)
         copy.unlink()
         forget(file)
-        script = [sys.executable, 'convert_weights.py', f'--checkpoint={file.parent}', f'--out={out}']
+        script = [
+            sys.executable,
+            'convert_weights.py',
+            f'--checkpoint={file.parent}',
+            f'--out={out}',
+        ]
         rows.append((copied, *run(script, out)))
-        console.print(f'  cp {copied:.1f} s, conversion {rows[-1][1]:.1f} s, RssAnon {rows[-1][2]:.2f} GiB')
+        console.print(
+            f'  cp {copied:.1f} s, conversion {rows[-1][1]:.1f} s, RssAnon {rows[-1][2]:.2f} GiB'
+        )
     leaves = check(out, file)
     table = Table('quantity', 'median', 'limit')
     copied, took, _ = (statistics.median(column) for column in zip(*rows, strict=True))

@@ -1,7 +1,8 @@
 """Where a step's time goes on a GPU: a profiler trace of `jax.profiler`, summed by kernel group.
 
-Groups are told by kernel names, as XLA, cuBLAS, cuDNN and Triton write them; the first pattern that matches holds. A
-fusion is named after its last operations, so that the line between element-wise work and reductions is XLA's.
+Groups are told by kernel names, as XLA, cuBLAS, cuDNN and Triton write them; the first pattern that
+matches holds. A fusion is named after its last operations, so that the line between element-wise
+work and reductions is XLA's.
 """
 
 import collections
@@ -29,7 +30,9 @@ IDLE = 'idle'
 
 @dataclasses.dataclass(frozen=True)
 class Profile:
-    """Milliseconds a step: by group (idle gaps included), of the whole step, and of the longest kernels."""
+    """Milliseconds a step: by group (idle gaps included), of the whole step, and of the longest
+    kernels.
+    """
 
     step_ms: float
     groups: dict[str, float]
@@ -54,15 +57,23 @@ def record(call: Callable[[], Any], folder: pathlib.Path, steps: int = 3) -> Pro
 
 
 def kernels_of(data: Any) -> list[tuple[str, float, float]]:
-    """(name, start, end) in nanoseconds of all that ran on the streams of the first GPU, in order of start."""
-    planes = sorted((p for p in data.planes if re.fullmatch(r'/device:GPU:\d+', p.name)), key=lambda p: p.name)
+    """(name, start, end) in nanoseconds of all that ran on the streams of the first GPU, in order
+    of start.
+    """
+    planes = sorted(
+        (p for p in data.planes if re.fullmatch(r'/device:GPU:\d+', p.name)), key=lambda p: p.name
+    )
     streams = [line for line in planes[0].lines if line.name.startswith('Stream')] if planes else []
-    events = [(e.name, e.start_ns, e.start_ns + e.duration_ns) for line in streams for e in line.events]
+    events = [
+        (e.name, e.start_ns, e.start_ns + e.duration_ns) for line in streams for e in line.events
+    ]
     return sorted(events, key=lambda event: event[1])
 
 
 def summarise(kernels: Iterable[tuple[str, float, float]], steps: int) -> Profile | None:
-    """Sums by group. Kernels of several streams may overlap: groups add up to the step, then, or to a little more."""
+    """Sums by group. Kernels of several streams may overlap: groups add up to the step, then, or to
+    a little more.
+    """
     kernels = list(kernels)
     if not kernels:
         return None
@@ -77,7 +88,9 @@ def summarise(kernels: Iterable[tuple[str, float, float]], steps: int) -> Profil
         groups[group(name)] += duration * scale
     span = (max(end for _, _, end in kernels) - kernels[0][1]) * scale
     groups[IDLE] = span - _busy(kernels) * scale
-    longest = [(name, calls[name] // steps, duration * scale) for name, duration in _longest(time)[:30]]
+    longest = [
+        (name, calls[name] // steps, duration * scale) for name, duration in _longest(time)[:30]
+    ]
     return Profile(span, dict(_longest(groups)), longest)
 
 

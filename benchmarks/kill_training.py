@@ -1,10 +1,12 @@
-"""Kills a tiny training at random instants, fills its disk, and compares what comes out with an undisturbed run.
+"""Kills a tiny training at random instants, fills its disk, and compares what comes out with an
+undisturbed run.
 
     python benchmarks/kill_training.py --kills=50
     sudo python benchmarks/kill_training.py --kills=0 --disk=/mnt/small   # mounts a small tmpfs there
 
-A training is started again until it ends; then weights, moments and running average, the loader's position, the rows of
-the log and TensorBoard's values must be those of the undisturbed run, to the last bit. Ends with status 1 otherwise.
+A training is started again until it ends; then weights, moments and running average, the loader's
+position, the rows of the log and TensorBoard's values must be those of the undisturbed run, to the
+last bit. Ends with status 1 otherwise.
 """
 
 import argparse
@@ -47,13 +49,24 @@ VISION = {'width': 16, 'depth': 1, 'mlp_dim': 16, 'heads': 2, 'patch': 14, 'imag
 
 
 def settings(folder: pathlib.Path, steps: int) -> dict:
-    """Shards of the embedded data in `folder`, and a config of a few seconds: all weights of a very small policy."""
+    """Shards of the embedded data in `folder`, and a config of a few seconds: all weights of a very
+    small policy.
+    """
     data = data_so101.get_config().to_dict()['data'] | {'image_size': 28, 'stride': 16}
     data |= {'source': str(ROOT / data['source']), 'tokenizer': str(ROOT / data['tokenizer'])}
     prepare(DataConfig.from_settings(data), folder / 'shards')
     config = pi05_so101_mix.get_config().to_dict()
-    config['model'] |= {'vision': VISION, 'language': SMALL | {'width': 32}, 'expert': SMALL | {'adaptive': True}}
-    config |= {'trainable': ('params',), 'shards': str(folder / 'shards'), 'steps': steps, 'batch_size': 4}
+    config['model'] |= {
+        'vision': VISION,
+        'language': SMALL | {'width': 32},
+        'expert': SMALL | {'adaptive': True},
+    }
+    config |= {
+        'trainable': ('params',),
+        'shards': str(folder / 'shards'),
+        'steps': steps,
+        'batch_size': 4,
+    }
     config |= {'tokenizer': data['tokenizer'], 'compilation_cache': str(folder / 'programs')}
     return config | {'log': {'every': 1, 'shares': 0}, 'checkpoint': {'every': 5, 'keep': 2}}
 
@@ -74,7 +87,13 @@ def result(workdir: pathlib.Path) -> dict[str, Any]:
         state = jax.tree.map(np.asarray, reader.restore((last / 'state').absolute()))
     position = json.loads((last / 'loader' / 'metadata').read_text())
     rows = (workdir / 'train_log.csv').read_text()
-    return {'step': last.name, 'state': trees.digest(state), 'loader': position, 'rows': rows, 'board': board(workdir)}
+    return {
+        'step': last.name,
+        'state': trees.digest(state),
+        'loader': position,
+        'rows': rows,
+        'board': board(workdir),
+    }
 
 
 def board(workdir: pathlib.Path) -> list[tuple[int, str, float]]:
@@ -101,7 +120,9 @@ def kill_often(
     spans: tuple[float, float],
     target: Callable[[Mapping, pathlib.Path], None] = work,
 ) -> bool:
-    """Kills `kills` processes somewhere in `spans` seconds after their start; returns whether nothing differed."""
+    """Kills `kills` processes somewhere in `spans` seconds after their start; returns whether
+    nothing differed.
+    """
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['sigma_jax.training.trainer'])
     stages: collections.Counter[int] = collections.Counter()
@@ -117,25 +138,40 @@ def kill_often(
             stages[max(whole_steps(out / 'checkpoints'), default=0)] += 1
             torn += any((out / 'checkpoints').glob('*tmp*'))
             continue
-        wrong += differing(out, expected) if process.exitcode == 0 else [f'{out.name}: status {process.exitcode}']
+        wrong += (
+            differing(out, expected)
+            if process.exitcode == 0
+            else [f'{out.name}: status {process.exitcode}']
+        )
         finished += 1
         print(f'{killed} kills, {finished} trainings ended', flush=True)
         shutil.rmtree(out)
         out = folder / f'out-{finished}'
         if killed >= kills:
             break
-    print(f'{killed} kills, {torn} of them in the middle of a checkpoint; {finished} trainings ended; {wrong or "all"}'
-          f'{" differ" if wrong else " as the undisturbed one"}')  # fmt: skip
-    print('kills by newest checkpoint:', ', '.join(f'{n}: {stages[n]}' for n in sorted(stages)), flush=True)
+    print(f'{killed} kills, {torn} of them in the middle of a checkpoint; {finished} trainings '
+          f'ended; {wrong or "all"}{" differ" if wrong else " as the undisturbed one"}')  # fmt: skip
+    print(
+        'kills by newest checkpoint:',
+        ', '.join(f'{n}: {stages[n]}' for n in sorted(stages)),
+        flush=True,
+    )
     return not wrong
 
 
 def fill_disk(config: Mapping, mount: pathlib.Path, need: int, expected: Mapping) -> bool:
-    """Trains on a tmpfs that grows step by step to what is needed, each time until it is full; whether all was well."""
+    """Trains on a tmpfs that grows step by step to what is needed, each time until it is full;
+    whether all was well.
+    """
     mount.mkdir(parents=True, exist_ok=True)
     subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=8k', 'tmpfs', str(mount)], check=True)
     try:
-        return all([_fill(config, mount, size, expected) for size in [*range(8, need, need // 12), 2 * need, 4 * need]])
+        return all(
+            [
+                _fill(config, mount, size, expected)
+                for size in [*range(8, need, need // 12), 2 * need, 4 * need]
+            ]
+        )
     finally:
         subprocess.run(['umount', str(mount)], check=True)
 
@@ -148,17 +184,24 @@ def _fill(config: Mapping, mount: pathlib.Path, size: int, expected: Mapping) ->
         state, wrong = 'ended', differing(out, expected)
     except UserError as error:
         state, wrong = str(error), []
-    print(f'{size} kB: checkpoints {whole_steps(out / "checkpoints")}; {state}{wrong or ""}', flush=True)
+    print(
+        f'{size} kB: checkpoints {whole_steps(out / "checkpoints")}; {state}{wrong or ""}',
+        flush=True,
+    )
     return not wrong and (state == 'ended' or 'full disk' in state)
 
 
 def main() -> None:
     """Reads the command line, runs what it asks for, ends with status 1 where anything differed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--kills', type=int, default=50, help='how many')
     parser.add_argument('--seed', type=int, default=0, help='of the instants')
     parser.add_argument('--steps', type=int, default=150, help='of the training')
-    parser.add_argument('--disk', type=pathlib.Path, help='where to mount a small tmpfs; needs the rights to mount')
+    parser.add_argument(
+        '--disk', type=pathlib.Path, help='where to mount a small tmpfs; needs the rights to mount'
+    )
     arguments = parser.parse_args()
     random.seed(arguments.seed)
     with tempfile.TemporaryDirectory() as name:
@@ -169,7 +212,9 @@ def main() -> None:
         work(config, folder / 'undisturbed')
         longest = time.perf_counter() - began
         expected = result(folder / 'undisturbed')
-        need = sum(-(-file.stat().st_size // 4096) * 4 for file in (folder / 'undisturbed').rglob('*'))
+        need = sum(
+            -(-file.stat().st_size // 4096) * 4 for file in (folder / 'undisturbed').rglob('*')
+        )
         print(f'undisturbed: {arguments.steps} steps and {need} kB in {longest:.1f} s', flush=True)
         well = fill_disk(config, arguments.disk, need, expected) if arguments.disk else True
         if arguments.kills:

@@ -1,10 +1,11 @@
-"""LeRobot's own reader, opened and timed; runs in an environment with lerobot 0.4.4 and imports nothing of ours.
+"""LeRobot's own reader, opened and timed; runs in an environment with lerobot 0.4.4 and imports
+nothing of ours.
 
     python benchmarks/lerobot_reader.py --root=DIR --backend=pyav --workers=2 --windows=400 --size=224
 
-Prints one line of JSON. torchvision no longer decodes video and has no build for every torch; where its reader is
-missing, a stand-in over PyAV takes its place, which does what torchvision's `pyav` backend did: open, seek to the key
-frame before the first wanted time, decode from there.
+Prints one line of JSON. torchvision no longer decodes video and has no build for every torch; where
+its reader is missing, a stand-in over PyAV takes its place, which does what torchvision's `pyav`
+backend did: open, seek to the key frame before the first wanted time, decode from there.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from typing import Any
 
 
 class VideoReader:
-    """torchvision.io.VideoReader's `pyav` backend: an iterator of {'data': uint8 [3 h x], 'pts': seconds}."""
+    """torchvision.io.VideoReader's `pyav` backend: an iterator of {'data': uint8 [3 h x], 'pts':
+    seconds}.
+    """
 
     def __init__(self, path: str, stream: str = 'video') -> None:
         import av
@@ -60,15 +63,22 @@ def to_tensor(picture: Any) -> Any:
 
 
 def stand_in_for_torchvision() -> bool:
-    """Registers the stand-in where torchvision or its video reader is missing; true where it did."""
+    """Registers the stand-in where torchvision or its video reader is missing; true where it
+    did.
+    """
     if importlib.util.find_spec('torchvision') is not None:
         import torchvision.io
 
         if hasattr(torchvision.io, 'VideoReader'):
             return False
-    parts = {name: types.ModuleType(name) for name in ('torchvision', 'torchvision.io', 'torchvision.transforms')}
+    parts = {
+        name: types.ModuleType(name)
+        for name in ('torchvision', 'torchvision.io', 'torchvision.transforms')
+    }
     parts['torchvision'].__dict__.update(
-        io=parts['torchvision.io'], transforms=parts['torchvision.transforms'], set_video_backend=lambda name: None
+        io=parts['torchvision.io'],
+        transforms=parts['torchvision.transforms'],
+        set_video_backend=lambda name: None,
     )
     parts['torchvision.io'].__dict__['VideoReader'] = VideoReader
     parts['torchvision.transforms'].__dict__['ToTensor'] = lambda: to_tensor
@@ -78,18 +88,26 @@ def stand_in_for_torchvision() -> bool:
     return True
 
 
-def open_lerobot(root: str | pathlib.Path, horizon: int, backend: str = 'pyav', **options: Any) -> Any:
-    """A LeRobotDataset whose items hold `horizon` actions from their frame on (`delta_timestamps`)."""
+def open_lerobot(
+    root: str | pathlib.Path, horizon: int, backend: str = 'pyav', **options: Any
+) -> Any:
+    """A LeRobotDataset whose items hold `horizon` actions from their frame on
+    (`delta_timestamps`).
+    """
     stand_in_for_torchvision()
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     fps = json.loads((pathlib.Path(root) / 'meta/info.json').read_text())['fps']
     steps = {'action': [i / fps for i in range(horizon)]}
-    return LeRobotDataset('local/data', root=root, delta_timestamps=steps, video_backend=backend, **options)
+    return LeRobotDataset(
+        'local/data', root=root, delta_timestamps=steps, video_backend=backend, **options
+    )
 
 
 def resize(size: int, picture: Any) -> Any:
-    """float [3 h x] -> [3 size size]: aspect kept, centred on black, bilinear, as LeRobot's pi0.5 resizes."""
+    """float [3 h x] -> [3 size size]: aspect kept, centred on black, bilinear, as LeRobot's pi0.5
+    resizes.
+    """
     import torch.nn.functional as F
 
     rows, cols = picture.shape[-2:]
@@ -106,7 +124,9 @@ def payload(cameras: Sequence[str], items: Sequence[Mapping[str, Any]]) -> dict[
     import torch
 
     keys = [*cameras, 'action', 'action_is_pad', 'observation.state']
-    return {key: torch.stack([item[key] for item in items]) for key in keys} | {'task': [i['task'] for i in items]}
+    return {key: torch.stack([item[key] for item in items]) for key in keys} | {
+        'task': [i['task'] for i in items]
+    }
 
 
 def one_thread(_: int) -> None:
@@ -142,16 +162,32 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ('lerobot', 'torch', 'av')}
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         versions['torchcodec'] = importlib.metadata.version('torchcodec')
-    return {'windows_per_s': windows / seconds, 'windows': windows, 'pictures': shape, 'versions': versions}
+    return {
+        'windows_per_s': windows / seconds,
+        'windows': windows,
+        'pictures': shape,
+        'versions': versions,
+    }
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--root', required=True)
-    parser.add_argument('--starts', required=True, help='JSON list of frame numbers, in the order of access')
+    parser.add_argument(
+        '--starts', required=True, help='JSON list of frame numbers, in the order of access'
+    )
     parser.add_argument('--backend', default='pyav', choices=('pyav', 'torchcodec'))
-    for name, value in (('horizon', 16), ('size', 224), ('workers', 2), ('batch', 8), ('windows', 320), ('warm', 32)):
+    for name, value in (
+        ('horizon', 16),
+        ('size', 224),
+        ('workers', 2),
+        ('batch', 8),
+        ('windows', 320),
+        ('warm', 32),
+    ):
         parser.add_argument(f'--{name}', type=int, default=value)
     json.dump(measure(parser.parse_args()), sys.stdout)
 

@@ -1,10 +1,12 @@
-"""LeRobot's PyTorch pi0.5 in the case `lora` of `benchmarks/train.py`; the last line is its row as JSON.
+"""LeRobot's PyTorch pi0.5 in the case `lora` of `benchmarks/train.py`; the last line is its row as
+JSON.
 
-LeRobot's own model with random weights, built as for the parity tests, and its own training step: bfloat16 under
-autocast, TF32 elsewhere, gradient checkpointing, AdamW on LoRA factors alone, gradients clipped. LoRA is rank 16 with
-dropout 0.05 on q, k, v and o of both Gemma experts, SigLIP and all else frozen. The factors sit in modules of our own,
-which compute what PEFT's do; PEFT is left out because its casts and bookkeeping would only slow LeRobot down. With
-`--mode compile` the loss is compiled as LeRobot's `compile_model` does it.
+LeRobot's own model with random weights, built as for the parity tests, and its own training step:
+bfloat16 under autocast, TF32 elsewhere, gradient checkpointing, AdamW on LoRA factors alone,
+gradients clipped. LoRA is rank 16 with dropout 0.05 on q, k, v and o of both Gemma experts, SigLIP
+and all else frozen. The factors sit in modules of our own, which compute what PEFT's do; PEFT is
+left out because its casts and bookkeeping would only slow LeRobot down. With `--mode compile` the
+loss is compiled as LeRobot's `compile_model` does it.
 
 Needs LeRobot >= 0.5 and no sigma_jax. `--tiny` takes the sizes of the parity fixture, for a CPU.
 """
@@ -36,11 +38,17 @@ ADAPTED = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
 
 
 class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds torchvision where there is none, as for PyTorch on a CPU: LeRobot imports it, and this run calls none."""
+    """Finds torchvision where there is none, as for PyTorch on a CPU: LeRobot imports it, and this
+    run calls none.
+    """
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         """A package for every part of torchvision."""
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.startswith('torchvision') else None
+        return (
+            importlib.machinery.ModuleSpec(name, self, is_package=True)
+            if name.startswith('torchvision')
+            else None
+        )
 
     def create_module(self, spec: Any) -> types.ModuleType:
         """A module whose every attribute is an empty class."""
@@ -58,7 +66,9 @@ class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def adapt(torch: Any, model: Any) -> list:
-    """Freezes `model`, puts factors beside the projections of both Gemma experts, and returns the factors."""
+    """Freezes `model`, puts factors beside the projections of both Gemma experts, and returns the
+    factors.
+    """
 
     class Adapted(torch.nn.Module):
         """x W + alpha / r * B A dropout(x), factors in float32."""
@@ -67,7 +77,9 @@ def adapt(torch: Any, model: Any) -> list:
             super().__init__()
             self.base, self.weight = base, base.weight  # LeRobot looks at the weight's dtype
             make = {'device': base.weight.device, 'dtype': torch.float32}
-            self.a = torch.nn.Parameter(torch.randn(RANK, base.in_features, **make) * base.in_features**-0.5)
+            self.a = torch.nn.Parameter(
+                torch.randn(RANK, base.in_features, **make) * base.in_features**-0.5
+            )
             self.b = torch.nn.Parameter(torch.zeros(base.out_features, RANK, **make))
             self.dropout = torch.nn.Dropout(DROPOUT)
 
@@ -106,7 +118,10 @@ def make_step(torch: Any, model: Any, forward: Any, batch: tuple, device: str) -
     *inputs, actions = batch
 
     def step() -> Any:
-        noise, moment = model.sample_noise(actions.shape, device), model.sample_time(len(actions), device)
+        noise, moment = (
+            model.sample_noise(actions.shape, device),
+            model.sample_time(len(actions), device),
+        )
         with torch.autocast(device.split(':')[0], dtype=torch.bfloat16):
             loss = forward(*inputs, actions, noise, moment).mean()
         loss.backward()
@@ -128,7 +143,12 @@ def measure(torch: Any, step: Any, flags: argparse.Namespace) -> dict[str, Any]:
         wait()
         times.append(time.perf_counter() - start)
     middle = statistics.median(times[3:])
-    row = {'per_s': flags.batch / middle, 'ms': 1e3 * middle, 'calls': len(times) - 3, 'first': float(loss)}
+    row = {
+        'per_s': flags.batch / middle,
+        'ms': 1e3 * middle,
+        'calls': len(times) - 3,
+        'first': float(loss),
+    }
     row |= {'fastest_ms': 1e3 * min(times[3:]), 'slowest_ms': 1e3 * max(times[3:])}
     return row | {'compile_s': times[0] - middle if flags.mode == 'compile' else None}
 
@@ -136,18 +156,27 @@ def measure(torch: Any, step: Any, flags: argparse.Namespace) -> dict[str, Any]:
 def run(flags: argparse.Namespace) -> dict[str, Any]:
     """The row."""
     torch = load('torch', 'PyTorch')
-    load('transformers.utils', 'transformers')  # looks for torchvision, and must not find the stand-in
+    # looks for torchvision, and must not find the stand-in
+    load('transformers.utils', 'transformers')
     if importlib.util.find_spec('torchvision') is None:
         sys.meta_path.append(StandIn())
     where = ['--dtype', 'bfloat16', '--device', flags.device, '--text-length', str(PROMPT)]
     where += ['--tiny-config', str(TINY)] if flags.tiny else []
-    model_flags = parse(['--library', 'lerobot', '--checkpoint', str(ROOT), '--out', str(ROOT), *where])
+    model_flags = parse(
+        ['--library', 'lerobot', '--checkpoint', str(ROOT), '--out', str(ROOT), *where]
+    )
     settings = read_settings(model_flags)
     torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = True
     model = build_lerobot(model_flags, settings)
     fill(torch, model, 0, flags.device)
-    forward = torch.compile(model.forward, mode=flags.compile_mode) if flags.mode == 'compile' else model.forward
-    step = make_step(torch, model, forward, make_batch(torch, settings, flags.batch, flags.device), flags.device)
+    forward = (
+        torch.compile(model.forward, mode=flags.compile_mode)
+        if flags.mode == 'compile'
+        else model.forward
+    )
+    step = make_step(
+        torch, model, forward, make_batch(torch, settings, flags.batch, flags.device), flags.device
+    )
     on_gpu = flags.device.startswith('cuda')
     if on_gpu:
         torch.cuda.synchronize()
@@ -156,13 +185,18 @@ def run(flags: argparse.Namespace) -> dict[str, Any]:
     row = measure(torch, step, flags)
     if on_gpu:
         row |= {'start_gib': start, 'peak_gib': torch.cuda.max_memory_allocated() / 2**30}
-        row |= {'reserved_gib': torch.cuda.max_memory_reserved() / 2**30, 'device': torch.cuda.get_device_name()}
+        row |= {
+            'reserved_gib': torch.cuda.max_memory_reserved() / 2**30,
+            'device': torch.cuda.get_device_name(),
+        }
     return row | {'torch': torch.__version__}
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--mode', choices=('eager', 'compile'), default='eager')
     parser.add_argument('--compile-mode', default='max-autotune')
     parser.add_argument('--batch', type=int, default=8)

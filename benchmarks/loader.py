@@ -1,11 +1,13 @@
-"""Windows a second: our shards and loader beside LeRobotDataset and torch's DataLoader, on the same data set.
+"""Windows a second: our shards and loader beside LeRobotDataset and torch's DataLoader, on the same
+data set.
 
     python benchmarks/loader.py --folder=/tmp/loader --lerobot-python=PATH
 
-The data set (2 cameras 480 x 640, AV1 as LeRobot encodes it: a key frame every second frame, crf 30) and its shards are
-made in `--folder` unless they lie there already. Both sides deliver, in random order, one frame of both cameras at 224
-pixels, 16 actions, state and task, with two workers. `--lerobot-python` is an interpreter with lerobot 0.4.4
-(lerobot_reader.py); without it only our side runs.
+The data set (2 cameras 480 x 640, AV1 as LeRobot encodes it: a key frame every second frame, crf
+30) and its shards are made in `--folder` unless they lie there already. Both sides deliver, in
+random order, one frame of both cameras at 224 pixels, 16 actions, state and task, with two workers.
+`--lerobot-python` is an interpreter with lerobot 0.4.4 (lerobot_reader.py); without it only our
+side runs.
 """
 
 import argparse
@@ -47,7 +49,9 @@ def texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def film(rng: np.random.Generator, surface: np.ndarray, length: int) -> np.ndarray:
-    """A camera gliding over `surface` behind a moving block, with sensor noise: uint8 [length 480 640 3]."""
+    """A camera gliding over `surface` behind a moving block, with sensor noise: uint8 [length 480
+    640 3].
+    """
     phase, frames = rng.uniform(0, 6, 4), np.empty((length, HEIGHT, WIDTH, 3), np.uint8)
     noise = rng.integers(0, 5, (4, HEIGHT, WIDTH, 3)).astype(np.uint8)
     for n in range(length):
@@ -92,7 +96,9 @@ def starts(episodes: int, length: int) -> list[int]:
     return np.random.default_rng(1).permutation(whole.ravel()).tolist()
 
 
-def ours(shards: pathlib.Path, workers: int, windows: int, batch: int, warm: int, **options: Any) -> float:
+def ours(
+    shards: pathlib.Path, workers: int, windows: int, batch: int, warm: int, **options: Any
+) -> float:
     """Windows a second, once the first `warm` have come."""
     tokenizer = load_tokenizer(data_so101.get_config().data.tokenizer)
     loader = make_loader(
@@ -115,38 +121,73 @@ def ours(shards: pathlib.Path, workers: int, windows: int, batch: int, warm: int
     return counted / (time.perf_counter() - begun)
 
 
-def theirs(python: str, source: pathlib.Path, args: argparse.Namespace, backend: str, size: int) -> dict[str, Any]:
+def theirs(
+    python: str, source: pathlib.Path, args: argparse.Namespace, backend: str, size: int
+) -> dict[str, Any]:
     """What LeRobot's side reports."""
     order = args.folder / 'starts.json'
     order.write_text(json.dumps(starts(args.episodes, args.frames)))
-    numbers = {'workers': WORKERS, 'batch': args.batch, 'windows': args.lerobot_windows, 'warm': args.warm}
-    options = {'root': source, 'starts': order, 'backend': backend, 'size': size, 'horizon': HORIZON} | numbers
+    numbers = {
+        'workers': WORKERS,
+        'batch': args.batch,
+        'windows': args.lerobot_windows,
+        'warm': args.warm,
+    }
+    options = {
+        'root': source,
+        'starts': order,
+        'backend': backend,
+        'size': size,
+        'horizon': HORIZON,
+    } | numbers
     command = [python, str(HERE / 'lerobot_reader.py'), *(f'--{k}={v}' for k, v in options.items())]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def rows(args: argparse.Namespace, source: pathlib.Path, shards: pathlib.Path) -> Iterator[tuple[str, float]]:
-    """(what, windows a second), LeRobot before and after ours, so that a change of the machine shows."""
+def rows(
+    args: argparse.Namespace, source: pathlib.Path, shards: pathlib.Path
+) -> Iterator[tuple[str, float]]:
+    """(what, windows a second), LeRobot before and after ours, so that a change of the machine
+    shows.
+    """
     python = args.lerobot_python
     for backend in args.backends if python else ():
-        yield f'LeRobotDataset, {backend}', theirs(python, source, args, backend, SIZE)['windows_per_s']
+        yield (
+            f'LeRobotDataset, {backend}',
+            theirs(python, source, args, backend, SIZE)['windows_per_s'],
+        )
     for workers in (0, WORKERS):
         where = f'{workers} processes' if workers else '2 threads'
         yield f'shards, {where}', ours(shards, workers, args.windows, args.batch, args.warm)
     epoch = len(starts(args.episodes, args.frames))
-    yield 'shards, kept decoded in memory', ours(shards, 0, args.windows, args.batch, epoch, cache=True)
+    yield (
+        'shards, kept decoded in memory',
+        ours(shards, 0, args.windows, args.batch, epoch, cache=True),
+    )
     for backend in args.backends if python else ():
-        yield f'LeRobotDataset, {backend}, again', theirs(python, source, args, backend, SIZE)['windows_per_s']
+        yield (
+            f'LeRobotDataset, {backend}, again',
+            theirs(python, source, args, backend, SIZE)['windows_per_s'],
+        )
 
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--folder', type=pathlib.Path, required=True)
     parser.add_argument('--lerobot-python')
     parser.add_argument('--backends', nargs='+', default=['pyav'], choices=('pyav', 'torchcodec'))
-    defaults = {'episodes': 20, 'frames': 100, 'batch': 8, 'warm': 64, 'windows': 8000, 'lerobot_windows': 640}
+    defaults = {
+        'episodes': 20,
+        'frames': 100,
+        'batch': 8,
+        'warm': 64,
+        'windows': 8000,
+        'lerobot_windows': 640,
+    }
     for name, value in defaults.items():
         parser.add_argument(f'--{name.replace("_", "-")}', type=int, default=value)
     args = parser.parse_args()
@@ -163,7 +204,9 @@ def main() -> None:
     console.print(f'decoding: {best * len(CAMERAS):.0f} images/s (wanted {TARGET_PICTURES:.0f})')
     for backend in args.backends if args.lerobot_python else ():
         other = max(speed for name, speed in found.items() if backend in name)
-        console.print(f'ratio to LeRobotDataset, {backend}: {best / other:.1f} (wanted {TARGET_RATIO:.0f})')
+        console.print(
+            f'ratio to LeRobotDataset, {backend}: {best / other:.1f} (wanted {TARGET_RATIO:.0f})'
+        )
 
 
 if __name__ == '__main__':

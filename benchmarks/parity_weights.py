@@ -1,7 +1,9 @@
-"""Seeded random weights for LeRobot's own `PI05Pytorch`, saved as LeRobot saves them. Needs LeRobot, no sigma_jax.
+"""Seeded random weights for LeRobot's own `PI05Pytorch`, saved as LeRobot saves them. Needs
+LeRobot, no sigma_jax.
 
-Nothing passes a comparison by being ignored: no tensor is constant, norms, biases and adaptive norms included. Scales
-keep every activation of order one, queries twice that so that attention is not flat.
+Nothing passes a comparison by being ignored: no tensor is constant, norms, biases and adaptive
+norms included. Scales keep every activation of order one, queries twice that so that attention is
+not flat.
 """
 
 import argparse
@@ -50,7 +52,9 @@ def fill(torch, model, seed: int, device: str) -> None:
         for name, tensor in model.state_dict().items():
             generator = torch.Generator(device).manual_seed(seed + zlib.crc32(name.encode()))
             mean, deviation = spread(name, tuple(tensor.shape))
-            tensor.copy_(torch.randn(tensor.shape, generator=generator, device=device) * deviation + mean)
+            tensor.copy_(
+                torch.randn(tensor.shape, generator=generator, device=device) * deviation + mean
+            )
         state = model.state_dict()
         head, table = (next(key for key in state if key.endswith(end)) for end in (HEAD, TABLE))
         state[head].copy_(state[table])
@@ -58,7 +62,9 @@ def fill(torch, model, seed: int, device: str) -> None:
 
 def main() -> None:
     """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--out', required=True, type=pathlib.Path, help='folder to write')
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
     parser.add_argument('--device', default='cuda')
@@ -77,17 +83,28 @@ def main() -> None:
     say(f'random weights in {time.perf_counter() - start:.1f} s')
     start = time.perf_counter()
     flags.out.mkdir(parents=True)
-    tensors = {f'model.{name}': x.detach().cpu().clone().contiguous() for name, x in model.state_dict().items()}
-    assert any(name.endswith(UNUSED) for name in tensors), 'the expert of LeRobot keeps a head that nobody reads'
+    tensors = {
+        f'model.{name}': x.detach().cpu().clone().contiguous()
+        for name, x in model.state_dict().items()
+    }
+    assert any(name.endswith(UNUSED) for name in tensors), (
+        'the expert of LeRobot keeps a head that nobody reads'
+    )
     saving.save_file(tensors, flags.out / 'model.safetensors', metadata={'format': 'pt'})
     config = {'type': 'pi05', 'dtype': flags.dtype, 'chunk_size': settings['action_horizon']}
-    config |= {'max_action_dim': settings['action_dim'], 'num_inference_steps': settings['num_steps']}
+    config |= {
+        'max_action_dim': settings['action_dim'],
+        'num_inference_steps': settings['num_steps'],
+    }
     if flags.tiny_config:  # heads of a small image encoder are in no tensor
         config |= json.loads(pathlib.Path(flags.tiny_config).read_text())
     (flags.out / 'config.json').write_text(json.dumps(config, indent=1))
     size = (flags.out / 'model.safetensors').stat().st_size
     count = sum(x.numel() for x in tensors.values())
-    say(f'{len(tensors)} tensors, {count:,} numbers, {size / 1e9:.2f} GB saved in {time.perf_counter() - start:.1f} s')
+    say(
+        f'{len(tensors)} tensors, {count:,} numbers, {size / 1e9:.2f} GB saved in '
+        f'{time.perf_counter() - start:.1f} s'
+    )
 
 
 if __name__ == '__main__':

@@ -1,8 +1,9 @@
-"""What `benchmarks/train.py` measures of ours: steps and sampler calls with random weights, built as any run is.
+"""What `benchmarks/train.py` measures of ours: steps and sampler calls with random weights, built
+as any run is.
 
-A case is built from `configs/defaults.py` by `assembly`, `objective` and `train_step`, as `train.py` builds a run; only
-weights and batch are random. Weights are made on the host and stored as `config.quant` says, so that the device never
-holds more than they take there.
+A case is built from `configs/defaults.py` by `assembly`, `objective` and `train_step`, as
+`train.py` builds a run; only weights and batch are random. Weights are made on the host and stored
+as `config.quant` says, so that the device never holds more than they take there.
 """
 
 import dataclasses
@@ -28,8 +29,20 @@ PyTree = Any
 VIEWS, PROMPT, TEXT, JOINTS = 2, 200, 24, 6
 BLOCK = 4_194_301  # a prime: repeated, it lines up with no row of a matrix
 BOTH = (r'.*/attn/(q|kv|attn_vec)_einsum(_1)?/w',)  # q, k, v, o of language model and action expert
-FULL_SIGMA = {'num_visual': 64, 'action_width': 512, 'heads': 8, 'action_heads': 8, 'dtype': 'bfloat16'}
-TINY_SIGMA = {'num_visual': 4, 'action_width': 16, 'heads': 4, 'action_heads': 4, 'trajectory_blocks': 1}
+FULL_SIGMA = {
+    'num_visual': 64,
+    'action_width': 512,
+    'heads': 8,
+    'action_heads': 8,
+    'dtype': 'bfloat16',
+}
+TINY_SIGMA = {
+    'num_visual': 4,
+    'action_width': 16,
+    'heads': 4,
+    'action_heads': 4,
+    'trajectory_blocks': 1,
+}
 EXPERT = {'width': 32, 'depth': 2, 'mlp_dim': 64, 'heads': 8, 'kv_heads': 1, 'head_dim': 16}
 TINY_MODEL = {
     'vision': {'width': 32, 'depth': 2, 'mlp_dim': 64, 'heads': 2, 'patch': 14, 'image_size': 28},
@@ -43,7 +56,9 @@ TINY_MODEL = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One line of the table; `batch` counts windows a step, `windows` consecutive ones a sequence."""
+    """One line of the table; `batch` counts windows a step, `windows` consecutive ones a
+    sequence.
+    """
 
     kind: str  # 'lora', 'sigma', 'baselines', 'sampler'
     batch: int
@@ -55,7 +70,9 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A compiled case. `start()` runs it once and gives a number that must be finite, `wait()` until it has run."""
+    """A compiled case. `start()` runs it once and gives a number that must be finite, `wait()`
+    until it has run.
+    """
 
     start: Callable[..., jax.Array]  # of training: takes another batch of the same shapes
     wait: Callable[[], Any]
@@ -81,7 +98,9 @@ def settings(case: Case) -> dict:
     else:
         c |= {'objective': 'flow_matching', 'trainable': ('lora',)}
         c['lora']['patterns'] = BOTH
-    c['quant'] |= {'kind': 'bfloat16' if case.base == 'bf16' else case.base} | ({'tile': 16} if case.tiny else {})
+    c['quant'] |= {'kind': 'bfloat16' if case.base == 'bf16' else case.base} | (
+        {'tile': 16} if case.tiny else {}
+    )
     return c
 
 
@@ -100,7 +119,9 @@ def random_params(config: pi05.Pi05Config) -> PyTree:
 
 
 def random_batch(config: pi05.Pi05Config, case: Case) -> Batch:
-    """Windows [b g] of six joints: two views, 200 prompt tokens, 24 text tokens, actions as long as pi0.5's."""
+    """Windows [b g] of six joints: two views, 200 prompt tokens, 24 text tokens, actions as long as
+    pi0.5's.
+    """
     lead, size = (case.batch // case.windows, case.windows), config.vision.image_size
     keys = iter(jax.random.split(jax.random.key(1), 6))
     actions = jax.random.normal(next(keys), (*lead, config.action_horizon, JOINTS))
@@ -137,24 +158,33 @@ def random_stats() -> dict[str, jax.Array]:
 def pi05_config(config: Mapping) -> pi05.Pi05Config:
     """The sizes of a case."""
     run = {key: config['model'][key] for key in ('dtype', 'remat')}
-    return assembly.pi05_config(config['model'], run | {'lora': assembly.build(LoraConfig, config['lora'], 'lora')})
+    return assembly.pi05_config(
+        config['model'], run | {'lora': assembly.build(LoraConfig, config['lora'], 'lora')}
+    )
 
 
 def build(case: Case, batch: Batch | None = None) -> Program:
-    """The compiled program of a case, its weights and its batch, `batch` or a random one, on the device."""
+    """The compiled program of a case, its weights and its batch, `batch` or a random one, on the
+    device.
+    """
     config = settings(case)
     sizes = pi05_config(config)
     batch = jax.device_put(random_batch(sizes, case) if batch is None else batch)
     goal = assembly.make_objective(config, assembly.Base(sizes, None, 'random'), batch)
     params = assembly.store_base(config, assembly.Base(sizes, random_params(sizes), 'random'), goal)
-    base, frozen = assembly.Base(sizes, pi05.abstract_params(sizes), 'random'), Frozen(params, random_stats())
+    base, frozen = (
+        assembly.Base(sizes, pi05.abstract_params(sizes), 'random'),
+        Frozen(params, random_stats()),
+    )
     flops = model_flops(case, sizes, config['sigma'])
     if case.kind in ('lora', 'sigma'):
         return training_program(config, base, goal, frozen, batch, flops)
     return sampler_program(base, frozen, batch, flops)
 
 
-def compiled(function: Callable, *inputs: Any, triton: bool = False, **options: Any) -> tuple[Any, float]:
+def compiled(
+    function: Callable, *inputs: Any, triton: bool = False, **options: Any
+) -> tuple[Any, float]:
     """(the program, seconds to trace and compile it)."""
     start = time.perf_counter()
     with uncollected():
@@ -172,7 +202,9 @@ def training_program(
     holder, gates = [init_state(0, trainable, optimizer)], assembly.make_ablation(config)
     del trainable  # donated with the first step: only the holder may keep it
     compiling = {'donate_argnums': 0, 'triton': config['triton']}
-    step, seconds = compiled(make_step(goal, optimizer), holder[0], frozen, batch, gates, **compiling)
+    step, seconds = compiled(
+        make_step(goal, optimizer), holder[0], frozen, batch, gates, **compiling
+    )
 
     def start(batch: Batch = batch) -> jax.Array:
         holder[0], metrics = step(holder[0], frozen, batch, gates)
@@ -187,7 +219,9 @@ def sampler_program(base: assembly.Base, frozen: Frozen, batch: Batch, flops: fl
     keys = jax.random.split(jax.random.key(2), batch.mask.shape[0])
 
     def sample(params, keys, observation):
-        return unnormalize_actions(pi05.BoundPi05(base.config, params).sample_actions(keys, observation), frozen.stats)
+        return unnormalize_actions(
+            pi05.BoundPi05(base.config, params).sample_actions(keys, observation), frozen.stats
+        )
 
     program, seconds = compiled(sample, frozen.params, keys, observation)
     holder: list = [None]
@@ -200,16 +234,24 @@ def sampler_program(base: assembly.Base, frozen: Frozen, batch: Batch, flops: fl
 
 
 def model_flops(case: Case, config: pi05.Pi05Config, sigma: Mapping) -> float:
-    """Operations of one call: 2 x parameters x tokens for image encoder, language model and action expert.
+    """Operations of one call: 2 x parameters x tokens for image encoder, language model and action
+    expert.
 
-    A training step counts the language model three times (forward, again for rematerialisation, gradient of the
-    activations: the weights have none) and the frozen image encoder once. Attention's own products (3 % at these
-    lengths), adaptive norms and Sigma's heads are left out, so a share of the ceiling is rather low than high.
+    A training step counts the language model three times (forward, again for rematerialisation,
+    gradient of the
+    activations: the weights have none) and the frozen image encoder once. Attention's own products
+    (3 % at these lengths), adaptive norms and Sigma's heads are left out, so a share of the ceiling
+    is rather low than high.
     """
     sizes = {path: leaf.size for path, leaf in trees.flatten(pi05.abstract_params(config)).items()}
-    layers = {path: n for path, n in sizes.items() if '/llm/layers/' in path and '/Dense_0/' not in path}
+    layers = {
+        path: n for path, n in sizes.items() if '/llm/layers/' in path and '/Dense_0/' not in path
+    }
     expert = sum(n for path, n in layers.items() if '_1/' in path or path.endswith('_1'))
-    language, image = sum(layers.values()) - expert, sum(n for path, n in sizes.items() if '/img/' in path)
+    language, image = (
+        sum(layers.values()) - expert,
+        sum(n for path, n in sizes.items() if '/img/' in path),
+    )
     seen = VIEWS * config.vision.tokens
     once = 2 * image * seen
     if case.kind == 'sigma':

@@ -24,7 +24,9 @@ def memory(key: str) -> float | None:
 
 
 def durations(call: Callable[[], Any], repeat: int, seconds: float) -> list[float]:
-    """Seconds of up to `repeat` synchronised calls, fewer where `seconds` are over but at least 3."""
+    """Seconds of up to `repeat` synchronised calls, fewer where `seconds` are over but at least
+    3.
+    """
     times: list[float] = []
     for _ in range(2):
         call()
@@ -49,7 +51,9 @@ def ceiling(tiny: bool) -> dict[str, Any]:
 
 
 def measure(case: dict, repeat: int, seconds: float, profile: bool) -> dict[str, Any]:
-    """The row of a case: windows a second, milliseconds, memory, compile seconds, and the profile if asked for."""
+    """The row of a case: windows a second, milliseconds, memory, compile seconds, and the profile
+    if asked for.
+    """
     described = train_cases.Case(**case)
     program = train_cases.build(described)
     start = memory('bytes_in_use')

@@ -1,4 +1,5 @@
-"""Every setting of a run with its origin; each experiment's file changes what it needs, and nothing else does.
+"""Every setting of a run with its origin; each experiment's file changes what it needs, and nothing
+else does.
 
 Origins: (paper N) section of the Sigma paper, (Table 1) its printed rows, (openpi), (ours).
 """
@@ -10,41 +11,60 @@ def get_config() -> ConfigDict:
     """Defaults of every run."""
     c = ConfigDict()
     c.objective = 'sigma'  # 'sigma' (paper 4.2) or 'flow_matching' (pi0.5's own)
-    c.trainable = ('sigma', 'lora')  # groups of leaves that learn; flow matching: ('lora',) or ('params',)
-    c.base = ''  # folder of a converted pi0.5; '' starts from random weights of the sizes in `model`
+    # groups of leaves that learn; flow matching: ('lora',) or ('params',)
+    c.trainable = ('sigma', 'lora')
+    # folder of a converted pi0.5; '' starts from random weights of the sizes in `model`
+    c.base = ''
     c.shards = ''  # folder written by prepare_data.py
-    c.tokenizer = 'assets/tokenizer/tokenizer.json'  # a tokenizer.json, a sentencepiece .model or a hub id
-    c.stats_from = 'base'  # statistics of prompts and policy actions: 'base' (the checkpoint's own) or 'shards'
-    c.relative_joints = ()  # joints whose policy actions count from the state (openpi: DeltaActions); (): as the base
+    # a tokenizer.json, a sentencepiece .model or a hub id
+    c.tokenizer = 'assets/tokenizer/tokenizer.json'
+    # statistics of prompts and policy actions: 'base' (the checkpoint's own) or 'shards'
+    c.stats_from = 'base'
+    # joints whose policy actions count from the state (openpi: DeltaActions); (): as the base
+    c.relative_joints = ()
     c.freeze = ()  # patterns of leaves that stay as they are when the group 'params' learns
-    c.state_noise = 0.0  # spread of a jitter on the normalised state in pi0.5's prompt, while training (ours)
+    # spread of a jitter on the normalised state in pi0.5's prompt, while training (ours)
+    c.state_noise = 0.0
     c.seed = 0
     c.steps = 800  # optimiser steps
     c.batch_size = 4  # sequences a step
     c.sequence_length = 4  # consecutive windows a sequence, memory carried through (ours; paper: 1)
-    c.accumulate = 1  # micro-batches a step, one after the other (ours): batch_size / accumulate sequences at a time
-    c.ema = config_dict.placeholder(float)  # decay of a running average of trainable leaves; None: none kept
-    c.loader = ConfigDict({'num_workers': 0, 'cache': True})  # decoding processes; keep decoded windows in memory
-    c.loader.augment = False  # crops, turns and recolours training pictures as openpi does (data/augment.py)
-    # SigLIP's features and text embeddings: '' computes them in every step, 'cache' once, beside the shards
+    # micro-batches a step, one after the other (ours): batch_size / accumulate sequences at a time
+    c.accumulate = 1
+    # decay of a running average of trainable leaves; None: none kept
+    c.ema = config_dict.placeholder(float)
+    # decoding processes; keep decoded windows in memory
+    c.loader = ConfigDict({'num_workers': 0, 'cache': True})
+    # crops, turns and recolours training pictures as openpi does (data/augment.py)
+    c.loader.augment = False
+    # SigLIP's features and text embeddings: '' computes them in every step, 'cache' once, beside
+    # the shards
     c.features = ''
-    c.log = ConfigDict({'every': 10, 'shares': 0})  # steps between rows (Table 1: 10), gradient shares (0: none)
+    # steps between rows (Table 1: 10), gradient shares (0: none)
+    c.log = ConfigDict({'every': 10, 'shares': 0})
     c.checkpoint = ConfigDict({'every': 200, 'keep': 2})  # steps between checkpoints, how many stay
-    c.triton = False  # on a GPU, Triton's products beside cuBLAS's: LoRA steps 3 % faster, 30 s more to compile
-    c.compilation_cache = '~/.cache/sigma_jax'  # compiled programs, kept for the next start; '' keeps none
+    # on a GPU, Triton's products beside cuBLAS's: LoRA steps 3 % faster, 30 s more to compile
+    c.triton = False
+    # compiled programs, kept for the next start; '' keeps none
+    c.compilation_cache = '~/.cache/sigma_jax'
 
     c.model = ConfigDict()  # how the base computes; sizes only where `base` is ''
     c.model.dtype = 'float32'  # of its matrix products; 'bfloat16' on a GPU
-    # what layers keep for the backward pass: None (all), 'save_products' (activations take five times the memory of
-    # the next one, a sixth faster), 'save_attention', or the name of a jax.checkpoint policy
+    # what layers keep for the backward pass: None (all), 'save_products' (activations take five
+    # times the memory of the next one, a sixth faster), 'save_attention', or the name of a
+    # jax.checkpoint policy
     c.model.remat = config_dict.placeholder(str)
 
     c.quant = ConfigDict()  # how the frozen base is stored on the device (sigma_jax/quant.py)
-    # 'stored': as in its folder; 'bfloat16': all but what is read in float32, with model.dtype bfloat16 the same to
-    # the last bit; 'int8', 'nf4': so for the leaves of `patterns`, bfloat16 for the others
+    # 'stored': as in its folder; 'bfloat16': all but what is read in float32, with model.dtype
+    # bfloat16 the same to the last bit; 'int8', 'nf4': so for the leaves of `patterns`, bfloat16
+    # for the others
     c.quant.kind = 'stored'
-    c.quant.patterns = (r'.*/llm/layers/(attn|mlp)(_1)?/.*',)  # the matrices of both Gemma experts (QLoRA: all linear)
-    c.quant.int8 = ()  # further leaves in int8, such as r'.*/input_embedding' and SigLIP's r'.*/encoderblock/.*/kernel'
+    # the matrices of both Gemma experts (QLoRA: all linear)
+    c.quant.patterns = (r'.*/llm/layers/(attn|mlp)(_1)?/.*',)
+    # further leaves in int8, such as r'.*/input_embedding' and SigLIP's
+    # r'.*/encoderblock/.*/kernel'
+    c.quant.int8 = ()
     c.quant.tile = 64  # inputs that share one of NF4's scales (QLoRA)
 
     c.lora = ConfigDict()
@@ -60,10 +80,14 @@ def get_config() -> ConfigDict:
     c.sigma.num_factors = 8  # K (ours)
     c.sigma.num_visual = 64  # N_v (ours)
     c.sigma.num_state = 4  # N_s (ours)
-    c.sigma.vision_encoder = 'backbone'  # pi0.5's SigLIP (ours); 'patch_embed' is the paper's plain convolution
-    c.sigma.text = 'embedding'  # pi0.5's own token embeddings (paper 5.3); 'one_hot' is the paper's training mode
-    c.sigma.feedback = 'two_pass'  # (paper 4.2); 'recurrent' uses the previous window's tau and one pass
-    c.sigma.fusion = 'pi05'  # residuals on a_base (paper 4.2.1); 'none', 'internal' (paper 3.3 to the letter)
+    # pi0.5's SigLIP (ours); 'patch_embed' is the paper's plain convolution
+    c.sigma.vision_encoder = 'backbone'
+    # pi0.5's own token embeddings (paper 5.3); 'one_hot' is the paper's training mode
+    c.sigma.text = 'embedding'
+    # (paper 4.2); 'recurrent' uses the previous window's tau and one pass
+    c.sigma.feedback = 'two_pass'
+    # residuals on a_base (paper 4.2.1); 'none', 'internal' (paper 3.3 to the letter)
+    c.sigma.fusion = 'pi05'
     c.sigma.refinement_steps = 4  # of the trajectory branch (ours)
     c.sigma.noise_scale = 0.0  # 1 starts that refinement from noise (ours)
     c.sigma.use_depth = False  # optional inputs (paper 3.1)
@@ -76,7 +100,8 @@ def get_config() -> ConfigDict:
     c.loss.beta_mi = 0.1  # (Table 1: L_sem = 0.1 ln 2)
     c.loss.temperature = 0.07  # (ours)
     c.loss.units = 'normalised'  # action errors divided by sigma_a (ours); 'raw' is the paper's
-    c.loss.alignment_scale = 0.03  # keeps the alignment terms under 10 % of the gradient norm (ours)
+    # keeps the alignment terms under 10 % of the gradient norm (ours)
+    c.loss.alignment_scale = 0.03
 
     c.curriculum = ConfigDict()
     c.curriculum.ramp_steps = 82  # (Table 1: the only length that gives all 42 printed weights)
@@ -95,8 +120,10 @@ def get_config() -> ConfigDict:
     c.optimizer.b2 = 0.95
     c.optimizer.clip_norm = 1.0
 
-    c.ablations = ''  # a file such as configs/ablations.py: its rows and seeds are trained in one program
-    # gates, 1 on, 0 off (tau_const the other way round); ramp_speed 2 is a ramp twice as fast, inf no ramp
+    # a file such as configs/ablations.py: its rows and seeds are trained in one program
+    c.ablations = ''
+    # gates, 1 on, 0 off (tau_const the other way round); ramp_speed 2 is a ramp twice as fast, inf
+    # no ramp
     gates = ('tau', 'film', 'memory', 'residual', 'lora', 'hard', 'ramp_speed')
     c.ablation = ConfigDict(dict.fromkeys(gates, 1.0) | {'tau_const': 0.0})
     return c

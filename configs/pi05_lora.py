@@ -1,4 +1,5 @@
-"""LoRA on the full-size pi0.5 by its own objective, flow matching: what LeRobot and openpi do, within 24 GB.
+"""LoRA on the full-size pi0.5 by its own objective, flow matching: what LeRobot and openpi do,
+within 24 GB.
 
     python convert_weights.py --checkpoint=PI05 --out=checkpoints/pi05
     python prepare_data.py --source=DATASET --out=runs/shards_50 --base=checkpoints/pi05 --nosample \
@@ -19,7 +20,8 @@ def get_config() -> ConfigDict:
     c.trainable = ('lora',)
     c.base = 'checkpoints/pi05'  # a converted pi0.5
     c.shards = 'runs/shards_50'  # windows of 50 actions, pi0.5's horizon, and pictures of 224 px
-    c.tokenizer = 'google/paligemma-3b-pt-224'  # the one pi0.5 was trained with: a hub id, or a path to its files
+    # the one pi0.5 was trained with: a hub id, or a path to its files
+    c.tokenizer = 'google/paligemma-3b-pt-224'
     c.steps = 5000
     c.batch_size = 8  # windows a step; with `accumulate` more of them take no more memory
     c.sequence_length = 1  # flow matching has no memory to carry
@@ -30,8 +32,10 @@ def get_config() -> ConfigDict:
     c.model.dtype = 'bfloat16'
     c.model.remat = 'save_attention'  # of a layer keep only its input and its attention
     c.triton = True  # a run of hours earns back the time to compile
-    c.quant.kind = 'bfloat16'  # with these products the same to the last bit as float32, in half the memory
-    # q, k, v and output of language model and action expert (LeRobot); openpi's own also adapts the feed-forward layers
+    # with these products the same to the last bit as float32, in half the memory
+    c.quant.kind = 'bfloat16'
+    # q, k, v and output of language model and action expert (LeRobot); openpi's own also adapts the
+    # feed-forward layers
     c.lora.patterns = (r'.*/attn/(q|kv|attn_vec)_einsum(_1)?/w',)
     c.optimizer.lora_rate = 1e-4  # peak (ours; openpi: 2.5e-5)
     c.optimizer.warmup_steps = 200

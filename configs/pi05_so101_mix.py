@@ -1,4 +1,6 @@
-"""The tiny pi0.5 of this repository, trained from nothing by flow matching on the mixed-task episodes."""
+"""The tiny pi0.5 of this repository, trained from nothing by flow matching on the mixed-task
+episodes.
+"""
 
 from ml_collections import ConfigDict
 
@@ -12,7 +14,8 @@ def get_config() -> ConfigDict:
     c.trainable = ('params',)
     c.shards = 'runs/mix/shards'
     c.stats_from = 'shards'
-    c.relative_joints = (True, True, True, True, True, False)  # all but the gripper, as openpi does for arms
+    # all but the gripper, as openpi does for arms
+    c.relative_joints = (True, True, True, True, True, False)
     c.state_noise = 0.02  # 60 episodes hold few of the (joint, number) pairs; neighbours must serve
     c.steps = 9000
     c.batch_size = 32
@@ -24,10 +27,22 @@ def get_config() -> ConfigDict:
     c.optimizer.params_rate = 1.5e-3
     c.optimizer.warmup_steps = 200
     c.optimizer.weight_decay = 0.1
-    c.model.vision = ConfigDict({'width': 64, 'depth': 3, 'mlp_dim': 160, 'heads': 4, 'patch': 14, 'image_size': 56})
-    c.model.language = ConfigDict({'width': 96, 'depth': 3, 'mlp_dim': 288, 'heads': 4, 'kv_heads': 1, 'head_dim': 32})
+    c.model.vision = ConfigDict(
+        {'width': 64, 'depth': 3, 'mlp_dim': 160, 'heads': 4, 'patch': 14, 'image_size': 56}
+    )
+    c.model.language = ConfigDict(
+        {'width': 96, 'depth': 3, 'mlp_dim': 288, 'heads': 4, 'kv_heads': 1, 'head_dim': 32}
+    )
     c.model.expert = ConfigDict(
-        {'width': 64, 'depth': 3, 'mlp_dim': 192, 'heads': 4, 'kv_heads': 1, 'head_dim': 32, 'adaptive': True}
+        {
+            'width': 64,
+            'depth': 3,
+            'mlp_dim': 192,
+            'heads': 4,
+            'kv_heads': 1,
+            'head_dim': 32,
+            'adaptive': True,
+        }
     )
     c.model.vocab_size = 640
     c.model.action_dim = 8

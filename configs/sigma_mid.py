@@ -1,4 +1,6 @@
-"""Sigma around the pi0.5 of configs/pi05_mid.py: the larger run of experiments/, on one large GPU."""
+"""Sigma around the pi0.5 of configs/pi05_mid.py: the larger run of experiments/, on one large
+GPU.
+"""
 
 from ml_collections import ConfigDict
 
@@ -11,7 +13,8 @@ def get_config() -> ConfigDict:
     c.base = 'runs/telepathy/policy/policy'
     c.shards = 'runs/telepathy/shards'
     c.steps = 1000
-    c.checkpoint.every = 1000  # at its end: 60 trainings are 6 GB a checkpoint, and a few minutes of work
+    # at its end: 60 trainings are 6 GB a checkpoint, and a few minutes of work
+    c.checkpoint.every = 1000
     c.model.dtype = 'bfloat16'
     c.sigma.action_width = 256
     c.sigma.action_heads = 8

@@ -1,4 +1,6 @@
-"""Sigma around the tiny pi0.5 of this repository, on the embedded SO-101 episodes: minutes on two CPU cores."""
+"""Sigma around the tiny pi0.5 of this repository, on the embedded SO-101 episodes: minutes on two
+CPU cores.
+"""
 
 from ml_collections import ConfigDict
 

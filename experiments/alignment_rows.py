@@ -1,4 +1,6 @@
-"""Rows that ask what tau is worth where the paper's full weights drive it: --config.loss.alignment_scale=1."""
+"""Rows that ask what tau is worth where the paper's full weights drive it:
+--config.loss.alignment_scale=1.
+"""
 
 from ml_collections import ConfigDict
 

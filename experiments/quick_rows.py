@@ -5,4 +5,6 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     """Sigma with and without tau."""
-    return ConfigDict({'seeds': (0, 1), 'at_once': 0, 'rows': (('sigma', {}), ('no_tau', {'tau': 0.0}))})
+    return ConfigDict(
+        {'seeds': (0, 1), 'at_once': 0, 'rows': (('sigma', {}), ('no_tau', {'tau': 0.0}))}
+    )

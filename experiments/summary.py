@@ -1,4 +1,6 @@
-"""What of an evaluation is worth keeping under version control: sentences and tables as Markdown, two forest plots."""
+"""What of an evaluation is worth keeping under version control: sentences and tables as Markdown,
+two forest plots.
+"""
 
 import json
 import pathlib
@@ -17,7 +19,9 @@ NAMED = {'base': 'base_digest', 'shards': 'shards_digest', 'commit': 'commit'}
 
 
 def write_summary(folder: pathlib.Path, out: pathlib.Path, size: str) -> list[pathlib.Path]:
-    """Summarises `folder`, where evaluate.py wrote a comparison, into `out`; returns the files written."""
+    """Summarises `folder`, where evaluate.py wrote a comparison, into `out`; returns the files
+    written.
+    """
     report = json.loads((folder / REPORT).read_text())
     found = report['comparison']
     files = {
@@ -42,14 +46,16 @@ def markdown(report: Mapping, size: str) -> str:
         contrasts.telepathy_verdict(c),
         contrasts.reading(c),
         contrasts.gain_verdict(c),
-        f'## What each part is worth\n\nChange of the error of full Sigma against the same model trained without the '
-        f'part, in per cent, with 95 % intervals over seeds and episodes ({where}).',
+        '## What each part is worth\n\nChange of the error of full Sigma against the same model '
+        'trained without the part, in per cent, with 95 % intervals over seeds and episodes '
+        f'({where}).',
         contrast_rows(contrasts.parts_of(c)),
         f'![forest plot of the parts]({PARTS})',
         '## Against base and fine-tuning',
         contrast_rows(contrasts.references_of(c)),
         f'![forest plot of the references]({AGAINST})',
-        '## All arms\n\nMean squared errors in squared degrees and per cent of gripper opening, means over seeds.',
+        '## All arms\n\nMean squared errors in squared degrees and per cent of gripper opening, '
+        'means over seeds.',
         arm_rows(c),
         *trials(report),
         f'{", ".join(digests)}. Everything else is in `{PAGE}`.'.removeprefix('. '),
@@ -64,7 +70,9 @@ def short(digest: str) -> str:
 
 def contrast_rows(found: Sequence[Mapping]) -> str:
     """A row a contrast."""
-    rows = [[f'{c["arm"]} against {c["against"]}', *(interval(c[key]) for key in ERRORS)] for c in found]
+    rows = [
+        [f'{c["arm"]} against {c["against"]}', *(interval(c[key]) for key in ERRORS)] for c in found
+    ]
     return table(('change, %', *ERRORS), rows)
 
 
@@ -82,8 +90,18 @@ def arm_rows(found: Mapping) -> str:
     rows = []
     for name, arm in found['arms'].items():
         cost = found['compute'].get(name, {})
-        told = (contrasts.thousands(cost.get('trainable_parameters')), contrasts.operations(cost.get('flops_training')))
-        rows.append([name, str(len(arm['seeds']) or '–'), *(number(arm[key]['value']) for key in ERRORS), *told])
+        told = (
+            contrasts.thousands(cost.get('trainable_parameters')),
+            contrasts.operations(cost.get('flops_training')),
+        )
+        rows.append(
+            [
+                name,
+                str(len(arm['seeds']) or '–'),
+                *(number(arm[key]['value']) for key in ERRORS),
+                *told,
+            ]
+        )
     return table(('arm', 'seeds', *ERRORS, 'trainable', 'training'), rows)
 
 
@@ -91,10 +109,16 @@ def trials(report: Mapping) -> list[str]:
     """Stress and robustness, where they were asked for."""
     parts = []
     if stress := report.get('stress'):
-        parts += ['## The adapter under stress', '\n'.join(f'- {line}' for line in verdicts(stress))]
+        parts += [
+            '## The adapter under stress',
+            '\n'.join(f'- {line}' for line in verdicts(stress)),
+        ]
     if robust := report.get('robustness'):
         rows = robust['rows']
-        cells = [[row['name'], *(number(arm['mse_trj']['value']) for arm in row['arms'].values())] for row in rows]
+        cells = [
+            [row['name'], *(number(arm['mse_trj']['value']) for arm in row['arms'].values())]
+            for row in rows
+        ]
         parts += ['## Robustness: mse_trj', table(('observation', *rows[0]['arms']), cells)]
     return parts
 

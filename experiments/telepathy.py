@@ -1,11 +1,13 @@
-"""Does telepathy help? Base, shards, 12 rows x 5 seeds, plain LoRA at the same compute, one evaluation on 100 episodes.
+"""Does telepathy help? Base, shards, 12 rows x 5 seeds, plain LoRA at the same compute, one
+evaluation on 100 episodes.
 
     python -m sigma_jax.sim --task-mix target --episodes 220 --seed 11 --out DATA/target
     python -m sigma_jax.sim --task-mix base --episodes 240 --seed 12 --out DATA/mix      # for --size mid
     python experiments/telepathy.py --data DATA --out runs/telepathy --size mid --minutes 9
 
-A stage that is finished is not repeated, one that was stopped continues. With --minutes the run ends by itself before
-that time, with status 75, and the same command goes on from there: where a GPU is lent for minutes, call it again and
+A stage that is finished is not repeated, one that was stopped continues. With --minutes the run
+ends by itself before that time, with status 75, and the same command goes on from there: where a
+GPU is lent for minutes, call it again and
 again. Status 0: the report is in OUT/report, its tables and pictures in OUT/results.
 """
 
@@ -33,7 +35,8 @@ from sigma_jax.files import atomic_write  # noqa: E402
 from sigma_jax.scripts import load, reports_user_errors  # noqa: E402
 
 SEEDS = range(5)
-SPLITS = {'train': range(100), 'calibration': range(100, 120), 'test': range(120, 220)}  # episodes of DATA/target
+# episodes of DATA/target
+SPLITS = {'train': range(100), 'calibration': range(100, 120), 'test': range(120, 220)}
 GRACE = 45  # seconds that a training may take to save its state
 STOPPED = 128 + signal.SIGTERM  # status of a script that saved and ended
 LATER = 75  # status of a run that ended in time and is to be continued (EX_TEMPFAIL)
@@ -41,7 +44,9 @@ LATER = 75  # status of a run that ended in time and is to be continued (EX_TEMP
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How large everything is; `policy` is the config that trains the base, none where it is in assets/."""
+    """How large everything is; `policy` is the config that trains the base, none where it is in
+    assets/.
+    """
 
     sigma: str
     image_size: int
@@ -58,15 +63,20 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One command, and the name under which its end is noted; those `beside` each other may run at the same time."""
+    """One command, and the name under which its end is noted; those `beside` each other may run at
+    the same time.
+    """
 
     name: str
     command: tuple[str, ...]
     beside: bool = False
 
 
-def stages(size: Size, data: pathlib.Path, out: pathlib.Path, quick: bool = False) -> Iterator[Stage]:
-    """All stages in order. Each is made when all but the last of those before are finished: some read what these wrote.
+def stages(
+    size: Size, data: pathlib.Path, out: pathlib.Path, quick: bool = False
+) -> Iterator[Stage]:
+    """All stages in order. Each is made when all but the last of those before are finished: some
+    read what these wrote.
 
     `quick` keeps the order and cuts the work: two rows and seeds, a few steps.
     """
@@ -76,24 +86,44 @@ def stages(size: Size, data: pathlib.Path, out: pathlib.Path, quick: bool = Fals
         mix = [f'--source={data / "mix"}', f'--out={out / "mix"}', pictures, *POLICY_DATA]
         yield stage('mix', 'prepare_data.py', *mix)
         few = ['--config.steps=4', '--config.batch_size=4'] if quick else []
-        policy = [f'--config={size.policy}', f'--workdir={out / "policy"}', f'--config.shards={out / "mix"}', *few]
+        policy = [
+            f'--config={size.policy}',
+            f'--workdir={out / "policy"}',
+            f'--config.shards={out / "mix"}',
+            *few,
+        ]
         yield stage('policy', 'train.py', *policy)
     else:
         base = out / 'base'
         yield stage('base', 'convert_weights.py', '--checkpoint=assets/pi05_tiny', f'--out={base}')
     shards = out / 'shards'
-    yield stage('shards', 'prepare_data.py', *target(data, shards, base, pictures, size.dtype, quick))
-    same = [f'--config.base={base}', f'--config.shards={shards}', f'--config.model.dtype={size.dtype}']
+    yield stage(
+        'shards', 'prepare_data.py', *target(data, shards, base, pictures, size.dtype, quick)
+    )
+    same = [
+        f'--config.base={base}',
+        f'--config.shards={shards}',
+        f'--config.model.dtype={size.dtype}',
+    ]
     steps = 4 if quick else size.steps
     rows = 'experiments/quick_rows.py' if quick else 'configs/ablations.py'
     sigma = [f'--config={size.sigma}', *same, f'--config.steps={steps}', '--config.features=cache']
-    yield stage('rows', 'train.py', *sigma, f'--config.ablations={rows}', f'--workdir={out / "rows"}')
+    yield stage(
+        'rows', 'train.py', *sigma, f'--config.ablations={rows}', f'--workdir={out / "rows"}'
+    )
     places = {'base': str(base), 'shards': str(shards)}
     tuned = equal_steps(size, places, steps)
     for seed in list(SEEDS)[: 2 if quick else None]:
         place = out / 'lora' / 'rows' / 'pi05_lora' / f'seed{seed}'
-        lora = ['--config=configs/lora_so101.py', *same, f'--config.steps={tuned}', f'--config.seed={seed}']
-        yield dataclasses.replace(stage(f'lora{seed}', 'train.py', *lora, f'--workdir={place}'), beside=True)
+        lora = [
+            '--config=configs/lora_so101.py',
+            *same,
+            f'--config.steps={tuned}',
+            f'--config.seed={seed}',
+        ]
+        yield dataclasses.replace(
+            stage(f'lora{seed}', 'train.py', *lora, f'--workdir={place}'), beside=True
+        )
     found = [f'--workdir={out / name}' for name in ('rows', 'lora')]
     asked = ['--stress', '--robustness', '--checks', f'--episodes_at_once={2 if quick else 20}']
     yield stage('report', 'evaluate.py', *found, *asked, f'--out={out / "report"}')
@@ -114,26 +144,50 @@ def stage(name: str, script: str, *arguments: str) -> Stage:
 
 
 def target(
-    data: pathlib.Path, shards: pathlib.Path, base: pathlib.Path, pictures: str, dtype: str, quick: bool
+    data: pathlib.Path,
+    shards: pathlib.Path,
+    base: pathlib.Path,
+    pictures: str,
+    dtype: str,
+    quick: bool,
 ) -> list[str]:
-    """Arguments of prepare_data.py: the target's episodes split for good, eight samples of the base a window."""
+    """Arguments of prepare_data.py: the target's episodes split for good, eight samples of the base
+    a window.
+    """
     lists = {name: tuple(of)[: 2 if quick else None] for name, of in SPLITS.items()}
     split = [f'--config.data.{name}_episodes={episodes}' for name, episodes in lists.items()]
-    samples = ['--config.baselines.samples=8', f'--config.baselines.dtype={dtype}', '--config.baselines.batch_size=256']
-    return [f'--source={data / "target"}', f'--out={shards}', f'--base={base}', pictures, *split, *samples]
+    samples = [
+        '--config.baselines.samples=8',
+        f'--config.baselines.dtype={dtype}',
+        '--config.baselines.batch_size=256',
+    ]
+    return [
+        f'--source={data / "target"}',
+        f'--out={shards}',
+        f'--base={base}',
+        pictures,
+        *split,
+        *samples,
+    ]
 
 
 def equal_steps(size: Size, places: dict[str, str], steps: int) -> int:
-    """Steps of plain LoRA that cost as much arithmetic as `steps` steps of Sigma and its samples of the base."""
+    """Steps of plain LoRA that cost as much arithmetic as `steps` steps of Sigma and its samples of
+    the base.
+    """
     sigma = dict(load(size.sigma)) | places | {'steps': steps}
     lora = dict(load('configs/lora_so101.py')) | places | {'steps': 1}
     return max(round(compute.of_training(sigma) / compute.of_training(lora)), 1)
 
 
-def run(todo: Iterator[Stage], out: pathlib.Path, until: float, console: Console, at_once: int = 1) -> bool:
-    """Runs what is not finished yet, up to `at_once` stages together; False where the time was up before the end.
+def run(
+    todo: Iterator[Stage], out: pathlib.Path, until: float, console: Console, at_once: int = 1
+) -> bool:
+    """Runs what is not finished yet, up to `at_once` stages together; False where the time was up
+    before the end.
 
-    Raises UserError where a stage fails, and where `out` holds one that another command has finished.
+    Raises UserError where a stage fails, and where `out` holds one that another command has
+    finished.
     """
     out.mkdir(parents=True, exist_ok=True)
     for group in together((one for one in todo if not finished(one, out)), at_once):
@@ -161,12 +215,17 @@ def finished(one: Stage, out: pathlib.Path) -> bool:
     """Whether the stage is. Raises UserError where another command has done it."""
     note, command = note_of(one, out), ' '.join(one.command[1:])
     if note.exists() and (before := note.read_text()) != command:
-        raise UserError(f'stage {one.name}: {out} holds what another command made ({before}); choose another --out')
+        raise UserError(
+            f'stage {one.name}: {out} holds what another command made ({before}); '
+            'choose another --out'
+        )
     return note.exists()
 
 
 def together(todo: Iterator[Stage], at_once: int) -> Iterator[list[Stage]]:
-    """Stages that run at the same time: one, or up to `at_once` in a row that may run beside each other."""
+    """Stages that run at the same time: one, or up to `at_once` in a row that may run beside each
+    other.
+    """
     group: list[Stage] = []
     for one in todo:
         if group and not (one.beside and group[0].beside and len(group) < at_once):
@@ -180,14 +239,17 @@ def together(todo: Iterator[Stage], at_once: int) -> Iterator[list[Stage]]:
 def call(commands: list[tuple[str, ...]], until: float) -> list[int | None]:
     """The status of each command; None where one was asked to end at `until`, and did.
 
-    Each has a session of its own, so that what stops this process reaches it once, as SIGTERM, and it can save. Several
-    share a GPU's memory as they need it: none may take most of it ahead, as JAX does.
+    Each has a session of its own, so that what stops this process reaches it once, as SIGTERM, and
+    it can save. Several share a GPU's memory as they need it: none may take most of it ahead, as
+    JAX does.
     """
     shared = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'} if len(commands) > 1 else {}
     running: list[subprocess.Popen] = []
     try:
         for command in commands:
-            running.append(subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=os.environ | shared))
+            running.append(
+                subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=os.environ | shared)
+            )
         for process in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(until - time.monotonic(), 0.01))
@@ -210,19 +272,53 @@ def check(size: Size, data: pathlib.Path) -> None:
     """Raises UserError where the episodes are not there."""
     for name in ('target', 'mix') if size.policy else ('target',):
         if not (data / name / 'meta' / 'info.json').is_file():
-            raise UserError(f'expected recorded episodes at {data / name}, got none; --help says how they are made')
+            raise UserError(
+                f'expected recorded episodes at {data / name}, got none; --help says '
+                'how they are made'
+            )
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add('--data', type=pathlib.Path, required=True, help='folder with the recorded episodes: target, mix')
-    add('--out', type=pathlib.Path, required=True, help='folder for all that is made; one that is there is continued')
-    add('--size', choices=SIZES, default='tiny', help='the embedded base, or a larger one that is trained first (tiny)')
-    add('--minutes', type=float, default=float('inf'), help='end by itself before so much time is over (no limit)')
-    add('--at-once', type=int, default=1, help='trainings of plain LoRA at a time, for a GPU with room for them (1)')
-    add('--quick', action='store_true', help='the same stages with two rows, two seeds, a few steps and episodes')
+    add(
+        '--data',
+        type=pathlib.Path,
+        required=True,
+        help='folder with the recorded episodes: target, mix',
+    )
+    add(
+        '--out',
+        type=pathlib.Path,
+        required=True,
+        help='folder for all that is made; one that is there is continued',
+    )
+    add(
+        '--size',
+        choices=SIZES,
+        default='tiny',
+        help='the embedded base, or a larger one that is trained first (tiny)',
+    )
+    add(
+        '--minutes',
+        type=float,
+        default=float('inf'),
+        help='end by itself before so much time is over (no limit)',
+    )
+    add(
+        '--at-once',
+        type=int,
+        default=1,
+        help='trainings of plain LoRA at a time, for a GPU with room for them (1)',
+    )
+    add(
+        '--quick',
+        action='store_true',
+        help='the same stages with two rows, two seeds, a few steps and episodes',
+    )
     return parser.parse_args(argv)
 
 
@@ -234,7 +330,8 @@ def main(argv: list[str] | None = None) -> int:
     check(size, data)
     if 60 * flags.minutes <= 3 * GRACE:
         raise UserError(
-            f'--minutes: expected more than {3 * GRACE / 60:g}, got {flags.minutes:g}: saving takes its time'
+            f'--minutes: expected more than {3 * GRACE / 60:g}, got {flags.minutes:g}: saving '
+            'takes its time'
         )
     if flags.at_once < 1:
         raise UserError(f'--at-once: expected at least 1 training, got {flags.at_once}; correct it')

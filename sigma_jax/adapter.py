@@ -6,10 +6,11 @@
     scale = min_scale + (max_scale - min_scale) exp(-risk), below 1e-3 exactly 0
     adapted = a_base + scale * residual
 
-`S` is the spread of calibration residuals, all three branches side by side: a standard deviation for every entry, and
-the `rank` directions in which they vary together; `ratio` is 1 in the mean square there. A small residual blown up
-ten times is no larger than a large true one, but it is large in directions in which true ones are small: the
-per-joint spread alone, which DESIGN 3.7 has, lets it pass. All functions are pure and treat each window by itself.
+`S` is the spread of calibration residuals, all three branches side by side: a standard deviation
+for every entry, and the `rank` directions in which they vary together; `ratio` is 1 in the mean
+square there. A small residual blown up ten times is no larger than a large true one, but it is
+large in directions in which true ones are small: the per-joint spread alone, which DESIGN 3.7 has,
+lets it pass. All functions are pure and treat each window by itself.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,8 @@ from sigma_jax.types import Actions
 
 NEGLIGIBLE = 1e-3  # a scale below this is exactly 0, so that the base action comes back bitwise
 NARROWEST = 0.1  # floor of the variance along a direction, in units of the mean variance (ours)
-SMALLEST = 1e-6  # floor of sigma_res (raw units) and tau_target, for a residual or tau that is 0 throughout
+# floor of sigma_res (raw units) and tau_target, for a residual or tau that is 0 throughout
+SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,16 @@ class AdapterConfig:
     """Settings of the fit; `preset` gives the paper's."""
 
     min_scale: float = 0.0  # (paper 4.3: converges to near zero)
-    max_scale: float = 1.25  # upper limit where it is chosen, else the value itself (preset 'paper')
+    # upper limit where it is chosen, else the value itself (preset 'paper')
+    max_scale: float = 1.25
     choose_max_scale: bool = True  # on calibration episodes (ours)
     candidates: int = 26  # evenly spaced values of max_scale tried
-    ok_quantile: float = 0.99  # a signal is no risk below this quantile of its calibration values ...
-    ok_margin: float = 1.25  # ... times this, since few calibration episodes show less than all there is (ours)
-    rank: int = 16  # directions of the residuals' spread (ours); 4 to 32 give the same on the demo, 2 are too few
+    # a signal is no risk below this quantile of its calibration values ...
+    ok_quantile: float = 0.99
+    # ... times this, since few calibration episodes show less than all there is (ours)
+    ok_margin: float = 1.25
+    # directions of the residuals' spread (ours); 4 to 32 give the same on the demo, 2 are too few
+    rank: int = 16
     k_ratio: float = 4.0  # (ours)
     k_tau: float = 10.0  # (ours)
     k_mis: float = 10.0  # (ours)
@@ -80,10 +86,14 @@ class Reasons:
 
 
 def preset(name: str) -> AdapterConfig:
-    """'default' (max_scale chosen on calibration episodes) or 'paper' (min 0, max 1.25 as they are)."""
+    """'default' (max_scale chosen on calibration episodes) or 'paper' (min 0, max 1.25 as they
+    are).
+    """
     presets = {'default': AdapterConfig(), 'paper': AdapterConfig(choose_max_scale=False)}
     if name not in presets:
-        raise UserError(f'adapter preset: expected one of {sorted(presets)}, got {name!r}; change the config')
+        raise UserError(
+            f'adapter preset: expected one of {sorted(presets)}, got {name!r}; change the config'
+        )
     return presets[name]
 
 
@@ -121,24 +131,29 @@ def fit(
     c_act0: Float[Array, 'b e'],
     config: AdapterConfig,
 ) -> AdapterState:
-    """Fits every level, and max_scale where asked, on calibration windows; all actions in raw units.
+    """Fits every level, and max_scale where asked, on calibration windows; all actions in raw
+    units.
 
-    max_scale minimises the mean, over the three branches, of adapted error relative to the base's. Windows
-    with a non-finite residual or tau are left out; raises UserError when none is left.
+    max_scale minimises the mean, over the three branches, of adapted error relative to the base's.
+    Windows with a non-finite residual or tau are left out; raises UserError when none is left.
     """
     residual = jax.tree.map(jnp.subtract, actions, base)
     keep = np.asarray(all_finite(residual.vec, residual.chk, residual.traj, tau, c_act0))
     if not keep.any():
         raise UserError(
-            f'adapter: expected calibration windows with finite residual and tau, got 0 of {keep.size}; '
-            'look for NaN in the checkpoint or give more calibration episodes'
+            'adapter: expected calibration windows with finite residual and tau, got 0 of '
+            f'{keep.size}; look for NaN in the checkpoint or give more calibration episodes'
         )
-    base, residual, target, tau, c_act0 = jax.tree.map(lambda x: x[keep], (base, residual, target, tau, c_act0))
+    base, residual, target, tau, c_act0 = jax.tree.map(
+        lambda x: x[keep], (base, residual, target, tau, c_act0)
+    )
     sigma_res = jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(residual.traj), axis=(0, 1))), SMALLEST)
     tau_target = jnp.maximum(jnp.median(rms(tau, 1)), SMALLEST)
     constants = (config.min_scale, config.max_scale, config.k_ratio, config.k_tau, config.k_mis)
     limits = [jnp.zeros(())] * 3 + [jnp.asarray(x, jnp.float32) for x in constants]
-    state: Any = AdapterState(sigma_res, *fit_spread(side_by_side(residual), config.rank), tau_target, *limits)
+    state: Any = AdapterState(
+        sigma_res, *fit_spread(side_by_side(residual), config.rank), tau_target, *limits
+    )
     observed = signals(residual, tau, c_act0, state)
     levels = [config.ok_margin * jnp.quantile(x, config.ok_quantile) for x in observed]
     state = state.replace(ratio_ok=levels[0], drift_ok=levels[1], mis_ok=levels[2])
@@ -156,7 +171,9 @@ def score_max_scales(candidates: Float[Array, 'm'], *windows_and_state: Any) -> 
     base, actions, target, tau, c_act0, state = windows_and_state
 
     def score(max_scale: Array) -> Array:
-        return relative_error(base, actions, target, tau, c_act0, state.replace(max_scale=max_scale))
+        return relative_error(
+            base, actions, target, tau, c_act0, state.replace(max_scale=max_scale)
+        )
 
     return jax.lax.map(score, candidates)
 
@@ -172,7 +189,9 @@ def relative_error(
     """Mean over the three branches of adapted squared error / base squared error."""
     adapted = adapt(base, actions, tau, c_act0, state)[0]
     ratios = jax.tree.map(
-        lambda x, a, y: jnp.sum(jnp.square(x - y)) / jnp.maximum(jnp.sum(jnp.square(a - y)), SMALLEST),
+        lambda x, a, y: (
+            jnp.sum(jnp.square(x - y)) / jnp.maximum(jnp.sum(jnp.square(a - y)), SMALLEST)
+        ),
         adapted,
         base,
         target,
@@ -201,9 +220,11 @@ def side_by_side(residual: Actions) -> Float[Array, 'b m']:
 def fit_spread(
     residual: Float[Array, 'b m'], rank: int
 ) -> tuple[Float[Array, 'm'], Float[Array, 'k m'], Float[Array, 'k+1']]:
-    """`spread`, `directions` and `weights` (probabilistic principal components); the mean squared ratio is 1.
+    """`spread`, `directions` and `weights` (probabilistic principal components); the mean squared
+    ratio is 1.
 
-    No direction counts as narrower than a tenth of the mean variance: a few hundred windows say nothing of those.
+    No direction counts as narrower than a tenth of the mean variance: a few hundred windows say
+    nothing of those.
     """
     values = np.asarray(residual, np.float64)
     spread = np.maximum(np.sqrt(np.mean(np.square(values), axis=0)), SMALLEST)
@@ -214,7 +235,11 @@ def fit_spread(
     weights = 1 / np.maximum(np.append(variance[:rank], rest), NARROWEST)
     total = np.sum(variance[:rank] * weights[:-1]) + np.sum(variance[rank:]) * weights[-1]
     arrays = spread, directions, weights / max(total, SMALLEST)
-    return jnp.asarray(arrays[0], jnp.float32), jnp.asarray(arrays[1], jnp.float32), jnp.asarray(arrays[2], jnp.float32)
+    return (
+        jnp.asarray(arrays[0], jnp.float32),
+        jnp.asarray(arrays[1], jnp.float32),
+        jnp.asarray(arrays[2], jnp.float32),
+    )
 
 
 def to_dict(state: AdapterState) -> dict[str, Any]:
@@ -227,7 +252,8 @@ def from_dict(values: Mapping[str, Any]) -> AdapterState:
     expected = set(AdapterState.__dataclass_fields__)
     if set(values) != expected:
         raise UserError(
-            f'adapter state: expected the fields {sorted(expected)}, got {sorted(values)}; fit the adapter again'
+            f'adapter state: expected the fields {sorted(expected)}, got {sorted(values)}; fit '
+            'the adapter again'
         )
     return AdapterState(**{name: jnp.asarray(value, jnp.float32) for name, value in values.items()})
 
@@ -246,4 +272,6 @@ def all_finite(*arrays: Float[Array, 'b ...']) -> Bool[Array, 'b']:
 def add_scaled(base: Array, residual: Array, scale: Float[Array, 'b']) -> Array:
     """base + scale * residual; exactly base where the scale is 0, whatever the residual."""
     scale = scale.reshape(-1, *[1] * (base.ndim - 1))
-    return jnp.where(scale > 0, base + scale * jnp.where(jnp.isfinite(residual), residual, 0.0), base)
+    return jnp.where(
+        scale > 0, base + scale * jnp.where(jnp.isfinite(residual), residual, 0.0), base
+    )

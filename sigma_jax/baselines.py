@@ -1,7 +1,9 @@
-"""Baselines: the frozen policy's own actions for every window, run once and stored beside the shards.
+"""Baselines: the frozen policy's own actions for every window, run once and stored beside the
+shards.
 
-`baselines-<split>.npz` holds `base` [m samples t a] in raw units, `baselines.json` what made it. The noise of a
-window is keyed by seed, episode, frame and sample, so it depends neither on the batch nor on the order.
+`baselines-<split>.npz` holds `base` [m samples t a] in raw units, `baselines.json` what made it.
+The noise of a window is keyed by seed, episode, frame and sample, so it depends neither on the
+batch nor on the order.
 """
 
 import dataclasses
@@ -41,7 +43,8 @@ def write_baselines(
     config: BaselineConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Samples the policy on all splits. Returns the record; finished splits of the same settings are kept.
+    """Samples the policy on all splits. Returns the record; finished splits of the same settings
+    are kept.
 
     Raises UserError for shards, base or tokenizer that do not fit each other.
     """
@@ -52,7 +55,10 @@ def write_baselines(
     robot = check_robot(policy, meta)
     if not policy.digest:
         policy = load_policy(config)
-    record = dataclasses.asdict(config) | {'base': pathlib.Path(config.base).name, 'base_digest': policy.digest}
+    record = dataclasses.asdict(config) | {
+        'base': pathlib.Path(config.base).name,
+        'base_digest': policy.digest,
+    }
     record.pop('batch_size')
     finished = _finished(shards_dir, record)
     todo = [split for split in shards.SPLITS if meta['windows'][split] and split not in finished]
@@ -64,7 +70,9 @@ def write_baselines(
     for split in shards.SPLITS:
         count = meta['windows'][split]
         if split in todo:
-            arrays = _sample_split(shards_dir, split, count, policy, config, lambda n, d=done: progress(d + n, total))
+            arrays = _sample_split(
+                shards_dir, split, count, policy, config, lambda n, d=done: progress(d + n, total)
+            )
             buffer = io.BytesIO()
             np.savez(buffer, base=arrays)
             atomic_write(shards_dir / f'baselines-{split}.npz', buffer.getvalue())
@@ -81,7 +89,9 @@ def describe_policy(config: BaselineConfig) -> assembly.Base:
 
 
 def load_policy(config: BaselineConfig) -> assembly.Base:
-    """The converted policy with its weights. Raises UserError without `norm_stats.json` in its folder."""
+    """The converted policy with its weights. Raises UserError without `norm_stats.json` in its
+    folder.
+    """
     policy = assembly.load_base(_base_config(config))
     _check_statistics(policy, config)
     return policy
@@ -90,26 +100,31 @@ def load_policy(config: BaselineConfig) -> assembly.Base:
 def _base_config(config: BaselineConfig) -> dict[str, Any]:
     if not config.base:
         raise UserError(
-            'expected a converted pi0.5 as the base, got none; name its folder (convert_weights.py makes one)'
+            'expected a converted pi0.5 as the base, got none; name its folder '
+            '(convert_weights.py makes one)'
         )
     return {'base': config.base, 'model': {'dtype': config.dtype, 'remat': None}, 'lora': {}}
 
 
 def check_policy(policy: assembly.Base, config: BaselineConfig, horizon: int) -> None:
-    """Raises UserError where the policy cannot be sampled, with this tokenizer, for windows of `horizon` actions."""
+    """Raises UserError where the policy cannot be sampled, with this tokenizer, for windows of
+    `horizon` actions.
+    """
     _check_statistics(policy, config)
     check_vocab(load_tokenizer(config.tokenizer), policy.config.vocab_size)
     if policy.config.action_horizon < horizon:
         raise UserError(
-            f'expected a policy with at least {horizon} action steps, got {policy.config.action_horizon} from '
-            f'{config.base}; prepare shards with a shorter horizon'
+            f'expected a policy with at least {horizon} action steps, got '
+            f'{policy.config.action_horizon} from {config.base}; prepare shards with a shorter '
+            'horizon'
         )
 
 
 def check_robot(policy: assembly.Base, robot: Mapping[str, Any]) -> assembly.NormStats | None:
     """The policy's statistics for a robot of these `state_names` and `action_names`.
 
-    Raises UserError where the policy knows another robot: too few numbers, or relative joints that are not its own.
+    Raises UserError where the policy knows another robot: too few numbers, or relative joints that
+    are not its own.
     """
     fitting.of_shards((), policy.policy, robot, policy.config.action_dim)
     return assembly.robot_statistics(policy, robot)
@@ -118,8 +133,8 @@ def check_robot(policy: assembly.Base, robot: Mapping[str, Any]) -> assembly.Nor
 def _check_statistics(policy: assembly.Base, config: BaselineConfig) -> None:
     if policy.norm_stats is None:
         raise UserError(
-            f'expected norm_stats.json in {config.base}, got none; a policy is sampled in the units it was trained in: '
-            'copy the statistics of its training data there'
+            f'expected norm_stats.json in {config.base}, got none; a policy is sampled in the '
+            'units it was trained in: copy the statistics of its training data there'
         )
 
 
@@ -149,9 +164,13 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
     )
     relative = fitting.of_shards((), policy.policy, read_meta(shards_dir), policy.config.action_dim)
     stats = assembly.frozen_stats(policy.norm_stats, policy.norm_stats, relative)
-    sampler = sampled.make_sampler(sampled.bind_frozen(policy.config), config.seed, config.samples, horizon)
+    sampler = sampled.make_sampler(
+        sampled.bind_frozen(policy.config), config.seed, config.samples, horizon
+    )
     sample, params = compiler.jit(sampler), jax.device_put(policy.params)
-    out = np.zeros((count, config.samples, horizon, policy.norm_stats['actions'].low.shape[0]), np.float32)
+    out = np.zeros(
+        (count, config.samples, horizon, policy.norm_stats['actions'].low.shape[0]), np.float32
+    )
     for batch in loader:
         number = batch['record'][:, 0]
         real = number >= 0
@@ -162,17 +181,19 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
 
 
 def check_baselines(shards_dir: str | pathlib.Path, base_digest: str) -> None:
-    """Raises UserError when the baselines beside the shards are missing or come from another policy.
+    """Raises UserError when the baselines beside the shards are missing or come from another
+    policy.
 
     `base_digest` '' is not known yet.
     """
     file = pathlib.Path(shards_dir) / RECORD
     if not file.is_file():
         raise UserError(
-            f'expected the baselines of the base policy in {shards_dir}, got none; run prepare_data.py --base=DIR'
+            f'expected the baselines of the base policy in {shards_dir}, got none; run '
+            'prepare_data.py --base=DIR'
         )
     if base_digest and (got := json.loads(file.read_text())['base_digest']) != base_digest:
         raise UserError(
-            f'expected baselines of the policy {base_digest[:12]} in {shards_dir}, got those of {got[:12]}; '
-            'prepare the shards with the same --base as config.base'
+            f'expected baselines of the policy {base_digest[:12]} in {shards_dir}, got those of '
+            f'{got[:12]}; prepare the shards with the same --base as config.base'
         )

@@ -14,9 +14,11 @@ def jit(function: Callable, triton: bool = False, **arguments: Any) -> jax.stage
 def options(triton: bool = False) -> dict[str, bool]:
     """What a large program asks of XLA on a GPU; nothing elsewhere.
 
-    Without `triton` no products by Triton: trying them out takes half of the compile time at full size, for 3 % of a
-    LoRA step and nothing of Sigma's. And no products that write into a slice of what layers keep for the backward
-    pass: where the layer reads the product too, XLA computes it twice ('save_products' at full size: 16 % slower).
+    Without `triton` no products by Triton: trying them out takes half of the compile time at full
+    size, for 3 % of a LoRA step and nothing of Sigma's. And no products that write into a slice of
+    what layers keep for the backward
+    pass: where the layer reads the product too, XLA computes it twice ('save_products' at full
+    size: 16 % slower).
     """
     if jax.default_backend() != 'gpu':
         return {}

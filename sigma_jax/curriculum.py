@@ -1,4 +1,6 @@
-"""Telepathic semantic alignment curriculum: the weights of the loss terms over steps (paper 4.2.2; DESIGN 3.5)."""
+"""Telepathic semantic alignment curriculum: the weights of the loss terms over steps (paper 4.2.2;
+DESIGN 3.5).
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +25,9 @@ class CurriculumConfig:
 
 
 def make_schedules(config: CurriculumConfig) -> dict[str, Schedule]:
-    """One schedule for each term of `losses.sigma_terms`; the action term has weight 1 throughout."""
+    """One schedule for each term of `losses.sigma_terms`; the action term has weight 1
+    throughout.
+    """
     ramps = {
         key: optax.linear_schedule(*getattr(config, key), transition_steps=config.ramp_steps)
         for key in ('sem', 'intent', 'tau')
@@ -36,9 +40,11 @@ def evaluate(
     step: int | Int[Array, ''],
     ramp_speed: float | Float[Array, ''] = 1.0,
 ) -> dict[str, Float[Array, '']]:
-    """The weights at optimiser step `step`, read at `ramp_speed * step`; an infinite speed gives the end values.
+    """The weights at optimiser step `step`, read at `ramp_speed * step`; an infinite speed gives
+    the end values.
 
-    The speed may be traced (it is an ablation); step 0 at infinite speed is the ramp's end, not 0 * inf.
+    The speed may be traced (it is an ablation); step 0 at infinite speed is the ramp's end, not 0 *
+    inf.
     """
     speed = jnp.asarray(ramp_speed, jnp.float32)
     at_once = jnp.isinf(speed)
@@ -49,4 +55,8 @@ def evaluate(
 
 def columns(weights: Mapping[str, Float[Array, '']]) -> dict[str, Float[Array, '']]:
     """The weights under the names of Table 1: {'w_sem', 'w_int', 'w_tau'}."""
-    return {f'w_{COLUMNS[key]}': value for key, value in weights.items() if key != 'act' and key in COLUMNS}
+    return {
+        f'w_{COLUMNS[key]}': value
+        for key, value in weights.items()
+        if key != 'act' and key in COLUMNS
+    }

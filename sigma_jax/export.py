@@ -31,12 +31,20 @@ from sigma_jax.sigma import SigmaConfig
 from sigma_jax.training.checkpoints import Checkpoints
 
 PyTree = Any
-RECORD, ADAPTER, HEADS, MERGED, STATISTICS = 'export.json', 'adapter', 'sigma.safetensors', 'merged', 'norm_stats.json'
+RECORD, ADAPTER, HEADS, MERGED, STATISTICS = (
+    'export.json',
+    'adapter',
+    'sigma.safetensors',
+    'merged',
+    'norm_stats.json',
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """One checkpoint of a run (running averages where they were kept) and the base under it, opened, not read."""
+    """One checkpoint of a run (running averages where they were kept) and the base under it,
+    opened, not read.
+    """
 
     config: dict
     step: int
@@ -74,16 +82,18 @@ def export_run(
       step: which checkpoint; None is the newest.
       layout: 'lerobot' or 'openpi-pytorch', of adapter and merged weights.
       merge: write merged weights too; runs that changed the base weights have nothing else to give.
-      base_model: name or folder, in `layout`, of the adapted checkpoint, for the adapter's settings.
+      base_model: name or folder, in `layout`, of the adapted checkpoint, for the adapter's
+        settings.
 
-    Raises UserError if `out` exists, for a folder without the checkpoint, and for a run with nothing to export.
+    Raises UserError if `out` exists, for a folder without the checkpoint, and for a run with
+    nothing to export.
     """
     run = read_run(pathlib.Path(workdir), step)
     groups = set(run.trainable)
     if 'params' in groups and not merge:
         raise UserError(
-            f'expected LoRA factors or heads on a frozen base in {workdir}, got trained base weights at step '
-            f"{run.step}; export them merged, or use the run's own folder policy"
+            f'expected LoRA factors or heads on a frozen base in {workdir}, got trained base '
+            f"weights at step {run.step}; export them merged, or use the run's own folder policy"
         )
     contents = {STATISTICS: 'statistics that the weights were trained with'}
     with files.atomic_folder(out) as folder:
@@ -93,28 +103,40 @@ def export_run(
             peft.save(factors, run.lora, model, folder / ADAPTER, layout=layout, base=base_model)
             if run.trains_policy:
                 describe_adapter(run, folder / ADAPTER, layout)
-            contents[ADAPTER] = f"LoRA factors for peft's PeftModel.from_pretrained, layout {layout}"
+            contents[ADAPTER] = (
+                f"LoRA factors for peft's PeftModel.from_pretrained, layout {layout}"
+            )
         if 'sigma' in groups:
-            heads.save_heads(run.trainable['sigma'], folder / HEADS, dataclasses.asdict(sigma_config(run)))
+            heads.save_heads(
+                run.trainable['sigma'], folder / HEADS, dataclasses.asdict(sigma_config(run))
+            )
             contents[HEADS] = "Sigma's heads; the metadata holds their SigmaConfig"
         if merge:
             save_merged(run, folder / MERGED, layout)
-            contents[MERGED] = f'base and trained weights in one checkpoint, float32, layout {layout}'
+            contents[MERGED] = (
+                f'base and trained weights in one checkpoint, float32, layout {layout}'
+            )
         (folder / RECORD).write_text(json.dumps(record(run, contents), indent=1))
     return pathlib.Path(out)
 
 
 def read_run(workdir: pathlib.Path, step: int | None = None) -> Trained:
-    """A checkpoint of a training folder. Raises UserError where there is none of that step, naming those there are."""
+    """A checkpoint of a training folder. Raises UserError where there is none of that step, naming
+    those there are.
+    """
     file = workdir / 'config.json'
     if not file.is_file():
-        raise UserError(f'expected a training folder at {workdir}, got no config.json in it; run train.py first')
+        raise UserError(
+            f'expected a training folder at {workdir}, got no config.json in it; run train.py first'
+        )
     config = json.loads(file.read_text())
     names = (one.name.removeprefix('step_') for one in (workdir / 'checkpoints').glob('step_*'))
     steps = sorted(int(name) for name in names if name.isdigit())
     if not steps or (step is not None and step not in steps):
         wanted = 'a checkpoint' if step is None else f'checkpoint {step}'
-        raise UserError(f'expected {wanted} in {workdir}, got steps {steps}; choose one of them or train on')
+        raise UserError(
+            f'expected {wanted} in {workdir}, got steps {steps}; choose one of them or train on'
+        )
     chosen = steps[-1] if step is None else step
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         trainable = checkpoints.restore_trainable(chosen)
@@ -122,14 +144,18 @@ def read_run(workdir: pathlib.Path, step: int | None = None) -> Trained:
 
 
 def open_base(config: Mapping[str, Any]) -> tuple[Source, str]:
-    """The base of a run and its digest; its weights are read only where no digest was recorded beside them."""
+    """The base of a run and its digest; its weights are read only where no digest was recorded
+    beside them.
+    """
     if config['base']:
         source = open_source(config['base'])
         if source.digests:
             return source, trees.combine_digests(source.digests)
     base = assembly.load_base(config)
     folder = base.folder or pathlib.Path('random')
-    return from_memory(base.params, base.config, 'random' if base.folder is None else 'base', folder, ()), base.digest
+    return from_memory(
+        base.params, base.config, 'random' if base.folder is None else 'base', folder, ()
+    ), base.digest
 
 
 def base_beside(run: Trained) -> beside.Beside:
@@ -140,24 +166,34 @@ def base_beside(run: Trained) -> beside.Beside:
 
 
 def statistics(run: Trained) -> dict[str, normalize.Statistics]:
-    """Those that the run used: the data's for Sigma; for the policy itself its base's or the data's, as configured."""
+    """Those that the run used: the data's for Sigma; for the policy itself its base's or the
+    data's, as configured.
+    """
     shards, base = pathlib.Path(run.config['shards']), base_beside(run)
     if run.trains_policy and run.config['stats_from'] == 'base' and base.statistics is not None:
         widths = {'state': len(run.meta['state_names']), 'actions': len(run.meta['action_names'])}
         return normalize.cut_to(base.statistics, widths, f'the statistics of {run.source.folder}')
     own = normalize.read_norm_stats(shards / STATISTICS)
-    return relative_statistics(shards, own, relative_joints(run, base.policy)) if run.trains_policy else own
+    return (
+        relative_statistics(shards, own, relative_joints(run, base.policy))
+        if run.trains_policy
+        else own
+    )
 
 
 def relative_joints(run: Trained, policy: Policy) -> tuple[bool, ...]:
     """Joints whose actions count from the state: the run's own setting, else the base's."""
-    return fitting.of_shards(run.config['relative_joints'], policy, run.meta, run.source.config.action_dim)
+    return fitting.of_shards(
+        run.config['relative_joints'], policy, run.meta, run.source.config.action_dim
+    )
 
 
 def trained_beside(run: Trained) -> beside.Beside:
     """What belongs beside the trained policy's weights."""
     base = base_beside(run)
-    return beside.trained_with(base, statistics(run), relative_joints(run, base.policy), run.meta['camera_names'])
+    return beside.trained_with(
+        base, statistics(run), relative_joints(run, base.policy), run.meta['camera_names']
+    )
 
 
 def sigma_config(run: Trained) -> SigmaConfig:
@@ -172,7 +208,9 @@ def sigma_config(run: Trained) -> SigmaConfig:
 
 
 def describe_adapter(run: Trained, adapter: pathlib.Path, layout: str) -> None:
-    """Adds to an adapter how the policy sees the world, and what LeRobot reads: a config.json that says what it is."""
+    """Adds to an adapter how the policy sees the world, and what LeRobot reads: a config.json that
+    says what it is.
+    """
     beside.write(adapter, layout, trained_beside(run), run.source.config)
     if layout == 'lerobot':
         file = adapter / lerobot_policy.CONFIG
@@ -203,7 +241,9 @@ def record(run: Trained, contents: Mapping[str, str]) -> dict[str, Any]:
         'sigma_jax': __version__,
         'objective': run.config['objective'],
         'step': run.step,
-        'weights': 'as trained' if run.config['ema'] is None else f'running average, decay {run.config["ema"]}',
+        'weights': 'as trained'
+        if run.config['ema'] is None
+        else f'running average, decay {run.config["ema"]}',
         'base': {'name': run.source.name, 'digest': run.digest},
         'files': dict(contents),
         'config': run.config,

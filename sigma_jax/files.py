@@ -21,7 +21,9 @@ def atomic_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
     """
     out = pathlib.Path(out)
     if out.exists():
-        raise UserError(f'expected {out} not to exist yet, got a finished one; remove it or choose another name')
+        raise UserError(
+            f'expected {out} not to exist yet, got a finished one; remove it or choose another name'
+        )
     part = out.with_name(f'.{out.name}.part')
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -35,7 +37,9 @@ def atomic_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replaced_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """The name of a folder to make, which takes the place of `out` when the block ends well; else `out` stays."""
+    """The name of a folder to make, which takes the place of `out` when the block ends well; else
+    `out` stays.
+    """
     out = pathlib.Path(out)
     new, old = (out.with_name(f'.{out.name}.{word}') for word in ('new', 'old'))
 
@@ -56,7 +60,9 @@ def replaced_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def atomic_write(out: str | os.PathLike, data: bytes | str) -> None:
-    """Writes a file under a temporary name, flushes it to disk and renames it; a failure keeps the old file."""
+    """Writes a file under a temporary name, flushes it to disk and renames it; a failure keeps the
+    old file.
+    """
     out = pathlib.Path(out)
     part = out.with_name(f'.{out.name}.part')
     try:
@@ -72,9 +78,11 @@ def atomic_write(out: str | os.PathLike, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def writer_lock(folder: str | os.PathLike, what: str) -> Iterator[None]:
-    """Holds `folder`, made where it is missing, for one writer; the system lets go when the process ends, however.
+    """Holds `folder`, made where it is missing, for one writer; the system lets go when the process
+    ends, however.
 
-    Raises UserError while another process holds it; `what` names what that one does, such as 'training'.
+    Raises UserError while another process holds it; `what` names what that one does, such as
+    'training'.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -83,16 +91,21 @@ def writer_lock(folder: str | os.PathLike, what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f'Expected to be the only writer of {folder}, got another running {what}; wait for it or name another.'
+                f'Expected to be the only writer of {folder}, got another running {what}; wait '
+                'for it or name another.'
             ) from error
         yield
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is want of room: on the disk, in a quota, or under a limit on files."""
+    """Whether an error, or what caused it, is want of room: on the disk, in a quota, or under a
+    limit on files.
+    """
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError) and error.errno in codes:
         return True
     # ArrayRecord and TensorStore have no error type of their own, only the system's words
-    told = isinstance(error, (RuntimeError, ValueError)) and any(os.strerror(code) in str(error) for code in codes)
+    told = isinstance(error, (RuntimeError, ValueError)) and any(
+        os.strerror(code) in str(error) for code in codes
+    )
     return told or (error.__cause__ is not None and is_full_disk(error.__cause__))

@@ -1,8 +1,9 @@
-"""LoRA as parameter-tree masks: a mask over the base tree chooses, a side path computes (DESIGN 3.6).
+"""LoRA as parameter-tree masks: a mask over the base tree chooses, a side path computes (DESIGN
+3.6).
 
-Factors live in their own tree, `{leaf path: {'a': [.. r d_in], 'b': [.. d_out r]}}`, one pair where the mask is
-true, in PEFT's shapes over the flattened heads. A layout names the axes of a weight, so that the same pair
-serves `[n d h]` projections, stacked k/v pairs and plain kernels.
+Factors live in their own tree, `{leaf path: {'a': [.. r d_in], 'b': [.. d_out r]}}`, one pair where
+the mask is true, in PEFT's shapes over the flattened heads. A layout names the axes of a weight, so
+that the same pair serves `[n d h]` projections, stacked k/v pairs and plain kernels.
 """
 
 import dataclasses
@@ -23,7 +24,9 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which leaves of the base get factors, and how strong they are (paper 4.2: r 16, dropout, q k v o)."""
+    """Which leaves of the base get factors, and how strong they are (paper 4.2: r 16, dropout, q k
+    v o).
+    """
 
     patterns: tuple[str, ...] = ()
     rank: int = 16
@@ -33,17 +36,21 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UserError(
-                f'lora.rank: expected at least 1, got {self.rank}; take lora out of config.trainable instead'
+                f'lora.rank: expected at least 1, got {self.rank}; take lora out of '
+                'config.trainable instead'
             )
         if not 0 <= self.dropout < 1:
-            raise UserError(f'lora.dropout: expected a share in [0, 1), got {self.dropout}; correct it')
+            raise UserError(
+                f'lora.dropout: expected a share in [0, 1), got {self.dropout}; correct it'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """Axes of one weight by letter: `Layout('ndh', 'd', 'nh')` maps d inputs to n*h outputs.
 
-    Letters of `weight` in neither side stack separate matrices (k and v, gate and up); they must come first.
+    Letters of `weight` in neither side stack separate matrices (k and v, gate and up); they must
+    come first.
     """
 
     weight: str
@@ -59,7 +66,9 @@ class Layout:
         return f'...{self.inputs},{self.weight}->{self.stack}...{self.outputs}'
 
     def sizes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
-        """Shape of a weight, possibly with further leading (scanned) axes -> (leading and stack axes, d_in, d_out)."""
+        """Shape of a weight, possibly with further leading (scanned) axes -> (leading and stack
+        axes, d_in, d_out).
+        """
         extra = len(shape) - len(self.weight)
         size = dict(zip(self.weight, shape[extra:], strict=True))
         leading = tuple(shape[:extra]) + tuple(size[x] for x in self.stack)
@@ -67,15 +76,22 @@ class Layout:
 
 
 def find_layout(path: str, layouts: Mapping[str, Layout], what: str = 'LoRA') -> Layout:
-    """The layout whose pattern matches the whole path. Raises UserError for leaves that are no matrices."""
+    """The layout whose pattern matches the whole path. Raises UserError for leaves that are no
+    matrices.
+    """
     for pattern, layout in layouts.items():
         if re.fullmatch(pattern, path):
             return layout
-    raise UserError(f'{what} was asked for {path!r}, which is no matrix; choose among {", ".join(layouts)}')
+    raise UserError(
+        f'{what} was asked for {path!r}, which is no matrix; choose among {", ".join(layouts)}'
+    )
 
 
-def init_factors(key: Array, base: PyTree, layouts: Mapping[str, Layout], config: LoraConfig) -> PyTree:
-    """Factors for every leaf that a pattern selects: A ~ U(-1/sqrt(d_in), 1/sqrt(d_in)) as PEFT's, B = 0.
+def init_factors(
+    key: Array, base: PyTree, layouts: Mapping[str, Layout], config: LoraConfig
+) -> PyTree:
+    """Factors for every leaf that a pattern selects: A ~ U(-1/sqrt(d_in), 1/sqrt(d_in)) as PEFT's,
+    B = 0.
 
     `base` may be abstract. With B = 0 the model is unchanged, bit for bit.
     """
@@ -85,13 +101,22 @@ def init_factors(key: Array, base: PyTree, layouts: Mapping[str, Layout], config
     for n, (path, shape) in enumerate(shapes.items()):
         leading, d_in, d_out = find_layout(path, layouts).sizes(shape)
         bound = d_in**-0.5
-        a = jax.random.uniform(jax.random.fold_in(key, n), (*leading, config.rank, d_in), jnp.float32, -bound, bound)
-        factors[f'{path}/a'], factors[f'{path}/b'] = a, jnp.zeros((*leading, d_out, config.rank), jnp.float32)
+        a = jax.random.uniform(
+            jax.random.fold_in(key, n), (*leading, config.rank, d_in), jnp.float32, -bound, bound
+        )
+        factors[f'{path}/a'], factors[f'{path}/b'] = (
+            a,
+            jnp.zeros((*leading, d_out, config.rank), jnp.float32),
+        )
     return trees.unflatten(factors)
 
 
 def side_path(
-    x: Float[Array, '...'], factors: Mapping[str, Array], layout: Layout, output_sizes: tuple[int, ...], alpha: float
+    x: Float[Array, '...'],
+    factors: Mapping[str, Array],
+    layout: Layout,
+    output_sizes: tuple[int, ...],
+    alpha: float,
 ) -> Float[Array, '...']:
     """alpha / r * B A x, in the shape that `layout.equation()` gives: `[stack ... outputs]`."""
     a, b = (factors[name].astype(x.dtype) for name in 'ab')
@@ -104,12 +129,17 @@ def side_path(
 
 def merge(base: PyTree, factors: PyTree, layouts: Mapping[str, Layout], alpha: float) -> PyTree:
     """base + alpha / r * B A in float32: for export only, never for training (DESIGN 3.6)."""
-    pairs = trees.flatten(factors, is_leaf=lambda x: isinstance(x, Mapping) and set(x) == {'a', 'b'})
+    pairs = trees.flatten(
+        factors, is_leaf=lambda x: isinstance(x, Mapping) and set(x) == {'a', 'b'}
+    )
 
     def one(path, w):
         if path not in pairs:
             return w
-        layout, (a, b) = find_layout(path, layouts), (pairs[path][n].astype(jnp.float32) for n in 'ab')
+        layout, (a, b) = (
+            find_layout(path, layouts),
+            (pairs[path][n].astype(jnp.float32) for n in 'ab'),
+        )
         size = dict(zip(layout.weight, w.shape[w.ndim - len(layout.weight) :], strict=True))
         delta = jnp.einsum('...or,...ri->...oi', b, a, precision='highest') * (alpha / a.shape[-2])
         extra = w.ndim - len(layout.weight)

@@ -1,8 +1,9 @@
 """TRAF and TSAC, the losses of Sigma (paper 4.2.1 and 4.2.2; DESIGN 3.5).
 
-Every term is one number per window, [b]; `b` runs over all windows of a micro-batch (consecutive windows
-flattened, all devices). The mean is taken once, in `combine`, with the mask. Terms whose mean runs over fewer
-windows carry the ratio of the counts, so that the one masked mean gives theirs.
+Every term is one number per window, [b]; `b` runs over all windows of a micro-batch (consecutive
+windows flattened, all devices). The mean is taken once, in `combine`, with the mask. Terms whose
+mean runs over fewer windows carry the ratio of the counts, so that the one masked mean gives
+theirs.
 """
 
 import math
@@ -19,7 +20,8 @@ from sigma_jax.types import Ablation, Actions, Batch, PyTree, SigmaOutput
 Terms = dict[str, Float[Array, 'b']]
 
 BRANCHES = ('vec', 'chk', 'traj')
-COLUMNS = {'act': 'act', 'sem': 'sem', 'intent': 'int', 'tau': 'tau'}  # term -> suffix in the paper's Table 1
+# term -> suffix in the paper's Table 1
+COLUMNS = {'act': 'act', 'sem': 'sem', 'intent': 'int', 'tau': 'tau'}
 EXCLUDED = -1e9  # logit of a window that is no candidate: finite, so that gradients stay finite
 
 
@@ -36,14 +38,20 @@ class LossConfig:
     lambda_collapse: float = 0.1  # fits the L_tau column of Table 1
     tau_0: float = 1.0  # fits the L_tau column of Table 1
     eta_var: float = 0.1  # fits the L_tau column of Table 1
-    units: str = 'normalised'  # of action errors: 'raw' (paper) or 'normalised' (divided by sigma_a; ours)
+    # of action errors: 'raw' (paper) or 'normalised' (divided by sigma_a; ours)
+    units: str = 'normalised'
     alignment_scale: float = 1.0  # common factor of the three alignment terms (1: paper)
 
     def __post_init__(self) -> None:
         if self.units not in ('raw', 'normalised'):
-            raise UserError(f"loss.units: expected 'raw' or 'normalised', got {self.units!r}; change the config")
+            raise UserError(
+                f"loss.units: expected 'raw' or 'normalised', got {self.units!r}; change the config"
+            )
         if not 0 < self.hard_ratio <= 1:
-            raise UserError(f'loss.hard_ratio: expected a share in (0, 1], got {self.hard_ratio}; change the config')
+            raise UserError(
+                f'loss.hard_ratio: expected a share in (0, 1], got {self.hard_ratio}; '
+                'change the config'
+            )
 
 
 def sigma_terms(
@@ -55,18 +63,31 @@ def sigma_terms(
 ) -> tuple[Terms, dict[str, Float[Array, '']]]:
     """All terms of L_total, keyed like the schedules, and the columns of Table 1 as scalars.
 
-    Leaves of `output` and `batch` may carry more leading axes ([b g ...]); they are flattened to one.
-    `sigma_a` is the per-joint standard deviation of the training actions, positive, raw units.
+    Leaves of `output` and `batch` may carry more leading axes ([b g ...]); they are flattened to
+    one. `sigma_a` is the per-joint standard deviation of the training actions, positive, raw units.
     """
     ablation = Ablation() if ablation is None else ablation
-    output, batch = flatten_windows(output, batch.mask.ndim), flatten_windows(batch, batch.mask.ndim)
+    output, batch = (
+        flatten_windows(output, batch.mask.ndim),
+        flatten_windows(batch, batch.mask.ndim),
+    )
     mask, telepathy = batch.mask, output.telepathy
-    errors = branch_errors(output.actions, batch.actions, batch.action_mask, sigma_a if config.units != 'raw' else None)
+    errors = branch_errors(
+        output.actions, batch.actions, batch.action_mask, sigma_a if config.units != 'raw' else None
+    )
     act = weighted_sum(errors, config.action_weights)
     hard = hard_mask(weighted_sum(errors), mask, config.hard_ratio)
     act_hard = act * over_subset(hard, mask)
-    time = time_loss(telepathy.z_pool, output.m_prev, output.fresh | (jnp.asarray(ablation.memory) <= 0))
-    mi = info_nce(telepathy.z_pool, output.text_pool + output.vision_pool, batch.text_id, mask, config.temperature)
+    time = time_loss(
+        telepathy.z_pool, output.m_prev, output.fresh | (jnp.asarray(ablation.memory) <= 0)
+    )
+    mi = info_nce(
+        telepathy.z_pool,
+        output.text_pool + output.vision_pool,
+        batch.text_id,
+        mask,
+        config.temperature,
+    )
     terms = {
         'act': act + config.lambda_hard * gated(ablation.hard, act_hard),
         'sem': time + config.beta_mi * mi,
@@ -78,7 +99,10 @@ def sigma_terms(
     raw = branch_errors(output.actions, batch.actions, batch.action_mask)
     scalars |= {f'mse_{name}': value for name, value in raw.items()}
     metrics = {key: masked_mean(value, mask) for key, value in scalars.items()}
-    return terms, metrics | {'hard_ratio': jnp.asarray(config.hard_ratio), 'hard_share': masked_mean(hard, mask)}
+    return terms, metrics | {
+        'hard_ratio': jnp.asarray(config.hard_ratio),
+        'hard_share': masked_mean(hard, mask),
+    }
 
 
 def combine(
@@ -95,7 +119,8 @@ def combine(
     for key, value in terms.items():
         if key not in weights:
             raise UserError(
-                f'loss term {key!r} has no schedule: expected one of {sorted(weights)}; add {key!r} to the curriculum'
+                f'loss term {key!r} has no schedule: expected one of {sorted(weights)}; add '
+                f'{key!r} to the curriculum'
             )
         total = total + weights[key] * (1.0 if key == 'act' else alignment_scale) * value
     return masked_mean(total, mask.reshape(-1))
@@ -112,7 +137,9 @@ def masked_mean(x: Float[Array, 'b'], mask: Bool[Array, 'b']) -> Float[Array, ''
 
 
 def over_subset(subset: Bool[Array, 'b'], mask: Bool[Array, 'b']) -> Float[Array, 'b']:
-    """Factor that turns the mean over `mask` into the mean over `subset`: n_mask / n_subset inside, 0 outside."""
+    """Factor that turns the mean over `mask` into the mean over `subset`: n_mask / n_subset inside,
+    0 outside.
+    """
     return jnp.where(subset, jnp.sum(mask) / jnp.maximum(jnp.sum(subset), 1), 0.0)
 
 
@@ -144,7 +171,9 @@ def branch_errors(
     action_mask: Bool[Array, 'b t'],
     scale: Float[Array, 'a'] | None = None,
 ) -> Terms:
-    """{'vec', 'chk', 'traj'}: MSE_ij of the paper's three branches against the first 1, c, t true steps."""
+    """{'vec', 'chk', 'traj'}: MSE_ij of the paper's three branches against the first 1, c, t true
+    steps.
+    """
     predictions = {'vec': actions.vec[..., None, :], 'chk': actions.chk, 'traj': actions.traj}
     return {
         name: action_mse(x, target[..., : x.shape[-2], :], action_mask[..., : x.shape[-2]], scale)
@@ -158,20 +187,29 @@ def weighted_sum(errors: Terms, weights: tuple[float, ...] = (1.0, 1.0, 1.0)) ->
     return parts[0] + parts[1] + parts[2]
 
 
-def hard_mask(difficulty: Float[Array, 'b'], mask: Bool[Array, 'b'], ratio: float) -> Bool[Array, 'b']:
-    """H: the ceil(ratio * n_valid) most difficult valid windows, by rank; ties go to the lower index.
+def hard_mask(
+    difficulty: Float[Array, 'b'], mask: Bool[Array, 'b'], ratio: float
+) -> Bool[Array, 'b']:
+    """H: the ceil(ratio * n_valid) most difficult valid windows, by rank; ties go to the lower
+    index.
 
     The count comes from a table over n_valid, which is traced: in float32, ceil(0.3 * 20) may be 7.
     """
     size = difficulty.shape[0]
     counts = jnp.asarray([math.ceil(round(ratio * n, 9)) for n in range(size + 1)])
-    score = jnp.where(mask, jnp.nan_to_num(jax.lax.stop_gradient(difficulty), nan=jnp.inf, posinf=jnp.inf), -jnp.inf)
+    score = jnp.where(
+        mask,
+        jnp.nan_to_num(jax.lax.stop_gradient(difficulty), nan=jnp.inf, posinf=jnp.inf),
+        -jnp.inf,
+    )
     order = jnp.argsort(-score, stable=True)
     rank = jnp.zeros(size, order.dtype).at[order].set(jnp.arange(size, dtype=order.dtype))
     return (rank < counts[jnp.sum(mask)]) & mask
 
 
-def time_loss(z_pool: Float[Array, 'b d'], m_prev: Float[Array, 'b d'], fresh: Bool[Array, 'b']) -> Float[Array, 'b']:
+def time_loss(
+    z_pool: Float[Array, 'b d'], m_prev: Float[Array, 'b d'], fresh: Bool[Array, 'b']
+) -> Float[Array, 'b']:
     """L_time = 1 - cos(z_pool, stop_gradient(m_prev)); 0 where there is no memory yet (DESIGN 3.5).
 
     Fresh windows count as zeros in the mean: with single windows, as in the paper, L_time vanishes.
@@ -188,11 +226,14 @@ def info_nce(
 ) -> Float[Array, 'b']:
     """L_mi (paper 4.2.2): -log softmax_j(cos(z_i, context_j) / temperature) at j = i.
 
-    The candidates j of window i are i itself and all valid windows with another text: the context of a window
-    with the same text holds the same text, so it is left out of the denominator. A batch with one text gives
-    exactly 0; two texts that cannot be told apart give ln 2 (Table 1's L_sem is 0.1 ln 2). Padding gives 0.
+    The candidates j of window i are i itself and all valid windows with another text: the context
+    of a window with the same text holds the same text, so it is left out of the denominator. A
+    batch with one text gives exactly 0; two texts that cannot be told apart give ln 2 (Table 1's
+    L_sem is 0.1 ln 2). Padding gives 0.
     """
-    cosine = jnp.einsum('id,jd->ij', unit(z_pool), unit(context), precision=jax.lax.Precision.HIGHEST)
+    cosine = jnp.einsum(
+        'id,jd->ij', unit(z_pool), unit(context), precision=jax.lax.Precision.HIGHEST
+    )
     itself = jnp.eye(mask.shape[0], dtype=bool)
     candidate = itself | (mask[None, :] & (text_id[:, None] != text_id[None, :]))
     logits = jnp.where(candidate, cosine / temperature, EXCLUDED)
@@ -211,10 +252,14 @@ def intent_loss(z_intent: Float[Array, 'b d'], memory: Float[Array, 'b d']) -> F
     return -safe_cosine(z_intent, memory)
 
 
-def tau_loss(tau: Float[Array, 'b e'], c_act: Float[Array, 'b e'], config: LossConfig) -> Float[Array, 'b']:
-    """L_tau = 0.01 mean(tau^2) + lambda_collapse max(0, tau_0 - rms(tau))^2 + eta_var (1 - cos(tau, c_act)).
+def tau_loss(
+    tau: Float[Array, 'b e'], c_act: Float[Array, 'b e'], config: LossConfig
+) -> Float[Array, 'b']:
+    """L_tau = 0.01 mean(tau^2) + lambda_collapse max(0, tau_0 - rms(tau))^2 + eta_var (1 - cos(tau,
+    c_act)).
 
-    The paper's norms are means over dimensions here: only those fit the last row of its Table 1 (DESIGN 3.5).
+    The paper's norms are means over dimensions here: only those fit the last row of its Table 1
+    (DESIGN 3.5).
     """
     collapse = jnp.square(jax.nn.relu(config.tau_0 - rms(tau)))
     direction = 1.0 - safe_cosine(tau, c_act)

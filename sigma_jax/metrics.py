@@ -1,6 +1,7 @@
 """Numbers of a report: errors per window, rates, means by episode and their intervals (DESIGN 3.8).
 
-Everything here is numpy in float64 on flat windows: `n` windows, `t` steps, `a` joints, raw action units.
+Everything here is numpy in float64 on flat windows: `n` windows, `t` steps, `a` joints, raw action
+units.
 """
 
 from collections.abc import Mapping
@@ -14,14 +15,17 @@ from scipy import stats
 from sigma_jax.types import Actions
 
 ERRORS = ('mse_vec', 'mse_chk', 'mse_trj')
-LONG_NAMES = {'mse_vec': 'vector', 'mse_chk': 'chunk', 'mse_trj': 'traj'}  # spelling of the paper's averages
+# spelling of the paper's averages
+LONG_NAMES = {'mse_vec': 'vector', 'mse_chk': 'chunk', 'mse_trj': 'traj'}
 
 Errors = Mapping[str, Float[np.ndarray, 'n']]
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Raw squared units, a branch each (paper 6). Success: all errors below; hard: any error at or above."""
+    """Raw squared units, a branch each (paper 6). Success: all errors below; hard: any error at or
+    above.
+    """
 
     vec: float = 0.1
     chk: float = 0.2
@@ -39,11 +43,14 @@ class Interval(NamedTuple):
 def window_errors(
     actions: Actions, target: Float[np.ndarray, 'n t a'], action_mask: Bool[np.ndarray, 'n t']
 ) -> dict[str, Float[np.ndarray, 'n']]:
-    """mse_vec, mse_chk, mse_trj of each window: mean squared error of the first 1, c, t steps, valid steps only.
+    """mse_vec, mse_chk, mse_trj of each window: mean squared error of the first 1, c, t steps,
+    valid steps only.
 
     The lengths are ours; the paper names the three errors without them.
     """
-    branches: Any = zip(ERRORS, (np.asarray(actions.vec)[:, None], actions.chk, actions.traj), strict=True)
+    branches: Any = zip(
+        ERRORS, (np.asarray(actions.vec)[:, None], actions.chk, actions.traj), strict=True
+    )
     return {name: step_errors(x, target, action_mask).mean_over_steps() for name, x in branches}
 
 
@@ -111,7 +118,9 @@ def paper_summary(
     hard: Thresholds,
     batch_size: int = 4,
 ) -> dict:
-    """One group of `sigma_eval_report.json` under the paper's keys; hard averages are 0 without hard windows."""
+    """One group of `sigma_eval_report.json` under the paper's keys; hard averages are 0 without
+    hard windows.
+    """
     count, chosen = len(tau_norm), is_hard(errors, hard)
     summary: dict[str, Any] = {'num_samples': count, 'num_batches': -(-count // batch_size)}
     summary |= {f'avg_mse_{LONG_NAMES[name]}': mean(errors[name]) for name in ERRORS}
@@ -119,7 +128,9 @@ def paper_summary(
     summary |= {'hard_thresholds': dict(vars(hard)), 'success_thresholds': dict(vars(success))}
     summary |= {'success_rate': mean(is_success(errors, success))}
     summary |= {'hard_sample_fraction': mean(chosen), 'total_hard_samples': int(chosen.sum())}
-    return summary | {f'avg_hard_mse_{LONG_NAMES[name]}': mean(errors[name][chosen]) for name in ERRORS}
+    return summary | {
+        f'avg_hard_mse_{LONG_NAMES[name]}': mean(errors[name][chosen]) for name in ERRORS
+    }
 
 
 def mean(x: np.ndarray) -> float:
@@ -130,7 +141,9 @@ def mean(x: np.ndarray) -> float:
 def sum_by_episode(
     values: Float[np.ndarray, 'n'], episode: Int[np.ndarray, 'n']
 ) -> tuple[Int[np.ndarray, 'm'], Float[np.ndarray, 'm'], Int[np.ndarray, 'm']]:
-    """Episodes in ascending order, the sum of their windows' values, and their number of windows."""
+    """Episodes in ascending order, the sum of their windows' values, and their number of
+    windows.
+    """
     episodes, index, counts = np.unique(episode, return_inverse=True, return_counts=True)
     return episodes, np.bincount(index, weights=values, minlength=len(episodes)), counts
 
@@ -142,12 +155,14 @@ def ratio_interval(
     level: float = 0.95,
     resamples: int = 2000,
 ) -> Interval:
-    """sum(numerator) / sum(denominator) with a bootstrap interval over seeds (rows) and episodes (columns).
+    """sum(numerator) / sum(denominator) with a bootstrap interval over seeds (rows) and episodes
+    (columns).
 
-    Episodes are drawn whole and numerator and denominator together, so that a ratio of two arms is paired;
-    with a single seed only episodes are drawn. Percentile limits, expanded for few episodes: the normal tail
-    probability is that of sqrt(m / (m - 1)) times Student's t with m - 1 degrees of freedom. A mean is the
-    ratio of sums to counts; a relative change is the ratio of two arms' sums, less one.
+    Episodes are drawn whole and numerator and denominator together, so that a ratio of two arms is
+    paired; with a single seed only episodes are drawn. Percentile limits, expanded for few
+    episodes: the normal tail probability is that of sqrt(m / (m - 1)) times Student's t with m - 1
+    degrees of freedom. A mean is the ratio of sums to counts; a relative change is the ratio of two
+    arms' sums, less one.
     """
     numerator, denominator = np.atleast_2d(numerator), np.atleast_2d(denominator)
     value = float(numerator.sum() / denominator.sum()) if denominator.sum() else float('nan')
@@ -166,7 +181,9 @@ def ratio_interval(
     return Interval(value, float(low), float(high))
 
 
-def mean_interval(values: Float[np.ndarray, 'n'], episode: Int[np.ndarray, 'n'], seed: int = 0) -> Interval:
+def mean_interval(
+    values: Float[np.ndarray, 'n'], episode: Int[np.ndarray, 'n'], seed: int = 0
+) -> Interval:
     """Mean over windows, 95 % interval over episodes."""
     _, sums, counts = sum_by_episode(values, episode)
     return ratio_interval(sums, counts, seed)
@@ -178,7 +195,9 @@ def relative_change(
     episode: Int[np.ndarray, 'n'],
     seed: int = 0,
 ) -> Interval:
-    """mean(values) / mean(reference) - 1 on the same windows, paired 95 % interval over episodes."""
+    """mean(values) / mean(reference) - 1 on the same windows, paired 95 % interval over
+    episodes.
+    """
     _, sums, _ = sum_by_episode(values, episode)
     _, reference_sums, _ = sum_by_episode(reference, episode)
     return Interval(*(x - 1 for x in ratio_interval(sums, reference_sums, seed)))

@@ -14,7 +14,14 @@ from jaxtyping import Array, Float
 
 from sigma_jax import curriculum, losses
 from sigma_jax.backbones.pi05 import ACTION_EXPERT, BoundPi05, Pi05Config
-from sigma_jax.sigma import Sigma, SigmaConfig, embed_observation, initial_carry, run_sequence, window_keys
+from sigma_jax.sigma import (
+    Sigma,
+    SigmaConfig,
+    embed_observation,
+    initial_carry,
+    run_sequence,
+    window_keys,
+)
 from sigma_jax.types import Ablation, Batch, Frozen, Observation, SigmaOutput
 
 PyTree = Any
@@ -28,33 +35,56 @@ def overlay(base: PyTree, top: PyTree) -> PyTree:
 
 
 def bind(
-    config: Pi05Config, trainable: PyTree, frozen: Frozen, ablation: Ablation, dropout_key: Array | None = None
+    config: Pi05Config,
+    trainable: PyTree,
+    frozen: Frozen,
+    ablation: Ablation,
+    dropout_key: Array | None = None,
 ) -> BoundPi05:
-    """The base policy with trainable leaves laid over the frozen ones, and the gated LoRA factors."""
+    """The base policy with trainable leaves laid over the frozen ones, and the gated LoRA
+    factors.
+    """
     gate = jnp.asarray(ablation.lora)
     factors = trainable.get('lora')
-    gated = None if factors is None else jax.tree.map(lambda x: jnp.where(gate > 0, x, jnp.zeros_like(x)), factors)
+    gated = (
+        None
+        if factors is None
+        else jax.tree.map(lambda x: jnp.where(gate > 0, x, jnp.zeros_like(x)), factors)
+    )
     config = dataclasses.replace(config, train_base='params' in trainable)
-    return BoundPi05(config, overlay(frozen.params, trainable.get('params', {})), gated, dropout_key)
+    return BoundPi05(
+        config, overlay(frozen.params, trainable.get('params', {})), gated, dropout_key
+    )
 
 
-def normalize_actions(actions: Float[Array, '... a'], stats: Mapping[str, Array], width: int) -> Float[Array, '... d']:
-    """Raw actions -> pi0.5's quantile-normalised units, padded with zeros to the policy's action width."""
+def normalize_actions(
+    actions: Float[Array, '... a'], stats: Mapping[str, Array], width: int
+) -> Float[Array, '... d']:
+    """Raw actions -> pi0.5's quantile-normalised units, padded with zeros to the policy's action
+    width.
+    """
     scaled = (actions - stats['action_low']) / stats['action_span'] * 2 - 1
     return jnp.pad(scaled, [(0, 0)] * (actions.ndim - 1) + [(0, width - actions.shape[-1])])
 
 
-def unnormalize_actions(actions: Float[Array, '... d'], stats: Mapping[str, Array]) -> Float[Array, '... a']:
+def unnormalize_actions(
+    actions: Float[Array, '... d'], stats: Mapping[str, Array]
+) -> Float[Array, '... a']:
     """The inverse of `normalize_actions`, padding dropped."""
     low, span = stats['action_low'], stats['action_span']
     return (actions[..., : low.shape[-1]] + 1) / 2 * span + low
 
 
-def action_origin(state: Float[Array, '... p'], stats: Mapping[str, Array]) -> Float[Array, '... 1 a']:
-    """What the policy's actions count from: the robot's raw state in its relative joints, zero in the others.
+def action_origin(
+    state: Float[Array, '... p'], stats: Mapping[str, Array]
+) -> Float[Array, '... 1 a']:
+    """What the policy's actions count from: the robot's raw state in its relative joints, zero in
+    the others.
 
-    `state` is normalised by the policy's own statistics (openpi calls the transform DeltaActions). A state may be
-    wider than the actions: the first entries count. Where it is narrower, no action beyond it is relative.
+    `state` is normalised by the policy's own statistics (openpi calls the transform DeltaActions).
+    A state may be
+    wider than the actions: the first entries count. Where it is narrower, no action beyond it is
+    relative.
     """
     width = stats['relative'].shape[-1]
     first = state[..., :width]
@@ -65,7 +95,8 @@ def action_origin(state: Float[Array, '... p'], stats: Mapping[str, Array]) -> F
 
 @dataclasses.dataclass(frozen=True)
 class FlowMatching:
-    """pi0.5's own objective: mean squared error of the velocity at a random time (openpi, `compute_loss`).
+    """pi0.5's own objective: mean squared error of the velocity at a random time (openpi,
+    `compute_loss`).
 
     Time is Beta(1.5, 1), scaled into [0.001, 1]. Steps beyond an episode's end do not count.
     """
@@ -99,10 +130,14 @@ class FlowMatching:
         return time, jax.random.normal(noise_key, shape)
 
     def draw(self, key: Array, batch: Batch) -> Batch:
-        """`batch` [b g] with the times and the noise that this objective would draw for it, for micro-batches of it."""
+        """`batch` [b g] with the times and the noise that this objective would draw for it, for
+        micro-batches of it.
+        """
         lead, steps = batch.actions.shape[:2], batch.actions.shape[2]
         time, noise = self._draws(key, (lead[0] * lead[1], steps, self.config.action_dim))
-        return dataclasses.replace(batch, time=time.reshape(lead), noise=noise.reshape(*lead, *noise.shape[1:]))
+        return dataclasses.replace(
+            batch, time=time.reshape(lead), noise=noise.reshape(*lead, *noise.shape[1:])
+        )
 
     def weight(self, batch: Batch) -> Float[Array, '']:
         """The number of action steps whose errors the loss is the mean of."""
@@ -119,18 +154,28 @@ class SigmaObjective:
     curriculum: curriculum.CurriculumConfig
 
     def reads(self, path: str) -> bool:
-        """Whether this leaf of the base is read: not the action expert's, whose actions lie beside the shards."""
+        """Whether this leaf of the base is read: not the action expert's, whose actions lie beside
+        the shards.
+        """
         return not ACTION_EXPERT.fullmatch(path)
 
     def see(self, frozen: Frozen, observation: Observation) -> Observation:
-        """The observation with all that the frozen policy alone makes of it, so that `forward` need not compute it."""
-        features, text = embed_observation(bind(self.config, {}, frozen, Ablation()), observation, self.sigma)
+        """The observation with all that the frozen policy alone makes of it, so that `forward` need
+        not compute it.
+        """
+        features, text = embed_observation(
+            bind(self.config, {}, frozen, Ablation()), observation, self.sigma
+        )
         return dataclasses.replace(observation, features=features, text_embeddings=text)
 
-    def forward(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key=None) -> SigmaOutput:
-        """One pass over [b g] windows; `key` turns LoRA dropout on and draws the refinement noise anew.
+    def forward(
+        self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key=None
+    ) -> SigmaOutput:
+        """One pass over [b g] windows; `key` turns LoRA dropout on and draws the refinement noise
+        anew.
 
-        Without a key the pass is deterministic: no dropout, and noise that belongs to episode and frame alone.
+        Without a key the pass is deterministic: no dropout, and noise that belongs to episode and
+        frame alone.
         """
         frozen_backbone = bind(self.config, {}, frozen, ablation)
         backbone = bind(self.config, trainable, frozen, ablation, key)
@@ -161,10 +206,16 @@ class SigmaObjective:
         output = self.forward(trainable, frozen, batch, ablation, key)
         horizon = self.sigma.horizon
         batch = dataclasses.replace(
-            batch, actions=batch.actions[..., :horizon, :], action_mask=batch.action_mask[..., :horizon]
+            batch,
+            actions=batch.actions[..., :horizon, :],
+            action_mask=batch.action_mask[..., :horizon],
         )
-        terms, metrics = losses.sigma_terms(output, batch, self.loss, frozen.stats['sigma_a'], ablation)
-        weights = curriculum.evaluate(curriculum.make_schedules(self.curriculum), step, ablation.ramp_speed)
+        terms, metrics = losses.sigma_terms(
+            output, batch, self.loss, frozen.stats['sigma_a'], ablation
+        )
+        weights = curriculum.evaluate(
+            curriculum.make_schedules(self.curriculum), step, ablation.ramp_speed
+        )
         return terms, weights, metrics | curriculum.columns(weights)
 
     def __call__(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key, step):
@@ -181,7 +232,9 @@ class SigmaObjective:
         return jnp.sum(batch.mask, dtype=float)
 
     def alignment_share(self, trainable, frozen, batch, ablation, key, step) -> dict[str, Array]:
-        """Gradient norm of each weighted term, and the alignment terms' share of all of them (DESIGN 3.5)."""
+        """Gradient norm of each weighted term, and the alignment terms' share of all of them
+        (DESIGN 3.5).
+        """
 
         names = tuple(curriculum.make_schedules(self.curriculum))
 
@@ -195,7 +248,9 @@ class SigmaObjective:
 
         norms = dict(zip(names, jax.lax.map(one_term, jnp.eye(len(names))), strict=True))
         everything = sum(norms.values())
-        return {f'grad_{k}': v for k, v in norms.items()} | {'grad_share': 1 - norms['act'] / everything}
+        return {f'grad_{k}': v for k, v in norms.items()} | {
+            'grad_share': 1 - norms['act'] / everything
+        }
 
 
 def init_sigma(key: Array, objective: SigmaObjective, frozen: Frozen, batch: Batch) -> PyTree:
@@ -206,5 +261,15 @@ def init_sigma(key: Array, objective: SigmaObjective, frozen: Frozen, batch: Bat
     carry = initial_carry(objective.sigma, 1)
     base = first.base[..., : objective.sigma.horizon, :]
     keys = window_keys(key, first.episode, first.frame) if objective.sigma.noise_scale else None
-    start = (backbone, first.observation, features, text, base, frozen.stats['sigma_a'], carry, first.reset, Ablation())
+    start = (
+        backbone,
+        first.observation,
+        features,
+        text,
+        base,
+        frozen.stats['sigma_a'],
+        carry,
+        first.reset,
+        Ablation(),
+    )
     return Sigma(objective.sigma).init(key, *start, keys)['params']

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from sigma_jax import trees
 
-VECTORS = ('bias', 'scale')  # of the base: scanned over layers, they have two axes and are no matrices
+# of the base: scanned over layers, they have two axes and are no matrices
+VECTORS = ('bias', 'scale')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,35 +34,46 @@ def rate_schedule(peak: float, config: OptimizerConfig) -> optax.Schedule:
     """Linear warm-up to `peak`, cosine decay to `final_fraction` of it at `total_steps`."""
     warmup = min(config.warmup_steps, max(config.total_steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(
-        peak / (warmup + 1), peak, warmup, max(config.total_steps, warmup + 1), peak * config.final_fraction
+        peak / (warmup + 1),
+        peak,
+        warmup,
+        max(config.total_steps, warmup + 1),
+        peak * config.final_fraction,
     )
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """One clipped AdamW for each top-level group of the trainable tree: `sigma`, `lora`, `params`.
 
-    The tree holds trainable leaves only, so no moment of a frozen weight ever exists. Matrices decay,
-    vectors and scalars do not.
+    The tree holds trainable leaves only, so no moment of a frozen weight ever exists. Matrices
+    decay, vectors and scalars do not.
     """
 
     def group(peak, together):
-        clip, adam = optax.clip_by_global_norm(config.clip_norm), optax.scale_by_adam(config.b1, config.b2)
-        decay = optax.add_decayed_weights(config.weight_decay, lambda tree: trees.map_with_path(decays, tree))
+        clip, adam = (
+            optax.clip_by_global_norm(config.clip_norm),
+            optax.scale_by_adam(config.b1, config.b2),
+        )
+        decay = optax.add_decayed_weights(
+            config.weight_decay, lambda tree: trees.map_with_path(decays, tree)
+        )
         rate = optax.scale_by_learning_rate(rate_schedule(peak, config))
         if together:
             return optax.chain(as_one_vector(optax.chain(clip, adam)), decay, rate)
         return optax.chain(clip, optax.chain(adam, decay, rate))
 
     groups = {'sigma': config.sigma_rate, 'lora': config.lora_rate, 'params': config.params_rate}
-    return optax.partition({name: group(peak, name != 'params') for name, peak in groups.items()}, label_groups)
+    return optax.partition(
+        {name: group(peak, name != 'params') for name, peak in groups.items()}, label_groups
+    )
 
 
 def as_one_vector(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner`, which looks at no leaf by itself, on all leaves end to end.
 
-    Sigma's heads have two hundred leaves: one vector of moments is one kernel instead of hundreds to compile and to
-    start. The price is a copy of the gradients, which whole backbones ('params') would pay dearly. Unlike
-    `optax.flatten` it takes trees without leaves.
+    Sigma's heads have two hundred leaves: one vector of moments is one kernel instead of hundreds
+    to compile and to start. The price is a copy of the gradients, which whole backbones ('params')
+    would pay dearly. Unlike `optax.flatten` it takes trees without leaves.
     """
 
     def flat(tree) -> Float[Array, 'n'] | tuple[()]:
@@ -76,14 +88,18 @@ def as_one_vector(inner: optax.GradientTransformation) -> optax.GradientTransfor
         leaves, structure = jax.tree.flatten(gradients)
         vector, state = inner.update(flat(gradients), state)
         ends = list(itertools.accumulate(x.size for x in leaves))
-        parts = [vector[end - x.size : end].reshape(x.shape) for x, end in zip(leaves, ends, strict=True)]
+        parts = [
+            vector[end - x.size : end].reshape(x.shape) for x, end in zip(leaves, ends, strict=True)
+        ]
         return jax.tree.unflatten(structure, parts), state
 
     return optax.GradientTransformation(init, update)
 
 
 def decays(path: str, leaf: jax.Array) -> bool:
-    """Whether weight decay applies to a leaf: to matrices and tables, not to vectors, one a layer or one in all."""
+    """Whether weight decay applies to a leaf: to matrices and tables, not to vectors, one a layer
+    or one in all.
+    """
     return leaf.ndim > 1 and path.rsplit('/', 1)[-1] not in VECTORS
 
 

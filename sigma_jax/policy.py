@@ -1,4 +1,6 @@
-"""How a policy sees the world: normalisation, prompt, image size and padding; `policy.json` beside its weights."""
+"""How a policy sees the world: normalisation, prompt, image size and padding; `policy.json` beside
+its weights.
+"""
 
 import dataclasses
 import json
@@ -20,21 +22,28 @@ PROMPT_LENGTH = 200  # tokens, both originals' for pi0.5
 class Policy:
     """Everything between a camera frame, a joint reading and the model that no weight tells.
 
-    An absent camera needs no field: its picture is masked, and a masked picture reaches no other token.
+    An absent camera needs no field: its picture is masked, and a masked picture reaches no other
+    token.
     """
 
     relative_joints: tuple[bool, ...] = ()  # joints whose actions count from the state; (): none
     state: Scaling = Scaling()
     actions: Scaling = Scaling()
     prompt_state_dim: int | None = (
-        None  # the prompt's state is zero-padded to it; 0: the robot's own; -1: no state; None: as shards say
+        # the prompt's state is zero-padded to it; 0: the robot's own; -1: no state; None: as shards
+        # say
+        None
     )
     max_prompt_len: int | None = None  # tokens; None: as shards say
-    resize: str = 'openpi'  # 'openpi': Pillow's bilinear; 'lerobot': torch's, which does not smooth when shrinking
-    image_padding: float = BLACK  # beside a picture that is not square, in the model's units: -1 is black
+    # 'openpi': Pillow's bilinear; 'lerobot': torch's, which does not smooth when shrinking
+    resize: str = 'openpi'
+    # beside a picture that is not square, in the model's units: -1 is black
+    image_padding: float = BLACK
     cameras: tuple[str, ...] = ()  # the model's views in order; (): not known
-    rename_map: tuple[tuple[str, str], ...] = ()  # LeRobot's: (a data set's key, the policy's), as pairs
-    action_steps: int | None = None  # steps of a chunk that are carried out before the next; None: all
+    # LeRobot's: (a data set's key, the policy's), as pairs
+    rename_map: tuple[tuple[str, str], ...] = ()
+    # steps of a chunk that are carried out before the next; None: all
+    action_steps: int | None = None
 
     def scalings(self) -> dict[str, Scaling]:
         """The two scalings under the names of norm_stats.json."""
@@ -43,7 +52,8 @@ class Policy:
     def view(self, camera: str, key: str = '') -> str:
         """The policy's name of a data set's camera: `camera` in short, `key` in full, where known.
 
-        A name that the map has is the data set's, also where a view of the policy is called the same.
+        A name that the map has is the data set's, also where a view of the policy is called the
+        same.
         """
         renamed = dict(self.rename_map)
         short = {_short(theirs): _short(ours) for theirs, ours in self.rename_map}
@@ -52,7 +62,10 @@ class Policy:
     def scale(self, statistics: Mapping[str, Statistics]) -> dict[str, Statistics]:
         """`statistics` as this policy uses them."""
         used = self.scalings()
-        return {k: dataclasses.replace(v, scaling=used[k]) if k in used else v for k, v in statistics.items()}
+        return {
+            k: dataclasses.replace(v, scaling=used[k]) if k in used else v
+            for k, v in statistics.items()
+        }
 
 
 def _short(key: str) -> str:
@@ -94,19 +107,26 @@ def read_policy(folder: str | Path) -> Policy | None:
     try:
         data = json.loads(file.read_text())
     except ValueError as error:
-        raise UserError(f'expected {{"relative_joints": [true, ...]}} in {file}, got {error}; mend the file') from error
+        raise UserError(
+            f'expected {{"relative_joints": [true, ...]}} in {file}, got {error}; mend the file'
+        ) from error
     return from_json(data, str(file))
 
 
 def from_json(data: Any, where: str) -> Policy:
-    """A policy from the contents of policy.json. Raises UserError as `read_policy`, naming `where`."""
+    """A policy from the contents of policy.json. Raises UserError as `read_policy`, naming
+    `where`.
+    """
     known = {field.name for field in dataclasses.fields(Policy)}
     if not isinstance(data, dict) or (unknown := sorted(set(data) - known)):
         got = f'unknown keys {unknown}' if isinstance(data, dict) else f'{type(data).__name__}'
         raise UserError(f'expected some of {sorted(known)} in {where}, got {got}; mend the file')
     checked = {key: _CHECKS[key](value) for key, value in data.items()}
     if wrong := [key for key, value in checked.items() if value is _WRONG]:
-        raise UserError(f'expected {_EXPECTED[wrong[0]]} for {wrong[0]!r} in {where}, got {data[wrong[0]]!r}; mend it')
+        raise UserError(
+            f'expected {_EXPECTED[wrong[0]]} for {wrong[0]!r} in {where}, got '
+            f'{data[wrong[0]]!r}; mend it'
+        )
     return Policy(**checked)
 
 
@@ -122,17 +142,25 @@ def _count(least: int) -> Any:
 
 
 def _names(value: Any) -> Any:
-    if not isinstance(value, dict) or not all(type(name) is str for pair in value.items() for name in pair):
+    if not isinstance(value, dict) or not all(
+        type(name) is str for pair in value.items() for name in pair
+    ):
         return _WRONG
     return tuple(value.items())
 
 
 def _scaling(value: Any) -> Any:
-    if not isinstance(value, dict) or not {'mode', 'formula'} <= set(value) <= {'mode', 'formula', 'epsilon'}:
+    if not isinstance(value, dict) or not {'mode', 'formula'} <= set(value) <= {
+        'mode',
+        'formula',
+        'epsilon',
+    }:
         return _WRONG
     text = type(value['mode']) is str and type(value['formula']) is str
     known = text and value['mode'] in FORMULAS.get(value['formula'], ())
-    return Scaling(**value) if known and type(value.get('epsilon')) in (float, type(None)) else _WRONG
+    return (
+        Scaling(**value) if known and type(value.get('epsilon')) in (float, type(None)) else _WRONG
+    )
 
 
 _CHECKS: dict[str, Any] = {

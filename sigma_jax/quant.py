@@ -1,9 +1,11 @@
-"""The frozen base in fewer bytes (DESIGN 3.6; QLoRA, arXiv 2305.14314): bfloat16, int8 or NF4, chosen leaf by leaf.
+"""The frozen base in fewer bytes (DESIGN 3.6; QLoRA, arXiv 2305.14314): bfloat16, int8 or NF4,
+chosen leaf by leaf.
 
-The arithmetic is qwix's. Scales run along one of a weight's input axes; every other index, the layer of a stack among
-them, has scales of its own. So a scan over layers slices codes and scales alike, and `nn.project` makes one matrix
-whole just before its product. NF4's codes are packed here, two in a byte: of jnp.uint4, which qwix gives, numpy keeps
-a byte each, so does XLA on a CPU for all layers that a scan runs over, and which operations take it differs by device.
+The arithmetic is qwix's. Scales run along one of a weight's input axes; every other index, the
+layer of a stack among them, has scales of its own. So a scan over layers slices codes and scales
+alike, and `nn.project` makes one matrix whole just before its product. NF4's codes are packed here,
+two in a byte: of jnp.uint4, which qwix gives, numpy keeps a byte each, so does XLA on a CPU for all
+layers that a scan runs over, and which operations take it differs by device.
 """
 
 import dataclasses
@@ -28,19 +30,23 @@ from sigma_jax.lora import Layout, find_layout
 
 PyTree = Any
 KINDS = ('stored', 'bfloat16', 'int8', 'nf4')
-SCALES = {'int8': jnp.float32, 'nf4': jnp.bfloat16}  # NF4's are many: bfloat16 saves a quarter of a bit a weight
-FLOAT32 = re.compile(r'.*/scale|.*/(LayerNorm_\d|encoder_norm)/bias|.*/pos_embedding')  # what layers read in float32
-PIECE = 2**28  # bytes in float32 of what is quantised at once: one layer of full-size Gemma's largest leaf
+# NF4's are many: bfloat16 saves a quarter of a bit a weight
+SCALES = {'int8': jnp.float32, 'nf4': jnp.bfloat16}
+# what layers read in float32
+FLOAT32 = re.compile(r'.*/scale|.*/(LayerNorm_\d|encoder_norm)/bias|.*/pos_embedding')
+# bytes in float32 of what is quantised at once: one layer of full-size Gemma's largest leaf
+PIECE = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantConfig:
     """How the frozen base is stored on the device.
 
-    `kind`: 'stored' (as in its folder), 'bfloat16' (all but what is read in float32), or 'int8' or 'nf4' for the leaves
-    that `patterns` select and bfloat16 for the others. `int8`: further leaves that are in int8 whatever the kind.
-    `tile`: inputs that share one of NF4's scales (QLoRA: 64); int8 has one scale for all inputs of an output.
-    Raises UserError for values that make no sense.
+    `kind`: 'stored' (as in its folder), 'bfloat16' (all but what is read in float32), or 'int8' or
+    'nf4' for the leaves that `patterns` select and bfloat16 for the others. `int8`: further leaves
+    that are in int8 whatever the kind.
+    `tile`: inputs that share one of NF4's scales (QLoRA: 64); int8 has one scale for all inputs of
+    an output. Raises UserError for values that make no sense.
     """
 
     kind: str = 'stored'
@@ -50,9 +56,14 @@ class QuantConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UserError(f'quant.kind: expected one of {", ".join(KINDS)}, got {self.kind!r}; choose one')
+            raise UserError(
+                f'quant.kind: expected one of {", ".join(KINDS)}, got {self.kind!r}; choose one'
+            )
         if self.kind in SCALES and not self.patterns:
-            raise UserError(f'quant.patterns: expected patterns of leaves for {self.kind}, got none; see defaults.py')
+            raise UserError(
+                f'quant.patterns: expected patterns of leaves for {self.kind}, got '
+                'none; see defaults.py'
+            )
         if self.tile < 1:
             raise UserError(f'quant.tile: expected at least 1, got {self.tile}; QLoRA takes 64')
 
@@ -66,7 +77,8 @@ class QuantConfig:
 class Quantised:
     """A leaf as codes and scales; `codes` are int8, or two of NF4's along the last axis in a uint8.
 
-    Indices reach only leading axes that share no scale: layers, stacked matrices, rows of the token table.
+    Indices reach only leading axes that share no scale: layers, stacked matrices, rows of the token
+    table.
     """
 
     codes: Int8[Array, '...'] | UInt8[Array, '...']
@@ -83,7 +95,9 @@ class Quantised:
 
 
 class Form(NamedTuple):
-    """How one leaf is stored: one of `KINDS`, and for codes the axis along which `tile` entries share a scale."""
+    """How one leaf is stored: one of `KINDS`, and for codes the axis along which `tile` entries
+    share a scale.
+    """
 
     kind: str
     axis: int = 0
@@ -93,16 +107,21 @@ class Form(NamedTuple):
 def plan(params: PyTree, layouts: Mapping[str, Layout], config: QuantConfig) -> dict[str, Form]:
     """{path: form} of every leaf of `params`, which may be abstract.
 
-    Raises UserError for patterns that match nothing or no matrix, and where the tile does not divide an input axis.
+    Raises UserError for patterns that match nothing or no matrix, and where the tile does not
+    divide an input axis.
     """
     matrices = config.patterns if config.kind in SCALES else ()
-    chosen, int8 = (trees.flatten(trees.select(params, patterns)) for patterns in (matrices, config.int8))
+    chosen, int8 = (
+        trees.flatten(trees.select(params, patterns)) for patterns in (matrices, config.int8)
+    )
     others = 'stored' if config.kind == 'stored' else 'bfloat16'
 
     def form(path: str, leaf: Any) -> Form:
         kind = 'int8' if int8[path] else config.kind if chosen[path] else others
         if kind in SCALES:
-            return _codes(path, leaf.shape, find_layout(path, layouts, 'quantisation'), kind, config.tile)
+            return _codes(
+                path, leaf.shape, find_layout(path, layouts, 'quantisation'), kind, config.tile
+            )
         return Form('stored' if kind == 'bfloat16' and FLOAT32.fullmatch(path) else kind)
 
     return {path: form(path, leaf) for path, leaf in trees.flatten(params).items()}
@@ -113,11 +132,14 @@ def _codes(path: str, shape: tuple[int, ...], layout: Layout, kind: str, tile: i
     if kind == 'int8':
         return Form(kind, axis, shape[axis])
     if shape[-1] % 2:
-        raise UserError(f'quant.patterns: NF4 expects an even last axis, got {shape} for {path}; name it in quant.int8')
+        raise UserError(
+            f'quant.patterns: NF4 expects an even last axis, got {shape} for {path}; '
+            'name it in quant.int8'
+        )
     if shape[axis] % tile:
         raise UserError(
-            f'quant.tile: expected a divisor of the {shape[axis]} inputs of {path}, got {tile}; choose another, or '
-            'name this leaf in quant.int8, which needs none'
+            f'quant.tile: expected a divisor of the {shape[axis]} inputs of {path}, got {tile}; '
+            'choose another, or name this leaf in quant.int8, which needs none'
         )
     return Form(kind, axis, tile)
 
@@ -154,10 +176,11 @@ def store(
     reads: Callable[[str], bool] = lambda path: True,
     put: Callable[[PyTree], PyTree] = jax.device_put,
 ) -> PyTree:
-    """The leaves of `params` (numpy) that `reads(path)`, in their forms and handed to `put` one after the other.
+    """The leaves of `params` (numpy) that `reads(path)`, in their forms and handed to `put` one
+    after the other.
 
-    Codes are made on the device slice by slice: at no time is there a second float copy of more than one slice.
-    Raises UserError as `plan` does.
+    Codes are made on the device slice by slice: at no time is there a second float copy of more
+    than one slice. Raises UserError as `plan` does.
     """
     forms = plan(params, layouts, config)
     leaves = ((path, leaf) for path, leaf in trees.flatten(params).items() if reads(path))
@@ -176,7 +199,9 @@ _convert = jax.jit(convert, static_argnames='form')
 
 
 def _slices(w: np.ndarray, axis: int) -> Iterator[np.ndarray]:
-    """Equal slices along the first axis (layers of a stack, rows of a table), of at most `PIECE` where one can be."""
+    """Equal slices along the first axis (layers of a stack, rows of a table), of at most `PIECE`
+    where one can be.
+    """
     count = 1 if axis == 0 else min(len(w), math.ceil(4 * w.size / PIECE))
     while len(w) % count:
         count += 1
@@ -184,9 +209,13 @@ def _slices(w: np.ndarray, axis: int) -> Iterator[np.ndarray]:
 
 
 def abstract(params: PyTree, layouts: Mapping[str, Layout], config: QuantConfig) -> PyTree:
-    """Shapes and dtypes of what `store` gives for `params`, which may be abstract; computes nothing."""
+    """Shapes and dtypes of what `store` gives for `params`, which may be abstract; computes
+    nothing.
+    """
     forms = plan(params, layouts, config)
-    return trees.map_with_path(lambda p, w: jax.eval_shape(functools.partial(convert, form=forms[p]), w), params)
+    return trees.map_with_path(
+        lambda p, w: jax.eval_shape(functools.partial(convert, form=forms[p]), w), params
+    )
 
 
 def count(params: PyTree) -> int:
@@ -201,7 +230,9 @@ def size(params: PyTree) -> int:
 
 
 def read(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Array | Quantised:
-    """Leaf `name` of `module`, which `init` makes where there is none: an array, or codes in its place."""
+    """Leaf `name` of `module`, which `init` makes where there is none: an array, or codes in its
+    place.
+    """
     found: Any = module.get_variable('params', name)
     return found if isinstance(found, Quantised) else module.param(name, init, shape)
 
@@ -216,15 +247,20 @@ def dense(w: Array | Quantised, dtype: Any) -> Float[Array, '...']:
     if not isinstance(w, Quantised):
         return w.astype(dtype)
     codes = _unpack(w.codes) if w.kind == 'nf4' else w.codes
-    return qwix.dequantize(qwix.QArray(codes, w.scale.astype(jnp.float32), qtype=w.kind)).astype(dtype)
+    return qwix.dequantize(qwix.QArray(codes, w.scale.astype(jnp.float32), qtype=w.kind)).astype(
+        dtype
+    )
 
 
 def einsum(equation: str, x: Float[Array, '...'], w: Array | Quantised) -> Float[Array, '...']:
     """The product of x and one weight in x's dtype.
 
-    A weight made from codes is not kept for the backward pass, whatever the layer around it keeps, but made again.
+    A weight made from codes is not kept for the backward pass, whatever the layer around it keeps,
+    but made again.
     """
     if not isinstance(w, Quantised):
         return jnp.einsum(equation, x, w.astype(x.dtype))
-    again = jax.checkpoint(lambda x, w: jnp.einsum(equation, x, dense(w, x.dtype)), prevent_cse=False)
+    again = jax.checkpoint(
+        lambda x, w: jnp.einsum(equation, x, dense(w, x.dtype)), prevent_cse=False
+    )
     return again(x, w)

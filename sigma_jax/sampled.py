@@ -1,4 +1,6 @@
-"""Samples of a policy's own actions; the noise of a window is keyed by seed, episode, frame and draw alone."""
+"""Samples of a policy's own actions; the noise of a window is keyed by seed, episode, frame and
+draw alone.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,7 +29,9 @@ def make_sampler(bind: Callable[[PyTree], Backbone], seed: int, draws: int, hori
         backbone = bind(weights)
 
         def draw(n):
-            keys = window_keys(jax.random.fold_in(jax.random.key(seed), n), batch.episode, batch.frame)
+            keys = window_keys(
+                jax.random.fold_in(jax.random.key(seed), n), batch.episode, batch.frame
+            )
             actions = backbone.sample_actions(keys, batch.observation)
             origin = objective.action_origin(batch.observation.state, stats)
             return origin + objective.unnormalize_actions(actions, stats)[:, :horizon]
@@ -48,14 +52,24 @@ def bind_tuned(config: Pi05Config) -> Callable[[PyTree], Backbone]:
 
 
 def in_parts(
-    sample: Sample, weights: PyTree, stats: Mapping[str, Array], batch: Mapping[str, Any], at_once: int = AT_ONCE
+    sample: Sample,
+    weights: PyTree,
+    stats: Mapping[str, Array],
+    batch: Mapping[str, Any],
+    at_once: int = AT_ONCE,
 ) -> Float[np.ndarray, 'b g m t a']:
-    """`sample` on a batch [b g ...], `at_once` windows at a time whatever the batch, so that it compiles once."""
+    """`sample` on a batch [b g ...], `at_once` windows at a time whatever the batch, so that it
+    compiles once.
+    """
     lead = batch['episode'].shape
     flat = {key: x.reshape(-1, *x.shape[2:]) for key, x in batch.items()}
     count, parts = lead[0] * lead[1], []
     for start in range(0, count, at_once):
         rows = np.minimum(np.arange(start, start + at_once), count - 1)
-        parts.append(np.asarray(sample(weights, stats, assembly.to_batch({k: x[rows] for k, x in flat.items()}))))
+        parts.append(
+            np.asarray(
+                sample(weights, stats, assembly.to_batch({k: x[rows] for k, x in flat.items()}))
+            )
+        )
     drawn = np.concatenate(parts)[:count]
     return drawn.reshape(*lead, *drawn.shape[1:])

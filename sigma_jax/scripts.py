@@ -1,4 +1,6 @@
-"""What the four scripts share: a command line that explains itself, and user errors as one sentence with status 2."""
+"""What the four scripts share: a command line that explains itself, and user errors as one sentence
+with status 2.
+"""
 
 import contextlib
 import difflib
@@ -15,7 +17,14 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from sigma_jax.errors import UserError
 from sigma_jax.training.signals import Stopped
@@ -24,12 +33,16 @@ HELP_FLAGS = ('-h', '-help', '--help', '-helpshort', '--helpshort')
 
 
 def reports_user_errors(main: Callable) -> Callable:
-    """Runs `main`; what a user can cause is printed as a sentence, without a traceback, and ends with status 2."""
+    """Runs `main`; what a user can cause is printed as a sentence, without a traceback, and ends
+    with status 2.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
-        logging.set_verbosity(logging.FATAL)  # Orbax reports every file it touches, and an error before it raises it
-        standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)  # of writes that fail
+        # Orbax reports every file it touches, and an error before it raises it
+        logging.set_verbosity(logging.FATAL)
+        # of writes that fail
+        standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)
         warnings.filterwarnings('ignore', module='orbax')
         try:
             return main(*args, **kwargs)
@@ -50,12 +63,13 @@ def reports_user_errors(main: Callable) -> Callable:
 
 
 def run_with_config(main: Callable[[Any], int | None], default: str) -> None:
-    """Calls `main(config)` with the ConfigDict that `--config=FILE.py --config.KEY=VALUE ...` describe.
+    """Calls `main(config)` with the ConfigDict that `--config=FILE.py --config.KEY=VALUE ...`
+    describe.
 
     What `main` returns is the exit status.
 
-    Other flags of the script are read as usual (absl). Without `--config` the file `default` is taken. `--help`
-    lists the script's flags and every key of the config with its value.
+    Other flags of the script are read as usual (absl). Without `--config` the file `default` is
+    taken. `--help` lists the script's flags and every key of the config with its value.
     """
     holder = config_flags.DEFINE_config_file('config', None, 'see help_text')
     parse = reports_user_errors(functools.partial(parse_flags, default=default))
@@ -63,7 +77,9 @@ def run_with_config(main: Callable[[Any], int | None], default: str) -> None:
 
 
 def parse_flags(argv: list[str], default: str, values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses the command line into `values`; returns [program]. Raises UserError where it makes no sense."""
+    """Parses the command line into `values`; returns [program]. Raises UserError where it makes no
+    sense.
+    """
     argv = [argv[0], *_with_config(argv[1:], default)]
     file = _config_file(argv)
     config = load(file)
@@ -72,7 +88,10 @@ def parse_flags(argv: list[str], default: str, values: flags.FlagValues = flags.
         print(help_text(argv[0], file, settings))
         sys.exit(0)
     if missing := sorted(set(load(default)) - set(config)):
-        raise UserError(f'expected a config with the sections of {default}, got {file} without {", ".join(missing)}')
+        raise UserError(
+            f'expected a config with the sections of {default}, got {file} without '
+            f'{", ".join(missing)}'
+        )
     require_known(argv, file, settings)
     try:
         rest = values(argv)
@@ -83,7 +102,9 @@ def parse_flags(argv: list[str], default: str, values: flags.FlagValues = flags.
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f'{str(error).rstrip(".")}; --help lists flags and settings') from error
     if len(rest) > 1:
-        raise UserError(f'expected options that start with --, got {" ".join(rest[1:])}; --help lists them')
+        raise UserError(
+            f'expected options that start with --, got {" ".join(rest[1:])}; --help lists them'
+        )
     return rest
 
 
@@ -100,12 +121,18 @@ def _config_file(argv: list[str]) -> str:
 
 
 def load(file: str) -> Mapping:
-    """What `get_config()` of a config file returns. Raises UserError where there is no such file or function."""
+    """What `get_config()` of a config file returns. Raises UserError where there is no such file or
+    function.
+    """
     if not pathlib.Path(file).is_file() or not file.endswith('.py'):
-        raise UserError(f'expected a config, a .py file, got none at {file!r}; take one of configs/*.py')
+        raise UserError(
+            f'expected a config, a .py file, got none at {file!r}; take one of configs/*.py'
+        )
     get_config = runpy.run_path(file).get('get_config')
     if get_config is None:
-        raise UserError(f'expected a function get_config() in {file}, got none; configs/data_so101.py shows one')
+        raise UserError(
+            f'expected a function get_config() in {file}, got none; configs/data_so101.py shows one'
+        )
     return get_config().to_dict()
 
 
@@ -123,9 +150,9 @@ def require_known(argv: list[str], file: str, settings: Mapping[str, Any]) -> No
     for argument in argv:
         match = re.match(r'--?config\.([^=]+)', argument)
         if match and (key := re.sub(r'\[\d+\]', '', match[1])) not in settings:
-            near = difflib.get_close_matches(key, settings, n=3, cutoff=0.7) or difflib.get_close_matches(
-                key, settings, n=3, cutoff=0.4
-            )
+            near = difflib.get_close_matches(
+                key, settings, n=3, cutoff=0.7
+            ) or difflib.get_close_matches(key, settings, n=3, cutoff=0.4)
             closest = f'closest: {", ".join(near)}' if near else '--help lists all'
             raise UserError(f'expected a setting of {file}, got --config.{key}; {closest}')
 
@@ -133,7 +160,12 @@ def require_known(argv: list[str], file: str, settings: Mapping[str, Any]) -> No
 def help_text(program: str, file: str, settings: Mapping[str, Any]) -> str:
     """The script's docstring, its flags, and the settings of its config."""
     main = sys.modules['__main__']
-    lines = [(main.__doc__ or '').strip(), '', 'flags:', f'  --config: experiment, one of configs/*.py; now {file}']
+    lines = [
+        (main.__doc__ or '').strip(),
+        '',
+        'flags:',
+        f'  --config: experiment, one of configs/*.py; now {file}',
+    ]
     for flag in flags.FLAGS.get_key_flags_for_module(program):
         lines.append(f'  --{flag.name}: {flag.help}')
     lines += ['', f'settings of {file}, which explains them (override with --config.KEY=VALUE):']
@@ -143,7 +175,12 @@ def help_text(program: str, file: str, settings: Mapping[str, Any]) -> str:
 @contextlib.contextmanager
 def transfer_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with bytes, speed and remaining time; gives `progress(bytes done, bytes in all)`."""
-    columns = (TextColumn('{task.description}'), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,4 +1,6 @@
-"""Settings that are rows of values: as many and of the kind that a config's dataclass says, or a sentence."""
+"""Settings that are rows of values: as many and of the kind that a config's dataclass says, or a
+sentence.
+"""
 
 import re
 import types
@@ -13,7 +15,8 @@ PATTERNS = ('patterns', 'int8', 'freeze')
 
 
 def check_rows(kind: type, values: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for a value that does not fit its `tuple[...]` field of the dataclass `kind`.
+    """Raises UserError for a value that does not fit its `tuple[...]` field of the dataclass
+    `kind`.
 
     `where` stands before a field's name in the message, such as 'config.loss.'.
     """
@@ -23,7 +26,9 @@ def check_rows(kind: type, values: Mapping[str, Any], where: str) -> None:
 
 
 def check_row(name: str, value: Any, hint: Any) -> None:
-    """Raises UserError where `value` is no row as `hint` (`tuple[float, float]`, `tuple[str, ...] | None`) has it."""
+    """Raises UserError where `value` is no row as `hint` (`tuple[float, float]`, `tuple[str, ...] |
+    None`) has it.
+    """
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and types.NoneType in kinds:
         return
@@ -35,8 +40,8 @@ def check_row(name: str, value: Any, hint: Any) -> None:
     if not fits or not all(is_a(inner[0], one) for one in value):
         example = '(' + ', '.join(['...'] * (count or 2)) + ')'
         raise UserError(
-            f'{name}: expected {"a row of" if count is None else count} {KINDS[inner[0]]}, got {value!r}; write '
-            f"--{name}='{example}'"
+            f'{name}: expected {"a row of" if count is None else count} {KINDS[inner[0]]}, got '
+            f"{value!r}; write --{name}='{example}'"
         )
     if name.rpartition('.')[2] in PATTERNS:
         check_patterns(name, value)
@@ -55,4 +60,6 @@ def check_patterns(name: str, patterns: Any) -> None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise UserError(f'{name}: expected regular expressions, got {pattern!r} ({error}); correct it') from error
+            raise UserError(
+                f'{name}: expected regular expressions, got {pattern!r} ({error}); correct it'
+            ) from error

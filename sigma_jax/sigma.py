@@ -1,4 +1,5 @@
-"""Sigma: the order of the passes over one window, and the scan over consecutive windows (DESIGN 3.3, 3.4).
+"""Sigma: the order of the passes over one window, and the scan over consecutive windows (DESIGN
+3.3, 3.4).
 
     pass 1, tau = 0   vision -> language -> z_sem, z_pool, m, c_*, z_intent, tau
     pass 2            FiLM by tau -> language -> r_high -> c_act -> branches + g -> actions
@@ -23,7 +24,14 @@ from sigma_jax.workspaces.language import LanguageIntentWorkspace
 from sigma_jax.workspaces.layers import keep, masked_mean
 from sigma_jax.workspaces.vision import CognitiveVisionWorkspace
 
-__all__ = ['Sigma', 'SigmaConfig', 'embed_observation', 'initial_carry', 'run_sequence', 'window_keys']
+__all__ = [
+    'Sigma',
+    'SigmaConfig',
+    'embed_observation',
+    'initial_carry',
+    'run_sequence',
+    'window_keys',
+]
 
 
 class Sigma(nn.Module):
@@ -53,8 +61,10 @@ class Sigma(nn.Module):
         """One window.
 
         Args:
-          features, text_embeddings: from `embed_observation`; `features` is None with `vision_encoder='patch_embed'`.
-          base: the frozen policy's own actions, raw units; `sigma_a`: raw per-joint standard deviation.
+          features, text_embeddings: from `embed_observation`; `features` is None with
+            `vision_encoder='patch_embed'`.
+          base: the frozen policy's own actions, raw units; `sigma_a`: raw per-joint standard
+            deviation.
           reset: where the memory starts anew.
           key: one PRNG key a window [b]; read only with `noise_scale > 0`.
           given: a tau to use, and to report, in place of the inferred one; None infers it.
@@ -65,8 +75,12 @@ class Sigma(nn.Module):
         m_prev, tau_prev, fresh = self._previous(carry, reset, ablation)
         scene = self._look(backbone, observation, features, text_embeddings, ablation)
         recurrent = self.config.feedback == 'recurrent'
-        first = scene.read(keep(ablation.tau, tau_prev, 0.0) if recurrent else jnp.zeros_like(tau_prev))
-        telepathy = _with_tau(self.language.infer(first[1], scene.mask, m_prev, ablation.tau_const), given)
+        first = scene.read(
+            keep(ablation.tau, tau_prev, 0.0) if recurrent else jnp.zeros_like(tau_prev)
+        )
+        telepathy = _with_tau(
+            self.language.infer(first[1], scene.mask, m_prev, ablation.tau_const), given
+        )
         tau = keep(ablation.tau, telepathy.tau, 0.0)
         hidden = first[1] if recurrent else scene.read(tau)[1]
         residual, c_act, c_act0 = self._act(scene, first[1], hidden, tau, self._start(key, base))
@@ -89,10 +103,11 @@ class Sigma(nn.Module):
         key: Array | None = None,
         given: Float[Array, 'b g e'] | None = None,
     ) -> tuple[Carry, SigmaOutput]:
-        """g consecutive windows at once, leaves [b g ...]: the same as one after the other, for `two_pass`.
+        """g consecutive windows at once, leaves [b g ...]: the same as one after the other, for
+        `two_pass`.
 
-        Nothing before the memory reads an earlier window, so that both language passes take all windows in one
-        batch, and only the memory runs through them in order.
+        Nothing before the memory reads an earlier window, so that both language passes take all
+        windows in one batch, and only the memory runs through them in order.
         """
         axes = _Axes(reset.shape)
         observation, features, text_embeddings, base, key, given = jax.tree.map(
@@ -102,9 +117,13 @@ class Sigma(nn.Module):
         first = scene.read(jnp.zeros((*base.shape[:1], self.config.d_tau)))
         summary = self.language.summarise(first[1], scene.mask)
         m_prev, memory = self._remember(carry.memory, axes.split(summary.z_pool), reset, ablation)
-        telepathy = _with_tau(self.language.conclude(summary, axes.flat(memory), ablation.tau_const), given)
+        telepathy = _with_tau(
+            self.language.conclude(summary, axes.flat(memory), ablation.tau_const), given
+        )
         tau = keep(ablation.tau, telepathy.tau, 0.0)
-        residual, c_act, c_act0 = self._act(scene, first[1], scene.read(tau)[1], tau, self._start(key, base))
+        residual, c_act, c_act0 = self._act(
+            scene, first[1], scene.read(tau)[1], tau, self._start(key, base)
+        )
         actions = self._actions(residual, base, sigma_a, ablation)
         before = axes.flat(m_prev), axes.flat(keep(ablation.memory, reset, True))
         pools = scene.text_pool, jnp.mean(first[0], axis=1)
@@ -121,7 +140,9 @@ class Sigma(nn.Module):
             memory = module.language.memory(m_prev, z_pool)
             return memory, (m_prev, memory)
 
-        loop = nn.scan(step, variable_broadcast='params', split_rngs={'params': False}, in_axes=1, out_axes=1)
+        loop = nn.scan(
+            step, variable_broadcast='params', split_rngs={'params': False}, in_axes=1, out_axes=1
+        )
         return loop(self, memory, (z_pool, reset))[1]
 
     def _look(self, backbone, observation, features, text_embeddings, ablation):
@@ -132,17 +153,28 @@ class Sigma(nn.Module):
 
         def read(tau):
             vision_tokens = self.vision.modulate(v_base, tau, ablation.film)
-            hidden = backbone.encode(jnp.concatenate([text_embeddings, vision_tokens, state_tokens], axis=1), mask)
+            hidden = backbone.encode(
+                jnp.concatenate([text_embeddings, vision_tokens, state_tokens], axis=1), mask
+            )
             return vision_tokens, hidden.astype(jnp.float32)
 
-        return _Scene(read, mask, state_tokens, masked_mean(text_embeddings.astype(jnp.float32), observation.text_mask))
+        return _Scene(
+            read,
+            mask,
+            state_tokens,
+            masked_mean(text_embeddings.astype(jnp.float32), observation.text_mask),
+        )
 
     def _act(self, scene, before, hidden, tau, start):
-        """(residual, c_act, c_act0) from the hidden sequences of pass 1 (`before`) and pass 2 and from tau."""
+        """(residual, c_act, c_act0) from the hidden sequences of pass 1 (`before`) and pass 2 and
+        from tau.
+        """
         r_high = self.language.modulate(hidden, tau)
         c_act = self.action.condition(r_high, scene.mask, tau)
         c_act0 = self.action.condition(before, scene.mask, jnp.zeros_like(tau))
-        sequence, condition = (before, c_act0) if self.config.fusion == 'internal' else (r_high, c_act)
+        sequence, condition = (
+            (before, c_act0) if self.config.fusion == 'internal' else (r_high, c_act)
+        )
         branches = self.action.branches(sequence, scene.mask, condition, scene.state_tokens, start)
         telepathic = self.action.telepathic(r_high, scene.mask, tau)
         return jax.tree.map(jnp.add, branches, telepathic), c_act, c_act0
@@ -150,12 +182,16 @@ class Sigma(nn.Module):
     def _previous(self, carry, reset, ablation):
         """Memory and tau before this window, and where the memory is fresh."""
         m_prev = keep(ablation.memory, jnp.where(reset[:, None], 0.0, carry.memory), 0.0)
-        tau_prev = self.language.constant_instead(jnp.where(reset[:, None], 0.0, carry.tau), ablation.tau_const)
+        tau_prev = self.language.constant_instead(
+            jnp.where(reset[:, None], 0.0, carry.tau), ablation.tau_const
+        )
         return m_prev, tau_prev, keep(ablation.memory, reset, True)
 
     def _actions(self, residual, base, sigma_a, ablation):
         gate = ablation.residual if self.config.fusion == 'pi05' else 0.0
-        return apply_residual(residual, Actions.from_trajectory(base, self.config.chunk), sigma_a, gate)
+        return apply_residual(
+            residual, Actions.from_trajectory(base, self.config.chunk), sigma_a, gate
+        )
 
     def _start(self, key, base):
         """x_0 of the trajectory branch; checks `base` and `key`."""
@@ -169,7 +205,8 @@ class Sigma(nn.Module):
             return None
         if key is None:
             raise ValueError(
-                'noise_scale is above 0, so Sigma needs one key a window, got None; pass window_keys(...).'
+                'noise_scale is above 0, so Sigma needs one key a window, got None; pass '
+                'window_keys(...).'
             )
         return c.noise_scale * jax.vmap(lambda k: jax.random.normal(k, base.shape[1:]))(key)
 
@@ -209,8 +246,8 @@ def embed_observation(
 ) -> tuple[Float[Array, 'b f w'] | None, Float[Array, 'b l w']]:
     """-> (features, text_embeddings), float32: the frozen input layers, for [b ...] or [b g ...].
 
-    They do not depend on training: evaluate them once for all windows, in one flattened call, before the scan. What the
-    observation holds of them already is taken from there.
+    They do not depend on training: evaluate them once for all windows, in one flattened call,
+    before the scan. What the observation holds of them already is taken from there.
     """
     axes = _Axes(observation.state.shape[:-1])
     features, embeddings = observation.features, observation.text_embeddings
@@ -219,23 +256,35 @@ def embed_observation(
     if embeddings is None:
         text = axes.flat(observation.text)
         one_hot = config.text == 'one_hot'
-        embeddings = axes.split(_one_hot_projection(text, backbone.width) if one_hot else backbone.embed_text(text))
-    return None if features is None else features.astype(jnp.float32), embeddings.astype(jnp.float32)
+        embeddings = axes.split(
+            _one_hot_projection(text, backbone.width) if one_hot else backbone.embed_text(text)
+        )
+    return None if features is None else features.astype(jnp.float32), embeddings.astype(
+        jnp.float32
+    )
 
 
 def _one_hot_projection(tokens, width):
-    """one_hot(tokens) R with a fixed random R [vocabulary, w], each row drawn when it is read (paper 4.2)."""
-    rows = jax.vmap(lambda token: jax.random.normal(jax.random.fold_in(jax.random.key(0), token), (width,)))
+    """one_hot(tokens) R with a fixed random R [vocabulary, w], each row drawn when it is read
+    (paper 4.2).
+    """
+    rows = jax.vmap(
+        lambda token: jax.random.normal(jax.random.fold_in(jax.random.key(0), token), (width,))
+    )
     return rows(tokens.reshape(-1)).reshape(*tokens.shape, width)
 
 
 def initial_carry(config: SigmaConfig, batch_size: int) -> Carry:
     """Empty memory and tau."""
-    return Carry(memory=jnp.zeros((batch_size, config.d_model)), tau=jnp.zeros((batch_size, config.d_tau)))
+    return Carry(
+        memory=jnp.zeros((batch_size, config.d_model)), tau=jnp.zeros((batch_size, config.d_tau))
+    )
 
 
 def window_keys(key: Array, episode: Array, frame: Array) -> Array:
-    """One key a window from seed key, episode and frame, so that its noise does not depend on its batch."""
+    """One key a window from seed key, episode and frame, so that its noise does not depend on its
+    batch.
+    """
 
     def one(episode, frame):
         return jax.random.fold_in(jax.random.fold_in(key, episode), frame)
@@ -243,7 +292,8 @@ def window_keys(key: Array, episode: Array, frame: Array) -> Array:
     return jax.vmap(one)(episode.reshape(-1), frame.reshape(-1)).reshape(episode.shape)
 
 
-# (observation, features, text_embeddings, base, carry, reset, keys, method) -> (carry, output) of `Sigma`'s method
+# (observation, features, text_embeddings, base, carry, reset, keys, method) -> (carry, output) of
+# `Sigma`'s method
 Apply = Callable[..., tuple[Carry, SigmaOutput]]
 
 
@@ -260,17 +310,23 @@ def run_sequence(
     """The g consecutive windows of a batch [b g ...]; the output's leaves are [b g ...].
 
     Args:
-      apply_fn: `(observation, features, text_embeddings, base, carry, reset, keys, method) -> (carry, output)`; also
-        takes `given` where the batch brings a tau.
-      carry: state before the first window; None starts from an empty one and marks the first windows as reset.
+      apply_fn: `(observation, features, text_embeddings, base, carry, reset, keys, method) ->
+        (carry, output)`; also takes `given` where the batch brings a tau.
+      carry: state before the first window; None starts from an empty one and marks the first
+        windows as reset.
       key: seed of the refinement noise; read only with `noise_scale > 0`.
-      one_by_one: scan over the windows, as `feedback='recurrent'` must, instead of taking them at once.
+      one_by_one: scan over the windows, as `feedback='recurrent'` must, instead of taking them at
+        once.
     """
     reset = batch.reset
     if carry is None:
         carry = initial_carry(config, reset.shape[0])
         reset = jnp.asarray(reset).at[:, 0].set(True)
-    keys = None if key is None or config.noise_scale == 0 else window_keys(key, batch.episode, batch.frame)
+    keys = (
+        None
+        if key is None or config.noise_scale == 0
+        else window_keys(key, batch.episode, batch.frame)
+    )
     inputs = (batch.observation, features, text_embeddings, batch.base)
 
     def given(tau):

@@ -26,10 +26,14 @@ class TrainState:
 
 
 # (trainable, frozen, batch, ablation, key, step) -> (loss, metrics)
-Objective = Callable[[PyTree, Frozen, Batch, Ablation, Array, Array], tuple[Array, dict[str, Array]]]
+Objective = Callable[
+    [PyTree, Frozen, Batch, Ablation, Array, Array], tuple[Array, dict[str, Array]]
+]
 
 
-def init_state(seed: int, trainable: PyTree, optimizer: optax.GradientTransformation, ema: bool = False) -> TrainState:
+def init_state(
+    seed: int, trainable: PyTree, optimizer: optax.GradientTransformation, ema: bool = False
+) -> TrainState:
     """The state before the first step."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -50,16 +54,24 @@ class Divisible(Protocol):
         """How much a part's loss counts in the whole batch's."""
 
     def __call__(
-        self, trainable: PyTree, frozen: Frozen, batch: Batch, ablation: Ablation, key: Array, step: Array
+        self,
+        trainable: PyTree,
+        frozen: Frozen,
+        batch: Batch,
+        ablation: Ablation,
+        key: Array,
+        step: Array,
     ) -> tuple[Array, dict[str, Array]]:
         """See `Objective`."""
 
 
 def accumulated(objective: Divisible, parts: int) -> Callable:
-    """`jax.value_and_grad` of `objective` over `parts` micro-batches, one after the other, summed in float32.
+    """`jax.value_and_grad` of `objective` over `parts` micro-batches, one after the other, summed
+    in float32.
 
-    Flow matching's loss and gradient are those of the whole batch to rounding, LoRA's dropout apart, whose masks
-    differ. Sigma's hard set and InfoNCE look at one micro-batch at a time (DESIGN 3.5), so there it is another loss.
+    Flow matching's loss and gradient are those of the whole batch to rounding, LoRA's dropout
+    apart, whose masks differ. Sigma's hard set and InfoNCE look at one micro-batch at a time
+    (DESIGN 3.5), so there it is another loss.
     """
     gradient = jax.value_and_grad(objective, has_aux=True)
 
@@ -76,7 +88,9 @@ def accumulated(objective: Divisible, parts: int) -> Callable:
             return jax.tree.map(lambda t, x: t + share * x, total, one(n, part)), None
 
         like = jax.eval_shape(one, 0, jax.tree.map(lambda x: x[0], micro))
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like)
+        zero = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like
+        )
         total, _ = jax.lax.scan(add, zero, (jnp.arange(parts), micro, shares))
         return jax.tree.map(lambda t, x: t.astype(x.dtype), total, like)
 
@@ -84,19 +98,29 @@ def accumulated(objective: Divisible, parts: int) -> Callable:
 
 
 def divide(x: Array, parts: int) -> Array:
-    """[b ...] -> [parts b/parts ...]; each part takes every `parts`-th row, so that devices keep their own rows."""
+    """[b ...] -> [parts b/parts ...]; each part takes every `parts`-th row, so that devices keep
+    their own rows.
+    """
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
 
 
 def make_step(
-    objective: Any, optimizer: optax.GradientTransformation, ema_decay: float | None = None, accumulate: int = 1
+    objective: Any,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float | None = None,
+    accumulate: int = 1,
 ):
-    """`step(state, frozen, batch, ablation) -> (state, metrics)`, pure: jit it with `donate_argnums=0`,
-    or vmap it over rows with `in_axes=(0, None, None, 0)`.
+    """`step(state, frozen, batch, ablation) -> (state, metrics)`, pure: jit it with
+    `donate_argnums=0`, or vmap it over rows with `in_axes=(0, None, None, 0)`.
 
-    `objective` is an `Objective`, or a `Divisible` one where a step takes its batch in `accumulate` micro-batches.
+    `objective` is an `Objective`, or a `Divisible` one where a step takes its batch in `accumulate`
+    micro-batches.
     """
-    gradient = jax.value_and_grad(objective, has_aux=True) if accumulate == 1 else accumulated(objective, accumulate)
+    gradient = (
+        jax.value_and_grad(objective, has_aux=True)
+        if accumulate == 1
+        else accumulated(objective, accumulate)
+    )
 
     def step(state: TrainState, frozen: Frozen, batch: Batch, ablation: Ablation):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)

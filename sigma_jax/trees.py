@@ -1,7 +1,7 @@
 """Parameter trees: paths, masks by regular expression, and errors that name what is near.
 
-A path is the keys of a leaf joined by '/': `PaliGemma/llm/layers/attn/q_einsum/w`. Every mask of the project
-is made here.
+A path is the keys of a leaf joined by '/': `PaliGemma/llm/layers/attn/q_einsum/w`. Every mask of
+the project is made here.
 """
 
 import difflib
@@ -25,7 +25,10 @@ def path_string(path: tuple) -> str:
 
 def flatten(tree: PyTree, is_leaf: Callable | None = None) -> dict[str, Any]:
     """Nested dict -> {path: leaf}, in tree order."""
-    return {path_string(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)}
+    return {
+        path_string(p): leaf
+        for p, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    }
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict:
@@ -48,15 +51,16 @@ def map_with_path(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
 def select(tree: PyTree, patterns: Iterable[str]) -> PyTree:
     """Boolean mask over `tree`: true where a pattern matches the whole path.
 
-    Raises UserError for a pattern that matches nothing, naming the closest path, and for one that does not compile.
+    Raises UserError for a pattern that matches nothing, naming the closest path, and for one that
+    does not compile.
     """
     paths = list(flatten(tree))
     compiled = [(p, _compile(p)) for p in patterns]
     for text, pattern in compiled:
         if not any(pattern.fullmatch(path) for path in paths):
             raise UserError(
-                f'pattern {text!r} matches none of {len(paths)} parameter paths; closest: {closest(text, paths)!r}; '
-                'write a regular expression that matches whole paths'
+                f'pattern {text!r} matches none of {len(paths)} parameter paths; closest: '
+                f'{closest(text, paths)!r}; write a regular expression that matches whole paths'
             )
     return map_with_path(lambda path, _: any(p.fullmatch(path) for _, p in compiled), tree)
 
@@ -65,7 +69,9 @@ def _compile(pattern: str) -> re.Pattern:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise UserError(f'pattern {pattern!r} is no regular expression ({error}); correct it') from error
+        raise UserError(
+            f'pattern {pattern!r} is no regular expression ({error}); correct it'
+        ) from error
 
 
 def closest(text: str, paths: list[str]) -> str:
@@ -80,7 +86,9 @@ def count(tree: PyTree) -> int:
 
 
 def check_same(expected: PyTree, got: PyTree, what: str) -> None:
-    """Raises UserError for leaves of `got` that `expected` has not, lacks or shapes otherwise: some and a count."""
+    """Raises UserError for leaves of `got` that `expected` has not, lacks or shapes otherwise: some
+    and a count.
+    """
     want, have = flatten(expected), flatten(got)
     missing = [f'missing {p} {tuple(want[p].shape)}' for p in want if p not in have]
     unexpected = [f'unexpected {p} {tuple(have[p].shape)}' for p in have if p not in want]
@@ -91,12 +99,18 @@ def check_same(expected: PyTree, got: PyTree, what: str) -> None:
     ]
     if kinds := [kind for kind in (missing, unexpected, misshaped) if kind]:
         count = sum(map(len, kinds))
-        raise UserError(f'{what} does not fit the model ({count} differences): ' + '; '.join(map(few, kinds)))
+        raise UserError(
+            f'{what} does not fit the model ({count} differences): ' + '; '.join(map(few, kinds))
+        )
 
 
 def digest(tree: PyTree) -> str:
-    """SHA-256 over paths, dtypes, shapes and bytes of all leaves: equal exactly for bitwise equal trees."""
-    return combine_digests({path: leaf_digest(np.asarray(leaf)) for path, leaf in flatten(tree).items()})
+    """SHA-256 over paths, dtypes, shapes and bytes of all leaves: equal exactly for bitwise equal
+    trees.
+    """
+    return combine_digests(
+        {path: leaf_digest(np.asarray(leaf)) for path, leaf in flatten(tree).items()}
+    )
 
 
 def leaf_digest(array: np.ndarray) -> str:
@@ -118,4 +132,6 @@ def as_bytes(array: np.ndarray) -> memoryview:
 
 def combine_digests(leaves: Mapping[str, str]) -> str:
     """The digest of a tree from those of its leaves, by path."""
-    return hashlib.sha256(''.join(f'{path} {leaves[path]}\n' for path in sorted(leaves)).encode()).hexdigest()
+    return hashlib.sha256(
+        ''.join(f'{path} {leaves[path]}\n' for path in sorted(leaves)).encode()
+    ).hexdigest()

@@ -9,7 +9,8 @@ One letter an axis, in every jaxtyping string, einsum and comment of the project
     r LoRA rank           i camera views           h, x image height, width
     j depth views
 
-Every array may carry more leading axes than its annotation shows (`g` under `lax.scan`, rows under `vmap`).
+Every array may carry more leading axes than its annotation shows (`g` under `lax.scan`, rows under
+`vmap`).
 """
 
 from typing import Any
@@ -24,11 +25,13 @@ PyTree = Any
 class Observation:
     """What the policy sees at the first frame of a window, never later frames.
 
-    `prompt` is pi0.5's own prompt (task and discretised state); `text` is the task alone, which Sigma's
-    language workspace reads beside its state tokens. `state` is quantile-normalised, about [-1, 1].
-    Depth and audio are optional: None means no tokens, not zeros. Depth is in metres, 0 where there is no reading; its
-    views `j` have a mask of their own, or without one the cameras' mask. `features` and `text_embeddings` are what the
-    frozen policy makes of `images` and `text`, where that was computed before; None: Sigma computes them.
+    `prompt` is pi0.5's own prompt (task and discretised state); `text` is the task alone, which
+    Sigma's language workspace reads beside its state tokens. `state` is quantile-normalised, about
+    [-1, 1].
+    Depth and audio are optional: None means no tokens, not zeros. Depth is in metres, 0 where there
+    is no reading; its views `j` have a mask of their own, or without one the cameras' mask.
+    `features` and `text_embeddings` are what the frozen policy makes of `images` and `text`, where
+    that was computed before; None: Sigma computes them.
     """
 
     images: UInt8[Array, 'b i h x 3'] | Float[Array, 'b i h x 3']  # uint8, or float in [-1, 1]
@@ -47,7 +50,9 @@ class Observation:
 
 @struct.dataclass
 class Actions:
-    """The paper's three action outputs, raw robot units: first step, first `c` steps, all `t` steps."""
+    """The paper's three action outputs, raw robot units: first step, first `c` steps, all `t`
+    steps.
+    """
 
     vec: Float[Array, 'b a']
     chk: Float[Array, 'b c a']
@@ -55,7 +60,9 @@ class Actions:
 
     @classmethod
     def from_trajectory(cls, trajectory: Float[Array, 'b t a'], chunk: int) -> 'Actions':
-        """Views of one trajectory: `vec` its first step, `chk` its first `chunk` steps (DESIGN 3.4)."""
+        """Views of one trajectory: `vec` its first step, `chk` its first `chunk` steps (DESIGN
+        3.4).
+        """
         return cls(vec=trajectory[..., 0, :], chk=trajectory[..., :chunk, :], traj=trajectory)
 
 
@@ -63,11 +70,12 @@ class Actions:
 class Batch:
     """One training or evaluation batch; under sequences every leaf is [b g ...].
 
-    `actions` and `base` are [t a] trajectories in raw units: the truth and the frozen policy's own sample.
-    `reset` is true where the memory must start anew (episode start, dropped window); `mask` is false on
-    padding windows, which count nowhere. `text_id` numbers distinct task strings (InfoNCE negatives). `time` and
-    `noise` are flow matching's draws where they are made before the batch is divided; None: the objective draws.
-    `tau` is a telepathy factor from outside, used in place of the inferred one (stress tests); None: none is given.
+    `actions` and `base` are [t a] trajectories in raw units: the truth and the frozen policy's own
+    sample. `reset` is true where the memory must start anew (episode start, dropped window); `mask`
+    is false on padding windows, which count nowhere. `text_id` numbers distinct task strings
+    (InfoNCE negatives). `time` and `noise` are flow matching's draws where they are made before the
+    batch is divided; None: the objective draws. `tau` is a telepathy factor from outside, used in
+    place of the inferred one (stress tests); None: none is given.
     """
 
     observation: Observation
@@ -89,8 +97,9 @@ class Frozen:
     """What a step reads and never changes: base weights and the statistics of the training data.
 
     `params` is the base policy's tree; `stats`, each [a], raw units: `sigma_a` (spread of the
-    training actions), `action_low` and `action_span` (quantile normalisation of the policy's actions),
-    `relative` (1 where the policy's actions count from the state), `state_low` and `state_span`.
+    training actions), `action_low` and `action_span` (quantile normalisation of the policy's
+    actions), `relative` (1 where the policy's actions count from the state), `state_low` and
+    `state_span`.
     """
 
     params: PyTree
@@ -125,8 +134,8 @@ class SigmaOutput:
 
     `residual` is in units of `sigma_a`; `actions = base + sigma_a * residual` (DESIGN 3.4).
     `c_act0` is the action condition that never saw tau; `m_prev` the memory before this window;
-    `fresh` is true where that memory had just been reset; `text_pool` and `vision_pool` are the pooled
-    inputs of pass 1, for InfoNCE and `sem_align`.
+    `fresh` is true where that memory had just been reset; `text_pool` and `vision_pool` are the
+    pooled inputs of pass 1, for InfoNCE and `sem_align`.
     """
 
     actions: Actions
@@ -142,13 +151,17 @@ class SigmaOutput:
 
 @struct.dataclass
 class Ablation:
-    """Gates as data: 1 keeps a part, 0 removes it, read by `jnp.where`, so all rows share one trace."""
+    """Gates as data: 1 keeps a part, 0 removes it, read by `jnp.where`, so all rows share one
+    trace.
+    """
 
     tau: float | Float[Array, ''] = 1.0  # 0: tau = 0 in everything downstream of pass 1
-    tau_const: float | Float[Array, ''] = 0.0  # 1: tau is one learned vector, the same for every input
+    # 1: tau is one learned vector, the same for every input
+    tau_const: float | Float[Array, ''] = 0.0
     film: float | Float[Array, ''] = 1.0  # 0: v_mod = v_base
     memory: float | Float[Array, ''] = 1.0  # 0: m_prev = 0 everywhere
     residual: float | Float[Array, ''] = 1.0  # 0: actions = sigma_a * residual, without a_base
     lora: float | Float[Array, ''] = 1.0  # 0: LoRA factors have no effect
     hard: float | Float[Array, ''] = 1.0  # 0: no hard-sample term in TRAF
-    ramp_speed: float | Float[Array, ''] = 1.0  # TSAC: curriculum step = speed * optimiser step; inf: all at once
+    # TSAC: curriculum step = speed * optimiser step; inf: all at once
+    ramp_speed: float | Float[Array, ''] = 1.0

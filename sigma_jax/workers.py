@@ -7,7 +7,8 @@ from multiprocessing.connection import wait
 
 
 def end_with_parent(*_: int) -> None:
-    """To be called first in a worker, which otherwise would wait for ever for a parent that was killed.
+    """To be called first in a worker, which otherwise would wait for ever for a parent that was
+    killed.
 
     Arguments, such as Grain's number of a worker, are ignored.
     """

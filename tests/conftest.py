@@ -5,13 +5,16 @@ import os
 import signal
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-if os.environ['JAX_PLATFORMS'] == 'cpu':  # compile time counts for more than run time here (tests/quick.py)
+# compile time counts for more than run time here (tests/quick.py)
+if os.environ['JAX_PLATFORMS'] == 'cpu':
     options = ['backend_optimization_level=0', 'llvm_disable_expensive_passes=true']
-    if importlib.metadata.version('jaxlib').startswith('0.10.'):  # XLA aborts on a flag that it does not know
+    # XLA aborts on a flag that it does not know
+    if importlib.metadata.version('jaxlib').startswith('0.10.'):
         options.append('cpu_use_fusion_emitters=false')
     os.environ.setdefault('XLA_FLAGS', ' '.join(f'--xla_{option}' for option in options))
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: tests of Ctrl-C need what it does
+# a shell's background job: tests of Ctrl-C need what it does
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
@@ -72,7 +75,9 @@ def unread(monkeypatch):
 
 @pytest.fixture(scope='session')
 def small_run(tmp_path_factory):
-    """A finished preparation on the golden recording; programs compiled for it are kept for the runs after it."""
+    """A finished preparation on the golden recording; programs compiled for it are kept for the
+    runs after it.
+    """
     root = tmp_path_factory.mktemp('small_run')
     jax.config.update('jax_compilation_cache_dir', str(root / 'programs'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)

@@ -1,4 +1,6 @@
-"""The golden pi0.5 of `tests/data/pi05_tiny` as our own structs: config, parameters, observation, numbers."""
+"""The golden pi0.5 of `tests/data/pi05_tiny` as our own structs: config, parameters, observation,
+numbers.
+"""
 
 import functools
 import json
@@ -21,7 +23,13 @@ def config() -> pi05.Pi05Config:
     def expert(name, adaptive):
         s = c[name]
         return gemma.GemmaConfig(
-            s['width'], s['depth'], s['mlp_dim'], s['num_heads'], s['num_kv_heads'], s['head_dim'], adaptive
+            s['width'],
+            s['depth'],
+            s['mlp_dim'],
+            s['num_heads'],
+            s['num_kv_heads'],
+            s['head_dim'],
+            adaptive,
         )
 
     s = c['siglip']

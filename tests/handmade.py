@@ -1,11 +1,14 @@
-"""Hand-made windows with known errors, and a stand-in model, for the tests of evaluation and report."""
+"""Hand-made windows with known errors, and a stand-in model, for the tests of evaluation and
+report.
+"""
 
 import numpy as np
 
 from sigma_jax.types import Actions, SigmaOutput, Telepathy
 
 JOINTS, HORIZON, CHUNK, LENGTH = 2, 4, 2, 3
-OFFSETS = {'train': (1.0, 1.0), 'calibration': (1.0, 2.0), 'test': (1.0, 3.0)}  # base - truth, an episode each
+# base - truth, an episode each
+OFFSETS = {'train': (1.0, 1.0), 'calibration': (1.0, 2.0), 'test': (1.0, 3.0)}
 FIRST_EPISODE = {'train': 0, 'calibration': 10, 'test': 20}
 REPAIRED = 0.5  # of the base's offset, by the stand-in Sigma
 
@@ -36,7 +39,9 @@ def make_batch(split, windows=LENGTH):
 
 
 def run_windows(batch, ablation):
-    """Repairs half of the offset where telepathy is on; tau = (3, 4) times the windows since the last reset."""
+    """Repairs half of the offset where telepathy is on; tau = (3, 4) times the windows since the
+    last reset.
+    """
     gate = float(ablation.tau)
     traj = batch['base'] - REPAIRED * gate * (batch['base'] - batch['actions'])
     index = np.arange(batch['mask'].shape[1])

@@ -1,4 +1,6 @@
-"""As much of the Hugging Face hub as its client asks for a snapshot, on this machine, with the troubles of the real."""
+"""As much of the Hugging Face hub as its client asks for a snapshot, on this machine, with the
+troubles of the real.
+"""
 
 import contextlib
 import email.utils
@@ -17,11 +19,13 @@ SIGNATURE = 'X-Amz-Signature=0123456789abcdef'
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers from `files`; `troubles` maps a part of a path to what happens to the next requests for it, in order.
+    """Answers from `files`; `troubles` maps a part of a path to what happens to the next requests
+    for it, in order.
 
-    A trouble is a status, (status, Retry-After), (403, what it says), 'reset' or 'cut' (after half of the body),
-    'refuse' (before an answer), 'no ranges' (answers with the whole file), 'other bytes', or 'signed': the answer is
-    elsewhere, at an address that gives it to whoever has it, but no longer.
+    A trouble is a status, (status, Retry-After), (403, what it says), 'reset' or 'cut' (after half
+    of the body), 'refuse' (before an answer), 'no ranges' (answers with the whole file), 'other
+    bytes', or 'signed': the answer is elsewhere, at an address that gives it to whoever has it, but
+    no longer.
     """
 
     protocol_version = 'HTTP/1.1'
@@ -44,7 +48,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if trouble == 'refuse':
             return self._hang_up()
         if trouble == 'signed':
-            return self._send(302, b'', body, {'Location': f'/elsewhere/x?{SIGNATURE}&X-Amz-Expires=1'})
+            return self._send(
+                302, b'', body, {'Location': f'/elsewhere/x?{SIGNATURE}&X-Amz-Expires=1'}
+            )
         if path.startswith('/elsewhere'):
             return self._send(403, b'{"error": "expired"}', body, {})
         if isinstance(trouble, int | tuple) or answer is None:
@@ -55,7 +61,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
             return self._send(status or 404, b'{"error": "no"}', body, headers)
         if trouble == 'other bytes':
             answer = bytes(len(answer))
-        headers = {'X-Repo-Commit': REVISION, 'ETag': f'"{checksum}"', 'X-Linked-Size': str(len(answer))}
+        headers = {
+            'X-Repo-Commit': REVISION,
+            'ETag': f'"{checksum}"',
+            'X-Linked-Size': str(len(answer)),
+        }
         start = int(re.fullmatch(r'bytes=(\d+)-', self.headers.get('Range', 'bytes=0-'))[1])
         if start and trouble != 'no ranges':
             headers['Content-Range'] = f'bytes {start}-{len(answer) - 1}/{len(answer)}'
@@ -120,13 +130,21 @@ class Quiet(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serve(files: dict[str, bytes], repo: str = 'robots/tiny', **troubles: list) -> Iterator[tuple[str, list, dict]]:
-    """(endpoint, list of (method, path, headers) asked, troubles to fill in) while the block runs."""
+def serve(
+    files: dict[str, bytes], repo: str = 'robots/tiny', **troubles: list
+) -> Iterator[tuple[str, list, dict]]:
+    """(endpoint, list of (method, path, headers) asked, troubles to fill in) while the block
+    runs.
+    """
     filled: dict[str, list] = dict(troubles)
     asked: list = []
-    handler = type('Serving', (Hub,), {'files': files, 'asked': asked, 'troubles': filled, 'repo': repo})
+    handler = type(
+        'Serving', (Hub,), {'files': files, 'asked': asked, 'troubles': filled, 'repo': repo}
+    )
     with Quiet(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={'poll_interval': 0.02}, daemon=True
+        ).start()
         yield f'http://127.0.0.1:{server.server_port}', asked, filled
         server.shutdown()
 

@@ -1,4 +1,6 @@
-"""The optimiser's memory of every leaf, cut from the vector in which `optimizer.as_one_vector` keeps a group's."""
+"""The optimiser's memory of every leaf, cut from the vector in which `optimizer.as_one_vector`
+keeps a group's.
+"""
 
 import math
 
@@ -8,7 +10,9 @@ from sigma_jax import trees
 
 
 def moments(state, which='mu'):
-    """{leaf: first or second moment of its clipped gradient} of heads and factors, of one run or of stacked rows."""
+    """{leaf: first or second moment of its clipped gradient} of heads and factors, of one run or of
+    stacked rows.
+    """
     found = {}
     for path, vector in trees.flatten(state.opt_state).items():
         if path.endswith(f'/{which}'):

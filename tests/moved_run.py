@@ -1,6 +1,8 @@
-"""A training that stops upon some devices and goes on upon others; run by tests/training/test_devices.py.
+"""A training that stops upon some devices and goes on upon others; run by
+tests/training/test_devices.py.
 
-As a script: `python -m tests.moved_run FOLDER write|go_on`, in a process with as many devices as it is to see.
+As a script: `python -m tests.moved_run FOLDER write|go_on`, in a process with as many devices as it
+is to see.
 """
 
 import functools
@@ -38,10 +40,18 @@ class MovedRun(toy_run.ToyRun):
     def __init__(self, config, count):
         super().__init__(config)
         self.devices = Devices(jax.devices()[:count])
-        numbers = grain.MapDataset.source(list(range(200))).shuffle(seed=0).batch(2, drop_remainder=True).map(example)
+        numbers = (
+            grain.MapDataset.source(list(range(200)))
+            .shuffle(seed=0)
+            .batch(2, drop_remainder=True)
+            .map(example)
+        )
         self.loader, optimizer = iter(numbers.to_iter_dataset()), optax.adam(0.1)
         start = init_state(0, {'sigma': {'w': jnp.arange(6.0).reshape(2, 3)}}, optimizer, ema=True)
-        self.state, self.frozen = self.devices.everywhere(start), self.devices.everywhere(self.frozen)
+        self.state, self.frozen = (
+            self.devices.everywhere(start),
+            self.devices.everywhere(self.frozen),
+        )
         self.step = self.devices.jit(make_step(toy_run.goal, optimizer, 0.5))
 
 
@@ -57,7 +67,9 @@ def write(folder: pathlib.Path) -> None:
 
 
 def go_on(folder: pathlib.Path) -> dict[str, dict[str, list]]:
-    """What is read of each half by a process with these devices, and the end when all of these go on from it."""
+    """What is read of each half by a process with these devices, and the end when all of these go
+    on from it.
+    """
     count, found = jax.device_count(), {}
     for before in COUNTS:
         here = folder / f'from{before}to{count}'

@@ -1,4 +1,6 @@
-"""Plain numpy versions of the layers that the paper's formulas use, and random parameters to try them on."""
+"""Plain numpy versions of the layers that the paper's formulas use, and random parameters to try
+them on.
+"""
 
 import jax
 import numpy as np
@@ -40,7 +42,11 @@ def attention(query, context, p, heads, mask=None):
     """Multi-head cross-attention, one example and one head at a time."""
     out = np.zeros((*query.shape[:-1], p['w_v']['kernel'].shape[1]))
     for b in range(len(context)):
-        q, k, v = query[b] @ p['w_q']['kernel'], context[b] @ p['w_k']['kernel'], context[b] @ p['w_v']['kernel']
+        q, k, v = (
+            query[b] @ p['w_q']['kernel'],
+            context[b] @ p['w_k']['kernel'],
+            context[b] @ p['w_v']['kernel'],
+        )
         if mask is not None:
             k, v = k[mask[b]], v[mask[b]]
         for columns in np.split(np.arange(q.shape[-1]), heads):
@@ -57,7 +63,9 @@ def transformer_block(x, p, heads):
 
 def random_params(module, *inputs, method=None, seed=0):
     """Normal numbers in the shapes of `module`'s parameters, so that no zero hides a path."""
-    shapes = jax.eval_shape(lambda k: module.init(k, *inputs, method=method), jax.random.key(0))['params']
+    shapes = jax.eval_shape(lambda k: module.init(k, *inputs, method=method), jax.random.key(0))[
+        'params'
+    ]
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda s: (0.4 * rng.standard_normal(s.shape)).astype(np.float32), shapes)
 
@@ -69,4 +77,6 @@ def call(module, params, *inputs, method=None):
 
 def close(actual, expected, tolerance=2e-5):
     """Whether two arrays agree to `tolerance`, absolutely and relatively."""
-    return np.shape(actual) == np.shape(expected) and np.allclose(actual, expected, rtol=tolerance, atol=tolerance)
+    return np.shape(actual) == np.shape(expected) and np.allclose(
+        actual, expected, rtol=tolerance, atol=tolerance
+    )

@@ -5,7 +5,8 @@ import functools
 import jax
 
 _OPTIONS = {
-    'xla_cpu_use_fusion_emitters': False,  # by far the largest part of compiling a large graph of tiny operations
+    # by far the largest part of compiling a large graph of tiny operations
+    'xla_cpu_use_fusion_emitters': False,
     'xla_backend_optimization_level': 0,
     'xla_llvm_disable_expensive_passes': True,
 }

@@ -1,4 +1,6 @@
-"""Room for the test run: how many workers it holds, and what a worker gives back when it has grown."""
+"""Room for the test run: how many workers it holds, and what a worker gives back when it has
+grown.
+"""
 
 import contextlib
 import ctypes
@@ -12,8 +14,10 @@ import jax
 
 GIB = 2**30
 WORKER = 1.5 * GIB  # what one worker may take, its children included
-GROWN = 0.75 * GIB  # from here on a worker drops its compiled programs between modules; the next one needs the rest
-FULL = 0.95 * GIB  # and from here on between the tests of a module, though it has to compile some of them again
+# from here on a worker drops its compiled programs between modules; the next one needs the rest
+GROWN = 0.75 * GIB
+# and from here on between the tests of a module, though it has to compile some of them again
+FULL = 0.95 * GIB
 STEP = 0.2 * GIB  # by which it must have grown since the last time: what is no program stays
 PROC, GROUPS = pathlib.Path('/proc'), pathlib.Path('/sys/fs/cgroup')
 
@@ -24,7 +28,9 @@ def workers(cores: int, room: float | None = None) -> int:
 
 
 def free(proc: pathlib.Path = PROC, groups: pathlib.Path = GROUPS) -> float:
-    """Bytes that may still be taken before the system or a control group runs out; infinite where nobody says."""
+    """Bytes that may still be taken before the system or a control group runs out; infinite where
+    nobody says.
+    """
     found = [_available(proc / 'meminfo'), *map(_left, _groups(proc / 'self' / 'cgroup', groups))]
     return min(found, default=float('inf'))
 
@@ -32,12 +38,15 @@ def free(proc: pathlib.Path = PROC, groups: pathlib.Path = GROUPS) -> float:
 def _available(meminfo: pathlib.Path) -> float:
     lines = meminfo.read_text().splitlines() if meminfo.is_file() else []
     return min(
-        (1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable:')), default=float('inf')
+        (1024 * int(line.split()[1]) for line in lines if line.startswith('MemAvailable:')),
+        default=float('inf'),
     )
 
 
 def _groups(own: pathlib.Path, groups: pathlib.Path) -> list[pathlib.Path]:
-    """The control group of this process and those around it, of version 2; in a container its root alone is there."""
+    """The control group of this process and those around it, of version 2; in a container its root
+    alone is there.
+    """
     lines = own.read_text().splitlines() if own.is_file() else []
     path = next((line.removeprefix('0::/') for line in lines if line.startswith('0::/')), '')
     around = pathlib.PurePosixPath(path)
@@ -45,7 +54,9 @@ def _groups(own: pathlib.Path, groups: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _left(group: pathlib.Path) -> float:
-    """What a control group may still take: its limit less what it holds that cannot be given back."""
+    """What a control group may still take: its limit less what it holds that cannot be given
+    back.
+    """
     try:
         limit = int((group / 'memory.max').read_text())  # or 'max'
         held = int((group / 'memory.current').read_text())
@@ -71,7 +82,9 @@ def peak() -> int:
 
 
 def _own_peak() -> int:
-    """Of this process. What `getrusage` says of it begins with the size of the process that started it."""
+    """Of this process. What `getrusage` says of it begins with the size of the process that started
+    it.
+    """
     status = PROC / 'self' / 'status'
     lines = status.read_text().splitlines() if status.is_file() else []
     told = (1024 * int(line.split()[1]) for line in lines if line.startswith('VmHWM:'))
@@ -90,7 +103,9 @@ class Keeper:
         return now > max(GROWN if last_of_module else FULL, self.floor + STEP)
 
     def give_back(self) -> None:
-        """Drops compiled programs and what only they held; functions compile again when they are called again."""
+        """Drops compiled programs and what only they held; functions compile again when they are
+        called again.
+        """
         jax.clear_caches()
         chex.clear_trace_counter()  # that they are traced again is no fault of a test's
         gc.collect()

@@ -1,5 +1,6 @@
-"""Trains all rows of configs/ablations.py for 20 steps side by side and each alone, and prints how far they are apart;
-run by tests/ablations/test_rows_alone.py, in float64 throughout (see tests/two_devices.py).
+"""Trains all rows of configs/ablations.py for 20 steps side by side and each alone, and prints how
+far they are apart; run by tests/ablations/test_rows_alone.py, in float64 throughout (see
+tests/two_devices.py).
 """
 
 import json
@@ -33,7 +34,10 @@ def setting():
 
     def start(seed):
         factors = lora.init_factors(jax.random.key(seed), params, pi05.LAYOUTS, sizes.lora)
-        trainable = {'sigma': init(jax.random.key(seed)), 'lora': {'PaliGemma': factors['PaliGemma']}}
+        trainable = {
+            'sigma': init(jax.random.key(seed)),
+            'lora': {'PaliGemma': factors['PaliGemma']},
+        }
         return init_state(seed, wide(model.noisy(trainable)), OPTIMIZER)
 
     return goal, frozen, wide(batch), {seed: start(seed) for seed in SEEDS}
@@ -63,7 +67,9 @@ def main(count):
             state, expected = alone(state, frozen, batch, jax.tree.map(lambda x, n=n: x[n], gates))
         got = stacked.member_state(rows, n)
         results = (got.trainable, got.opt_state, {k: v[n] for k, v in metrics.items()})
-        differences.append(apart(*map(jax.device_get, ((state.trainable, state.opt_state, expected), results))))
+        differences.append(
+            apart(*map(jax.device_get, ((state.trainable, state.opt_state, expected), results)))
+        )
         moved.append(apart(*map(jax.device_get, (starts[member.seed].trainable, state.trainable))))
     found = {'devices': devices.count, 'difference': max(differences), 'moved': min(moved)}
     return found | {'different': len(set(metrics['loss'].tolist())), 'members': len(members)}

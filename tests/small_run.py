@@ -1,4 +1,6 @@
-"""A run from end to end on the golden recording: shards, a tiny base trained in two steps, its baselines, configs."""
+"""A run from end to end on the golden recording: shards, a tiny base trained in two steps, its
+baselines, configs.
+"""
 
 import dataclasses
 import pathlib
@@ -47,18 +49,30 @@ class SmallRun:
         config['sigma'] |= SIGMA
         config['log']['every'], config['checkpoint'] = 1, {'every': 2, 'keep': 5}
         paths = {'base': str(self.base), 'shards': str(self.shards)}
-        return config | paths | {'steps': 5, 'batch_size': 2, 'sequence_length': 2, 'ema': 0.5} | changes
+        return (
+            config
+            | paths
+            | {'steps': 5, 'batch_size': 2, 'sequence_length': 2, 'ema': 0.5}
+            | changes
+        )
 
     def baseline_config(self, **changes) -> baselines.BaselineConfig:
         """Two draws a window, four windows a batch."""
-        return baselines.BaselineConfig(**{'base': str(self.base), 'samples': 2, 'batch_size': 4} | changes)
+        return baselines.BaselineConfig(
+            **{'base': str(self.base), 'samples': 2, 'batch_size': 4} | changes
+        )
 
 
 def flow_config(shards: pathlib.Path) -> dict:
     """Two steps of flow matching on all weights."""
     config = defaults.get_config().to_dict()
     config['model'] |= MODEL
-    kind = {'objective': 'flow_matching', 'trainable': ('params',), 'stats_from': 'shards', 'shards': str(shards)}
+    kind = {
+        'objective': 'flow_matching',
+        'trainable': ('params',),
+        'stats_from': 'shards',
+        'shards': str(shards),
+    }
     return config | kind | {'steps': 2, 'batch_size': 2, 'sequence_length': 1}
 
 

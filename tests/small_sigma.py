@@ -1,4 +1,6 @@
-"""Sigma around the golden pi0.5, as small as it gets: sizes, frozen weights, a batch of sequences, trainable leaves."""
+"""Sigma around the golden pi0.5, as small as it gets: sizes, frozen weights, a batch of sequences,
+trainable leaves.
+"""
 
 import dataclasses
 import functools
@@ -49,7 +51,9 @@ def frozen() -> Frozen:
 
 
 def make_batch(seed=0) -> Batch:
-    """Random windows [b=2 g=4] with two cameras, depth and audio; the last window of the second row is padding."""
+    """Random windows [b=2 g=4] with two cameras, depth and audio; the last window of the second row
+    is padding.
+    """
     rng = np.random.default_rng(seed)
     lead, size = (B, G), PI05.vision.image_size
     tokens, text_mask = rng.integers(0, 512, (*lead, 3)), np.ones((*lead, 3), bool)
@@ -86,8 +90,13 @@ def make_batch(seed=0) -> Batch:
 def untrained() -> dict:
     """{'sigma', 'lora'} before the first step."""
     key = jax.random.key(0)
-    sigma = quick.jit(lambda f, b: objective.init_sigma(key, sigma_objective(), f, b))(frozen(), make_batch())
-    return {'sigma': jax.device_get(sigma), 'lora': lora.init_factors(key, frozen().params, pi05.LAYOUTS, LORA)}
+    sigma = quick.jit(lambda f, b: objective.init_sigma(key, sigma_objective(), f, b))(
+        frozen(), make_batch()
+    )
+    return {
+        'sigma': jax.device_get(sigma),
+        'lora': lora.init_factors(key, frozen().params, pi05.LAYOUTS, LORA),
+    }
 
 
 def perturbed(scale=0.1) -> dict:
@@ -98,7 +107,9 @@ def perturbed(scale=0.1) -> dict:
 
 @functools.cache
 def forward():
-    """`(trainable, frozen, batch, ablation) -> SigmaOutput`, compiled once for all tests; no dropout."""
+    """`(trainable, frozen, batch, ablation) -> SigmaOutput`, compiled once for all tests; no
+    dropout.
+    """
     return quick.jit(sigma_objective().forward)
 
 

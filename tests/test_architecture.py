@@ -1,4 +1,6 @@
-"""Who may import whom: reads every import of sigma_jax and holds the direction of dependencies (CONTRIBUTING.md)."""
+"""Who may import whom: reads every import of sigma_jax and holds the direction of dependencies
+(CONTRIBUTING.md).
+"""
 
 import ast
 import functools
@@ -9,7 +11,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'sigma_jax'
 
-# A module imports from its own row and from rows above, never from below. A folder's name stands for its modules.
+# A module imports from its own row and from rows above, never from below. A folder's name stands
+# for its modules.
 ROWS = (
     ('__init__', 'errors', 'files', 'hub', 'settings', 'workers'),
     ('types', 'backbones.tokenizer', 'backbones.small_tokenizer'),
@@ -26,30 +29,64 @@ ROWS = (
     ('scripts', 'sim'),
 )
 # Pure functions of arrays: no files, no clock, no printing.
-PURE: tuple[str, ...] = ('types', 'trees', 'nn', 'lora', 'quant', 'workspaces', 'sigma', 'losses', 'curriculum')
+PURE: tuple[str, ...] = (
+    'types',
+    'trees',
+    'nn',
+    'lora',
+    'quant',
+    'workspaces',
+    'sigma',
+    'losses',
+    'curriculum',
+)
 PURE += ('adapter', 'metrics', 'optimizer', 'objective', 'ablations.stacked', 'train_step')
 PURE += ('evaluation.intervals', 'evaluation.comparison', 'evaluation.perturb', 'evaluation.flops')
 PURE += ('backbones.base', 'backbones.gemma', 'backbones.siglip', 'backbones.pi05')
-EFFECTS = {'io', 'json', 'logging', 'os', 'pathlib', 'random', 'shutil', 'subprocess', 'sys', 'tempfile', 'time'}
+EFFECTS = {
+    'io',
+    'json',
+    'logging',
+    'os',
+    'pathlib',
+    'random',
+    'shutil',
+    'subprocess',
+    'sys',
+    'tempfile',
+    'time',
+}
 ACCELERATED = {'flax', 'jax', 'optax', 'orbax'}
 INTERFACE = {'absl', 'argparse', 'ml_collections', 'rich'}
-SPEAKS: tuple[str, ...] = ('scripts', 'sim.__main__', 'report.console', 'training.trainer', 'training.memory_check')
+SPEAKS: tuple[str, ...] = (
+    'scripts',
+    'sim.__main__',
+    'report.console',
+    'training.trainer',
+    'training.memory_check',
+)
 SPEAKS += ('ablations.side_by_side', 'ablations.table')
-SPEAKS += ('evaluation.runner', 'evaluation.comparison_run', 'evaluation.replay_shards')  # a bar for each replay
+# a bar for each replay
+SPEAKS += ('evaluation.runner', 'evaluation.comparison_run', 'evaluation.replay_shards')
 
 
 @functools.cache
 def trees() -> dict[str, ast.Module]:
     """Syntax tree of every module, by its name without `sigma_jax.`."""
     files = {
-        file.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.'): file for file in PACKAGE.rglob('*.py')
+        file.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.'): file
+        for file in PACKAGE.rglob('*.py')
     }
-    return {name.removesuffix('.__init__'): ast.parse(file.read_text()) for name, file in files.items()}
+    return {
+        name.removesuffix('.__init__'): ast.parse(file.read_text()) for name, file in files.items()
+    }
 
 
 @functools.cache
 def imports(name: str) -> frozenset[str]:
-    """What a module imports anywhere in it: modules of ours as '.name', others by their first part."""
+    """What a module imports anywhere in it: modules of ours as '.name', others by their first
+    part.
+    """
     found = set()
     for node in ast.walk(trees()[name]):
         if isinstance(node, ast.Import):
@@ -57,7 +94,9 @@ def imports(name: str) -> frozenset[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f'{name}: write imports in full'
             found |= {f'{node.module}.{alias.name}' for alias in node.names}
-    return frozenset(_ours(path) if path.startswith('sigma_jax') else path.split('.')[0] for path in found)
+    return frozenset(
+        _ours(path) if path.startswith('sigma_jax') else path.split('.')[0] for path in found
+    )
 
 
 def _ours(path: str) -> str:
@@ -75,7 +114,10 @@ def within(name: str, places: tuple[str, ...]) -> bool:
 def row(name: str) -> int:
     """The module's row; a tokenizer of `backbones` has one of its own."""
     rows = [n for n, places in enumerate(ROWS) if within(name, places)]
-    assert rows, f'sigma_jax/{name.replace(".", "/")}.py is in no row: give it one in tests/test_architecture.py'
+    assert rows, (
+        f'sigma_jax/{name.replace(".", "/")}.py is in no row: give it one in '
+        'tests/test_architecture.py'
+    )
     return rows[0]
 
 
@@ -91,7 +133,11 @@ def reached(name: str) -> set[str]:
 
 def calls(name: str) -> set[str]:
     """Names of plain functions that a module calls."""
-    return {n.func.id for n in ast.walk(trees()[name]) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    return {
+        n.func.id
+        for n in ast.walk(trees()[name])
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    }
 
 
 @pytest.mark.parametrize('name', sorted(trees()))
@@ -101,14 +147,20 @@ def test_dependencies_point_one_way(name):
 
 
 def test_no_module_reaches_itself():
-    circles = {name for name in trees() if any(name in reached(p[1:]) for p in imports(name) if p.startswith('.'))}
+    circles = {
+        name
+        for name in trees()
+        if any(name in reached(p[1:]) for p in imports(name) if p.startswith('.'))
+    }
     assert circles <= {'__init__'}
 
 
 def test_backbones_and_workspaces_do_not_know_each_other():
     for one, other in (('backbones', 'workspaces'), ('workspaces', 'backbones')):
         modules = [name for name in trees() if within(name, (one,))]
-        assert modules and not any(within(seen, (other,)) for name in modules for seen in reached(name))
+        assert modules and not any(
+            within(seen, (other,)) for name in modules for seen in reached(name)
+        )
 
 
 def test_sigma_asks_for_no_particular_backbone():
@@ -140,7 +192,8 @@ def test_only_the_top_speaks_to_the_user():
     for name in trees():
         allowed = INTERFACE if within(name, SPEAKS) else set()
         if name == 'data.pipeline':
-            allowed = {'absl'}  # grain's worker processes read absl's flags, also where a program uses none
+            # grain's worker processes read absl's flags, also where a program uses none
+            allowed = {'absl'}
         assert imports(name) & INTERFACE <= allowed, name
         assert 'print' not in calls(name) or within(name, SPEAKS), name
 
@@ -153,11 +206,19 @@ def test_config_dicts_stay_at_the_edge():
 def test_only_the_simulator_knows_mujoco_and_nothing_knows_the_simulator():
     assert {name for name in trees() if 'mujoco' in imports(name)} == {'sim.engine'}
     assert not {
-        name for name in trees() if any(within(p[1:], ('sim',)) for p in imports(name)) and not within(name, ('sim',))
+        name
+        for name in trees()
+        if any(within(p[1:], ('sim',)) for p in imports(name)) and not within(name, ('sim',))
     }
 
 
 def test_torch_is_imported_for_pt_shards_only():
-    users = {name for name in trees() if imports(name) & {'torch', 'transformers', 'tensorflow', 'lerobot'}}
+    users = {
+        name
+        for name in trees()
+        if imports(name) & {'torch', 'transformers', 'tensorflow', 'lerobot'}
+    }
     assert users <= {'data.torch_shards'}  # inside one function, for the paper's own container
-    assert imports('data.torch_shards') & {'torch', 'transformers', 'tensorflow', 'lerobot'} == {'torch'}
+    assert imports('data.torch_shards') & {'torch', 'transformers', 'tensorflow', 'lerobot'} == {
+        'torch'
+    }

@@ -15,7 +15,9 @@ TABLE = 'PaliGemma/llm/embedder/input_embedding'
 def test_number_tokens_start_beside_their_neighbours():
     tokenizer = load_tokenizer('assets/tokenizer/tokenizer.json')
     random = np.random.default_rng(0).normal(size=(tokenizer.vocab_size, 64)).astype(np.float32)
-    table = trees.flatten(assembly.count_in_order(trees.unflatten({TABLE: random}), tokenizer))[TABLE]
+    table = trees.flatten(assembly.count_in_order(trees.unflatten({TABLE: random}), tokenizer))[
+        TABLE
+    ]
     ids = np.array([tokenizer.encode(f' {n}')[-1] for n in range(256)])
     cosine = table[ids] @ table[ids].T
     np.testing.assert_allclose(np.diagonal(cosine), 1, rtol=1e-5)
@@ -27,7 +29,12 @@ def test_number_tokens_start_beside_their_neighbours():
 def test_frozen_leaves_stay_out_of_the_trainable_tree(golden_params):
     base = assembly.Base(golden.config(), golden_params, 'digest')
     frozen = Frozen(golden_params, {'sigma_a': jnp.ones(6)})
-    config = {'objective': 'flow_matching', 'trainable': ['params'], 'seed': 0, 'freeze': ('PaliGemma/img/.*',)}
+    config = {
+        'objective': 'flow_matching',
+        'trainable': ['params'],
+        'seed': 0,
+        'freeze': ('PaliGemma/img/.*',),
+    }
     trainable, kept = assembly.make_trainable(config, base, None, frozen, None)
     learning, held = set(trees.flatten(trainable['params'])), set(trees.flatten(kept.params))
     assert held == {p for p in trees.flatten(golden_params) if p.startswith('PaliGemma/img/')}
@@ -40,4 +47,6 @@ def test_a_joint_that_never_moved_has_a_spread():
     values = np.random.default_rng(0).normal(size=(50, 3)) * [0.0, 1.0, 1e-9]
     statistics = {name: compute_statistics(values) for name in ('state', 'actions')}
     spread = assembly.frozen_stats(statistics, statistics)['sigma_a']
-    np.testing.assert_allclose(spread, [assembly.NO_SPREAD, values[:, 1].std(), assembly.NO_SPREAD], rtol=1e-6)
+    np.testing.assert_allclose(
+        spread, [assembly.NO_SPREAD, values[:, 1].std(), assembly.NO_SPREAD], rtol=1e-6
+    )

@@ -1,4 +1,6 @@
-"""Baselines: a window's sample is its own, whatever batch it came in; finished work is kept, other work refused."""
+"""Baselines: a window's sample is its own, whatever batch it came in; finished work is kept, other
+work refused.
+"""
 
 import dataclasses
 import json
@@ -31,7 +33,9 @@ SPLITS = ('train', 'calibration')
 @pytest.fixture
 def fresh(small_run, tmp_path):
     """The same shards without baselines."""
-    shutil.copytree(small_run.shards, tmp_path / 'shards', ignore=shutil.ignore_patterns('baselines*'))
+    shutil.copytree(
+        small_run.shards, tmp_path / 'shards', ignore=shutil.ignore_patterns('baselines*')
+    )
     return tmp_path / 'shards'
 
 
@@ -42,18 +46,27 @@ def read(shards, split='train'):
 
 def test_a_record_and_a_row_for_every_window(small_run):
     record = json.loads((small_run.shards / 'baselines.json').read_text())
-    assert record['finished'] == list(SPLITS) and record['samples'] == 2 and 'batch_size' not in record
-    assert record['base_digest'] == json.loads((small_run.base / 'source.json').read_text())['digest']
+    assert (
+        record['finished'] == list(SPLITS) and record['samples'] == 2 and 'batch_size' not in record
+    )
+    assert (
+        record['base_digest'] == json.loads((small_run.base / 'source.json').read_text())['digest']
+    )
     for split in SPLITS:
         base = read(small_run.shards, split)
-        assert base.shape == (len(Records(small_run.shards, split)), 2, 16, 6) and base.dtype == np.float32
+        assert (
+            base.shape == (len(Records(small_run.shards, split)), 2, 16, 6)
+            and base.dtype == np.float32
+        )
         assert np.isfinite(base).all() and len(np.unique(base[:, :, 0, 0])) == base.shape[0] * 2
 
 
 def test_a_sample_does_not_depend_on_its_batch(small_run, fresh):
     baselines.write_baselines(fresh, small_run.baseline_config(batch_size=1))
     for split in SPLITS:
-        np.testing.assert_allclose(read(fresh, split), read(small_run.shards, split), rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(
+            read(fresh, split), read(small_run.shards, split), rtol=1e-5, atol=1e-4
+        )
 
 
 def test_a_row_is_the_policys_own_sample_in_raw_units(small_run):
@@ -64,9 +77,15 @@ def test_a_row_is_the_policys_own_sample_in_raw_units(small_run):
         tokenizer=load_tokenizer('assets/tokenizer/tokenizer.json'),
     )  # fmt: skip
     batch = jax.tree.map(lambda x: x[1:, 0], assembly.to_batch(next(loader)))
-    keys = window_keys(jax.random.fold_in(jax.random.key(0), 1), jnp.asarray(batch.episode), jnp.asarray(batch.frame))
+    keys = window_keys(
+        jax.random.fold_in(jax.random.key(0), 1),
+        jnp.asarray(batch.episode),
+        jnp.asarray(batch.frame),
+    )
     sampled = np.asarray(
-        quick.jit(BoundPi05(policy.config, jax.device_put(policy.params)).sample_actions)(keys, batch.observation)
+        quick.jit(BoundPi05(policy.config, jax.device_put(policy.params)).sample_actions)(
+            keys, batch.observation
+        )
     )
     stats = read_norm_stats(small_run.base / 'norm_stats.json')['actions']
     want = (sampled[0, :, :6] + 1) / 2 * stats.span + stats.low
@@ -76,7 +95,9 @@ def test_a_row_is_the_policys_own_sample_in_raw_units(small_run):
 def test_relative_joints_count_from_the_state(small_run, fresh, tmp_path):
     policy = tmp_path / 'policy'
     shutil.copytree(small_run.base, policy)
-    (policy / 'policy.json').write_text(json.dumps({'relative_joints': [True, False, False, False, False, True]}))
+    (policy / 'policy.json').write_text(
+        json.dumps({'relative_joints': [True, False, False, False, False, True]})
+    )
     baselines.write_baselines(fresh, small_run.baseline_config(base=str(policy)))
     records = Records(fresh, 'train')
     state = np.stack([records[n].state for n in range(len(records))])[:, None, None, :]
@@ -90,16 +111,24 @@ def test_finished_splits_are_kept(small_run, fresh):
         shutil.copy(small_run.shards / name, fresh)
     before = (fresh / 'baselines-train.npz').stat().st_mtime_ns
     told = []
-    baselines.write_baselines(fresh, small_run.baseline_config(), lambda done, total: told.append((done, total)))
+    baselines.write_baselines(
+        fresh, small_run.baseline_config(), lambda done, total: told.append((done, total))
+    )
     assert (fresh / 'baselines-train.npz').stat().st_mtime_ns == before
     assert np.array_equal(read(fresh, 'calibration'), read(small_run.shards, 'calibration'))
     total = sum(len(Records(fresh, split)) for split in SPLITS)
-    assert told[-1] == (total, total) and [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (total, total) and [done for done, _ in told] == sorted(
+        done for done, _ in told
+    )
 
 
 @pytest.mark.parametrize(('field', 'value'), [('seed', 1), ('samples', 1), ('dtype', 'bfloat16')])
 def test_other_settings_are_refused(small_run, field, value):
-    with pytest.raises(UserError, match=rf'was made with other settings \({field}\); delete .*baselines\*'):
+    with pytest.raises(
+        UserError,
+        match=rf'was made with other settings \({field}\); delete '
+        r'.*baselines\*',
+    ):
         baselines.write_baselines(small_run.shards, small_run.baseline_config(**{field: value}))
 
 
@@ -132,7 +161,9 @@ def test_policies_that_cannot_be_sampled(small_run, fresh, tmp_path):
 
 def test_what_is_finished_reads_no_weights(small_run, fresh, unread):
     record = baselines.write_baselines(small_run.shards, small_run.baseline_config(batch_size=1))
-    assert record['base_digest'] == json.loads((small_run.base / 'source.json').read_text())['digest']
+    assert (
+        record['base_digest'] == json.loads((small_run.base / 'source.json').read_text())['digest']
+    )
     with pytest.raises(pytest.fail.Exception, match='read the weights'):
         baselines.write_baselines(fresh, small_run.baseline_config())
 
@@ -144,7 +175,9 @@ def test_what_is_finished_reads_no_weights(small_run, fresh, unread):
         ({'image_size': 56}, 'expected images of 28 px, which the base takes, got 56 px'),
     ],
 )
-def test_shards_that_do_not_fit_are_told_before_weights_are_read(small_run, fresh, unread, wrong, message):
+def test_shards_that_do_not_fit_are_told_before_weights_are_read(
+    small_run, fresh, unread, wrong, message
+):
     meta = json.loads((fresh / 'meta.json').read_text())
     (fresh / 'meta.json').write_text(json.dumps(meta | wrong))
     with pytest.raises(UserError, match=message):
@@ -161,7 +194,9 @@ def test_shards_that_do_not_fit_are_told_before_weights_are_read(small_run, fres
         ('baselines', {'draws': 2}, r"unknown keys \['draws'\]"),
     ],
 )
-def test_a_base_that_does_not_fit_is_told_before_anything_is_prepared(small_run, unread, where, wrong, message):
+def test_a_base_that_does_not_fit_is_told_before_anything_is_prepared(
+    small_run, unread, where, wrong, message
+):
     config = data_so101.get_config()
     config.baselines.base, config.data.image_size = str(small_run.base), 28
     assert prepare_data.fitting_base(config).policy.resize == 'openpi'
@@ -172,7 +207,9 @@ def test_a_base_that_does_not_fit_is_told_before_anything_is_prepared(small_run,
 
 
 def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
-    """Without sampling: pictures and prompts as the base takes them, whatever its horizon, statistics, tokenizer."""
+    """Without sampling: pictures and prompts as the base takes them, whatever its horizon,
+    statistics, tokenizer.
+    """
     shutil.copytree(small_run.base, tmp_path / 'base')
     (tmp_path / 'base/norm_stats.json').unlink()
     seen = dataclasses.replace(OURS, resize='lerobot', prompt_state_dim=8)
@@ -190,7 +227,9 @@ def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
     assert (meta['resize'], meta['prompt_state_dim'], meta['horizon']) == ('lerobot', 8, 17)
     assert not list((tmp_path / 'shards').glob('baselines*'))
     config.data.image_size = 56
-    with pytest.raises(UserError, match='expected images of 28 px, which the base takes, got 56 px'):
+    with pytest.raises(
+        UserError, match='expected images of 28 px, which the base takes, got 56 px'
+    ):
         prepare_data.fitting_base(config, sampled=False)
 
 
@@ -209,7 +248,9 @@ def test_weights_without_a_record_are_read_to_know_them(small_run, fresh, tmp_pa
 
 
 def test_training_checks_whose_baselines_they_are(small_run, fresh):
-    with pytest.raises(UserError, match='expected the baselines of the base policy in .*, got none'):
+    with pytest.raises(
+        UserError, match='expected the baselines of the base policy in .*, got none'
+    ):
         baselines.check_baselines(fresh, 'x')
     with pytest.raises(UserError, match='expected baselines of the policy another'):
         baselines.check_baselines(small_run.shards, 'another')

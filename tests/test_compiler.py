@@ -8,7 +8,10 @@ from sigma_jax import compiler
 def test_xla_is_asked_for_other_things_on_a_gpu(monkeypatch):
     assert compiler.options() == {}
     monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-    assert compiler.options() == {'xla_gpu_enable_triton_gemm': False, 'xla_gpu_enable_dynamic_slice_fusion': False}
+    assert compiler.options() == {
+        'xla_gpu_enable_triton_gemm': False,
+        'xla_gpu_enable_dynamic_slice_fusion': False,
+    }
     options = compiler.options(triton=True)
     assert options['xla_gpu_enable_triton_gemm'] is True
     monkeypatch.undo()

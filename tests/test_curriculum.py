@@ -13,7 +13,9 @@ from sigma_jax import curriculum, losses
 
 ROWS = [
     {key: float(value) for key, value in row.items()}
-    for row in csv.DictReader((Path(__file__).parent / 'data' / 'table1.csv').read_text().splitlines())
+    for row in csv.DictReader(
+        (Path(__file__).parent / 'data' / 'table1.csv').read_text().splitlines()
+    )
 ]
 PRINTED = {'sem': 'w_sem', 'intent': 'w_int', 'tau': 'w_tau'}
 
@@ -22,7 +24,8 @@ def printed_weights(ramp_steps: int) -> list[bool]:
     """For each of the 42 printed weights: does the schedule round to it?"""
     schedules = curriculum.make_schedules(curriculum.CurriculumConfig(ramp_steps=ramp_steps))
     return [
-        f'{float(curriculum.evaluate(schedules, int(row["step"]))[key]):.3f}' == f'{row[column]:.3f}'
+        f'{float(curriculum.evaluate(schedules, int(row["step"]))[key]):.3f}'
+        == f'{row[column]:.3f}'
         for row in ROWS
         for key, column in PRINTED.items()
     ]
@@ -42,18 +45,29 @@ def test_no_other_ramp_length_fits(ramp_steps):
 def test_printed_losses_recompose():
     schedules = curriculum.make_schedules(curriculum.CurriculumConfig())
     for row in ROWS:
-        terms = {'act': row['L_act'], 'sem': row['L_sem'], 'intent': row['L_int'], 'tau': row['L_tau']}
+        terms = {
+            'act': row['L_act'],
+            'sem': row['L_sem'],
+            'intent': row['L_int'],
+            'tau': row['L_tau'],
+        }
         terms = {key: jnp.asarray([value]) for key, value in terms.items()}
-        total = losses.combine(terms, curriculum.evaluate(schedules, int(row['step'])), jnp.asarray([True]))
+        total = losses.combine(
+            terms, curriculum.evaluate(schedules, int(row['step'])), jnp.asarray([True])
+        )
         assert abs(float(total) - row['loss']) <= 1e-3, row['step']
 
 
 def test_speed_scales_the_step():
     schedules = curriculum.make_schedules(curriculum.CurriculumConfig())
     fast = curriculum.evaluate(schedules, 10, 2.0)
-    assert all(np.isclose(fast[key], value) for key, value in curriculum.evaluate(schedules, 20).items())
+    assert all(
+        np.isclose(fast[key], value) for key, value in curriculum.evaluate(schedules, 20).items()
+    )
     half = curriculum.evaluate(schedules, 20, 0.5)
-    assert all(np.isclose(half[key], value) for key, value in curriculum.evaluate(schedules, 10).items())
+    assert all(
+        np.isclose(half[key], value) for key, value in curriculum.evaluate(schedules, 10).items()
+    )
 
 
 @pytest.mark.parametrize('step', [0, 1, 200])
@@ -70,7 +84,9 @@ def test_infinite_speed_is_the_end_of_the_ramp_at_any_step(step):
 
 def test_speeds_vectorise_in_one_trace():
     schedules = curriculum.make_schedules(curriculum.CurriculumConfig())
-    rows = jax.vmap(lambda speed: curriculum.evaluate(schedules, 41, speed)['sem'])(jnp.asarray([0.5, 1.0, jnp.inf]))
+    rows = jax.vmap(lambda speed: curriculum.evaluate(schedules, 41, speed)['sem'])(
+        jnp.asarray([0.5, 1.0, jnp.inf])
+    )
     np.testing.assert_allclose(rows, [0.325, 0.55, 1.0], rtol=1e-5)
 
 

@@ -1,4 +1,6 @@
-"""The documentation says what is true: every test that it names exists, every row of its tables is whole."""
+"""The documentation says what is true: every test that it names exists, every row of its tables is
+whole.
+"""
 
 import ast
 import pathlib
@@ -8,13 +10,21 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 TABLES = (ROOT / 'docs' / 'formats.md').read_text()
-ROWS = [line for line in TABLES.splitlines() if line.startswith('| ') and not line.startswith(('| input', '| version'))]
+ROWS = [
+    line
+    for line in TABLES.splitlines()
+    if line.startswith('| ') and not line.startswith(('| input', '| version'))
+]
 NAMED = sorted(set(re.findall(r'`(tests/[\w/]+\.py)(?:::(\w+))?`', TABLES)))
 
 
 def functions(file: pathlib.Path) -> set[str]:
     """Names of all functions in a file."""
-    return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
+    return {
+        node.name
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 @pytest.mark.parametrize(('file', 'test'), NAMED)

@@ -1,4 +1,6 @@
-"""Every number that is drawn is drawn in float32: in bfloat16 it would have 7 random bits, in 256 steps."""
+"""Every number that is drawn is drawn in float32: in bfloat16 it would have 7 random bits, in 256
+steps.
+"""
 
 import dataclasses
 
@@ -15,7 +17,17 @@ from sigma_jax.train_step import init_state, make_step
 from tests import golden
 from tests import small_sigma as small
 
-DRAWS = ('normal', 'uniform', 'beta', 'gamma', 'truncated_normal', 'bernoulli', 'categorical', 'randint', 'choice')
+DRAWS = (
+    'normal',
+    'uniform',
+    'beta',
+    'gamma',
+    'truncated_normal',
+    'bernoulli',
+    'categorical',
+    'randint',
+    'choice',
+)
 HALF = dataclasses.replace(golden.config(), lora=small.LORA, dtype='bfloat16')
 DROPOUT_BITS = 8  # of whole numbers, against which a rate is compared; no number is made of them
 
@@ -24,41 +36,57 @@ def equations(jaxpr):
     """All equations of a jaxpr and of those within it."""
     for eqn in jaxpr.eqns:
         yield eqn
-        for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')):
+        for value in jax.tree.leaves(
+            eqn.params, is_leaf=lambda x: hasattr(x, 'eqns') or hasattr(x, 'jaxpr')
+        ):
             inner = getattr(value, 'jaxpr', value)
             if hasattr(inner, 'eqns'):
                 yield from equations(inner)
 
 
 def draws(function, *arguments):
-    """(bits of each draw, dtypes of the floating numbers made of them) in what a function is traced to."""
+    """(bits of each draw, dtypes of the floating numbers made of them) in what a function is traced
+    to.
+    """
     bits, made = [], []
     for eqn in equations(jax.make_jaxpr(function)(*arguments).jaxpr):
         if eqn.primitive.name == 'random_bits':
             bits.append(eqn.params['bit_width'])
         if eqn.params.get('name', '').strip('_') in DRAWS:
-            made += [v.aval.dtype for v in eqn.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+            made += [
+                v.aval.dtype for v in eqn.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)
+            ]
     return bits, made
 
 
 def in_float32(function, *arguments):
     bits, made = draws(function, *arguments)
-    return bool(bits) and set(bits) <= {32, DROPOUT_BITS} and {np.dtype(d) for d in made} <= {np.dtype('float32')}
+    return (
+        bool(bits)
+        and set(bits) <= {32, DROPOUT_BITS}
+        and {np.dtype(d) for d in made} <= {np.dtype('float32')}
+    )
 
 
 @pytest.fixture(scope='module')
 def frozen():
     """As a base stored for a GPU: bfloat16 but for what is read in float32."""
     given = small.frozen()
-    return dataclasses.replace(given, params=jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), given.params))
+    return dataclasses.replace(
+        given, params=jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), given.params)
+    )
 
 
 def test_a_draw_in_bfloat16_would_be_seen():
     key = jax.random.key(0)
     for draw in (jax.random.normal, jax.random.uniform):
         assert in_float32(lambda k, d=draw: d(k, (3,)), key)
-        assert not in_float32(lambda k, d=draw: jax.vmap(lambda one: d(one, (3,), jnp.bfloat16))(k[None]), key)
-        nested = jax.jit(lambda k, d=draw: jax.lax.scan(lambda c, _: (c, d(k, (3,), jnp.bfloat16)), 0, None, 2))
+        assert not in_float32(
+            lambda k, d=draw: jax.vmap(lambda one: d(one, (3,), jnp.bfloat16))(k[None]), key
+        )
+        nested = jax.jit(
+            lambda k, d=draw: jax.lax.scan(lambda c, _: (c, d(k, (3,), jnp.bfloat16)), 0, None, 2)
+        )
         assert not in_float32(nested, key)
     assert not in_float32(lambda x: x + 1, 1.0), 'nothing drawn is no evidence'
 
@@ -66,12 +94,15 @@ def test_a_draw_in_bfloat16_would_be_seen():
 @pytest.mark.parametrize('noise', [0.0, 1.0])
 def test_a_step_of_sigma(frozen, noise):
     """Dropout, the noise of the refinement, and the heads' own start."""
-    goal = small.sigma_objective(config=HALF, sigma=dataclasses.replace(small.SIGMA, noise_scale=noise))
+    goal = small.sigma_objective(
+        config=HALF, sigma=dataclasses.replace(small.SIGMA, noise_scale=noise)
+    )
     batch = small.make_batch()
     assert in_float32(lambda key: init_sigma(key, goal, frozen, batch), jax.random.key(0))
     heads = jax.eval_shape(lambda key: init_sigma(key, goal, frozen, batch), jax.random.key(0))
     factors = jax.eval_shape(
-        lambda key: lora.init_factors(key, frozen.params, pi05.LAYOUTS, small.LORA), jax.random.key(1)
+        lambda key: lora.init_factors(key, frozen.params, pi05.LAYOUTS, small.LORA),
+        jax.random.key(1),
     )
     trainable = {'sigma': heads, 'lora': {'PaliGemma': factors['PaliGemma']}}
     assert whole_step(goal, trainable, frozen, batch)
@@ -83,10 +114,12 @@ def test_a_step_of_flow_matching(frozen, trained):
     goal, batch = FlowMatching(HALF), small.make_batch()
     lead = (*batch.mask.shape, HALF.action_horizon)
     batch = batch.replace(
-        actions=np.resize(batch.actions, (*lead, small.A)), action_mask=np.resize(batch.action_mask, lead)
+        actions=np.resize(batch.actions, (*lead, small.A)),
+        action_mask=np.resize(batch.action_mask, lead),
     )
     factors = jax.eval_shape(
-        lambda key: lora.init_factors(key, frozen.params, pi05.LAYOUTS, small.LORA), jax.random.key(1)
+        lambda key: lora.init_factors(key, frozen.params, pi05.LAYOUTS, small.LORA),
+        jax.random.key(1),
     )
     trainable = {'lora': factors} if trained == 'lora' else {'params': frozen.params}
     assert whole_step(goal, trainable, frozen, batch)
@@ -100,7 +133,10 @@ def whole_step(goal, trainable, frozen, batch):
 
 def test_the_start_of_weights_and_factors(frozen):
     assert in_float32(lambda key: pi05.init_params(key, HALF), jax.random.key(0))
-    assert in_float32(lambda key: lora.init_factors(key, frozen.params, pi05.LAYOUTS, small.LORA), jax.random.key(0))
+    assert in_float32(
+        lambda key: lora.init_factors(key, frozen.params, pi05.LAYOUTS, small.LORA),
+        jax.random.key(0),
+    )
 
 
 def test_the_sampler(frozen):

@@ -1,4 +1,6 @@
-"""Dropout masks of LoRA's side paths differ wherever two of them could be alike: layers, projections, micro-batches."""
+"""Dropout masks of LoRA's side paths differ wherever two of them could be alike: layers,
+projections, micro-batches.
+"""
 
 import dataclasses
 import itertools
@@ -21,7 +23,9 @@ LORA = lora.LoraConfig(('.*einsum(_1)?/w', '.*(gating_einsum|linear)'), rank=2, 
 
 @pytest.fixture
 def masks(monkeypatch):
-    """What was dropped, one array a call of `dropout`, in no particular order; inputs are nowhere zero."""
+    """What was dropped, one array a call of `dropout`, in no particular order; inputs are nowhere
+    zero.
+    """
     found: list[np.ndarray] = []
 
     def spied(module, x, rate):
@@ -46,19 +50,26 @@ def backbone(params, key=0, **changes):
 
 def all_differ(masks):
     jax.effects_barrier()
-    alike = [(a.shape, b.shape) for a, b in itertools.combinations(masks, 2) if np.array_equal(a, b)]
+    alike = [
+        (a.shape, b.shape) for a, b in itertools.combinations(masks, 2) if np.array_equal(a, b)
+    ]
     return not alike and all(0.2 < mask.mean() < 0.8 for mask in masks)
 
 
 @pytest.mark.parametrize(
-    'changes', [{'train_base': True}, {}, {'remat': 'nothing_saveable'}], ids=['one scan', 'last apart', 'remat']
+    'changes',
+    [{'train_base': True}, {}, {'remat': 'nothing_saveable'}],
+    ids=['one scan', 'last apart', 'remat'],
 )
 def test_every_layer_and_projection_draws_a_mask_of_its_own(golden_params, masks, changes):
-    """q, k and v share theirs by design; output, gate with up, and down have one each, and so has every expert."""
+    """q, k and v share theirs by design; output, gate with up, and down have one each, and so has
+    every expert.
+    """
     obs, i = golden.observation(), golden.inputs()
     quick.jit(backbone(golden_params, **changes).velocity)(obs, i['noise'], i['time'])
     depth = golden.config().language.depth
-    unread = 0 if changes.get('train_base') else 3  # output and both halves of the last feed-forward, of the prefix
+    # output and both halves of the last feed-forward, of the prefix
+    unread = 0 if changes.get('train_base') else 3
     assert depth > 1 and all_differ(masks) and len(masks) == depth * 2 * 4 - unread
 
 
@@ -70,7 +81,9 @@ def test_the_pass_that_sigma_reads_draws_a_mask_a_layer_too(golden_params, masks
 
 
 def micro_batches(parts, rows=4):
-    """Masks [parts n] that an objective would draw in `parts` micro-batches of one batch, by way of its gradient."""
+    """Masks [parts n] that an objective would draw in `parts` micro-batches of one batch, by way of
+    its gradient.
+    """
 
     class Drawing:
         def draw(self, key, batch):
@@ -83,8 +96,11 @@ def micro_batches(parts, rows=4):
             kept = jax.random.bernoulli(key, 0.5, (256,))
             return jnp.sum(trainable * kept) * batch['part'][0], {}
 
-    batch = {'mask': np.ones(rows), 'part': np.resize(10.0 ** np.arange(parts), rows)}  # a digit for each part
-    gradient = accumulated(Drawing(), parts)(np.ones(256), None, batch, None, jax.random.key(3), 0)[1]
+    # a digit for each part
+    batch = {'mask': np.ones(rows), 'part': np.resize(10.0 ** np.arange(parts), rows)}
+    gradient = accumulated(Drawing(), parts)(np.ones(256), None, batch, None, jax.random.key(3), 0)[
+        1
+    ]
     digits = np.rint(np.asarray(gradient) * parts).astype(int)
     return [digits // 10**n % 10 for n in range(parts)]
 
@@ -99,7 +115,10 @@ def test_every_micro_batch_draws_a_mask_of_its_own(parts):
 
 def test_flow_matching_draws_dropout_from_the_step_s_key(golden_params):
     """Times and noise given, nothing but dropout is left to the key."""
-    i, goal = golden.inputs(), objective.FlowMatching(dataclasses.replace(golden.config(), lora=LORA))
+    i, goal = (
+        golden.inputs(),
+        objective.FlowMatching(dataclasses.replace(golden.config(), lora=LORA)),
+    )
     rows = jax.tree.map(lambda x: x[:1, :1].repeat(3, 0), small.make_batch())
     rows = rows.replace(
         observation=jax.tree.map(lambda x: x[:, None], golden.observation()),
@@ -108,10 +127,20 @@ def test_flow_matching_draws_dropout_from_the_step_s_key(golden_params):
         time=i['time'][:, None],
         noise=i['noise'][:, None],
     )
-    ranges = {'action_low': -2.0, 'action_span': 3.0, 'state_low': -1.0, 'state_span': 4.0, 'relative': 0.0}
-    frozen = small.frozen().replace(params=golden_params, stats={k: np.full(8, x, 'f') for k, x in ranges.items()})
+    ranges = {
+        'action_low': -2.0,
+        'action_span': 3.0,
+        'state_low': -1.0,
+        'state_span': 4.0,
+        'relative': 0.0,
+    }
+    frozen = small.frozen().replace(
+        params=golden_params, stats={k: np.full(8, x, 'f') for k, x in ranges.items()}
+    )
     factors = lora.init_factors(jax.random.key(0), golden_params, pi05.LAYOUTS, LORA)
-    factors = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), factors)
+    factors = jax.tree.map(
+        lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), factors
+    )
     loss = quick.jit(lambda key: goal({'lora': factors}, frozen, rows, Ablation(), key, 0)[0])
     values = [float(loss(jax.random.key(n))) for n in (0, 0, 1, 2)]
     assert values[0] == values[1] and len(set(values)) == 3

@@ -1,4 +1,6 @@
-"""What a run gives to others: adapter, heads and merged weights are those of the checkpoint that was asked for."""
+"""What a run gives to others: adapter, heads and merged weights are those of the checkpoint that
+was asked for.
+"""
 
 import json
 import shutil
@@ -30,10 +32,15 @@ def shards(tmp_path_factory):
     """The two files of prepared data that an export reads."""
     folder = tmp_path_factory.mktemp('shards')
     (folder / 'meta.json').write_text(
-        json.dumps({'schema': 1, 'state_names': NAMES, 'action_names': NAMES, 'camera_names': ['up']})
+        json.dumps(
+            {'schema': 1, 'state_names': NAMES, 'action_names': NAMES, 'camera_names': ['up']}
+        )
     )
     values = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
-    stats = {key: normalize.compute_statistics(values * n) for n, key in enumerate(('state', 'actions'), 1)}
+    stats = {
+        key: normalize.compute_statistics(values * n)
+        for n, key in enumerate(('state', 'actions'), 1)
+    }
     (folder / 'norm_stats.json').write_text(normalize.norm_stats_json(stats))
     return folder
 
@@ -53,7 +60,10 @@ def trainable(groups, base, seed, scale):
     out = {
         'lora': lora.init_factors(jax.random.key(0), base, pi05.LAYOUTS, lora.LoraConfig(**LORA)),
         'sigma': {'vision': {'w': jnp.zeros((2, 3))}, 'action': {'b': jnp.zeros(3)}},
-        'params': {'action_in_proj': base['action_in_proj'], 'time_mlp_in': {'bias': base['time_mlp_in']['bias']}},
+        'params': {
+            'action_in_proj': base['action_in_proj'],
+            'time_mlp_in': {'bias': base['time_mlp_in']['bias']},
+        },
     }
 
     def random(leaf):
@@ -64,18 +74,26 @@ def trainable(groups, base, seed, scale):
 
 @pytest.fixture(scope='module')
 def make_run(shards, base, tmp_path_factory):
-    """A training folder with checkpoints 2 and 4, with running averages: (folder, {step: averages})."""
+    """A training folder with checkpoints 2 and 4, with running averages: (folder, {step:
+    averages}).
+    """
 
     def make(objective, groups, scale=1.0, **changes):
         workdir = tmp_path_factory.mktemp('run')
-        config = defaults.get_config().to_dict() | {'objective': objective, 'base': str(base[0]), 'ema': 0.5}
+        config = defaults.get_config().to_dict() | {
+            'objective': objective,
+            'base': str(base[0]),
+            'ema': 0.5,
+        }
         config |= {'shards': str(shards), 'lora': LORA, 'stats_from': 'shards'} | changes
         (workdir / 'config.json').write_text(json.dumps(config))
         steps = {step: trainable(groups, base[1], step, scale) for step in (2, 4)}
         with Checkpoints(workdir / 'checkpoints') as checkpoints:
             for step, ema in steps.items():
                 last = jax.tree.map(lambda x: x + 1, ema)
-                state = TrainState(jnp.asarray(step), jax.random.key_data(jax.random.key(0)), last, {}, ema)
+                state = TrainState(
+                    jnp.asarray(step), jax.random.key_data(jax.random.key(0)), last, {}, ema
+                )
                 checkpoints.save(state, {}, config)
         return workdir, steps
 
@@ -106,8 +124,14 @@ def test_adapter_and_heads_are_the_newest_checkpoints(sigma_run, base, shards, t
     record = json.loads((out / 'export.json').read_text())
     assert record['step'] == 4 and record['weights'] == 'running average, decay 0.5'
     assert record['base'] == {'name': 'base', 'digest': trees.digest(base[1])}
-    assert set(record['files']) == {'adapter', 'sigma.safetensors', 'norm_stats.json'} == names(out) - {'export.json'}
-    both = (normalize.read_norm_stats(folder / 'norm_stats.json')['actions'] for folder in (out, shards))
+    assert (
+        set(record['files'])
+        == {'adapter', 'sigma.safetensors', 'norm_stats.json'}
+        == names(out) - {'export.json'}
+    )
+    both = (
+        normalize.read_norm_stats(folder / 'norm_stats.json')['actions'] for folder in (out, shards)
+    )
     assert np.array_equal(*(one.std for one in both))
 
 
@@ -115,7 +139,8 @@ def test_adapter_and_heads_are_the_newest_checkpoints(sigma_run, base, shards, t
     ('objective', 'stats_from', 'whose'),
     [
         ('sigma', 'shards', 'shards'),
-        ('sigma', 'base', 'shards'),  # residuals of the heads count in the data's units whatever the base's
+        # residuals of the heads count in the data's units whatever the base's
+        ('sigma', 'base', 'shards'),
         ('flow_matching', 'shards', 'shards'),
         ('flow_matching', 'base', 'base'),
     ],
@@ -131,7 +156,8 @@ def test_statistics_are_those_that_the_run_was_trained_with(
     workdir, _ = make_run(objective, groups, base=str(own), stats_from=stats_from)
     out = export_run(workdir, tmp_path / 'out')
     got, want = (
-        normalize.read_norm_stats(folder / 'norm_stats.json') for folder in (out, own if whose == 'base' else shards)
+        normalize.read_norm_stats(folder / 'norm_stats.json')
+        for folder in (out, own if whose == 'base' else shards)
     )
     for key in ('state', 'actions'):
         np.testing.assert_allclose(got[key].std, want[key].std, rtol=1e-6)
@@ -159,7 +185,9 @@ def test_merged_weights_are_base_and_factors_in_float32(make_run, base, tmp_path
     for path, leaf in trees.flatten(found.params).items():
         np.testing.assert_allclose(leaf, want[path], rtol=0, atol=1e-5)
         touched = '/q_einsum/' in path or '/kv_einsum/' in path
-        assert leaf.dtype == np.float32 and np.array_equal(leaf, trees.flatten(base[1])[path]) == (not touched)
+        assert leaf.dtype == np.float32 and np.array_equal(leaf, trees.flatten(base[1])[path]) == (
+            not touched
+        )
     assert (out / 'merged' / 'norm_stats.json').read_text() == (out / 'norm_stats.json').read_text()
     settings = json.loads((out / 'adapter' / 'config.json').read_text())
     assert settings['type'] == 'pi05' and settings['use_peft'] is True
@@ -167,7 +195,9 @@ def test_merged_weights_are_base_and_factors_in_float32(make_run, base, tmp_path
 
 
 def test_trained_base_weights_come_merged_or_not_at_all(make_run, base, tmp_path):
-    workdir, steps = make_run('flow_matching', ('lora', 'params'), relative_joints=(False, False, False))
+    workdir, steps = make_run(
+        'flow_matching', ('lora', 'params'), relative_joints=(False, False, False)
+    )
     with pytest.raises(UserError, match='got trained base weights at step 4; export them merged'):
         export_run(workdir, tmp_path / 'out')
     out = export_run(workdir, tmp_path / 'out', merge=True)

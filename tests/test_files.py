@@ -38,7 +38,10 @@ def test_what_a_killed_run_left_is_swept_away(tmp_path):
 
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / 'out').mkdir()
-    with pytest.raises(UserError, match='expected .*out not to exist yet'), atomic_folder(tmp_path / 'out'):
+    with (
+        pytest.raises(UserError, match='expected .*out not to exist yet'),
+        atomic_folder(tmp_path / 'out'),
+    ):
         raise AssertionError('the block must not run')
     assert names(tmp_path) == ['out']
 

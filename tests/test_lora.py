@@ -1,4 +1,6 @@
-"""LoRA: masks choose leaves, factors have PEFT's shapes, the side path is the merged matrix, B = 0 changes nothing."""
+"""LoRA: masks choose leaves, factors have PEFT's shapes, the side path is the merged matrix, B = 0
+changes nothing.
+"""
 
 import flax.linen as nn
 import jax
@@ -25,7 +27,8 @@ KINDS = {
     'PaliGemma/img/head/kernel': ((D, F), (), D, F),
 }
 BASE = trees.unflatten(
-    {path: np.zeros(kind[0], np.float32) for path, kind in KINDS.items()} | {'norm/scale': np.ones(3)}
+    {path: np.zeros(kind[0], np.float32) for path, kind in KINDS.items()}
+    | {'norm/scale': np.ones(3)}
 )
 CONFIG = lora.LoraConfig(tuple(KINDS), rank=R, alpha=8.0, dropout=0.25)
 
@@ -45,7 +48,9 @@ def as_matrix(layout, w):
     """One weight (no layer axis) -> [stack..., d_out, d_in], by plain transposition."""
     order = [layout.weight.index(x) for x in layout.stack + layout.outputs + layout.inputs]
     size = dict(zip(layout.weight, w.shape, strict=True))
-    d_out, d_in = (int(np.prod([size[x] for x in side])) for side in (layout.outputs, layout.inputs))
+    d_out, d_in = (
+        int(np.prod([size[x] for x in side])) for side in (layout.outputs, layout.inputs)
+    )
     return w.transpose(order).reshape(*(size[x] for x in layout.stack), d_out, d_in)
 
 
@@ -70,14 +75,19 @@ def test_selection_is_by_whole_path_and_abstract_trees_will_do():
     abstract = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, BASE))
     config = lora.LoraConfig(('.*/(q|kv)_einsum/w',), rank=R)
     chosen = trees.flatten(lora.init_factors(jax.random.key(0), abstract, LAYOUTS, config))
-    assert {p.rsplit('/', 1)[0] for p in chosen} == {p for p in KINDS if 'q_einsum/' in p or 'kv_einsum/' in p}
+    assert {p.rsplit('/', 1)[0] for p in chosen} == {
+        p for p in KINDS if 'q_einsum/' in p or 'kv_einsum/' in p
+    }
     assert lora.init_factors(jax.random.key(0), abstract, LAYOUTS, lora.LoraConfig()) == {}
 
 
 @pytest.mark.parametrize(
     ('pattern', 'message'),
     [
-        ('.*/v_einsum/w', "'.*/v_einsum/w' matches none of 10 .*closest: 'llm/layers/attn/(q|kv)_einsum/w'"),
+        (
+            '.*/v_einsum/w',
+            "'.*/v_einsum/w' matches none of 10 .*closest: 'llm/layers/attn/(q|kv)_einsum/w'",
+        ),
         ('norm/scale', "LoRA was asked for 'norm/scale', which is no matrix"),
     ],
 )
@@ -101,7 +111,9 @@ def test_side_path_equals_the_merged_matrix(path, factors):
     size = dict(zip(layout.weight, w.shape, strict=True))
     x = random((2, 3, *(size[i] for i in layout.inputs)), 2)
     outputs = tuple(size[o] for o in layout.outputs)
-    got = jnp.einsum(layout.equation(), x, w) + lora.side_path(x, {'a': a, 'b': b}, layout, outputs, CONFIG.alpha)
+    got = jnp.einsum(layout.equation(), x, w) + lora.side_path(
+        x, {'a': a, 'b': b}, layout, outputs, CONFIG.alpha
+    )
     matrix = as_matrix(layout, w) + CONFIG.alpha / R * b @ a
     y = x.reshape(2, 3, -1)
     want = np.stack([y @ m.T for m in matrix]) if layout.stack else y @ matrix.T
@@ -111,15 +123,23 @@ def test_side_path_equals_the_merged_matrix(path, factors):
 @pytest.mark.parametrize('dtype', [np.float32, jnp.bfloat16])
 def test_merge_adds_the_product_in_float32_and_leaves_the_rest(factors, dtype):
     base = jax.tree.map(lambda x: random(x.shape, 3).astype(dtype), BASE)
-    merged, pair = trees.flatten(lora.merge(base, factors, LAYOUTS, CONFIG.alpha)), trees.flatten(factors)
+    merged, pair = (
+        trees.flatten(lora.merge(base, factors, LAYOUTS, CONFIG.alpha)),
+        trees.flatten(factors),
+    )
     assert merged.pop('norm/scale') is base['norm']['scale']
     for path, w in merged.items():
         layout, old = lora.find_layout(path, LAYOUTS), trees.flatten(base)[path].astype(np.float32)
         assert w.dtype == np.float32
         layers = range(L) if len(KINDS[path][0]) > len(layout.weight) else [...]
         for n in layers:
-            want = as_matrix(layout, old[n]) + CONFIG.alpha / R * pair[f'{path}/b'][n] @ pair[f'{path}/a'][n]
-            np.testing.assert_allclose(as_matrix(layout, np.asarray(w[n])), want, rtol=1e-5, atol=1e-4)
+            want = (
+                as_matrix(layout, old[n])
+                + CONFIG.alpha / R * pair[f'{path}/b'][n] @ pair[f'{path}/a'][n]
+            )
+            np.testing.assert_allclose(
+                as_matrix(layout, np.asarray(w[n])), want, rtol=1e-5, atol=1e-4
+            )
 
 
 class Layer(nn.Module):
@@ -155,8 +175,12 @@ def test_first_gradient_reaches_b_and_then_a():
 
 
 def test_dropout_drops_a_share_of_inputs_and_keeps_the_mean():
-    config = lora.LoraConfig(rank=D, alpha=D, dropout=0.25)  # with A = B = 1 the side path is the dropped input
-    variables = {'params': {'w': np.zeros((D, D), np.float32)}, 'lora': {'w': {'a': np.eye(D), 'b': np.eye(D)}}}
+    # with A = B = 1 the side path is the dropped input
+    config = lora.LoraConfig(rank=D, alpha=D, dropout=0.25)
+    variables = {
+        'params': {'w': np.zeros((D, D), np.float32)},
+        'lora': {'w': {'a': np.eye(D), 'b': np.eye(D)}},
+    }
     x = np.ones((500, D), np.float32)
     assert np.array_equal(Layer(config).apply(variables, x), x)
     dropped = np.asarray(Layer(config).apply(variables, x, rngs={'dropout': jax.random.key(0)}))

@@ -1,4 +1,6 @@
-"""TRAF and TSAC against independent numpy formulas, golden values of Table 1, invariances and gradients."""
+"""TRAF and TSAC against independent numpy formulas, golden values of Table 1, invariances and
+gradients.
+"""
 
 import math
 
@@ -25,7 +27,10 @@ def make_example(windows=5, seed=0, dim=7, tau_dim=4):
         return rng.normal(size=(windows, *shape)).astype(np.float32)
 
     telepathy = Telepathy(
-        **{name: normal(dim) for name in ('z_pool', 'memory', 'c_env', 'c_beh', 'c_text', 'z_intent')},
+        **{
+            name: normal(dim)
+            for name in ('z_pool', 'memory', 'c_env', 'c_beh', 'c_text', 'z_intent')
+        },
         z_sem=normal(2, dim),
         tau=normal(tau_dim),
     )
@@ -67,7 +72,9 @@ def reference_mse(prediction, batch, scale):
     result = []
     for i in range(len(prediction)):
         steps = [t for t in range(prediction.shape[1]) if batch.action_mask[i, t]]
-        result.append(np.mean([((prediction[i, t] - batch.actions[i, t]) / scale) ** 2 for t in steps]))
+        result.append(
+            np.mean([((prediction[i, t] - batch.actions[i, t]) / scale) ** 2 for t in steps])
+        )
     return np.asarray(result)
 
 
@@ -80,10 +87,17 @@ def reference_terms(output, batch, config, scale):
     mi = np.zeros(len(act))
     for i in np.flatnonzero(batch.mask):
         others = [j for j in np.flatnonzero(batch.mask) if batch.text_id[j] != batch.text_id[i]]
-        logits = np.asarray([cosine(tel.z_pool[i], context[j]) for j in [i, *others]]) / config.temperature
+        logits = (
+            np.asarray([cosine(tel.z_pool[i], context[j]) for j in [i, *others]])
+            / config.temperature
+        )
         mi[i] = np.log(np.sum(np.exp(logits))) - logits[0]
     size = np.sqrt(np.mean(tel.tau**2, -1))
-    tau = 0.01 * size**2 + 0.1 * np.maximum(0, 1 - size) ** 2 + 0.1 * (1 - cosine(tel.tau, output.c_act))
+    tau = (
+        0.01 * size**2
+        + 0.1 * np.maximum(0, 1 - size) ** 2
+        + 0.1 * (1 - cosine(tel.tau, output.c_act))
+    )
     return act, time, mi, -cosine(tel.z_intent, tel.memory), tau
 
 
@@ -92,10 +106,14 @@ def test_every_term_equals_numpy(units):
     output, batch = make_example()
     config = losses.LossConfig(units=units)
     terms, metrics = sigma_terms(output, batch, config, SIGMA_A)
-    act, time, mi, intent, tau = reference_terms(output, batch, config, SIGMA_A if units == 'normalised' else 1.0)
+    act, time, mi, intent, tau = reference_terms(
+        output, batch, config, SIGMA_A if units == 'normalised' else 1.0
+    )
     valid = batch.mask
     hardest = np.argsort(-act[valid])[: math.ceil(0.3 * valid.sum())]
-    np.testing.assert_allclose(losses.masked_mean(terms['act'], valid), act[valid].mean() + act[hardest].mean(), 1e-5)
+    np.testing.assert_allclose(
+        losses.masked_mean(terms['act'], valid), act[valid].mean() + act[hardest].mean(), 1e-5
+    )
     np.testing.assert_allclose(metrics['L_act_hard'], act[hardest].mean(), 1e-5)
     np.testing.assert_allclose(terms['sem'][valid], (time + 0.1 * mi)[valid], 1e-4)
     np.testing.assert_allclose(terms['intent'], intent, 1e-5)
@@ -123,14 +141,20 @@ def test_padding_and_order_change_nothing():
     weights = {'act': 1.0, 'sem': 1.0, 'intent': 0.8, 'tau': 0.03}
 
     def total(output, batch):
-        return losses.combine(sigma_terms(output, batch, losses.LossConfig(), SIGMA_A)[0], weights, batch.mask)
+        return losses.combine(
+            sigma_terms(output, batch, losses.LossConfig(), SIGMA_A)[0], weights, batch.mask
+        )
 
     expected = total(output, batch)
     cut = jax.tree.map(lambda x: x[:-1], (output, batch))
     np.testing.assert_allclose(total(*cut), expected, rtol=1e-6)
     order = np.random.default_rng(1).permutation(6)
-    np.testing.assert_allclose(total(*jax.tree.map(lambda x: x[order], (output, batch))), expected, rtol=1e-6)
-    far = output.replace(actions=jax.tree.map(lambda x: np.concatenate([x[:-1], x[-1:] + 1e6]), output.actions))
+    np.testing.assert_allclose(
+        total(*jax.tree.map(lambda x: x[order], (output, batch))), expected, rtol=1e-6
+    )
+    far = output.replace(
+        actions=jax.tree.map(lambda x: np.concatenate([x[:-1], x[-1:] + 1e6]), output.actions)
+    )
     np.testing.assert_allclose(total(far, batch), expected, rtol=1e-6)
 
 
@@ -168,13 +192,17 @@ def test_padding_is_no_negative_however_near():
     np.testing.assert_allclose(one, [math.log(2), math.log(2), 0.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize(('ratio', 'n', 'count'), [(0.07, 100, 7), (0.28, 25, 7), (0.29, 100, 29), (0.3, 11, 4)])
+@pytest.mark.parametrize(
+    ('ratio', 'n', 'count'), [(0.07, 100, 7), (0.28, 25, 7), (0.29, 100, 29), (0.3, 11, 4)]
+)
 def test_hard_count_is_no_victim_of_rounding(ratio, n, count):
     assert losses.hard_mask(jnp.arange(float(n)), jnp.ones(n, bool), ratio).sum() == count
 
 
 def test_tau_loss_fits_table_1():
-    """The last row (rms 5.653, L_tau 0.337) holds 0.01 rms^2; the first (0.049, 0.172) the collapse term."""
+    """The last row (rms 5.653, L_tau 0.337) holds 0.01 rms^2; the first (0.049, 0.172) the collapse
+    term.
+    """
     config = losses.LossConfig()
     tau = jnp.full((1, 64), 5.653)
     np.testing.assert_allclose(losses.tau_loss(tau, tau, config), 0.01 * 5.653**2, rtol=1e-5)
@@ -189,7 +217,9 @@ def test_gradients_are_finite_at_zero():
     zero = jax.tree.map(lambda x: np.zeros_like(x), output).replace(fresh=np.zeros(5, bool))
 
     def total(floats):
-        output = zero.replace(telepathy=floats[0], m_prev=floats[1], c_act=floats[2], text_pool=floats[3])
+        output = zero.replace(
+            telepathy=floats[0], m_prev=floats[1], c_act=floats[2], text_pool=floats[3]
+        )
         terms, _ = sigma_terms(output, batch, losses.LossConfig(), SIGMA_A)
         return losses.combine(terms, dict.fromkeys(terms, 1.0), batch.mask)
 

@@ -24,7 +24,9 @@ def test_window_errors_by_hand():
 def test_each_branch_is_held_against_the_first_steps_of_the_window(chunk):
     """A target that moves: the end of the window is another place than its beginning."""
     target, traj = RNG.normal(size=(2, 5, 4, 3)).cumsum(axis=2)
-    errors = metrics.window_errors(Actions.from_trajectory(traj, chunk), target, np.ones((5, 4), bool))
+    errors = metrics.window_errors(
+        Actions.from_trajectory(traj, chunk), target, np.ones((5, 4), bool)
+    )
     for n in range(5):
         for name, steps in (('mse_vec', 1), ('mse_chk', chunk), ('mse_trj', 4)):
             want = np.mean([(traj[n, t] - target[n, t]) ** 2 for t in range(steps)])
@@ -39,10 +41,19 @@ def test_success_and_hard_are_opposites_at_equal_thresholds():
 
 
 def test_paper_summary_has_the_papers_keys_and_sums():
-    errors = {name: np.asarray([0.0, 1.0, 2.0, 3.0, 4.0]) * (i + 1) for i, name in enumerate(metrics.ERRORS)}
-    summary = metrics.paper_summary(errors, np.full(5, 51.6), np.full(5, 0.13), *[metrics.Thresholds()] * 2)
+    errors = {
+        name: np.asarray([0.0, 1.0, 2.0, 3.0, 4.0]) * (i + 1)
+        for i, name in enumerate(metrics.ERRORS)
+    }
+    summary = metrics.paper_summary(
+        errors, np.full(5, 51.6), np.full(5, 0.13), *[metrics.Thresholds()] * 2
+    )
     assert summary['num_samples'] == 5 and summary['num_batches'] == 2
-    assert (summary['avg_mse_vector'], summary['avg_mse_chunk'], summary['avg_mse_traj']) == (2.0, 4.0, 6.0)
+    assert (summary['avg_mse_vector'], summary['avg_mse_chunk'], summary['avg_mse_traj']) == (
+        2.0,
+        4.0,
+        6.0,
+    )
     assert (summary['total_hard_samples'], summary['hard_sample_fraction']) == (4, 0.8)
     assert (summary['avg_hard_mse_vector'], summary['avg_hard_mse_traj']) == (2.5, 7.5)
     assert summary['success_rate'] == 0.2
@@ -57,7 +68,9 @@ def test_the_papers_run_has_its_number_of_batches():
 
 
 def test_cosine_of_a_zero_row_is_zero():
-    assert metrics.cosine(np.asarray([[3.0, 4.0], [0.0, 0.0]]), np.asarray([[6.0, 8.0], [1.0, 0.0]])).tolist() == [1, 0]
+    assert metrics.cosine(
+        np.asarray([[3.0, 4.0], [0.0, 0.0]]), np.asarray([[6.0, 8.0], [1.0, 0.0]])
+    ).tolist() == [1, 0]
 
 
 def test_tau_l2_is_a_norm():
@@ -97,7 +110,9 @@ def test_intervals_cover_the_truth(episodes):
 def test_seeds_widen_the_interval():
     """Two seeds that disagree leave doubt that no number of episodes removes."""
     agree = metrics.ratio_interval(np.full((4, 50), 2.0), np.ones((4, 50)))
-    differ = metrics.ratio_interval(np.asarray([1.0, 1.0, 3.0, 3.0])[:, None].repeat(50, 1), np.ones((4, 50)))
+    differ = metrics.ratio_interval(
+        np.asarray([1.0, 1.0, 3.0, 3.0])[:, None].repeat(50, 1), np.ones((4, 50))
+    )
     assert agree.high - agree.low < 1e-9
     assert differ.high - differ.low > 1.0
     assert differ.value == 2.0

@@ -1,4 +1,6 @@
-"""Micro-batches count by what they hold, a batch in parts is the batch: on losses small enough to be worked out."""
+"""Micro-batches count by what they hold, a batch in parts is the batch: on losses small enough to
+be worked out.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +27,26 @@ class Mean:
         return jnp.sum(batch['mask'], dtype=float)
 
     def __call__(self, trainable, frozen, batch, ablation, key, step):
-        loss = jnp.sum(batch['mask'] * (trainable - batch['x']) ** 2) / jnp.maximum(jnp.sum(batch['mask']), 1) / 2
+        loss = (
+            jnp.sum(batch['mask'] * (trainable - batch['x']) ** 2)
+            / jnp.maximum(jnp.sum(batch['mask']), 1)
+            / 2
+        )
         return loss, {'count': jnp.sum(batch['mask'], dtype=jnp.float32)}
 
 
 @pytest.mark.parametrize('parts', [2, 3, 6])
 @pytest.mark.parametrize(
-    'mask', [[1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 0], [1, 0, 1, 0, 1, 0], [0, 0, 0, 0, 1, 0], [0] * 6], ids=str
+    'mask',
+    [[1, 1, 1, 1, 1, 1], [1, 0, 1, 1, 1, 0], [1, 0, 1, 0, 1, 0], [0, 0, 0, 0, 1, 0], [0] * 6],
+    ids=str,
 )
 def test_parts_with_unequal_counts_are_weighted_by_them(parts, mask):
     """A part without a valid row counts nothing; none valid at all gives zero and no NaN."""
     batch = {'x': TARGETS, 'mask': np.array(mask, np.float32)}
-    (loss, _), gradient = accumulated(Mean(), parts)(jnp.float32(3), None, batch, None, jax.random.key(0), 0)
+    (loss, _), gradient = accumulated(Mean(), parts)(
+        jnp.float32(3), None, batch, None, jax.random.key(0), 0
+    )
     count = max(sum(mask), 1)
     np.testing.assert_allclose(loss, np.sum(mask * (3 - TARGETS) ** 2) / count / 2, rtol=1e-6)
     np.testing.assert_allclose(gradient, np.sum(mask * (3 - TARGETS)) / count, rtol=1e-6)

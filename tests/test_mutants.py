@@ -1,4 +1,6 @@
-"""The list of planted bugs stays alive while code moves, and the program that plants them tells found from missed."""
+"""The list of planted bugs stays alive while code moves, and the program that plants them tells
+found from missed.
+"""
 
 import collections
 import json
@@ -31,7 +33,9 @@ def test_bugs_of_every_part_are_there_and_few_are_left():
     assert len(ALL) >= 45 and len(parts) >= 20
     assert sum(bool(mutant.left) for mutant in ALL) <= (1 - mutants.SHARE) * len(ALL)
     assert all(re.fullmatch(r'[a-z0-9-]+', mutant.name) for mutant in ALL)
-    assert [m.name for m in ALL if '|' in m.breaks + m.left or not m.breaks] == [], 'they are cells of a table'
+    assert [m.name for m in ALL if '|' in m.breaks + m.left or not m.breaks] == [], (
+        'they are cells of a table'
+    )
 
 
 def test_a_list_that_cannot_be_run_is_told(tmp_path):
@@ -107,4 +111,7 @@ def test_a_bug_is_found_by_its_test_and_missed_by_another(tmp_path):
     assert done.returncode == 0 and len(lines) == 4, done.stderr
     assert lines[2].startswith('| test_of_one | x | found | `test_planted.py::test_of_one` |')
     assert lines[3].startswith('| test_of_two | x | missed | test_planted.py::test_of_two |')
-    assert '1/2 test_of_one: found' in done.stderr and (tmp_path / 'copy0/planted_code.py').read_text() == CODE
+    assert (
+        '1/2 test_of_one: found' in done.stderr
+        and (tmp_path / 'copy0/planted_code.py').read_text() == CODE
+    )

@@ -10,24 +10,34 @@ from sigma_jax.nn import attention, fuses, remat_policy, safe_cosine, safe_norm,
 from tests.numpy_layers import softmax
 
 RNG = np.random.default_rng(0)
-Q, K, V = (RNG.standard_normal((2, length, n, 5)).astype(np.float32) for length, n in ((3, 4), (6, 2), (6, 2)))
+Q, K, V = (
+    RNG.standard_normal((2, length, n, 5)).astype(np.float32)
+    for length, n in ((3, 4), (6, 2), (6, 2))
+)
 MASK = RNG.random((2, 3, 6)) < 0.6
 MASK[0, 0] = [True, False, False, False, False, False]
 
 
 def by_hand(q, k, v, mask):
-    """One example, query and head at a time; heads 0, 1 read key-value head 0, heads 2, 3 read 1."""
+    """One example, query and head at a time; heads 0, 1 read key-value head 0, heads 2, 3 read
+    1.
+    """
     out = np.zeros_like(q)
     for b, t, n in np.ndindex(q.shape[:3]):
         seen = mask[b, t]
-        weights = softmax((k[b, seen, n // 2] * q[b, t, n]).sum(-1))  # no BLAS: it may warn of lanes that it discards
+        # no BLAS: it may warn of lanes that it discards
+        weights = softmax((k[b, seen, n // 2] * q[b, t, n]).sum(-1))
         out[b, t, n] = (weights[:, None] * v[b, seen, n // 2]).sum(0)
     return out
 
 
 def test_attention_with_shared_key_value_heads():
-    np.testing.assert_allclose(attention(Q, K, V, MASK), by_hand(Q, K, V, MASK), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(attention(Q, K, V), by_hand(Q, K, V, MASK | True), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        attention(Q, K, V, MASK), by_hand(Q, K, V, MASK), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        attention(Q, K, V), by_hand(Q, K, V, MASK | True), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_attention_never_reads_masked_positions_and_survives_rows_without_any():
@@ -54,7 +64,9 @@ def test_attention_keeps_half_precision_outside_and_float32_inside():
 
 
 def test_attention_softmax_is_taken_in_float32():
-    """Logits of 100 and 100.25, which bfloat16 holds as one number; both weights can be told by exact values."""
+    """Logits of 100 and 100.25, which bfloat16 holds as one number; both weights can be told by
+    exact values.
+    """
     q = jnp.array([10.0, 1.0], jnp.bfloat16).reshape(1, 1, 1, 2)
     k = jnp.array([[10.0, 0.0], [10.0, 0.25]], jnp.bfloat16).reshape(1, 2, 1, 2)
     got = attention(q, k, jnp.eye(2, dtype=jnp.bfloat16).reshape(1, 2, 1, 2)).astype(np.float32)
@@ -75,14 +87,22 @@ def test_half_a_tile_of_keys_is_filled_with_masked_ones(keys, now):
 @pytest.mark.parametrize('width', [32, 256])
 @pytest.mark.parametrize('length', [128, 160, 192, 200, 320, 762])
 def test_fused_attention_and_its_gradient_equal_plain_ones(length, width):
-    """Queries that see nothing, such as a prompt's padding, included: what they get is read by nobody."""
+    """Queries that see nothing, such as a prompt's padding, included: what they get is read by
+    nobody.
+    """
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, weight = (
-        jax.random.normal(key, (4, length, n, width), jnp.bfloat16) for key, n in zip(keys, (8, 1, 1, 8), strict=True)
+        jax.random.normal(key, (4, length, n, width), jnp.bfloat16)
+        for key, n in zip(keys, (8, 1, 1, 8), strict=True)
     )
-    assert fuses(q, k), 'expected a GPU whose cuDNN has this attention; run JAX_PLATFORMS=cuda pytest -m gpu'
+    assert fuses(q, k), (
+        'expected a GPU whose cuDNN has this attention; run JAX_PLATFORMS=cuda pytest -m gpu'
+    )
     valid = np.arange(length) < np.array([length, length - 9, length // 2, length - 1])[:, None]
-    mask, weight = jnp.asarray(valid[:, None, :] & valid[:, :, None]), weight * valid[..., None, None]
+    mask, weight = (
+        jnp.asarray(valid[:, None, :] & valid[:, :, None]),
+        weight * valid[..., None, None],
+    )
 
     def total(q, k, v):
         out = attention(q * width**-0.5, k, v, mask) * weight
@@ -98,7 +118,9 @@ def test_fused_attention_and_its_gradient_equal_plain_ones(length, width):
 def test_norm_and_cosine_equal_numpy():
     x, y = RNG.standard_normal((2, 4, 7)).astype(np.float32)
     np.testing.assert_allclose(safe_norm(x), np.linalg.norm(x, axis=-1), rtol=1e-6)
-    np.testing.assert_allclose(safe_norm(x, axis=0, keepdims=True), np.linalg.norm(x, axis=0, keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(
+        safe_norm(x, axis=0, keepdims=True), np.linalg.norm(x, axis=0, keepdims=True), rtol=1e-6
+    )
     want = (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
     np.testing.assert_allclose(safe_cosine(x, y), want, rtol=1e-5)
     np.testing.assert_allclose(safe_cosine(x, -3 * x), -np.ones(4), rtol=1e-6)

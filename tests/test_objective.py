@@ -1,4 +1,6 @@
-"""What is minimised, with the real pi0.5: golden flow matching, Sigma's invariances, gates and dropout."""
+"""What is minimised, with the real pi0.5: golden flow matching, Sigma's invariances, gates and
+dropout.
+"""
 
 import dataclasses
 
@@ -42,16 +44,22 @@ def forward():
 def test_normalising_actions_is_undone_and_pads_with_zeros(frozen, batch):
     got = objective.normalize_actions(batch.actions, frozen.stats, 8)
     low, span = (frozen.stats[k] for k in ('action_low', 'action_span'))
-    np.testing.assert_allclose(got[..., :3], 2 * (batch.actions - low) / span - 1, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        got[..., :3], 2 * (batch.actions - low) / span - 1, rtol=1e-5, atol=1e-6
+    )
     assert got.shape[-1] == 8 and not np.any(got[..., 3:])
-    np.testing.assert_allclose(objective.unnormalize_actions(got, frozen.stats), batch.actions, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        objective.unnormalize_actions(got, frozen.stats), batch.actions, rtol=1e-5, atol=1e-5
+    )
     ends = objective.normalize_actions(np.stack([low, low + span]), frozen.stats, 3)
     np.testing.assert_allclose(ends, [[-1] * 3, [1] * 3], atol=1e-6)
 
 
 @pytest.fixture(scope='module')
 def flow(frozen):
-    """Flow matching of the golden inputs: `(relative joints, **changes of the batch) -> (loss, metrics)`."""
+    """Flow matching of the golden inputs: `(relative joints, **changes of the batch) -> (loss,
+    metrics)`.
+    """
     i, goal = golden.inputs(), objective.FlowMatching(golden.config())
     rows = jax.tree.map(lambda x: x[:1, :1].repeat(3, 0), small.make_batch())
     mask = np.ones((3, 1, 10), bool)
@@ -79,7 +87,9 @@ def flow(frozen):
 
 @pytest.mark.parametrize('relative', [0, 5])
 def test_flow_matching_equals_the_formula(flow, golden_params, relative):
-    """The key is split into time, noise and dropout; 5 relative joints count from the state, 1 in raw units."""
+    """The key is split into time, noise and dropout; 5 relative joints count from the state, 1 in
+    raw units.
+    """
     rows, run = flow
     got, metrics = run(relative)
     keys = jax.random.split(KEY, 3)
@@ -116,9 +126,13 @@ def test_untrained_sigma_returns_the_base_bitwise(forward, frozen, batch):
 
 
 def test_longer_baselines_are_cut_to_the_horizon(forward, trainable, frozen, batch):
-    longer = batch.replace(base=np.pad(batch.base, [(0, 0), (0, 0), (0, 5), (0, 0)], constant_values=9.0))
+    longer = batch.replace(
+        base=np.pad(batch.base, [(0, 0), (0, 0), (0, 5), (0, 0)], constant_values=9.0)
+    )
     want = forward(trainable, frozen, batch, small.gates())
-    chex.assert_trees_all_close(forward(trainable, frozen, longer, small.gates()), want, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(
+        forward(trainable, frozen, longer, small.gates()), want, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_lora_gate_equals_factors_of_zero_bitwise(forward, trainable, frozen, batch):
@@ -143,25 +157,43 @@ def test_refinement_noise_needs_no_key(forward, trainable, frozen, batch):
     run = quick.jit(noisy.forward)
     first, again = (run(trainable, frozen, batch, small.gates()) for _ in range(2))
     chex.assert_trees_all_equal(first, again)
-    assert np.abs(first.actions.traj - forward(trainable, frozen, batch, small.gates()).actions.traj).max() > 1e-4
+    assert (
+        np.abs(
+            first.actions.traj - forward(trainable, frozen, batch, small.gates()).actions.traj
+        ).max()
+        > 1e-4
+    )
 
 
 class Quadratic(objective.SigmaObjective):
-    """Terms whose gradients are known: every term k is w_k times half the squared length of its own leaf."""
+    """Terms whose gradients are known: every term k is w_k times half the squared length of its own
+    leaf.
+    """
 
     def terms(self, trainable, frozen, batch, ablation, key, step):
         weights = curriculum.evaluate(curriculum.make_schedules(self.curriculum), step)
-        return {k: jnp.full(batch.mask.size, jnp.sum(x**2) / 2) for k, x in trainable.items()}, weights, {}
+        return (
+            {k: jnp.full(batch.mask.size, jnp.sum(x**2) / 2) for k, x in trainable.items()},
+            weights,
+            {},
+        )
 
 
 def test_alignment_share_is_a_share_of_gradient_norms(batch):
     goal = small.sigma_objective(loss=losses.LossConfig(alignment_scale=0.5))
     goal = Quadratic(goal.config, goal.sigma, goal.loss, goal.curriculum)
-    vectors = {'act': np.array([3.0, 4.0]), 'sem': np.array([2.0]), 'intent': np.array([1.0]), 'tau': np.array([10.0])}
+    vectors = {
+        'act': np.array([3.0, 4.0]),
+        'sem': np.array([2.0]),
+        'intent': np.array([1.0]),
+        'tau': np.array([10.0]),
+    }
     got = goal.alignment_share(vectors, None, batch, None, KEY, 2)  # half way up the ramps
     want = {'act': 5.0, 'sem': 0.5 * 0.55 * 2, 'intent': 0.5 * 0.45, 'tau': 0.5 * 0.02 * 10}
     share = 1 - 5 / sum(want.values())
-    chex.assert_trees_all_close(got, {f'grad_{k}': x for k, x in want.items()} | {'grad_share': share}, rtol=1e-5)
+    chex.assert_trees_all_close(
+        got, {f'grad_{k}': x for k, x in want.items()} | {'grad_share': share}, rtol=1e-5
+    )
 
 
 def test_a_term_without_schedule_raises(batch):

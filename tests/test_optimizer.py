@@ -9,7 +9,13 @@ import pytest
 from sigma_jax.optimizer import OptimizerConfig, label_groups, make_optimizer, rate_schedule
 
 CONFIG = OptimizerConfig(
-    sigma_rate=0.1, lora_rate=0.02, params_rate=0.05, warmup_steps=2, total_steps=6, weight_decay=0.3, clip_norm=1.0
+    sigma_rate=0.1,
+    lora_rate=0.02,
+    params_rate=0.05,
+    warmup_steps=2,
+    total_steps=6,
+    weight_decay=0.3,
+    clip_norm=1.0,
 )
 RATES = {'sigma': 0.1, 'lora': 0.02, 'params': 0.05}
 DECAYING = {'sigma/w', 'lora/w', 'params/layers/w'}
@@ -32,7 +38,11 @@ def params():
         'sigma': {'w': rng.normal(size=(2, 3)), 'b': rng.normal(size=3), 'gate': np.asarray(0.7)},
         'lora': {'w': rng.normal(size=(4, 2))},
         'params': {
-            'layers': {'w': rng.normal(size=(2, 3, 3)), 'bias': rng.normal(size=(2, 3)), 'scale': np.ones((2, 3))}
+            'layers': {
+                'w': rng.normal(size=(2, 3, 3)),
+                'bias': rng.normal(size=(2, 3)),
+                'scale': np.ones((2, 3)),
+            }
         },
     }
 
@@ -52,7 +62,9 @@ def test_steps_equal_numpy_adamw(params):
     for step in range(8):
         scale = 10.0 if step % 2 else 0.01  # clipped, not clipped
         g = {k: scale * rng.normal(size=x.shape) for k, x in w.items()}
-        grads = jax.tree.unflatten(jax.tree.structure(tree), [jnp.asarray(g[k], jnp.float32) for k in flat(tree)])
+        grads = jax.tree.unflatten(
+            jax.tree.structure(tree), [jnp.asarray(g[k], jnp.float32) for k in flat(tree)]
+        )
         updates, state = optimizer.update(grads, state, tree)
         tree = optax.apply_updates(tree, updates)
         for name in RATES:
@@ -63,7 +75,9 @@ def test_steps_equal_numpy_adamw(params):
                 m[k] = CONFIG.b1 * m[k] + (1 - CONFIG.b1) * clipped
                 v[k] = CONFIG.b2 * v[k] + (1 - CONFIG.b2) * clipped**2
                 direction = (
-                    m[k] / (1 - CONFIG.b1 ** (step + 1)) / (np.sqrt(v[k] / (1 - CONFIG.b2 ** (step + 1))) + 1e-8)
+                    m[k]
+                    / (1 - CONFIG.b1 ** (step + 1))
+                    / (np.sqrt(v[k] / (1 - CONFIG.b2 ** (step + 1))) + 1e-8)
                 )
                 decay = CONFIG.weight_decay * w[k] if k in DECAYING else 0.0
                 w[k] = w[k] - expected_rate(RATES[name], step) * (direction + decay)
@@ -75,7 +89,11 @@ def test_schedule():
     schedule = rate_schedule(0.1, CONFIG)
     got = [float(schedule(step)) for step in range(9)]
     np.testing.assert_allclose(got, [expected_rate(0.1, step) for step in range(9)], rtol=1e-6)
-    assert got[0] > 0 and max(got) == got[2] == pytest.approx(0.1) and got[6:] == [pytest.approx(0.01)] * 3
+    assert (
+        got[0] > 0
+        and max(got) == got[2] == pytest.approx(0.1)
+        and got[6:] == [pytest.approx(0.01)] * 3
+    )
 
 
 @pytest.mark.parametrize('steps', [1, 2, 50])

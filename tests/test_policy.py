@@ -26,7 +26,9 @@ FULL = Policy(
 )
 
 
-@pytest.mark.parametrize('policy', [OURS, OPENPI, LEROBOT, FULL], ids=['ours', 'openpi', 'lerobot', 'full'])
+@pytest.mark.parametrize(
+    'policy', [OURS, OPENPI, LEROBOT, FULL], ids=['ours', 'openpi', 'lerobot', 'full']
+)
 def test_written_and_read_back(tmp_path, policy):
     (tmp_path / 'policy.json').write_text(to_json(policy))
     assert read_policy(tmp_path) == policy
@@ -36,7 +38,9 @@ def test_absent_keys_and_an_absent_file_mean_what_they_meant_before_there_were_m
     assert read_policy(tmp_path) is None
     (tmp_path / 'policy.json').write_text('{"relative_joints": [true, false]}')
     found = read_policy(tmp_path)
-    assert found == Policy(relative_joints=(True, False)) and found.state == Scaling('quantile', 'sigma')
+    assert found == Policy(relative_joints=(True, False)) and found.state == Scaling(
+        'quantile', 'sigma'
+    )
     assert found.prompt_state_dim is None and found.resize == 'openpi' and found.image_padding == -1
 
 
@@ -46,18 +50,38 @@ def test_absent_keys_and_an_absent_file_mean_what_they_meant_before_there_were_m
         ('{', r'expected {"relative_joints": \[true, ...\]} in .*policy.json, got Expecting'),
         ('[]', 'expected some of .*relative_joints.* in .*policy.json, got list'),
         ('{"relative_joint": []}', r"got unknown keys \['relative_joint'\]; mend the file"),
-        ('{"relative_joints": [1, 0]}', r"true or false for each joint for 'relative_joints' in .*, got \[1, 0\]"),
-        ('{"state": "quantile"}', 'expected "mode" and "formula" out of .* for \'state\' in .*, got \'quantile\''),
-        ('{"state": {"mode": "mean_std", "formula": "sigma"}}', "for 'state' in .*, got {'mode': 'mean_std'"),
+        (
+            '{"relative_joints": [1, 0]}',
+            r"true or false for each joint for 'relative_joints' in "
+            r'.*, got \[1, 0\]',
+        ),
+        (
+            '{"state": "quantile"}',
+            'expected "mode" and "formula" out of .* for \'state\' in .*, got \'quantile\'',
+        ),
+        (
+            '{"state": {"mode": "mean_std", "formula": "sigma"}}',
+            "for 'state' in .*, got {'mode': 'mean_std'",
+        ),
         ('{"actions": {"mode": ["x"], "formula": "openpi"}}', "for 'actions' in "),
-        ('{"actions": {"mode": "quantile", "formula": "openpi", "epsilon": "1"}}', "for 'actions' in "),
+        (
+            '{"actions": {"mode": "quantile", "formula": "openpi", "epsilon": "1"}}',
+            "for 'actions' in ",
+        ),
         (
             '{"prompt_state_dim": true}',
             "at least 0, or -1 for a prompt without state, for 'prompt_state.*, got True",
         ),
-        ('{"prompt_state_dim": -2}', "-1 for a prompt without state, for 'prompt_state_dim' in .*, got -2"),
+        (
+            '{"prompt_state_dim": -2}',
+            "-1 for a prompt without state, for 'prompt_state_dim' in .*, got -2",
+        ),
         ('{"max_prompt_len": 0}', "a number of at least 1 for 'max_prompt_len' in .*, got 0"),
-        ('{"resize": "torch"}', r"expected one of \('openpi', 'lerobot'\) for 'resize' in .*, got 'torch'"),
+        (
+            '{"resize": "torch"}',
+            r"expected one of \('openpi', 'lerobot'\) for 'resize' in .*, got "
+            r"'torch'",
+        ),
         ('{"image_padding": null}', "a number for 'image_padding' in .*, got None"),
         ('{"cameras": "up"}', "names for 'cameras' in .*, got 'up'"),
         ('{"action_steps": 1.5}', "a number of at least 1 for 'action_steps' in .*, got 1.5"),
@@ -78,13 +102,24 @@ def test_a_policy_scales_its_statistics_and_leaves_others_alone():
 
 
 def test_shards_must_be_resized_and_ordered_as_the_base_is_used_to():
-    meta = {'image_size': 56, 'camera_names': ['up', 'side'], 'camera_sizes': {'up': [480, 640], 'side': [56, 56]}}
+    meta = {
+        'image_size': 56,
+        'camera_names': ['up', 'side'],
+        'camera_sizes': {'up': [480, 640], 'side': [56, 56]},
+    }
     assembly.check_resize(OPENPI, meta)  # shards from before there was a choice
     assembly.check_resize(FULL, meta | {'resize': 'lerobot'})
     assembly.check_resize(FULL, meta | {'camera_sizes': {'up': [56, 56]}})  # nothing was resized
-    with pytest.raises(UserError, match="resized as 'lerobot' does, .*got 'openpi' in the shards; prepare them again"):
+    with pytest.raises(
+        UserError,
+        match="resized as 'lerobot' does, .*got 'openpi' in the shards; prepare them again",
+    ):
         assembly.check_resize(FULL, meta)
-    with pytest.raises(UserError, match=r"order of the base, \('up', 'side'\), got \['side', 'up'\]"):
+    with pytest.raises(
+        UserError,
+        match=r"order of the base, \('up', 'side'\), got \['side', "
+        r"'up'\]",
+    ):
         assembly.check_resize(FULL, meta | {'resize': 'lerobot', 'camera_names': ['side', 'up']})
 
 
@@ -102,10 +137,19 @@ def test_a_base_in_lerobot_s_own_files_is_used_as_lerobot_does(tmp_path):
         shutil.copy(file, tmp_path)
     shutil.copy(golden.DATA / 'policies' / 'lerobot_0_4_4' / 'config.json', tmp_path)
     shutil.copy(golden.FIXTURE / 'lerobot.safetensors', tmp_path / 'model.safetensors')
-    (tmp_path / 'sigma_config.json').write_text(json.dumps(sizes.to_json(golden.config())))  # heads that no array tells
-    base = assembly.load_base({'base': str(tmp_path), 'model': {'dtype': 'float32', 'remat': None}, 'lora': {}})
-    assert base.policy.resize == 'lerobot' and base.policy.image_padding == -3 and base.policy.prompt_state_dim == 32
+    # heads that no array tells
+    (tmp_path / 'sigma_config.json').write_text(json.dumps(sizes.to_json(golden.config())))
+    base = assembly.load_base(
+        {'base': str(tmp_path), 'model': {'dtype': 'float32', 'remat': None}, 'lora': {}}
+    )
+    assert (
+        base.policy.resize == 'lerobot'
+        and base.policy.image_padding == -3
+        and base.policy.prompt_state_dim == 32
+    )
     cut = assembly.robot_statistics(base, {'state_names': ['a', 'b'], 'action_names': ['a', 'b']})
     stats = assembly.frozen_stats(cut, cut, base.policy.relative_joints)
     q01, q99 = cut['actions'].q01.astype(np.float32), cut['actions'].q99.astype(np.float32)
-    assert np.array_equal(stats['action_low'], q01) and np.array_equal(stats['action_span'], q99 - q01)
+    assert np.array_equal(stats['action_low'], q01) and np.array_equal(
+        stats['action_span'], q99 - q01
+    )

@@ -1,4 +1,6 @@
-"""The frozen base in int8 and NF4: against plain numpy, and in pi0.5 and Sigma against the same weights as arrays."""
+"""The frozen base in int8 and NF4: against plain numpy, and in pi0.5 and Sigma against the same
+weights as arrays.
+"""
 
 import dataclasses
 import functools
@@ -29,15 +31,23 @@ KEY = jax.random.key(5)
 
 
 def nf4_values() -> np.ndarray:
-    """QLoRA, appendix E: quantiles of the normal distribution, seven below zero and eight above, in [-1, 1]."""
+    """QLoRA, appendix E: quantiles of the normal distribution, seven below zero and eight above, in
+    [-1, 1].
+    """
     quantile = np.vectorize(statistics.NormalDist().inv_cdf)
     offset = 0.9677083
-    values = [*-quantile(np.linspace(offset, 0.5, 8)[:-1]), 0.0, *quantile(np.linspace(offset, 0.5, 9)[:-1])]
+    values = [
+        *-quantile(np.linspace(offset, 0.5, 8)[:-1]),
+        0.0,
+        *quantile(np.linspace(offset, 0.5, 9)[:-1]),
+    ]
     return np.sort(np.array(values) / max(values))
 
 
 def reference(w: np.ndarray, form: Form) -> np.ndarray:
-    """What is left of w, in plain numpy: tiles along one axis, the largest magnitude of each as its unit."""
+    """What is left of w, in plain numpy: tiles along one axis, the largest magnitude of each as its
+    unit.
+    """
     tiles = np.moveaxis(w, form.axis, -1)
     tiles = tiles.reshape(*tiles.shape[:-1], -1, form.tile)
     unit = np.abs(tiles).max(-1, keepdims=True)
@@ -61,7 +71,9 @@ def weights(*shape: int) -> np.ndarray:
 
 def made_whole(params):
     """The tree with arrays in place of codes."""
-    whole = quick.jit(lambda tree: jax.tree.map(lambda w: quant.dense(w, jnp.float32), tree, is_leaf=is_codes))
+    whole = quick.jit(
+        lambda tree: jax.tree.map(lambda w: quant.dense(w, jnp.float32), tree, is_leaf=is_codes)
+    )
     return whole(params)
 
 
@@ -88,7 +100,8 @@ def test_scales_run_along_the_inputs(path, shape, axis, kind):
 def test_codes_are_those_of_a_plain_numpy_version(kind, tile, error):
     w, form = weights(3, 2, 1024, 8), Form(kind, 2, tile)
     largest = np.take_along_axis(w, np.abs(w).argmax(2, keepdims=True), 2)
-    w *= np.where(largest < 0, -1, 1)  # int8 rounds -127.5 up or down by the last bit, and cuts +127.5 in any case
+    # int8 rounds -127.5 up or down by the last bit, and cuts +127.5 in any case
+    w *= np.where(largest < 0, -1, 1)
     got = np.asarray(quant.dense(quant.convert(w, form), jnp.float32))
     np.testing.assert_allclose(got, reference(w, form), rtol=2e-6, atol=1e-7)
     assert np.linalg.norm(got - w) / np.linalg.norm(w) == pytest.approx(error, rel=0.04)
@@ -122,9 +135,13 @@ def test_a_stack_is_its_layers_quantised_alone(kind, monkeypatch):
 
 def test_abstract_leaves_are_those_of_the_stored_base():
     params = small.frozen().params
-    told = trees.flatten(quant.abstract(params, pi05.STORED, QuantConfig('nf4', MATRICES, OTHERS, 16)))
+    told = trees.flatten(
+        quant.abstract(params, pi05.STORED, QuantConfig('nf4', MATRICES, OTHERS, 16))
+    )
     stored = trees.flatten(nf4_base())
-    assert {p: (x.shape, x.dtype) for p, x in told.items()} == {p: (x.shape, x.dtype) for p, x in stored.items()}
+    assert {p: (x.shape, x.dtype) for p, x in told.items()} == {
+        p: (x.shape, x.dtype) for p, x in stored.items()
+    }
     assert quant.count(nf4_base()) == trees.count(params)
 
 
@@ -136,12 +153,16 @@ def test_bfloat16_storage_changes_no_bit_of_a_bfloat16_pass():
     half = quant.store(params, pi05.STORED, QuantConfig('bfloat16'))
     assert np.array_equal(run(half), run(params))
     kept = {p for p, x in trees.flatten(half).items() if x.dtype == jnp.float32}
-    assert 'PaliGemma/llm/layers/pre_ffw_norm/scale' in kept and all(trees.flatten(half)[p].size < 1000 for p in kept)
+    assert 'PaliGemma/llm/layers/pre_ffw_norm/scale' in kept and all(
+        trees.flatten(half)[p].size < 1000 for p in kept
+    )
 
 
 @functools.cache
 def flow(remat):
-    """`(factors, params) -> (loss, gradient)` of flow matching with dropout in the factors' side path; and the loss."""
+    """`(factors, params) -> (loss, gradient)` of flow matching with dropout in the factors' side
+    path; and the loss.
+    """
     goal = objective.FlowMatching(dataclasses.replace(small.PI05, remat=remat))
     batch, stats = small.make_batch(), small.frozen().stats
 
@@ -172,22 +193,34 @@ def test_no_weight_made_from_codes_waits_for_the_backward_pass():
     """Not even where layers keep all that they compute."""
 
     def kept(params):
-        pull = jax.eval_shape(lambda f, p: jax.vjp(lambda f: flow(None)[1](f, p), f)[1], factors, params)
-        return {x.shape[-2:] for x in jax.tree.leaves(pull) if x.ndim > 1 and x.dtype == jnp.float32}
+        pull = jax.eval_shape(
+            lambda f, p: jax.vjp(lambda f: flow(None)[1](f, p), f)[1], factors, params
+        )
+        return {
+            x.shape[-2:] for x in jax.tree.leaves(pull) if x.ndim > 1 and x.dtype == jnp.float32
+        }
 
     factors, params = small.perturbed()['lora'], small.frozen().params
-    matrices = {w.shape[-2:] for path, w in trees.flatten(params).items() if path.endswith(('linear', 'einsum'))}
+    matrices = {
+        w.shape[-2:]
+        for path, w in trees.flatten(params).items()
+        if path.endswith(('linear', 'einsum'))
+    }
     assert kept(params) & matrices and not kept(nf4_base()) & matrices
 
 
 def test_a_scan_over_layers_needs_one_whole_matrix_whatever_their_number():
     def temporary(layers):
         w = jax.eval_shape(lambda: quant.convert(jnp.zeros((layers, 256, 256)), Form('nf4', 1, 64)))
-        step = jax.jit(lambda x, w: jax.lax.scan(lambda x, w: (quant.einsum('bd,df->bf', x, w), None), x, w)[0])
+        step = jax.jit(
+            lambda x, w: jax.lax.scan(lambda x, w: (quant.einsum('bd,df->bf', x, w), None), x, w)[0]
+        )
         x = jax.ShapeDtypeStruct((1, 256), jnp.float32)
         return step.lower(x, w).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporary(24) - temporary(12) < 12 * 256 * 256 / 4, 'the codes of a layer are half a byte a weight'
+    assert temporary(24) - temporary(12) < 12 * 256 * 256 / 4, (
+        'the codes of a layer are half a byte a weight'
+    )
 
 
 def test_an_untrained_sigma_returns_the_base_policys_actions_bitwise_without_its_action_expert():
@@ -195,15 +228,24 @@ def test_an_untrained_sigma_returns_the_base_policys_actions_bitwise_without_its
     config = QuantConfig('nf4', MATRICES, OTHERS, 16)
     base = quant.store(small.frozen().params, pi05.STORED, config, goal.reads)
     left_out = set(trees.flatten(nf4_base())) - set(trees.flatten(base))
-    assert any('mlp_1' in p for p in left_out) and all('_1/' in p or p.startswith(('action', 'time')) for p in left_out)
+    assert any('mlp_1' in p for p in left_out) and all(
+        '_1/' in p or p.startswith(('action', 'time')) for p in left_out
+    )
     assert 'PaliGemma/img/Transformer/encoderblock/LayerNorm_1/scale' in trees.flatten(base)
-    output = small.forward()(small.untrained(), small.frozen().replace(params=base), batch, small.gates())
+    output = small.forward()(
+        small.untrained(), small.frozen().replace(params=base), batch, small.gates()
+    )
     assert np.array_equal(np.asarray(output.actions.traj).view(np.int32), batch.base.view(np.int32))
     assert np.isfinite(output.telepathy.tau).all()
 
 
 def test_training_beside_an_nf4_base_learns_and_continues_bitwise(small_run, tmp_path):
-    settings = {'objective': 'flow_matching', 'trainable': ('lora',), 'stats_from': 'shards', 'sequence_length': 1}
+    settings = {
+        'objective': 'flow_matching',
+        'trainable': ('lora',),
+        'stats_from': 'shards',
+        'sequence_length': 1,
+    }
     config = small_run.config(**settings, steps=16, ema=None)
     config['quant'] = {'kind': 'nf4', 'patterns': MATRICES, 'tile': 8}
     config['optimizer'] |= {'lora_rate': 0.05, 'warmup_steps': 1}
@@ -219,7 +261,9 @@ def test_training_beside_an_nf4_base_learns_and_continues_bitwise(small_run, tmp
     kinds = {w.kind for w in jax.tree.leaves(run.frozen.params, is_leaf=is_codes) if is_codes(w)}
     batch = assembly.to_batch(next(iter(run.loader)))
     loss = quick.jit(lambda t, f: run.goal(t, f, batch, Ablation(), KEY, 0)[0])
-    assert kinds == {'nf4'} and loss(whole.trainable, run.frozen) < 0.995 * loss(run.state.trainable, run.frozen)
+    assert kinds == {'nf4'} and loss(whole.trainable, run.frozen) < 0.995 * loss(
+        run.state.trainable, run.frozen
+    )
 
 
 def is_codes(w) -> bool:
@@ -243,9 +287,19 @@ def stops_at(last, write):
         ({'kind': 'fp4'}, "expected one of stored, bfloat16, int8, nf4, got 'fp4'"),
         ({'kind': 'nf4'}, 'expected patterns of leaves for nf4, got none'),
         ({'kind': 'nf4', 'patterns': ('a/w',), 'tile': 0}, 'expected at least 1, got 0'),
-        ({'kind': 'nf4', 'patterns': ('a/w',), 'tile': 48}, 'expected a divisor of the 64 inputs of a/w, got 48'),
-        ({'kind': 'nf4', 'patterns': ('table',)}, r'NF4 expects an even last axis, got \(4, 3\) for table'),
-        ({'kind': 'int8', 'patterns': ('a/v',)}, "'a/v' matches none of 3 parameter paths; closest: 'a/w'"),
+        (
+            {'kind': 'nf4', 'patterns': ('a/w',), 'tile': 48},
+            'expected a divisor of the 64 inputs of a/w, got 48',
+        ),
+        (
+            {'kind': 'nf4', 'patterns': ('table',)},
+            r'NF4 expects an even last axis, got \(4, 3\) '
+            r'for table',
+        ),
+        (
+            {'kind': 'int8', 'patterns': ('a/v',)},
+            "'a/v' matches none of 3 parameter paths; closest: 'a/w'",
+        ),
         ({'int8': ('a/bias',)}, "quantisation was asked for 'a/bias', which is no matrix"),
     ],
 )

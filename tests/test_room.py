@@ -17,16 +17,23 @@ GIB = room.GIB
 
 
 @pytest.mark.parametrize(
-    ('cores', 'gib', 'expected'), [(2, 16, 2), (16, 64, 16), (16, 8, 5), (16, 3.1, 2), (4, 1, 1), (8, float('inf'), 8)]
+    ('cores', 'gib', 'expected'),
+    [(2, 16, 2), (16, 64, 16), (16, 8, 5), (16, 3.1, 2), (4, 1, 1), (8, float('inf'), 8)],
 )
 def test_as_many_workers_as_have_a_core_and_room(cores, gib, expected):
     assert room.workers(cores, gib * GIB) == expected
 
 
-def machine(root: Path, available: int, own: str, **groups: tuple[str, int, int]) -> tuple[Path, Path]:
-    """Folders as Linux has them; each group with its limit, what it holds, and what of that is cache."""
+def machine(
+    root: Path, available: int, own: str, **groups: tuple[str, int, int]
+) -> tuple[Path, Path]:
+    """Folders as Linux has them; each group with its limit, what it holds, and what of that is
+    cache.
+    """
     (root / 'proc' / 'self').mkdir(parents=True)
-    (root / 'proc' / 'meminfo').write_text(f'MemTotal: 99999999 kB\nMemAvailable:   {available} kB\n')
+    (root / 'proc' / 'meminfo').write_text(
+        f'MemTotal: 99999999 kB\nMemAvailable:   {available} kB\n'
+    )
     (root / 'proc' / 'self' / 'cgroup').write_text(own)
     for name, (limit, held, cache) in groups.items():
         folder = root / 'groups' / name.replace('_', '/')
@@ -38,7 +45,9 @@ def machine(root: Path, available: int, own: str, **groups: tuple[str, int, int]
 
 
 def test_the_tightest_limit_counts(tmp_path):
-    """Of the machine, of the process's own group and of those around it; cache can be given back."""
+    """Of the machine, of the process's own group and of those around it; cache can be given
+    back.
+    """
     groups = {'user': (str(5000), 3000, 500), 'user_job': ('max', 2000, 0)}
     assert room.free(*machine(tmp_path / 'around', 10, '0::/user/job\n', **groups)) == 2500
     assert room.free(*machine(tmp_path / 'machine', 1, '0::/user/job\n', **groups)) == 1024
@@ -49,7 +58,11 @@ def test_the_tightest_limit_counts(tmp_path):
 def test_a_container_has_its_limit_at_the_root(tmp_path):
     proc, groups = machine(tmp_path, 10, '0::/\n')
     groups.mkdir()
-    for name, text in {'memory.max': '4096', 'memory.current': '96', 'memory.stat': 'inactive_file 0'}.items():
+    for name, text in {
+        'memory.max': '4096',
+        'memory.current': '96',
+        'memory.stat': 'inactive_file 0',
+    }.items():
         (groups / name).write_text(text)
     assert room.free(proc, groups) == 4000
 
@@ -96,11 +109,25 @@ def test_the_largest_process_counts_whether_worker_or_child():
 
 @pytest.mark.parametrize('numprocesses', ['0', 'auto'])
 def test_a_run_ends_with_the_largest_process(numprocesses, tmp_path):
-    """A few tests, in a run of their own; with less room than a worker takes there is one worker."""
+    """A few tests, in a run of their own; with less room than a worker takes there is one
+    worker.
+    """
     (tmp_path / 'conftest.py').write_text('from tests.conftest import *\nroom.free = lambda: 1.0\n')
     (tmp_path / 'test_a.py').write_text('def test_a():\n    pass\n')
-    words = [sys.executable, '-m', 'pytest', '-n', numprocesses, '-v', '-p', 'no:cacheprovider', str(tmp_path)]
+    words = [
+        sys.executable,
+        '-m',
+        'pytest',
+        '-n',
+        numprocesses,
+        '-v',
+        '-p',
+        'no:cacheprovider',
+        str(tmp_path),
+    ]
     environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[1])}
-    out = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    ).stdout
     assert 'largest process: 0.' in out and '1 passed' in out
     assert numprocesses == '0' or ('1 worker' in out and '[gw1]' not in out)

@@ -1,4 +1,6 @@
-"""The four scripts from outside: bad input ends with one sentence and status 2, `--help` with the settings."""
+"""The four scripts from outside: bad input ends with one sentence and status 2, `--help` with the
+settings.
+"""
 
 import concurrent.futures
 import pathlib
@@ -16,17 +18,31 @@ ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = str(ROOT / 'configs' / 'data_so101.py')
 
 BAD = {
-    ('train.py', '--workdir=w', '--config.base=nowhere'): ('expected a checkpoint at nowhere', 'check the path'),
-    ('prepare_data.py', '--out=o', '--config.data.stridee=4'): ('--config.data.stridee', 'closest: data.stride'),
-    ('evaluate.py', '--workdir=nowhere'): ('expected a training folder at nowhere', 'run train.py first'),
-    ('convert_weights.py', '--checkpoint=nowhere', '--out=o'): ('expected a checkpoint at nowhere', 'check the path'),
+    ('train.py', '--workdir=w', '--config.base=nowhere'): (
+        'expected a checkpoint at nowhere',
+        'check the path',
+    ),
+    ('prepare_data.py', '--out=o', '--config.data.stridee=4'): (
+        '--config.data.stridee',
+        'closest: data.stride',
+    ),
+    ('evaluate.py', '--workdir=nowhere'): (
+        'expected a training folder at nowhere',
+        'run train.py first',
+    ),
+    ('convert_weights.py', '--checkpoint=nowhere', '--out=o'): (
+        'expected a checkpoint at nowhere',
+        'check the path',
+    ),
 }
 HELP = ('train.py', '--help')
 
 
 def run(command: tuple[str, ...]) -> subprocess.CompletedProcess:
     """A script in its own process."""
-    return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.fixture(scope='module')
@@ -67,7 +83,10 @@ def parse(*arguments: str) -> list[str]:
         (['--config=nowhere.py'], r"expected a config, a \.py file, got none at 'nowhere\.py'"),
         (['--config', str(ROOT / 'README.md')], 'expected a config, a .py file'),
         ([f'--config={ROOT}/sigma_jax/errors.py'], r'expected a function get_config\(\)'),
-        ([f'--config={ROOT}/configs/sigma_so101.py'], 'data_so101.py, got .*sigma_so101.py without baselines, data'),
+        (
+            [f'--config={ROOT}/configs/sigma_so101.py'],
+            'data_so101.py, got .*sigma_so101.py without baselines, data',
+        ),
         (['--config.data.stridee=4'], r'--config\.data\.stridee; closest: data\.stride'),
         (['--config.qqqq=4'], r'--config\.qqqq; --help lists all'),
         (['--config.data.cameraz[0]=a'], r'--config\.data\.cameraz; closest: data\.cameras'),

@@ -1,4 +1,6 @@
-"""Settings that are rows: any number of any values ends in a section of a config or in a sentence."""
+"""Settings that are rows: any number of any values ends in a section of a config or in a
+sentence.
+"""
 
 import itertools
 import pathlib
@@ -19,9 +21,32 @@ from sigma_jax.settings import check_row
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / 'configs').glob('*.py') if 'get_config' in path.read_text())
-SECTIONS = {'curriculum': CurriculumConfig, 'loss': LossConfig, 'lora': LoraConfig, 'quant': QuantConfig}
-VALUES = ('0.5', '(0.5,)', '(1,2)', '(1,2,3,4)', '()', '"a"', '("a","b")', '(True,"b",0.5)', '("(",)', '(1,None)')
-ELSEWHERE = {'relative_joints', 'seeds', 'rows', 'data.camera_map', 'data.state_map', 'data.action_map'}
+SECTIONS = {
+    'curriculum': CurriculumConfig,
+    'loss': LossConfig,
+    'lora': LoraConfig,
+    'quant': QuantConfig,
+}
+VALUES = (
+    '0.5',
+    '(0.5,)',
+    '(1,2)',
+    '(1,2,3,4)',
+    '()',
+    '"a"',
+    '("a","b")',
+    '(True,"b",0.5)',
+    '("(",)',
+    '(1,None)',
+)
+ELSEWHERE = {
+    'relative_joints',
+    'seeds',
+    'rows',
+    'data.camera_map',
+    'data.state_map',
+    'data.action_map',
+}
 
 
 def rows(file):
@@ -55,7 +80,10 @@ def take(config, name):
 def test_every_row_of_every_config_is_looked_at():
     known = {f'{section}.' for section in SECTIONS} | {'data.'}
     names = {name for file in FILES for name in rows(file)}
-    assert len(names) > 12 and {'curriculum.sem', 'loss.action_weights', 'freeze', 'data.split_fractions'} <= names
+    assert (
+        len(names) > 12
+        and {'curriculum.sem', 'loss.action_weights', 'freeze', 'data.split_fractions'} <= names
+    )
     for name in names - ELSEWHERE:
         assert name in ('trainable', 'freeze') or name[: name.find('.') + 1] in known, name
 
@@ -67,7 +95,9 @@ def test_rows_of_any_length_and_kind_end_well(file):
             config = given(file, f'--config.{name}={value}')
             found = take(config, name)
         except UserError as error:
-            assert name.rpartition('.')[2] in str(error) and ('expected' in str(error) or '--help' in str(error))
+            assert name.rpartition('.')[2] in str(error) and (
+                'expected' in str(error) or '--help' in str(error)
+            )
             continue
         before = dict(scripts.flatten(scripts.load(str(file))))[name]
         assert isinstance(found, tuple)
@@ -76,13 +106,45 @@ def test_rows_of_any_length_and_kind_end_well(file):
 
 
 SENTENCES = [
-    ('curriculum', CurriculumConfig, 'sem', (0.5,), r'config.curriculum.sem: expected 2 numbers, got \(0.5,\); write'),
-    ('curriculum', CurriculumConfig, 'tau', (0.0, 0.1, 0.2), 'config.curriculum.tau: expected 2 numbers'),
-    ('curriculum', CurriculumConfig, 'intent', 0.5, 'config.curriculum.intent: expected 2 numbers, got 0.5'),
+    (
+        'curriculum',
+        CurriculumConfig,
+        'sem',
+        (0.5,),
+        r'config.curriculum.sem: expected 2 numbers, '
+        r'got \(0.5,\); write',
+    ),
+    (
+        'curriculum',
+        CurriculumConfig,
+        'tau',
+        (0.0, 0.1, 0.2),
+        'config.curriculum.tau: expected 2 numbers',
+    ),
+    (
+        'curriculum',
+        CurriculumConfig,
+        'intent',
+        0.5,
+        'config.curriculum.intent: expected 2 numbers, got 0.5',
+    ),
     ('loss', LossConfig, 'action_weights', [1.0], 'config.loss.action_weights: expected 3 numbers'),
-    ('loss', LossConfig, 'action_weights', (1, 1, True), 'config.loss.action_weights: expected 3 numbers'),
+    (
+        'loss',
+        LossConfig,
+        'action_weights',
+        (1, 1, True),
+        'config.loss.action_weights: expected 3 numbers',
+    ),
     ('lora', LoraConfig, 'patterns', (1,), 'config.lora.patterns: expected a row of texts, got'),
-    ('quant', QuantConfig, 'int8', ('*',), r'config.quant.int8: expected regular expressions, got .\*.'),
+    (
+        'quant',
+        QuantConfig,
+        'int8',
+        ('*',),
+        r'config.quant.int8: expected regular expressions, got '
+        r'.\*.',
+    ),
 ]
 
 
@@ -99,4 +161,8 @@ def test_what_fits_is_taken_as_it_is():
     check_row('x', 'no row at all', str)
     with pytest.raises(UserError, match='x: expected a row of numbers'):
         check_row('x', 'ab', tuple[float, ...] | None)
-    assert DataConfig.from_settings(data_so101.get_config().data.to_dict()).split_fractions == (0.6, 0.2, 0.2)
+    assert DataConfig.from_settings(data_so101.get_config().data.to_dict()).split_fractions == (
+        0.6,
+        0.2,
+        0.2,
+    )

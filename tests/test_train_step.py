@@ -18,7 +18,9 @@ from tests import small_sigma as small
 from tests.moments import moments
 
 ROWS = dict(config.get_config().to_dict()['rows'])
-OPTIMIZER = make_optimizer(OptimizerConfig(sigma_rate=1e-2, lora_rate=1e-2, warmup_steps=1, total_steps=10))
+OPTIMIZER = make_optimizer(
+    OptimizerConfig(sigma_rate=1e-2, lora_rate=1e-2, warmup_steps=1, total_steps=10)
+)
 
 
 @pytest.fixture(scope='module')
@@ -56,7 +58,9 @@ def test_every_trainable_leaf_has_a_gradient_within_five_steps(five_steps):
     leaves = trees.flatten(five_steps[-1].trainable)
     gradients = moments(five_steps[-1])
     assert set(gradients) == set(leaves) and len(leaves) > 100
-    assert [name for name, x in gradients.items() if not np.any(x) or not np.isfinite(x).all()] == []
+    assert [
+        name for name, x in gradients.items() if not np.any(x) or not np.isfinite(x).all()
+    ] == []
     before = trees.flatten(five_steps[0].trainable)
     assert [name for name, x in leaves.items() if np.array_equal(x, before[name])] == []
 
@@ -67,15 +71,23 @@ def test_nothing_of_the_base_changes_or_is_remembered(five_steps, frozen):
     trainable = trees.flatten(state.trainable)
     assert all(path.startswith(('sigma/', 'lora/')) for path in trainable)
     for which in ('mu', 'nu'):
-        assert {k: x.shape for k, x in moments(state, which).items()} == {k: x.shape for k, x in trainable.items()}
-    others = [path for path, x in trees.flatten(state.opt_state).items() if not re.search('/(mu|nu)$', path)]
+        assert {k: x.shape for k, x in moments(state, which).items()} == {
+            k: x.shape for k, x in trainable.items()
+        }
+    others = [
+        path
+        for path, x in trees.flatten(state.opt_state).items()
+        if not re.search('/(mu|nu)$', path)
+    ]
     assert {path.rsplit('/', 1)[-1] for path in others} == {'count'}
     assert state.step == 5 and np.array_equal(state.rng, five_steps[0].rng)
 
 
 def test_lora_gate_kills_the_gradient_of_its_factors(step, start, frozen, batch):
     after, metrics = step(start, frozen, batch, small.gates(lora=0.0))
-    zero = start.replace(trainable=start.trainable | {'lora': jax.tree.map(np.zeros_like, start.trainable['lora'])})
+    zero = start.replace(
+        trainable=start.trainable | {'lora': jax.tree.map(np.zeros_like, start.trainable['lora'])}
+    )
     expected, same = step(zero, frozen, batch, small.gates())
     dead = {name for name, x in moments(after).items() if not np.any(x)}
     assert dead == {name for name in moments(after) if name.startswith('lora/')}
@@ -117,12 +129,16 @@ def test_padding_windows_and_batch_order_change_nothing(step, start, frozen, bat
         chex.assert_trees_all_close(same, metrics, rtol=2e-5, atol=1e-6)
         for name, x in moments(changed).items():
             reference = moments(after)[name]
-            np.testing.assert_allclose(x, reference, atol=1e-5 * np.abs(reference).max() + 1e-9, err_msg=name)
+            np.testing.assert_allclose(
+                x, reference, atol=1e-5 * np.abs(reference).max() + 1e-9, err_msg=name
+            )
 
 
 @pytest.fixture(scope='module')
 def together(start, frozen, batch):
-    """(members, their states, metrics) after the first step of all rows of configs/ablations.py, in one program."""
+    """(members, their states, metrics) after the first step of all rows of configs/ablations.py, in
+    one program.
+    """
     goal, traces = small.sigma_objective(), []
     one = make_step(goal, OPTIMIZER)
 
@@ -143,19 +159,26 @@ def together(start, frozen, batch):
 
 
 def test_rows_side_by_side_equal_the_rows_alone(together, step, start, frozen, batch):
-    """First gradients within 1e-5 of each leaf's largest; test_rows_alone.py follows them for 20 steps."""
+    """First gradients within 1e-5 of each leaf's largest; test_rows_alone.py follows them for 20
+    steps.
+    """
     members, states, metrics = together
     for n, member in enumerate(members):
         gates = jax.tree.map(np.float32, member.gates)
         alone, expected = step(start, frozen, batch, gates)
-        chex.assert_trees_all_close({k: x[n] for k, x in metrics.items()}, expected, rtol=1e-6, atol=1e-7)
+        chex.assert_trees_all_close(
+            {k: x[n] for k, x in metrics.items()}, expected, rtol=1e-6, atol=1e-7
+        )
         for name, x in moments(states).items():
             reference = moments(alone)[name]
-            np.testing.assert_allclose(x[n], reference, atol=1e-5 * np.abs(reference).max() + 1e-9, err_msg=name)
+            np.testing.assert_allclose(
+                x[n], reference, atol=1e-5 * np.abs(reference).max() + 1e-9, err_msg=name
+            )
 
 
 TAU = r'vision/modulator/(w_1|theta_t)|language/(modulator|tau_const|telepathy_projector|summary_text)'
-# row: parameters without a gradient; c_text is read by tau alone, memory, intent and factors by the alignment terms too
+# row: parameters without a gradient; c_text is read by tau alone, memory, intent and factors by the
+# alignment terms too
 DEAD = {
     'no_tau': TAU,
     'tau_const': r'language/(telepathy_projector|summary_text)/',
@@ -175,7 +198,9 @@ def test_a_row_kills_exactly_its_own_gradients(together, row):
 
 
 def test_in_one_program_a_shut_gate_is_the_removed_path_bitwise(start, frozen, batch):
-    """Rows with a gate shut beside rows whose parameters or data leave the part out: the same loss and first step."""
+    """Rows with a gate shut beside rows whose parameters or data leave the part out: the same loss
+    and first step.
+    """
     goal = small.sigma_objective()
     members = stacked.grid({k: ROWS[k] for k in ('sigma', 'no_lora', 'no_film', 'no_tau')}, [0])
     removed = [
@@ -201,7 +226,9 @@ def test_in_one_program_a_shut_gate_is_the_removed_path_bitwise(start, frozen, b
     actions = quick.jit(jax.vmap(errors))(states.state.trainable, gates)
     for x in jax.tree.leaves(actions):
         np.testing.assert_array_equal(x[:4], x[4:])
-        assert len({part.tobytes() for part in np.asarray(x[:4])}) == 4, 'every gate changes the actions'
+        assert len({part.tobytes() for part in np.asarray(x[:4])}) == 4, (
+            'every gate changes the actions'
+        )
 
 
 def test_running_average():

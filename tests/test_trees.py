@@ -17,7 +17,11 @@ def test_flatten_and_unflatten_are_inverse_and_name_struct_fields():
     assert list(flat) == ['a/bias', 'a/w', 'b/w']
     assert trees.flatten(trees.unflatten(flat)).keys() == flat.keys()
     assert trees.unflatten(flat)['b']['w'] is TREE['b']['w']
-    assert list(trees.flatten({'carry': Carry(memory=1, tau=(2, 3))})) == ['carry/memory', 'carry/tau/0', 'carry/tau/1']
+    assert list(trees.flatten({'carry': Carry(memory=1, tau=(2, 3))})) == [
+        'carry/memory',
+        'carry/tau/0',
+        'carry/tau/1',
+    ]
     assert trees.map_with_path(lambda path, x: (path, x.ndim), TREE)['a']['w'] == ('a/w', 2)
     assert trees.count(TREE) == 13
 
@@ -31,12 +35,17 @@ def test_select_matches_whole_paths():
 def test_a_pattern_that_fits_the_beginning_of_a_path_does_not_select_it():
     tree = {'q': {'w': 1, 'wide': 2}, 'q_1': {'w': 3}}
     assert trees.select(tree, ['q/w']) == {'q': {'w': True, 'wide': False}, 'q_1': {'w': False}}
-    assert trees.select(tree, ['q_1|q.*/w', 'q_1/.']) == {'q': {'w': True, 'wide': False}, 'q_1': {'w': True}}
+    assert trees.select(tree, ['q_1|q.*/w', 'q_1/.']) == {
+        'q': {'w': True, 'wide': False},
+        'q_1': {'w': True},
+    }
 
 
 @pytest.mark.parametrize('pattern', ['w', 'a/b.*x', 'a/bia'])
 def test_a_pattern_that_matches_nothing_names_the_closest_path(pattern):
-    with pytest.raises(UserError, match='matches none of 3 parameter paths; closest: .*(w|bias)') as caught:
+    with pytest.raises(
+        UserError, match='matches none of 3 parameter paths; closest: .*(w|bias)'
+    ) as caught:
         trees.select(TREE, ['b/w', pattern])
     assert repr(pattern) in str(caught.value)
 
@@ -57,7 +66,11 @@ def test_check_same_lists_every_difference():
         trees.check_same(TREE, other, 'the file')
     text = str(caught.value)
     assert text.startswith('the file does not fit the model (3 differences)')
-    for part in ('missing a/bias (3,)', 'unexpected c (1,)', 'a/w: expected shape (2, 3), got (3, 2)'):
+    for part in (
+        'missing a/bias (3,)',
+        'unexpected c (1,)',
+        'a/w: expected shape (2, 3), got (3, 2)',
+    ):
         assert part in text
     assert trees.check_same(TREE, TREE, 'the same') is None
 

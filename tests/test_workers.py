@@ -38,7 +38,9 @@ if __name__ == '__main__':
 
 def runs(pid: int) -> bool:
     """Whether a process is there and not only waiting to be reaped."""
-    state = subprocess.run(['ps', '-o', 'stat=', '-p', str(pid)], capture_output=True, text=True).stdout.strip()
+    state = subprocess.run(
+        ['ps', '-o', 'stat=', '-p', str(pid)], capture_output=True, text=True
+    ).stdout.strip()
     return bool(state) and not state.startswith('Z')
 
 
@@ -57,7 +59,10 @@ def after_kill(*arguments: str | Path) -> list[int]:
 @pytest.mark.parametrize('work', ['load', 'record_many'])
 def test_a_killed_process_leaves_no_worker_behind(work: str, tmp_path: Path) -> None:
     if work == 'load':
-        prepare(recordings.config(recordings.record(tmp_path / 'source', (40, 30, 30))), tmp_path / 'out')
+        prepare(
+            recordings.config(recordings.record(tmp_path / 'source', (40, 30, 30))),
+            tmp_path / 'out',
+        )
     workers = after_kill(work, tmp_path / 'out')
     until = time.monotonic() + 20
     while any(map(runs, workers)) and time.monotonic() < until:

@@ -1,4 +1,6 @@
-"""A backbone of a few fixed matrices: fast to compile, every valid token reads every valid token."""
+"""A backbone of a few fixed matrices: fast to compile, every valid token reads every valid
+token.
+"""
 
 import dataclasses
 
@@ -14,7 +16,10 @@ class ToyBackbone:
     width: int = 16
 
     def _matrix(self, seed, rows):
-        return jnp.asarray(np.random.default_rng(seed).standard_normal((rows, self.width)) / np.sqrt(rows), jnp.float32)
+        return jnp.asarray(
+            np.random.default_rng(seed).standard_normal((rows, self.width)) / np.sqrt(rows),
+            jnp.float32,
+        )
 
     def encode_images(self, images):
         b, i = images.shape[:2]

@@ -1,4 +1,6 @@
-"""`trainer.train` around one matrix: real loader positions, logs, checkpoints and signals, and nothing to compile."""
+"""`trainer.train` around one matrix: real loader positions, logs, checkpoints and signals, and
+nothing to compile.
+"""
 
 import pathlib
 from unittest import mock
@@ -22,13 +24,21 @@ CONFIG = {
     'log': {'every': 1, 'shares': 0}, 'checkpoint': {'every': 4, 'keep': 2},
 }  # fmt: skip
 ONE = np.ones((2, 1))
-FIXED = dict.fromkeys(('images', 'image_mask', 'prompt', 'prompt_mask', 'text', 'text_mask', 'state', 'reset'), ONE)
+FIXED = dict.fromkeys(
+    ('images', 'image_mask', 'prompt', 'prompt_mask', 'text', 'text_mask', 'state', 'reset'), ONE
+)
 
 
 def example(number: np.ndarray) -> dict[str, np.ndarray]:
     """A batch that only its number tells from others."""
     episode = np.asarray(number, int)[:, None]
-    rest = {'mask': ONE, 'text_id': ONE, 'episode': episode, 'frame': 16 * episode, 'action_mask': ONE[..., None] > 0}
+    rest = {
+        'mask': ONE,
+        'text_id': ONE,
+        'episode': episode,
+        'frame': 16 * episode,
+        'action_mask': ONE[..., None] > 0,
+    }
     return FIXED | rest | {'actions': np.resize(np.float32(episode), (2, 1, 2, 3)) / 100}
 
 
@@ -43,9 +53,19 @@ class ToyRun:
     """What `training` needs of a `Run`."""
 
     def __init__(self, config):
-        self.config, self.devices, self.frozen, self.ablation = config, Devices(jax.devices()[:1]), Frozen({}, {}), None
+        self.config, self.devices, self.frozen, self.ablation = (
+            config,
+            Devices(jax.devices()[:1]),
+            Frozen({}, {}),
+            None,
+        )
         self.base = Base(None, None, '')
-        numbers = grain.MapDataset.source(list(range(200))).shuffle(seed=0).batch(2, drop_remainder=True).map(example)
+        numbers = (
+            grain.MapDataset.source(list(range(200)))
+            .shuffle(seed=0)
+            .batch(2, drop_remainder=True)
+            .map(example)
+        )
         self.loader = iter(numbers.to_iter_dataset())
         optimizer = optax.adam(0.1)
         self.state = init_state(0, {'sigma': {'w': jnp.zeros((2, 3))}}, optimizer, ema=True)

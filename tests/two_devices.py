@@ -1,7 +1,8 @@
-"""Trains 20 steps on one and on two devices and prints how far they are apart; run by tests/test_devices.py.
+"""Trains 20 steps on one and on two devices and prints how far they are apart; run by
+tests/test_devices.py.
 
-All in float64: what the model takes in float32 whatever its dtype, such as norms and softmax, is taken in float64 here,
-so that no rounding but float64's own is between the two.
+All in float64: what the model takes in float32 whatever its dtype, such as norms and softmax, is
+taken in float64 here, so that no rounding but float64's own is between the two.
 """
 
 import dataclasses
@@ -26,7 +27,9 @@ from sigma_jax.types import Frozen  # noqa: E402
 from tests import small_run  # noqa: E402
 from tests import small_sigma as small  # noqa: E402
 
-OPTIMIZER = make_optimizer(OptimizerConfig(sigma_rate=1e-3, lora_rate=1e-3, warmup_steps=1, total_steps=20))
+OPTIMIZER = make_optimizer(
+    OptimizerConfig(sigma_rate=1e-3, lora_rate=1e-3, warmup_steps=1, total_steps=20)
+)
 STEPS = 20
 
 
@@ -40,19 +43,28 @@ def train(goal, trainable, frozen, batch, count, accumulate=1, steps=STEPS):
     gates = wide(small.gates())
     for _ in range(steps):
         state, metrics = step(state, frozen, placed, gates)
-    rows = jax.tree.leaves(devices.everywhere(placed) if count == 1 else placed)[0].addressable_shards[0].data.shape[0]
+    rows = (
+        jax.tree.leaves(devices.everywhere(placed) if count == 1 else placed)[0]
+        .addressable_shards[0]
+        .data.shape[0]
+    )
     return jax.device_get((state.trainable, state.opt_state, metrics)), rows
 
 
 def wide(tree):
     """Floating leaves in float64."""
-    return jax.tree.map(lambda x: np.asarray(x, np.float64) if np.asarray(x).dtype == np.float32 else x, tree)
+    return jax.tree.map(
+        lambda x: np.asarray(x, np.float64) if np.asarray(x).dtype == np.float32 else x, tree
+    )
 
 
 def apart(one, other):
     """Largest difference of two trees of numbers, relative where they are above 1."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    return float(np.max([np.max(np.abs(x - y) / np.maximum(1, np.abs(x)), initial=0) for x, y in pairs]))  # NaN stays
+    # NaN stays
+    return float(
+        np.max([np.max(np.abs(x - y) / np.maximum(1, np.abs(x)), initial=0) for x, y in pairs])
+    )
 
 
 def summary(trainable, one, other):
@@ -68,15 +80,21 @@ def summary(trainable, one, other):
 def sizes(dropout):
     """The smallest pi0.5 of the tests, all of it in float64."""
     factors = dataclasses.replace(small.LORA, dropout=dropout)
-    return assembly.pi05_config(small_run.MODEL | {'dtype': 'float64', 'remat': None}, {'lora': factors})
+    return assembly.pi05_config(
+        small_run.MODEL | {'dtype': 'float64', 'remat': None}, {'lora': factors}
+    )
 
 
 def sigma_goal(config):
     """Sigma's heads as small."""
     settings = small_run.SIGMA | {'trajectory_blocks': 2}  # so that their scan is compared too
-    heads = SigmaConfig(d_model=32, state_dim=small.A, action_dim=small.A, horizon=small.T, chunk=2, **settings)
+    heads = SigmaConfig(
+        d_model=32, state_dim=small.A, action_dim=small.A, horizon=small.T, chunk=2, **settings
+    )
     object.__setattr__(heads, 'dtype', 'float64')  # a config file may not ask for it
-    return objective.SigmaObjective(config, heads, LossConfig(), CurriculumConfig(ramp_steps=4, tau=(0.01, 0.03)))
+    return objective.SigmaObjective(
+        config, heads, LossConfig(), CurriculumConfig(ramp_steps=4, tau=(0.01, 0.03))
+    )
 
 
 def noisy(tree):
@@ -90,28 +108,38 @@ def flow(config, batch):
     params = noisy(jax.jit(lambda key: pi05.init_params(key, config))(jax.random.key(0)))
     lead = (*batch.mask.shape, config.action_horizon)
     actions = np.resize(batch.actions, (*lead, small.A))
-    valid = np.array([[16, 5], [3, 9]])  # of each window: devices and micro-batches hold unequal counts
+    # of each window: devices and micro-batches hold unequal counts
+    valid = np.array([[16, 5], [3, 9]])
     mask = np.arange(config.action_horizon) < valid[..., None]
     factors = noisy(lora.init_factors(jax.random.key(1), params, pi05.LAYOUTS, config.lora))
-    seen = batch.replace(actions=actions, action_mask=mask, mask=np.array([[True, True], [True, False]]))
+    seen = batch.replace(
+        actions=actions, action_mask=mask, mask=np.array([[True, True], [True, False]])
+    )
     return {'lora': factors}, Frozen(params, small.frozen().stats), seen
 
 
 def small_batch(side):
     """Two sequences of two windows; cameras alone."""
     batch = small.make_batch()
-    seen = batch.observation.replace(images=batch.observation.images[..., :side, :side, :], depth=None, audio=None)
+    seen = batch.observation.replace(
+        images=batch.observation.images[..., :side, :side, :], depth=None, audio=None
+    )
     return jax.tree.map(lambda x: x[:, :2], batch.replace(observation=seen))
 
 
 def flow_matching():
-    """Two devices, and micro-batches against one batch; no dropout, whose masks differ between micro-batches."""
+    """Two devices, and micro-batches against one batch; no dropout, whose masks differ between
+    micro-batches.
+    """
     config = sizes(0.0)
     trainable, frozen, batch = flow(config, small_batch(config.vision.image_size))
     goal = objective.FlowMatching(config)
     one, two = (train(goal, trainable, frozen, batch, count) for count in (1, 2))
     parts = train(goal, trainable, frozen, batch, 1, accumulate=2)
-    return {'flow_matching': summary(trainable, one, two), 'accumulated': summary(trainable, one, parts)}
+    return {
+        'flow_matching': summary(trainable, one, two),
+        'accumulated': summary(trainable, one, parts),
+    }
 
 
 def sigma():

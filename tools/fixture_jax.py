@@ -7,19 +7,28 @@ import numpy as np
 from fixture_library import Failure, load, openpi_config, say, tiny_gemma
 
 
-def run_jax(flags: argparse.Namespace, settings: dict, inputs: dict, cameras: list[str]) -> dict[str, np.ndarray]:
+def run_jax(
+    flags: argparse.Namespace, settings: dict, inputs: dict, cameras: list[str]
+) -> dict[str, np.ndarray]:
     """All quantities from openpi's JAX model."""
     jax, pi0 = load('jax', 'JAX'), load('openpi.models.pi0', 'openpi')
-    gemma, siglip, base = (load(f'openpi.models.{name}', 'openpi') for name in ('gemma', 'siglip', 'model'))
+    gemma, siglip, base = (
+        load(f'openpi.models.{name}', 'openpi') for name in ('gemma', 'siglip', 'model')
+    )
     if 'tiny' in settings:
         shrink_jax(gemma, siglip, base, settings)
     config = openpi_config(flags, settings)
     vision = siglip.decode_variant('So400m/14')
     keys = ('width', 'depth', 'mlp_dim', 'num_heads')
     settings['sizes'] = {'siglip': {key: vision[key] for key in keys}}
-    for name, variant in (('vlm', config.paligemma_variant), ('action_expert', config.action_expert_variant)):
+    for name, variant in (
+        ('vlm', config.paligemma_variant),
+        ('action_expert', config.action_expert_variant),
+    ):
         expert = gemma.get_config(variant)
-        settings['sizes'][name] = {key: getattr(expert, key) for key in (*keys, 'num_kv_heads', 'head_dim')}
+        settings['sizes'][name] = {
+            key: getattr(expert, key) for key in (*keys, 'num_kv_heads', 'head_dim')
+        }
     say(f'reading {flags.checkpoint}')
     model = config.load(read_orbax(pathlib.Path(flags.checkpoint), jax.numpy.dtype(flags.dtype)))
     observation = base.Observation(
@@ -39,13 +48,18 @@ def run_jax(flags: argparse.Namespace, settings: dict, inputs: dict, cameras: li
         outputs['sampled_actions'] = model.sample_actions(
             key, observation, num_steps=settings['num_steps'], noise=noise
         )
-    outputs = {name: x.astype('float32') if x.dtype == jax.numpy.bfloat16 else x for name, x in outputs.items()}
+    outputs = {
+        name: x.astype('float32') if x.dtype == jax.numpy.bfloat16 else x
+        for name, x in outputs.items()
+    }
     return {name: np.asarray(x) for name, x in outputs.items()}
 
 
 def shrink_jax(gemma, siglip, base, settings: dict) -> None:
     """Puts the sizes of --tiny-config where openpi has constants."""
-    vision = {key: settings['tiny']['siglip'][key] for key in ('width', 'depth', 'mlp_dim', 'num_heads')}
+    vision = {
+        key: settings['tiny']['siglip'][key] for key in ('width', 'depth', 'mlp_dim', 'num_heads')
+    }
     vision['patch_size'] = (settings['patch_size'],) * 2
     gemma.get_config = tiny_gemma(gemma, settings, 'Config')
     gemma.PALIGEMMA_VOCAB_SIZE = settings['vocab_size']
@@ -54,16 +68,21 @@ def shrink_jax(gemma, siglip, base, settings: dict) -> None:
 
 
 def read_orbax(path: pathlib.Path, dtype) -> dict:
-    """The tree below `params`, as numpy arrays of `dtype`, without the leaves' `value` of openpi's training loop."""
+    """The tree below `params`, as numpy arrays of `dtype`, without the leaves' `value` of openpi's
+    training loop.
+    """
     jax, ocp = load('jax', 'JAX'), load('orbax.checkpoint', 'Orbax')
     folder = path / 'params' if (path / 'params' / '_METADATA').is_file() else path
     if not (folder / '_METADATA').is_file():
-        raise Failure(f'expected an orbax folder `params` in {path}, got none; give the folder that holds it')
+        raise Failure(
+            f'expected an orbax folder `params` in {path}, got none; give the folder that holds it'
+        )
     with ocp.PyTreeCheckpointer() as reader:
         meta = reader.metadata(folder.resolve())
         meta = getattr(meta, 'item_metadata', meta)
         args = jax.tree.map(
-            lambda _: ocp.ArrayRestoreArgs(restore_type=np.ndarray, dtype=dtype), getattr(meta, 'tree', meta)
+            lambda _: ocp.ArrayRestoreArgs(restore_type=np.ndarray, dtype=dtype),
+            getattr(meta, 'tree', meta),
         )
         tree = reader.restore(folder.resolve(), restore_args=args)['params']
     is_value = lambda x: isinstance(x, dict) and x.keys() == {'value'}  # noqa: E731
@@ -71,7 +90,9 @@ def read_orbax(path: pathlib.Path, dtype) -> dict:
 
 
 def jax_training(jnp, pi0, model, observation, inputs: dict) -> dict:
-    """The training pass and the prefix alone; `compute_loss` itself draws its noise and returns a mean."""
+    """The training pass and the prefix alone; `compute_loss` itself draws its noise and returns a
+    mean.
+    """
     time, noise, actions = (jnp.asarray(inputs[name]) for name in ('time', 'noise', 'actions'))
     x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
     prefix, mask, order = model.embed_prefix(observation)
@@ -80,7 +101,9 @@ def jax_training(jnp, pi0, model, observation, inputs: dict) -> dict:
     positions = jnp.cumsum(joint, axis=1) - 1
     attend = pi0.make_attn_mask(joint, jnp.concatenate([order, suffix_order]))
     llm, length = model.PaliGemma.llm, prefix.shape[1]
-    (_, hidden), _ = llm([prefix, suffix], mask=attend, positions=positions, adarms_cond=[None, cond])
+    (_, hidden), _ = llm(
+        [prefix, suffix], mask=attend, positions=positions, adarms_cond=[None, cond]
+    )
     alone = {'mask': pi0.make_attn_mask(mask, order), 'positions': positions[:, :length]}
     (prefix_hidden, _), _ = llm([prefix, None], **alone)
     velocity = model.action_out_proj(hidden)

@@ -1,4 +1,6 @@
-"""The user's LeRobot or openpi: finding its modules, its config, and putting other sizes where it has constants."""
+"""The user's LeRobot or openpi: finding its modules, its config, and putting other sizes where it
+has constants.
+"""
 
 import argparse
 import dataclasses
@@ -37,11 +39,17 @@ def openpi_model(name: str | None):
     if not name:
         return load('openpi.models.pi0_config', 'openpi').Pi0Config(pi05=True)
     try:
-        model = load('openpi.training.config', 'openpi with its training extras').get_config(name).model
+        model = (
+            load('openpi.training.config', 'openpi with its training extras').get_config(name).model
+        )
     except ValueError as error:
-        raise Failure(f'expected the name of an openpi config as --config, got: {error}; choose a pi05_ one') from error
+        raise Failure(
+            f'expected the name of an openpi config as --config, got: {error}; choose a pi05_ one'
+        ) from error
     if not getattr(model, 'pi05', False):
-        raise Failure(f'expected a pi0.5 config, got {name!r} with {type(model).__name__}; choose a pi05_ one')
+        raise Failure(
+            f'expected a pi0.5 config, got {name!r} with {type(model).__name__}; choose a pi05_ one'
+        )
     return model
 
 

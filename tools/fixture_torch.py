@@ -1,4 +1,6 @@
-"""Runs LeRobot's `PI05Pytorch` or openpi's `PI0Pytorch` (one structure) and listens to what its modules compute."""
+"""Runs LeRobot's `PI05Pytorch` or openpi's `PI0Pytorch` (one structure) and listens to what its
+modules compute.
+"""
 
 import argparse
 import importlib.metadata
@@ -13,7 +15,9 @@ UNUSED = 'gemma_expert.lm_head.weight'  # in every PyTorch checkpoint, read by n
 
 
 def listen(owner, name: str, calls: list):
-    """Lets the method `owner.name` report (keyword arguments, result) of every call; returns what ends that."""
+    """Lets the method `owner.name` report (keyword arguments, result) of every call; returns what
+    ends that.
+    """
     method = getattr(owner, name)
 
     def reporting(*args, **kwargs):
@@ -36,13 +40,18 @@ def resized(original, change):
 
 
 def shrink_torch(module, names: tuple[str, str], settings: dict) -> None:
-    """Puts the sizes of --tiny-config where the library has constants: into the configs it hands to transformers."""
+    """Puts the sizes of --tiny-config where the library has constants: into the configs it hands to
+    transformers.
+    """
     siglip, text = settings['tiny']['siglip'], settings['vocab_size']
 
     def paligemma(config):
         vision = config.vision_config
         vision.hidden_size, vision.num_hidden_layers = siglip['width'], siglip['depth']
-        vision.intermediate_size, vision.num_attention_heads = siglip['mlp_dim'], siglip['num_heads']
+        vision.intermediate_size, vision.num_attention_heads = (
+            siglip['mlp_dim'],
+            siglip['num_heads'],
+        )
         vision.patch_size, vision.image_size = settings['patch_size'], settings['image_size']
         vision.projection_dim = config.text_config.hidden_size
         config.text_config.vocab_size = text
@@ -58,12 +67,16 @@ def build_lerobot(flags: argparse.Namespace, settings: dict):
     """LeRobot's `PI05Pytorch` without weights."""
     torch = load('torch', 'PyTorch')
     module = load('lerobot.policies.pi05.modeling_pi05', 'LeRobot >= 0.5 with its extra `pi`')
-    configuration = load('lerobot.policies.pi05.configuration_pi05', 'LeRobot >= 0.5 with its extra `pi`')
+    configuration = load(
+        'lerobot.policies.pi05.configuration_pi05', 'LeRobot >= 0.5 with its extra `pi`'
+    )
     if 'tiny' in settings:
         module.get_gemma_config = tiny_gemma(module, settings, 'GemmaConfig')
         names = ('PaliGemmaForConditionalGenerationWithPiGemma', 'PiGemmaForCausalLM')
         if missing := [name for name in names if not hasattr(module, name)]:
-            raise Failure(f'expected {missing} in this LeRobot for --tiny-config; use LeRobot >= 0.5.1')
+            raise Failure(
+                f'expected {missing} in this LeRobot for --tiny-config; use LeRobot >= 0.5.1'
+            )
         shrink_torch(module, names, settings)
     config = configuration.PI05Config(
         dtype=flags.dtype,
@@ -96,9 +109,14 @@ def build_openpi_pytorch(flags: argparse.Namespace, settings: dict):
 def safetensors_files(path: pathlib.Path) -> list[pathlib.Path]:
     """The weight files of a checkpoint path."""
     files = [path] if path.is_file() else sorted(path.glob('*.safetensors'))
-    files = [file for file in files if file.suffix == '.safetensors' and 'processor' not in file.name]
+    files = [
+        file for file in files if file.suffix == '.safetensors' and 'processor' not in file.name
+    ]
     if not files:
-        raise Failure(f'expected model.safetensors at {path}, got none; give the file or the folder that holds it')
+        raise Failure(
+            f'expected model.safetensors at {path}, got none; give the file or the '
+            'folder that holds it'
+        )
     return files
 
 
@@ -109,37 +127,53 @@ def plain(name: str) -> str:
 
 
 def fill(model, path: pathlib.Path) -> None:
-    """Copies the checkpoint's tensors into the model, one at a time. Fails where names or shapes differ."""
+    """Copies the checkpoint's tensors into the model, one at a time. Fails where names or shapes
+    differ.
+    """
     torch, safetensors = load('torch', 'PyTorch'), load('safetensors', 'safetensors')
     stored: dict = {}
     for file in safetensors_files(path):
         reader = safetensors.safe_open(file, framework='pt')
         stored |= {plain(name): (reader, name) for name in reader.keys()}  # noqa: SIM118
     wanted = {plain(name): tensor for name, tensor in model.state_dict().items()}
-    table, head = (next((name for name in wanted if name.endswith(end)), end) for end in (TABLE, HEAD))
-    one = stored.get(table) or stored.get(head)  # one tensor under two names; where they differ, the table is read
+    table, head = (
+        next((name for name in wanted if name.endswith(end)), end) for end in (TABLE, HEAD)
+    )
+    # one tensor under two names; where they differ, the table is read
+    one = stored.get(table) or stored.get(head)
     if one:
         stored |= {table: one, head: one}
     wanted = {name: tensor for name, tensor in wanted.items() if not name.endswith(UNUSED)}
-    extra = [name for name in stored if name not in wanted and not name.endswith((UNUSED, TABLE, HEAD))]
-    problems = [f'missing {name}' for name in wanted if name not in stored] + [f'unexpected {name}' for name in extra]
+    extra = [
+        name for name in stored if name not in wanted and not name.endswith((UNUSED, TABLE, HEAD))
+    ]
+    problems = [f'missing {name}' for name in wanted if name not in stored] + [
+        f'unexpected {name}' for name in extra
+    ]
     for name in wanted.keys() & stored.keys():
         reader, key = stored[name]
         shape = tuple(reader.get_slice(key).get_shape())
         if shape != tuple(wanted[name].shape):
             problems.append(f'{name}: expected {tuple(wanted[name].shape)}, got {shape}')
     if problems:
-        raise Failure(f'{path} does not fit the model ({len(problems)} differences): {"; ".join(problems[:8])}')
+        raise Failure(
+            f'{path} does not fit the model ({len(problems)} differences): '
+            f'{"; ".join(problems[:8])}'
+        )
     with torch.no_grad():
         for name, tensor in wanted.items():
             reader, key = stored[name]
             tensor.copy_(reader.get_tensor(key))
 
 
-def run_torch(flags: argparse.Namespace, settings: dict, inputs: dict, cameras: list[str]) -> dict[str, np.ndarray]:
-    """All quantities from LeRobot's or openpi's PyTorch model, float32 where they are no masks or positions.
+def run_torch(
+    flags: argparse.Namespace, settings: dict, inputs: dict, cameras: list[str]
+) -> dict[str, np.ndarray]:
+    """All quantities from LeRobot's or openpi's PyTorch model, float32 where they are no masks or
+    positions.
 
-    Everything runs twice: rarely, a multi-threaded CPU run gives a wrong number that nothing else shows.
+    Everything runs twice: rarely, a multi-threaded CPU run gives a wrong number that nothing else
+    shows.
     """
     torch = load('torch', 'PyTorch')
     say(f'building the model on {flags.device}')
@@ -151,13 +185,21 @@ def run_torch(flags: argparse.Namespace, settings: dict, inputs: dict, cameras: 
     settings['sizes'] = torch_sizes(model)
     given = {name: torch.from_numpy(x).to(flags.device) for name, x in inputs.items()}
     try:
-        first, again = (record(torch, flags.library, model, given, cameras, settings['num_steps']) for _ in range(2))
+        first, again = (
+            record(torch, flags.library, model, given, cameras, settings['num_steps'])
+            for _ in range(2)
+        )
     except (AttributeError, TypeError) as error:
-        raise Failure(f'{flags.library} does not run with {versions()}: {error}; install those it asks for') from error
+        raise Failure(
+            f'{flags.library} does not run with {versions()}: {error}; install those it asks for'
+        ) from error
     for name, x in first.items():
         change, scale = np.abs(x - again[name].astype(float)).max(), np.abs(x).max()
         if change > (1e-5 if flags.dtype == 'float32' else 1e-2) * scale:
-            raise Failure(f'expected the same {name} from two runs, got a difference of {change:.2g}; run it again')
+            raise Failure(
+                f'expected the same {name} from two runs, got a difference of '
+                f'{change:.2g}; run it again'
+            )
     if flags.device.startswith('cuda'):
         say(f'peak GPU memory {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB')
     return first
@@ -165,16 +207,27 @@ def run_torch(flags: argparse.Namespace, settings: dict, inputs: dict, cameras: 
 
 def versions() -> str:
     """The packages that a PyTorch implementation depends on, for messages."""
-    return ', '.join(f'{name} {importlib.metadata.version(name)}' for name in ('torch', 'transformers'))
+    return ', '.join(
+        f'{name} {importlib.metadata.version(name)}' for name in ('torch', 'transformers')
+    )
 
 
-def record(torch, library: str, model, given: dict, cameras: list[str], steps: int) -> dict[str, np.ndarray]:
+def record(
+    torch, library: str, model, given: dict, cameras: list[str], steps: int
+) -> dict[str, np.ndarray]:
     """Both passes once, and what the modules were given and returned on the way."""
     joined: list = []
     embedded: list = []
     velocities: list = []
-    silence = [listen(model.paligemma_with_expert, 'forward', joined), listen(model, 'embed_prefix', embedded)]
-    silence += [model.action_out_proj.register_forward_hook(lambda module, x, y: velocities.append(y)).remove]
+    silence = [
+        listen(model.paligemma_with_expert, 'forward', joined),
+        listen(model, 'embed_prefix', embedded),
+    ]
+    silence += [
+        model.action_out_proj.register_forward_hook(
+            lambda module, x, y: velocities.append(y)
+        ).remove
+    ]
     loss, sampled = passes(torch, library, model, given, cameras, steps)
     for stop in silence:
         stop()
@@ -194,11 +247,15 @@ def record(torch, library: str, model, given: dict, cameras: list[str], steps: i
         'sampled_actions': sampled,
     }
     outputs = {name: x.detach().cpu() for name, x in outputs.items()}
-    return {name: (x.float() if x.is_floating_point() else x).numpy() for name, x in outputs.items()}
+    return {
+        name: (x.float() if x.is_floating_point() else x).numpy() for name, x in outputs.items()
+    }
 
 
 def full_precision(torch, dtype: str) -> None:
-    """No TF32, and in float32 the plain attention kernels; some libraries switch TF32 on when a model is built."""
+    """No TF32, and in float32 the plain attention kernels; some libraries switch TF32 on when a
+    model is built.
+    """
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision('highest')
     if dtype == 'float32' and torch.cuda.is_available():
@@ -207,7 +264,9 @@ def full_precision(torch, dtype: str) -> None:
 
 
 def passes(torch, library: str, model, given: dict, cameras: list[str], steps: int):
-    """(loss of the training pass, sampled actions), through the library's own `forward` and `sample_actions`."""
+    """(loss of the training pass, sampled actions), through the library's own `forward` and
+    `sample_actions`.
+    """
     images = [given[name].permute(0, 3, 1, 2).contiguous() for name in cameras]
     masks = [given[f'{name}_mask'] for name in cameras]
     prompt = (given['tokens'].long(), given['token_mask'])
@@ -218,7 +277,12 @@ def passes(torch, library: str, model, given: dict, cameras: list[str], steps: i
             loss = model.forward(images, masks, *prompt, *flow)
             return loss, sample(model, images, masks, *prompt, noise=noise, num_steps=steps)
         state = torch.zeros(len(noise), given['actions'].shape[-1], device=noise.device)
-        model._preprocess_observation = lambda observation, *, train=True: (images, masks, *prompt, state)
+        model._preprocess_observation = lambda observation, *, train=True: (
+            images,
+            masks,
+            *prompt,
+            state,
+        )
         observation = argparse.Namespace(state=state)
         loss = model.forward(observation, *flow)
         return loss, sample(model, noise.device, observation, noise=noise, num_steps=steps)
@@ -226,7 +290,10 @@ def passes(torch, library: str, model, given: dict, cameras: list[str], steps: i
 
 def torch_sizes(model) -> dict:
     """Sizes as built, in the words of a fixture's config.json."""
-    c, expert = model.paligemma_with_expert.paligemma.config, model.paligemma_with_expert.gemma_expert.config
+    c, expert = (
+        model.paligemma_with_expert.paligemma.config,
+        model.paligemma_with_expert.gemma_expert.config,
+    )
     names = {'width': 'hidden_size', 'depth': 'num_hidden_layers', 'mlp_dim': 'intermediate_size'}
     names |= {'num_heads': 'num_attention_heads'}
     heads = {'num_kv_heads': 'num_key_value_heads', 'head_dim': 'head_dim'}

@@ -4,13 +4,15 @@
     python make_fixture.py --library openpi-jax --config pi05_droid --checkpoint checkpoints/pi05_droid --out fixture
     python make_fixture.py --library openpi-pytorch --checkpoint model.safetensors --out fixture
 
-Random camera frames, prompt ids, actions and noise go through the library's own modules, and what these compute is
+Random camera frames, prompt ids, actions and noise go through the library's own modules, and what
+these compute is
 written down: `inputs.npz`, `outputs.npz`, `config.json`. Then, where sigma_jax is installed,
 
     python convert_weights.py verify --checkpoint CHECKPOINT --fixture fixture
 
-compares every quantity. This folder stands alone: it needs numpy and the library, LeRobot >= 0.5 or openpi. The frames
-are handed in as the model sees them (224 px, [-1, 1]), so resizing and augmentation take no part.
+compares every quantity. This folder stands alone: it needs numpy and the library, LeRobot >= 0.5 or
+openpi. The frames are handed in as the model sees them (224 px, [-1, 1]), so resizing and
+augmentation take no part.
 """
 
 import argparse
@@ -29,7 +31,16 @@ from fixture_library import Failure, say
 from fixture_torch import run_torch, safetensors_files
 
 LIBRARIES = ('lerobot', 'openpi-jax', 'openpi-pytorch')
-PACKAGES = ('lerobot', 'openpi', 'torch', 'transformers', 'jax', 'flax', 'orbax-checkpoint', 'numpy')
+PACKAGES = (
+    'lerobot',
+    'openpi',
+    'torch',
+    'transformers',
+    'jax',
+    'flax',
+    'orbax-checkpoint',
+    'numpy',
+)
 DIGEST_LIMIT = 4 * 2**30  # bytes; a larger checkpoint is recorded by its size alone
 
 
@@ -37,7 +48,10 @@ def split_prefix(outputs: dict, cameras: list[str], text_length: int) -> dict[st
     """The quantities, with every camera's tokens and the prompt's beside the whole prefix."""
     prefix = outputs['prefix_embeddings']
     tokens = (prefix.shape[1] - text_length) // len(cameras)
-    parts = {f'image_embeddings_{name}': prefix[:, n * tokens : (n + 1) * tokens] for n, name in enumerate(cameras)}
+    parts = {
+        f'image_embeddings_{name}': prefix[:, n * tokens : (n + 1) * tokens]
+        for n, name in enumerate(cameras)
+    }
     return parts | {'token_embeddings': prefix[:, -text_length:]} | outputs
 
 
@@ -72,7 +86,9 @@ def describe(flags: argparse.Namespace, settings: dict, inputs: dict, cameras: l
 
 
 def describe_checkpoint(path: pathlib.Path, library: str) -> dict:
-    """Name, bytes, and the SHA-256 over all its files in order of their names where they are not too large."""
+    """Name, bytes, and the SHA-256 over all its files in order of their names where they are not
+    too large.
+    """
     files = (
         sorted(file for file in path.rglob('*') if file.is_file())
         if library == 'openpi-jax'
@@ -84,7 +100,11 @@ def describe_checkpoint(path: pathlib.Path, library: str) -> dict:
         with open(file, 'rb') as stream:
             while block := stream.read(2**24):
                 digest.update(block)
-    return {'name': path.name, 'bytes': size, 'sha256': digest.hexdigest() if size <= DIGEST_LIMIT else None}
+    return {
+        'name': path.name,
+        'bytes': size,
+        'sha256': digest.hexdigest() if size <= DIGEST_LIMIT else None,
+    }
 
 
 def write(out: pathlib.Path, inputs: dict, outputs: dict, config: dict) -> None:
@@ -102,22 +122,34 @@ def write(out: pathlib.Path, inputs: dict, outputs: dict, config: dict) -> None:
 
 
 def make(flags: argparse.Namespace) -> None:
-    """Inputs, two runs through the library, files. Fails where the two runs differ: then no number is to be trusted."""
+    """Inputs, two runs through the library, files. Fails where the two runs differ: then no number
+    is to be trusted.
+    """
     out = pathlib.Path(flags.out)
     if out.exists():
-        raise Failure(f'expected {out} not to exist yet, got a finished one; remove it or choose another name')
+        raise Failure(
+            f'expected {out} not to exist yet, got a finished one; remove it or choose another name'
+        )
     if not pathlib.Path(flags.checkpoint).exists():
-        raise Failure(f'expected a checkpoint at {flags.checkpoint}, got no such file or folder; check the path')
+        raise Failure(
+            f'expected a checkpoint at {flags.checkpoint}, got no such file or folder; '
+            'check the path'
+        )
     settings, cameras = read_settings(flags), camera_names(flags.cameras, flags.library)
     if flags.inputs:
         inputs, cameras = read_inputs(flags.inputs, settings)
-        settings |= {'text_length': inputs['tokens'].shape[1], 'action_horizon': inputs['actions'].shape[1]}
+        settings |= {
+            'text_length': inputs['tokens'].shape[1],
+            'action_horizon': inputs['actions'].shape[1],
+        }
     else:
         inputs = make_inputs(settings, cameras, flags.batch, flags.seed)
     run = run_jax if flags.library == 'openpi-jax' else run_torch
     outputs = split_prefix(run(flags, settings, inputs, cameras), cameras, settings['text_length'])
     if bad := [name for name, x in outputs.items() if not np.isfinite(x).all()]:
-        raise Failure(f'expected finite numbers from {flags.library}, got NaN or infinity in {", ".join(bad)}')
+        raise Failure(
+            f'expected finite numbers from {flags.library}, got NaN or infinity in {", ".join(bad)}'
+        )
     say(f'writing {out}')
     write(out, inputs, outputs, describe(flags, settings, inputs, cameras))
     for name, x in outputs.items():
@@ -127,7 +159,9 @@ def make(flags: argparse.Namespace) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add('--library', required=True, choices=LIBRARIES, help='whose implementation computes')
     add(
@@ -136,20 +170,38 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help='its weights: a .safetensors file, or a folder with one or with orbax params',
     )
     add('--out', required=True, help='folder to write; must not exist')
-    add('--config', help='openpi: name of the training config, e.g. pi05_droid (default: pi0.5 with the sizes below)')
+    add(
+        '--config',
+        help='openpi: name of the training config, e.g. pi05_droid (default: pi0.5 '
+        'with the sizes below)',
+    )
     add('--batch', type=int, default=2, help='samples (default: 2)')
-    add('--cameras', default='2', help='how many, or their names with commas between them (default: 2)')
+    add(
+        '--cameras',
+        default='2',
+        help='how many, or their names with commas between them (default: 2)',
+    )
     add('--seed', type=int, default=0, help='of the random inputs (default: 0)')
-    add('--dtype', choices=('float32', 'bfloat16'), default='float32', help='to compute in (default: float32)')
+    add(
+        '--dtype',
+        choices=('float32', 'bfloat16'),
+        default='float32',
+        help='to compute in (default: float32)',
+    )
     add('--device', default='cpu', help='cpu or cuda; JAX takes what it finds (default: cpu)')
     add('--inputs', help='inputs.npz of an earlier fixture, instead of random ones')
     add('--steps', type=int, help='of the sampler (default: as the checkpoint says, or 10)')
     add('--action-dim', type=int, help='(default: as the checkpoint says, or 32)')
     add('--action-horizon', type=int, help='(default: as the checkpoint says, or 50)')
-    add('--text-length', type=int, help='tokens of a prompt with its padding (default: as the checkpoint says, or 200)')
+    add(
+        '--text-length',
+        type=int,
+        help='tokens of a prompt with its padding (default: as the checkpoint says, or 200)',
+    )
     add(
         '--tiny-config',
-        help='config.json of a fixture whose model is smaller than pi0.5: its sizes replace the constants',
+        help='config.json of a fixture whose model is smaller than pi0.5: its sizes replace the '
+        'constants',
     )
     flags = parser.parse_args(arguments)
     for name in ('batch', 'steps', 'action_dim', 'action_horizon', 'text_length'):

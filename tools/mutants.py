@@ -1,11 +1,14 @@
-"""Plants bugs one at a time and tells which tests find them: `python tools/mutants.py --jobs=2`, half an hour at most.
+"""Plants bugs one at a time and tells which tests find them: `python tools/mutants.py --jobs=2`,
+half an hour at most.
 
-A bug is an edit of a line or two, listed in `tools/mutants/*.toml` with the tests that must fail for it. Every job
-has a copy of the working tree; there the edit is made, the tests run and the file is put back. First the tests run
+A bug is an edit of a line or two, listed in `tools/mutants/*.toml` with the tests that must fail
+for it. Every job has a copy of the working tree; there the edit is made, the tests run and the file
+is put back. First the tests run
 without any edit: one that fails then shows nothing. Seconds are those of a processor.
 
-Each run is a child of a process that has the libraries in memory, but none of this project's modules, so that what a
-child imports is the edited copy; it says from where it did. Exit status 0: at least 95 % were found.
+Each run is a child of a process that has the libraries in memory, but none of this project's
+modules, so that what a child imports is the edited copy; it says from where it did. Exit status 0:
+at least 95 % were found.
 """
 
 import argparse
@@ -39,7 +42,9 @@ LONGEST = 300.0  # seconds that the tests of one bug may take
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """One planted bug: `old`, which stands once in `file`, becomes `new`; `left` says why no test need find it."""
+    """One planted bug: `old`, which stands once in `file`, becomes `new`; `left` says why no test
+    need find it.
+    """
 
     name: str
     file: str
@@ -52,7 +57,9 @@ class Mutant:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of one run of tests: 'found', 'missed' or 'error', by which test or why, seconds."""
+    """What came of one run of tests: 'found', 'missed' or 'error', by which test or why,
+    seconds.
+    """
 
     outcome: str
     told: str
@@ -61,20 +68,29 @@ class Result:
 
 def read_mutants(folder: pathlib.Path = LISTS) -> list[Mutant]:
     """All listed bugs, in the order of files and entries."""
-    entries = [entry for path in sorted(folder.glob('*.toml')) for entry in tomllib.loads(path.read_text())['mutant']]
+    entries = [
+        entry
+        for path in sorted(folder.glob('*.toml'))
+        for entry in tomllib.loads(path.read_text())['mutant']
+    ]
     return [Mutant(**entry | {'tests': tuple(entry['tests'])}) for entry in entries]
 
 
 def problems(mutants: list[Mutant], root: pathlib.Path = ROOT) -> list[str]:
-    """What keeps the list from being run: names told twice, texts that do not stand once, tests that are not there."""
+    """What keeps the list from being run: names told twice, texts that do not stand once, tests
+    that are not there.
+    """
     names = collections.Counter(mutant.name for mutant in mutants)
-    found = [f'{name}: expected one mutant of that name, got {n}' for name, n in names.items() if n > 1]
+    found = [
+        f'{name}: expected one mutant of that name, got {n}' for name, n in names.items() if n > 1
+    ]
     for mutant in mutants:
         path = root / mutant.file
         count = path.read_text().count(mutant.old) if path.is_file() else 0
         if count != 1 or mutant.old == mutant.new:
             found.append(
-                f'{mutant.name}: expected its old text once in {mutant.file}, and another new one, got {count}'
+                f'{mutant.name}: expected its old text once in {mutant.file}, and another new '
+                f'one, got {count}'
             )
         for test in mutant.tests:
             file, *rest = test.split('::')
@@ -98,7 +114,8 @@ def copy_tree(place: pathlib.Path) -> None:
         if (ROOT / name).is_file():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, place / name)
-    checked = py_compile.PycInvalidationMode.CHECKED_HASH  # by content: an edit is seen whatever the clock says
+    # by content: an edit is seen whatever the clock says
+    checked = py_compile.PycInvalidationMode.CHECKED_HASH
     compileall.compile_dir(place / 'sigma_jax', quiet=2, invalidation_mode=checked)
 
 
@@ -129,10 +146,22 @@ def child(place: pathlib.Path, tests: tuple[str, ...], answer: pathlib.Path, eve
 
     plugin = First()
     settings = [] if every else ['-x']
-    code = pytest.main([*tests, *settings, '-n', '0', '-p', 'no:cacheprovider', '--tb=short'], [plugin])
+    code = pytest.main(
+        [*tests, *settings, '-n', '0', '-p', 'no:cacheprovider', '--tb=short'], [plugin]
+    )
     own = [name for name in sys.modules if name == 'sigma_jax' or name.startswith('sigma_jax.')]
-    foreign = [n for n in own if not str(getattr(sys.modules[n], '__file__', place) or place).startswith(str(place))]
-    found = {'code': int(code), 'failed': plugin.failed, 'why': plugin.why, 'ran': plugin.ran, 'foreign': foreign}
+    foreign = [
+        n
+        for n in own
+        if not str(getattr(sys.modules[n], '__file__', place) or place).startswith(str(place))
+    ]
+    found = {
+        'code': int(code),
+        'failed': plugin.failed,
+        'why': plugin.why,
+        'ran': plugin.ran,
+        'foreign': foreign,
+    }
     answer.write_text(json.dumps(found))
     os._exit(0)
 
@@ -142,19 +171,25 @@ def judge(answer: pathlib.Path, seconds: float) -> Result:
     try:
         found = json.loads(answer.read_text())
     except (OSError, ValueError):
-        return Result('error', f'no answer within {LONGEST:.0f} s; see {answer.with_suffix(".log")}', seconds)
+        return Result(
+            'error', f'no answer within {LONGEST:.0f} s; see {answer.with_suffix(".log")}', seconds
+        )
     if found['foreign']:
         return Result('error', f'imported {found["foreign"][0]} from elsewhere', seconds)
     if found['code'] == 1 and found['failed']:
         return Result('found', found['failed'], seconds)
     if found['code'] == 0 and found['ran']:
         return Result('missed', '', seconds)
-    return Result('error', f'pytest ended with {found["code"]}; see {answer.with_suffix(".log")}', seconds)
+    return Result(
+        'error', f'pytest ended with {found["code"]}; see {answer.with_suffix(".log")}', seconds
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A child at work: in which copy, where it answers, since when, and (file, text) to put back."""
+    """A child at work: in which copy, where it answers, since when, and (file, text) to put
+    back.
+    """
 
     name: str
     place: pathlib.Path
@@ -196,7 +231,8 @@ class Pool:
                     os.killpg(process, signal.SIGKILL)
                 ended, _, used = os.wait4(process, 0 if seconds > LONGEST else os.WNOHANG)
                 if ended:
-                    seconds = used.ru_utime + used.ru_stime  # of a processor: the clock tells of other work too
+                    # of a processor: the clock tells of other work too
+                    seconds = used.ru_utime + used.ru_stime
                     del self.running[process]
                     self.free.append(one.place)
                     if one.undo:
@@ -216,7 +252,9 @@ def run_all(
         name, result = pool.wait()
         found[name] = result
         rest = (time.monotonic() - started) / len(found) * (len(work) - len(found))
-        outcome = 'passed' if result.outcome == 'missed' and name.startswith(AS_IT_IS) else result.outcome
+        outcome = (
+            'passed' if result.outcome == 'missed' and name.startswith(AS_IT_IS) else result.outcome
+        )
         told = f'{len(found)}/{len(work)} {name}: {outcome} {result.told} ({result.seconds:.0f} s)'
         print(f'{told}; about {rest / 60:.0f} min left', file=sys.stderr, flush=True)
     return found
@@ -227,18 +265,38 @@ def table(mutants: list[Mutant], results: dict[str, Result]) -> str:
     lines = ['| mutant | breaks | outcome | by | s |', '|---|---|---|---|---|']
     for mutant in mutants:
         result = results[mutant.name]
-        by = f'`{result.told}`' if result.outcome == 'found' else mutant.left or result.told or ', '.join(mutant.tests)
-        lines.append(f'| {mutant.name} | {mutant.breaks} | {result.outcome} | {by} | {result.seconds:.0f} |')
+        by = (
+            f'`{result.told}`'
+            if result.outcome == 'found'
+            else mutant.left or result.told or ', '.join(mutant.tests)
+        )
+        lines.append(
+            f'| {mutant.name} | {mutant.breaks} | {result.outcome} | {by} | {result.seconds:.0f} |'
+        )
     return '\n'.join(lines)
 
 
 def main() -> int:
     """See the module's first lines."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--only', action='append', default=[], metavar='NAME', help='this bug alone; may be repeated')
-    parser.add_argument('--jobs', type=int, default=2, help='runs at a time, each with a copy of the tree')
-    parser.add_argument('--list', action='store_true', help='print names and what each breaks, run nothing')
-    parser.add_argument('--nobaseline', action='store_true', help='do not run the tests without an edit first')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--only',
+        action='append',
+        default=[],
+        metavar='NAME',
+        help='this bug alone; may be repeated',
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=2, help='runs at a time, each with a copy of the tree'
+    )
+    parser.add_argument(
+        '--list', action='store_true', help='print names and what each breaks, run nothing'
+    )
+    parser.add_argument(
+        '--nobaseline', action='store_true', help='do not run the tests without an edit first'
+    )
     given = parser.parse_args()
     mutants = read_mutants()
     if unknown := set(given.only) - {mutant.name for mutant in mutants}:
@@ -256,7 +314,8 @@ def main() -> int:
 def run(mutants: list[Mutant], jobs: int, baseline: bool) -> int:
     """The tests as they are, then every mutant; prints the table."""
     os.environ |= {'JAX_PLATFORMS': 'cpu', 'PYTHONDONTWRITEBYTECODE': '1'}
-    sys.dont_write_bytecode = True  # by time, a file edited twice within a second could be taken for its older self
+    # by time, a file edited twice within a second could be taken for its older self
+    sys.dont_write_bytecode = True
     for name in LIBRARIES:
         importlib.import_module(name)
     folder = pathlib.Path(tempfile.mkdtemp(prefix='mutants-'))
@@ -265,10 +324,17 @@ def run(mutants: list[Mutant], jobs: int, baseline: bool) -> int:
         for test in dict.fromkeys(test for mutant in mutants for test in mutant.tests):
             tests[test.partition('::')[0]].append(test)
         before = run_all(
-            [(f'{AS_IT_IS}{file.replace("/", ".")}', tuple(some), None) for file, some in tests.items()], jobs, folder
+            [
+                (f'{AS_IT_IS}{file.replace("/", ".")}', tuple(some), None)
+                for file, some in tests.items()
+            ],
+            jobs,
+            folder,
         )
         if wrong := [
-            f'{name}: {result.told or result.outcome}' for name, result in before.items() if result.outcome != 'missed'
+            f'{name}: {result.told or result.outcome}'
+            for name, result in before.items()
+            if result.outcome != 'missed'
         ]:
             print('expected the tests to pass as it is, got:', *wrong, sep='\n', file=sys.stderr)
             return 2

@@ -1,4 +1,6 @@
-"""The parts of an ablation: those of one run, with all members side by side in one state and one compiled step."""
+"""The parts of an ablation: those of one run, with all members side by side in one state and one
+compiled step.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,40 +18,49 @@ from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Parts
 from sigma_jax.types import Batch, Frozen
 
-CPU_AT_ONCE = 1  # members whose intermediate results a core's caches can take; measured (benchmarks/ablations.py)
+# members whose intermediate results a core's caches can take; measured (benchmarks/ablations.py)
+CPU_AT_ONCE = 1
 
 
 class AblationRun(Parts):
-    """Base, data and frozen leaves as of one run; `state` holds all members, `step` moves them by one batch.
+    """Base, data and frozen leaves as of one run; `state` holds all members, `step` moves them by
+    one batch.
 
-    Every seed has an initialisation and random numbers of its own; the order of batches is that of `config.seed`.
-    Members are divided over as many local devices as divide their number; each device computes `at_once` of its own
-    at a time (0: what suits the device).
+    Every seed has an initialisation and random numbers of its own; the order of batches is that of
+    `config.seed`. Members are divided over as many local devices as divide their number; each
+    device computes `at_once` of its own at a time (0: what suits the device).
 
     Raises UserError for anything wrong with config, shards or base.
     """
 
     def __init__(self, config: Mapping, members: Sequence[Member], at_once: int = 0):
         check(config)
-        share_members(1).check(config['batch_size'], config.get('accumulate', 1))  # each device sees the whole batch
+        # each device sees the whole batch
+        share_members(1).check(config['batch_size'], config.get('accumulate', 1))
         super().__init__(config, share_members(len(members)))
         self.members = list(members)
         self.loader = self.make_loader(config['loader']['num_workers'])
         settings = dict(config['optimizer']) | {'total_steps': config['steps']}
         optimizer = make_optimizer(assembly.build(OptimizerConfig, settings, 'optimizer'))
-        states = {seed: jax.device_get(self._start(seed, optimizer)) for seed in {member.seed for member in members}}
+        states = {
+            seed: jax.device_get(self._start(seed, optimizer))
+            for seed in {member.seed for member in members}
+        }
         self.state = self.devices.rows(stacked.start([states[member.seed] for member in members]))
         self.gates = self.devices.rows(stacked.stack_gates(members))
         each = len(members) // self.devices.count
         self.at_once = stacked.at_once(at_once or suits(config, each), each)
-        self.one = make_step(self.goal, optimizer, config['ema'], config.get('accumulate', 1))  # of one member
+        # of one member
+        self.one = make_step(self.goal, optimizer, config['ema'], config.get('accumulate', 1))
         together = stacked.side_by_side(self.one, self.at_once, self._share)
         self.step = self.devices.jit_rows(together, config.get('triton', False))
 
     def _start(self, seed: int, optimizer) -> TrainState:
         """The state of a run with this seed before its first step."""
         config = dict(self.config) | {'seed': seed}
-        trainable, self.frozen = assembly.make_trainable(config, self.base, self.goal, self.frozen, self.example)
+        trainable, self.frozen = assembly.make_trainable(
+            config, self.base, self.goal, self.frozen, self.example
+        )
         return init_state(seed, trainable, optimizer, config['ema'] is not None)
 
     def _share(self, frozen: Frozen, batch: Batch) -> Batch:
@@ -63,7 +74,9 @@ class AblationRun(Parts):
 
 
 def suits(config: Mapping, members: int) -> int:
-    """Members that a device of this kind computes best at a time: on a GPU as many as `fitting` finds room for."""
+    """Members that a device of this kind computes best at a time: on a GPU as many as `fitting`
+    finds room for.
+    """
     if jax.default_backend() == 'cpu':
         return CPU_AT_ONCE
     job, _ = memory_check.make_job(config)
@@ -71,20 +84,25 @@ def suits(config: Mapping, members: int) -> int:
 
 
 def fitting(parts: Mapping[str, int], members: int, usable: int) -> int:
-    """How many of `members` to take at a time, by the forecast of one's step and the `usable` bytes of a GPU.
+    """How many of `members` to take at a time, by the forecast of one's step and the `usable` bytes
+    of a GPU.
 
-    The states of all lie there, and again while new ones are made of old. Of the room left only half is given to
-    passing things, where more than one member is in it: a forecast is no promise, and a GPU that is full of work
-    gains nothing by more of it. Raises UserError where not even one has room.
+    The states of all lie there, and again while new ones are made of old. Of the room left only
+    half is given to passing things, where more than one member is in it: a forecast is no promise,
+    and a GPU that is full of work gains nothing by more of it. Raises UserError where not even one
+    has room.
     """
     state = parts['trainable leaves'] + parts['moments'] + parts['running average']
-    passing = parts['gradients'] + parts['kept activations'] + parts['largest layer'] + parts['reserve']
+    passing = (
+        parts['gradients'] + parts['kept activations'] + parts['largest layer'] + parts['reserve']
+    )
     left = usable - parts['frozen base'] - parts['batch'] - 2 * members * state
     if left < passing:
         needed = (usable - left + passing) / memory_check.GIB
         raise UserError(
-            f'expected room for the states of {members} trainings and one step, about {needed:.1f} GiB, got '
-            f'{usable / memory_check.GIB:.1f}; train fewer rows or seeds at once (config.ablations)'
+            f'expected room for the states of {members} trainings and one step, about '
+            f'{needed:.1f} GiB, got {usable / memory_check.GIB:.1f}; train fewer rows or seeds at '
+            'once (config.ablations)'
         )
     return max(left // (2 * passing), 1)
 
@@ -93,13 +111,13 @@ def check(config: Mapping) -> None:
     """Raises UserError for a config whose gates would change nothing."""
     if config['objective'] != 'sigma':
         raise UserError(
-            f"config.ablations: expected objective 'sigma', whose parts the gates switch, got {config['objective']!r}; "
-            "leave config.ablations out or set config.objective='sigma'"
+            "config.ablations: expected objective 'sigma', whose parts the gates switch, got "
+            f"{config['objective']!r}; leave config.ablations out or set config.objective='sigma'"
         )
     if config['log']['shares']:
         raise UserError(
-            f'config.ablations: expected log.shares=0, got {config["log"]["shares"]}: shares of the gradient are '
-            'measured in a run of its own'
+            f'config.ablations: expected log.shares=0, got {config["log"]["shares"]}: shares of '
+            'the gradient are measured in a run of its own'
         )
 
 

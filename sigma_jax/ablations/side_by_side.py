@@ -1,4 +1,5 @@
-"""Training all members of an ablation in one program; each ends as a training folder of its own (DESIGN 3.8).
+"""Training all members of an ablation in one program; each ends as a training folder of its own
+(DESIGN 3.8).
 
 In the work folder:
 
@@ -40,7 +41,8 @@ def train(
 ) -> tuple[list[Member], Rows]:
     """Trains all members to `config.steps`, continuing from the newest checkpoint in `workdir`.
 
-    `grid` is what a file such as configs/ablations.py returns. Returns the members and their states.
+    `grid` is what a file such as configs/ablations.py returns. Returns the members and their
+    states.
 
     Raises:
       UserError: as `trainer.train` does, and when no member is left.
@@ -67,19 +69,32 @@ def train(
 
 
 def with_grid(config: Mapping, grid: Mapping) -> tuple[dict, list[Member]]:
-    """(the config with all rows and seeds in it, the members). Raises UserError for a grid that cannot be meant."""
+    """(the config with all rows and seeds in it, the members). Raises UserError for a grid that
+    cannot be meant.
+    """
     if missing := {'rows', 'seeds'} - set(grid):
-        raise UserError(f'config.ablations: expected a file with rows and seeds, got none of {sorted(missing)} in it')
-    rows = {name: readable(dict(config['ablation']) | dict(changes)) for name, changes in dict(grid['rows']).items()}
+        raise UserError(
+            'config.ablations: expected a file with rows and seeds, got none of '
+            f'{sorted(missing)} in it'
+        )
+    rows = {
+        name: readable(dict(config['ablation']) | dict(changes))
+        for name, changes in dict(grid['rows']).items()
+    }
     members = stacked.grid(rows, grid['seeds'])
     # their order too: states lie in it, and a ConfigDict sorts its keys
-    return dict(config) | {'ablations': {'rows': rows, 'order': list(rows), 'seeds': list(grid['seeds'])}}, members
+    return dict(config) | {
+        'ablations': {'rows': rows, 'order': list(rows), 'seeds': list(grid['seeds'])}
+    }, members
 
 
 def readable(gates: Mapping[str, Any]) -> dict[str, Any]:
     """Gates as JSON has them: no infinity, but text. Raises UserError for one that is no number."""
     try:
-        return {name: value if math.isfinite(float(value)) else str(value) for name, value in gates.items()}
+        return {
+            name: value if math.isfinite(float(value)) else str(value)
+            for name, value in gates.items()
+        }
     except (TypeError, ValueError) as error:
         raise UserError(
             f'ablations: expected gates that are numbers, got {dict(gates)}; 0 switches a part off'
@@ -97,10 +112,17 @@ def work(run: AblationRun, workdir: pathlib.Path, console: Console, plain: dict)
         trainer.note_episodes(run, workdir)
         with contextlib.ExitStack() as logs, trainer.progress_bar(console) as progress:
             start = run.state.step
-            written = [logs.enter_context(TrainLog(place(workdir, member), start)) for member in run.members]
+            written = [
+                logs.enter_context(TrainLog(place(workdir, member), start))
+                for member in run.members
+            ]
             loop(run, batches, checkpoints, written, progress, plain, stop)
             save_members(run, batches.get_state(), workdir, progress)
-    found = summary(run.members, [place(workdir, member) for member in run.members], np.asarray(run.state.failed))
+    found = summary(
+        run.members,
+        [place(workdir, member) for member in run.members],
+        np.asarray(run.state.failed),
+    )
     atomic_write(workdir / SUMMARY, json.dumps(found, indent=1, allow_nan=False))
     console.print(table(found))
 
@@ -123,7 +145,9 @@ def loop(
     config, start = run.config, run.state.step
     steps, every = config['steps'], config['log']['every']
     told: set[int] = set()
-    task = progress.add_task(f'{len(run.members)} trainings', total=steps, completed=start, note='compiling')
+    task = progress.add_task(
+        f'{len(run.members)} trainings', total=steps, completed=start, note='compiling'
+    )
     for n in range(start, steps):
         batch = run.devices.everywhere(trainer.next_batch(batches, first=n == start))
         with uncollected() if n == start else contextlib.nullcontext():
@@ -155,14 +179,15 @@ def tell_failed(run: AblationRun, progress: Progress, told: set[int]) -> list[in
     for m in sorted(set(stopped) - told):
         member = run.members[m]
         progress.console.print(
-            f'{member.row}, seed {member.seed}: loss or gradient is no number at step {failed[m]}; it stays as it was '
-            'before that step, the others go on'
+            f'{member.row}, seed {member.seed}: loss or gradient is no number at step '
+            f'{failed[m]}; it stays as it was before that step, the others go on'
         )
     told |= set(stopped)
     if len(stopped) == len(failed):
         raise UserError(
-            f'step {max(failed)}: expected a finite loss in some row, got none in all {len(failed)}; the last '
-            'checkpoint is intact: lower optimizer rates, then start again'
+            f'step {max(failed)}: expected a finite loss in some row, got none in all '
+            f'{len(failed)}; the last checkpoint is intact: lower optimizer rates, then start '
+            'again'
         )
     return [m for m in range(len(failed)) if m not in told]
 
@@ -170,20 +195,30 @@ def tell_failed(run: AblationRun, progress: Progress, told: set[int]) -> list[in
 def announce(run: AblationRun, workdir: pathlib.Path, console: Console) -> None:
     """One line on what is trained, on what, how."""
     count = len(run.members)
-    counts = ', '.join(f'{k} {n // count:,}' for k, n in parameter_count(run.state.state.trainable).items())
+    counts = ', '.join(
+        f'{k} {n // count:,}' for k, n in parameter_count(run.state.state.trainable).items()
+    )
     console.print(
         f'{count} trainings in one program, {run.at_once} at a time on {run.devices.count} x '
         f'{jax.devices()[0].device_kind}; trainable in each {counts}; rows in {workdir}/rows'
     )
 
 
-def save_members(run: AblationRun, position: dict, workdir: pathlib.Path, progress: Progress) -> None:
-    """A training folder for each member: its state, and a config of its own; those that are there stay."""
+def save_members(
+    run: AblationRun, position: dict, workdir: pathlib.Path, progress: Progress
+) -> None:
+    """A training folder for each member: its state, and a config of its own; those that are there
+    stay.
+    """
     rows = jax.device_get(run.state)
     task = progress.add_task('saving', total=len(run.members), note='')
     for m, member in enumerate(run.members):
         folder, state = place(workdir, member), stacked.member_state(rows, m)
-        changed = {'ablations': '', 'ablation': run.config['ablations']['rows'][member.row], 'seed': member.seed}
+        changed = {
+            'ablations': '',
+            'ablation': run.config['ablations']['rows'][member.row],
+            'seed': member.seed,
+        }
         config = json.loads(json.dumps(dict(run.config) | changed))
         with Checkpoints(folder / 'checkpoints', keep=1) as checkpoints:
             if checkpoints.latest() != int(state.step):

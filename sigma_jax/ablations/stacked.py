@@ -1,8 +1,9 @@
-"""Ablations side by side: rows x seeds as one stacked state, one program, one trace (DESIGN 3.7, 3.8).
+"""Ablations side by side: rows x seeds as one stacked state, one program, one trace (DESIGN 3.7,
+3.8).
 
-A row is a set of gates (`types.Ablation`), which are data; a member is a row with a seed, which gives it an
-initialisation and random numbers of its own. All members see the same batches in the same order. The frozen weights,
-and what they make of a batch, are there once for all of them.
+A row is a set of gates (`types.Ablation`), which are data; a member is a row with a seed, which
+gives it an initialisation and random numbers of its own. All members see the same batches in the
+same order. The frozen weights, and what they make of a batch, are there once for all of them.
 """
 
 import math
@@ -48,22 +49,34 @@ class Rows:
 
 
 def grid(rows: Mapping[str, Mapping[str, float]], seeds: Iterable[int]) -> list[Member]:
-    """All rows with all seeds, the seeds of a row beside each other; `rows` maps a name to the gates it changes.
+    """All rows with all seeds, the seeds of a row beside each other; `rows` maps a name to the
+    gates it changes.
 
-    Raises UserError for a gate that does not exist, a name that is no folder's, a seed that comes twice, or none.
+    Raises UserError for a gate that does not exist, a name that is no folder's, a seed that comes
+    twice, or none.
     """
     seeds = list(seeds)
     if not rows or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f'ablations: expected rows and different seeds, got {len(rows)} rows and seeds {seeds}')
+        raise UserError(
+            f'ablations: expected rows and different seeds, got {len(rows)} rows and seeds {seeds}'
+        )
     if wrong := [seed for seed in seeds if not is_a(int, seed)]:
         raise UserError(f'ablations: expected whole numbers as seeds, got {wrong[0]!r}; correct it')
     known = sorted(Ablation.__dataclass_fields__)
     for name, changes in rows.items():
         if unknown := sorted(set(changes) - set(known)):
-            raise UserError(f'ablations: row {name!r} expects gates out of {known}, got {unknown}; correct its name')
+            raise UserError(
+                f'ablations: row {name!r} expects gates out of {known}, got '
+                f'{unknown}; correct its name'
+            )
         if not name.isidentifier():
-            raise UserError(f'ablations: expected a name of letters, digits and _, got {name!r}; rename the row')
-    gates = {name: Ablation(**{k: float(v) for k, v in changes.items()}) for name, changes in rows.items()}
+            raise UserError(
+                f'ablations: expected a name of letters, digits and _, got {name!r}; rename the row'
+            )
+    gates = {
+        name: Ablation(**{k: float(v) for k, v in changes.items()})
+        for name, changes in rows.items()
+    }
     return [Member(name, seed, gates[name]) for name in rows for seed in seeds]
 
 
@@ -87,7 +100,9 @@ def start(states: Iterable[PyTree]) -> Rows:
 
 
 def member_state(rows: Rows, n: int) -> PyTree:
-    """The training state of member `n` alone; of rows on several devices, take `jax.device_get` of them first."""
+    """The training state of member `n` alone; of rows on several devices, take `jax.device_get` of
+    them first.
+    """
     return jax.tree.map(lambda x: x[n], rows.state)
 
 
@@ -97,12 +112,16 @@ def at_once(asked: int, members: int) -> int:
     Raises UserError for fewer than none.
     """
     if asked < 0:
-        raise UserError(f'ablations: expected at_once of 0 or more members, got {asked}; 0 takes what suits the device')
+        raise UserError(
+            f'ablations: expected at_once of 0 or more members, got {asked}; 0 takes '
+            'what suits the device'
+        )
     return max(n for n in range(1, min(asked or members, members) + 1) if members % n == 0)
 
 
 def guarded(step: Step) -> Callable:
-    """`step` of one member, which stays at its last finite state from the step on whose loss or gradient is no number.
+    """`step` of one member, which stays at its last finite state from the step on whose loss or
+    gradient is no number.
 
     (state, failed, frozen, batch, gates) -> (state, failed, metrics).
     """
@@ -117,14 +136,22 @@ def guarded(step: Step) -> Callable:
     return one
 
 
-def side_by_side(step: Step, count: int, share: Callable[[Frozen, Batch], Batch] = lambda frozen, batch: batch):
-    """`all_rows(rows, frozen, batch, gates) -> (rows, metrics [m])` from a step of `train_step.make_step`.
+def side_by_side(
+    step: Step, count: int, share: Callable[[Frozen, Batch], Batch] = lambda frozen, batch: batch
+):
+    """`all_rows(rows, frozen, batch, gates) -> (rows, metrics [m])` from a step of
+    `train_step.make_step`.
 
-    `count` members are computed at once under `jax.vmap`, then the next ones, in one program: all at once they would
-    outgrow a CPU's caches, or a GPU's memory. `count` must divide their number (`at_once`). `share(frozen, batch)` adds
-    to the batch what does not depend on a member; it is computed once.
+    `count` members are computed at once under `jax.vmap`, then the next ones, in one program: all
+    at once they would outgrow a CPU's caches, or a GPU's memory. `count` must divide their number
+    (`at_once`). `share(frozen, batch)` adds to the batch what does not depend on a member; it is
+    computed once.
     """
-    chunk = jax.vmap(guarded(step), in_axes=(0, 0, None, None, 0)) if count > 1 else _alone(guarded(step))
+    chunk = (
+        jax.vmap(guarded(step), in_axes=(0, 0, None, None, 0))
+        if count > 1
+        else _alone(guarded(step))
+    )
 
     def all_rows(rows: Rows, frozen: Frozen, batch: Batch, gates: Ablation):
         batch = share(frozen, batch)
@@ -138,14 +165,18 @@ def side_by_side(step: Step, count: int, share: Callable[[Frozen, Batch], Batch]
         if count == members:
             return some((rows, gates))
         # not a carry that is updated in place: of that, XLA copies all members at each of them
-        parts = jax.tree.map(lambda x: x.reshape(members // count, count, *x.shape[1:]), (rows, gates))
+        parts = jax.tree.map(
+            lambda x: x.reshape(members // count, count, *x.shape[1:]), (rows, gates)
+        )
         return jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), jax.lax.map(some, parts))
 
     return all_rows
 
 
 def _alone(one: Callable) -> Callable:
-    """`jax.vmap` over an axis of length 1, without it: products of one member are those of a plain step."""
+    """`jax.vmap` over an axis of length 1, without it: products of one member are those of a plain
+    step.
+    """
 
     def chunk(state, failed, frozen, batch, gates):
         state, failed, gates = jax.tree.map(lambda x: x[0], (state, failed, gates))
@@ -155,7 +186,9 @@ def _alone(one: Callable) -> Callable:
 
 
 def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1) over seeds; NaN where there are none, 0 where there is one."""
+    """Mean and standard deviation (n - 1) over seeds; NaN where there are none, 0 where there is
+    one.
+    """
     numbers = list(values)
     if not numbers:
         return math.nan, math.nan

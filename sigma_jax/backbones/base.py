@@ -23,8 +23,12 @@ class Backbone(Protocol):
         """The language model's own token embeddings."""
         ...
 
-    def encode(self, embeddings: Float[Array, 'b s w'], mask: Bool[Array, 'b s']) -> Float[Array, 'b s w']:
-        """The language model over a sequence of embeddings, every valid one attending to every valid one."""
+    def encode(
+        self, embeddings: Float[Array, 'b s w'], mask: Bool[Array, 'b s']
+    ) -> Float[Array, 'b s w']:
+        """The language model over a sequence of embeddings, every valid one attending to every
+        valid one.
+        """
         ...
 
     def sample_actions(self, key: Array, observation: Observation) -> Float[Array, 'b t a']:

@@ -1,7 +1,8 @@
 """Gemma with several experts joined layer by layer in one attention, with openpi's parameter paths.
 
-Expert 0 is the language model (plain RMSNorm), expert 1 pi0.5's action expert (adaptive RMSNorm on a time
-embedding); its parameters end in `_1`. Layers are scanned: every leaf has a leading layer axis.
+Expert 0 is the language model (plain RMSNorm), expert 1 pi0.5's action expert (adaptive RMSNorm on
+a time embedding); its parameters end in `_1`. Layers are scanned: every leaf has a leading layer
+axis.
 """
 
 import dataclasses
@@ -29,7 +30,8 @@ LAYOUTS = {
     r'.*/mlp(_1)?/gating_einsum': GATING,
     r'.*/mlp(_1)?/linear': LINEAR,
 }
-TABLE = {r'.*/embedder/input_embedding': Layout('vw', 'w', 'v')}  # as the tied output layer would read it
+# as the tied output layer would read it
+TABLE = {r'.*/embedder/input_embedding': Layout('vw', 'w', 'v')}
 Cache = tuple[Float[Array, 'layers b s k h'], Float[Array, 'layers b s k h']]
 
 
@@ -51,7 +53,9 @@ def suffix(expert: int) -> str:
     return f'_{expert}' if expert else ''
 
 
-def rope(x: Float[Array, 'b s n h'], positions: Int[Array, 'b s'], max_wavelength: float = 10_000.0):
+def rope(
+    x: Float[Array, 'b s n h'], positions: Int[Array, 'b s'], max_wavelength: float = 10_000.0
+):
     """Rotary position embedding on the two halves of the head, in float32."""
     half = x.shape[-1] // 2
     timescale = max_wavelength ** (2.0 / x.shape[-1] * jnp.arange(half, dtype=jnp.float32))
@@ -62,7 +66,9 @@ def rope(x: Float[Array, 'b s n h'], positions: Int[Array, 'b s'], max_wavelengt
 
 
 class RMSNorm(nn.Module):
-    """(1 + scale) x / rms(x) in float32; adaptive: scale, shift and gate from one dense layer on `cond`."""
+    """(1 + scale) x / rms(x) in float32; adaptive: scale, shift and gate from one dense layer on
+    `cond`.
+    """
 
     adaptive: bool
 
@@ -73,7 +79,9 @@ class RMSNorm(nn.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
         if not self.adaptive:
-            return (y * (1 + self.param('scale', nn.initializers.zeros, (w,)))).astype(x.dtype), None
+            return (y * (1 + self.param('scale', nn.initializers.zeros, (w,)))).astype(
+                x.dtype
+            ), None
         dense = nn.Dense(3 * w, kernel_init=nn.initializers.zeros, dtype=x.dtype, name='Dense_0')
         scale, shift, gate = jnp.split(dense(cond)[:, None], 3, axis=-1)
         return (y * (1 + scale) + shift).astype(x.dtype), gate
@@ -92,7 +100,9 @@ class Einsum(nn.Module):
 
 
 class Attention(nn.Module):
-    """One attention over the joined sequences of all experts that are present; those not `wanted` give keys only."""
+    """One attention over the joined sequences of all experts that are present; those not `wanted`
+    give keys only.
+    """
 
     configs: Sequence[GemmaConfig]
     lora: LoraConfig
@@ -100,7 +110,9 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, xs, positions: Int[Array, 'b t'], mask: Bool[Array, 'b t s'], cache):
-        """`xs`: one [b t_i w_i] or None an expert; `cache`: earlier (k, v) [b s k h]. Returns (outputs, (k, v))."""
+        """`xs`: one [b t_i w_i] or None an expert; `cache`: earlier (k, v) [b s k h]. Returns
+        (outputs, (k, v)).
+        """
         spans = joined(xs)
         asking = [i for i in spans if self.wanted is None or self.wanted[i]]
         qs, ks, vs = zip(*(self.heads_in(i, xs[i], i in asking) for i in spans), strict=True)
@@ -118,19 +130,29 @@ class Attention(nn.Module):
         y, start = attention(q * self.configs[0].head_dim ** -0.5, *grown, mask), 0
         for i in asking:
             length, c = xs[i].shape[1], self.configs[i]
-            out = Einsum((c.heads, c.head_dim, c.width), OUTPUT, self.lora, name=f'attn_vec_einsum{suffix(i)}')
+            out = Einsum(
+                (c.heads, c.head_dim, c.width),
+                OUTPUT,
+                self.lora,
+                name=f'attn_vec_einsum{suffix(i)}',
+            )
             outputs[i] = out(y[:, start : start + length])
             start += length
         return outputs, grown
 
     def heads_in(self, i: int, x: Float[Array, 'b t w'], asks: bool):
-        """Queries [b t n h] (None where it does not ask), keys and values [b t k h] of expert i, before rotation.
+        """Queries [b t n h] (None where it does not ask), keys and values [b t k h] of expert i,
+        before rotation.
 
         The side paths of all three read the same dropout of x.
         """
         c, low = self.configs[i], dropout(self, x, self.lora.dropout)
-        query = Einsum((c.heads, c.width, c.head_dim), QUERY, self.lora, name=f'q_einsum{suffix(i)}')
-        both = Einsum((2, c.kv_heads, c.width, c.head_dim), KEY_VALUE, self.lora, name=f'kv_einsum{suffix(i)}')
+        query = Einsum(
+            (c.heads, c.width, c.head_dim), QUERY, self.lora, name=f'q_einsum{suffix(i)}'
+        )
+        both = Einsum(
+            (2, c.kv_heads, c.width, c.head_dim), KEY_VALUE, self.lora, name=f'kv_einsum{suffix(i)}'
+        )
         q = query(x, low) if asks else None
         return q, *both(x, low)
 
@@ -155,13 +177,21 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, 'b t w']) -> Float[Array, 'b t w']:
         w = x.shape[-1]
         gate, up = project(self, 'gating_einsum', x, (2, w, self.mlp_dim), GATING, self.lora)
-        return project(self, 'linear', nn.gelu(gate, approximate=True) * up, (self.mlp_dim, w), LINEAR, self.lora)
+        return project(
+            self,
+            'linear',
+            nn.gelu(gate, approximate=True) * up,
+            (self.mlp_dim, w),
+            LINEAR,
+            self.lora,
+        )
 
 
 class Block(nn.Module):
     """One layer of all experts, in the form that `nn.scan` wants: carry is the tuple of sequences.
 
-    Experts not `wanted` (None: all are) end here: they give keys and values, and their sequence is None.
+    Experts not `wanted` (None: all are) end here: they give keys and values, and their sequence is
+    None.
     """
 
     configs: Sequence[GemmaConfig]
@@ -171,8 +201,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, xs, cache, positions, mask, conds):
         normed, gates = self.norms('pre_attention_norm', xs, conds)
-        ys, new_cache = Attention(self.configs, self.lora, self.wanted, name='attn')(normed, positions, mask, cache)
-        xs = tuple(None if y is None else add_gated(x, y, gate) for x, y, gate in zip(xs, ys, gates, strict=True))
+        ys, new_cache = Attention(self.configs, self.lora, self.wanted, name='attn')(
+            normed, positions, mask, cache
+        )
+        xs = tuple(
+            None if y is None else add_gated(x, y, gate)
+            for x, y, gate in zip(xs, ys, gates, strict=True)
+        )
         normed, gates = self.norms('pre_ffw_norm', xs, conds)
         ys = [
             None if x is None else FeedForward(c.mlp_dim, self.lora, name=f'mlp{suffix(i)}')(x)
@@ -221,7 +256,11 @@ class Gemma(nn.Module):
 
     def setup(self):
         self.embedder = Embedder(self.vocab_size, self.configs[0].width, self.dtype)
-        block = nn.remat(Block, prevent_cse=False, policy=remat_policy(self.remat)) if self.remat else Block
+        block = (
+            nn.remat(Block, prevent_cse=False, policy=remat_policy(self.remat))
+            if self.remat
+            else Block
+        )
         self.layers = nn.scan(
             block,
             variable_axes={'params': 0, 'lora': 0},
@@ -237,17 +276,28 @@ class Gemma(nn.Module):
         return self.embedder(tokens)
 
     def empty_cache(self, batch: int) -> Cache:
-        """Keys and values of no positions: handing this in asks for the cache of what is computed."""
+        """Keys and values of no positions: handing this in asks for the cache of what is
+        computed.
+        """
         c = self.configs[0]
         empty = jnp.zeros((c.depth, batch, 0, c.kv_heads, c.head_dim), self.dtype)
         return empty, empty
 
-    def __call__(self, xs, positions, mask, conds, cache: Cache | None = None, wanted: tuple[bool, ...] | None = None):
+    def __call__(
+        self,
+        xs,
+        positions,
+        mask,
+        conds,
+        cache: Cache | None = None,
+        wanted: tuple[bool, ...] | None = None,
+    ):
         """`xs`, `conds`: one entry an expert, None where absent.
 
         positions [b t] and mask [b t s] are over the joined sequence t; s counts cached keys first.
-        `wanted`: whose final sequences are read (None: all). In the last layer the others give keys and values only.
-        Returns (final-normed sequences, cache grown by t), or None for a cache where none was given.
+        `wanted`: whose final sequences are read (None: all). In the last layer the others give keys
+        and values only. Returns (final-normed sequences, cache grown by t), or None for a cache
+        where none was given.
         """
         xs, conds = tuple(xs), tuple(conds)
         if wanted is None or self.is_initializing():
@@ -261,13 +311,23 @@ class Gemma(nn.Module):
         return normed, cache
 
     def _last_apart(self, xs, cache, positions, mask, conds, wanted):
-        """A scan over all layers but the last, whose weights are read in place, and the last by itself."""
-        params, factors = (self.variables.get(name, {}).get('layers', {}) for name in ('params', 'lora'))
-        keys = jax.random.split(self.make_rng('dropout'), self.configs[0].depth) if self.has_rng('dropout') else None
+        """A scan over all layers but the last, whose weights are read in place, and the last by
+        itself.
+        """
+        params, factors = (
+            self.variables.get(name, {}).get('layers', {}) for name in ('params', 'lora')
+        )
+        keys = (
+            jax.random.split(self.make_rng('dropout'), self.configs[0].depth)
+            if self.has_rng('dropout')
+            else None
+        )
 
         def layer(xs, inputs, wanted=None):
             n, factors, cache, key = inputs
-            weights = jax.tree.map(lambda w: jax.lax.dynamic_index_in_dim(w, n, keepdims=False), params)
+            weights = jax.tree.map(
+                lambda w: jax.lax.dynamic_index_in_dim(w, n, keepdims=False), params
+            )
             rngs = {} if key is None else {'dropout': key}
             block = Block(self.configs, self.lora, wanted, parent=None)
             variables = {'params': weights, 'lora': factors}

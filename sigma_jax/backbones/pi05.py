@@ -1,12 +1,13 @@
 """pi0.5: SigLIP and Gemma-2B joined with an action expert, trained and sampled by flow matching.
 
-Token sequence of one observation (all prefix tokens see each other; actions see everything, nothing sees them):
+Token sequence of one observation (all prefix tokens see each other; actions see everything, nothing
+sees them):
 
     [ view 1: f tokens | view 2 ... | prompt: l tokens ]  [ t noisy actions ]
       Gemma-2B, KV-cached while sampling                    action expert
 
-Parameter paths and array layouts are those of openpi's JAX checkpoint. Time t = 1 is noise, t = 0 is data:
-x_t = t noise + (1 - t) actions, and the target velocity is noise - actions.
+Parameter paths and array layouts are those of openpi's JAX checkpoint. Time t = 1 is noise, t = 0
+is data: x_t = t noise + (1 - t) actions, and the target velocity is noise - actions.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ from sigma_jax.types import Observation
 PyTree = Any
 LAYOUTS = gemma.LAYOUTS | siglip.LAYOUTS
 STORED = LAYOUTS | gemma.TABLE  # what can be quantised
-ACTION_EXPERT = re.compile(r'PaliGemma/llm/(.*/)?\w+_1(/.*)?|(action|time)_.*')  # paths of what only acting reads
+# paths of what only acting reads
+ACTION_EXPERT = re.compile(r'PaliGemma/llm/(.*/)?\w+_1(/.*)?|(action|time)_.*')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +45,16 @@ class Pi05Config:
     lora: LoraConfig = LoraConfig()
     dtype: str = 'bfloat16'
     remat: str | None = None
-    train_base: bool = False  # base weights get gradients: all layers in one scan, unread outputs of the last included
+    # base weights get gradients: all layers in one scan, unread outputs of the last included
+    train_base: bool = False
 
 
-def sincos_embedding(time: Float[Array, 'b'], width: int, min_period=4e-3, max_period=4.0) -> Float[Array, 'b w']:
-    """[sin, cos] of 2 pi t / period, with periods geometric from `min_period` to `max_period`, in float32."""
+def sincos_embedding(
+    time: Float[Array, 'b'], width: int, min_period=4e-3, max_period=4.0
+) -> Float[Array, 'b w']:
+    """[sin, cos] of 2 pi t / period, with periods geometric from `min_period` to `max_period`, in
+    float32.
+    """
     fraction = jnp.linspace(0.0, 1.0, width // 2)
     period = min_period * (max_period / min_period) ** fraction
     angle = time.astype(jnp.float32)[:, None] * (1.0 / period * 2 * jnp.pi)
@@ -95,19 +102,27 @@ class Pi05(nn.Module):
         """Token embeddings, scaled by sqrt(w)."""
         return self.PaliGemma.llm.embed(tokens)
 
-    def encode(self, embeddings: Float[Array, 'b s w'], mask: Bool[Array, 'b s']) -> Float[Array, 'b s w']:
-        """The language model over [b s w], bidirectional over valid positions, after its final norm."""
+    def encode(
+        self, embeddings: Float[Array, 'b s w'], mask: Bool[Array, 'b s']
+    ) -> Float[Array, 'b s w']:
+        """The language model over [b s w], bidirectional over valid positions, after its final
+        norm.
+        """
         pair = mask[:, None, :] & mask[:, :, None]
         x = embeddings.astype(self.config.dtype)
         (hidden, _), _ = self.PaliGemma.llm((x, None), positions(mask), pair, (None, None))
         return hidden
 
-    def embed_prefix(self, observation: Observation) -> tuple[Float[Array, 'b s w'], Bool[Array, 'b s']]:
+    def embed_prefix(
+        self, observation: Observation
+    ) -> tuple[Float[Array, 'b s w'], Bool[Array, 'b s']]:
         """[views, prompt] as embeddings, and which of them are valid."""
         images = self.encode_images(observation.images)
         text = self.embed_text(observation.prompt)
         views = jnp.repeat(observation.image_mask, self.config.vision.tokens, axis=1)
-        return jnp.concatenate([images, text], axis=1), jnp.concatenate([views, observation.prompt_mask], axis=1)
+        return jnp.concatenate([images, text], axis=1), jnp.concatenate(
+            [views, observation.prompt_mask], axis=1
+        )
 
     def time_condition(self, time: Float[Array, 'b']) -> Float[Array, 'b w']:
         """Conditioning vector of the adaptive norms at flow-matching time."""
@@ -121,13 +136,18 @@ class Pi05(nn.Module):
     def action_hidden(
         self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
     ) -> Float[Array, 'b t w']:
-        """The training pass: prefix and actions in one attention -> the action expert after its final norm."""
+        """The training pass: prefix and actions in one attention -> the action expert after its
+        final norm.
+        """
         prefix, mask = self.embed_prefix(observation)
         joint = jnp.concatenate([mask, jnp.ones(x_t.shape[:2], bool)], axis=1)
         is_action = jnp.arange(joint.shape[1]) >= mask.shape[1]
         pair = joint[:, None, :] & joint[:, :, None] & (is_action[:, None] | ~is_action[None, :])
         conds = (None, self.time_condition(time))
-        tokens, wanted = (prefix, self.embed_actions(x_t)), None if self.config.train_base else (False, True)
+        tokens, wanted = (
+            (prefix, self.embed_actions(x_t)),
+            None if self.config.train_base else (False, True),
+        )
         (_, hidden), _ = self.PaliGemma.llm(tokens, positions(joint), pair, conds, wanted=wanted)
         return hidden
 
@@ -137,13 +157,19 @@ class Pi05(nn.Module):
         """The velocity of the training pass, in float32."""
         return self.action_out_proj(self.action_hidden(observation, x_t, time)).astype(jnp.float32)
 
-    def sample_actions(self, noise: Float[Array, 'b t a'], observation: Observation) -> Float[Array, 'b t a']:
-        """Euler steps from noise at time 1 to actions at time 0, normalised units, with cached prefix."""
+    def sample_actions(
+        self, noise: Float[Array, 'b t a'], observation: Observation
+    ) -> Float[Array, 'b t a']:
+        """Euler steps from noise at time 1 to actions at time 0, normalised units, with cached
+        prefix.
+        """
         llm, steps = self.PaliGemma.llm, self.config.sample_steps
         prefix, mask = self.embed_prefix(observation)
         b, t, _ = noise.shape
         pair = mask[:, None, :] & mask[:, :, None]
-        _, cache = llm((prefix, None), positions(mask), pair, (None, None), llm.empty_cache(b), (False, False))
+        _, cache = llm(
+            (prefix, None), positions(mask), pair, (None, None), llm.empty_cache(b), (False, False)
+        )
         suffix_mask = jnp.concatenate([mask, jnp.ones((b, t), bool)], axis=1)
         pair = jnp.broadcast_to(suffix_mask[:, None, :], (b, t, suffix_mask.shape[1]))
         place = positions(suffix_mask)[:, mask.shape[1] :]
@@ -158,7 +184,9 @@ class Pi05(nn.Module):
         loop = nn.scan(step, variable_broadcast=('params', 'lora'), split_rngs={'params': False})
         return loop(self, noise.astype(jnp.float32), times)[0]
 
-    def init_all(self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']):
+    def init_all(
+        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
+    ):
         """Touches every parameter once, for `init`."""
         return self.velocity(observation, x_t, time)
 
@@ -168,7 +196,9 @@ def positions(mask: Bool[Array, 'b s']) -> Int[Array, 'b s']:
     return jnp.cumsum(mask, axis=1) - 1
 
 
-def example_observation(config: Pi05Config, batch: int = 1, views: int = 2, prompt: int = 8) -> Observation:
+def example_observation(
+    config: Pi05Config, batch: int = 1, views: int = 2, prompt: int = 8
+) -> Observation:
     """Zeros of the right shapes, for `init` and `eval_shape`."""
     size = config.vision.image_size
     tokens, mask = jnp.zeros((batch, prompt), jnp.int32), jnp.ones((batch, prompt), bool)
@@ -186,7 +216,9 @@ def example_observation(config: Pi05Config, batch: int = 1, views: int = 2, prom
 def init_params(key: Array, config: Pi05Config) -> PyTree:
     """Random parameters, float32, in openpi's tree."""
     x_t = jnp.zeros((1, config.action_horizon, config.action_dim))
-    return Pi05(config).init(key, example_observation(config), x_t, jnp.zeros((1,)), method='init_all')['params']
+    return Pi05(config).init(
+        key, example_observation(config), x_t, jnp.zeros((1,)), method='init_all'
+    )['params']
 
 
 def abstract_params(config: Pi05Config) -> PyTree:
@@ -196,7 +228,9 @@ def abstract_params(config: Pi05Config) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class BoundPi05:
-    """A `backbones.base.Backbone`: pi0.5 with its frozen weights and LoRA factors bound, as pure functions."""
+    """A `backbones.base.Backbone`: pi0.5 with its frozen weights and LoRA factors bound, as pure
+    functions.
+    """
 
     config: Pi05Config
     params: PyTree
@@ -220,16 +254,22 @@ class BoundPi05:
         """See `Pi05.embed_text`."""
         return self._apply('embed_text', tokens)
 
-    def encode(self, embeddings: Float[Array, 'b s w'], mask: Bool[Array, 'b s']) -> Float[Array, 'b s w']:
+    def encode(
+        self, embeddings: Float[Array, 'b s w'], mask: Bool[Array, 'b s']
+    ) -> Float[Array, 'b s w']:
         """See `Pi05.encode`."""
         return self._apply('encode', embeddings, mask)
 
-    def velocity(self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']):
+    def velocity(
+        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
+    ):
         """See `Pi05.velocity`."""
         return self._apply('velocity', observation, x_t, time)
 
     def sample_actions(self, key: Array, observation: Observation) -> Float[Array, 'b t a']:
-        """`key`: one key a batch element [b], so that a window's sample does not depend on its batch."""
+        """`key`: one key a batch element [b], so that a window's sample does not depend on its
+        batch.
+        """
         shape = (self.config.action_horizon, self.config.action_dim)
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(key)
         return self._apply('sample_actions', noise, observation)

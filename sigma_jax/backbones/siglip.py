@@ -1,4 +1,6 @@
-"""SigLIP vision transformer (So400m/14 at full size), with openpi's parameter paths; layers are scanned."""
+"""SigLIP vision transformer (So400m/14 at full size), with openpi's parameter paths; layers are
+scanned.
+"""
 
 import dataclasses
 
@@ -47,7 +49,9 @@ class Projection(nn.Module):
     def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
         y = project(self, 'kernel', x, self.shape, self.layout, self.lora)
         size = dict(zip(self.layout.weight, self.shape, strict=True))
-        bias = self.param('bias', nn.initializers.zeros, tuple(size[a] for a in self.layout.outputs))
+        bias = self.param(
+            'bias', nn.initializers.zeros, tuple(size[a] for a in self.layout.outputs)
+        )
         return y + bias.astype(y.dtype)
 
 
@@ -60,7 +64,10 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'b s w']) -> Float[Array, 'b s w']:
         w, n = x.shape[-1], self.heads
-        q, k, v = (Projection((w, n, w // n), HEADS_IN, self.lora, name=name)(x) for name in ('query', 'key', 'value'))
+        q, k, v = (
+            Projection((w, n, w // n), HEADS_IN, self.lora, name=name)(x)
+            for name in ('query', 'key', 'value')
+        )
         y = attention(q * (w // n) ** -0.5, k, v)
         return Projection((n, w // n, w), HEADS_OUT, self.lora, name='out')(y)
 
@@ -75,12 +82,18 @@ class MlpBlock(nn.Module):
     def __call__(self, x: Float[Array, 'b s w']) -> Float[Array, 'b s w']:
         w = x.shape[-1]
         x = Projection((w, self.mlp_dim), DENSE, self.lora, name='Dense_0')(x)
-        return Projection((self.mlp_dim, w), DENSE, self.lora, name='Dense_1')(nn.gelu(x, approximate=True))
+        return Projection((self.mlp_dim, w), DENSE, self.lora, name='Dense_1')(
+            nn.gelu(x, approximate=True)
+        )
 
 
 def layer_norm(x: Float[Array, 'b s w'], name: str) -> Float[Array, 'b s w']:
-    """LayerNorm in float32, back in x's dtype; the variance of what is left after the mean, which does not cancel."""
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)(x).astype(x.dtype)
+    """LayerNorm in float32, back in x's dtype; the variance of what is left after the mean, which
+    does not cancel.
+    """
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)(
+        x
+    ).astype(x.dtype)
 
 
 class EncoderBlock(nn.Module):
@@ -93,7 +106,9 @@ class EncoderBlock(nn.Module):
     def __call__(self, x: Float[Array, 'b s w'], _: None) -> tuple[Float[Array, 'b s w'], None]:
         attend = SelfAttention(self.config.heads, self.lora, name='MultiHeadDotProductAttention_0')
         x = x + attend(layer_norm(x, 'LayerNorm_0'))
-        x = x + MlpBlock(self.config.mlp_dim, self.lora, name='MlpBlock_0')(layer_norm(x, 'LayerNorm_1'))
+        x = x + MlpBlock(self.config.mlp_dim, self.lora, name='MlpBlock_0')(
+            layer_norm(x, 'LayerNorm_1')
+        )
         return x, None
 
 
@@ -118,7 +133,9 @@ class Encoder(nn.Module):
 
 
 class Siglip(nn.Module):
-    """Images in [-1, 1], [b h x 3] -> tokens [b f w] at the language model's width `out_width`, not scaled."""
+    """Images in [-1, 1], [b h x 3] -> tokens [b f w] at the language model's width `out_width`, not
+    scaled.
+    """
 
     config: SiglipConfig
     out_width: int
@@ -131,7 +148,9 @@ class Siglip(nn.Module):
         c = self.config
         patches = split_patches(images.astype(self.dtype), c.patch)
         x = PatchEmbedding(c, name='embedding')(patches)
-        positions = self.param('pos_embedding', nn.initializers.normal(c.width**-0.5), (1, c.tokens, c.width))
+        positions = self.param(
+            'pos_embedding', nn.initializers.normal(c.width**-0.5), (1, c.tokens, c.width)
+        )
         x = (x.astype(jnp.float32) + positions).astype(self.dtype)
         x = Encoder(c, self.lora, self.remat, name='Transformer')(x)
         return Projection((c.width, self.out_width), DENSE, self.lora, name='head')(x)
@@ -145,9 +164,13 @@ class PatchEmbedding(nn.Module):
     @nn.compact
     def __call__(self, patches: Float[Array, 'b f y z 3']) -> Float[Array, 'b f w']:
         c = self.config
-        kernel = self.param('kernel', nn.initializers.lecun_normal((0, 1, 2)), (c.patch, c.patch, 3, c.width))
+        kernel = self.param(
+            'kernel', nn.initializers.lecun_normal((0, 1, 2)), (c.patch, c.patch, 3, c.width)
+        )
         bias = self.param('bias', nn.initializers.zeros, (c.width,))
-        return jnp.einsum('bfyzc,yzcw->bfw', patches, kernel.astype(patches.dtype)) + bias.astype(patches.dtype)
+        return jnp.einsum('bfyzc,yzcw->bfw', patches, kernel.astype(patches.dtype)) + bias.astype(
+            patches.dtype
+        )
 
 
 def split_patches(images: Float[Array, 'b h x c'], patch: int) -> Float[Array, 'b f y z c']:

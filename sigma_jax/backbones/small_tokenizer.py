@@ -1,4 +1,6 @@
-"""A tokenizer of a few hundred entries for tiny models: every byte, every state number, the words of the tasks."""
+"""A tokenizer of a few hundred entries for tiny models: every byte, every state number, the words
+of the tasks.
+"""
 
 import json
 from collections.abc import Iterable
@@ -16,11 +18,15 @@ WORD = r' ?-?\d+| ?\p{L}+| ?[^\s\p{L}\d]+|\s+(?!\S)|\s'  # a sign belongs to its
 VOCAB_SIZE = 640
 
 
-def train_small_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> tokenizers.Tokenizer:
-    """Trains a byte-level BPE tokenizer on task strings, in pi0.5's prompt format; the same texts give the same one.
+def train_small_tokenizer(
+    texts: Iterable[str], vocab_size: int = VOCAB_SIZE
+) -> tokenizers.Tokenizer:
+    """Trains a byte-level BPE tokenizer on task strings, in pi0.5's prompt format; the same texts
+    give the same one.
 
-    Ids 0 to 3 are pad, eos, bos, unknown; then 256 bytes, the numbers -1 to 256 with the space before them, and as
-    many pieces of the texts as fit. `vocab_size` is exact: unused places are filled with <unused..> entries.
+    Ids 0 to 3 are pad, eos, bos, unknown; then 256 bytes, the numbers -1 to 256 with the space
+    before them, and as many pieces of the texts as fit. `vocab_size` is exact: unused places are
+    filled with <unused..> entries.
 
     Raises:
       UserError: `vocab_size` is too small for specials, bytes and numbers.
@@ -29,7 +35,9 @@ def train_small_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) ->
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*SPECIAL, *alphabet, *(left + right for left, right in numbers)]
     if vocab_size < len(tokens):
-        raise UserError(f'Expected a vocabulary of at least {len(tokens)} entries, got {vocab_size}; raise it.')
+        raise UserError(
+            f'Expected a vocabulary of at least {len(tokens)} entries, got {vocab_size}; raise it.'
+        )
     words = _word_merges(sorted({clean_task(text) for text in texts}), vocab_size - len(tokens))
     tokens += [left + right for left, right in words]
     tokens += [f'<unused{i}>' for i in range(vocab_size - len(tokens))]
@@ -45,7 +53,9 @@ def save_tokenizer(tokenizer: tokenizers.Tokenizer, path: str | Path) -> None:
 
 
 def _number_merges() -> list[tuple[str, str]]:
-    """Merges that make ' -1' to ' 256' one token each; their prefixes are numbers too, but for ' -'."""
+    """Merges that make ' -1' to ' 256' one token each; their prefixes are numbers too, but for '
+    -'.
+    """
     merges = [(SPACE, '-'), (SPACE + '-', '1')]
     for number in range(257):
         digits = str(number)
@@ -58,7 +68,10 @@ def _word_merges(texts: list[str], count: int) -> list[tuple[str, str]]:
     learner = _byte_level(models.BPE())
     room = 256 + count
     trainer = trainers.BpeTrainer(
-        vocab_size=room, min_frequency=1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=room,
+        min_frequency=1,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     learner.train_from_iterator(
         [part for text in texts for part in (f'Task: {text}, State:;\nAction: ', text)], trainer

@@ -1,6 +1,8 @@
-"""Text to token ids: PaliGemma's tokenizer from a file or the hub, or a small one trained on the embedded tasks.
+"""Text to token ids: PaliGemma's tokenizer from a file or the hub, or a small one trained on the
+embedded tasks.
 
-All of them share Gemma's special ids (0 pad, 1 eos, 2 bos, 3 unknown) and pi0.5's prompt format. Numpy only.
+All of them share Gemma's special ids (0 pad, 1 eos, 2 bos, 3 unknown) and pi0.5's prompt format.
+Numpy only.
 """
 
 import dataclasses
@@ -18,7 +20,8 @@ from sigma_jax.hub import download
 PAD, EOS, BOS, UNKNOWN = 0, 1, 2, 3
 NO_STATE = -1  # in place of a width: the prompt holds the task alone
 _BINS = np.linspace(-1, 1, 257)[:-1]
-SMALLEST_SHARE = 0.9  # of the table's rows; PaliGemma's own 256,000 pieces fill 99.6 % of its 257,152 rows
+# of the table's rows; PaliGemma's own 256,000 pieces fill 99.6 % of its 257,152 rows
+SMALLEST_SHARE = 0.9
 
 
 class Codec(Protocol):
@@ -54,13 +57,16 @@ def clean_task(task: str) -> str:
 
 
 def discretise_state(state: Float[np.ndarray, ' p']) -> Int[np.ndarray, ' p']:
-    """The bin of each normalised value: 256 bins over [-1, 1]; 255 above, -1 below (as openpi and LeRobot).
+    """The bin of each normalised value: 256 bins over [-1, 1]; 255 above, -1 below (as openpi and
+    LeRobot).
 
     Raises:
       UserError: a value that is no number; the originals would write 255 for it.
     """
     if np.isnan(state).any():
-        raise UserError(f'Expected numbers in the normalised state, got {state}; look at the reading behind it.')
+        raise UserError(
+            f'Expected numbers in the normalised state, got {state}; look at the reading behind it.'
+        )
     return np.digitize(state, bins=_BINS) - 1
 
 
@@ -75,9 +81,11 @@ def pi05_prompt(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> st
 
 
 def prompt_parts(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> tuple[str, ...]:
-    """The texts of a prompt, each of which becomes ids of its own; `width` as for `pi05_prompt`, or NO_STATE.
+    """The texts of a prompt, each of which becomes ids of its own; `width` as for `pi05_prompt`, or
+    NO_STATE.
 
-    Without the state openpi writes pi0's prompt: the task, and a line end that is encoded apart from it.
+    Without the state openpi writes pi0's prompt: the task, and a line end that is encoded apart
+    from it.
     """
     return (clean_task(task), '\n') if width == NO_STATE else (pi05_prompt(task, state, width),)
 
@@ -109,26 +117,32 @@ def check_vocab(tokenizer: Tokenizer, table_rows: int) -> None:
     """Checks that tokenizer and embedding table belong together.
 
     Raises:
-      UserError: ids would fall outside the table, or a tenth or more of the table could never be reached.
+      UserError: ids would fall outside the table, or a tenth or more of the table could never be
+        reached.
     """
     if not SMALLEST_SHARE * table_rows <= tokenizer.vocab_size <= table_rows:
         raise UserError(
-            f'Expected a tokenizer for an embedding table of {table_rows} rows, got {tokenizer.vocab_size} entries '
-            f'in {tokenizer.source}; take the tokenizer the checkpoint was trained with.'
+            f'Expected a tokenizer for an embedding table of {table_rows} rows, got '
+            f'{tokenizer.vocab_size} entries in {tokenizer.source}; take the tokenizer the '
+            'checkpoint was trained with.'
         )
 
 
 def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
-    """Loads a tokenizer from a `tokenizer.json`, a sentencepiece `.model`, a directory with either, or a hub id.
+    """Loads a tokenizer from a `tokenizer.json`, a sentencepiece `.model`, a directory with either,
+    or a hub id.
 
     Raises:
-      UserError: nothing there, an unreadable file, other special ids than Gemma's, or a missing extra.
+      UserError: nothing there, an unreadable file, other special ids than Gemma's, or a missing
+        extra.
     """
     path = Path(spec)
     if path.is_dir():
         names = [name for name in ('tokenizer.json', 'tokenizer.model') if (path / name).is_file()]
         if not names:
-            raise UserError(f'Expected tokenizer.json or tokenizer.model in {path}, got neither; put one there.')
+            raise UserError(
+                f'Expected tokenizer.json or tokenizer.model in {path}, got neither; put one there.'
+            )
         path = path / names[0]
     if not path.is_file():
         path = _from_hub(str(spec))
@@ -141,14 +155,18 @@ def _load_json(path: Path) -> Tokenizer:
     try:
         inner = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f'Expected a tokenizer.json at {path}, got "{error}"; fetch it again.') from error
+        raise UserError(
+            f'Expected a tokenizer.json at {path}, got "{error}"; fetch it again.'
+        ) from error
     special = [inner.token_to_id(token) for token in ('<pad>', '<eos>', '<bos>', '<unk>')]
     _check_special(special, path)
     return Tokenizer(JsonCodec(inner), inner.get_vocab_size(), str(path))
 
 
 class JsonCodec:
-    """A `tokenizers.Tokenizer` that keeps reading special tokens as plain text when it is unpickled."""
+    """A `tokenizers.Tokenizer` that keeps reading special tokens as plain text when it is
+    unpickled.
+    """
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
@@ -168,7 +186,10 @@ class JsonCodec:
 
 def _check_special(special: list[int | None], path: Path) -> None:
     if special != [PAD, EOS, BOS, UNKNOWN]:
-        raise UserError(f"Expected Gemma's ids 0 to 3 for pad, eos, bos, unk in {path}, got {special}; take another.")
+        raise UserError(
+            f"Expected Gemma's ids 0 to 3 for pad, eos, bos, unk in {path}, got "
+            f'{special}; take another.'
+        )
 
 
 def _load_sentencepiece(path: Path) -> Tokenizer:
@@ -176,7 +197,8 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
         import sentencepiece
     except ImportError as error:
         raise UserError(
-            f"Expected the package sentencepiece to read {path}, got none installed; pip install 'sigma_jax[hf]'."
+            f'Expected the package sentencepiece to read {path}, got none installed; pip install '
+            "'sigma_jax[hf]'."
         ) from error
     inner = sentencepiece.SentencePieceProcessor(model_file=str(path))
     special = [inner.pad_id(), inner.eos_id(), inner.bos_id(), inner.unk_id()]
@@ -186,5 +208,8 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
 
 def _from_hub(name: str) -> Path:
     if name.count('/') != 1 or name.startswith(('.', '/')) or name.endswith(('.json', '.model')):
-        raise UserError(f'Expected a tokenizer file, its directory or a hub id, got {name}, which does not exist.')
+        raise UserError(
+            f'Expected a tokenizer file, its directory or a hub id, got {name}, which '
+            'does not exist.'
+        )
     return download.fetch(name, files=('tokenizer.json',)).path / 'tokenizer.json'

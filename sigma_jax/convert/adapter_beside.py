@@ -1,7 +1,8 @@
-"""How a policy with an adapter merged in sees the world: as the adapter was trained, where its folder tells.
+"""How a policy with an adapter merged in sees the world: as the adapter was trained, where its
+folder tells.
 
-An adapter is trained by the statistics, relative joints, cameras and prompt that stand beside it, not by its base's:
-LeRobot saves both processors there, and so does this project's `export`.
+An adapter is trained by the statistics, relative joints, cameras and prompt that stand beside it,
+not by its base's: LeRobot saves both processors there, and so does this project's `export`.
 """
 
 import dataclasses
@@ -30,32 +31,42 @@ SAID = {
 
 
 def home(adapter: str | pathlib.Path) -> pathlib.Path:
-    """The folder with adapter_config.json: the one named (a path or hub id), or the one within it that has it.
+    """The folder with adapter_config.json: the one named (a path or hub id), or the one within it
+    that has it.
 
-    Raises UserError, naming the right folder, for a file of an adapter and for a run with several steps.
+    Raises UserError, naming the right folder, for a file of an adapter and for a run with several
+    steps.
     """
     folder = local_path(adapter)
     if folder.is_file():
-        raise UserError(f'expected the folder of an adapter, got the file {folder}; name --adapter={folder.parent}')
+        raise UserError(
+            f'expected the folder of an adapter, got the file {folder}; name '
+            f'--adapter={folder.parent}'
+        )
     steps = sorted(folder.glob(f'checkpoints/*/pretrained_model/{peft_config.CONFIG}'))
     if steps and not (folder / peft_config.CONFIG).is_file():
         raise UserError(
-            f'expected the folder of an adapter, got the run {folder} with {len(steps)} steps; name one of them: '
-            f'--adapter={steps[-1].parent}'
+            f'expected the folder of an adapter, got the run {folder} with {len(steps)} steps; '
+            f'name one of them: --adapter={steps[-1].parent}'
         )
     found = [folder / name for name in INSIDE if (folder / name / peft_config.CONFIG).is_file()]
     return found[0] if found else folder
 
 
 def merged(
-    base: Beside, folder: pathlib.Path, stats: str | pathlib.Path | None = None, horizon: int = HORIZON
+    base: Beside,
+    folder: pathlib.Path,
+    stats: str | pathlib.Path | None = None,
+    horizon: int = HORIZON,
 ) -> Beside:
-    """What belongs beside `base` with the adapter in `folder` merged in; one note says whose it is and what differs.
+    """What belongs beside `base` with the adapter in `folder` merged in; one note says whose it is
+    and what differs.
 
     `stats` names other statistics, which then count (`horizon` as in `beside.read`).
 
     Raises:
-      UserError: damaged files, an adapter of another policy than pi0.5, or settings whose statistics are not known.
+      UserError: damaged files, an adapter of another policy than pi0.5, or settings whose
+        statistics are not known.
     """
     found = _found(base, folder, None if stats is None else str(stats))
     if stats is not None:
@@ -66,15 +77,21 @@ def merged(
 
 
 def sized(source: Source, folder: pathlib.Path) -> tuple[Source, tuple[str, ...]]:
-    """`source` with the action horizon and sample steps of the adapter's config.json, and a note on each change."""
-    hints = {k: v for k, v in sizes.read_hints(folder).items() if k in ('action_horizon', 'sample_steps')}
+    """`source` with the action horizon and sample steps of the adapter's config.json, and a note on
+    each change.
+    """
+    hints = {
+        k: v for k, v in sizes.read_hints(folder).items() if k in ('action_horizon', 'sample_steps')
+    }
     changed = {k: v for k, v in hints.items() if v != getattr(source.config, k)}
     if wrong := [k for k, v in changed.items() if type(v) is not int or v < 1]:
         raise UserError(
-            f'expected {wrong[0]} of at least 1 in {folder / "config.json"}, got {changed[wrong[0]]!r}; mend it'
+            f'expected {wrong[0]} of at least 1 in {folder / "config.json"}, got '
+            f'{changed[wrong[0]]!r}; mend it'
         )
     notes = tuple(
-        f'{k} is {v}, as in {folder.name}; {getattr(source.config, k)} in the base' for k, v in changed.items()
+        f'{k} is {v}, as in {folder.name}; {getattr(source.config, k)} in the base'
+        for k, v in changed.items()
     )
     assumed = {name: origin for name, origin in source.assumed.items() if name not in hints}
     config = dataclasses.replace(source.config, **changed)
@@ -84,9 +101,15 @@ def sized(source: Source, folder: pathlib.Path) -> tuple[Source, tuple[str, ...]
 def _found(base: Beside, folder: pathlib.Path, stats: str | None) -> Beside:
     if (folder / POLICY_FILE).is_file() or lerobot_policy.is_here(folder):
         found = beside.read(folder, 'lerobot')
-        policy = dataclasses.replace(found.policy, cameras=found.policy.cameras or base.policy.cameras)
+        policy = dataclasses.replace(
+            found.policy, cameras=found.policy.cameras or base.policy.cameras
+        )
         statistics = found.statistics or _of_export(folder, policy)
-        theirs = {name: path for name, path in found.files.items() if name != beside.TRAINING and '/' not in name}
+        theirs = {
+            name: path
+            for name, path in found.files.items()
+            if name != beside.TRAINING and '/' not in name
+        }
         kind = 'processors' if (folder / lerobot_policy.BEFORE).is_file() else lerobot_policy.CONFIG
         source = POLICY_FILE if (folder / POLICY_FILE).is_file() else f"LeRobot's {kind}"
         found = dataclasses.replace(found, policy=policy, statistics=statistics, files=theirs)
@@ -96,7 +119,8 @@ def _found(base: Beside, folder: pathlib.Path, stats: str | None) -> Beside:
     if len(direct) > 1:
         names = ', '.join(str(file.relative_to(folder)) for file in direct)
         raise UserError(
-            f'expected statistics of one robot beside the adapter in {folder}, got {names}; name one: --stats'
+            f'expected statistics of one robot beside the adapter in {folder}, got {names}; name '
+            'one: --stats'
         )
     if direct:
         statistics = read_both(direct[0], scalings=base.policy.scalings())
@@ -104,7 +128,10 @@ def _found(base: Beside, folder: pathlib.Path, stats: str | None) -> Beside:
         return _told(base, found, f'{direct[0].relative_to(folder)} beside the adapter', stats)
     if (exported := _from_record(base, folder)) is not None:
         return _told(base, exported, f'the export around {folder.name}', stats)
-    whose = "statistics and settings are the base's; if the adapter was trained by others, name them with --stats"
+    whose = (
+        "statistics and settings are the base's; if the adapter was trained by others, name "
+        'them with --stats'
+    )
     if stats is not None:
         whose = f"settings are the base's, statistics those of {stats}, as told"
     note = f'{folder} holds no processors, {POLICY_FILE} or {NORM_STATS}: {whose}'
@@ -112,7 +139,9 @@ def _found(base: Beside, folder: pathlib.Path, stats: str | None) -> Beside:
 
 
 def _from_record(base: Beside, folder: pathlib.Path) -> Beside | None:
-    """From an export of ours that has nothing in the adapter's own folder: its record and statistics lie above."""
+    """From an export of ours that has nothing in the adapter's own folder: its record and
+    statistics lie above.
+    """
     file = folder.parent / EXPORT
     if not file.is_file() or not (folder.parent / NORM_STATS).is_file():
         return None
@@ -120,12 +149,16 @@ def _from_record(base: Beside, folder: pathlib.Path) -> Beside | None:
     if config.get('objective') != 'flow_matching':
         return None  # Sigma's statistics are its heads'; the policy under them keeps its own
     own = (
-        base.policy.scalings() if config.get('stats_from') == 'base' else dict.fromkeys(('state', 'actions'), Scaling())
+        base.policy.scalings()
+        if config.get('stats_from') == 'base'
+        else dict.fromkeys(('state', 'actions'), Scaling())
     )
     statistics = read_both(folder.parent / NORM_STATS, scalings=own)
     flags = tuple(map(bool, config.get('relative_joints') or ())) or base.policy.relative_joints
     width = len(statistics['actions'].mean)
-    policy = dataclasses.replace(base.policy, relative_joints=flags[:width], state=own['state'], actions=own['actions'])
+    policy = dataclasses.replace(
+        base.policy, relative_joints=flags[:width], state=own['state'], actions=own['actions']
+    )
     return Beside(policy, statistics, assumed=base.assumed)
 
 
@@ -137,22 +170,32 @@ def _of_export(folder: pathlib.Path, policy: Policy) -> NormStats | None:
 
 
 def _told(base: Beside, found: Beside, source: str, stats: str | None) -> Beside:
-    """`found` with the base's tokenizer, and with the note that says where it is from and what differs.
+    """`found` with the base's tokenizer, and with the note that says where it is from and what
+    differs.
 
     `stats` is what a caller named, whose statistics count.
     """
-    differences = [text for name, text in SAID.items() if getattr(base.policy, name) != getattr(found.policy, name)]
+    differences = [
+        text
+        for name, text in SAID.items()
+        if getattr(base.policy, name) != getattr(found.policy, name)
+    ]
     own, whose = stats is None and found.statistics is not None, ''
     if own:
         differences[:0] = _other_numbers(base.statistics, found.statistics or {})
     elif stats is not None:
         whose = f'statistics are from {stats}, as told; '
     elif base.statistics is not None:
-        whose = "statistics are the base's, as none lie beside the adapter: if it was trained by others, name them "
+        whose = (
+            "statistics are the base's, as none lie beside the adapter: if it was trained by "
+            'others, name them '
+        )
         whose += 'with --stats; '
     what = f'{"statistics, " if own else ""}relative joints, cameras and prompt'
     note = f'{whose}{what} are from {source}, as it was trained with them; ' + (
-        f'the base differs in: {", ".join(differences)}' if differences else "they are also the base's"
+        f'the base differs in: {", ".join(differences)}'
+        if differences
+        else "they are also the base's"
     )
     tokenizers = {name: path for name, path in base.files.items() if name in beside.CARRIED}
     kept = tuple(text for text in found.notes if not (whose and lerobot_policy.LACK in text))
@@ -165,17 +208,21 @@ def _other_numbers(base: NormStats | None, own: Mapping) -> list[str]:
     return [
         f'statistics of {name}'
         for name, one in own.items()
-        if {k: x.tolist() for k, x in one.columns().items()} != {k: x.tolist() for k, x in base[name].columns().items()}
+        if {k: x.tolist() for k, x in one.columns().items()}
+        != {k: x.tolist() for k, x in base[name].columns().items()}
     ]
 
 
 def _rescaled(base: Beside, policy: Policy, folder: pathlib.Path) -> NormStats:
-    """The base's numbers as the adapter's settings use them. Raises UserError where they are of something else."""
+    """The base's numbers as the adapter's settings use them. Raises UserError where they are of
+    something else.
+    """
     advice = 'name those of its training with --stats'
     if any(policy.relative_joints) != any(base.policy.relative_joints):
         raise UserError(
             f'expected statistics beside the adapter in {folder}, whose actions are '
-            f"{'relative' if any(policy.relative_joints) else 'absolute'}, unlike the base's, got none; {advice}"
+            f"{'relative' if any(policy.relative_joints) else 'absolute'}, unlike the base's, got "
+            f'none; {advice}'
         )
     try:
         return {
@@ -184,5 +231,6 @@ def _rescaled(base: Beside, policy: Policy, folder: pathlib.Path) -> NormStats:
         }
     except KeyError as error:
         raise UserError(
-            f'expected statistics beside the adapter in {folder}, got none, and none of the base with {error}; {advice}'
+            f'expected statistics beside the adapter in {folder}, got none, and none of the base '
+            f'with {error}; {advice}'
         ) from error

@@ -1,8 +1,10 @@
-"""pi0.5 checkpoints in and out: LeRobot and openpi PyTorch, openpi JAX, and our own converted folder.
+"""pi0.5 checkpoints in and out: LeRobot and openpi PyTorch, openpi JAX, and our own converted
+folder.
 
-A converted folder holds the weights in the layout asked for (`params/` in openpi's JAX layout, or `model.safetensors`),
-`sigma_config.json` (sizes), `source.json` (where it came from, digests, what was left out) and whatever stood beside
-the source. Weights pass one slice at a time: a conversion needs well under 3 GiB, whatever the model's size.
+A converted folder holds the weights in the layout asked for (`params/` in openpi's JAX layout, or
+`model.safetensors`), `sigma_config.json` (sizes), `source.json` (where it came from, digests, what
+was left out) and whatever stood beside the source. Weights pass one slice at a time: a conversion
+needs well under 3 GiB, whatever the model's size.
 """
 
 import dataclasses
@@ -25,12 +27,15 @@ from sigma_jax.convert.writers import open_writer
 from sigma_jax.errors import UserError, few
 
 PyTree = Any
-HALF = ('language model', 'action expert')  # what LeRobot and openpi keep in bfloat16; the rest stays float32
+# what LeRobot and openpi keep in bfloat16; the rest stays float32
+HALF = ('language model', 'action expert')
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Weights in our tree (numpy, dtypes as stored), their sizes, what was noticed on the way, and their digest."""
+    """Weights in our tree (numpy, dtypes as stored), their sizes, what was noticed on the way, and
+    their digest.
+    """
 
     params: PyTree
     config: Pi05Config
@@ -53,11 +58,19 @@ def load(path: str | pathlib.Path) -> Checkpoint:
 
 
 def save(
-    checkpoint: Checkpoint, folder: str | pathlib.Path, out: str | pathlib.Path, layout: str = 'jax', **options: Any
+    checkpoint: Checkpoint,
+    folder: str | pathlib.Path,
+    out: str | pathlib.Path,
+    layout: str = 'jax',
+    **options: Any,
 ) -> pathlib.Path:
-    """Writes weights in memory as `convert` does; statistics and settings are those in `folder` or `around`."""
+    """Writes weights in memory as `convert` does; statistics and settings are those in `folder` or
+    `around`.
+    """
     folder = pathlib.Path(folder)
-    source = from_memory(checkpoint.params, checkpoint.config, checkpoint.format, folder, checkpoint.notes)
+    source = from_memory(
+        checkpoint.params, checkpoint.config, checkpoint.format, folder, checkpoint.notes
+    )
     convert(source, out, layout, **options)
     return pathlib.Path(out)
 
@@ -73,42 +86,61 @@ def convert(
 ) -> dict:
     """Writes `source` to a new folder, whole or not at all; returns the record that it also writes.
 
-    `layout` is one of `writers.LAYOUTS`; `dtype` 'stored', 'float32' or 'bfloat16' (the matrices of both Gemmas, as the
-    originals). `change` maps each slice to what is written; `progress` gets bytes done and in all; `around` is written
-    beside the weights instead of what lies beside the source.
-    Raises UserError if `out` exists, where the weights differ from the digests recorded beside them, and where
-    statistics, relative joints and the model tell of other numbers of actions.
+    `layout` is one of `writers.LAYOUTS`; `dtype` 'stored', 'float32' or 'bfloat16' (the matrices of
+    both Gemmas, as the originals). `change` maps each slice to what is written; `progress` gets
+    bytes done and in all; `around` is written beside the weights instead of what lies beside the
+    source. Raises UserError if `out` exists, where the weights differ from the digests recorded
+    beside them, and where statistics, relative joints and the model tell of other numbers of
+    actions.
     """
     around = _fitted(around or beside.read(source.folder, source.format), source.config)
     shapes = source.shapes
     dtypes = {path: target_dtype(path, one, dtype) for path, one in source.dtypes.items()}
     todo = list(pieces(shapes))
     total, done = sum(_size(piece, dtypes) for piece in todo), 0
-    with files.atomic_folder(out) as folder, Digests(shapes, source.dtypes) as before, Digests(shapes, dtypes) as after:
+    with (
+        files.atomic_folder(out) as folder,
+        Digests(shapes, source.dtypes) as before,
+        Digests(shapes, dtypes) as after,
+    ):
         with open_writer(layout, folder, shapes, dtypes) as put:
             for piece in todo:
                 array = source.read(piece)
-                new = (change(piece, array) if change else array).astype(dtypes[piece.path], copy=False)
+                new = (change(piece, array) if change else array).astype(
+                    dtypes[piece.path], copy=False
+                )
                 put(piece, after.add(piece, np.ascontiguousarray(new)))
                 if source.digests:
                     before.add(piece, array)
                 done += _size(piece, dtypes)
                 progress(done, total)
         _check_digests(source, before.leaves)
-        half = DTYPES['BF16'] in {dtypes[path] for path in dtypes if pytorch.dtype_group(path) in HALF}
-        notes = list(beside.write(folder, layout, around, source.config, 'bfloat16' if half else 'float32'))
+        half = DTYPES['BF16'] in {
+            dtypes[path] for path in dtypes if pytorch.dtype_group(path) in HALF
+        }
+        notes = list(
+            beside.write(folder, layout, around, source.config, 'bfloat16' if half else 'float32')
+        )
         assumed = {**source.assumed, **around.assumed}
-        notes += training_config.assumption_notes(assumed, source.config, around.policy.prompt_state_dim)
-        record = _record(source, layout, notes, after.leaves) | ({'assumed': assumed} if assumed else {})
+        notes += training_config.assumption_notes(
+            assumed, source.config, around.policy.prompt_state_dim
+        )
+        record = _record(source, layout, notes, after.leaves) | (
+            {'assumed': assumed} if assumed else {}
+        )
         (folder / RECORD).write_text(json.dumps(record, indent=1))
         (folder / sizes.CONFIG_FILE).write_text(json.dumps(sizes.to_json(source.config), indent=1))
     return record
 
 
 def _fitted(around: beside.Beside, config: Pi05Config) -> beside.Beside:
-    """`around` with as many flags as actions, and with the model's sizes for LeRobot's config.json; notes on both."""
+    """`around` with as many flags as actions, and with the model's sizes for LeRobot's config.json;
+    notes on both.
+    """
     policy, notes = joints.fitted(around.policy, around.statistics, config.action_dim)
-    return beside.sized(dataclasses.replace(around, policy=policy, notes=(*around.notes, *notes)), config)
+    return beside.sized(
+        dataclasses.replace(around, policy=policy, notes=(*around.notes, *notes)), config
+    )
 
 
 def target_dtype(path: str, stored: np.dtype, dtype: str) -> np.dtype:
@@ -125,7 +157,10 @@ def _size(piece: Piece, dtypes: Mapping[str, np.dtype]) -> int:
 def _record(source: Source, layout: str, more: Iterable[str], leaves: Mapping[str, str]) -> dict:
     notes = [*source.notes, *more]
     if layout != 'jax':
-        notes.append(f'{pytorch.EXPERT_HEAD} is unused and written as zeros, which loaders of this layout ask for')
+        notes.append(
+            f'{pytorch.EXPERT_HEAD} is unused and written as zeros, which loaders of '
+            'this layout ask for'
+        )
     return {
         'source': source.name,
         'format': source.format,
@@ -141,6 +176,7 @@ def _check_digests(source: Source, found: Mapping[str, str]) -> None:
     wrong = sorted(path for path, digest in source.digests.items() if found.get(path) != digest)
     if wrong:
         raise UserError(
-            f'expected the weights that {RECORD} records in {source.folder}, got others in {few(wrong, ", ")}; '
-            f'copy the folder again, or remove {RECORD} if they were changed on purpose'
+            f'expected the weights that {RECORD} records in {source.folder}, got others in '
+            f'{few(wrong, ", ")}; copy the folder again, or remove {RECORD} if they were changed '
+            'on purpose'
         )

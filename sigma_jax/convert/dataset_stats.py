@@ -1,4 +1,6 @@
-"""Exact statistics of a LeRobot data set from its parquet columns, no video read; else those it states, and doubts."""
+"""Exact statistics of a LeRobot data set from its parquet columns, no video read; else those it
+states, and doubts.
+"""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -24,10 +26,11 @@ def read(
     horizon: int,
     note: Callable[[str], None],
 ) -> NormStats:
-    """Statistics of a data set for use by `scalings`; of chunks of `horizon` relative actions where some are relative.
+    """Statistics of a data set for use by `scalings`; of chunks of `horizon` relative actions where
+    some are relative.
 
-    They are computed from its rows where these are here; else they are taken from meta/stats.json, and `note` is told
-    what is wrong with them.
+    They are computed from its rows where these are here; else they are taken from meta/stats.json,
+    and `note` is told what is wrong with them.
 
     Raises:
       UserError: neither rows nor statistics, or none that the normalisation can use.
@@ -38,12 +41,21 @@ def read(
         return _stated(root, scalings, str(error), bool(any(relative_joints)), note)
     states, actions = (np.concatenate(parts) for parts in values)
     columns = {'state': states, 'actions': actions}
-    found = {name: statistics_from(_entry(numeric_stats(columns[name])), scalings[name]) for name in columns}
+    found = {
+        name: statistics_from(_entry(numeric_stats(columns[name])), scalings[name])
+        for name in columns
+    }
     note(f'{root}: exact statistics of its {len(states)} rows{_compared(root, columns, found)}')
     if any(relative_joints):
-        joints = relative_joints[: actions.shape[1]]  # as many as the model is wide, until the robot is known
-        found['actions'] = statistics_from(_relative(*values, joints, horizon, root), scalings['actions'])
-        note(f'those of actions are of chunks of {horizon}, each from the state at its start in relative joints')
+        # as many as the model is wide, until the robot is known
+        joints = relative_joints[: actions.shape[1]]
+        found['actions'] = statistics_from(
+            _relative(*values, joints, horizon, root), scalings['actions']
+        )
+        note(
+            f'those of actions are of chunks of {horizon}, each from the state at its start in '
+            'relative joints'
+        )
     return found
 
 
@@ -64,12 +76,15 @@ def _relative(
     horizon: int,
     root: pathlib.Path,
 ) -> dict[str, Any]:
-    """Statistics over all whole chunks of actions less the state at their start, as in LeRobot; a joint at a time."""
+    """Statistics over all whole chunks of actions less the state at their start, as in LeRobot; a
+    joint at a time.
+    """
     width = actions[0].shape[1]
     if len(joints) != width or not any(len(one) >= horizon for one in actions):
         raise UserError(
-            f'expected {len(joints)} actions and an episode of {horizon} rows in {root}, for statistics of relative '
-            f'actions, got {width} actions and {max(map(len, actions))} rows; name a data set of this robot'
+            f'expected {len(joints)} actions and an episode of {horizon} rows in {root}, for '
+            f'statistics of relative actions, got {width} actions and {max(map(len, actions))} '
+            'rows; name a data set of this robot'
         )
     columns = []
     for joint in range(width):
@@ -77,7 +92,11 @@ def _relative(
         for state, action in zip(states, actions, strict=True):
             if len(action) >= horizon:
                 chunks = np.lib.stride_tricks.sliding_window_view(action[:, joint], horizon)
-                start = first_joints(state, width)[: len(chunks), joint] if joints[joint] else np.zeros(len(chunks))
+                start = (
+                    first_joints(state, width)[: len(chunks), joint]
+                    if joints[joint]
+                    else np.zeros(len(chunks))
+                )
                 parts.append((chunks - start[:, None].astype(np.float32)).ravel())
         columns.append(_entry(numeric_stats(np.concatenate(parts))))
     return {key: [value for one in columns for value in one[key]] for key in columns[0]}
@@ -88,7 +107,9 @@ def _entry(stats: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compared(root: pathlib.Path, columns: Mapping[str, np.ndarray], exact: NormStats) -> str:
-    """What is wrong with the quantiles of meta/stats.json instead, '' where they are right or absent."""
+    """What is wrong with the quantiles of meta/stats.json instead, '' where they are right or
+    absent.
+    """
     told = []
     for name, feature in FEATURES.items():
         level = quantiles.LEVELS.get(exact[name].scaling.mode)
@@ -102,7 +123,10 @@ def _compared(root: pathlib.Path, columns: Mapping[str, np.ndarray], exact: Norm
     if not told:
         return ''
     wrong = ' and '.join(told)
-    return f'; not those of its meta/stats.json, by whose quantiles {wrong}: LeRobot joins those of episodes'
+    return (
+        f'; not those of its meta/stats.json, by whose quantiles {wrong}: LeRobot joins those '
+        'of episodes'
+    )
 
 
 def _statement(root: pathlib.Path, feature: str, scaling: Scaling) -> Statistics | None:
@@ -113,7 +137,11 @@ def _statement(root: pathlib.Path, feature: str, scaling: Scaling) -> Statistics
 
 
 def _stated(
-    root: pathlib.Path, scalings: Mapping[str, Scaling], why: str, relative: bool, note: Callable[[str], None]
+    root: pathlib.Path,
+    scalings: Mapping[str, Scaling],
+    why: str,
+    relative: bool,
+    note: Callable[[str], None],
 ) -> NormStats:
     """From meta/stats.json of v3.0; v2.1 keeps statistics by episode, which have no quantiles."""
     file = root / 'meta' / 'stats.json'
@@ -126,18 +154,27 @@ def _stated(
             out[name] = statistics_from(body[feature], scalings[name])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(
-                f'expected {scalings[name].mode} statistics of {feature} in {file}, got none ({error}); {advice}'
+                f'expected {scalings[name].mode} statistics of {feature} in {file}, got none '
+                f'({error}); {advice}'
             ) from error
-    note(f'{root}: statistics as {file.name} states them, not checked against its rows ({why}); {advice}')
+    note(
+        f'{root}: statistics as {file.name} states them, not checked against its rows ({why}); '
+        f'{advice}'
+    )
     if relative:
-        note(f'{file.name} holds statistics of absolute actions, and those of this policy are relative; {advice}')
+        note(
+            f'{file.name} holds statistics of absolute actions, and those of this policy are '
+            f'relative; {advice}'
+        )
     doubted = _by_episodes(root, body, out) or quantiles.doubts(out, advice)
     for text in doubted:
         note(text)
     return out
 
 
-def _by_episodes(root: pathlib.Path, body: Mapping[str, Any], stated: Mapping[str, Statistics]) -> list[str]:
+def _by_episodes(
+    root: pathlib.Path, body: Mapping[str, Any], stated: Mapping[str, Statistics]
+) -> list[str]:
     """What the statistics of single episodes in meta/episodes tell of the whole's."""
     told = []
     for name, feature in FEATURES.items():
@@ -152,9 +189,9 @@ def _by_episodes(root: pathlib.Path, body: Mapping[str, Any], stated: Mapping[st
         if how:
             range_ = f'{share.min():.1%} to {share.max():.1%} by joint'
             told.append(
-                f'{quantiles.OF} {name} are {how} of those of its {len(episodes)} episodes, no quantiles: about '
-                f'{share.mean():.0%} of the values lie outside ({range_}), 2% would; '
-                f'run prepare_data.py --source={root} where its rows are'
+                f'{quantiles.OF} {name} are {how} of those of its {len(episodes)} episodes, no '
+                f'quantiles: about {share.mean():.0%} of the values lie outside ({range_}), 2% '
+                f'would; run prepare_data.py --source={root} where its rows are'
             )
     return told
 

@@ -16,7 +16,9 @@ class Digests:
     """SHA-256 of leaves whose slices arrive in order, computed on a thread of its own."""
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype]):
-        self._running = {path: trees.start_digest(dtypes[path], shape) for path, shape in shapes.items()}
+        self._running = {
+            path: trees.start_digest(dtypes[path], shape) for path, shape in shapes.items()
+        }
         self._seen: set[str] = set()
         self._pool = ThreadPoolExecutor(1)
         self._pending: collections.deque[Future] = collections.deque()
@@ -30,7 +32,9 @@ class Digests:
     def add(self, piece: Piece, array: np.ndarray) -> np.ndarray:
         """Takes the next slice, and gives it back."""
         self._seen.add(piece.path)
-        self._pending.append(self._pool.submit(lambda: self._running[piece.path].update(trees.as_bytes(array))))
+        self._pending.append(
+            self._pool.submit(lambda: self._running[piece.path].update(trees.as_bytes(array)))
+        )
         while len(self._pending) > AHEAD:
             self._pending.popleft().result()
         return array

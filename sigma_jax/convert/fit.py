@@ -1,4 +1,6 @@
-"""Do the tensors of a file fit the model? Differences of all kinds are told at once, some of each."""
+"""Do the tensors of a file fit the model? Differences of all kinds are told at once, some of
+each.
+"""
 
 from collections.abc import Mapping
 
@@ -11,13 +13,17 @@ from sigma_jax.convert.tensors import DTYPES, READ_AS, TensorFiles
 from sigma_jax.errors import UserError, few
 
 
-def check_tensors(files: TensorFiles, stored: Mapping[str, str], owner: Mapping[str, Piece], where: str) -> None:
+def check_tensors(
+    files: TensorFiles, stored: Mapping[str, str], owner: Mapping[str, Piece], where: str
+) -> None:
     """Raises UserError for tensors that are missing, extra, mis-shaped or of no weight's type.
 
-    `stored` maps canonical names to those in the files, `owner` the names wanted to the slices that they fill.
+    `stored` maps canonical names to those in the files, `owner` the names wanted to the slices that
+    they fill.
     """
     shapes: dict[tuple, tuple[int, ...]] = {}
-    allowed = READ_AS if {files.dtype(key) for key in stored.values()} == {'F64'} else DTYPES  # some alone are damage
+    # some alone are damage
+    allowed = READ_AS if {files.dtype(key) for key in stored.values()} == {'F64'} else DTYPES
     missing = [f'missing {name}' for name in owner if name not in stored]
     unexpected, misshaped, mistyped = [], [], []
     for name, key in stored.items():
@@ -31,10 +37,14 @@ def check_tensors(files: TensorFiles, stored: Mapping[str, str], owner: Mapping[
         if files.shape(key) != shapes[kind]:
             misshaped.append(f'{name}: expected shape {shapes[kind]}, got {files.shape(key)}')
         if files.dtype(key) not in allowed:
-            mistyped.append(f'{name}: expected a type among {", ".join(DTYPES)}, got {files.dtype(key)}')
+            mistyped.append(
+                f'{name}: expected a type among {", ".join(DTYPES)}, got {files.dtype(key)}'
+            )
     if kinds := [kind for kind in (missing, unexpected, misshaped, mistyped) if kind]:
         count = sum(map(len, kinds))
-        raise UserError(f'{where} does not fit pi0.5 ({count} differences): ' + '; '.join(map(few, kinds)))
+        raise UserError(
+            f'{where} does not fit pi0.5 ({count} differences): ' + '; '.join(map(few, kinds))
+        )
 
 
 def check_dtypes(found: Mapping[str, np.dtype], paths: Mapping[str, str], where: str) -> None:
@@ -43,7 +53,11 @@ def check_dtypes(found: Mapping[str, np.dtype], paths: Mapping[str, str], where:
     `paths` maps each name in `found` to its leaf.
     """
     allowed = list(DTYPES.values())
-    problems = [f'{n}: expected {", ".join(map(str, allowed))}, got {d}' for n, d in found.items() if d not in allowed]
+    problems = [
+        f'{n}: expected {", ".join(map(str, allowed))}, got {d}'
+        for n, d in found.items()
+        if d not in allowed
+    ]
     groups: dict[str, dict[np.dtype, list[str]]] = {}
     for name, dtype in found.items():
         groups.setdefault(pytorch.dtype_group(paths[name]), {}).setdefault(dtype, []).append(name)
@@ -53,7 +67,8 @@ def check_dtypes(found: Mapping[str, np.dtype], paths: Mapping[str, str], where:
         for dtype in kinds if len(alike) > 1 else set(kinds) - {most}:
             expected = ' or '.join(str(one) for one in alike if one != dtype)
             problems += [
-                f'{name}: expected {expected} as the rest of the {group}, got {dtype}' for name in kinds[dtype]
+                f'{name}: expected {expected} as the rest of the {group}, got {dtype}'
+                for name in kinds[dtype]
             ]
     if problems:
         raise UserError(f'{where} mixes dtypes ({len(problems)} differences): {few(problems)}')

@@ -1,8 +1,10 @@
-"""Parity fixtures: what a public implementation computed, read from disk and checked against a model's sizes.
+"""Parity fixtures: what a public implementation computed, read from disk and checked against a
+model's sizes.
 
-A folder with `inputs.npz` (camera frames, prompt ids, actions, noise, time), `outputs.npz` (what the implementation
-made of them) and `config.json` (names of the cameras, sizes, sampling steps). `tools/make_fixture.py` writes one;
-a fixture may hold any number of cameras and any subset of the quantities.
+A folder with `inputs.npz` (camera frames, prompt ids, actions, noise, time), `outputs.npz` (what
+the implementation made of them) and `config.json` (names of the cameras, sizes, sampling steps).
+`tools/make_fixture.py` writes one; a fixture may hold any number of cameras and any subset of the
+quantities.
 """
 
 import dataclasses
@@ -23,7 +25,9 @@ REMEDY = 'make the fixture again with tools/make_fixture.py'
 
 @dataclasses.dataclass(frozen=True)
 class Fixture:
-    """`inputs` and `outputs` by name, the `cameras` in the order of the prefix, and the rest of config.json."""
+    """`inputs` and `outputs` by name, the `cameras` in the order of the prefix, and the rest of
+    config.json.
+    """
 
     folder: pathlib.Path
     inputs: Mapping[str, np.ndarray]
@@ -32,7 +36,9 @@ class Fixture:
     config: Mapping
 
     def observation(self) -> Observation:
-        """Views, camera masks and prompt as the model takes them; the state is inside the prompt."""
+        """Views, camera masks and prompt as the model takes them; the state is inside the
+        prompt.
+        """
         i = self.inputs
         return Observation(
             images=np.stack([i[name] for name in self.cameras], axis=1),  # type: ignore[arg-type]
@@ -46,7 +52,9 @@ class Fixture:
 
 
 def read_fixture(folder: str | pathlib.Path) -> Fixture:
-    """Reads the three files. Raises UserError for a missing or damaged one, for pickles, and for NaN or infinity."""
+    """Reads the three files. Raises UserError for a missing or damaged one, for pickles, and for
+    NaN or infinity.
+    """
     folder = pathlib.Path(folder)
     config = _read_config(folder / 'config.json')
     fixture = Fixture(
@@ -64,16 +72,22 @@ def read_fixture(folder: str | pathlib.Path) -> Fixture:
 def _read_config(file: pathlib.Path) -> dict:
     if not file.is_file():
         raise UserError(
-            f'expected a fixture with config.json, inputs.npz and outputs.npz, got no {file}; check the path'
+            f'expected a fixture with config.json, inputs.npz and outputs.npz, got no {file}; '
+            'check the path'
         )
     try:
         config = json.loads(file.read_text())
         cameras, steps = config['cameras'], config['num_steps']
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"expected 'cameras' and 'num_steps' in {file}, got {error!r}; {REMEDY}") from error
+        raise UserError(
+            f"expected 'cameras' and 'num_steps' in {file}, got {error!r}; {REMEDY}"
+        ) from error
     named = isinstance(cameras, list) and all(isinstance(name, str) for name in cameras)
     if not named or not cameras or not isinstance(steps, int) or steps < 1:
-        raise UserError(f'expected names of cameras and a number of steps in {file}, got {cameras}, {steps}; {REMEDY}')
+        raise UserError(
+            f'expected names of cameras and a number of steps in {file}, got '
+            f'{cameras}, {steps}; {REMEDY}'
+        )
     return config
 
 
@@ -86,9 +100,13 @@ def _read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
         raise UserError(f'expected numpy arrays in {file}, got: {reason}; copy it again') from error
     for name, array in arrays.items():
         if array.dtype.kind not in 'fiub':
-            raise UserError(f'expected numbers in {name} of {file}, got dtype {array.dtype}; {REMEDY}')
+            raise UserError(
+                f'expected numbers in {name} of {file}, got dtype {array.dtype}; {REMEDY}'
+            )
         if not np.isfinite(array).all():
-            raise UserError(f'expected finite numbers in {name} of {file}, got NaN or infinity; {REMEDY}')
+            raise UserError(
+                f'expected finite numbers in {name} of {file}, got NaN or infinity; {REMEDY}'
+            )
     return arrays
 
 
@@ -102,7 +120,9 @@ def check_sizes(fixture: Fixture, model: Pi05Config) -> None:
         if want != got:
             differences.append(f'{path} {want} in the fixture, {got} in the checkpoint')
     if differences:
-        raise UserError(f'{fixture.folder} was made from another model: {"; ".join(differences)}; give its own')
+        raise UserError(
+            f'{fixture.folder} was made from another model: {"; ".join(differences)}; give its own'
+        )
 
 
 def _sizes(model: Pi05Config) -> dict[str, int]:
@@ -119,31 +139,51 @@ def _sizes(model: Pi05Config) -> dict[str, int]:
     for name, expert in (('vlm', model.language), ('action_expert', model.expert)):
         for theirs, ours in (('num_heads', 'heads'), ('num_kv_heads', 'kv_heads')):
             sizes[f'{name}.{theirs}'] = getattr(expert, ours)
-        sizes |= {f'{name}.{key}': getattr(expert, key) for key in ('width', 'depth', 'mlp_dim', 'head_dim')}
+        sizes |= {
+            f'{name}.{key}': getattr(expert, key)
+            for key in ('width', 'depth', 'mlp_dim', 'head_dim')
+        }
     return sizes
 
 
 def check_inputs(fixture: Fixture, model: Pi05Config, needed: set[str]) -> None:
     """Checks names, shapes and token ids of the inputs that are `needed` beside the observation.
 
-    Raises UserError naming what is missing, what has another shape, and ids that the vocabulary does not hold.
+    Raises UserError naming what is missing, what has another shape, and ids that the vocabulary
+    does not hold.
     """
     i, size = fixture.inputs, model.vision.image_size
-    observed = {'tokens', 'token_mask', *fixture.cameras, *(f'{name}_mask' for name in fixture.cameras)}
+    observed = {
+        'tokens',
+        'token_mask',
+        *fixture.cameras,
+        *(f'{name}_mask' for name in fixture.cameras),
+    }
     file = fixture.folder / 'inputs.npz'
     if missing := sorted((observed | needed) - i.keys()):
-        raise UserError(f'expected {", ".join(missing)} in {file}, got {", ".join(sorted(i))}; {REMEDY}')
+        raise UserError(
+            f'expected {", ".join(missing)} in {file}, got {", ".join(sorted(i))}; {REMEDY}'
+        )
     if i['tokens'].ndim != 2:
-        raise UserError(f'expected tokens of shape (batch, length) in {file}, got {i["tokens"].shape}; {REMEDY}')
+        raise UserError(
+            f'expected tokens of shape (batch, length) in {file}, got {i["tokens"].shape}; {REMEDY}'
+        )
     b, length = i['tokens'].shape
     horizon = next((i[name].shape[1] for name in sorted(needed) if i[name].ndim == 3), 0)
     want: dict[str, tuple[int, ...]] = {'token_mask': (b, length)}
     for name in fixture.cameras:
         want |= {name: (b, size, size, 3), f'{name}_mask': (b,)}
     want |= {name: (b,) if name == 'time' else (b, horizon, model.action_dim) for name in needed}
-    wrong = [f'{name}: expected {shape}, got {i[name].shape}' for name, shape in want.items() if i[name].shape != shape]
+    wrong = [
+        f'{name}: expected {shape}, got {i[name].shape}'
+        for name, shape in want.items()
+        if i[name].shape != shape
+    ]
     if wrong:
         raise UserError(f'{file} has arrays of other shapes: {few(wrong)}; {REMEDY}')
     low, high = int(i['tokens'].min(initial=0)), int(i['tokens'].max(initial=0))
     if low < 0 or high >= model.vocab_size:
-        raise UserError(f'expected token ids from 0 to {model.vocab_size - 1} in {file}, got {low} to {high}; {REMEDY}')
+        raise UserError(
+            f'expected token ids from 0 to {model.vocab_size - 1} in {file}, got '
+            f'{low} to {high}; {REMEDY}'
+        )

@@ -1,4 +1,6 @@
-"""Sigma's trainable heads as one safetensors file: parameter paths as names, their settings in its metadata."""
+"""Sigma's trainable heads as one safetensors file: parameter paths as names, their settings in its
+metadata.
+"""
 
 import json
 import pathlib
@@ -24,7 +26,9 @@ def save_heads(tree: PyTree, out: str | pathlib.Path, config: Mapping[str, Any])
     """
     out = pathlib.Path(out)
     if out.suffix != '.safetensors' or out.exists():
-        raise UserError(f'expected the name of a new .safetensors file, got {out}; choose another name')
+        raise UserError(
+            f'expected the name of a new .safetensors file, got {out}; choose another name'
+        )
     flat = {path: np.asarray(leaf, order='C') for path, leaf in trees.flatten(tree).items()}
     metadata = {
         'format': FORMAT,
@@ -38,27 +42,33 @@ def save_heads(tree: PyTree, out: str | pathlib.Path, config: Mapping[str, Any])
     return out
 
 
-def load_heads(file: str | pathlib.Path, expected: PyTree | None = None) -> tuple[PyTree, dict[str, Any]]:
+def load_heads(
+    file: str | pathlib.Path, expected: PyTree | None = None
+) -> tuple[PyTree, dict[str, Any]]:
     """(parameters as numpy arrays, config) of a file that `save_heads` wrote.
 
-    Raises UserError for another kind or version of file, for contents that differ from the digest written with
-    them, and, given `expected` (arrays or their shapes), naming every leaf that does not fit.
+    Raises UserError for another kind or version of file, for contents that differ from the digest
+    written with them, and, given `expected` (arrays or their shapes), naming every leaf that does
+    not fit.
     """
     file = pathlib.Path(file)
     tensors, metadata = whole_file.read(file)
     if metadata.get('format') != FORMAT:
         raise UserError(
-            f"expected Sigma's heads in {file}, got safetensors of format {metadata.get('format')!r}; "
-            'give a file that an export of a sigma run wrote'
+            f"expected Sigma's heads in {file}, got safetensors of format "
+            f'{metadata.get("format")!r}; give a file that an export of a sigma run wrote'
         )
     if metadata.get('format_version') != str(VERSION):
         raise UserError(
-            f'expected version {VERSION} of the heads in {file}, got {metadata.get("format_version")!r}, written by '
-            f'sigma_jax {metadata.get("sigma_jax")}; read it with that version'
+            f'expected version {VERSION} of the heads in {file}, got '
+            f'{metadata.get("format_version")!r}, written by sigma_jax '
+            f'{metadata.get("sigma_jax")}; read it with that version'
         )
     tree = _tree(tensors)
     if trees.digest(tree) != metadata.get('digest'):
-        raise UserError(f'expected in {file} the heads that were written, got others; copy the file again')
+        raise UserError(
+            f'expected in {file} the heads that were written, got others; copy the file again'
+        )
     if expected is not None:
         trees.check_same(expected, tree, str(file))
     return tree, _config(metadata, file)
@@ -76,4 +86,6 @@ def _config(metadata: Mapping[str, str], file: pathlib.Path) -> dict[str, Any]:
     try:
         return dict(json.loads(metadata['config']))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'expected the settings of the heads in {file}, got {error!r}; copy the file again') from error
+        raise UserError(
+            f'expected the settings of the heads in {file}, got {error!r}; copy the file again'
+        ) from error

@@ -8,11 +8,13 @@ from sigma_jax.errors import UserError
 from sigma_jax.policy import POLICY_FILE, Policy
 
 
-def fitted(policy: Policy, statistics: Mapping[str, Statistics] | None, padded: int) -> tuple[Policy, tuple[str, ...]]:
+def fitted(
+    policy: Policy, statistics: Mapping[str, Statistics] | None, padded: int
+) -> tuple[Policy, tuple[str, ...]]:
     """`policy` with one flag of relative joints an action, and a note where some were added.
 
-    Fewer flags than actions mean what openpi's mask means: the rest are absolute. As many as the model is wide
-    (`padded`) are cut to the robot's, as they were told before it was known.
+    Fewer flags than actions mean what openpi's mask means: the rest are absolute. As many as the
+    model is wide (`padded`) are cut to the robot's, as they were told before it was known.
 
     Raises:
       UserError: more actions than the model has, or more flags than actions.
@@ -33,5 +35,8 @@ def fitted(policy: Policy, statistics: Mapping[str, Statistics] | None, padded: 
             f'mend {POLICY_FILE}, or name statistics of that robot with --stats'
         )
     whole = (flags + (False,) * width)[:width]
-    note = f'relative_joints tells of {len(flags)} of the {width} actions: the others are absolute, as in openpi'
+    note = (
+        f'relative_joints tells of {len(flags)} of the {width} actions: the others are '
+        'absolute, as in openpi'
+    )
     return dataclasses.replace(policy, relative_joints=whole), (note,) if len(flags) < width else ()

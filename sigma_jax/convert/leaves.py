@@ -1,6 +1,7 @@
 """Leaves of an Orbax checkpoint, a slice at a time: Orbax's tree, TensorStore for the arrays.
 
-Orbax reads and writes whole leaves; the largest of pi0.5, a stack of 18 layers, has 4.8 GB in float32.
+Orbax reads and writes whole leaves; the largest of pi0.5, a stack of 18 layers, has 4.8 GB in
+float32.
 """
 
 import json
@@ -19,18 +20,24 @@ from sigma_jax.errors import UserError
 
 PyTree = Any
 Index = tuple[int | slice, ...]
-WHOLE = 64 * 2**20  # bytes; smaller leaves are one chunk, larger ones a chunk per slice that `write` gets
+# bytes; smaller leaves are one chunk, larger ones a chunk per slice that `write` gets
+WHOLE = 64 * 2**20
 
 
 def read_names(folder: pathlib.Path) -> tuple[dict[str, str], bool, str]:
-    """({path: array's name in the store}, whether arrays are zarr 3, which weights they are), from Orbax's JSON.
+    """({path: array's name in the store}, whether arrays are zarr 3, which weights they are), from
+    Orbax's JSON.
 
-    Paths are those of the weights (`orbax_tree`); a last element `value` (openpi's training loop) is dropped. Orbax's
-    own `metadata()` opens every array in the background and reports damage after it has returned.
+    Paths are those of the weights (`orbax_tree`); a last element `value` (openpi's training loop)
+    is dropped. Orbax's own `metadata()` opens every array in the background and reports damage
+    after it has returned.
     """
     try:
         data = json.loads((folder / '_METADATA').read_text())
-        keys = [tuple(str(key['key']) for key in one['key_metadata']) for one in data['tree_metadata'].values()]
+        keys = [
+            tuple(str(key['key']) for key in one['key_metadata'])
+            for one in data['tree_metadata'].values()
+        ]
         zarr3 = bool(data.get('use_zarr3', False))
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(f'{folder}/_METADATA', error) from error
@@ -39,7 +46,8 @@ def read_names(folder: pathlib.Path) -> tuple[dict[str, str], bool, str]:
 
 
 def _damaged(where: object, error: Exception) -> UserError:
-    reason = str(error)[:200].splitlines()[0] if str(error) else type(error).__name__  # the rest tells each call's path
+    # the rest tells each call's path
+    reason = str(error)[:200].splitlines()[0] if str(error) else type(error).__name__
     return UserError(f'expected an orbax checkpoint in {where}, got: {reason}; copy it again')
 
 
@@ -60,7 +68,8 @@ class LeafReader:
     def read(self, path: str, index: Index = ()) -> np.ndarray:
         """A slice of a leaf, as stored. Raises UserError for lost and truncated chunks.
 
-        A leaf whose chunks hold more than the slice (openpi's are one chunk each) is read once and kept until the next.
+        A leaf whose chunks hold more than the slice (openpi's are one chunk each) is read once and
+        kept until the next.
         """
         if path != self._kept[0]:
             store, self._kept = self._open(path), (path, None)
@@ -98,10 +107,13 @@ class LeafReader:
 class LeafWriter:
     """Writes an Orbax checkpoint {'params': tree} whose leaves arrive slice by slice, in order.
 
-    Orbax lays out the tree, with a number in place of each leaf; TensorStore replaces the numbers by arrays.
+    Orbax lays out the tree, with a number in place of each leaf; TensorStore replaces the numbers
+    by arrays.
     """
 
-    def __init__(self, folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], np.dtype]]):
+    def __init__(
+        self, folder: pathlib.Path, leaves: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+    ):
         self.folder, self._leaves = folder.absolute(), leaves
         numbers = {f'params/{path}': np.zeros(1, dtype) for path, (_, dtype) in leaves.items()}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
@@ -110,7 +122,8 @@ class LeafWriter:
         self._whole: np.ndarray | None = None
 
     def write(self, path: str, index: Index, piece: np.ndarray) -> Any:
-        """Starts to write one slice; the result waits for the disk. None: kept until its leaf is complete.
+        """Starts to write one slice; the result waits for the disk. None: kept until its leaf is
+        complete.
 
         All slices of a leaf have one shape, but for the last rows of one that is cut by rows.
         """
@@ -127,7 +140,9 @@ class LeafWriter:
         self._left -= piece.size
         return None if self._left else self._store[1].write(self._whole)
 
-    def _create(self, path: str, shape: tuple[int, ...], dtype: np.dtype, chunk: tuple[int, ...]) -> ts.TensorStore:
+    def _create(
+        self, path: str, shape: tuple[int, ...], dtype: np.dtype, chunk: tuple[int, ...]
+    ) -> ts.TensorStore:
         name = '.'.join(['params', *path.split('/')])
         spec = {
             'driver': 'zarr',
@@ -135,4 +150,6 @@ class LeafWriter:
             'metadata': {'chunks': list(chunk), 'compressor': None},  # weights do not compress
             'store_data_equal_to_fill_value': True,
         }
-        return ts.open(spec, create=True, delete_existing=True, shape=shape, dtype=ts.dtype(dtype.name)).result()
+        return ts.open(
+            spec, create=True, delete_existing=True, shape=shape, dtype=ts.dtype(dtype.name)
+        ).result()

@@ -1,4 +1,6 @@
-"""LeRobot's own files with other statistics: everything else in them stays as it was, names and custom steps too."""
+"""LeRobot's own files with other statistics: everything else in them stays as it was, names and
+custom steps too.
+"""
 
 import json
 import pathlib
@@ -9,13 +11,22 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sigma_jax.convert import lerobot_files, whole_file
-from sigma_jax.convert.lerobot_policy import ACTION, AFTER, BEFORE, CONFIG, STATE, NormStats, read_json
+from sigma_jax.convert.lerobot_policy import (
+    ACTION,
+    AFTER,
+    BEFORE,
+    CONFIG,
+    STATE,
+    NormStats,
+    read_json,
+)
 
 NORMALIZERS = ('normalizer_processor', 'unnormalizer_processor')
 
 
 def restate(out: pathlib.Path, files: Mapping[str, pathlib.Path], statistics: NormStats) -> None:
-    """Writes `files` (config.json and both pipelines, by name) to `out` with `statistics` in every step that has some.
+    """Writes `files` (config.json and both pipelines, by name) to `out` with `statistics` in every
+    step that has some.
 
     Statistics of pictures, and all else that a state file holds, are kept.
     """

@@ -1,4 +1,6 @@
-"""LoRA factors merged into base weights a slice at a time, in numpy: for export only (DESIGN 3.6)."""
+"""LoRA factors merged into base weights a slice at a time, in numpy: for export only (DESIGN
+3.6).
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,10 +20,12 @@ def merge_piece(
     layouts: Mapping[str, lora.Layout],
     alpha: float,
 ) -> np.ndarray:
-    """`piece + alpha / r * B A` in float32, for `piece = base[path][index]`: one slice of `lora.merge`.
+    """`piece + alpha / r * B A` in float32, for `piece = base[path][index]`: one slice of
+    `lora.merge`.
 
-    `index` holds a whole number for each of the leading axes (scanned layers, stacked matrices) that the caller goes
-    through. A slice of a leaf without factors comes back as it is, however it was cut.
+    `index` holds a whole number for each of the leading axes (scanned layers, stacked matrices)
+    that the caller goes through. A slice of a leaf without factors comes back as it is, however it
+    was cut.
     """
     pair = _pair(factors, path)
     if pair is None:

@@ -1,6 +1,8 @@
-"""Which leaves of an Orbax tree are the weights: their plain tree, a train state, raw weights beside averaged ones.
+"""Which leaves of an Orbax tree are the weights: their plain tree, a train state, raw weights
+beside averaged ones.
 
-openpi serves the averaged weights (EMA) wherever its training kept them; so they are taken wherever they are.
+openpi serves the averaged weights (EMA) wherever its training kept them; so they are taken wherever
+they are.
 """
 
 import dataclasses
@@ -10,15 +12,25 @@ from collections.abc import Collection, Sequence
 from sigma_jax.errors import UserError, few
 
 Key = tuple[str, ...]
-TOPS = ('PaliGemma', 'action_in_proj', 'action_out_proj', 'time_mlp_in', 'time_mlp_out', 'state_proj')
-NOT_WEIGHTS = {'opt_state', 'mu', 'nu', 'grads', 'gradients'}  # an optimiser's moments have the weights' names
+TOPS = (
+    'PaliGemma',
+    'action_in_proj',
+    'action_out_proj',
+    'time_mlp_in',
+    'time_mlp_out',
+    'state_proj',
+)
+# an optimiser's moments have the weights' names
+NOT_WEIGHTS = {'opt_state', 'mu', 'nu', 'grads', 'gradients'}
 VALUE = 'value'  # a last key that nnx adds
 WEIGHTS, AVERAGED, STATE = 'params', 'ema_params', 'train_state'
 
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """`leaves` are the whole keys of the leaves, by path; `note` says which weights they are, '' where it is plain."""
+    """`leaves` are the whole keys of the leaves, by path; `note` says which weights they are, ''
+    where it is plain.
+    """
 
     leaves: dict[str, Key]
     note: str = ''
@@ -34,29 +46,42 @@ def choose(keys: Sequence[Key], where: str) -> Chosen:
     averaged = [root for root in plain if is_averaged(root)]
     if roots and not plain:
         raise UserError(
-            f'expected weights in {where}, got a train state without them ({_spell(roots[0])}); name the folder of the '
-            f'step: openpi writes its weights to `{WEIGHTS}` beside `{STATE}`'
+            f'expected weights in {where}, got a train state without them ({_spell(roots[0])}); '
+            f'name the folder of the step: openpi writes its weights to `{WEIGHTS}` beside '
+            f'`{STATE}`'
         )
     candidates = averaged or plain
     if len(candidates) > 1:
         names = ', '.join(map(_spell, candidates))
-        raise UserError(f'expected one set of weights in {where}, got {names}; save the one that you mean')
-    root = candidates[0] if candidates else (WEIGHTS,) if any(key[0] == WEIGHTS for key in keys) else ()
+        raise UserError(
+            f'expected one set of weights in {where}, got {names}; save the one that you mean'
+        )
+    root = (
+        candidates[0]
+        if candidates
+        else (WEIGHTS,)
+        if any(key[0] == WEIGHTS for key in keys)
+        else ()
+    )
     found = [key for key in keys if key[: len(root)] == root and len(key) > len(root)]
     leaves = {_path(key[len(root) :]): key for key in found}
     _check_whole(root, leaves, plain, keys, where)
     return Chosen(leaves, _note(root, plain, keys))
 
 
-def _check_whole(root: Key, leaves: Collection[str], plain: Sequence[Key], keys: Sequence[Key], where: str) -> None:
+def _check_whole(
+    root: Key, leaves: Collection[str], plain: Sequence[Key], keys: Sequence[Key], where: str
+) -> None:
     """Raises UserError where averaged weights lack leaves that the raw ones beside them have."""
     for raw in plain if is_averaged(root) else ():
-        whole = {_path(key[len(raw) :]) for key in keys if key[: len(raw)] == raw and _root(key) == raw}
+        whole = {
+            _path(key[len(raw) :]) for key in keys if key[: len(raw)] == raw and _root(key) == raw
+        }
         if absent := sorted(whole - set(leaves)):
             raise UserError(
-                f'expected averaged weights (EMA) as many as raw ones in {where}, got {_spell(root)} without '
-                f'{len(absent)} of {len(whole)} leaves of {_spell(raw)}: {few(absent, ", ")}; save it whole, or '
-                f'{_spell(raw)} alone'
+                f'expected averaged weights (EMA) as many as raw ones in {where}, got '
+                f'{_spell(root)} without {len(absent)} of {len(whole)} leaves of {_spell(raw)}: '
+                f'{few(absent, ", ")}; save it whole, or {_spell(raw)} alone'
             )
 
 
@@ -85,24 +110,48 @@ def _note(root: Key, plain: Sequence[Key], keys: Sequence[Key]) -> str:
         rest = f'; {", ".join(map(_spell, left))} is left out' if left else ''
         return f'{_spell(root)} is taken: averaged weights (EMA), as openpi serves them{rest}'
     if any('opt_state' in key for key in keys):
-        return f'{_spell(root)} of a train state is taken: raw weights, no averaged ones (EMA) are there'
+        return (
+            f'{_spell(root)} of a train state is taken: raw weights, no averaged ones (EMA) '
+            'are there'
+        )
     return ''
 
 
 def find_folder(path: pathlib.Path) -> tuple[pathlib.Path | None, pathlib.Path, str]:
-    """(the Orbax folder with the weights or None, the checkpoint's own folder, which was taken out of several).
+    """(the Orbax folder with the weights or None, the checkpoint's own folder, which was taken out
+    of several).
 
-    A step of openpi's training holds `params/`, which it serves, beside `train_state/`, from which it goes on.
+    A step of openpi's training holds `params/`, which it serves, beside `train_state/`, from which
+    it goes on.
     """
     path = path.parent if path.name == STATE and _is_orbax(path.parent / WEIGHTS) else path
     if path.name == WEIGHTS and _is_orbax(path) and _is_orbax(path.parent / AVERAGED):
-        return path, path, f'{WEIGHTS}/ is taken, as named: the averaged weights (EMA) lie in {AVERAGED}/ beside it'
-    found = [path / name for name in (AVERAGED, WEIGHTS, '', 'default', STATE) if _is_orbax(path / name)]
+        return (
+            path,
+            path,
+            (
+                f'{WEIGHTS}/ is taken, as named: the averaged weights (EMA) lie in '
+                f'{AVERAGED}/ beside it'
+            ),
+        )
+    found = [
+        path / name for name in (AVERAGED, WEIGHTS, '', 'default', STATE) if _is_orbax(path / name)
+    ]
     if not found or found[0] == path:
         return found[0] if found else None, path, ''
     left = ', '.join(f'{one.name}/' for one in found[1:] if one != path)
-    kind = 'averaged weights (EMA)' if found[0].name == AVERAGED else 'averaged (EMA) where the training kept such'
-    return found[0], path, f'{found[0].name}/ is taken, as openpi serves it: {kind}; {left} is left out' if left else ''
+    kind = (
+        'averaged weights (EMA)'
+        if found[0].name == AVERAGED
+        else ('averaged (EMA) where the training kept such')
+    )
+    return (
+        found[0],
+        path,
+        (f'{found[0].name}/ is taken, as openpi serves it: {kind}; {left} is left out')
+        if left
+        else '',
+    )
 
 
 def _is_orbax(folder: pathlib.Path) -> bool:

@@ -12,7 +12,9 @@ MARKS = {  # the first that some name matches; names of tensors or paths of leav
     r'(.*[./])?(state_proj|action_time_mlp_(in|out))[./].*': 'π0',
     r'(.*\.)?pi0_paligemma\..*': 'π0-FAST',
 }
-PALIGEMMA = re.compile(r'(.*\.)?(multi_modal_projector|language_model\.(model\.)?layers)\..*|PaliGemma/llm/.*')
+PALIGEMMA = re.compile(
+    r'(.*\.)?(multi_modal_projector|language_model\.(model\.)?layers)\..*|PaliGemma/llm/.*'
+)
 HEAD = re.compile(r'(.*[./])?action_in_proj[./].*')
 
 
@@ -29,10 +31,17 @@ def refuse(names: Collection[str], where: str) -> None:
 
 
 def _refused(where: str, what: str) -> UserError:
-    return UserError(f'expected a π0.5 in {where}, got {what}; sigma_jax reads π0.5 alone: choose such a checkpoint')
+    return UserError(
+        f'expected a π0.5 in {where}, got {what}; sigma_jax reads π0.5 alone: choose '
+        'such a checkpoint'
+    )
 
 
 def _short(name: str, mark: str) -> str:
     """The part of a name that tells: `state_proj` of `model.state_proj.weight`."""
     match = re.fullmatch(mark, name)
-    return match[2] if match and match.re.groups > 1 else next(part for part in name.split('.') if part in mark)
+    return (
+        match[2]
+        if match and match.re.groups > 1
+        else next(part for part in name.split('.') if part in mark)
+    )

@@ -1,8 +1,10 @@
-"""LoRA factors to and from an adapter of the PEFT library: `adapter_config.json`, `adapter_model.safetensors`.
+"""LoRA factors to and from an adapter of the PEFT library: `adapter_config.json`,
+`adapter_model.safetensors`.
 
-PEFT keeps a pair for each PyTorch matrix, lora_A [r d_in] and lora_B [d_out r]. Our factors hold the same pairs,
-stacked over scanned layers and over the matrices that share a leaf (k and v, gate and up), with heads flattened in
-PyTorch's order. So a conversion is names and slices, bitwise both ways.
+PEFT keeps a pair for each PyTorch matrix, lora_A [r d_in] and lora_B [d_out r]. Our factors hold
+the same pairs, stacked over scanned layers and over the matrices that share a leaf (k and v, gate
+and up), with heads flattened in PyTorch's order. So a conversion is names and slices, bitwise both
+ways.
 """
 
 import dataclasses
@@ -27,14 +29,17 @@ PyTree = Any
 WEIGHTS = 'adapter_model.safetensors'
 PREFIXES = {'lerobot': 'base_model.model.model.', 'openpi-pytorch': 'base_model.model.'}
 VISION, NEW_VISION = 'vision_tower.vision_model.', 'vision_tower.'  # transformers' spellings
-# Matrices that have no side path here but that an adapter can be merged into (LeRobot's defaults adapt two of them).
+# Matrices that have no side path here but that an adapter can be merged into (LeRobot's defaults
+# adapt two of them).
 DENSE = lora.Layout('io', 'i', 'o')
 MERGE_LAYOUTS = LAYOUTS | {r'((action|time)_\w+|PaliGemma/llm/.*norm(_1)?/Dense_0)/kernel': DENSE}
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """Factors in our tree (numpy, dtypes as stored), their settings, and what was noticed on the way."""
+    """Factors in our tree (numpy, dtypes as stored), their settings, and what was noticed on the
+    way.
+    """
 
     factors: PyTree
     config: lora.LoraConfig
@@ -64,20 +69,26 @@ def save(
     """
     if layout not in PREFIXES or dtype not in ('float32', 'stored'):
         raise UserError(
-            f'expected a layout among {", ".join(PREFIXES)} and a dtype among float32, stored, got {layout!r} and '
-            f'{dtype!r}; choose one of each'
+            f'expected a layout among {", ".join(PREFIXES)} and a dtype among float32, stored, '
+            f'got {layout!r} and {dtype!r}; choose one of each'
         )
     leaves = trees.flatten(factors)
     paths = sorted({path.rsplit('/', 1)[0] for path in leaves})
-    trees.check_same(_expected(_base(model), paths, config.rank, LAYOUTS), factors, 'the LoRA factors')
+    trees.check_same(
+        _expected(_base(model), paths, config.rank, LAYOUTS), factors, 'the LoRA factors'
+    )
     spelt = functools.partial(_spell, vision_model=vision_model)
     tensors = {}
     for path, index, module in _modules({path: leaves[f'{path}/a'].shape[0] for path in paths}):
         for half in 'ab':
             array = np.asarray(leaves[f'{path}/{half}'])[index]
             array = array if dtype == 'stored' else array.astype(np.float32)
-            tensors[f'{PREFIXES[layout]}{spelt(module)}.lora_{half.upper()}.weight'] = np.ascontiguousarray(array)
-    names = [spelt(rule.name.removesuffix('.weight')) for rule in pytorch.RULES if rule.path in paths]
+            tensors[f'{PREFIXES[layout]}{spelt(module)}.lora_{half.upper()}.weight'] = (
+                np.ascontiguousarray(array)
+            )
+    names = [
+        spelt(rule.name.removesuffix('.weight')) for rule in pytorch.RULES if rule.path in paths
+    ]
     settings = peft_config.to_json(config, _pattern(names, PREFIXES[layout]), base)
     with files.atomic_folder(out) as folder:
         (folder / CONFIG).write_text(json.dumps(settings, indent=2))
@@ -89,14 +100,20 @@ def _base(model: Pi05Config | PyTree) -> PyTree:
     return abstract_params(model) if isinstance(model, Pi05Config) else model
 
 
-def _expected(base: PyTree, paths: Iterable[str], rank: int, layouts: Mapping[str, lora.Layout]) -> PyTree:
+def _expected(
+    base: PyTree, paths: Iterable[str], rank: int, layouts: Mapping[str, lora.Layout]
+) -> PyTree:
     """Shapes of the factors of some leaves."""
     config = lora.LoraConfig(tuple(map(re.escape, paths)), rank)
-    return jax.eval_shape(lambda key: lora.init_factors(key, base, layouts, config), jax.random.key(0))
+    return jax.eval_shape(
+        lambda key: lora.init_factors(key, base, layouts, config), jax.random.key(0)
+    )
 
 
 def _modules(layers: Mapping[str, int]) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """(path, index, PyTorch module) of every matrix in the leaves named, with their number of layers."""
+    """(path, index, PyTorch module) of every matrix in the leaves named, with their number of
+    layers.
+    """
     for rule in pytorch.RULES:
         if rule.path in layers and rule.name.endswith('.weight'):
             for index, name in rule.names(layers[rule.path]):
@@ -108,29 +125,42 @@ def _spell(module: str, vision_model: bool) -> str:
 
 
 def _pattern(names: Iterable[str], prefix: str) -> str:
-    """A regular expression of exactly these modules, `{n}` standing for every layer, in the model that PEFT wraps."""
+    """A regular expression of exactly these modules, `{n}` standing for every layer, in the model
+    that PEFT wraps.
+    """
     inner = prefix.removeprefix('base_model.model.')
     return '|'.join(re.escape(inner + name).replace(r'\{n\}', r'\d+') for name in names)
 
 
 def load(
-    folder: str | pathlib.Path, model: Pi05Config | PyTree, layouts: Mapping[str, lora.Layout] = LAYOUTS
+    folder: str | pathlib.Path,
+    model: Pi05Config | PyTree,
+    layouts: Mapping[str, lora.Layout] = LAYOUTS,
 ) -> Adapter:
-    """Reads an adapter folder that PEFT wrote for LeRobot's policy or the bare PyTorch module, any spelling of names.
+    """Reads an adapter folder that PEFT wrote for LeRobot's policy or the bare PyTorch module, any
+    spelling of names.
 
-    Matrices of an adapted leaf that the adapter leaves out get factors of zero, which change nothing; `notes` says so.
-    `use_rslora` goes into alpha; smaller ranks are padded with zeros; where matrices differ in alpha, the difference
-    goes into B. `layouts=MERGE_LAYOUTS` also takes matrices that factors can only be merged into.
+    Matrices of an adapted leaf that the adapter leaves out get factors of zero, which change
+    nothing; `notes` says so. `use_rslora` goes into alpha; smaller ranks are padded with zeros;
+    where matrices differ in alpha, the difference goes into B. `layouts=MERGE_LAYOUTS` also takes
+    matrices that factors can only be merged into.
 
-    Raises UserError for what is no plain LoRA, and naming every tensor that is missing, unknown or mis-shaped.
+    Raises UserError for what is no plain LoRA, and naming every tensor that is missing, unknown or
+    mis-shaped.
     """
     folder, base = pathlib.Path(folder), trees.flatten(_base(model))
     settings = peft_config.read(folder)
-    places = {m: (path, index) for path, index, m in _modules({p: x.shape[0] for p, x in base.items() if x.ndim > 1})}
+    places = {
+        m: (path, index)
+        for path, index, m in _modules({p: x.shape[0] for p, x in base.items() if x.ndim > 1})
+    }
     found = peft_tensors.collect(_read_weights(folder), places, settings, layouts)
     rank = max((settings.rank(pair.name) for pair in found.pairs.values()), default=1)
     paths = {places[module][0]: None for module in found.pairs}
-    shapes = {p: x.shape for p, x in trees.flatten(_expected(trees.unflatten(base), paths, rank, layouts)).items()}
+    shapes = {
+        p: x.shape
+        for p, x in trees.flatten(_expected(trees.unflatten(base), paths, rank, layouts)).items()
+    }
     problems = [*found.problems, *peft_tensors.misfits(found.pairs, places, shapes, settings)]
     if problems or not found.pairs:
         raise UserError(
@@ -150,7 +180,7 @@ def _read_weights(folder: pathlib.Path) -> dict[str, np.ndarray]:
     if not (folder / WEIGHTS).is_file():
         others = sorted(file.name for file in folder.glob('adapter_model*'))
         raise UserError(
-            f'expected {WEIGHTS} in {folder}, got {others or "no weights"}; pickled and sharded adapters are refused: '
-            'save it again with peft, safe_serialization=True and one shard'
+            f'expected {WEIGHTS} in {folder}, got {others or "no weights"}; pickled and sharded '
+            'adapters are refused: save it again with peft, safe_serialization=True and one shard'
         )
     return whole_file.read(folder / WEIGHTS)[0]

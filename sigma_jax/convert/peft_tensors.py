@@ -1,4 +1,6 @@
-"""Tensors of a PEFT adapter: which matrix each belongs to, what is wrong with them, and their stacks in our tree."""
+"""Tensors of a PEFT adapter: which matrix each belongs to, what is wrong with them, and their
+stacks in our tree.
+"""
 
 import dataclasses
 import re
@@ -12,7 +14,9 @@ from sigma_jax.convert import pytorch
 from sigma_jax.convert.peft_config import PeftConfig
 from sigma_jax.errors import UserError, few
 
-KEY = re.compile(r'(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<half>[AB])(?:\.(?P<adapter>[^.]+))?\.weight')
+KEY = re.compile(
+    r'(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<half>[AB])(?:\.(?P<adapter>[^.]+))?\.weight'
+)
 VISION = ('vision_tower.vision_model.', 'vision_tower.')  # transformers' spellings
 FLOATS = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 Places = Mapping[str, tuple[str, tuple[int, ...]]]  # canonical module -> (path, index) in our tree
@@ -20,7 +24,9 @@ Places = Mapping[str, tuple[str, tuple[int, ...]]]  # canonical module -> (path,
 
 @dataclasses.dataclass
 class Pair:
-    """The factors of one matrix: `a` [r d_in], `b` [d_out r], None until found; `name` is the adapter's spelling."""
+    """The factors of one matrix: `a` [r d_in], `b` [d_out r], None until found; `name` is the
+    adapter's spelling.
+    """
 
     name: str
     a: np.ndarray | None = None
@@ -41,17 +47,23 @@ class Found:
 
 
 def collect(
-    tensors: Mapping[str, np.ndarray], places: Places, settings: PeftConfig, layouts: Mapping[str, lora.Layout]
+    tensors: Mapping[str, np.ndarray],
+    places: Places,
+    settings: PeftConfig,
+    layouts: Mapping[str, lora.Layout],
 ) -> Found:
     """Pairs of tensors, in any spelling of their names, in the order of `places`."""
     pairs: dict[str, Pair] = {}
     problems, adapters = [], set()
     for key, array in tensors.items():
         match = KEY.fullmatch(key)
-        module = pytorch.canonical(f'{match["module"]}.weight').removesuffix('.weight') if match else ''
+        module = (
+            pytorch.canonical(f'{match["module"]}.weight').removesuffix('.weight') if match else ''
+        )
         if not match or module not in places:
             problems.append(
-                f'unexpected {key}' + (f' (closest: {trees.closest(module, list(places))})' if match else '')
+                f'unexpected {key}'
+                + (f' (closest: {trees.closest(module, list(places))})' if match else '')
             )
             continue
         adapters.add(match['adapter'])
@@ -67,7 +79,9 @@ def collect(
     return Found({module: pairs[module] for module in places if module in pairs}, problems)
 
 
-def _unusable(module: str, path: str, settings: PeftConfig, layouts: Mapping[str, lora.Layout]) -> str:
+def _unusable(
+    module: str, path: str, settings: PeftConfig, layouts: Mapping[str, lora.Layout]
+) -> str:
     """Why a pair cannot be used; '' if it can."""
     if not _has_layout(path, layouts):
         return 'this matrix has no side path here; merge the adapter into the base weights instead'
@@ -85,27 +99,43 @@ def _has_layout(path: str, layouts: Mapping[str, lora.Layout]) -> bool:
 
 def _selected(module: str, settings: PeftConfig) -> bool | None:
     """Whether the settings select a module in one of its spellings; None where they do not tell."""
-    spellings = (f'{prefix}{module.replace(VISION[0], vision)}' for prefix in ('', 'model.') for vision in VISION)
+    spellings = (
+        f'{prefix}{module.replace(VISION[0], vision)}'
+        for prefix in ('', 'model.')
+        for vision in VISION
+    )
     answers = {settings.selects(name) for name in spellings}
     return None if None in answers else True in answers
 
 
 def _missing(
-    pairs: Mapping[str, Pair], places: Places, settings: PeftConfig, layouts: Mapping[str, lora.Layout]
+    pairs: Mapping[str, Pair],
+    places: Places,
+    settings: PeftConfig,
+    layouts: Mapping[str, lora.Layout],
 ) -> list[str]:
     problems = []
     for module, (path, _) in places.items():
         if (pair := pairs.get(module)) is not None:
-            problems += [f'missing {module}.lora_{h.upper()}.weight' for h in 'ab' if getattr(pair, h) is None]
+            problems += [
+                f'missing {module}.lora_{h.upper()}.weight'
+                for h in 'ab'
+                if getattr(pair, h) is None
+            ]
         elif _has_layout(path, layouts) and _selected(module, settings):
             problems.append(f'missing {module}, which target_modules selects')
     return problems
 
 
 def misfits(
-    pairs: Mapping[str, Pair], places: Places, shapes: Mapping[str, tuple[int, ...]], settings: PeftConfig
+    pairs: Mapping[str, Pair],
+    places: Places,
+    shapes: Mapping[str, tuple[int, ...]],
+    settings: PeftConfig,
 ) -> list[str]:
-    """A sentence for each tensor of another shape or type than its place takes; `shapes` are those of our leaves."""
+    """A sentence for each tensor of another shape or type than its place takes; `shapes` are those
+    of our leaves.
+    """
     problems: list[str] = []
     dtypes: dict[str, np.dtype] = {}
     for module, pair in pairs.items():
@@ -120,14 +150,21 @@ def misfits(
             first = dtypes.setdefault(path, array.dtype)
             if array.dtype not in FLOATS or array.dtype != first:
                 wanted = first if first in FLOATS else 'a floating type'
-                problems.append(f'{name}: expected dtype {wanted} as in the rest of its leaf, got {array.dtype}')
+                problems.append(
+                    f'{name}: expected dtype {wanted} as in the rest of its leaf, got {array.dtype}'
+                )
     return problems
 
 
 def assemble(
-    pairs: Mapping[str, Pair], places: Places, shapes: Mapping[str, tuple[int, ...]], gains: Mapping[str, float]
+    pairs: Mapping[str, Pair],
+    places: Places,
+    shapes: Mapping[str, tuple[int, ...]],
+    gains: Mapping[str, float],
 ) -> dict[str, np.ndarray]:
-    """Our leaves, zero where there is no pair, B multiplied by its matrix's gain (in float32 where that is not 1)."""
+    """Our leaves, zero where there is no pair, B multiplied by its matrix's gain (in float32 where
+    that is not 1).
+    """
     leaves: dict[str, np.ndarray] = {}
     exact = {path: True for path, _ in places.values()}
     for module, gain in gains.items():
@@ -141,20 +178,30 @@ def assemble(
             if half == 'a':
                 leaf[index][:rank] = array
             else:
-                leaf[index][:, :rank] = array if exact[path] else array.astype(np.float32) * np.float32(gains[module])
+                leaf[index][:, :rank] = (
+                    array if exact[path] else array.astype(np.float32) * np.float32(gains[module])
+                )
     return leaves
 
 
 def notes(places: Places, pairs: Mapping[str, Pair], gains: Mapping[str, float]) -> tuple[str, ...]:
-    """What a reader of the adapter should know: matrices without factors, and strengths moved into B."""
+    """What a reader of the adapter should know: matrices without factors, and strengths moved into
+    B.
+    """
     out = []
     for path in {places[module][0]: None for module in pairs}:
-        idle = [module for module, (owner, _) in places.items() if owner == path and module not in pairs]
+        idle = [
+            module for module, (owner, _) in places.items() if owner == path and module not in pairs
+        ]
         if idle:
             out.append(
-                f'{len(idle)} matrices of {path} are not in the adapter and get factors of zero: {few(idle, ", ")}'
+                f'{len(idle)} matrices of {path} are not in the adapter and get factors of zero: '
+                f'{few(idle, ", ")}'
             )
     moved = [module for module, gain in gains.items() if gain != 1]
     if moved:
-        out.append(f'{len(moved)} matrices have another alpha / r than the rest; it was multiplied into their B')
+        out.append(
+            f'{len(moved)} matrices have another alpha / r than the rest; it was '
+            'multiplied into their B'
+        )
     return tuple(out)

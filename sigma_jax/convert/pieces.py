@@ -1,4 +1,6 @@
-"""The model cut into slices small enough to hold a few of: one PyTorch tensor each, large tables by rows."""
+"""The model cut into slices small enough to hold a few of: one PyTorch tensor each, large tables by
+rows.
+"""
 
 import dataclasses
 import math
@@ -12,7 +14,9 @@ PIECE = 32 * 2**20  # elements; a larger table is cut by rows
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One tensor's share of a leaf, or some rows of it: `leaf[path][index]` of `shape` <- tensor `name` in `form`."""
+    """One tensor's share of a leaf, or some rows of it: `leaf[path][index]` of `shape` <- tensor
+    `name` in `form`.
+    """
 
     path: str
     index: Index
@@ -23,7 +27,9 @@ class Piece:
 
 
 def pieces(shapes: Mapping[str, tuple[int, ...]], whole: bool = False) -> Iterator[Piece]:
-    """All pieces, leaf after leaf, those of a leaf in the order of its elements; `whole`: no tensor is cut."""
+    """All pieces, leaf after leaf, those of a leaf in the order of its elements; `whole`: no tensor
+    is cut.
+    """
     by_path: dict[str, list[pytorch.Rule]] = {}
     for rule in pytorch.RULES:
         by_path.setdefault(rule.path, []).append(rule)

@@ -1,8 +1,9 @@
-"""One table between pi0.5's PyTorch names (LeRobot, openpi) and openpi's JAX paths, readable both ways.
+"""One table between pi0.5's PyTorch names (LeRobot, openpi) and openpi's JAX paths, readable both
+ways.
 
-A rule says which tensor fills which slice of a leaf, and in which form. `{n}` in a name runs over the layers
-stacked on axis 0; `stack` is the index within a leaf that holds two matrices (k and v, gate and up). `axes` names the
-tensor's sizes, from which the model's are read (`sizes.py`):
+A rule says which tensor fills which slice of a leaf, and in which form. `{n}` in a name runs over
+the layers stacked on axis 0; `stack` is the index within a leaf that holds two matrices (k and v,
+gate and up). `axes` names the tensor's sizes, from which the model's are read (`sizes.py`):
 
     v w m q k   width, mlp width, query rows (heads * head_dim), key rows, of a Gemma: language `l.`, action expert `e.`
     i.w i.m     width and mlp width of the image encoder; `patch`, `tokens`, `vocab`, `action`; `3*e.w`: three of them
@@ -18,14 +19,16 @@ PALIGEMMA = 'paligemma_with_expert.paligemma.model.'
 EXPERT = 'paligemma_with_expert.gemma_expert.model.'
 EMBED = PALIGEMMA + 'language_model.embed_tokens.weight'
 LM_HEAD = 'paligemma_with_expert.paligemma.lm_head.weight'
-EXPERT_HEAD = 'paligemma_with_expert.gemma_expert.lm_head.weight'  # kept by the originals, read by nobody
+# kept by the originals, read by nobody
+EXPERT_HEAD = 'paligemma_with_expert.gemma_expert.lm_head.weight'
 TOPS = ('paligemma_with_expert', 'action_in_proj', 'action_out_proj', 'time_mlp_in', 'time_mlp_out')
 BLOCK = 64  # rows transposed at once: what a cache holds; 4 to 6 times as fast as numpy's own order
 
 
 def transpose(x: np.ndarray) -> np.ndarray:
     """A transposed copy of a matrix."""
-    bits = x.view(f'u{x.dtype.itemsize}')  # numpy copies extension types such as bfloat16 one by one
+    # numpy copies extension types such as bfloat16 one by one
+    bits = x.view(f'u{x.dtype.itemsize}')
     out = np.empty(x.shape[::-1], bits.dtype)
     for n in range(0, len(x), BLOCK):
         out[:, n : n + BLOCK] = bits[n : n + BLOCK].T
@@ -34,24 +37,32 @@ def transpose(x: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How a tensor becomes a slice of ours (`to_jax(tensor, slice shape)`) and back (`to_torch(slice)`)."""
+    """How a tensor becomes a slice of ours (`to_jax(tensor, slice shape)`) and back
+    (`to_torch(slice)`).
+    """
 
     to_jax: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
 
 
 SAME = Form(lambda x, shape: x, lambda x: x)
-RESHAPED = Form(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1))  # biases of several heads
+# biases of several heads
+RESHAPED = Form(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1))
 ADDED_AXIS = Form(lambda x, shape: x[None], lambda x: x[0])
 TRANSPOSED = Form(lambda x, shape: transpose(x), transpose)
 CONVOLUTION = Form(lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
-# (heads * head_dim, width) -> (heads, width, head_dim), (width, heads, head_dim); (width, heads * head_dim) -> ...
+# (heads * head_dim, width) -> (heads, width, head_dim), (width, heads, head_dim); (width, heads *
+# head_dim) -> ...
 HEADS_FIRST = Form(
     lambda x, shape: x.reshape(shape[0], shape[2], shape[1]).transpose(0, 2, 1),
     lambda x: x.transpose(0, 2, 1).reshape(-1, x.shape[1]),
 )
-HEADS_SECOND = Form(lambda x, shape: transpose(x).reshape(shape), lambda x: transpose(x.reshape(x.shape[0], -1)))
-HEADS_OUT = Form(lambda x, shape: transpose(x).reshape(shape), lambda x: transpose(x.reshape(-1, x.shape[-1])))
+HEADS_SECOND = Form(
+    lambda x, shape: transpose(x).reshape(shape), lambda x: transpose(x.reshape(x.shape[0], -1))
+)
+HEADS_OUT = Form(
+    lambda x, shape: transpose(x).reshape(shape), lambda x: transpose(x.reshape(-1, x.shape[-1]))
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +84,14 @@ class Rule:
             yield from (((n, *tail), self.name.format(n=n)) for n in range(layers))
 
 
-def _dense(path: str, name: str, axes: str, form: Form = TRANSPOSED, bias: Form = SAME) -> list[Rule]:
+def _dense(
+    path: str, name: str, axes: str, form: Form = TRANSPOSED, bias: Form = SAME
+) -> list[Rule]:
     rows = axes.split()[0]
-    return [Rule(f'{path}/kernel', f'{name}.weight', form, axes), Rule(f'{path}/bias', f'{name}.bias', bias, rows)]
+    return [
+        Rule(f'{path}/kernel', f'{name}.weight', form, axes),
+        Rule(f'{path}/bias', f'{name}.bias', bias, rows),
+    ]
 
 
 def _norm(path: str, name: str) -> list[Rule]:
@@ -86,7 +102,12 @@ def _norm(path: str, name: str) -> list[Rule]:
 def _vision() -> list[Rule]:
     ours, theirs = 'PaliGemma/img', PALIGEMMA + 'vision_tower.vision_model'
     block, layer = f'{ours}/Transformer/encoderblock', theirs + '.encoder.layers.{n}'
-    rules = _dense(f'{ours}/embedding', f'{theirs}.embeddings.patch_embedding', 'i.w 3 patch patch', CONVOLUTION)
+    rules = _dense(
+        f'{ours}/embedding',
+        f'{theirs}.embeddings.patch_embedding',
+        'i.w 3 patch patch',
+        CONVOLUTION,
+    )
     position = f'{theirs}.embeddings.position_embedding.weight'
     rules += [Rule(f'{ours}/pos_embedding', position, ADDED_AXIS, 'tokens i.w')]
     for n in (0, 1):
@@ -95,7 +116,9 @@ def _vision() -> list[Rule]:
         rules += _dense(f'{block}/MlpBlock_0/Dense_{n}', f'{layer}.mlp.fc{n + 1}', axes)
     heads = f'{block}/MultiHeadDotProductAttention_0'
     for mine, name in (('query', 'q_proj'), ('key', 'k_proj'), ('value', 'v_proj')):
-        rules += _dense(f'{heads}/{mine}', f'{layer}.self_attn.{name}', 'i.w i.w', HEADS_SECOND, RESHAPED)
+        rules += _dense(
+            f'{heads}/{mine}', f'{layer}.self_attn.{name}', 'i.w i.w', HEADS_SECOND, RESHAPED
+        )
     rules += _dense(f'{heads}/out', f'{layer}.self_attn.out_proj', 'i.w i.w', HEADS_OUT)
     rules += _norm(f'{ours}/Transformer/encoder_norm', f'{theirs}.post_layernorm')
     return rules + _dense(f'{ours}/head', PALIGEMMA + 'multi_modal_projector.linear', 'l.w i.w')
@@ -105,10 +128,32 @@ def _gemma(theirs: str, suffix: str, x: str) -> list[Rule]:
     llm, layer = 'PaliGemma/llm', theirs + 'layers.{n}.'
     attn, mlp = f'{llm}/layers/attn', f'{llm}/layers/mlp{suffix}'
     return [
-        Rule(f'{attn}/q_einsum{suffix}/w', layer + 'self_attn.q_proj.weight', HEADS_FIRST, f'{x}.q {x}.w'),
-        Rule(f'{attn}/kv_einsum{suffix}/w', layer + 'self_attn.k_proj.weight', HEADS_FIRST, f'{x}.k {x}.w', 0),
-        Rule(f'{attn}/kv_einsum{suffix}/w', layer + 'self_attn.v_proj.weight', HEADS_FIRST, f'{x}.k {x}.w', 1),
-        Rule(f'{attn}/attn_vec_einsum{suffix}/w', layer + 'self_attn.o_proj.weight', HEADS_OUT, f'{x}.w {x}.q'),
+        Rule(
+            f'{attn}/q_einsum{suffix}/w',
+            layer + 'self_attn.q_proj.weight',
+            HEADS_FIRST,
+            f'{x}.q {x}.w',
+        ),
+        Rule(
+            f'{attn}/kv_einsum{suffix}/w',
+            layer + 'self_attn.k_proj.weight',
+            HEADS_FIRST,
+            f'{x}.k {x}.w',
+            0,
+        ),
+        Rule(
+            f'{attn}/kv_einsum{suffix}/w',
+            layer + 'self_attn.v_proj.weight',
+            HEADS_FIRST,
+            f'{x}.k {x}.w',
+            1,
+        ),
+        Rule(
+            f'{attn}/attn_vec_einsum{suffix}/w',
+            layer + 'self_attn.o_proj.weight',
+            HEADS_OUT,
+            f'{x}.w {x}.q',
+        ),
         Rule(f'{mlp}/gating_einsum', layer + 'mlp.gate_proj.weight', TRANSPOSED, f'{x}.m {x}.w', 0),
         Rule(f'{mlp}/gating_einsum', layer + 'mlp.up_proj.weight', TRANSPOSED, f'{x}.m {x}.w', 1),
         Rule(f'{mlp}/linear', layer + 'mlp.down_proj.weight', TRANSPOSED, f'{x}.w {x}.m'),
@@ -123,8 +168,12 @@ def _gemma_norms(theirs: str, suffix: str, adaptive: bool) -> list[Rule]:
         f'{llm}/final_norm{suffix}': theirs + 'norm',
     }
     if not adaptive:
-        return [Rule(f'{path}/scale', f'{name}.weight', SAME, 'l.w') for path, name in norms.items()]
-    pairs = (_dense(f'{path}/Dense_0', f'{name}.dense', '3*e.w e.w') for path, name in norms.items())
+        return [
+            Rule(f'{path}/scale', f'{name}.weight', SAME, 'l.w') for path, name in norms.items()
+        ]
+    pairs = (
+        _dense(f'{path}/Dense_0', f'{name}.dense', '3*e.w e.w') for path, name in norms.items()
+    )
     return [rule for pair in pairs for rule in pair]
 
 
@@ -140,7 +189,8 @@ RULES = (
     *_dense('time_mlp_in', 'time_mlp_in', 'e.w e.w'),
     *_dense('time_mlp_out', 'time_mlp_out', 'e.w e.w'),
 )
-# Leaves that share one dtype, whatever a checkpoint's: the originals keep norms, image encoder and heads in float32.
+# Leaves that share one dtype, whatever a checkpoint's: the originals keep norms, image encoder and
+# heads in float32.
 DTYPE_GROUPS = {
     'image embeddings': 'PaliGemma/img/(embedding/.*|pos_embedding)',
     'image encoder': 'PaliGemma/img/Transformer/.*',
@@ -159,7 +209,9 @@ def dtype_group(path: str) -> str:
 
 
 def canonical(name: str) -> str:
-    """A tensor name as openpi spells it: no leading `model.`, `vision_tower.vision_model.` in full."""
+    """A tensor name as openpi spells it: no leading `model.`, `vision_tower.vision_model.` in
+    full.
+    """
     if re.match(rf'model\.({"|".join(TOPS)})\.', name):
         name = name.removeprefix('model.')
     return re.sub(r'vision_tower\.(?!vision_model\.)', 'vision_tower.vision_model.', name)

@@ -1,4 +1,6 @@
-"""The sizes of a pi0.5, from its arrays where they tell, from a config file beside them where they do not."""
+"""The sizes of a pi0.5, from its arrays where they tell, from a config file beside them where they
+do not.
+"""
 
 import collections
 import contextlib
@@ -18,13 +20,18 @@ from sigma_jax.convert import pytorch
 from sigma_jax.errors import UserError, few
 
 CONFIG_FILE = 'sigma_config.json'
-IMAGE, TEXT = ('i.w', 'i.m', 'i.depth', 'patch', 'tokens'), ('l.w', 'l.m', 'l.q', 'l.k', 'depth', 'vocab')
+IMAGE, TEXT = (
+    ('i.w', 'i.m', 'i.depth', 'patch', 'tokens'),
+    ('l.w', 'l.m', 'l.q', 'l.k', 'depth', 'vocab'),
+)
 AXES = (*IMAGE, *TEXT, 'e.w', 'e.m', 'e.q', 'e.k', 'action')  # see pytorch.py
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def to_json(config: Pi05Config) -> dict:
-    """A config as plain JSON; LoRA and run-time settings are not properties of the weights and stay out."""
+    """A config as plain JSON; LoRA and run-time settings are not properties of the weights and stay
+    out.
+    """
     out = dataclasses.asdict(config)
     return {k: v for k, v in out.items() if k not in ('lora', 'dtype', 'remat', 'train_base')}
 
@@ -38,8 +45,8 @@ def from_json(data: Mapping) -> Pi05Config:
 def read_hints(folder: pathlib.Path) -> dict:
     """What the config files beside a checkpoint say of sizes that no array tells.
 
-    Keys: `vision_heads`, `kv_heads`, `action_horizon`, `sample_steps`. Reads our `sigma_config.json`, LeRobot's
-    `config.json`, and the `config.json` of a parity fixture.
+    Keys: `vision_heads`, `kv_heads`, `action_horizon`, `sample_steps`. Reads our
+    `sigma_config.json`, LeRobot's `config.json`, and the `config.json` of a parity fixture.
     """
     for name in (CONFIG_FILE, 'config.json'):
         file = folder / name
@@ -49,7 +56,8 @@ def read_hints(folder: pathlib.Path) -> dict:
             return _hints(dict(json.loads(file.read_text())))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f'expected the sizes of a model in {file}, got {error}; restore the file or remove it'
+                f'expected the sizes of a model in {file}, got {error}; restore the file or '
+                'remove it'
             ) from error
     return {}
 
@@ -70,41 +78,62 @@ def _hints(data: Mapping) -> dict:
             'action_horizon': data['action_horizon'],
             'sample_steps': data['num_steps'],
         }
-    names = {'chunk_size': 'action_horizon', 'num_inference_steps': 'sample_steps', 'action_horizon': 'action_horizon'}
+    names = {
+        'chunk_size': 'action_horizon',
+        'num_inference_steps': 'sample_steps',
+        'action_horizon': 'action_horizon',
+    }
     return {ours: data[theirs] for theirs, ours in names.items() if theirs in data}
 
 
-def infer(shapes: Shapes, hints: Mapping, spell: Callable[[pytorch.Rule], str] = lambda r: r.name) -> Pi05Config:
-    """Sizes of the model from PyTorch tensors under canonical names; those that most of them agree on.
+def infer(
+    shapes: Shapes, hints: Mapping, spell: Callable[[pytorch.Rule], str] = lambda r: r.name
+) -> Pi05Config:
+    """Sizes of the model from PyTorch tensors under canonical names; those that most of them agree
+    on.
 
-    A few damaged tensors do not mislead: they are found later, by comparison. `hints` tell what no array does.
-    Raises UserError where too little is there to tell, naming each tensor as `spell` does.
+    A few damaged tensors do not mislead: they are found later, by comparison. `hints` tell what no
+    array does. Raises UserError where too little is there to tell, naming each tensor as `spell`
+    does.
     """
     votes = _votes(shapes)
     if unknown := [axis for axis in AXES if axis not in votes]:
-        absent = [spell(rule).replace('{n}', '*') for rule in pytorch.RULES if not _matches(rule, shapes)]
+        absent = [
+            spell(rule).replace('{n}', '*') for rule in pytorch.RULES if not _matches(rule, shapes)
+        ]
         raise UserError(
-            f'expected the tensors of a pi0.5, got none that tell {few(unknown, ", ", len(TEXT))}; missing or '
-            f'of another rank ({len(absent)}): {few(absent, ", ")}; choose a pi0.5 checkpoint'
+            'expected the tensors of a pi0.5, got none that tell '
+            f'{few(unknown, ", ", len(TEXT))}; missing or of another rank ({len(absent)}): '
+            f'{few(absent, ", ")}; choose a pi0.5 checkpoint'
         )
     size = {axis: counter.most_common(1)[0][0] for axis, counter in votes.items()}
     kv_heads = _positive(hints, 'kv_heads', 1)
     side = math.isqrt(size['tokens'])
     if side**2 != size['tokens']:
         (rule,) = (rule for rule in pytorch.RULES if 'tokens' in rule.axes)
-        raise UserError(f'{spell(rule)}: expected a square number of rows, got {size["tokens"]}; copy it again')
+        raise UserError(
+            f'{spell(rule)}: expected a square number of rows, got {size["tokens"]}; copy it again'
+        )
     if any(size[x] % kv_heads for x in ('l.k', 'e.k')):
         raise UserError(
-            f'expected key projections of {kv_heads} KV heads, got {size["l.k"]} and {size["e.k"]} rows; '
-            'correct the config beside the weights'
+            f'expected key projections of {kv_heads} KV heads, got {size["l.k"]} and '
+            f'{size["e.k"]} rows; correct the config beside the weights'
         )
     heads = _vision_heads(size['i.w'], hints)
-    vision = SiglipConfig(size['i.w'], size['i.depth'], size['i.m'], heads, size['patch'], size['patch'] * side)
+    vision = SiglipConfig(
+        size['i.w'], size['i.depth'], size['i.m'], heads, size['patch'], size['patch'] * side
+    )
 
     def expert(x: str, adaptive: bool) -> GemmaConfig:
         head_dim = size[f'{x}.k'] // kv_heads
         return GemmaConfig(
-            size[f'{x}.w'], size['depth'], size[f'{x}.m'], size[f'{x}.q'] // head_dim, kv_heads, head_dim, adaptive
+            size[f'{x}.w'],
+            size['depth'],
+            size[f'{x}.m'],
+            size[f'{x}.q'] // head_dim,
+            kv_heads,
+            head_dim,
+            adaptive,
         )
 
     return Pi05Config(
@@ -134,12 +163,18 @@ def _votes(shapes: Shapes) -> dict[str, collections.Counter]:
 
 
 def _matches(rule: pytorch.Rule, shapes: Shapes) -> dict[str, int]:
-    """{tensor: layer} of the tensors that a rule names and whose rank fits; layer 0 where nothing is stacked."""
+    """{tensor: layer} of the tensors that a rule names and whose rank fits; layer 0 where nothing
+    is stacked.
+    """
     before, stacked, after = rule.name.partition('{n}')
     rank = len(rule.axes.split())
     if not stacked:
         return {before: 0} if len(shapes.get(before, ())) == rank else {}
-    ends = (name for name in shapes if name.startswith(before) and name.endswith(after) and len(shapes[name]) == rank)
+    ends = (
+        name
+        for name in shapes
+        if name.startswith(before) and name.endswith(after) and len(shapes[name]) == rank
+    )
     layers = {name: name[len(before) : len(name) - len(after)] for name in ends}
     return {name: int(layer) for name, layer in layers.items() if layer.isdecimal()}
 
@@ -158,8 +193,9 @@ def _vision_heads(width: int, hints: Mapping) -> int:
         return heads
     if width % 72 or heads:
         raise UserError(
-            f'the number of SigLIP heads cannot be read from a width of {width}; expected a divisor of it '
-            f"in {CONFIG_FILE} beside the weights ({{'vision': {{'heads': ...}}}}), got {heads or 'none'}; correct it"
+            f'the number of SigLIP heads cannot be read from a width of {width}; expected a '
+            f"divisor of it in {CONFIG_FILE} beside the weights ({{'vision': {{'heads': ...}}}}), "
+            f'got {heads or "none"}; correct it'
         )
     return width // 72
 
@@ -167,7 +203,9 @@ def _vision_heads(width: int, hints: Mapping) -> int:
 def _positive(hints: Mapping, key: str, default: int) -> int:
     value = hints.get(key, default)
     if not isinstance(value, int) or (value < 1 and key in hints):
-        raise UserError(f'expected {key} to be a positive whole number, got {value!r} in the config; correct it')
+        raise UserError(
+            f'expected {key} to be a positive whole number, got {value!r} in the config; correct it'
+        )
     return value
 
 
@@ -175,11 +213,19 @@ def from_jax_shapes(shapes: Shapes, hints: Mapping) -> Pi05Config:
     """Sizes from the leaves of openpi's JAX tree; only horizon and steps come from `hints`."""
     tensors, found = {}, dict(hints)
     for rule in pytorch.RULES:
-        with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):  # missing, or of another rank
+        # missing, or of another rank
+        with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):
             *_, (index, name) = rule.names(shapes[rule.path][0])
             stub = np.broadcast_to(np.int8(0), shapes[rule.path][len(index) :])
             tensors[name] = rule.form.to_torch(stub).shape
-    for key, pattern, rank in (('vision_heads', r'.*/(query|key|value)/kernel', 4), ('kv_heads', '.*/kv_einsum.*', 5)):
-        heads = [s[-2] if rank == 4 else s[2] for p, s in shapes.items() if re.fullmatch(pattern, p) and len(s) == rank]
+    for key, pattern, rank in (
+        ('vision_heads', r'.*/(query|key|value)/kernel', 4),
+        ('kv_heads', '.*/kv_einsum.*', 5),
+    ):
+        heads = [
+            s[-2] if rank == 4 else s[2]
+            for p, s in shapes.items()
+            if re.fullmatch(pattern, p) and len(s) == rank
+        ]
         found |= {key: collections.Counter(heads).most_common(1)[0][0]} if heads else {}
     return infer(tensors, found, lambda rule: rule.path)

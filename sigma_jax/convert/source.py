@@ -1,4 +1,6 @@
-"""An opened checkpoint of any layout: its sizes and types, checked, and a reader of slices. No weight is read yet."""
+"""An opened checkpoint of any layout: its sizes and types, checked, and a reader of slices. No
+weight is read yet.
+"""
 
 import dataclasses
 import json
@@ -10,7 +12,16 @@ import numpy as np
 
 from sigma_jax import trees
 from sigma_jax.backbones.pi05 import Pi05Config, abstract_params
-from sigma_jax.convert import fit, openpi_lora, orbax_tree, other_models, pytorch, sizes, torch_names, training_config
+from sigma_jax.convert import (
+    fit,
+    openpi_lora,
+    orbax_tree,
+    other_models,
+    pytorch,
+    sizes,
+    torch_names,
+    training_config,
+)
 from sigma_jax.convert.leaves import LeafReader
 from sigma_jax.convert.pieces import Piece, pieces
 from sigma_jax.convert.tensors import READ_AS, TensorFiles, find_files
@@ -23,10 +34,12 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint whose weights `read(piece)` gives, one slice of our tree at a time, in the dtype as stored.
+    """A checkpoint whose weights `read(piece)` gives, one slice of our tree at a time, in the dtype
+    as stored.
 
-    `assumed` names the sizes that no file says, and where they come from (`training_config`). `read` gives the base's
-    weights; `factors`, where there are some, are merged in by `factors.merge`.
+    `assumed` names the sizes that no file says, and where they come from (`training_config`).
+    `read` gives the base's weights; `factors`, where there are some, are merged in by
+    `factors.merge`.
     """
 
     name: str
@@ -43,18 +56,24 @@ class Source:
     @property
     def digest(self) -> str:
         """Digest of the weights as recorded beside them; '' where none is."""
-        return trees.combine_digests(self.digests) if self.digests.keys() == self.shapes.keys() else ''
+        return (
+            trees.combine_digests(self.digests) if self.digests.keys() == self.shapes.keys() else ''
+        )
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every leaf."""
-        return {path: leaf.shape for path, leaf in trees.flatten(abstract_params(self.config)).items()}
+        return {
+            path: leaf.shape for path, leaf in trees.flatten(abstract_params(self.config)).items()
+        }
 
 
 def open_source(path: str | pathlib.Path, lora: openpi_lora.Rule | None = None) -> Source:
-    """Opens any supported checkpoint, by path or hub id; `lora` says how openpi's factors in it are to be merged.
+    """Opens any supported checkpoint, by path or hub id; `lora` says how openpi's factors in it are
+    to be merged.
 
-    Raises UserError naming what is missing, extra or mis-shaped, and for factors without `lora` or `lora` without any.
+    Raises UserError naming what is missing, extra or mis-shaped, and for factors without `lora` or
+    `lora` without any.
     """
     path = local_path(path)
     if not (path / 'params').exists() and (path / 'pretrained_model').is_dir():
@@ -65,19 +84,33 @@ def open_source(path: str | pathlib.Path, lora: openpi_lora.Rule | None = None) 
     else:
         source = _open_torch(TensorFiles(find_files(path)), path)
     if lora is not None and source.factors is None:
-        raise UserError(f'expected LoRA factors of openpi in {path}, got none; leave --merge_lora out')
+        raise UserError(
+            f'expected LoRA factors of openpi in {path}, got none; leave --merge_lora out'
+        )
     return source
 
 
-def from_memory(params: PyTree, config: Pi05Config, kind: str, folder: pathlib.Path, notes: tuple[str, ...]) -> Source:
+def from_memory(
+    params: PyTree, config: Pi05Config, kind: str, folder: pathlib.Path, notes: tuple[str, ...]
+) -> Source:
     """A tree of arrays as a source. Raises UserError where it does not fit `config`."""
     trees.check_same(abstract_params(config), params, kind)
     flat = trees.flatten(params)
     dtypes = {path: np.dtype(leaf.dtype) for path, leaf in flat.items()}
-    return Source(folder.name, folder, config, kind, dtypes, lambda p: np.asarray(flat[p.path][p.index]), notes)
+    return Source(
+        folder.name,
+        folder,
+        config,
+        kind,
+        dtypes,
+        lambda p: np.asarray(flat[p.path][p.index]),
+        notes,
+    )
 
 
-def _open_orbax(params: pathlib.Path, folder: pathlib.Path, note: str, lora: openpi_lora.Rule | None) -> Source:
+def _open_orbax(
+    params: pathlib.Path, folder: pathlib.Path, note: str, lora: openpi_lora.Rule | None
+) -> Source:
     reader = LeafReader(params)
     hints, assumed = training_config.complete(sizes.read_hints(folder), folder)
     other_models.refuse(reader.shapes, str(params))
@@ -87,7 +120,11 @@ def _open_orbax(params: pathlib.Path, folder: pathlib.Path, note: str, lora: ope
     trees.check_same(abstract_params(config), trees.unflatten(found), str(params))
     dtypes = {path: reader.dtypes[path] for path in shapes}
     fit.check_dtypes(dtypes, {path: path for path in dtypes}, str(params))
-    factors = openpi_lora.open_factors(reader.shapes, pairs, reader.whole, lora, str(params)) if pairs else None
+    factors = (
+        openpi_lora.open_factors(reader.shapes, pairs, reader.whole, lora, str(params))
+        if pairs
+        else None
+    )
     return Source(
         name=folder.name,
         folder=folder,
@@ -111,7 +148,10 @@ def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
     hints, assumed = training_config.complete(sizes.read_hints(folder), folder)
     config = sizes.infer({name: files.shape(key) for name, key in stored.items()}, hints)
     leaves = trees.flatten(abstract_params(config))
-    owner = {piece.name: piece for piece in pieces({path: leaf.shape for path, leaf in leaves.items()}, whole=True)}
+    owner = {
+        piece.name: piece
+        for piece in pieces({path: leaf.shape for path, leaf in leaves.items()}, whole=True)
+    }
     fit.check_tensors(files, stored, owner, where)
     tensors = {name: READ_AS[files.dtype(key)] for name, key in stored.items()}
     if wide := sum(files.dtype(key) == 'F64' for key in stored.values()):
@@ -132,7 +172,11 @@ def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
 
 def _resolve_table(stored: dict[str, str], files: TensorFiles) -> list[str]:
     """Leaves one name for the token table in `stored`, drops known-unused tensors, and says so."""
-    notes = [f'{pytorch.EXPERT_HEAD} is unused and left out'] if stored.pop(pytorch.EXPERT_HEAD, None) else []
+    notes = (
+        [f'{pytorch.EXPERT_HEAD} is unused and left out']
+        if stored.pop(pytorch.EXPERT_HEAD, None)
+        else []
+    )
     head = stored.pop(pytorch.LM_HEAD, None)
     if head and pytorch.EMBED not in stored:
         stored[pytorch.EMBED] = head
@@ -151,7 +195,9 @@ def _equal(files: TensorFiles, one: str, other: str) -> bool:
 
 
 def _recorded(folder: pathlib.Path) -> dict[str, str]:
-    """Digests of the leaves that a conversion recorded beside its weights; {} where there is none."""
+    """Digests of the leaves that a conversion recorded beside its weights; {} where there is
+    none.
+    """
     file = folder / RECORD
     if not file.is_file():
         return {}
@@ -159,4 +205,6 @@ def _recorded(folder: pathlib.Path) -> dict[str, str]:
         leaves = json.loads(file.read_text()).get('leaves', {})
         return {str(path): str(one) for path, one in leaves.items()}
     except (ValueError, AttributeError) as error:
-        raise UserError(f'expected the record of a conversion in {file}, got {error}; copy it again') from error
+        raise UserError(
+            f'expected the record of a conversion in {file}, got {error}; copy it again'
+        ) from error

@@ -1,4 +1,6 @@
-"""Statistics of state and actions from wherever they are: norm_stats.json, a LeRobot policy, a LeRobot data set."""
+"""Statistics of state and actions from wherever they are: norm_stats.json, a LeRobot policy, a
+LeRobot data set.
+"""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +23,16 @@ def find_statistics(
     horizon: int = dataset_stats.HORIZON,
     note: Callable[[str], None] = lambda text: None,
 ) -> NormStats:
-    """Statistics from a norm_stats.json, a folder with one, a LeRobot policy or data set, for use by `scalings`.
+    """Statistics from a norm_stats.json, a folder with one, a LeRobot policy or data set, for use
+    by `scalings`.
 
-    Those of a data set are computed from its rows, of chunks of `horizon` actions where some joints are relative.
-    `note` is told what was found, and what is wrong with statistics that cannot be computed anew.
+    Those of a data set are computed from its rows, of chunks of `horizon` actions where some joints
+    are relative. `note` is told what was found, and what is wrong with statistics that cannot be
+    computed anew.
 
     Raises:
-      UserError: nothing of the kind there, several of them, or statistics without what the normalisation needs.
+      UserError: nothing of the kind there, several of them, or statistics without what the
+        normalisation needs.
     """
     path = pathlib.Path(path)
     assets = list(asset_files(path).values())
@@ -40,23 +45,31 @@ def find_statistics(
     if data:
         return dataset_stats.read(path, scalings, relative_joints, horizon, note)
     if lerobot_policy.is_here(path) and (found := lerobot_policy.read(path).statistics):
-        return _doubted({name: statistics_from(one.columns(), scalings[name]) for name, one in found.items()}, note)
+        return _doubted(
+            {name: statistics_from(one.columns(), scalings[name]) for name, one in found.items()},
+            note,
+        )
     several = [str(file.relative_to(path)) for file in assets]
     raise UserError(
-        f'expected {NORM_STATS}, a LeRobot policy with statistics or a LeRobot data set at {path}, got '
-        f'{several or "none of them"}; name one of them'
+        f'expected {NORM_STATS}, a LeRobot policy with statistics or a LeRobot data set at '
+        f'{path}, got {several or "none of them"}; name one of them'
     )
 
 
 def other_joints(path: str | pathlib.Path, relative_joints: Sequence[bool], width: int) -> str:
-    """How the policy beside statistics of `width` actions counts others of them from the state; '' if it does not."""
+    """How the policy beside statistics of `width` actions counts others of them from the state; ''
+    if it does not.
+    """
     theirs = _flags_beside(pathlib.Path(path))
     if theirs is None:
         return ''
     mine, found = (_relative(flags, width) for flags in (relative_joints, theirs))
     if mine == found:
         return ''
-    return f'expected statistics of actions of which {mine}, as in this policy, got {path}, of whose policy {found}'
+    return (
+        f'expected statistics of actions of which {mine}, as in this policy, got {path}, of '
+        f'whose policy {found}'
+    )
 
 
 def _relative(flags: Sequence[bool], width: int) -> str:
@@ -65,7 +78,9 @@ def _relative(flags: Sequence[bool], width: int) -> str:
 
 
 def _flags_beside(path: pathlib.Path) -> tuple[bool, ...] | None:
-    """Relative joints of the policy whose statistics are at `path`, None where nothing there tells."""
+    """Relative joints of the policy whose statistics are at `path`, None where nothing there
+    tells.
+    """
     if path.is_file() and path.name != NORM_STATS:
         return None
     folder = path.parent if path.is_file() else path
@@ -73,11 +88,17 @@ def _flags_beside(path: pathlib.Path) -> tuple[bool, ...] | None:
         if (own := read_policy(home)) is not None:
             return own.relative_joints
     data = (folder / 'meta' / 'info.json').is_file()
-    return lerobot_policy.read(folder).policy.relative_joints if not data and lerobot_policy.is_here(folder) else None
+    return (
+        lerobot_policy.read(folder).policy.relative_joints
+        if not data and lerobot_policy.is_here(folder)
+        else None
+    )
 
 
 def asset_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """openpi's `assets/<asset_id>/norm_stats.json`, by their place in the folder (or beside it, where they are)."""
+    """openpi's `assets/<asset_id>/norm_stats.json`, by their place in the folder (or beside it,
+    where they are).
+    """
     found = sorted((folder / 'assets').rglob(NORM_STATS))
     return {file.relative_to(folder).as_posix(): file for file in found}
 

@@ -1,4 +1,6 @@
-"""Safetensors files: one file or a sharded set, read and written a piece at a time; pickles are refused."""
+"""Safetensors files: one file or a sharded set, read and written a piece at a time; pickles are
+refused.
+"""
 
 import json
 import math
@@ -14,7 +16,11 @@ from safetensors import SafetensorError, safe_open
 
 from sigma_jax.errors import UserError, few
 
-DTYPES = {'F32': np.dtype(np.float32), 'BF16': np.dtype(ml_dtypes.bfloat16), 'F16': np.dtype(np.float16)}
+DTYPES = {
+    'F32': np.dtype(np.float32),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+    'F16': np.dtype(np.float16),
+}
 READ_AS = {**DTYPES, 'F64': DTYPES['F32']}  # a file's types, and what its tensors are read as
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 PICKLED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
@@ -24,7 +30,9 @@ ADAPTER, ADAPTER_CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 
 
 class TensorFiles:
-    """Lazy mapping from tensor name to numpy array over one or several memory-mapped safetensors files."""
+    """Lazy mapping from tensor name to numpy array over one or several memory-mapped safetensors
+    files.
+    """
 
     def __init__(self, files: list[pathlib.Path]):
         self.files = files
@@ -35,7 +43,8 @@ class TensorFiles:
             names = self._open[file].keys()
             if twice := sorted(set(names) & set(self._where)):
                 raise UserError(
-                    f'{file.name} repeats tensors of another shard: {few(twice, ", ")}; keep one set of shards'
+                    f'{file.name} repeats tensors of another shard: {few(twice, ", ")}; keep one '
+                    'set of shards'
                 )
             self._where |= dict.fromkeys(names, file)
 
@@ -48,12 +57,18 @@ class TensorFiles:
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """A tensor's type as the file spells it: F32, BF16, F16, F64, or one that no weight should have."""
+        """A tensor's type as the file spells it: F32, BF16, F16, F64, or one that no weight should
+        have.
+        """
         return self._slice(name).get_dtype()
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """One tensor as stored, or some of its rows; float64 as float32."""
-        found = self._open[self._where[name]].get_tensor(name) if rows is None else self._slice(name)[rows]
+        found = (
+            self._open[self._where[name]].get_tensor(name)
+            if rows is None
+            else self._slice(name)[rows]
+        )
         return found.astype(np.float32) if found.dtype == np.float64 else found
 
     def _slice(self, name: str) -> Any:
@@ -81,7 +96,11 @@ def _where_it_ends(file: pathlib.Path) -> str:
             return ''
         try:
             header = json.loads(opened.read(start - 8))
-            ends = {name: start + int(one['data_offsets'][1]) for name, one in header.items() if name != '__metadata__'}
+            ends = {
+                name: start + int(one['data_offsets'][1])
+                for name, one in header.items()
+                if name != '__metadata__'
+            }
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             return ''
     lost = sorted((name for name in ends if ends[name] > size), key=ends.__getitem__)
@@ -90,7 +109,9 @@ def _where_it_ends(file: pathlib.Path) -> str:
 
 
 def find_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """The safetensors files of a checkpoint path: a file, or a folder with one file or a sharded set."""
+    """The safetensors files of a checkpoint path: a file, or a folder with one file or a sharded
+    set.
+    """
     if path.is_file():
         if path.suffix != '.safetensors':
             raise _refused(path.name)
@@ -110,7 +131,8 @@ def find_files(path: pathlib.Path) -> list[pathlib.Path]:
     if pickled := [name for name in found if name.endswith(PICKLED)]:
         raise _refused(pickled[0])
     raise UserError(
-        f'expected {WEIGHTS}, {INDEX} or an orbax folder `params` in {path}, got {found[:8]}; name the file itself'
+        f'expected {WEIGHTS}, {INDEX} or an orbax folder `params` in {path}, got {found[:8]}; '
+        'name the file itself'
     )
 
 
@@ -121,8 +143,9 @@ def _adapter(folder: pathlib.Path) -> UserError:
         base = None
     named = f' (it names {base})' if base else ''
     return UserError(
-        f'expected the weights of a pi0.5, got {folder}, which is a PEFT adapter, which needs its base{named}; '
-        f'merge them: convert_weights.py --checkpoint={base or "BASE"} --adapter={folder}'
+        f'expected the weights of a pi0.5, got {folder}, which is a PEFT adapter, which needs its '
+        f'base{named}; merge them: convert_weights.py --checkpoint={base or "BASE"} '
+        f'--adapter={folder}'
     )
 
 
@@ -138,26 +161,40 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
         weight_map = dict(json.loads(index.read_text())['weight_map'])
         files = [index.parent / name for name in sorted(set(weight_map.values()))]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'expected {index} to map tensors to files, got {error}; copy it again') from error
+        raise UserError(
+            f'expected {index} to map tensors to files, got {error}; copy it again'
+        ) from error
     if outside := [f.name for f in files if f.parent != index.parent or f.suffix != '.safetensors']:
-        raise UserError(f'expected .safetensors shards beside {index}, got {outside}; the index points elsewhere')
+        raise UserError(
+            f'expected .safetensors shards beside {index}, got {outside}; the index '
+            'points elsewhere'
+        )
     if absent := [f.name for f in files if not f.is_file()]:
-        raise UserError(f'{index} names shards that are not there: {few(absent, ", ")}; copy them too')
+        raise UserError(
+            f'{index} names shards that are not there: {few(absent, ", ")}; copy them too'
+        )
     return files
 
 
 class TensorWriter:
-    """Writes a safetensors file whose tensors arrive in any order, piece by piece; rows never written read as zeros.
+    """Writes a safetensors file whose tensors arrive in any order, piece by piece; rows never
+    written read as zeros.
 
     `tensors` is {name: (shape, dtype)}. Use as a context manager, which flushes to disk.
     """
 
-    def __init__(self, file: str | os.PathLike[str], tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]):
+    def __init__(
+        self, file: str | os.PathLike[str], tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]]
+    ):
         header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
         self._places, end = {}, 0
         for name, (shape, dtype) in tensors.items():
             start, end = end, end + math.prod(shape) * dtype.itemsize
-            header[name] = {'dtype': CODES[dtype], 'shape': list(shape), 'data_offsets': [start, end]}
+            header[name] = {
+                'dtype': CODES[dtype],
+                'shape': list(shape),
+                'data_offsets': [start, end],
+            }
             self._places[name] = (start, math.prod(shape[1:]) * dtype.itemsize)
         text = json.dumps(header, separators=(',', ':')).encode()
         text += b' ' * (-len(text) % 8)
@@ -169,7 +206,9 @@ class TensorWriter:
     def __enter__(self) -> 'TensorWriter':
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._file:
             if kind is None:
                 self._file.flush()

@@ -1,4 +1,6 @@
-"""Names of tensors as training wrappers leave them: `module.`, `_orig_mod.`, `ema_model.`, in any combination."""
+"""Names of tensors as training wrappers leave them: `module.`, `_orig_mod.`, `ema_model.`, in any
+combination.
+"""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -7,14 +9,23 @@ from sigma_jax.convert import pytorch
 from sigma_jax.convert.orbax_tree import is_averaged
 from sigma_jax.errors import UserError, few
 
-WRAPPERS = {'module', '_orig_mod', '_forward_module', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
-COUNTERS = {'n_averaged', 'num_updates', 'initted', 'step', 'decay'}  # that averages keep beside weights
+WRAPPERS = {
+    'module',
+    '_orig_mod',
+    '_forward_module',
+    '_fsdp_wrapped_module',
+    '_checkpoint_wrapped_module',
+}
+# that averages keep beside weights
+COUNTERS = {'n_averaged', 'num_updates', 'initted', 'step', 'decay'}
 Prefix = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Names:
-    """`stored` maps canonical names to those in the files; `lerobot`: they are as LeRobot's policy has them."""
+    """`stored` maps canonical names to those in the files; `lerobot`: they are as LeRobot's policy
+    has them.
+    """
 
     stored: dict[str, str]
     lerobot: bool
@@ -48,16 +59,22 @@ def resolve(names: Iterable[str], where: str) -> Names:
 
 
 def _parts(name: str) -> tuple[Prefix | None, str]:
-    """(what stands before the model's own name, that name), without wrappers; None for a tensor of no pi0.5's."""
+    """(what stands before the model's own name, that name), without wrappers; None for a tensor of
+    no pi0.5's.
+    """
     parts = [part for part in name.split('.') if part not in WRAPPERS]
     places = [n for n, part in enumerate(parts) if part in pytorch.TOPS]
-    return (tuple(parts[: places[0]]), '.'.join(parts[places[0] :])) if places else (None, '.'.join(parts))
+    return (
+        (tuple(parts[: places[0]]), '.'.join(parts[places[0] :]))
+        if places
+        else (None, '.'.join(parts))
+    )
 
 
 def _twice(where: str, names: Sequence[str]) -> UserError:
     return UserError(
-        f'expected one set of weights in {where}, got two names for one tensor: {few(names, ", ")}; save the one that '
-        'you mean'
+        f'expected one set of weights in {where}, got two names for one tensor: '
+        f'{few(names, ", ")}; save the one that you mean'
     )
 
 

@@ -1,8 +1,10 @@
-"""What no weight tells and openpi keeps in its training config: horizon, steps of sampling, the state in the prompt.
+"""What no weight tells and openpi keeps in its training config: horizon, steps of sampling, the
+state in the prompt.
 
-It is read where a file beside the weights says it. Where none does, it is assumed: as openpi's public config has it
-whose name the folder bears (openpi saves to `checkpoints/CONFIG/RUN/STEP`), else as openpi does by default. What is
-assumed is said in one line, and recorded beside what is written, so that the next reader says it too.
+It is read where a file beside the weights says it. Where none does, it is assumed: as openpi's
+public config has it whose name the folder bears (openpi saves to `checkpoints/CONFIG/RUN/STEP`),
+else as openpi does by default. What is assumed is said in one line, and recorded beside what is
+written, so that the next reader says it too.
 """
 
 import json
@@ -16,8 +18,13 @@ from sigma_jax.backbones.tokenizer import NO_STATE
 RECORD = 'source.json'
 HORIZON, STEPS, PROMPT = 'action_horizon', 'sample_steps', 'prompt_state'
 NAMES = (HORIZON, STEPS, PROMPT)
-DEFAULTS: dict[str, int] = {HORIZON: Pi05Config.action_horizon, STEPS: Pi05Config.sample_steps, PROMPT: 0}
-PUBLIC: dict[str, dict[str, int]] = {  # where openpi's own configs and published checkpoints of pi0.5 differ from that
+DEFAULTS: dict[str, int] = {
+    HORIZON: Pi05Config.action_horizon,
+    STEPS: Pi05Config.sample_steps,
+    PROMPT: 0,
+}
+# where openpi's own configs and published checkpoints of pi0.5 differ from that
+PUBLIC: dict[str, dict[str, int]] = {
     'pi05_base': {},
     'pi05_aloha': {},
     'pi05_aloha_pen_uncap': {},
@@ -35,20 +42,28 @@ def assumed_values(folder: pathlib.Path) -> tuple[dict[str, int], str]:
     place = folder.absolute()
     for one in (place, *place.parents[:LEVELS]):
         if one.name in PUBLIC:
-            return DEFAULTS | PUBLIC[one.name], f"openpi's public config {one.name}, whose name the folder bears"
+            return DEFAULTS | PUBLIC[one.name], (
+                f"openpi's public config {one.name}, whose name the folder bears"
+            )
     return DEFAULTS, BY_DEFAULT
 
 
-def complete(hints: Mapping[str, Any], folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, str]]:
+def complete(
+    hints: Mapping[str, Any], folder: pathlib.Path
+) -> tuple[dict[str, Any], dict[str, str]]:
     """(`hints` with horizon and steps, {name of what is assumed: where that comes from})."""
     values, origin = assumed_values(folder)
     missing = [name for name in (HORIZON, STEPS) if name not in hints]
     recorded = {name: one for name, one in recorded_assumptions(folder).items() if name in hints}
-    return {**hints, **{name: values[name] for name in missing}}, recorded | dict.fromkeys(missing, origin)
+    return {**hints, **{name: values[name] for name in missing}}, recorded | dict.fromkeys(
+        missing, origin
+    )
 
 
 def recorded_assumptions(folder: pathlib.Path) -> dict[str, str]:
-    """What the conversion that wrote `folder` assumed; {} where it assumed nothing, or none wrote it."""
+    """What the conversion that wrote `folder` assumed; {} where it assumed nothing, or none wrote
+    it.
+    """
     try:
         found = json.loads((folder / RECORD).read_text())['assumed']
         return {name: str(found[name]) for name in NAMES if name in found}
@@ -56,10 +71,14 @@ def recorded_assumptions(folder: pathlib.Path) -> dict[str, str]:
         return {}
 
 
-def assumption_notes(assumed: Mapping[str, str], config: Pi05Config, prompt_state: int | None) -> list[str]:
+def assumption_notes(
+    assumed: Mapping[str, str], config: Pi05Config, prompt_state: int | None
+) -> list[str]:
     """One line that says what is assumed, from where, and how to tell it; none where nothing is."""
     values = {HORIZON: config.action_horizon, STEPS: config.sample_steps}
-    texts = {name: f'{name} {value}' for name, value in values.items()} | {PROMPT: prompt_text(prompt_state)}
+    texts = {name: f'{name} {value}' for name, value in values.items()} | {
+        PROMPT: prompt_text(prompt_state)
+    }
     names = [name for name in NAMES if name in assumed]
     if not names:
         return []
@@ -76,4 +95,8 @@ def prompt_text(prompt_state: int | None) -> str:
     """In words, what of the state the prompt holds."""
     if prompt_state == NO_STATE:
         return 'a prompt without state'
-    return f'a prompt with the state padded to {prompt_state}' if prompt_state else "a prompt with the robot's state"
+    return (
+        f'a prompt with the state padded to {prompt_state}'
+        if prompt_state
+        else "a prompt with the robot's state"
+    )

@@ -4,9 +4,9 @@ Every quantity of a fixture is recomputed from the checkpoint and compared:
 
     max_abs = max |ours - theirs|        max_rel = max_abs / max |theirs|        cosine over all elements
 
-In float32 a quantity is equal when max_rel is at most the tolerance (masks and positions: when all are the same).
-Where our side or theirs ran in bfloat16, rounding alone exceeds any such bound, and it is equal when its cosine
-is at least 0.999.
+In float32 a quantity is equal when max_rel is at most the tolerance (masks and positions: when all
+are the same). Where our side or theirs ran in bfloat16, rounding alone exceeds any such bound, and
+it is equal when its cosine is at least 0.999.
 """
 
 import dataclasses
@@ -24,9 +24,18 @@ from sigma_jax.convert.fixture import REMEDY, Fixture, check_inputs, check_sizes
 from sigma_jax.errors import UserError
 from sigma_jax.types import Observation, PyTree
 
-COSINE = 0.999  # bfloat16 keeps 8 bits; a wrong norm, mask or rotation lands far below (golden fixture's notes)
-OPENPI = '_openpi'  # a second implementation's numbers stand beside the first one's under this ending
-TRAINING = {'time_cond', 'suffix_embeddings', 'suffix_positions', 'suffix_hidden', 'velocity', 'loss'}
+# bfloat16 keeps 8 bits; a wrong norm, mask or rotation lands far below (golden fixture's notes)
+COSINE = 0.999
+# a second implementation's numbers stand beside the first one's under this ending
+OPENPI = '_openpi'
+TRAINING = {
+    'time_cond',
+    'suffix_embeddings',
+    'suffix_positions',
+    'suffix_hidden',
+    'velocity',
+    'loss',
+}
 TOKENS = ('image_embeddings_', 'token_', 'prefix_')
 TRAINING_INPUTS, SAMPLING_INPUTS = {'actions', 'noise', 'time'}, {'sample_noise'}
 DTYPES = ('float32', 'bfloat16')
@@ -34,7 +43,9 @@ DTYPES = ('float32', 'bfloat16')
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One compared quantity; the numbers are None where we do not compute it (`verdict` 'unknown')."""
+    """One compared quantity; the numbers are None where we do not compute it (`verdict`
+    'unknown').
+    """
 
     quantity: str
     source: str
@@ -50,7 +61,9 @@ class Row:
 
 
 def passed(rows: Iterable[Row]) -> bool:
-    """True when no quantity differs and at least one was compared: the exit status of `verify` is 0 then, else 1."""
+    """True when no quantity differs and at least one was compared: the exit status of `verify` is 0
+    then, else 1.
+    """
     rows = list(rows)
     return not any(row.differs for row in rows) and any(row.max_abs is not None for row in rows)
 
@@ -63,15 +76,19 @@ def verify(
 ) -> list[Row]:
     """Compares every quantity of the fixture's `outputs.npz`, in the order of the file.
 
-    `dtype` is what we compute in. Raises UserError for a checkpoint or fixture that cannot be read or do not belong
-    together; a quantity that we do not know is a row of its own.
+    `dtype` is what we compute in. Raises UserError for a checkpoint or fixture that cannot be read
+    or do not belong together; a quantity that we do not know is a row of its own.
     """
     if dtype not in DTYPES:
-        raise UserError(f'expected one of {", ".join(DTYPES)} to compute in, got {dtype!r}; choose one of them')
+        raise UserError(
+            f'expected one of {", ".join(DTYPES)} to compute in, got {dtype!r}; choose one of them'
+        )
     fixture = read_fixture(fixture_dir)
     loaded = checkpoint.load(checkpoint_path)
     check_sizes(fixture, loaded.config)
-    config = dataclasses.replace(loaded.config, dtype=dtype, sample_steps=fixture.config['num_steps'])
+    config = dataclasses.replace(
+        loaded.config, dtype=dtype, sample_steps=fixture.config['num_steps']
+    )
     names = {key: quantity_of(key, fixture.cameras) for key in fixture.outputs}
     with jax.default_matmul_precision('highest' if dtype == 'float32' else 'default'):
         ours = compute(config, loaded.params, fixture, {name for name, _ in names.values()})
@@ -79,19 +96,26 @@ def verify(
     rows = []
     for key, (name, openpi) in names.items():
         source = OPENPI[1:] if openpi else str(fixture.config.get('library', 'lerobot'))
-        theirs, mask = fixture.outputs[key], ours.get('prefix_mask') if name == 'prefix_hidden' else None
+        theirs, mask = (
+            fixture.outputs[key],
+            ours.get('prefix_mask') if name == 'prefix_hidden' else None,
+        )
         rows.append(compare(name, source, ours.get(name), theirs, tolerance, half, mask))
     return rows
 
 
 def quantity_of(key: str, cameras: tuple[str, ...]) -> tuple[str, bool]:
-    """(name of the quantity, whether it is the second implementation's) of a key of `outputs.npz`."""
+    """(name of the quantity, whether it is the second implementation's) of a key of
+    `outputs.npz`.
+    """
     known = {f'image_embeddings_{camera}' for camera in cameras}
     openpi = key.endswith(OPENPI) and key not in known
     return (key.removesuffix(OPENPI) if openpi else key), openpi
 
 
-def compute(config: Pi05Config, params: PyTree, fixture: Fixture, names: set[str]) -> dict[str, np.ndarray]:
+def compute(
+    config: Pi05Config, params: PyTree, fixture: Fixture, names: set[str]
+) -> dict[str, np.ndarray]:
     """Ours of the quantities `names`, as numpy in float32; those that we do not know are left out.
 
     Raises UserError for inputs that are missing or of another shape than the model's.
@@ -102,15 +126,22 @@ def compute(config: Pi05Config, params: PyTree, fixture: Fixture, names: set[str
 
     @jax.jit  # what nobody asks for is not computed: XLA drops it
     def run(variables, observation, inputs):
-        found: Any = Pi05(config).apply(variables, observation, inputs, fixture.cameras, method=_quantities)
+        found: Any = Pi05(config).apply(
+            variables, observation, inputs, fixture.cameras, method=_quantities
+        )
         return {name: x for name, x in found.items() if name in names or name == 'prefix_mask'}
 
     inputs = {name: fixture.inputs[name] for name in needed}
     found = run({'params': jax.device_put(params)}, fixture.observation(), inputs)
-    return {name: np.asarray(x if x.dtype != jnp.bfloat16 else x.astype(jnp.float32)) for name, x in found.items()}
+    return {
+        name: np.asarray(x if x.dtype != jnp.bfloat16 else x.astype(jnp.float32))
+        for name, x in found.items()
+    }
 
 
-def _quantities(model: Pi05, observation: Observation, inputs: Mapping, cameras: tuple[str, ...]) -> dict:
+def _quantities(
+    model: Pi05, observation: Observation, inputs: Mapping, cameras: tuple[str, ...]
+) -> dict:
     """All quantities whose inputs are there."""
     embeddings, mask = model.embed_prefix(observation)
     found = {
@@ -124,7 +155,9 @@ def _quantities(model: Pi05, observation: Observation, inputs: Mapping, cameras:
     found |= {f'image_embeddings_{name}': view for name, view in zip(cameras, views, strict=True)}
     found['token_embeddings'] = text
     if 'time' in inputs:
-        found |= _training(model, observation, mask, inputs['actions'], inputs['noise'], inputs['time'])
+        found |= _training(
+            model, observation, mask, inputs['actions'], inputs['noise'], inputs['time']
+        )
     if 'sample_noise' in inputs:
         found['sampled_actions'] = model.sample_actions(inputs['sample_noise'], observation)
     return found
@@ -157,13 +190,17 @@ def compare(
 ) -> Row:
     """One row; `mask` [b s] says which tokens count, `half` that a side ran in bfloat16.
 
-    Of prefix tokens (axis 1) `theirs` may hold the first alone. Raises UserError where the shapes differ otherwise.
+    Of prefix tokens (axis 1) `theirs` may hold the first alone. Raises UserError where the shapes
+    differ otherwise.
     """
     if ours is None:
         return Row(quantity, source, None, None, None, 'unknown')
     cut = ours[:, : theirs.shape[1]] if quantity.startswith(TOKENS) and theirs.ndim > 1 else ours
     if cut.shape != theirs.shape:
-        raise UserError(f'expected {quantity} of shape {ours.shape} in outputs.npz, got {theirs.shape}; {REMEDY}')
+        raise UserError(
+            f'expected {quantity} of shape {ours.shape} in outputs.npz, got '
+            f'{theirs.shape}; {REMEDY}'
+        )
     exact = theirs.dtype.kind in 'iub'
     a, b = cut.astype(np.float64), theirs.astype(np.float64)
     if mask is not None:
@@ -174,7 +211,14 @@ def compare(
     max_rel = max_abs / scale if scale else float(np.inf if max_abs else 0)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(a.ravel() @ b.ravel()) / norms if norms else float(max_abs == 0)
-    return Row(quantity, source, max_abs, max_rel, cosine, _verdict(max_rel, cosine, tolerance, exact, half))
+    return Row(
+        quantity,
+        source,
+        max_abs,
+        max_rel,
+        cosine,
+        _verdict(max_rel, cosine, tolerance, exact, half),
+    )
 
 
 def _verdict(max_rel: float, cosine: float, tolerance: float, exact: bool, half: bool) -> str:

@@ -10,17 +10,22 @@ from sigma_jax.errors import UserError
 
 
 def read(file: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(tensors by name, metadata). Raises UserError for a file that is absent, pickled, damaged or cut short."""
+    """(tensors by name, metadata). Raises UserError for a file that is absent, pickled, damaged or
+    cut short.
+    """
     if not file.is_file():
         raise UserError(f'expected a safetensors file at {file}, got no such file; check the path')
     if file.suffix != '.safetensors':
         raise UserError(
-            f'expected a .safetensors file, got {file.name}; pickled weights can run code and are refused: '
-            'save them again with safetensors.torch.save_file'
+            f'expected a .safetensors file, got {file.name}; pickled weights can run code and are '
+            'refused: save them again with safetensors.torch.save_file'
         )
     try:
         with safe_open(file, framework='np') as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+            return {
+                name: opened.get_tensor(name)
+                for name in opened.keys()  # noqa: SIM118
+            }, opened.metadata() or {}
     except (SafetensorError, OSError, TypeError, AttributeError) as error:
         raise UserError(
             f'expected a whole safetensors file of arrays at {file}, got {error}; '

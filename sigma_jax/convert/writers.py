@@ -21,7 +21,9 @@ LAYOUTS = ('jax', 'lerobot', 'openpi-pytorch')
 
 
 @contextlib.contextmanager
-def open_writer(layout: str, folder: pathlib.Path, shapes: Shapes, dtypes: Mapping[str, np.dtype]) -> Iterator[Put]:
+def open_writer(
+    layout: str, folder: pathlib.Path, shapes: Shapes, dtypes: Mapping[str, np.dtype]
+) -> Iterator[Put]:
     """A function that writes one slice in `layout`; all are on the disk when the block ends."""
     if layout not in LAYOUTS:
         raise UserError(f'expected a layout among {", ".join(LAYOUTS)}, got {layout!r}; choose one')
@@ -30,7 +32,9 @@ def open_writer(layout: str, folder: pathlib.Path, shapes: Shapes, dtypes: Mappi
             yield put
         return
     pending: collections.deque[Any] = collections.deque()
-    writer = LeafWriter(folder / 'params', {path: (shape, dtypes[path]) for path, shape in shapes.items()})
+    writer = LeafWriter(
+        folder / 'params', {path: (shape, dtypes[path]) for path, shape in shapes.items()}
+    )
 
     def write(piece: Piece, array: np.ndarray) -> None:
         if (future := writer.write(piece.path, piece.index, array)) is not None:
@@ -45,7 +49,9 @@ def open_writer(layout: str, folder: pathlib.Path, shapes: Shapes, dtypes: Mappi
             with contextlib.suppress(Exception):
                 future.result()
         if isinstance(error, ValueError) and not isinstance(error, UserError):
-            raise UserError(f'could not write {folder}: {str(error)[:200]}; is the disk full?') from error
+            raise UserError(
+                f'could not write {folder}: {str(error)[:200]}; is the disk full?'
+            ) from error
         raise
 
 
@@ -57,8 +63,12 @@ def _wait(pending: collections.deque[Any], left: int) -> None:
 
 
 @contextlib.contextmanager
-def _torch_writer(folder: pathlib.Path, shapes: Shapes, dtypes: Mapping[str, np.dtype], prefix: str) -> Iterator[Put]:
-    """LeRobot's set has the token table twice, openpi's as `lm_head` alone; both have an unused expert head."""
+def _torch_writer(
+    folder: pathlib.Path, shapes: Shapes, dtypes: Mapping[str, np.dtype], prefix: str
+) -> Iterator[Put]:
+    """LeRobot's set has the token table twice, openpi's as `lm_head` alone; both have an unused
+    expert head.
+    """
     tables = [pytorch.LM_HEAD, pytorch.EMBED] if prefix else [pytorch.LM_HEAD]
     tensors: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     for rule in pytorch.RULES:

@@ -1,1 +1,3 @@
-"""LeRobot episodes to windows to shards to batches. Numpy only: loader workers start no accelerator client."""
+"""LeRobot episodes to windows to shards to batches. Numpy only: loader workers start no accelerator
+client.
+"""

@@ -1,9 +1,10 @@
 """Augmentation of training pictures as openpi's: crop, rotation and colour, numpy and Pillow only.
 
-openpi (models/model.py, `preprocess_observation`) calls augmax 0.4.1 on the padded pictures at the model's resolution.
-Views whose name contains 'wrist' keep their geometry; colours change in all. Two of the values are not in openpi's call
-but in what augmax makes of it: a hue jitter of 0.1 that nobody set, and a saturation jitter of 0.5 that is drawn and
-dropped.
+openpi (models/model.py, `preprocess_observation`) calls augmax 0.4.1 on the padded pictures at the
+model's resolution. Views whose name contains 'wrist' keep their geometry; colours change in all.
+Two of the values are not in openpi's call
+but in what augmax makes of it: a hue jitter of 0.1 that nobody set, and a saturation jitter of 0.5
+that is drawn and dropped.
 """
 
 import dataclasses
@@ -37,15 +38,20 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         amounts = (self.brightness, self.contrast, self.hue, self.saturation, self.colour_share)
-        if not (0 < self.crop <= 1 and 0 <= self.rotation <= 45 and all(0 <= x <= 1 for x in amounts)):
+        if not (
+            0 < self.crop <= 1 and 0 <= self.rotation <= 45 and all(0 <= x <= 1 for x in amounts)
+        ):
             raise UserError(
-                f'Expected a crop above 0, up to 45 degrees and other amounts of 0 to 1, got {self}; correct them.'
+                'Expected a crop above 0, up to 45 degrees and other amounts of 0 to 1, got '
+                f'{self}; correct them.'
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Where a pixel comes from: scale * R(angle) * (its place from the centre) + shift, in pixels (down, across)."""
+    """Where a pixel comes from: scale * R(angle) * (its place from the centre) + shift, in pixels
+    (down, across).
+    """
 
     scale: float
     angle: float
@@ -67,15 +73,17 @@ class Colours:
 class Augment(grain.transforms.RandomMap):
     """Changes the pictures of a run of windows [g i h x 3], and its depth maps with them.
 
-    One draw a run, so that consecutive windows show one scene (ours; openpi has no runs). The views share a draw, as
-    in openpi, but those that keep their geometry have colours of their own.
+    One draw a run, so that consecutive windows show one scene (ours; openpi has no runs). The views
+    share a draw, as in openpi, but those that keep their geometry have colours of their own.
     """
 
     config: AugmentConfig
     cameras: tuple[str, ...]
     depths: tuple[str, ...] = ()
 
-    def random_map(self, element: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def random_map(
+        self, element: dict[str, np.ndarray], rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
         """Replaces `images` and `depth`; everything else stays."""
         images = element['images']
         geometry = draw_geometry(self.config, images.shape[2], rng)
@@ -127,7 +135,9 @@ def move(image: UInt8[np.ndarray, 'h h 3'], geometry: Geometry) -> UInt8[np.ndar
     to_row = (b, a, middle + border + down - a * middle - b * middle)
     padded = Image.fromarray(np.pad(image, ((border, border), (border, border), (0, 0))))
     return np.asarray(
-        padded.transform((side, side), Image.Transform.AFFINE, to_col + to_row, Image.Resampling.BILINEAR)
+        padded.transform(
+            (side, side), Image.Transform.AFFINE, to_col + to_row, Image.Resampling.BILINEAR
+        )
     )
 
 
@@ -144,7 +154,9 @@ def move_nearest(image: Num[np.ndarray, 'h h z'], geometry: Geometry) -> Num[np.
 
 
 def recolour(image: UInt8[np.ndarray, 'h x 3'], colours: Colours) -> UInt8[np.ndarray, 'h x 3']:
-    """Brightness and contrast of the value, then hue and saturation, in HSV (augmax's `ColorJitter`)."""
+    """Brightness and contrast of the value, then hue and saturation, in HSV (augmax's
+    `ColorJitter`).
+    """
     if not colours.applied:
         return image
     hue, saturation, value = to_hsv(image.astype(np.float32) / np.float32(255))
@@ -160,7 +172,9 @@ def brightened(x: Float[np.ndarray, '...'], amount: float) -> Float[np.ndarray, 
 
 
 def contrasted(x: Float[np.ndarray, '...'], amount: float) -> Float[np.ndarray, '...']:
-    """Three straight pieces from (0, 0) by (0.5, 0.5) to (1, 1), the middle one of slope tan((amount + 1) pi / 4)."""
+    """Three straight pieces from (0, 0) by (0.5, 0.5) to (1, 1), the middle one of slope
+    tan((amount + 1) pi / 4).
+    """
     slope = np.float32(math.tan((amount + 1) * math.pi / 4))
     knee = slope / (2 * (1 + slope))
     middle = slope * (x - np.float32(0.5)) + np.float32(0.5)
@@ -168,7 +182,9 @@ def contrasted(x: Float[np.ndarray, '...'], amount: float) -> Float[np.ndarray, 
 
 
 def to_hsv(rgb: Float[np.ndarray, 'h x 3']) -> Sequence[Float[np.ndarray, 'h x']]:
-    """Hue in turns, saturation and value, 0..1; hue and saturation are 0 where there is no colour."""
+    """Hue in turns, saturation and value, 0..1; hue and saturation are 0 where there is no
+    colour.
+    """
     value, spread = rgb.max(-1), np.ptp(rgb, axis=-1)
     red, green, blue = np.moveaxis(rgb, -1, 0)
     coloured = np.where(spread == 0, np.float32(1), spread)
@@ -179,7 +195,9 @@ def to_hsv(rgb: Float[np.ndarray, 'h x 3']) -> Sequence[Float[np.ndarray, 'h x']
     return np.where(spread == 0, np.float32(0), hue), saturation, value
 
 
-def from_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> Float[np.ndarray, 'h x 3']:
+def from_hsv(
+    hue: np.ndarray, saturation: np.ndarray, value: np.ndarray
+) -> Float[np.ndarray, 'h x 3']:
     """The inverse of `to_hsv`; hue may lie outside 0..1."""
     k = np.mod(np.array([5, 3, 1], np.float32) + hue[..., None] * np.float32(6), np.float32(6))
     share = np.clip(np.minimum(k, 4 - k), 0, 1)

@@ -1,7 +1,8 @@
-"""Batches in their order from any place on: what a checkpoint keeps of a loader is the number of batches taken.
+"""Batches in their order from any place on: what a checkpoint keeps of a loader is the number of
+batches taken.
 
-Grain's own position is that of each worker process, and only as many of them can go on from it. The number of batches
-says the same for any count, so a run may continue with another `num_workers`.
+Grain's own position is that of each worker process, and only as many of them can go on from it. The
+number of batches says the same for any count, so a run may continue with another `num_workers`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,11 +15,13 @@ from sigma_jax.errors import UserError
 
 Start = Callable[[grain.MapDataset], grain.IterDataset[NumpyBatch]]
 NEXT = 'next_index'
-WORKERS = 'iterators_in_use_states'  # of Grain's interleaved worker processes, each with a NEXT of its own
+# of Grain's interleaved worker processes, each with a NEXT of its own
+WORKERS = 'iterators_in_use_states'
 
 
 class Batches(Iterator[NumpyBatch]):
-    """Iterates over `dataset`, whose elements are batches, as `start` reads it; nothing starts before the first one.
+    """Iterates over `dataset`, whose elements are batches, as `start` reads it; nothing starts
+    before the first one.
 
     `get_state` and `set_state` resume exactly, whatever `start` does to be fast.
     """
@@ -44,15 +47,16 @@ class Batches(Iterator[NumpyBatch]):
         return {NEXT: self._taken}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to the place that `get_state` gave, or that Grain's own iterator did with any number of workers.
+        """Goes to the place that `get_state` gave, or that Grain's own iterator did with any number
+        of workers.
 
         Raises UserError for what is no such place, and for one beyond the end of the data.
         """
         taken = batches_taken(state)
         if taken > len(self._dataset):
             raise UserError(
-                f'expected a place within the {len(self._dataset)} batches of the data, got batch {taken}; continue '
-                'with the shards and the batch_size that the run began with'
+                f'expected a place within the {len(self._dataset)} batches of the data, got batch '
+                f'{taken}; continue with the shards and the batch_size that the run began with'
             )
         self.close()
         self._taken = taken
@@ -65,7 +69,9 @@ class Batches(Iterator[NumpyBatch]):
 
 
 def batches_taken(state: Mapping[str, Any]) -> int:
-    """How many batches had been taken: Grain deals them to its workers in turn, so theirs add up."""
+    """How many batches had been taken: Grain deals them to its workers in turn, so theirs add
+    up.
+    """
     try:
         workers = state.get(WORKERS, [state])
         counts = [worker[NEXT] for worker in workers if worker is not None]
@@ -73,7 +79,7 @@ def batches_taken(state: Mapping[str, Any]) -> int:
             raise TypeError(f'{NEXT} {counts}')
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
-            f'expected the place of a loader in its data ({NEXT}), got {str(state)[:100]}; continue with the sigma_jax '
-            'that wrote it'
+            f'expected the place of a loader in its data ({NEXT}), got {str(state)[:100]}; '
+            'continue with the sigma_jax that wrote it'
         ) from error
     return sum(counts)

@@ -30,14 +30,15 @@ STYLE: dict[Any, Any] = {
     'text.parse_math': False,  # a task may hold a dollar
 }
 NOTE = (
-    'lines: the {horizon} actions of a window, in the joint units of the data set, over seconds from its first frame\n'
-    'orange dot: state at the first frame; grey: padding; dotted: end of the chunk of {chunk} actions; '
-    'a joint has one scale in all rows'
+    'lines: the {horizon} actions of a window, in the joint units of the data set, over '
+    'seconds from its first frame\norange dot: state at the first frame; grey: padding; dotted: '
+    'end of the chunk of {chunk} actions; a joint has one scale in all rows'
 )
 
 
 def contact_sheet(shards_dir: str | Path, windows: int) -> bytes:
-    """PNG of `windows` windows spread over splits and episodes; the same shards give the same picture.
+    """PNG of `windows` windows spread over splits and episodes; the same shards give the same
+    picture.
 
     Raises:
       UserError: no finished shards, or fewer than one window wanted.
@@ -60,7 +61,9 @@ def _label(source: Records, number: int) -> tuple[str, str, str]:
     return f'{source.split} #{number}', place, '\n'.join(task)
 
 
-def _draw(meta: dict[str, Any], records: Sequence[Record], labels: Sequence[tuple[str, str, str]]) -> Figure:
+def _draw(
+    meta: dict[str, Any], records: Sequence[Record], labels: Sequence[tuple[str, str, str]]
+) -> Figure:
     cameras, joints = meta['camera_names'], meta['action_names']
     widths = [LABEL, *[PICTURE] * len(cameras), *[PANEL] * len(joints)]
     height = HEAD + ROW * len(records) + FOOT
@@ -82,17 +85,26 @@ def _draw(meta: dict[str, Any], records: Sequence[Record], labels: Sequence[tupl
             _plot(panel, meta, record, j, limits[j])
             panel.tick_params(labelbottom=record is records[-1])
         if record is records[-1]:
-            axes[1 + len(cameras)].set_xlabel('seconds', fontsize=7, labelpad=1, loc='left', color='#555555')
+            axes[1 + len(cameras)].set_xlabel(
+                'seconds', fontsize=7, labelpad=1, loc='left', color='#555555'
+            )
     _write_heads(figure, grid[0], meta, height, len(records))
     return figure
 
 
 def _limits(meta: dict[str, Any], records: Sequence[Record]) -> list[tuple[float, float]]:
-    """One scale a joint, over all rows: what is drawn and a little more; a still joint gets one unit."""
+    """One scale a joint, over all rows: what is drawn and a little more; a still joint gets one
+    unit.
+    """
     limits = []
     for j, name in enumerate(meta['action_names']):
-        values = np.concatenate([r.actions[:, j] for r in records] + [_state(meta, r, name) for r in records])
-        middle, half = (values.max() + values.min()) / 2, max((values.max() - values.min()) / 2, 0.5)
+        values = np.concatenate(
+            [r.actions[:, j] for r in records] + [_state(meta, r, name) for r in records]
+        )
+        middle, half = (
+            (values.max() + values.min()) / 2,
+            max((values.max() - values.min()) / 2, 0.5),
+        )
         limits.append((float(middle - 1.12 * half), float(middle + 1.12 * half)))
     return limits
 
@@ -102,7 +114,9 @@ def _state(meta: dict[str, Any], record: Record, name: str) -> np.ndarray:
     return record.state[[i for i, other in enumerate(meta['state_names']) if other == name][:1]]
 
 
-def _plot(axes: Axes, meta: dict[str, Any], record: Record, joint: int, limits: tuple[float, float]) -> None:
+def _plot(
+    axes: Axes, meta: dict[str, Any], record: Record, joint: int, limits: tuple[float, float]
+) -> None:
     times, real = np.arange(len(record.actions)) / meta['fps'], record.action_mask
     state = _state(meta, record, meta['action_names'][joint])
     axes.plot(times, record.actions[:, joint], color='#bbbbbb', linewidth=1.2)
@@ -122,10 +136,14 @@ def _write_label(axes: Axes, label: tuple[str, str, str]) -> None:
         axes.text(0, y, text, weight=style, va='top', transform=axes.transAxes, linespacing=1.25)
 
 
-def _write_heads(figure: Figure, first: Sequence[Axes], meta: dict[str, Any], height: float, rows: int) -> None:
+def _write_heads(
+    figure: Figure, first: Sequence[Axes], meta: dict[str, Any], height: float, rows: int
+) -> None:
     names = [*meta['camera_names'], *(name.removesuffix('.pos') for name in meta['action_names'])]
     for axes, name in zip(first[1:], names, strict=True):
-        axes.set_title(textwrap.shorten(name.replace('_', ' '), 18, placeholder='…'), fontsize=8.5, pad=6)
+        axes.set_title(
+            textwrap.shorten(name.replace('_', ' '), 18, placeholder='…'), fontsize=8.5, pad=6
+        )
     total = sum(meta['windows'].values())
     title = f'{rows} of {total} windows of {meta["source"]}'
     figure.text(0.012, 1 - 0.12 / height, title, fontsize=11, weight='bold', va='top')

@@ -1,7 +1,8 @@
-"""CRC-32C (Castagnoli) of many megabytes in numpy: lanes of a buffer side by side, then joined (RFC 3720, B.4).
+"""CRC-32C (Castagnoli) of many megabytes in numpy: lanes of a buffer side by side, then joined (RFC
+3720, B.4).
 
-A CRC without its initial and final inversion is linear: crc(a + b) = shift(crc(a), len(b)) ^ crc(b), where `shift`
-feeds zero bytes, which is a 32 x 32 matrix over two elements.
+A CRC without its initial and final inversion is linear: crc(a + b) = shift(crc(a), len(b)) ^
+crc(b), where `shift` feeds zero bytes, which is a 32 x 32 matrix over two elements.
 """
 
 import functools
@@ -10,7 +11,8 @@ import numpy as np
 from jaxtyping import UInt, UInt8
 
 POLYNOMIAL = 0x82F63B78  # 0x1EDC6F41, bits reversed
-MASK_DELTA = 0xA282EAD8  # TFRecord stores rotated checksums, so that a checksum of checksums is no trivial one
+# TFRecord stores rotated checksums, so that a checksum of checksums is no trivial one
+MASK_DELTA = 0xA282EAD8
 _LANE = 1024  # bytes; numpy walks along a lane, over all lanes at once
 _BITS = np.arange(32, dtype=np.uint32)
 
@@ -51,7 +53,9 @@ def _lanes(lanes: UInt8[np.ndarray, 'n l']) -> UInt[np.ndarray, ' n']:
 
 
 def _join(parts: UInt[np.ndarray, ' n'], length: int) -> np.uint32:
-    """The register after all lanes of `length` bytes: neighbours are joined, then pairs of neighbours, and so on."""
+    """The register after all lanes of `length` bytes: neighbours are joined, then pairs of
+    neighbours, and so on.
+    """
     while len(parts) > 1:
         if len(parts) % 2:  # an empty register before the first lane changes nothing
             parts = np.concatenate([np.zeros(1, np.uint32), parts])

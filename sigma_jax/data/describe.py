@@ -1,4 +1,6 @@
-"""What meta.json says about a preparation: where the data came from, what was kept, what was dropped and why."""
+"""What meta.json says about a preparation: where the data came from, what was kept, what was
+dropped and why.
+"""
 
 from typing import Any
 
@@ -15,7 +17,9 @@ NORM_STATS = 'norm_stats.json'
 BAD = 'bad_episodes'
 
 
-def describe(dataset: Dataset, config: DataConfig, plan: Plan, files: dict[str, str]) -> dict[str, Any]:
+def describe(
+    dataset: Dataset, config: DataConfig, plan: Plan, files: dict[str, str]
+) -> dict[str, Any]:
     """The contents of meta.json without the settings; `files` maps names to sha256."""
     joints = {'state': dataset.state_names, 'actions': dataset.action_names}
     return {
@@ -51,6 +55,11 @@ def task_list(dataset: Dataset) -> list[str]:
 
 def _camera_sizes(dataset: Dataset, config: DataConfig, plan: Plan) -> dict[str, list[int]]:
     """{camera: [height, width]} of the source's pictures, as the first of them have it."""
-    episode = dataset.read_episode(min(int(table.episode.min()) for table in plan.windows.values() if len(table)))
+    episode = dataset.read_episode(
+        min(int(table.episode.min()) for table in plan.windows.values() if len(table))
+    )
     first = [next(iter(episode.frames(camera, [0]))) for camera in config.cameras]
-    return {name: list(view.shape[:2]) for name, view in zip(camera_names(config.cameras), first, strict=True)}
+    return {
+        name: list(view.shape[:2])
+        for name, view in zip(camera_names(config.cameras), first, strict=True)
+    }

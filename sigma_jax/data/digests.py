@@ -10,7 +10,8 @@ from sigma_jax.errors import UserError
 def source_digest(root: Path, pictures: Collection[str] | None = None) -> str:
     """sha256 over names and contents of a data set's files, hidden ones left out.
 
-    With `pictures`, the features whose pictures are read, only over files of a LeRobot data set that a preparation
+    With `pictures`, the features whose pictures are read, only over files of a LeRobot data set
+    that a preparation
     reads: a camera that is fetched later, or a new README, makes no other data set of it.
     """
     digest = hashlib.sha256()
@@ -24,7 +25,9 @@ def source_digest(root: Path, pictures: Collection[str] | None = None) -> str:
 
 
 def is_read(relative: PurePath, pictures: Collection[str] | None) -> bool:
-    """Whether a preparation that takes these `pictures` reads a file of a LeRobot data set; None takes all files."""
+    """Whether a preparation that takes these `pictures` reads a file of a LeRobot data set; None
+    takes all files.
+    """
     if pictures is None or relative.parts[0] in ('meta', 'data'):
         return True
     return relative.parts[0] == 'videos' and any(part in pictures for part in relative.parts)
@@ -36,4 +39,6 @@ def file_digest(path: Path) -> str:
         with path.open('rb') as file:
             return hashlib.file_digest(file, 'sha256').hexdigest()
     except OSError as error:
-        raise UserError(f'Expected to read {path}, got "{error.strerror}"; check its permissions.') from error
+        raise UserError(
+            f'Expected to read {path}, got "{error.strerror}"; check its permissions.'
+        ) from error

@@ -15,10 +15,11 @@ FrameReader = Callable[[Sequence[int]], Iterator[np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """What every data source turns into; `n` frames, `p` state and `a` action dimensions, raw robot units.
+    """What every data source turns into; `n` frames, `p` state and `a` action dimensions, raw robot
+    units.
 
-    `readers` holds one function per camera: ascending row numbers in, RGB frames out, one at a time, so an
-    episode never lies in memory as pixels.
+    `readers` holds one function per camera: ascending row numbers in, RGB frames out, one at a
+    time, so an episode never lies in memory as pixels.
     """
 
     index: int
@@ -37,7 +38,9 @@ class Episode:
         """The instruction at the first frame."""
         return self.tasks[0]
 
-    def frames(self, camera: str, rows: Sequence[int] | None = None) -> Iterator[UInt8[np.ndarray, 'h x 3']]:
+    def frames(
+        self, camera: str, rows: Sequence[int] | None = None
+    ) -> Iterator[UInt8[np.ndarray, 'h x 3']]:
         """Yields the camera's frames at ascending `rows` (default: all), decoding lazily.
 
         Raises:
@@ -45,12 +48,17 @@ class Episode:
         """
         if camera not in self.readers:
             known = ', '.join(self.readers) or 'none'
-            raise UserError(f"Expected one of this data set's cameras ({known}), got '{camera}'; correct data.cameras.")
+            raise UserError(
+                f"Expected one of this data set's cameras ({known}), got '{camera}'; "
+                'correct data.cameras.'
+            )
         return self.readers[camera](range(len(self)) if rows is None else rows)
 
 
 def check_episode(episode: Episode, fps: float) -> None:
-    """Raises UserError unless numbers are finite, rows are consecutive and time advances by one frame a row."""
+    """Raises UserError unless numbers are finite, rows are consecutive and time advances by one
+    frame a row.
+    """
     check_rows(episode)
     check_steps(episode, fps)
 
@@ -58,17 +66,22 @@ def check_episode(episode: Episode, fps: float) -> None:
 def check_rows(episode: Episode) -> None:
     """Raises UserError unless numbers are finite and rows are consecutive."""
     name = f'episode {episode.index}'
-    for column, values in (('states', episode.state), ('actions', episode.actions), ('times', episode.timestamps)):
+    for column, values in (
+        ('states', episode.state),
+        ('actions', episode.actions),
+        ('times', episode.timestamps),
+    ):
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             raise UserError(
-                f'Expected finite {column} in {name}, got {values[tuple(bad[0])]} at frame {bad[0][0]}; '
-                'repair or leave out this episode.'
+                f'Expected finite {column} in {name}, got {values[tuple(bad[0])]} at frame '
+                f'{bad[0][0]}; repair or leave out this episode.'
             )
     if not np.array_equal(episode.frame_index, np.arange(len(episode))):
         raise UserError(
-            f'Expected frame_index 0 to {len(episode) - 1} in {name}, got {episode.frame_index[0]} to '
-            f'{episode.frame_index[-1]} with gaps or repeats; the data set is damaged, record or convert it again.'
+            f'Expected frame_index 0 to {len(episode) - 1} in {name}, got '
+            f'{episode.frame_index[0]} to {episode.frame_index[-1]} with gaps or repeats; the '
+            'data set is damaged, record or convert it again.'
         )
 
 
@@ -78,8 +91,9 @@ def check_rising(episode: Episode) -> None:
     if len(back):
         before, after = episode.timestamps[back[0] : back[0] + 2]
         raise UserError(
-            f'Expected timestamps that rise in episode {episode.index}, got {before:.3f} s and then {after:.3f} s at '
-            f'frame {back[0]}; its rows are out of order, record or convert it again.'
+            f'Expected timestamps that rise in episode {episode.index}, got {before:.3f} s and '
+            f'then {after:.3f} s at frame {back[0]}; its rows are out of order, record or convert '
+            'it again.'
         )
 
 
@@ -88,29 +102,33 @@ def check_steps(episode: Episode, fps: float) -> None:
     name = f'episode {episode.index}'
     if abs(episode.timestamps[0]) * fps > 0.5:  # the frames of another episode would be taken
         raise UserError(
-            f'Expected timestamps from 0 s on in {name}, got {episode.timestamps[0]:.3f} s at frame 0; '
-            'count them from the start of the episode.'
+            f'Expected timestamps from 0 s on in {name}, got {episode.timestamps[0]:.3f} s at '
+            'frame 0; count them from the start of the episode.'
         )
     steps = np.diff(episode.timestamps) * fps
     jumps = np.flatnonzero(np.abs(steps - 1) > 0.5)
     if len(jumps):
         raise UserError(
-            f'Expected timestamps 1/{fps:g} s apart in {name}, got a step of {steps[jumps[0]]:.2f} frames at frame '
-            f'{jumps[0]}; fps in meta/info.json is wrong or the recording has a gap.'
+            f'Expected timestamps 1/{fps:g} s apart in {name}, got a step of '
+            f'{steps[jumps[0]]:.2f} frames at frame {jumps[0]}; fps in meta/info.json is wrong or '
+            'the recording has a gap.'
         )
 
 
 def check_clock(episode: Episode, fps: float) -> None:
-    """Raises UserError unless every row's time is that of its own video frame, whichever rows are asked for.
+    """Raises UserError unless every row's time is that of its own video frame, whichever rows are
+    asked for.
 
-    A clock that runs a little fast or slow is a whole frame off somewhere: there the frame of another row would fit.
+    A clock that runs a little fast or slow is a whole frame off somewhere: there the frame of
+    another row would fit.
     """
     drift = episode.timestamps * fps - episode.frame_index
     off = np.flatnonzero(np.abs(drift) > CLOCK_TOLERANCE)
     if len(off):
         row, most = off[0], np.abs(drift).argmax()
         raise UserError(
-            f'Expected timestamps of frame_index / {fps:g} s in episode {episode.index}, as its video is shown, got '
-            f'{episode.timestamps[row]:.4f} s at frame {row}, {drift[row]:+.2f} frames off ({drift[most]:+.2f} at '
-            f'frame {most}); write frame_index / {fps:g} into the timestamps or leave out this episode.'
+            f'Expected timestamps of frame_index / {fps:g} s in episode {episode.index}, as its '
+            f'video is shown, got {episode.timestamps[row]:.4f} s at frame {row}, '
+            f'{drift[row]:+.2f} frames off ({drift[most]:+.2f} at frame {most}); write '
+            f'frame_index / {fps:g} into the timestamps or leave out this episode.'
         )

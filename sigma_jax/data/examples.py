@@ -1,4 +1,6 @@
-"""Record numbers to the loader's dictionaries: pictures, prompt, state and what else a window holds."""
+"""Record numbers to the loader's dictionaries: pictures, prompt, state and what else a window
+holds.
+"""
 
 import dataclasses
 import functools
@@ -7,7 +9,13 @@ import grain
 import numpy as np
 from jaxtyping import Float, Int
 
-from sigma_jax.backbones.tokenizer import Tokenizer, clean_task, encode_parts, pad_tokens, prompt_parts
+from sigma_jax.backbones.tokenizer import (
+    Tokenizer,
+    clean_task,
+    encode_parts,
+    pad_tokens,
+    prompt_parts,
+)
 from sigma_jax.data.images import Box, padded_with
 from sigma_jax.data.normalize import Statistics, normalize
 from sigma_jax.data.records import Record, Records
@@ -31,7 +39,9 @@ class ToExample(grain.transforms.Map):
     policy: Policy = OURS
 
     def map(self, element: Int[np.ndarray, ' g']) -> NumpyBatch:
-        """Loads, normalises and tokenises; padding repeats a real window, so that no value is out of range."""
+        """Loads, normalises and tokenises; padding repeats a real window, so that no value is out
+        of range.
+        """
         real = element != PADDING
         numbers = np.where(real, element, element[real][-1] if real.any() else 0)
         windows = [self._window(int(number)) for number in numbers]
@@ -51,15 +61,22 @@ class ToExample(grain.transforms.Map):
 
     def prompt(self, task: str, state: Float[np.ndarray, ' p']) -> tuple[np.ndarray, np.ndarray]:
         """(tokens [l], mask [l]) of pi0.5's prompt for a normalised state."""
-        known, longest = self.policy.prompt_state_dim, self.policy.max_prompt_len or self.max_prompt_len
-        parts = prompt_parts(task, state, self.records.meta['prompt_state_dim'] if known is None else known)
+        known, longest = (
+            self.policy.prompt_state_dim,
+            self.policy.max_prompt_len or self.max_prompt_len,
+        )
+        parts = prompt_parts(
+            task, state, self.records.meta['prompt_state_dim'] if known is None else known
+        )
         return _tokens(self.tokenizer, parts, min(self.max_prompt_len, longest))
 
     @functools.cached_property
     def texts(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(tokens [l], mask [l]) of every task on its own."""
         tasks = [clean_task(task) for task in self.records.meta['tasks']]
-        return [pad_tokens(self.tokenizer.encode(task), self.max_text_len, 'text') for task in tasks]
+        return [
+            pad_tokens(self.tokenizer.encode(task), self.max_text_len, 'text') for task in tasks
+        ]
 
     def _load(self, number: int) -> NumpyBatch:
         record, index, meta = self.records[number], self.records.index, self.records.meta
@@ -84,7 +101,9 @@ class ToExample(grain.transforms.Map):
         }
 
     def _optional(self, record: Record) -> NumpyBatch:
-        """What only some data sets have: `depth` in metres and its mask (off where a map has no reading), `audio`."""
+        """What only some data sets have: `depth` in metres and its mask (off where a map has no
+        reading), `audio`.
+        """
         found: NumpyBatch = {}
         if record.depth is not None:
             found['depth'] = record.depth * np.float32(self.records.meta['depth_scale'])
@@ -95,7 +114,9 @@ class ToExample(grain.transforms.Map):
 
 
 @functools.lru_cache(maxsize=2**16)  # at most 65 MB a process; windows come back every epoch
-def _tokens(tokenizer: Tokenizer, parts: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
+def _tokens(
+    tokenizer: Tokenizer, parts: tuple[str, ...], length: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(tokens [l], mask [l]) of a prompt, not to be written to."""
     tokens, mask = pad_tokens(encode_parts(tokenizer, parts), length)
     tokens.flags.writeable = mask.flags.writeable = False
@@ -103,13 +124,19 @@ def _tokens(tokenizer: Tokenizer, parts: tuple[str, ...], length: int) -> tuple[
 
 
 def _stack(parts: list[np.ndarray]) -> np.ndarray:
-    """np.stack, but without a copy of a single part: runs of one window are the rule for flow matching."""
-    return parts[0][None] if len(parts) == 1 and isinstance(parts[0], np.ndarray) else np.stack(parts)
+    """np.stack, but without a copy of a single part: runs of one window are the rule for flow
+    matching.
+    """
+    return (
+        parts[0][None] if len(parts) == 1 and isinstance(parts[0], np.ndarray) else np.stack(parts)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Pad(grain.transforms.Map):
-    """Turns uint8 pictures into float32 in the model's units, with `padding` beside each one's box."""
+    """Turns uint8 pictures into float32 in the model's units, with `padding` beside each one's
+    box.
+    """
 
     boxes: tuple[Box, ...]
     padding: float
@@ -117,7 +144,10 @@ class Pad(grain.transforms.Map):
     def map(self, element: NumpyBatch) -> NumpyBatch:
         """Replaces `images` [g i h x 3]; everything else stays."""
         views = [
-            [padded_with(view, box, self.padding) for view, box in zip(window, self.boxes, strict=True)]
+            [
+                padded_with(view, box, self.padding)
+                for view, box in zip(window, self.boxes, strict=True)
+            ]
             for window in element['images']
         ]
         return {**element, 'images': np.array(views)}
@@ -125,7 +155,9 @@ class Pad(grain.transforms.Map):
 
 @dataclasses.dataclass(frozen=True)
 class JitterPromptState(grain.transforms.RandomMap):
-    """Writes the prompt of every window anew from its state plus noise of spread `noise` (normalised units)."""
+    """Writes the prompt of every window anew from its state plus noise of spread `noise`
+    (normalised units).
+    """
 
     example: ToExample
     noise: float
@@ -134,6 +166,9 @@ class JitterPromptState(grain.transforms.RandomMap):
         """Replaces `prompt` and `prompt_mask` [g l]; everything else stays."""
         states = element['state'] + rng.normal(0, self.noise, element['state'].shape)
         tasks = self.example.records.meta['tasks']
-        pairs = [self.example.prompt(tasks[n], state) for n, state in zip(element['text_id'], states, strict=True)]
+        pairs = [
+            self.example.prompt(tasks[n], state)
+            for n, state in zip(element['text_id'], states, strict=True)
+        ]
         tokens, mask = (np.stack(part) for part in zip(*pairs, strict=True))
         return {**element, 'prompt': tokens, 'prompt_mask': mask}

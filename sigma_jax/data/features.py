@@ -1,4 +1,5 @@
-"""What the frozen policy makes of a window's pictures and text, kept beside the shards and read by record number.
+"""What the frozen policy makes of a window's pictures and text, kept beside the shards and read by
+record number.
 
     features/train.json       what made them, and how they are stored
     features/train-00000.npy  [FILE f w], features of the first FILE windows of the split, and so on
@@ -23,7 +24,8 @@ from sigma_jax.errors import UserError
 NumpyBatch = dict[str, np.ndarray]
 FOLDER = 'features'
 FILE = 256  # windows a file: half a gigabyte at full size in bfloat16
-DTYPES: dict[str, tuple[np.dtype, np.dtype]] = {  # of the policy: (dtype of the numbers, dtype in the file)
+# of the policy: (dtype of the numbers, dtype in the file)
+DTYPES: dict[str, tuple[np.dtype, np.dtype]] = {
     'float32': (np.dtype(np.float32), np.dtype(np.float32)),
     'bfloat16': (np.dtype(ml_dtypes.bfloat16), np.dtype(np.uint16)),
 }
@@ -31,7 +33,9 @@ DTYPES: dict[str, tuple[np.dtype, np.dtype]] = {  # of the policy: (dtype of the
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """The features of one split of one shard directory, written or yet to be; small enough to hand to a process."""
+    """The features of one split of one shard directory, written or yet to be; small enough to hand
+    to a process.
+    """
 
     shards: Path
     split: str
@@ -78,12 +82,15 @@ class Features:
 
 
 def opened(path: Path) -> np.ndarray:
-    """The array in a file, read from disk where it is looked at. Raises UserError where it is gone or damaged."""
+    """The array in a file, read from disk where it is looked at. Raises UserError where it is gone
+    or damaged.
+    """
     try:
         return _mapped(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f'Expected frozen features in {path}, got "{error}"; delete {path.parent}, it is made again.'
+            f'Expected frozen features in {path}, got "{error}"; delete {path.parent}, it is made '
+            'again.'
         ) from error
 
 
@@ -95,7 +102,9 @@ def _mapped(path: Path, made: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class AddFeatures(grain.transforms.Map):
-    """Adds `features` [g f w] and `text_embeddings` [g l w] to a run of windows; padding gets those of window 0."""
+    """Adds `features` [g f w] and `text_embeddings` [g l w] to a run of windows; padding gets those
+    of window 0.
+    """
 
     features: Features
 

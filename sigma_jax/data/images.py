@@ -1,4 +1,6 @@
-"""Images at the model's resolution: the aspect-preserving resize of openpi and of LeRobot, and JPEG bytes."""
+"""Images at the model's resolution: the aspect-preserving resize of openpi and of LeRobot, and JPEG
+bytes.
+"""
 
 import io
 from collections.abc import Sequence
@@ -20,9 +22,9 @@ def resize_with_pad(
 ) -> UInt8[np.ndarray, 'height width 3']:
     """Scales to fit, keeping the aspect ratio, and centres on black; sizes and offsets round down.
 
-    'openpi' gives the same pixels as openpi's client: bilinear in Pillow's sense, antialiased when shrinking.
-    'lerobot' is bilinear between the four nearest pixels, as in torch; LeRobot leaves it in float32, here it is rounded
-    to 8 bits. An image of the wanted size comes back untouched.
+    'openpi' gives the same pixels as openpi's client: bilinear in Pillow's sense, antialiased when
+    shrinking. 'lerobot' is bilinear between the four nearest pixels, as in torch; LeRobot leaves it
+    in float32, here it is rounded to 8 bits. An image of the wanted size comes back untouched.
     """
     if image.shape[:2] == (height, width):
         return image
@@ -44,8 +46,12 @@ def content_box(size: Sequence[int], height: int, width: int) -> Box:
     return (height - inner[0]) // 2, (width - inner[1]) // 2, *inner
 
 
-def bilinear(image: UInt8[np.ndarray, 'h x 3'], rows: int, cols: int) -> Float[np.ndarray, 'rows cols 3']:
-    """Values 0..255, float32, between the four nearest pixels; pixel centres lie at halves (align_corners=False)."""
+def bilinear(
+    image: UInt8[np.ndarray, 'h x 3'], rows: int, cols: int
+) -> Float[np.ndarray, 'rows cols 3']:
+    """Values 0..255, float32, between the four nearest pixels; pixel centres lie at halves
+    (align_corners=False).
+    """
     above, below, down = _neighbours(image.shape[0], rows)
     before, after, across = _neighbours(image.shape[1], cols)
     down, across = down[:, None, None], across[None, :, None]
@@ -55,8 +61,12 @@ def bilinear(image: UInt8[np.ndarray, 'h x 3'], rows: int, cols: int) -> Float[n
 
 
 def _neighbours(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of the pixels before and after each wanted position, and the weight of the one after."""
-    where = (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) * np.float32(size / wanted) - np.float32(0.5)
+    """Indices of the pixels before and after each wanted position, and the weight of the one
+    after.
+    """
+    where = (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) * np.float32(
+        size / wanted
+    ) - np.float32(0.5)
     where = np.maximum(where, 0)
     first = np.minimum(where.astype(np.int64), size - 1)
     return first, np.minimum(first + 1, size - 1), where - first.astype(np.float32)
@@ -67,7 +77,9 @@ def unit_range(image: Num[np.ndarray, '*i h x 3']) -> Float[np.ndarray, '*i h x 
     return image.astype(np.float32) / np.float32(255.0) * np.float32(2.0) - np.float32(1.0)
 
 
-def padded_with(image: UInt8[np.ndarray, 'h x 3'], box: Box, padding: float) -> Float[np.ndarray, 'h x 3']:
+def padded_with(
+    image: UInt8[np.ndarray, 'h x 3'], box: Box, padding: float
+) -> Float[np.ndarray, 'h x 3']:
     """`unit_range` of a resized picture, and `padding` outside its box."""
     top, left, rows, cols = box
     out = np.full(image.shape, padding, np.float32)
@@ -77,10 +89,11 @@ def padded_with(image: UInt8[np.ndarray, 'h x 3'], box: Box, padding: float) -> 
 
 
 def encode_jpeg(image: UInt8[np.ndarray, 'h x 3'], quality: int = JPEG_QUALITY) -> bytes:
-    """Encodes to JPEG; a picture of `FULL_COLOUR_BELOW` pixels or more keeps colour at half resolution (4:2:0).
+    """Encodes to JPEG; a picture of `FULL_COLOUR_BELOW` pixels or more keeps colour at half
+    resolution (4:2:0).
 
-    That is what a camera's H.264 or AV1 video holds anyway, and it decodes a third faster. Below, where a brick's
-    colour is a few pixels wide, colour stays whole (4:4:4).
+    That is what a camera's H.264 or AV1 video holds anyway, and it decodes a third faster. Below,
+    where a brick's colour is a few pixels wide, colour stays whole (4:4:4).
     """
     buffer = io.BytesIO()
     subsampling = '4:4:4' if min(image.shape[:2]) < FULL_COLOUR_BELOW else '4:2:0'
@@ -95,7 +108,8 @@ def decode_image(data: bytes) -> UInt8[np.ndarray, 'h x 3']:
 
 
 def decode_jpeg(data: bytes, size: int) -> UInt8[np.ndarray, 'size size 3']:
-    """What `encode_jpeg` wrote of a square picture, straight through the decoder: no second reading of the header.
+    """What `encode_jpeg` wrote of a square picture, straight through the decoder: no second reading
+    of the header.
 
     Raises:
       ValueError: damaged bytes.
@@ -104,13 +118,16 @@ def decode_jpeg(data: bytes, size: int) -> UInt8[np.ndarray, 'size size 3']:
 
 
 def resize_depth(depth: UInt16[np.ndarray, 'h x'], size: int) -> UInt16[np.ndarray, 'size size']:
-    """The nearest reading of every pixel on the square canvas that `resize_with_pad` gives the colours; 0 beside it.
+    """The nearest reading of every pixel on the square canvas that `resize_with_pad` gives the
+    colours; 0 beside it.
 
-    Nearest, because a mean over an edge, or with a missing reading (0), is a distance at which nothing lies.
+    Nearest, because a mean over an edge, or with a missing reading (0), is a distance at which
+    nothing lies.
     """
     top, left, rows, cols = content_box(depth.shape, size, size)
     down, across = (
-        ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in ((rows, depth.shape[0]), (cols, depth.shape[1]))
+        ((np.arange(n) + 0.5) * m / n).astype(int)
+        for n, m in ((rows, depth.shape[0]), (cols, depth.shape[1]))
     )
     canvas = np.zeros((size, size), np.uint16)
     canvas[top : top + rows, left : left + cols] = depth[np.ix_(down, across)]

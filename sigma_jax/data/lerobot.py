@@ -1,4 +1,6 @@
-"""LeRobot data sets v2.1 and v3.0 without LeRobot: parquet columns and frame-exact video (DESIGN 4)."""
+"""LeRobot data sets v2.1 and v3.0 without LeRobot: parquet columns and frame-exact video (DESIGN
+4).
+"""
 
 import dataclasses
 import functools
@@ -47,7 +49,9 @@ class Dataset:
 
     @property
     def depths(self) -> tuple[str, ...]:
-        """Features that `data.depth` may name: pictures of one channel and marked depth maps, which are no cameras."""
+        """Features that `data.depth` may name: pictures of one channel and marked depth maps, which
+        are no cameras.
+        """
         return lerobot_depth.depth_keys(self.features)
 
     @property
@@ -58,7 +62,9 @@ class Dataset:
     @property
     def audios(self) -> dict[str, tuple[int, str]]:
         """Features that `data.audio` may name: {key: (samples a row, dtype)}."""
-        return lerobot_audio.audio_columns(self.features, (*self.columns['state'], *self.columns['actions']))
+        return lerobot_audio.audio_columns(
+            self.features, (*self.columns['state'], *self.columns['actions'])
+        )
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -69,16 +75,20 @@ class Dataset:
         """Reads an episode's columns; its frames follow on demand.
 
         Raises:
-          UserError: no such episode, missing or damaged file, wrong width or length, non-finite numbers.
+          UserError: no such episode, missing or damaged file, wrong width or length, non-finite
+            numbers.
         """
         if index not in self.episodes:
             raise UserError(
-                f'Expected an episode of {self.root} ({len(self.episodes)} episodes, {min(self.episodes)} to '
-                f'{max(self.episodes)}), got {index}; correct the episode lists.'
+                f'Expected an episode of {self.root} ({len(self.episodes)} episodes, '
+                f'{min(self.episodes)} to {max(self.episodes)}), got {index}; correct the episode '
+                'lists.'
             )
         entry = self.episodes[index]
         joints = (*self.columns['state'], *self.columns['actions'])
-        table = self.rows.read(entry, list(dict.fromkeys([*joints, 'timestamp', 'frame_index', 'task_index'])))
+        table = self.rows.read(
+            entry, list(dict.fromkeys([*joints, 'timestamp', 'frame_index', 'task_index']))
+        )
         timestamps = lerobot_columns.seconds(table, 'timestamp', entry)
         episode = Episode(
             index=index,
@@ -86,12 +96,25 @@ class Dataset:
             actions=self._vectors(table, 'actions', entry),
             timestamps=timestamps,
             frame_index=lerobot_columns.counts(table, 'frame_index', entry),
-            tasks=tuple(self._task(entry, i) for i in lerobot_columns.counts(table, 'task_index', entry).tolist()),
+            tasks=tuple(
+                self._task(entry, i)
+                for i in lerobot_columns.counts(table, 'task_index', entry).tolist()
+            ),
             readers={
-                **{key: functools.partial(self._frames, entry, key, timestamps) for key in self.cameras},
-                **{key: functools.partial(self._depth, entry, key, timestamps) for key in self.depths},
+                **{
+                    key: functools.partial(self._frames, entry, key, timestamps)
+                    for key in self.cameras
+                },
+                **{
+                    key: functools.partial(self._depth, entry, key, timestamps)
+                    for key in self.depths
+                },
                 **{key: functools.partial(self._audio, entry, key) for key in self.audios},
-                **({lerobot_language.LANGUAGE: functools.partial(self._language, entry)} if self.languages else {}),
+                **(
+                    {lerobot_language.LANGUAGE: functools.partial(self._language, entry)}
+                    if self.languages
+                    else {}
+                ),
             },
         )
         check_rows(episode)
@@ -112,13 +135,15 @@ class Dataset:
         keys = self.columns[name]
         widths = [column_width(self.features, key, self.root) for key in keys]
         parts = zip(keys, widths, strict=True)
-        return np.concatenate([lerobot_columns.vectors(table, key, width, entry) for key, width in parts], axis=1)
+        return np.concatenate(
+            [lerobot_columns.vectors(table, key, width, entry) for key, width in parts], axis=1
+        )
 
     def _task(self, entry: EpisodeEntry, index: int) -> str:
         if index not in self.tasks:
             raise UserError(
-                f'Expected a task_index of {sorted(self.tasks)} in episode {entry.index}, got {index}; '
-                'add the task to the tasks file of the data set.'
+                f'Expected a task_index of {sorted(self.tasks)} in episode {entry.index}, got '
+                f'{index}; add the task to the tasks file of the data set.'
             )
         return self.tasks[index]
 
@@ -130,7 +155,12 @@ class Dataset:
         return self._shown_frames(entry, camera, timestamps, rows)
 
     def _shown_frames(
-        self, entry: EpisodeEntry, camera: str, timestamps: np.ndarray, rows: Sequence[int], **options: Any
+        self,
+        entry: EpisodeEntry,
+        camera: str,
+        timestamps: np.ndarray,
+        rows: Sequence[int],
+        **options: Any,
     ) -> Iterator[np.ndarray]:
         path, start = entry.videos[camera]
         path, name = lerobot_files.require_inside(self.root, path), f'episode {entry.index}'
@@ -151,36 +181,50 @@ class Dataset:
             yield from lerobot_depth.read_cells(cells, feature, key, name, rows, self.root)
             return
         quantiser = lerobot_depth.Quantiser.of(feature, key)
-        for codes in self._shown_frames(entry, key, timestamps, rows, pixels=lerobot_depth.read_codes):
+        for codes in self._shown_frames(
+            entry, key, timestamps, rows, pixels=lerobot_depth.read_codes
+        ):
             yield quantiser.metres(codes)[..., None]
 
     def _audio(self, entry: EpisodeEntry, key: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
-        return lerobot_audio.read_audio(self.rows.read(entry, [key]), key, self.audios[key], entry, rows)
+        return lerobot_audio.read_audio(
+            self.rows.read(entry, [key]), key, self.audios[key], entry, rows
+        )
 
     def _language(self, entry: EpisodeEntry, rows: Sequence[int]) -> Iterator[Any]:
         return lerobot_language.read_language(self.rows.read(entry, self.languages), entry, rows)
 
-    def _stored_images(self, entry: EpisodeEntry, camera: str, rows: Sequence[int]) -> Iterator[np.ndarray]:
+    def _stored_images(
+        self, entry: EpisodeEntry, camera: str, rows: Sequence[int]
+    ) -> Iterator[np.ndarray]:
         cells, size = self.rows.read(entry, [camera])[camera], picture_size(self.features[camera])
         for row in rows:
-            yield decode_cell(cells[row].as_py(), size, f'{camera}, episode {entry.index}, frame {row}', self.root)
+            yield decode_cell(
+                cells[row].as_py(), size, f'{camera}, episode {entry.index}, frame {row}', self.root
+            )
 
 
 def open_dataset(path: str | Path, state: str = STATE, action: str = ACTION) -> Dataset:
-    """Opens a LeRobot data set of format v2.1 or v3.0; `state` and `action` name the columns of these (`columns_of`).
+    """Opens a LeRobot data set of format v2.1 or v3.0; `state` and `action` name the columns of
+    these (`columns_of`).
 
     Raises:
-      UserError: missing path or file, another format version, no state or action feature, or one over 32 wide.
+      UserError: missing path or file, another format version, no state or action feature, or one
+        over 32 wide.
     """
     root = Path(path)
     info = lerobot_meta.read_info(root)
     features = info['features']
     columns = {'state': columns_of(state), 'actions': columns_of(action)}
     depths = lerobot_depth.depth_keys(features)
-    cameras = tuple(key for key, value in features.items() if is_picture(value) and key not in depths)
+    cameras = tuple(
+        key for key, value in features.items() if is_picture(value) and key not in depths
+    )
     videos = tuple(key for key in (*cameras, *depths) if features[key]['dtype'] == 'video')
     if videos and not info.get('video_path'):
-        raise UserError(f'Expected video_path in {root}/meta/info.json, got none; fetch the data set again.')
+        raise UserError(
+            f'Expected video_path in {root}/meta/info.json, got none; fetch the data set again.'
+        )
     return Dataset(
         root=root,
         version=info['codebase_version'],

@@ -16,7 +16,9 @@ Features = Mapping[str, Mapping[str, Any]]
 
 
 def audio_columns(features: Features, others: Sequence[str]) -> dict[str, tuple[int, str]]:
-    """{key: (samples a row, dtype)} of vector features other than `others`, which are state and action."""
+    """{key: (samples a row, dtype)} of vector features other than `others`, which are state and
+    action.
+    """
     found = {}
     for key, value in features.items():
         shape, kind = value.get('shape'), value.get('dtype')
@@ -30,12 +32,14 @@ def audio_columns(features: Features, others: Sequence[str]) -> dict[str, tuple[
 def read_audio(
     table: pa.Table, key: str, kind: tuple[int, str], entry: EpisodeEntry, rows: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Yields the samples [n] at `rows`, in the dtype of the feature; raises UserError for gaps and for NaN."""
+    """Yields the samples [n] at `rows`, in the dtype of the feature; raises UserError for gaps and
+    for NaN.
+    """
     samples = lerobot_columns.vectors(table, key, kind[0], entry)
     for row in rows:
         if not np.isfinite(samples[row]).all():
             raise UserError(
-                f"Expected finite samples in '{key}', episode {entry.index}, got NaN or infinity at frame {row}; "
-                'repair or leave out this episode.'
+                f"Expected finite samples in '{key}', episode {entry.index}, got NaN or infinity "
+                f'at frame {row}; repair or leave out this episode.'
             )
         yield samples[row].astype(kind[1])

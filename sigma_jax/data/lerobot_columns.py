@@ -9,8 +9,11 @@ from sigma_jax.data.lerobot_meta import EpisodeEntry
 from sigma_jax.errors import UserError
 
 
-def vectors(table: pa.Table, name: str, width: int, entry: EpisodeEntry) -> Float[np.ndarray, 'n width']:
-    """A column of lists (or of scalars, width 1), float32; what float32 cannot hold becomes infinite.
+def vectors(
+    table: pa.Table, name: str, width: int, entry: EpisodeEntry
+) -> Float[np.ndarray, 'n width']:
+    """A column of lists (or of scalars, width 1), float32; what float32 cannot hold becomes
+    infinite.
 
     Raises:
       UserError: no numbers, missing values, or rows of another width.
@@ -39,7 +42,11 @@ def _flat(table: pa.Table, name: str, width: int, entry: EpisodeEntry) -> np.nda
     flat = column
     if pa.types.is_nested(column.type):
         flat = column.flatten() if _is_list(column.type) else column
-        lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False) if _is_list(column.type) else []
+        lengths = (
+            pc.list_value_length(column).to_numpy(zero_copy_only=False)
+            if _is_list(column.type)
+            else []
+        )
         other = np.flatnonzero(np.asarray(lengths) != width)
         if len(other):
             got = f'{lengths[other[0]]} at frame {other[0]}'
@@ -52,7 +59,9 @@ def _flat(table: pa.Table, name: str, width: int, entry: EpisodeEntry) -> np.nda
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _refused(name: str, entry: EpisodeEntry, wanted: str, got: str) -> UserError:

@@ -14,12 +14,21 @@ Features = Mapping[str, Mapping[str, Any]]
 
 
 def check_features(features: Any, path: Path) -> None:
-    """Raises UserError unless `features` maps names to descriptions and every picture has a plausible size."""
-    if not isinstance(features, dict) or not all(isinstance(value, dict) for value in features.values()):
-        raise UserError(f"Expected 'features' in {path} to map names to objects, got something else; fetch it again.")
+    """Raises UserError unless `features` maps names to descriptions and every picture has a
+    plausible size.
+    """
+    if not isinstance(features, dict) or not all(
+        isinstance(value, dict) for value in features.values()
+    ):
+        raise UserError(
+            f"Expected 'features' in {path} to map names to objects, got something "
+            'else; fetch it again.'
+        )
     for key in features:
         if '/' in key or '\\' in key or '\0' in key:
-            raise UserError(f'Expected feature names without slashes in {path}, got {key!r}; rename it there.')
+            raise UserError(
+                f'Expected feature names without slashes in {path}, got {key!r}; rename it there.'
+            )
         if is_picture(features[key]):
             _check_size(key, features[key].get('shape'), path)
 
@@ -31,17 +40,27 @@ def is_picture(feature: Mapping[str, Any]) -> bool:
 
 def _check_size(key: str, shape: Any, path: Path) -> None:
     sizes = list(shape) if isinstance(shape, list | tuple) else []
-    if len(sizes) != 3 or not all(type(n) is int and n >= 1 for n in sizes) or math.prod(sizes) > 4 * MAX_PIXELS:
+    if (
+        len(sizes) != 3
+        or not all(type(n) is int and n >= 1 for n in sizes)
+        or math.prod(sizes) > 4 * MAX_PIXELS
+    ):
         raise UserError(
-            f"Expected '{key}' of shape [height, width, channels] up to {MAX_PIXELS} pixels in {path}, got {shape!r}; "
-            'correct it there.'
+            f"Expected '{key}' of shape [height, width, channels] up to {MAX_PIXELS} pixels in "
+            f'{path}, got {shape!r}; correct it there.'
         )
 
 
 def picture_size(feature: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) in pixels; channels may stand first, as `names` says or, without names, a 1, 3 or 4 there."""
+    """(height, width) in pixels; channels may stand first, as `names` says or, without names, a 1,
+    3 or 4 there.
+    """
     shape, names = feature['shape'], feature.get('names')
-    if isinstance(names, list | tuple) and {'height', 'width'} <= set(map(str, names)) and len(names) == 3:
+    if (
+        isinstance(names, list | tuple)
+        and {'height', 'width'} <= set(map(str, names))
+        and len(names) == 3
+    ):
         return shape[names.index('height')], shape[names.index('width')]
     first = shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
     return (shape[1], shape[2]) if first else (shape[0], shape[1])

@@ -1,4 +1,6 @@
-"""Files of a data set that a stranger may have made: JSON and parquet, read within limits, nothing executed."""
+"""Files of a data set that a stranger may have made: JSON and parquet, read within limits, nothing
+executed.
+"""
 
 import functools
 import json
@@ -23,16 +25,27 @@ _DAMAGE = (pa.ArrowException, OSError, ValueError, MemoryError)
 
 
 def safe_path(root: Path, template: Any, **fields: Any) -> Path:
-    """Fills a path template of info.json; one that leaves `root` or holds other fields raises UserError."""
+    """Fills a path template of info.json; one that leaves `root` or holds other fields raises
+    UserError.
+    """
     for name, spec, conversion in _template_fields(template):
-        if name is not None and (name not in fields or conversion or not _FORMAT_SPEC.fullmatch(spec or '')):
+        if name is not None and (
+            name not in fields or conversion or not _FORMAT_SPEC.fullmatch(spec or '')
+        ):
             raise UserError(
                 f"Expected only {sorted(fields)} in the path template '{template}', got '{name}'; "
                 'correct meta/info.json.'
             )
     relative = posixpath.normpath(template.format(**fields))
-    if posixpath.isabs(relative) or relative.split('/')[0] == '..' or '\\' in relative or '\0' in relative:
-        raise UserError(f'Expected a path inside the data set, got {relative!r}; do not use this data set.')
+    if (
+        posixpath.isabs(relative)
+        or relative.split('/')[0] == '..'
+        or '\\' in relative
+        or '\0' in relative
+    ):
+        raise UserError(
+            f'Expected a path inside the data set, got {relative!r}; do not use this data set.'
+        )
     return root / relative
 
 
@@ -40,7 +53,9 @@ def _template_fields(template: Any) -> list[tuple[str | None, str | None, str | 
     try:
         return [part[1:] for part in string.Formatter().parse(template)]
     except (ValueError, TypeError) as error:
-        raise UserError(f'Expected a path template, got {template!r} ({error}); correct meta/info.json.') from error
+        raise UserError(
+            f'Expected a path template, got {template!r} ({error}); correct meta/info.json.'
+        ) from error
 
 
 def require_inside(root: Path, path: Path) -> Path:
@@ -52,7 +67,8 @@ def require_inside(root: Path, path: Path) -> Path:
     blobs = [home.parents[1] / 'blobs'] if home.parent.name == 'snapshots' else []
     if not any(target.is_relative_to(place) for place in (home, *blobs)):
         raise UserError(
-            f'Expected {path} inside the data set, got a link to {target}; copy the file there if you trust it.'
+            f'Expected {path} inside the data set, got a link to {target}; copy the file there if '
+            'you trust it.'
         )
     return path
 
@@ -73,22 +89,34 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def _read_text(path: Path) -> str:
     if not path.is_file():
-        raise UserError(f'Expected {path}, got no file there; this is no LeRobot data set, or a copy of part of one.')
+        raise UserError(
+            f'Expected {path}, got no file there; this is no LeRobot data set, or a '
+            'copy of part of one.'
+        )
     if path.stat().st_size > MAX_TEXT:
-        raise UserError(f'Expected at most {MAX_TEXT} bytes in {path}, got {path.stat().st_size}; fetch it again.')
+        raise UserError(
+            f'Expected at most {MAX_TEXT} bytes in {path}, got {path.stat().st_size}; '
+            'fetch it again.'
+        )
     try:
         return path.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'Expected UTF-8 text in {path}, got "{error}"; fetch the file again.') from error
+        raise UserError(
+            f'Expected UTF-8 text in {path}, got "{error}"; fetch the file again.'
+        ) from error
 
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f'Expected JSON in {path}, got "{error}"; the file is damaged, fetch it again.') from error
+        raise UserError(
+            f'Expected JSON in {path}, got "{error}"; the file is damaged, fetch it again.'
+        ) from error
     if not isinstance(value, dict):
-        raise UserError(f'Expected a JSON object in {path}, got a {type(value).__name__}; fetch the file again.')
+        raise UserError(
+            f'Expected a JSON object in {path}, got a {type(value).__name__}; fetch the file again.'
+        )
     return value
 
 
@@ -97,7 +125,8 @@ def whole(row: Mapping[str, Any], key: str, where: Path, least: int = 0) -> int:
     value = row.get(key)
     if type(value) is not int or not least <= value < 2**31:
         raise UserError(
-            f"Expected a whole number of at least {least} for '{key}' in {where}, got {value!r}; fetch the file again."
+            f"Expected a whole number of at least {least} for '{key}' in {where}, got {value!r}; "
+            'fetch the file again.'
         )
     return value
 
@@ -106,9 +135,14 @@ def text(row: Mapping[str, Any], key: str, where: Path) -> str:
     """The text `row[key]`; raises UserError where it is none, empty or no Unicode."""
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"Expected a text for '{key}' in {where}, got {value!r}; write one into the file.")
-    if any('\ud800' <= character <= '\udfff' for character in value):  # half a character: JSON allows it
-        raise UserError(f"Expected Unicode for '{key}' in {where}, got {value!r}; write the text again.")
+        raise UserError(
+            f"Expected a text for '{key}' in {where}, got {value!r}; write one into the file."
+        )
+    # half a character: JSON allows it
+    if any('\ud800' <= character <= '\udfff' for character in value):
+        raise UserError(
+            f"Expected Unicode for '{key}' in {where}, got {value!r}; write the text again."
+        )
     return value
 
 
@@ -118,14 +152,16 @@ def read_schema(path: Path) -> pa.Schema:
 
 
 def read_parquet(path: Path, **options: Any) -> pa.Table:
-    """Reads a parquet file; raises UserError when it is missing, damaged or claims more than it can hold."""
+    """Reads a parquet file; raises UserError when it is missing, damaged or claims more than it can
+    hold.
+    """
     metadata = _guarded(path, pq.read_metadata)
     groups = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
     allowed = max(FREE_GROWTH, MAX_GROWTH * path.stat().st_size)
     if metadata.num_rows > MAX_ROWS or min([0, *groups]) < 0 or sum(groups) > allowed:
         raise UserError(
-            f'Expected at most {MAX_ROWS} rows and {allowed} bytes in {path}, '
-            f'got a claim of {metadata.num_rows} rows and {sum(groups)} bytes; do not use this file.'
+            f'Expected at most {MAX_ROWS} rows and {allowed} bytes in {path}, got a claim of '
+            f'{metadata.num_rows} rows and {sum(groups)} bytes; do not use this file.'
         )
     return _guarded(path, functools.partial(pq.read_table, partitioning=None, **options))
 
@@ -138,9 +174,14 @@ def rows_of(path: Path, table: pa.Table) -> list[dict[str, Any]]:
 def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
     if not path.is_file():
         there = 'a folder' if path.is_dir() else 'nothing'
-        raise UserError(f'Expected a parquet file at {path}, got {there} there; download or copy the data set again.')
+        raise UserError(
+            f'Expected a parquet file at {path}, got {there} there; download or copy '
+            'the data set again.'
+        )
     try:
         return read(path)
     except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f'Expected a readable parquet file at {path}, got "{reason}"; fetch it again.') from error
+        raise UserError(
+            f'Expected a readable parquet file at {path}, got "{reason}"; fetch it again.'
+        ) from error

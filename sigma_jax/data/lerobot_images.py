@@ -1,4 +1,6 @@
-"""Pictures that lie inside parquet cells: 8-bit PNG, JPEG, WebP or TIFF of the size that the data set declares."""
+"""Pictures that lie inside parquet cells: 8-bit PNG, JPEG, WebP or TIFF of the size that the data
+set declares.
+"""
 
 import struct
 import warnings
@@ -19,8 +21,11 @@ _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, st
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError)
 
 
-def decode_cell(cell: Any, size: tuple[int, int], name: str, root: Path) -> UInt8[np.ndarray, 'h x 3']:
-    """RGB of a cell {'bytes': ..., 'path': ...} as one looks at it; `name` says in messages whose picture it is.
+def decode_cell(
+    cell: Any, size: tuple[int, int], name: str, root: Path
+) -> UInt8[np.ndarray, 'h x 3']:
+    """RGB of a cell {'bytes': ..., 'path': ...} as one looks at it; `name` says in messages whose
+    picture it is.
 
     Raises:
       UserError: no picture, a damaged one, not 8 bits a channel, or not of `size` (height, width).
@@ -34,8 +39,8 @@ def decode_cell(cell: Any, size: tuple[int, int], name: str, root: Path) -> UInt
         raise
     except (*_DAMAGE, *_BOMBS) as error:
         raise UserError(
-            f'Expected an encoded image in {name}, got "{reason_of(error)}"; the file is damaged or '
-            f'none of {", ".join(FORMATS)}, fetch it again or store it as one of these.'
+            f'Expected an encoded image in {name}, got "{reason_of(error)}"; the file is damaged '
+            f'or none of {", ".join(FORMATS)}, fetch it again or store it as one of these.'
         ) from error
 
 
@@ -44,11 +49,12 @@ def _check(image: Image.Image, size: tuple[int, int], name: str) -> None:
     check_size(image, (size, size[::-1]), name)
     if image.mode in DEPTHS:
         raise UserError(
-            f'Expected 8-bit colour in {name}, got mode {image.mode}, as depth is stored; leave out this camera, or '
-            'give it one channel by its shape in meta/info.json and name it in data.depth.'
+            f'Expected 8-bit colour in {name}, got mode {image.mode}, as depth is stored; leave '
+            'out this camera, or give it one channel by its shape in meta/info.json and name it '
+            'in data.depth.'
         )
     if image.mode not in MODES:
         raise UserError(
-            f'Expected 8-bit colour in {name}, a picture of mode {", ".join(MODES)}, got mode {image.mode}; '
-            'store it as RGB or leave out this camera.'
+            f'Expected 8-bit colour in {name}, a picture of mode {", ".join(MODES)}, got mode '
+            f'{image.mode}; store it as RGB or leave out this camera.'
         )

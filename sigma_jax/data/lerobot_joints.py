@@ -1,4 +1,6 @@
-"""Which columns of a LeRobot data set make the state and the actions, and what their entries are called."""
+"""Which columns of a LeRobot data set make the state and the actions, and what their entries are
+called.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +19,17 @@ _NUMBERS = ('float', 'int', 'uint', 'bool')
 
 
 def columns_of(setting: str) -> tuple[str, ...]:
-    """Names in a setting: one, or several with commas between them, whose numbers follow each other."""
+    """Names in a setting: one, or several with commas between them, whose numbers follow each
+    other.
+    """
     return tuple(part.strip() for part in setting.split(',') if part.strip())
 
 
-def joint_names(features: Features, columns: tuple[str, ...], setting: str, root: Path) -> tuple[str, ...]:
-    """Names of the entries of a vector, made up where the data set has none; `setting` named its `columns`.
+def joint_names(
+    features: Features, columns: tuple[str, ...], setting: str, root: Path
+) -> tuple[str, ...]:
+    """Names of the entries of a vector, made up where the data set has none; `setting` named its
+    `columns`.
 
     Raises:
       UserError: no such feature, one named twice, or a vector that is not 1 to 32 wide.
@@ -31,24 +38,35 @@ def joint_names(features: Features, columns: tuple[str, ...], setting: str, root
     if missing or not columns:
         wanted = f"a feature '{missing[0]}'" if missing else f'a feature named by data.{setting}'
         advice = _advice(features, setting)
-        raise UserError(f'Expected {wanted} in {root}/meta/info.json, got {sorted(features)}; {advice}.')
+        raise UserError(
+            f'Expected {wanted} in {root}/meta/info.json, got {sorted(features)}; {advice}.'
+        )
     widths = [column_width(features, key, root) for key in columns]
     if sum(widths) > MAX_WIDTH:
         raise UserError(
-            f'Expected 1 to {MAX_WIDTH} numbers in data.{setting} of {root}, got {sum(widths)} in {list(columns)}; '
-            'name fewer columns.'
+            f'Expected 1 to {MAX_WIDTH} numbers in data.{setting} of {root}, got {sum(widths)} in '
+            f'{list(columns)}; name fewer columns.'
         )
     check_different(f'data.{setting}', columns)
-    return tuple(name for key, width in zip(columns, widths, strict=True) for name in _names(features[key], key, width))
+    return tuple(
+        name
+        for key, width in zip(columns, widths, strict=True)
+        for name in _names(features[key], key, width)
+    )
 
 
 def column_width(features: Features, key: str, root: Path) -> int:
     """How many numbers a row of a column has; raises UserError unless they are 1 to 32."""
     shape = features[key].get('shape')
-    if not isinstance(shape, list) or len(shape) != 1 or type(shape[0]) is not int or not 1 <= shape[0] <= MAX_WIDTH:
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 1
+        or type(shape[0]) is not int
+        or not 1 <= shape[0] <= MAX_WIDTH
+    ):
         raise UserError(
-            f"Expected '{key}' of shape [1] to [{MAX_WIDTH}] in {root}/meta/info.json, got {shape!r}; "
-            'pi0.5 takes no other.'
+            f"Expected '{key}' of shape [1] to [{MAX_WIDTH}] in {root}/meta/info.json, got "
+            f'{shape!r}; pi0.5 takes no other.'
         )
     return shape[0]
 
@@ -65,7 +83,9 @@ def _flat_names(names: Any) -> list[str]:
 
 
 def _advice(features: Features, setting: str) -> str:
-    """The flags that name the columns of this data set; both, as whoever renames one mostly renames the other."""
+    """The flags that name the columns of this data set; both, as whoever renames one mostly renames
+    the other.
+    """
     vectors = [key for key, value in features.items() if _is_vector(key, value)]
     told = []
     for flag, (own, word) in FLAGS.items():
@@ -82,9 +102,15 @@ def _is_vector(key: str, value: Mapping[str, Any]) -> bool:
 
 
 def _likely(vectors: list[str], word: str) -> list[str]:
-    """Columns called so, else columns that have the word in their names, else (for states) positions of parts."""
+    """Columns called so, else columns that have the word in their names, else (for states)
+    positions of parts.
+    """
     last = {key: key.replace('/', '.').rsplit('.', 1)[-1] for key in vectors}
     exact = [key for key, name in last.items() if name in (word, f'{word}s')]
     named = [key for key in vectors if word in key]
-    parts = [key for key in vectors if 'position' in key and 'action' not in key] if word == 'state' else []
+    parts = (
+        [key for key in vectors if 'position' in key and 'action' not in key]
+        if word == 'state'
+        else []
+    )
     return exact[:1] or named[:1] or parts

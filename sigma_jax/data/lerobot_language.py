@@ -1,4 +1,6 @@
-"""Language columns of LeRobot 0.6 (subtasks, plans, questions and events of a frame), carried as JSON text."""
+"""Language columns of LeRobot 0.6 (subtasks, plans, questions and events of a frame), carried as
+JSON text.
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +32,6 @@ def read_language(table: pa.Table, entry: EpisodeEntry, rows: Sequence[int]) -> 
         except (pa.ArrowException, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f'Expected text in the language columns of {entry.data}, episode {entry.index}, got "{reason}" at '
-                f'frame {row}; write them again.'
+                f'Expected text in the language columns of {entry.data}, episode {entry.index}, '
+                f'got "{reason}" at frame {row}; write them again.'
             ) from error

@@ -1,7 +1,9 @@
-"""The rows of one episode: in the parquet file that the metadata names or, in v3.0, where they truly are.
+"""The rows of one episode: in the parquet file that the metadata names or, in v3.0, where they
+truly are.
 
-Converters of LeRobot 0.4.0 to 0.4.3 name, for every episode that begins a file, the file before it. LeRobot joins all
-files and goes by the rows; here the others are searched only where the named file does not hold the whole episode.
+Converters of LeRobot 0.4.0 to 0.4.3 name, for every episode that begins a file, the file before it.
+LeRobot joins all files and goes by the rows; here the others are searched only where the named file
+does not hold the whole episode.
 """
 
 import functools
@@ -22,14 +24,17 @@ class Rows:
     """Reads episodes of one data set; what a search has found is remembered."""
 
     def __init__(self, root: Path, searches: bool) -> None:
-        """`searches`: whether an episode may lie in other files than the one that its entry names."""
+        """`searches`: whether an episode may lie in other files than the one that its entry
+        names.
+        """
         self._root, self._searches = root, searches
 
     def read(self, entry: EpisodeEntry, columns: Sequence[str]) -> pa.Table:
         """All rows of an episode, in order.
 
         Raises:
-          UserError: a missing or damaged file, a missing column, or another number of rows than the metadata say.
+          UserError: a missing or damaged file, a missing column, or another number of rows than the
+            metadata say.
         """
         table = self._named(entry, columns) if entry.data.is_file() or not self._searches else None
         if self._searches and (table is None or not _is_whole(table, entry)):
@@ -41,7 +46,9 @@ class Rows:
 
     @functools.cached_property
     def files(self) -> dict[int, tuple[Path, ...]]:
-        """{episode: the data files with rows of it, in the order in which LeRobot joins them}, of all episodes."""
+        """{episode: the data files with rows of it, in the order in which LeRobot joins them}, of
+        all episodes.
+        """
         found: dict[int, tuple[Path, ...]] = {}
         for path in sorted(self._root.glob('data/*/*.parquet')):
             _require_columns(require_inside(self._root, path), [])
@@ -60,12 +67,14 @@ def _part(root: Path, path: Path, index: int, columns: Sequence[str]) -> pa.Tabl
 
 def _joined(parts: Sequence[pa.Table], entry: EpisodeEntry) -> pa.Table:
     try:
-        return pa.concat_tables([part.replace_schema_metadata(None) for part in parts], promote_options='permissive')
+        return pa.concat_tables(
+            [part.replace_schema_metadata(None) for part in parts], promote_options='permissive'
+        )
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f'Expected the parts of episode {entry.index} to have columns of the same types, got "{reason}"; fetch '
-            'the data set again.'
+            f'Expected the parts of episode {entry.index} to have columns of the same types, got '
+            f'"{reason}"; fetch the data set again.'
         ) from error
 
 
@@ -76,7 +85,9 @@ def _is_whole(table: pa.Table, entry: EpisodeEntry) -> bool:
 def _complete(table: pa.Table, entry: EpisodeEntry, places: Sequence[Path] = ()) -> pa.Table:
     if not _is_whole(table, entry):
         others = [path for path in places if path != entry.data]
-        where = ' and '.join(map(str, [*others, entry.data] if entry.data.is_file() or not others else others))
+        where = ' and '.join(
+            map(str, [*others, entry.data] if entry.data.is_file() or not others else others)
+        )
         raise UserError(
             f'Expected {entry.length} rows (at least 1) of episode {entry.index} in {where}, '
             f'got {len(table)}; metadata and data are from different copies, fetch both again.'
@@ -89,6 +100,6 @@ def _require_columns(path: Path, columns: Sequence[str]) -> None:
     missing = [name for name in [*columns, EPISODE] if schema.names.count(name) != 1]
     if missing:
         raise UserError(
-            f"Expected one column '{missing[0]}' in {path}, got {schema.names}; fetch it again or, where "
-            'meta/info.json calls a column otherwise than the file, correct it there.'
+            f"Expected one column '{missing[0]}' in {path}, got {schema.names}; fetch it again "
+            'or, where meta/info.json calls a column otherwise than the file, correct it there.'
         )

@@ -1,8 +1,8 @@
 """Statistics as LeRobot v3.0 stores them: min, max, mean, std, count and five quantiles.
 
-Quantiles here are exact (LeRobot's own are histogram estimates under the same keys). Images are summarised from 256-bin
-histograms per channel of evenly spaced frames, which makes their quantiles exact for those frames too; values are
-scaled to 0..1, shape [3, 1, 1].
+Quantiles here are exact (LeRobot's own are histogram estimates under the same keys). Images are
+summarised from 256-bin histograms per channel of evenly spaced frames, which makes their quantiles
+exact for those frames too; values are scaled to 0..1, shape [3, 1, 1].
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,17 @@ Stats = dict[str, list]
 
 
 def numeric_stats(values: np.ndarray) -> Stats:
-    """Statistics over axis 0 of [n, k] (or [n], then k = 1); every entry is a list of length k, `count` of length 1."""
+    """Statistics over axis 0 of [n, k] (or [n], then k = 1); every entry is a list of length k,
+    `count` of length 1.
+    """
     values = values.reshape(len(values), -1)
     real = values.astype(np.float64)
-    stats = {'min': values.min(axis=0), 'max': values.max(axis=0), 'mean': real.mean(axis=0), 'std': real.std(axis=0)}
+    stats = {
+        'min': values.min(axis=0),
+        'max': values.max(axis=0),
+        'mean': real.mean(axis=0),
+        'std': real.std(axis=0),
+    }
     stats |= {key: np.quantile(real, level, axis=0) for key, level in QUANTILES.items()}
     return {key: [len(values)] if key == 'count' else stats[key].tolist() for key in KEYS}
 
@@ -29,16 +36,22 @@ def numeric_stats(values: np.ndarray) -> Stats:
 def image_histogram(images: np.ndarray) -> np.ndarray:
     """Histogram int64 [3, 256] per channel of the `sampled_frames` of uint8 [n, h, w, 3]."""
     chosen = images[sampled_frames(len(images))]
-    return np.stack([np.bincount(chosen[..., channel].reshape(-1), minlength=_LEVELS) for channel in range(3)])
+    return np.stack(
+        [np.bincount(chosen[..., channel].reshape(-1), minlength=_LEVELS) for channel in range(3)]
+    )
 
 
 def sampled_frames(count: int) -> np.ndarray:
-    """Indices of the frames that image statistics of an episode of `count` frames are taken from."""
+    """Indices of the frames that image statistics of an episode of `count` frames are taken
+    from.
+    """
     return np.unique(np.linspace(0, count - 1, min(count, _IMAGE_SAMPLES)).round().astype(int))
 
 
 def image_stats(histogram: np.ndarray, frames: int) -> Stats:
-    """Statistics of [3, 256] histograms, values in 0..1, each entry [3, 1, 1]; `count` is the number of frames."""
+    """Statistics of [3, 256] histograms, values in 0..1, each entry [3, 1, 1]; `count` is the
+    number of frames.
+    """
     levels = np.arange(_LEVELS) / (_LEVELS - 1)
     weights = histogram / histogram.sum(axis=1, keepdims=True)
     mean = weights @ levels
@@ -48,9 +61,15 @@ def image_stats(histogram: np.ndarray, frames: int) -> Stats:
     cumulative = np.cumsum(weights, axis=1)
     for key, level in QUANTILES.items():
         stats[key] = levels[(cumulative < level - 1e-12).sum(axis=1)]
-    return {key: [frames] if key == 'count' else stats[key].reshape(3, 1, 1).tolist() for key in KEYS}
+    return {
+        key: [frames] if key == 'count' else stats[key].reshape(3, 1, 1).tolist() for key in KEYS
+    }
 
 
 def flatten(stats: Mapping[str, Stats]) -> dict[str, list]:
     """{'stats/<feature>/<key>': value}, the columns of meta/episodes."""
-    return {f'stats/{feature}/{key}': value for feature, entry in stats.items() for key, value in entry.items()}
+    return {
+        f'stats/{feature}/{key}': value
+        for feature, entry in stats.items()
+        for key, value in entry.items()
+    }

@@ -42,7 +42,10 @@ class Recording:
         """Raises UserError for odd image sizes."""
         if self.height % 2 or self.width % 2:
             size = f'{self.height} x {self.width}'
-            raise UserError(f'Expected an even image height and width for yuv420p video; got {size}; round them up.')
+            raise UserError(
+                'Expected an even image height and width for yuv420p video; got '
+                f'{size}; round them up.'
+            )
 
     @property
     def image_keys(self) -> tuple[str, ...]:
@@ -70,11 +73,21 @@ def info(recording: Recording, codec: str, episodes: int, frames: int, tasks: in
 
 
 def data_schema(joints: int) -> pa.Schema:
-    """Schema of data/*.parquet for `joints` joints, with the features as the datasets library expects them."""
+    """Schema of data/*.parquet for `joints` joints, with the features as the datasets library
+    expects them.
+    """
     vector = pa.list_(pa.float32(), joints)
-    fields = [pa.field('action', vector), pa.field('observation.state', vector), pa.field('timestamp', pa.float32())]
+    fields = [
+        pa.field('action', vector),
+        pa.field('observation.state', vector),
+        pa.field('timestamp', pa.float32()),
+    ]
     fields += [pa.field(name, pa.int64()) for name in INDEX_COLUMNS]
-    joint_list = {'feature': {'dtype': 'float32', '_type': 'Value'}, 'length': joints, '_type': 'List'}
+    joint_list = {
+        'feature': {'dtype': 'float32', '_type': 'Value'},
+        'length': joints,
+        '_type': 'List',
+    }
     features = {
         'action': joint_list,
         'observation.state': joint_list,
@@ -90,7 +103,9 @@ def table(columns: Mapping[str, np.ndarray], schema: pa.Schema) -> pa.Table:
     for field in schema:
         values = columns[field.name]
         flat = pa.array(values.reshape(-1))
-        arrays.append(pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if values.ndim == 2 else flat)
+        arrays.append(
+            pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if values.ndim == 2 else flat
+        )
     return pa.Table.from_arrays(
         [array.cast(field.type) for array, field in zip(arrays, schema, strict=True)], schema=schema
     )
@@ -130,7 +145,13 @@ def tasks_table(tasks: Mapping[str, int]) -> pa.Table:
         'numpy_type': 'int64',
         'metadata': None,
     }
-    text = {'name': None, 'field_name': index, 'pandas_type': 'unicode', 'numpy_type': 'object', 'metadata': None}
+    text = {
+        'name': None,
+        'field_name': index,
+        'pandas_type': 'unicode',
+        'numpy_type': 'object',
+        'metadata': None,
+    }
     names = {
         'name': None,
         'field_name': None,
@@ -138,9 +159,15 @@ def tasks_table(tasks: Mapping[str, int]) -> pa.Table:
         'numpy_type': 'object',
         'metadata': {'encoding': 'UTF-8'},
     }
-    pandas = {'index_columns': [index], 'column_indexes': [names], 'columns': [column, text], 'attributes': {}}
+    pandas = {
+        'index_columns': [index],
+        'column_indexes': [names],
+        'columns': [column, text],
+        'attributes': {},
+    }
     schema = pa.schema(
-        [('task_index', pa.int64()), (index, pa.large_string())], metadata={'pandas': json.dumps(pandas)}
+        [('task_index', pa.int64()), (index, pa.large_string())],
+        metadata={'pandas': json.dumps(pandas)},
     )
     return pa.table({'task_index': list(tasks.values()), index: list(tasks)}, schema=schema)
 
@@ -154,11 +181,23 @@ def features(recording: Recording, codec: str) -> dict:
         'video.codec': codec,
         'video.pix_fmt': 'yuv420p',
     }
-    video |= {'video.is_depth_map': False, 'video.fps': recording.fps, 'video.channels': 3, 'has_audio': False}
+    video |= {
+        'video.is_depth_map': False,
+        'video.fps': recording.fps,
+        'video.channels': 3,
+        'has_audio': False,
+    }
     shape = [recording.height, recording.width, 3]
-    image = {'dtype': 'video', 'shape': shape, 'names': ['height', 'width', 'channels'], 'info': video}
+    image = {
+        'dtype': 'video',
+        'shape': shape,
+        'names': ['height', 'width', 'channels'],
+        'info': video,
+    }
     features: dict[str, dict] = {'action': joints, 'observation.state': joints} | {
         key: image for key in recording.image_keys
     }
     features['timestamp'] = {'dtype': 'float32', 'shape': [1], 'names': None}
-    return features | {name: {'dtype': 'int64', 'shape': [1], 'names': None} for name in INDEX_COLUMNS}
+    return features | {
+        name: {'dtype': 'int64', 'shape': [1], 'names': None} for name in INDEX_COLUMNS
+    }

@@ -1,4 +1,6 @@
-"""Encodes frames into one mp4 through PyAV (which bundles FFmpeg): AV1 as LeRobot writes it, or H.264."""
+"""Encodes frames into one mp4 through PyAV (which bundles FFmpeg): AV1 as LeRobot writes it, or
+H.264.
+"""
 
 import os
 from dataclasses import dataclass
@@ -7,7 +9,8 @@ from typing import cast
 
 import numpy as np
 
-os.environ.setdefault('SVT_LOG', '1')  # the AV1 encoder prints its settings to stderr unless told to report errors only
+# the AV1 encoder prints its settings to stderr unless told to report errors only
+os.environ.setdefault('SVT_LOG', '1')
 
 import av
 
@@ -23,7 +26,8 @@ class VideoSettings:
     Attributes:
       codec: 'av1' or 'h264'.
       crf: constant rate factor; higher is smaller (AV1 0..63, H.264 0..51).
-      gop: frames from one key frame to the next; a reader decodes at most this many to reach a frame.
+      gop: frames from one key frame to the next; a reader decodes at most this many to reach a
+        frame.
       preset: the encoder's speed preset.
     """
 
@@ -35,7 +39,10 @@ class VideoSettings:
     def __post_init__(self) -> None:
         """Raises UserError for an unknown codec."""
         if self.codec not in ENCODERS:
-            raise UserError(f'Expected a video codec of {sorted(ENCODERS)}; got {self.codec!r}; choose one of these.')
+            raise UserError(
+                f'Expected a video codec of {sorted(ENCODERS)}; got {self.codec!r}; '
+                'choose one of these.'
+            )
 
 
 class VideoWriter:

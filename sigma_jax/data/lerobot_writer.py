@@ -1,7 +1,8 @@
-"""Writes LeRobot v3.0 data sets with pyarrow, PyAV and numpy: one parquet file and one video per camera.
+"""Writes LeRobot v3.0 data sets with pyarrow, PyAV and numpy: one parquet file and one video per
+camera.
 
-The layout, the columns, their types and the Hugging Face and pandas metadata are those that lerobot 0.4.4 writes. The
-data set appears under its name only when it is complete.
+The layout, the columns, their types and the Hugging Face and pandas metadata are those that lerobot
+0.4.4 writes. The data set appears under its name only when it is complete.
 """
 
 import json
@@ -25,14 +26,17 @@ _FLOATS = ['action.list.element', 'observation.state.list.element', 'timestamp']
 
 
 class LeRobotWriter:
-    """Writes one data set, episode by episode; use it as a context manager, an exception leaves nothing behind."""
+    """Writes one data set, episode by episode; use it as a context manager, an exception leaves
+    nothing behind.
+    """
 
     def __init__(self, out: str | Path, recording: Recording, video: VideoSettings | None = None):
         """Opens the files in a hidden folder beside `out`; raises UserError where `out` exists."""
         self.out = Path(out)
         if self.out.exists():
             raise UserError(
-                f'Expected a new folder for the data set; got {self.out}, which exists; choose another name.'
+                f'Expected a new folder for the data set; got {self.out}, which exists; choose '
+                'another name.'
             )
         self.recording = recording
         self._settings = video or VideoSettings()
@@ -64,7 +68,9 @@ class LeRobotWriter:
             for key in recording.image_keys
         }
 
-    def add_episode(self, states: np.ndarray, actions: np.ndarray, images: Mapping[str, np.ndarray], task: str) -> None:
+    def add_episode(
+        self, states: np.ndarray, actions: np.ndarray, images: Mapping[str, np.ndarray], task: str
+    ) -> None:
         """Appends an episode.
 
         Args:
@@ -80,11 +86,15 @@ class LeRobotWriter:
         task_index = self._tasks.setdefault(task, len(self._tasks))
         columns = self._numeric_columns(states, actions, task_index)
         self._parquet.write_table(lerobot_tables.table(columns, self._schema))
-        stats = {key: lerobot_stats.numeric_stats(columns[key]) for key in ('action', 'observation.state')}
+        stats = {
+            key: lerobot_stats.numeric_stats(columns[key])
+            for key in ('action', 'observation.state')
+        }
         for camera, key in zip(self.recording.cameras, self.recording.image_keys, strict=True):
             stats[key] = self._write_images(key, images[camera])
         stats |= {
-            key: lerobot_stats.numeric_stats(columns[key]) for key in ('timestamp', *lerobot_tables.INDEX_COLUMNS)
+            key: lerobot_stats.numeric_stats(columns[key])
+            for key in ('timestamp', *lerobot_tables.INDEX_COLUMNS)
         }
         self._rows.append(self._episode_row(len(states), task, stats))
         for key, values in columns.items():
@@ -99,7 +109,10 @@ class LeRobotWriter:
           UserError: where nothing was added.
         """
         if not self._rows:
-            raise UserError(f'Expected at least one episode for {self.out}; got none; add episodes before finish().')
+            raise UserError(
+                f'Expected at least one episode for {self.out}; got none; add '
+                'episodes before finish().'
+            )
         self._close()
         pq.write_table(
             lerobot_tables.episodes_table(self._rows, self.recording),
@@ -108,7 +121,9 @@ class LeRobotWriter:
         )
         pq.write_table(lerobot_tables.tasks_table(self._tasks), self._path('meta/tasks.parquet'))
         counts = (len(self._rows), self._frames, len(self._tasks))
-        self._write_json('meta/info.json', lerobot_tables.info(self.recording, self._settings.codec, *counts))
+        self._write_json(
+            'meta/info.json', lerobot_tables.info(self.recording, self._settings.codec, *counts)
+        )
         self._write_json('meta/stats.json', self._total_stats())
         os.rename(self._folder, self.out)
         return self.out
@@ -122,7 +137,9 @@ class LeRobotWriter:
         """Returns itself."""
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Finishes the data set, or removes it after an exception."""
         if kind is not None:
             self.abort()
@@ -138,7 +155,9 @@ class LeRobotWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def _check(self, states: np.ndarray, actions: np.ndarray, images: Mapping[str, np.ndarray]) -> None:
+    def _check(
+        self, states: np.ndarray, actions: np.ndarray, images: Mapping[str, np.ndarray]
+    ) -> None:
         length, joints = len(states), len(self.recording.joints)
         shapes: dict[str, tuple[np.ndarray, tuple[int, ...]]]
         shapes = {'states': (states, (length, joints)), 'actions': (actions, (length, joints))}
@@ -146,18 +165,24 @@ class LeRobotWriter:
         missing = [camera for camera in self.recording.cameras if camera not in images]
         if missing or not length:
             raise UserError(
-                f'Expected frames of the cameras {self.recording.cameras}; got {length}, without {missing}.'
+                f'Expected frames of the cameras {self.recording.cameras}; got {length}, without '
+                f'{missing}.'
             )
         shapes |= {camera: (images[camera], image_shape) for camera in self.recording.cameras}
         for name, (values, shape) in shapes.items():
             if values.shape != shape:
                 raise UserError(
-                    f'Expected {name} of shape {shape}; got {values.shape}; record every frame of every stream.'
+                    f'Expected {name} of shape {shape}; got {values.shape}; record every frame of '
+                    'every stream.'
                 )
         if not (np.isfinite(states).all() and np.isfinite(actions).all()):
-            raise UserError('Expected finite states and actions; got NaN or infinity; drop this episode.')
+            raise UserError(
+                'Expected finite states and actions; got NaN or infinity; drop this episode.'
+            )
 
-    def _numeric_columns(self, states: np.ndarray, actions: np.ndarray, task_index: int) -> dict[str, np.ndarray]:
+    def _numeric_columns(
+        self, states: np.ndarray, actions: np.ndarray, task_index: int
+    ) -> dict[str, np.ndarray]:
         frames = np.arange(len(states), dtype=np.int64)
         return {
             'action': actions.astype(np.float32),
@@ -175,7 +200,9 @@ class LeRobotWriter:
         self._histograms[key] += histogram
         return lerobot_stats.image_stats(histogram, len(lerobot_stats.sampled_frames(len(images))))
 
-    def _episode_row(self, length: int, task: str, stats: Mapping[str, lerobot_stats.Stats]) -> dict:
+    def _episode_row(
+        self, length: int, task: str, stats: Mapping[str, lerobot_stats.Stats]
+    ) -> dict:
         fps = self.recording.fps
         row = {'episode_index': len(self._rows), 'tasks': [task], 'length': length}
         row |= {f'data/{name}': 0 for name in _FIRST}
@@ -187,9 +214,13 @@ class LeRobotWriter:
         return row | lerobot_stats.flatten(stats) | {f'meta/episodes/{name}': 0 for name in _FIRST}
 
     def _total_stats(self) -> dict[str, lerobot_stats.Stats]:
-        stats = {key: lerobot_stats.numeric_stats(np.concatenate(parts)) for key, parts in self._columns.items()}
+        stats = {
+            key: lerobot_stats.numeric_stats(np.concatenate(parts))
+            for key, parts in self._columns.items()
+        }
         images = {
-            key: lerobot_stats.image_stats(histogram, self._sampled) for key, histogram in self._histograms.items()
+            key: lerobot_stats.image_stats(histogram, self._sampled)
+            for key, histogram in self._histograms.items()
         }
         return stats | images
 

@@ -20,7 +20,8 @@ def read_meta(shards_dir: str | Path) -> dict[str, Any]:
     path = Path(shards_dir) / META
     if not path.is_file():
         raise UserError(
-            f'Expected finished shards in {shards_dir}, got no {META}; run prepare_data.py --out={shards_dir}.'
+            f'Expected finished shards in {shards_dir}, got no {META}; run prepare_data.py '
+            f'--out={shards_dir}.'
         )
     try:
         meta = json.loads(path.read_text())
@@ -30,11 +31,15 @@ def read_meta(shards_dir: str | Path) -> dict[str, Any]:
             f'Expected a {META} of prepare_data.py in {shards_dir}, got {error}; prepare it again.'
         ) from error
     if schema != SCHEMA:
-        raise UserError(f'Expected shards of schema {SCHEMA} in {shards_dir}, got {schema}; prepare them again.')
+        raise UserError(
+            f'Expected shards of schema {SCHEMA} in {shards_dir}, got {schema}; prepare them again.'
+        )
     return meta
 
 
 def camera_names(keys: Sequence[str]) -> list[str]:
-    """Short names of feature keys: 'observation.images.up' -> 'up'; keys that would collide stay whole."""
+    """Short names of feature keys: 'observation.images.up' -> 'up'; keys that would collide stay
+    whole.
+    """
     short = [key.rsplit('.', 1)[-1] for key in keys]
     return short if len(set(short)) == len(short) else [key.replace('/', '_') for key in keys]

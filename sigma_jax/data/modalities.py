@@ -1,6 +1,7 @@
 """Optional inputs of a data set: depth maps and audio columns, chosen in the config (paper 3.1).
 
-Shards hold depth as whole multiples of `data.depth_scale` metres, 16 bits, and 0 where there is no reading. Nothing
+Shards hold depth as whole multiples of `data.depth_scale` metres, 16 bits, and 0 where there is no
+reading. Nothing
 averages them: pictures shrink to the nearest reading, and there are no statistics of depth.
 """
 
@@ -21,12 +22,14 @@ LARGEST = 2**16 - 1
 
 
 def check_modalities(dataset: Any, config: DataConfig) -> None:
-    """Raises UserError where `data.depth` or `data.audio` names nothing of its kind, or a scale is not positive."""
+    """Raises UserError where `data.depth` or `data.audio` names nothing of its kind, or a scale is
+    not positive.
+    """
     depths, audios = getattr(dataset, 'depths', ()), getattr(dataset, 'audios', {})
     if unknown := [key for key in config.depth if key not in depths]:
         raise UserError(
-            f'Expected data.depth out of the single-channel image features {list(depths)}, got {unknown}; '
-            'name features of this data set, or none.'
+            f'Expected data.depth out of the single-channel image features {list(depths)}, got '
+            f'{unknown}; name features of this data set, or none.'
         )
     if config.audio and config.audio not in audios:
         raise UserError(
@@ -35,7 +38,9 @@ def check_modalities(dataset: Any, config: DataConfig) -> None:
         )
     for name in ('depth_scale', 'audio_rate'):
         if not 0 < getattr(config, name) < np.inf:
-            raise UserError(f'Expected data.{name} above 0, got {getattr(config, name)}; correct the config.')
+            raise UserError(
+                f'Expected data.{name} above 0, got {getattr(config, name)}; correct the config.'
+            )
 
 
 def describe_modalities(dataset: Any, config: DataConfig) -> dict[str, Any]:
@@ -45,7 +50,8 @@ def describe_modalities(dataset: Any, config: DataConfig) -> dict[str, Any]:
         found['depth_names'] = camera_names(config.depth)
         told = getattr(dataset, 'depth_told', {})
         found['depth_told'] = {
-            name: told.get(key, '') for name, key in zip(found['depth_names'], config.depth, strict=True)
+            name: told.get(key, '')
+            for name, key in zip(found['depth_names'], config.depth, strict=True)
         }
     if config.audio:
         found['audio_samples'], found['audio_dtype'] = dataset.audios[config.audio]
@@ -64,8 +70,12 @@ def record_features(dataset: Any, config: DataConfig) -> dict[str, Any]:
     return {'depth': camera_names(config.depth), 'audio': audio, 'language': language}
 
 
-def record_fields(episode: Episode, rows: list[int], config: DataConfig) -> Iterator[Mapping[str, Any]]:
-    """The fields `depth`, `audio`, `language` of the records at ascending `rows`, where wished for or there."""
+def record_fields(
+    episode: Episode, rows: list[int], config: DataConfig
+) -> Iterator[Mapping[str, Any]]:
+    """The fields `depth`, `audio`, `language` of the records at ascending `rows`, where wished for
+    or there.
+    """
     names = camera_names(config.depth)
     depth = [episode.frames(key, rows) for key in config.depth]
     audio = episode.frames(config.audio, rows) if config.audio else None
@@ -73,7 +83,10 @@ def record_fields(episode: Episode, rows: list[int], config: DataConfig) -> Iter
     for _ in rows:
         fields: dict[str, Any] = {}
         if depth:
-            readings = [in_units(next(reader)[..., 0], config.depth_scale, episode.index) for reader in depth]
+            readings = [
+                in_units(next(reader)[..., 0], config.depth_scale, episode.index)
+                for reader in depth
+            ]
             maps = [encode_depth(resize_depth(reading, config.image_size)) for reading in readings]
             fields['depth'] = dict(zip(names, maps, strict=True))
         if audio is not None:
@@ -83,8 +96,11 @@ def record_fields(episode: Episode, rows: list[int], config: DataConfig) -> Iter
         yield fields
 
 
-def in_units(depth: Num[np.ndarray, 'h x'], scale: float, episode: int) -> UInt16[np.ndarray, 'h x']:
-    """Metres as whole multiples of `scale`, 0 only where there is no reading; what has no unit (uint16) stays.
+def in_units(
+    depth: Num[np.ndarray, 'h x'], scale: float, episode: int
+) -> UInt16[np.ndarray, 'h x']:
+    """Metres as whole multiples of `scale`, 0 only where there is no reading; what has no unit
+    (uint16) stays.
 
     Raises:
       UserError: a distance that 16 bits do not hold.
@@ -94,7 +110,7 @@ def in_units(depth: Num[np.ndarray, 'h x'], scale: float, episode: int) -> UInt1
     units = np.rint(depth.astype(np.float64) / scale)
     if units.max(initial=0) > LARGEST:
         raise UserError(
-            f'Expected depth up to {LARGEST * scale:g} m (65535 times data.depth_scale) in episode {episode}, got '
-            f'{depth.max():g} m; raise data.depth_scale.'
+            f'Expected depth up to {LARGEST * scale:g} m (65535 times data.depth_scale) in '
+            f'episode {episode}, got {depth.max():g} m; raise data.depth_scale.'
         )
     return np.where(depth > 0, np.maximum(units, 1), 0).astype(np.uint16)

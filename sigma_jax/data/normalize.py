@@ -1,4 +1,5 @@
-"""Normalisation of states and actions: openpi's and LeRobot's as they compute it, and ours, which guards still joints.
+"""Normalisation of states and actions: openpi's and LeRobot's as they compute it, and ours, which
+guards still joints.
 
 Every mode is an affine map: `low` goes to -1 and `low + span` to 1.
 """
@@ -16,12 +17,19 @@ from jaxtyping import Float
 from sigma_jax.errors import UserError
 
 EPSILONS = {'sigma': 1e-6, 'openpi': 1e-6, 'lerobot': 1e-8}  # each original's own
-NEAR_CONSTANT = 1e-3  # raw units; a q01..q99 range below it is no movement in degrees, per cent or radians
-RARE_MOVE = 0.1  # of the standard deviation: a range below it means that the movement lies outside q01..q99
+# raw units; a q01..q99 range below it is no movement in degrees, per cent or radians
+NEAR_CONSTANT = 1e-3
+# of the standard deviation: a range below it means that the movement lies outside q01..q99
+RARE_MOVE = 0.1
 
-ENDS = {'quantile': ('q01', 'q99'), 'quantile10': ('q10', 'q90'), 'min_max': ('min', 'max')}  # mode -> what -1, 1 are
+# mode -> what -1, 1 are
+ENDS = {'quantile': ('q01', 'q99'), 'quantile10': ('q10', 'q90'), 'min_max': ('min', 'max')}
 NEEDS = {**ENDS, 'mean_std': ('mean', 'std'), 'identity': ()}
-FORMULAS = {'sigma': ('quantile',), 'openpi': ('quantile', 'mean_std', 'identity'), 'lerobot': tuple(NEEDS)}
+FORMULAS = {
+    'sigma': ('quantile',),
+    'openpi': ('quantile', 'mean_std', 'identity'),
+    'lerobot': tuple(NEEDS),
+}
 ALWAYS = ('mean', 'std')  # openpi's file has them whatever the mode
 BOTH = ('state', 'actions')
 ABSENT: Any = None  # a column that the source lacks
@@ -31,10 +39,11 @@ ABSENT: Any = None  # a column that the source lacks
 class Scaling:
     """How a quantity is normalised.
 
-    `mode`: 'quantile' (q01..q99 to -1..1), 'quantile10' (q10..q90), 'min_max', 'mean_std' or 'identity'.
-    `formula` tells precision and what the epsilon does: 'openpi' adds it to every range and computes in float64;
-    'lerobot' puts it in place of a range of zero, adds it to standard deviations and computes in float32; 'sigma' is
-    openpi's in float32, but for near-constant joints (see `Statistics.span`).
+    `mode`: 'quantile' (q01..q99 to -1..1), 'quantile10' (q10..q90), 'min_max', 'mean_std' or
+    'identity'. `formula` tells precision and what the epsilon does: 'openpi' adds it to every range
+    and computes in float64; 'lerobot' puts it in place of a range of zero, adds it to standard
+    deviations and computes in float32; 'sigma' is openpi's in float32, but for near-constant joints
+    (see `Statistics.span`).
     `epsilon`: None is the formula's own, 1e-6 in openpi's and ours, 1e-8 in LeRobot's.
 
     Raises:
@@ -53,18 +62,19 @@ class Scaling:
     def __post_init__(self) -> None:
         if self.mode not in FORMULAS.get(self.formula, ()):
             raise UserError(
-                f'Expected a normalisation out of {FORMULAS}, got mode {self.mode!r} of {self.formula!r}; '
-                'correct the policy.'
+                f'Expected a normalisation out of {FORMULAS}, got mode {self.mode!r} of '
+                f'{self.formula!r}; correct the policy.'
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Per-dimension statistics of one quantity, raw units, [p] each; those that its source lacks are None.
+    """Per-dimension statistics of one quantity, raw units, [p] each; those that its source lacks
+    are None.
 
-    `span` is the denominator of the normalisation. In our own formula it is q99 - q01 + 1e-6 as in openpi, except in
-    near-constant dimensions, where it is max(1, 4 std), so that the mean square of the normalised, centred values
-    stays below 0.25.
+    `span` is the denominator of the normalisation. In our own formula it is q99 - q01 + 1e-6 as in
+    openpi, except in near-constant dimensions, where it is max(1, 4 std), so that the mean square
+    of the normalised, centred values stays below 0.25.
     """
 
     mean: Float[np.ndarray, ' p']
@@ -111,7 +121,9 @@ class Statistics:
             return np.where(difference == 0, np.float32(self.scaling.added), difference)
         if self.scaling.formula == 'openpi':
             return high - low + self.scaling.added
-        return np.where(self.near_constant, np.maximum(1.0, 4.0 * self.std), high - low + self.scaling.added)
+        return np.where(
+            self.near_constant, np.maximum(1.0, 4.0 * self.std), high - low + self.scaling.added
+        )
 
     @functools.cached_property
     def low(self) -> Float[np.ndarray, ' p']:
@@ -122,7 +134,11 @@ class Statistics:
 
     def columns(self) -> dict[str, np.ndarray]:
         """The arrays that are there, by name."""
-        named = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != 'scaling'}
+        named = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != 'scaling'
+        }
         return {name: column for name, column in named.items() if column is not None}
 
     def cut(self, width: int) -> 'Statistics':
@@ -132,7 +148,9 @@ class Statistics:
 
 
 def compute_statistics(values: Float[np.ndarray, 'n p']) -> Statistics:
-    """Exact statistics over all rows, in float64 (numpy's linear quantiles, population standard deviation)."""
+    """Exact statistics over all rows, in float64 (numpy's linear quantiles, population standard
+    deviation).
+    """
     exact = np.asarray(values, np.float64)
     low, high = np.quantile(exact, [0.01, 0.99], axis=0)
     return Statistics(exact.mean(0), exact.std(0), low, high)
@@ -160,7 +178,9 @@ def normalize(x: Any, statistics: Statistics) -> Any:
 
 
 def first_joints(x: Float[np.ndarray, '... p'], width: int) -> Float[np.ndarray, '... a']:
-    """The first `width` entries of a state, with zeros where it has fewer: those that actions can count from."""
+    """The first `width` entries of a state, with zeros where it has fewer: those that actions can
+    count from.
+    """
     cut = np.asarray(x)[..., :width]
     return np.pad(cut, [(0, 0)] * (cut.ndim - 1) + [(0, width - cut.shape[-1])])
 
@@ -173,80 +193,112 @@ def denormalize(x: Any, statistics: Statistics) -> Any:
 
 
 def norm_stats_json(statistics: Mapping[str, Statistics]) -> str:
-    """The text of openpi's norm_stats.json for {'state': ..., 'actions': ...}; openpi skips what it does not know."""
-    body = {name: {field: value.tolist() for field, value in one.columns().items()} for name, one in statistics.items()}
+    """The text of openpi's norm_stats.json for {'state': ..., 'actions': ...}; openpi skips what it
+    does not know.
+    """
+    body = {
+        name: {field: value.tolist() for field, value in one.columns().items()}
+        for name, one in statistics.items()
+    }
     return json.dumps({'norm_stats': body}, indent=2) + '\n'
 
 
 def read_norm_stats(
-    path: str | Path, widths: Mapping[str, int] | None = None, scalings: Mapping[str, Scaling] | None = None
+    path: str | Path,
+    widths: Mapping[str, int] | None = None,
+    scalings: Mapping[str, Scaling] | None = None,
 ) -> dict[str, Statistics]:
     """Reads openpi's norm_stats.json.
 
-    `widths` ({'state': p, 'actions': a}) names what must be there and cuts padded entries (openpi's are 32 wide).
-    `scalings` tells how they will be used; default: our own quantile formula.
+    `widths` ({'state': p, 'actions': a}) names what must be there and cuts padded entries (openpi's
+    are 32 wide). `scalings` tells how they will be used; default: our own quantile formula.
 
     Raises:
-      UserError: missing or malformed file, a missing quantity, or fewer numbers than `widths` asks for.
+      UserError: missing or malformed file, a missing quantity, or fewer numbers than `widths` asks
+        for.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f'Expected normalisation statistics at {path}, got nothing there; run prepare_data.py first.')
+        raise UserError(
+            f'Expected normalisation statistics at {path}, got nothing there; run '
+            'prepare_data.py first.'
+        )
     try:
         body = json.loads(path.read_text())['norm_stats']
         used = {name: (scalings or {}).get(name, Scaling()) for name in body}
         found = {name: statistics_from(entry, used[name]) for name, entry in body.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"Expected openpi's norm_stats.json with mean, std, q01 and q99 in {path}, got a file without ({error}); "
-            'compute the statistics again.'
+            f"Expected openpi's norm_stats.json with mean, std, q01 and q99 in {path}, got a file "
+            f'without ({error}); compute the statistics again.'
         ) from error
     return cut_to(found, widths or {}, str(path))
 
 
-def read_both(path: str | Path, scalings: Mapping[str, Scaling] | None = None) -> dict[str, Statistics]:
-    """`read_norm_stats` of a whole policy. Raises UserError where state or actions are absent, too."""
+def read_both(
+    path: str | Path, scalings: Mapping[str, Scaling] | None = None
+) -> dict[str, Statistics]:
+    """`read_norm_stats` of a whole policy. Raises UserError where state or actions are absent,
+    too.
+    """
     found = read_norm_stats(path, scalings=scalings)
     if absent := [name for name in BOTH if name not in found]:
         raise UserError(
-            f'Expected statistics of {" and ".join(BOTH)} in {path}, got {", ".join(sorted(found)) or "none"}; '
-            f'take a file that has {absent[0]} too.'
+            f'Expected statistics of {" and ".join(BOTH)} in {path}, got '
+            f'{", ".join(sorted(found)) or "none"}; take a file that has {absent[0]} too.'
         )
     return found
 
 
-def cut_to(statistics: Mapping[str, Statistics], widths: Mapping[str, int], where: str) -> dict[str, Statistics]:
-    """`statistics` cut to the robot's `widths`. Raises UserError, naming `where`, if they have fewer numbers."""
+def cut_to(
+    statistics: Mapping[str, Statistics], widths: Mapping[str, int], where: str
+) -> dict[str, Statistics]:
+    """`statistics` cut to the robot's `widths`. Raises UserError, naming `where`, if they have
+    fewer numbers.
+    """
     cut = dict(statistics)
     for name, width in widths.items():
         have = len(cut[name].mean) if name in cut else 0
         if have < width:
             raise UserError(
-                f"Expected {width} numbers for '{name}' in {where}, got {have}; take statistics of this robot."
+                f"Expected {width} numbers for '{name}' in {where}, got {have}; take statistics "
+                'of this robot.'
             )
         cut[name] = cut[name].cut(width)
     return cut
 
 
 def statistics_from(entry: Mapping[str, Any], scaling: Scaling = Scaling()) -> Statistics:
-    """Statistics from {'mean': [...], ...}. Raises KeyError or ValueError for what is absent or no statistics."""
+    """Statistics from {'mean': [...], ...}. Raises KeyError or ValueError for what is absent or no
+    statistics.
+    """
     names = [field.name for field in dataclasses.fields(Statistics) if field.name != 'scaling']
-    parts = {name: np.asarray(entry[name], np.float64) for name in names if entry.get(name) is not None}
+    parts = {
+        name: np.asarray(entry[name], np.float64) for name in names if entry.get(name) is not None
+    }
     if absent := [name for name in (*ALWAYS, *NEEDS[scaling.mode]) if name not in parts]:
         raise KeyError(absent[0])
     shapes = {part.shape for part in parts.values()}
-    if len(shapes) != 1 or len(next(iter(shapes))) != 1 or not all(np.isfinite(x).all() for x in parts.values()):
+    if (
+        len(shapes) != 1
+        or len(next(iter(shapes))) != 1
+        or not all(np.isfinite(x).all() for x in parts.values())
+    ):
         raise ValueError('entries of different lengths or not finite')
     _check_order(parts)
     return Statistics(**parts, scaling=scaling)
 
 
 def _check_order(parts: Mapping[str, np.ndarray]) -> None:
-    """Raises ValueError for numbers that no data have: a negative std, a low end above the high one."""
+    """Raises ValueError for numbers that no data have: a negative std, a low end above the high
+    one.
+    """
     if (wrong := np.flatnonzero(parts['std'] < 0)).size:
         raise ValueError(f'std of at least 0: {wrong[0]} has {parts["std"][wrong[0]]:g}')
     for low, high in (ends for ends in ENDS.values() if set(ends) <= set(parts)):
         rounding = 1e-6 * np.maximum(np.abs(parts[low]), np.abs(parts[high]))
         if (wrong := np.flatnonzero(parts[low] > parts[high] + rounding)).size:
             one = int(wrong[0])
-            raise ValueError(f'{low} up to {high}: {one} has {parts[low][one]:g} and {parts[high][one]:g}')
+            raise ValueError(
+                f'{low} up to {high}: {one} has {parts[low][one]:g} and {parts[high][one]:g}'
+            )

@@ -7,7 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from sigma_jax.backbones.tokenizer import clean_task, encode_parts, load_tokenizer, pad_tokens, prompt_parts
+from sigma_jax.backbones.tokenizer import (
+    clean_task,
+    encode_parts,
+    load_tokenizer,
+    pad_tokens,
+    prompt_parts,
+)
 from sigma_jax.data import quantiles
 from sigma_jax.data import windows as windows_lib
 from sigma_jax.data.check_values import check_values
@@ -30,9 +36,11 @@ SOURCE_SETTINGS = ('camera_map', 'state_column', 'action_column', 'rlds', 'torch
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The `data` part of a config; configs/data_so101.py explains each value and where it comes from.
+    """The `data` part of a config; configs/data_so101.py explains each value and where it comes
+    from.
 
-    The last six tell where the data are and under which names (`sigma_jax.data.sources`); a config may leave them out.
+    The last six tell where the data are and under which names (`sigma_jax.data.sources`); a config
+    may leave them out.
     """
 
     source: str
@@ -77,14 +85,17 @@ class DataConfig:
         if wrong:
             problem = 'unknown' if wrong[0] in settings else 'missing'
             raise UserError(
-                f"Expected the data settings {sorted(known)}, got {problem} '{wrong[0]}'; correct the config."
+                f"Expected the data settings {sorted(known)}, got {problem} '{wrong[0]}'; correct "
+                'the config.'
             )
         rows = {name: value for name, value in settings.items() if value not in (None, '')}
         check_rows(cls, rows, 'config.data.')
         return cls(**{**settings, 'resize': settings['resize'] or STYLES[0]})
 
     def settings(self) -> dict[str, Any]:
-        """All settings that shape the result, as JSON would give them back; paths are told by digests instead."""
+        """All settings that shape the result, as JSON would give them back; paths are told by
+        digests instead.
+        """
         paths = {'source', 'tokenizer', 'stats_from', 'env_file'}
         kept = {key: value for key, value in dataclasses.asdict(self).items() if key not in paths}
         return json.loads(json.dumps(kept))
@@ -94,8 +105,8 @@ class DataConfig:
 class Plan:
     """Windows per split, statistics of the train episodes, and what was left out and why.
 
-    `splits` names the episodes that are used, `digests` says what they are; `bad` holds the reasons against those that
-    cannot be used, `notes` what is odd and was done all the same.
+    `splits` names the episodes that are used, `digests` says what they are; `bad` holds the reasons
+    against those that cannot be used, `notes` what is odd and was done all the same.
     """
 
     splits: dict[str, list[int]]
@@ -110,41 +121,49 @@ class Plan:
         """The windows of a split in pieces of `shard_size`, in order."""
         table = self.windows[split]
         starts = range(0, len(table), shard_size)
-        return [table.take(np.arange(start, min(start + shard_size, len(table)))) for start in starts]
+        return [
+            table.take(np.arange(start, min(start + shard_size, len(table)))) for start in starts
+        ]
 
 
 def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {}) -> Plan:
     """Cuts and filters windows, splits episodes and computes the statistics.
 
-    Episodes in `bad` (with a reason each) are left out after the split, so that the others stay where they were.
+    Episodes in `bad` (with a reason each) are left out after the split, so that the others stay
+    where they were.
 
     Raises:
-      UserError: settings that do not fit the data set, damaged columns, or no window left to train on.
+      UserError: settings that do not fit the data set, damaged columns, or no window left to train
+        on.
     """
     splits, tables, dropped, columns = {}, {}, {}, {}
     digests: dict[int, str] = {}
     for name, indices in chosen_episodes(dataset, config).items():
         splits[name] = [index for index in indices if index not in bad]
-        tables[name], dropped[name], columns[name] = _windows(dataset, config, splits[name], name, digests)
+        tables[name], dropped[name], columns[name] = _windows(
+            dataset, config, splits[name], name, digests
+        )
         if left_out := len(indices) - len(splits[name]):
             dropped[name]['bad episode'] = left_out
     if bad and not splits['train']:
         raise UserError(
-            f'Expected windows to train on, got none as no episode can be read ({bad_reasons(bad)}); repair '
-            'these, or choose others in data.train_episodes.'
+            'Expected windows to train on, got none as no episode can be read '
+            f'({bad_reasons(bad)}); repair these, or choose others in data.train_episodes.'
         )
     if not len(tables['train']):
         raise UserError(
-            f'Expected windows to train on, got none out of {len(splits["train"])} episodes ({dropped["train"]}); '
-            'lower data.min_motion or data.horizon.'
+            f'Expected windows to train on, got none out of {len(splits["train"])} episodes '
+            f'({dropped["train"]}); lower data.min_motion or data.horizon.'
         )
     statistics = {name: compute_statistics(values) for name, values in columns['train'].items()}
     notes: tuple[str, ...] = ()
     if config.stats_from:
-        statistics = read_norm_stats(config.stats_from, {name: len(one.mean) for name, one in statistics.items()})
+        statistics = read_norm_stats(
+            config.stats_from, {name: len(one.mean) for name, one in statistics.items()}
+        )
         notes = tuple(
-            f'by the quantiles of {config.stats_from} {clause}; by those of this data, which are taken where '
-            'data.stats_from is left out, it would be 2%'
+            f'by the quantiles of {config.stats_from} {clause}; by those of this data, which are '
+            'taken where data.stats_from is left out, it would be 2%'
             for clause in quantiles.misfits(columns['train'], statistics)
         )
     plan = Plan(splits, tables, dropped, statistics, dict(bad), digests, notes)
@@ -160,14 +179,20 @@ def bad_reasons(bad: Mapping[int, str]) -> str:
 
 
 def chosen_episodes(dataset: Dataset, config: DataConfig) -> dict[str, list[int]]:
-    """Episodes per split before any is left out; raises UserError for settings that do not fit the data set."""
+    """Episodes per split before any is left out; raises UserError for settings that do not fit the
+    data set.
+    """
     _check(dataset, config)
     explicit = {name: getattr(config, f'{name}_episodes') for name in SPLITS}
-    return split_episodes(sorted(dataset.episodes), config.split_fractions, config.split_seed, explicit)
+    return split_episodes(
+        sorted(dataset.episodes), config.split_fractions, config.split_seed, explicit
+    )
 
 
 def check_text_lengths(plan: Plan, config: DataConfig) -> None:
-    """Raises UserError if the prompt or task of any window has more tokens than the config allows."""
+    """Raises UserError if the prompt or task of any window has more tokens than the config
+    allows.
+    """
     tokenizer = load_tokenizer(config.tokenizer)
     for table in plan.windows.values():
         states = normalize(table.state, plan.statistics['state'])
@@ -187,32 +212,51 @@ def _check(dataset: Dataset, config: DataConfig) -> None:
             advice, setting, names = 'depth has a setting of its own', 'depth', tuple(depth)
         flag = f'--config.data.{setting}="{names}"'.replace(' ', '')
         raise UserError(
-            f'Expected data.cameras out of {list(dataset.cameras)}, got {unknown or "none"}; {advice}, as in {flag} on '
-            'the command line.'
+            f'Expected data.cameras out of {list(dataset.cameras)}, got {unknown or "none"}; '
+            f'{advice}, as in {flag} on the command line.'
         )
     if config.state_dim and len(dataset.state_names) != config.state_dim:
         raise UserError(
-            f'Expected states of width {config.state_dim} (data.state_dim), got {len(dataset.state_names)} in '
-            f'{dataset.root}; choose the matching config or set data.state_dim=0 to take any width.'
+            f'Expected states of width {config.state_dim} (data.state_dim), got '
+            f'{len(dataset.state_names)} in {dataset.root}; choose the matching config or set '
+            'data.state_dim=0 to take any width.'
         )
     if config.on_bad_episode not in ON_BAD_EPISODE:
         raise UserError(
-            f'Expected data.on_bad_episode out of {ON_BAD_EPISODE}, got {config.on_bad_episode!r}; correct the config.'
+            f'Expected data.on_bad_episode out of {ON_BAD_EPISODE}, got '
+            f'{config.on_bad_episode!r}; correct the config.'
         )
     if config.resize not in STYLES:
-        raise UserError(f'Expected data.resize out of {STYLES}, got {config.resize!r}; correct the config.')
+        raise UserError(
+            f'Expected data.resize out of {STYLES}, got {config.resize!r}; correct the config.'
+        )
     check_values(config, len(dataset.state_names))
-    for name in ('image_size', 'horizon', 'chunk', 'stride', 'shard_size', 'max_prompt_len', 'max_text_len'):
+    for name in (
+        'image_size',
+        'horizon',
+        'chunk',
+        'stride',
+        'shard_size',
+        'max_prompt_len',
+        'max_text_len',
+    ):
         if getattr(config, name) < 1:
-            raise UserError(f'Expected data.{name} of at least 1, got {getattr(config, name)}; correct the config.')
+            raise UserError(
+                f'Expected data.{name} of at least 1, got {getattr(config, name)}; '
+                'correct the config.'
+            )
     if config.chunk > config.horizon:
-        raise UserError(f'Expected data.chunk up to data.horizon={config.horizon}, got {config.chunk}; lower it.')
+        raise UserError(
+            f'Expected data.chunk up to data.horizon={config.horizon}, got '
+            f'{config.chunk}; lower it.'
+        )
 
 
 def _windows(
     dataset: Dataset, config: DataConfig, indices: list[int], split: str, digests: dict[int, str]
 ) -> tuple[Windows, dict[str, int], dict[str, np.ndarray]]:
-    """Windows of a split's episodes, counts of those left out, and the episodes' columns (every frame).
+    """Windows of a split's episodes, counts of those left out, and the episodes' columns (every
+    frame).
 
     Adds what each episode is to `digests`.
     """
@@ -220,7 +264,9 @@ def _windows(
     for index in indices:
         episode = dataset.read_episode(index)
         digests[index] = episode_digest(episode)
-        table = windows_lib.cut_windows(episode, horizon=config.horizon, stride=config.stride, tail=config.tail)
+        table = windows_lib.cut_windows(
+            episode, horizon=config.horizon, stride=config.stride, tail=config.tail
+        )
         short += not len(table)
         tails += len(range(0, len(episode), config.stride)) - len(table)
         tables.append(table)
@@ -238,7 +284,10 @@ def _windows(
 
 
 def _no_windows(dataset: Dataset, config: DataConfig) -> Windows:
-    nothing = np.zeros((1, len(dataset.state_names)), np.float32), np.zeros((1, len(dataset.action_names)), np.float32)
+    nothing = (
+        np.zeros((1, len(dataset.state_names)), np.float32),
+        np.zeros((1, len(dataset.action_names)), np.float32),
+    )
     one = Episode(0, *nothing, np.zeros(1), np.zeros(1, np.int64), ('',), {})
     table = windows_lib.cut_windows(one, horizon=config.horizon, stride=config.stride, tail='pad')
     return table.take(np.zeros(0, int))

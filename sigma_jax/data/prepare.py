@@ -49,13 +49,15 @@ def prepare(
 ) -> Result:
     """Writes the shards of `config.source` to `out` (the contents of meta.json list them).
 
-    A run that was stopped continues where its last whole shard ended, and the files come out bitwise the same as
-    without the stop. `progress` is called with (windows done, windows in all), `checking` with (episodes done,
-    episodes in all) where `config.on_bad_episode` is 'skip' and every episode is tried first. `accept` is shown the
-    opened data set before anything is written, and may raise.
+    A run that was stopped continues where its last whole shard ended, and the files come out
+    bitwise the same as without the stop. `progress` is called with (windows done, windows in all),
+    `checking` with (episodes done, episodes in all) where `config.on_bad_episode` is 'skip' and
+    every episode is tried first. `accept` is shown the opened data set before anything is written,
+    and may raise.
 
     Raises:
-      UserError: bad source or settings, another writer, a full disk, or a directory that holds something else.
+      UserError: bad source or settings, another writer, a full disk, or a directory that holds
+        something else.
     """
     out = Path(out)
     dataset = open_source(config.source, config)
@@ -77,19 +79,30 @@ def prepare(
         return Result(json.loads((out / META).read_text()), was_complete=False)
 
 
-def _bad_episodes(dataset: Dataset, config: DataConfig, out: Path, checking: Progress) -> dict[int, str]:
+def _bad_episodes(
+    dataset: Dataset, config: DataConfig, out: Path, checking: Progress
+) -> dict[int, str]:
     """Episodes to leave out; what a stopped run has found is not looked for again."""
     if config.on_bad_episode == 'error':
         return {}
     if (out / UNFINISHED).is_file():
-        return {int(index): reason for index, reason in read_settings(out / UNFINISHED)[BAD].items()}
+        return {
+            int(index): reason for index, reason in read_settings(out / UNFINISHED)[BAD].items()
+        }
     return find_bad_episodes(dataset, config, checking)
 
 
-def _write_splits(dataset: Dataset, config: DataConfig, plan: Plan, out: Path, progress: Progress) -> dict[str, Any]:
-    cameras, widths = camera_names(config.cameras), (len(dataset.state_names), len(dataset.action_names))
+def _write_splits(
+    dataset: Dataset, config: DataConfig, plan: Plan, out: Path, progress: Progress
+) -> dict[str, Any]:
+    cameras, widths = (
+        camera_names(config.cameras),
+        (len(dataset.state_names), len(dataset.action_names)),
+    )
     optional = record_features(dataset, config)
-    features = shards.window_features(cameras, config.image_size, *widths, config.horizon, **optional)
+    features = shards.window_features(
+        cameras, config.image_size, *widths, config.horizon, **optional
+    )
     total, done = sum(map(len, plan.windows.values())), 0
     layout: dict[str, tuple[list[int], int]] = {}
     files = [NORM_STATS]
@@ -107,7 +120,9 @@ def _write_splits(dataset: Dataset, config: DataConfig, plan: Plan, out: Path, p
         layout[split] = ([len(part) for part in parts], sum(path.stat().st_size for path in paths))
         files += [path.name for path in paths] + [index.name]
     shards.write_tfds_metadata(out, features, layout)
-    return describe(dataset, config, plan, {name: file_digest(out / name) for name in sorted(files)})
+    return describe(
+        dataset, config, plan, {name: file_digest(out / name) for name in sorted(files)}
+    )
 
 
 def _counted(examples: Iterator[Any], done: int, total: int, progress: Progress) -> Iterator[Any]:
@@ -117,17 +132,25 @@ def _counted(examples: Iterator[Any], done: int, total: int, progress: Progress)
 
 
 def _examples(dataset: Dataset, config: DataConfig, part: Windows) -> Iterator[dict[str, Any]]:
-    """The records of some windows; each episode's frames are decoded once, only those at window starts kept."""
+    """The records of some windows; each episode's frames are decoded once, only those at window
+    starts kept.
+    """
     names = camera_names(config.cameras)
     for index in dict.fromkeys(part.episode.tolist()):
         table = part.take(part.episode == index)
         episode = dataset.read_episode(index)
         rows = table.frame.tolist()
         streams = zip(*[episode.frames(camera, rows) for camera in config.cameras], strict=True)
-        for i, (views, optional) in enumerate(zip(streams, record_fields(episode, rows, config), strict=True)):
+        for i, (views, optional) in enumerate(
+            zip(streams, record_fields(episode, rows, config), strict=True)
+        ):
             sizes = config.image_size, config.image_size, config.resize
             encoded = [images.encode_jpeg(images.resize_with_pad(view, *sizes)) for view in views]
-            yield {'images': dict(zip(names, encoded, strict=True)), **_fields(table, i), **optional}
+            yield {
+                'images': dict(zip(names, encoded, strict=True)),
+                **_fields(table, i),
+                **optional,
+            }
 
 
 def _fields(table: Windows, i: int) -> dict[str, Any]:

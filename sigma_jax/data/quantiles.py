@@ -1,7 +1,9 @@
-"""Are these quantiles? Statistics that a library averaged over episodes, or took as an envelope of theirs, are none.
+"""Are these quantiles? Statistics that a library averaged over episodes, or took as an envelope of
+theirs, are none.
 
-LeRobot keeps q01 and q99 of each episode and joins them by their mean (0.4 to 0.6), in `stats.json` and in the
-processors of every policy trained by it. What mean, std, min and max of the same data allow is tested here.
+LeRobot keeps q01 and q99 of each episode and joins them by their mean (0.4 to 0.6), in `stats.json`
+and in the processors of every policy trained by it. What mean, std, min and max of the same data
+allow is tested here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,8 @@ from sigma_jax.data.normalize import Statistics
 
 LEVELS = {'quantile': 0.01, 'quantile10': 0.1}  # of the data beyond either end
 SLACK = 1.75  # times the share expected outside, for quantiles read from histograms
-NARROW, WIDER = 2.8, 1.5  # in std; of its range: a flat distribution is 3.4 std wide, two heaps 2, neither has tails
+# in std; of its range: a flat distribution is 3.4 std wide, two heaps 2, neither has tails
+NARROW, WIDER = 2.8, 1.5
 WIDE = 1.25  # times the range of exact quantiles: more than estimates differ by
 CDF = {'min': 0.0, 'q01': 0.01, 'q10': 0.1, 'q50': 0.5, 'q90': 0.9, 'q99': 0.99, 'max': 1.0}
 OF = 'q01..q99 of'  # begins every doubt
@@ -22,10 +25,11 @@ AVERAGED = "averages of the episodes' quantiles, as LeRobot up to 0.6.1 writes t
 
 
 def least_outside(one: Statistics) -> Float[np.ndarray, ' p']:
-    """The smallest share of values outside the ends that mean, std, min and max admit; 0 where they admit none.
+    """The smallest share of values outside the ends that mean, std, min and max admit; 0 where they
+    admit none.
 
-    E[(x - low)(high - x)] is (mean - low)(high - mean) - var. Inside the ends the product is positive, outside it is no
-    smaller than at min or max.
+    E[(x - low)(high - x)] is (mean - low)(high - mean) - var. Inside the ends the product is
+    positive, outside it is no smaller than at min or max.
     """
     if one.min is None or one.max is None:
         return np.zeros_like(one.mean)
@@ -37,14 +41,18 @@ def least_outside(one: Statistics) -> Float[np.ndarray, ' p']:
 
 
 def most_beyond(one: Statistics) -> Float[np.ndarray, ' p']:
-    """The largest share of values beyond the rarer end that mean and std admit (Cantelli's inequality)."""
+    """The largest share of values beyond the rarer end that mean and std admit (Cantelli's
+    inequality).
+    """
     low, high = one.ends
     away = np.maximum(np.maximum(one.mean - low, high - one.mean), 0)
     return np.where(_moves(one), one.std**2 / np.maximum(one.std**2 + away**2, 1e-30), 1)
 
 
 def doubts(statistics: Mapping[str, Statistics], advice: str) -> list[str]:
-    """A sentence for each quantity whose quantiles are impossible or hardly possible, ending in `advice`."""
+    """A sentence for each quantity whose quantiles are impossible or hardly possible, ending in
+    `advice`.
+    """
     out = []
     for name, one in statistics.items():
         level = LEVELS.get(one.scaling.mode)
@@ -62,17 +70,30 @@ def _doubt(one: Statistics, level: float) -> str:
         return f'{_joints(bad)} cannot be quantiles: by mean, std, min and max {share}; {AVERAGED}'
     if (bad := most < level / SLACK).any():
         share = f'at most {most.min():.2%} of the values lie beyond an end, {level:.0%} would'
-        return f"{_joints(bad)} cannot be quantiles: by mean and std {share}; the widest of the episodes' are such"
+        return (
+            f'{_joints(bad)} cannot be quantiles: by mean and std {share}; the widest of the '
+            "episodes' are such"
+        )
     if one.min is None or one.max is None:
         return ''
     range_, wide = high - low, one.max - one.min
-    if (bad := ((low < one.min - 1e-3 * wide) | (high > one.max + 1e-3 * wide)) & _moves(one)).any():
+    if (
+        bad := ((low < one.min - 1e-3 * wide) | (high > one.max + 1e-3 * wide)) & _moves(one)
+    ).any():
         return f'{_joints(bad)} cannot be quantiles: they lie outside min and max'
     if level > LEVELS['quantile']:
         return ''  # no bound on the width of 80 % of the values tells
-    if (bad := (range_ < NARROW * one.std) & (wide > WIDER * range_) & ~one.near_constant & _moves(one)).any():
+    if (
+        bad := (range_ < NARROW * one.std)
+        & (wide > WIDER * range_)
+        & ~one.near_constant
+        & _moves(one)
+    ).any():
         first = int(np.flatnonzero(bad)[0])
-        apart = f'{range_[first] / one.std[first]:.1f} std apart, min and max {wide[first] / range_[first]:.1f} times'
+        apart = (
+            f'{range_[first] / one.std[first]:.1f} std apart, min and max '
+            f'{wide[first] / range_[first]:.1f} times'
+        )
         return f'{_joints(bad)} are hardly quantiles: {apart} as far; {AVERAGED}'
     return ''
 
@@ -91,8 +112,12 @@ def share_outside(values: Float[np.ndarray, 'n p'], one: Statistics) -> Float[np
     return ((values < low) | (values > high)).mean(0)
 
 
-def misfits(values: Mapping[str, Float[np.ndarray, 'n p']], statistics: Mapping[str, Statistics]) -> list[str]:
-    """A clause for each quantity of which more rows lie outside the quantiles than estimates of these explain."""
+def misfits(
+    values: Mapping[str, Float[np.ndarray, 'n p']], statistics: Mapping[str, Statistics]
+) -> list[str]:
+    """A clause for each quantity of which more rows lie outside the quantiles than estimates of
+    these explain.
+    """
     out = []
     for name, one in statistics.items():
         level = LEVELS.get(one.scaling.mode)
@@ -111,11 +136,14 @@ def times_as_wide(one: Statistics, exact: Statistics) -> Float[np.ndarray, ' p']
 
 
 def how_joined(entry: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> str:
-    """'averages' or 'envelopes' where q01 and q99 of a whole are those of its episodes so joined; '' else.
+    """'averages' or 'envelopes' where q01 and q99 of a whole are those of its episodes so joined;
+    '' else.
 
     `entry` and each of `episodes` hold lists under 'q01', 'q99', and `count`.
     """
-    if len(episodes) < 2 or any(not {'q01', 'q99', 'count'} <= set(one) for one in (entry, *episodes)):
+    if len(episodes) < 2 or any(
+        not {'q01', 'q99', 'count'} <= set(one) for one in (entry, *episodes)
+    ):
         return ''
     weights = np.array([float(np.ravel(one['count'])[0]) for one in episodes])
     whole = {key: np.asarray(entry[key], float) for key in ('q01', 'q99')}
@@ -131,8 +159,12 @@ def how_joined(entry: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) 
     return ''
 
 
-def expected_outside(entry: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, ' p']:
-    """The share of values outside q01..q99 of `entry` by the quantiles of its episodes, straight lines between them."""
+def expected_outside(
+    entry: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]
+) -> Float[np.ndarray, ' p']:
+    """The share of values outside q01..q99 of `entry` by the quantiles of its episodes, straight
+    lines between them.
+    """
     out, total = np.zeros(len(entry['q01'])), 0.0
     for one in episodes:
         levels = [key for key in CDF if key in one]
@@ -141,6 +173,9 @@ def expected_outside(entry: Mapping[str, Any], episodes: Sequence[Mapping[str, A
         for joint, (low, high) in enumerate(zip(entry['q01'], entry['q99'], strict=True)):
             at = np.maximum.accumulate([one[key][joint] for key in levels])
             shares = [CDF[key] for key in levels]
-            below, above = np.interp(low, at, shares, left=0, right=1), np.interp(high, at, shares, left=0, right=1)
+            below, above = (
+                np.interp(low, at, shares, left=0, right=1),
+                np.interp(high, at, shares, left=0, right=1),
+            )
             out[joint] += count * (below + 1 - above)
     return out / max(total, 1.0)

@@ -24,7 +24,8 @@ JPEG = b'\xff\xd8'  # how every file of the kind begins
 class Record:
     """One window; `state` and `actions` in raw robot units.
 
-    `depth` as it was recorded, 0 where there is no reading; `audio` float32, -1 to 1 where it was recorded as int16.
+    `depth` as it was recorded, 0 where there is no reading; `audio` float32, -1 to 1 where it was
+    recorded as int16.
     """
 
     images: UInt8[np.ndarray, 'i h x 3']
@@ -62,7 +63,8 @@ class Records:
         if len(self._source) != len(self.index):
             raise UserError(
                 f'Expected {len(self.index)} windows in the {split} shards of {self.directory}, '
-                f'got {len(self._source)}; the directory mixes two preparations, delete it and prepare again.'
+                f'got {len(self._source)}; the directory mixes two preparations, delete it and '
+                'prepare again.'
             )
 
     def __len__(self) -> int:
@@ -82,14 +84,16 @@ class Records:
         return Record(views, *self._numbers(fields), mask, self._depth(fields), self._audio(fields))
 
     def _fields(self, number: int) -> Mapping[str, Any]:
-        """The record's `tf.train.Example`, field by field: TFDS's own reader takes longer than decoding a picture."""
+        """The record's `tf.train.Example`, field by field: TFDS's own reader takes longer than
+        decoding a picture.
+        """
         try:
             return tf_example_pb2.Example.FromString(self._source[int(number)]).features.feature
         except (DecodeError, OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f'Expected a readable record {number} in the {self.split} shards of {self.directory}, got "{reason}"; '
-                'delete the directory and prepare it again.'
+                f'Expected a readable record {number} in the {self.split} shards of '
+                f'{self.directory}, got "{reason}"; delete the directory and prepare it again.'
             ) from error
 
     def _view(self, fields: Mapping[str, Any], name: str) -> np.ndarray:
@@ -97,12 +101,18 @@ class Records:
         return decode_jpeg(data, side) if data.startswith(JPEG) else decode_image(data)
 
     def _numbers(self, fields: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        state, actions = (np.array(fields[name].float_list.value, np.float32) for name in ('state', 'actions'))
+        state, actions = (
+            np.array(fields[name].float_list.value, np.float32) for name in ('state', 'actions')
+        )
         return state, actions.reshape(-1, len(self.meta['action_names']))
 
     def _depth(self, fields: Mapping[str, Any]) -> np.ndarray | None:
         names = self.meta.get('depth_names', ())
-        return np.stack([decode_depth(_bytes(fields, f'depth/{name}')) for name in names]) if names else None
+        return (
+            np.stack([decode_depth(_bytes(fields, f'depth/{name}')) for name in names])
+            if names
+            else None
+        )
 
     def _audio(self, fields: Mapping[str, Any]) -> np.ndarray | None:
         if not self.meta.get('audio_samples'):
@@ -115,7 +125,9 @@ class Records:
 def relative_statistics(
     shards_dir: str | Path, statistics: Mapping[str, Statistics], relative_joints: Sequence[bool]
 ) -> dict[str, Statistics]:
-    """`statistics` with those of the actions taken after subtracting the state in relative joints (train split)."""
+    """`statistics` with those of the actions taken after subtracting the state in relative joints
+    (train split).
+    """
     if not any(relative_joints):
         return dict(statistics)
     records = Records(shards_dir, 'train')
@@ -131,10 +143,14 @@ def read_index(shards_dir: str | Path, split: str) -> Index:
       UserError: unknown split, or no finished shards.
     """
     if split not in SPLITS:
-        raise UserError(f'Expected a split out of {", ".join(SPLITS)}, got {split!r}; choose one of them.')
+        raise UserError(
+            f'Expected a split out of {", ".join(SPLITS)}, got {split!r}; choose one of them.'
+        )
     path = Path(shards_dir) / f'{split}-index.npz'
     if not path.is_file():
-        raise UserError(f'Expected {path}, got nothing there; run prepare_data.py --out={shards_dir}.')
+        raise UserError(
+            f'Expected {path}, got nothing there; run prepare_data.py --out={shards_dir}.'
+        )
     with np.load(path) as arrays:
         return Index(**{field.name: arrays[field.name] for field in dataclasses.fields(Index)})
 
@@ -150,15 +166,16 @@ def read_baselines(
     path = Path(shards_dir) / f'baselines-{split}.npz'
     if not path.is_file():
         raise UserError(
-            f"Expected the base policy's actions at {path}, got nothing there; run prepare_data.py with a base on "
-            f'--out={shards_dir}, or train without baselines.'
+            f"Expected the base policy's actions at {path}, got nothing there; run "
+            f'prepare_data.py with a base on --out={shards_dir}, or train without baselines.'
         )
     with np.load(path) as arrays:
         base = arrays['base']
     if base.ndim != 4 or (base.shape[0], *base.shape[2:]) != expected:
         raise UserError(
-            f'Expected baselines of shape [{expected[0]} samples {expected[1]} {expected[2]}] in {path}, '
-            f'got {list(base.shape)}; they belong to other shards, run prepare_data.py again.'
+            f'Expected baselines of shape [{expected[0]} samples {expected[1]} {expected[2]}] in '
+            f'{path}, got {list(base.shape)}; they belong to other shards, run prepare_data.py '
+            'again.'
         )
     return base.astype(np.float32)
 
@@ -170,15 +187,21 @@ def _bytes(fields: Mapping[str, Any], name: str) -> bytes:
 def _open_source(directory: Path, split: str, meta: Mapping[str, Any]) -> ArrayRecordDataSource:
     """Random access to the serialised records of a split's shards, in order."""
     if not meta['windows'][split]:
-        raise UserError(f'Expected windows in split {split} of {directory}, got none; prepare with a larger fraction.')
+        raise UserError(
+            f'Expected windows in split {split} of {directory}, got none; prepare '
+            'with a larger fraction.'
+        )
     names = [name for name in sorted(meta['files']) if name.startswith(f'{NAME}-{split}.')]
     gone = [name for name in names if not (directory / name).is_file()]
     if gone:
         raise UserError(
-            f'Expected {gone[0]} in {directory}, got nothing there; delete the directory and prepare it again.'
+            f'Expected {gone[0]} in {directory}, got nothing there; delete the directory and '
+            'prepare it again.'
         )
     try:
         return ArrayRecordDataSource([str(directory / name) for name in names])
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f'Expected readable shards in {directory}, got "{reason}"; prepare them again.') from error
+        raise UserError(
+            f'Expected readable shards in {directory}, got "{reason}"; prepare them again.'
+        ) from error

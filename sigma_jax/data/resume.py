@@ -15,7 +15,8 @@ from sigma_jax.data.sources import source_settings
 from sigma_jax.errors import UserError
 
 SOURCE = 'source_digest'
-UNFINISHED = 'unfinished.json'  # the settings of a preparation under way; gone when meta.json is there
+# the settings of a preparation under way; gone when meta.json is there
+UNFINISHED = 'unfinished.json'
 LATER: dict[str, Any] = {  # settings that older directories do not name, as they were
     'resize': 'openpi',
     'on_bad_episode': 'error',
@@ -27,11 +28,15 @@ LATER: dict[str, Any] = {  # settings that older directories do not name, as the
 
 
 def identity_of(config: DataConfig, root: Path) -> dict[str, Any]:
-    """What two preparations must share to have the same result; `root` is the folder of the data set."""
+    """What two preparations must share to have the same result; `root` is the folder of the data
+    set.
+    """
     digests = {SOURCE: source_digest(root, pictures(config))}
     for name in ('tokenizer', 'stats_from'):
         path = Path(getattr(config, name))
-        digests[f'{name}_digest'] = file_digest(path) if path.is_file() else str(getattr(config, name))
+        digests[f'{name}_digest'] = (
+            file_digest(path) if path.is_file() else str(getattr(config, name))
+        )
     return {'schema': SCHEMA, **digests, **config.settings()}
 
 
@@ -41,10 +46,13 @@ def pictures(config: DataConfig) -> set[str]:
     return {theirs.get(name, name) for name in (*config.cameras, *config.depth)}
 
 
-def finished_meta(out: Path, identity: Mapping[str, Any], root: Path | None = None) -> dict[str, Any] | None:
+def finished_meta(
+    out: Path, identity: Mapping[str, Any], root: Path | None = None
+) -> dict[str, Any] | None:
     """The finished meta.json, or None for a new or unfinished directory with the same settings.
 
-    `root` is the folder of the data set: of what older preparations of it have recorded, all its files are compared.
+    `root` is the folder of the data set: of what older preparations of it have recorded, all its
+    files are compared.
     """
     meta_path, unfinished_path = out / META, out / UNFINISHED
     if meta_path.is_file():
@@ -52,16 +60,22 @@ def finished_meta(out: Path, identity: Mapping[str, Any], root: Path | None = No
         _compare(meta, identity, out, 'finished', root)
         gone = [name for name in meta['files'] if not (out / name).is_file()]
         if gone:
-            raise UserError(f'Expected {gone[0]} in {out}, got a directory without it; delete {out} and run again.')
+            raise UserError(
+                f'Expected {gone[0]} in {out}, got a directory without it; delete '
+                f'{out} and run again.'
+            )
         clean_up(out)
         return meta
     if unfinished_path.is_file():
         _compare(read_settings(unfinished_path), identity, out, 'unfinished', root)
         return None
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in (shards.LOCK, shards.INCOMING))
+    foreign = sorted(
+        path.name for path in out.iterdir() if path.name not in (shards.LOCK, shards.INCOMING)
+    )
     if foreign:
         raise UserError(
-            f'Expected a new or empty directory for --out, got {out} with {foreign[0]} in it; name another.'
+            f'Expected a new or empty directory for --out, got {out} with {foreign[0]} in it; '
+            'name another.'
         )
     return None
 
@@ -72,20 +86,27 @@ def read_settings(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(
-            f'Expected settings as JSON in {path}, got "{error}"; delete {path.parent} and run again.'
+            f'Expected settings as JSON in {path}, got "{error}"; delete {path.parent} and run '
+            'again.'
         ) from error
 
 
-def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path, state: str, root: Path | None) -> None:
-    """Raises UserError where settings differ; older preparations have recorded all files of `root`."""
+def _compare(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path, state: str, root: Path | None
+) -> None:
+    """Raises UserError where settings differ; older preparations have recorded all files of
+    `root`.
+    """
     for key in wanted:
         if key not in found and key in SOURCE_SETTINGS:
             continue  # from before there were other sources, for which alone they count
         have = found.get(key, LATER.get(key))
-        if have != wanted[key] and not (key == SOURCE and root is not None and have == source_digest(root)):
+        if have != wanted[key] and not (
+            key == SOURCE and root is not None and have == source_digest(root)
+        ):
             raise UserError(
-                f'Expected the {state} preparation in {out} to have {key}={wanted[key]}, got {have}; '
-                'name another --out, or delete this one to start over.'
+                f'Expected the {state} preparation in {out} to have {key}={wanted[key]}, got '
+                f'{have}; name another --out, or delete this one to start over.'
             )
 
 

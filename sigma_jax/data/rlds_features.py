@@ -1,4 +1,6 @@
-"""What features.json says about the steps of an RLDS data set; no class named in the file is ever imported."""
+"""What features.json says about the steps of an RLDS data set; no class named in the file is ever
+imported.
+"""
 
 import dataclasses
 import json
@@ -14,7 +16,9 @@ STEPS = 'steps'
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """One column of the records: `kind` is 'tensor', 'image' or 'text', `shape` that of one step."""
+    """One column of the records: `kind` is 'tensor', 'image' or 'text', `shape` that of one
+    step.
+    """
 
     kind: str
     shape: tuple[int, ...]
@@ -30,21 +34,28 @@ def read_features(root: Path) -> dict[str, Feature]:
     """
     path = root / FEATURES
     if not path.is_file():
-        raise UserError(f'Expected {path}, got nothing there; this is no RLDS data set, or a copy of part of one.')
+        raise UserError(
+            f'Expected {path}, got nothing there; this is no RLDS data set, or a copy '
+            'of part of one.'
+        )
     try:
         found = dict(_flatten(json.loads(path.read_text()), ''))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f'Expected the features of TFDS in {path}, got "{error}"; copy the data set again.') from error
+        raise UserError(
+            f'Expected the features of TFDS in {path}, got "{error}"; copy the data set again.'
+        ) from error
     if not any(key.startswith(f'{STEPS}/') for key in found):
         raise UserError(
-            f"Expected a feature '{STEPS}' in {path}, got {sorted(found)}; this is a data set of TFDS, but its records "
-            'are no episodes as RLDS has them.'
+            f"Expected a feature '{STEPS}' in {path}, got {sorted(found)}; this is a data set of "
+            'TFDS, but its records are no episodes as RLDS has them.'
         )
     return found
 
 
 def _flatten(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Feature]]:
-    """Walks down dictionaries and sequences; features of other kinds are left out, as nothing can ask for them."""
+    """Walks down dictionaries and sequences; features of other kinds are left out, as nothing can
+    ask for them.
+    """
     if 'featuresDict' in node:
         for name, inner in node['featuresDict'].get('features', {}).items():
             yield from _flatten(inner, f'{path}/{name}' if path else name)

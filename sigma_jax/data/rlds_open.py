@@ -1,4 +1,6 @@
-"""Opens an RLDS folder: finds the columns that the config names, and says what there is where one is missing."""
+"""Opens an RLDS folder: finds the columns that the config names, and says what there is where one
+is missing.
+"""
 
 import dataclasses
 import json
@@ -17,7 +19,9 @@ CAMERA = 'observation.images.'  # our names of cameras start as LeRobot's do
 
 @dataclasses.dataclass(frozen=True)
 class RldsSettings:
-    """The `data.rlds` part of a config. Columns are paths below `steps`; several make one vector."""
+    """The `data.rlds` part of a config. Columns are paths below `steps`; several make one
+    vector.
+    """
 
     fps: float = 0.0  # RLDS does not say; there is no default that would not be wrong in silence
     split: str = 'train'
@@ -25,8 +29,10 @@ class RldsSettings:
     action: str | Sequence[str] = 'action'
     instruction: str = 'language_instruction'
     task: str = ''  # one instruction for all episodes, where the data set has none
-    cameras: Mapping[str, str] = dataclasses.field(default_factory=dict)  # {ours: theirs}; {}: all, by their last name
-    last_step: str = 'keep'  # 'drop' where the action of the last step has no meaning (the RLDS specification)
+    # {ours: theirs}; {}: all, by their last name
+    cameras: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # 'drop' where the action of the last step has no meaning (the RLDS specification)
+    last_step: str = 'keep'
 
 
 def is_rlds(path: Path) -> bool:
@@ -38,12 +44,15 @@ def open_rlds(path: str | Path, settings: RldsSettings) -> RldsDataset:
     """Opens a TFDS folder whose records are episodes.
 
     Raises:
-      UserError: no such folder, columns that are not there or do not fit, no frame rate, missing or damaged files.
+      UserError: no such folder, columns that are not there or do not fit, no frame rate, missing or
+        damaged files.
     """
     root = _version_folder(Path(path))
     features = read_features(root)
     _check(settings)
-    state, action = (_vector(features, name, getattr(settings, name)) for name in ('state', 'action'))
+    state, action = (
+        _vector(features, name, getattr(settings, name)) for name in ('state', 'action')
+    )
     cameras = _cameras(features, settings.cameras)
     task = () if settings.task else (_find(features, settings.instruction, 'text', 'instruction'),)
     return RldsDataset(
@@ -54,7 +63,12 @@ def open_rlds(path: str | Path, settings: RldsSettings) -> RldsDataset:
         state_names=_names(features, state),
         action_names=_names(features, action),
         episodes=dict(enumerate(list_split(root, settings.split))),
-        columns={'state': state, 'actions': action, 'task': task, **{key: (one,) for key, one in cameras.items()}},
+        columns={
+            'state': state,
+            'actions': action,
+            'task': task,
+            **{key: (one,) for key, one in cameras.items()},
+        },
         widths={path: _width(features[path]) for path in (*state, *action)},
         fixed_task=settings.task,
         last_step=settings.last_step,
@@ -67,7 +81,9 @@ def _version_folder(path: Path) -> Path:
     found = sorted(one.parent for one in path.glob(f'*/{FEATURES}'))
     if len(found) != 1:
         names = [one.name for one in found] or 'none'
-        raise UserError(f'Expected one folder with {FEATURES} in {path}, got {names}; name the one to read.')
+        raise UserError(
+            f'Expected one folder with {FEATURES} in {path}, got {names}; name the one to read.'
+        )
     return found[0]
 
 
@@ -80,51 +96,85 @@ def _version(root: Path) -> str:
 
 
 def _check(settings: RldsSettings) -> None:
-    if not (isinstance(settings.fps, int | float) and math.isfinite(settings.fps) and settings.fps > 0):
+    if not (
+        isinstance(settings.fps, int | float) and math.isfinite(settings.fps) and settings.fps > 0
+    ):
         raise UserError(
-            f'Expected the steps a second of this RLDS data set in data.rlds.fps, got {settings.fps!r}; its records do '
-            'not say, its paper or recording software does.'
+            'Expected the steps a second of this RLDS data set in data.rlds.fps, got '
+            f'{settings.fps!r}; its records do not say, its paper or recording software does.'
         )
     if settings.last_step not in LAST_STEPS:
-        raise UserError(f'Expected data.rlds.last_step out of {LAST_STEPS}, got {settings.last_step!r}; correct it.')
+        raise UserError(
+            f'Expected data.rlds.last_step out of {LAST_STEPS}, got '
+            f'{settings.last_step!r}; correct it.'
+        )
 
 
 def _find(features: Mapping[str, Feature], name: str, kind: str, setting: str) -> str:
     """The path of a column; text may also stand beside the steps or among the observations."""
     places = [f'{STEPS}/{name}', f'{STEPS}/observation/{name}', name, f'episode_metadata/{name}']
     for path in places if kind == 'text' else places[:1]:
-        if path in features and (features[path].kind == kind or (kind == 'text' and features[path].dtype == 'string')):
+        if path in features and (
+            features[path].kind == kind or (kind == 'text' and features[path].dtype == 'string')
+        ):
             return path
     known = [path.removeprefix(f'{STEPS}/') for path, one in features.items() if one.kind == kind]
     raise UserError(
-        f"Expected a column '{name}' of kind {kind} (data.rlds.{setting}), got {sorted(known) or 'none'}; name one."
+        f"Expected a column '{name}' of kind {kind} (data.rlds.{setting}), got "
+        f'{sorted(known) or "none"}; name one.'
     )
 
 
-def _vector(features: Mapping[str, Feature], setting: str, names: str | Sequence[str]) -> tuple[str, ...]:
+def _vector(
+    features: Mapping[str, Feature], setting: str, names: str | Sequence[str]
+) -> tuple[str, ...]:
     """The paths of a vector's parts."""
-    paths = tuple(_find(features, name, 'tensor', setting) for name in ([names] if isinstance(names, str) else names))
+    paths = tuple(
+        _find(features, name, 'tensor', setting)
+        for name in ([names] if isinstance(names, str) else names)
+    )
     for path in paths:
         one = features[path]
-        if one.encoding != 'none' or one.dtype == 'string' or len(one.shape) > 1 or min(one.shape, default=1) < 1:
+        if (
+            one.encoding != 'none'
+            or one.dtype == 'string'
+            or len(one.shape) > 1
+            or min(one.shape, default=1) < 1
+        ):
             raise UserError(
-                f"Expected plain numbers of a known width in '{path}' (data.rlds.{setting}), got {one}; name another."
+                f"Expected plain numbers of a known width in '{path}' (data.rlds.{setting}), got "
+                f'{one}; name another.'
             )
     width = sum(_width(features[path]) for path in paths)
     if not 1 <= width <= MAX_WIDTH:
-        raise UserError(f'Expected data.rlds.{setting} of 1 to {MAX_WIDTH} numbers, got {width}; pi0.5 takes no more.')
+        raise UserError(
+            f'Expected data.rlds.{setting} of 1 to {MAX_WIDTH} numbers, got {width}; '
+            'pi0.5 takes no more.'
+        )
     return paths
 
 
 def _cameras(features: Mapping[str, Feature], wanted: Mapping[str, str]) -> dict[str, str]:
     """{our key: path of the record}."""
     if wanted:
-        return {ours: _find(features, theirs, 'image', 'cameras') for ours, theirs in wanted.items()}
-    pictures = [path for path, one in features.items() if one.kind == 'image' and path.startswith(f'{STEPS}/')]
-    colour = [path for path in pictures if features[path].shape[-1:] == (3,) and features[path].dtype == 'uint8']
+        return {
+            ours: _find(features, theirs, 'image', 'cameras') for ours, theirs in wanted.items()
+        }
+    pictures = [
+        path
+        for path, one in features.items()
+        if one.kind == 'image' and path.startswith(f'{STEPS}/')
+    ]
+    colour = [
+        path
+        for path in pictures
+        if features[path].shape[-1:] == (3,) and features[path].dtype == 'uint8'
+    ]
     names = [CAMERA + path.rsplit('/', 1)[-1] for path in colour]
     if len(set(names)) < len(names):
-        raise UserError(f'Expected pictures of different names, got {colour}; map them in data.rlds.cameras.')
+        raise UserError(
+            f'Expected pictures of different names, got {colour}; map them in data.rlds.cameras.'
+        )
     return dict(zip(names, colour, strict=True))
 
 

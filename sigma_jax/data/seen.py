@@ -1,4 +1,6 @@
-"""Which episodes a training has learned from: by what they are, whatever number or folder they have elsewhere."""
+"""Which episodes a training has learned from: by what they are, whatever number or folder they have
+elsewhere.
+"""
 
 import hashlib
 import json
@@ -12,7 +14,8 @@ from sigma_jax.data.episode import Episode
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 
-FILE = 'episodes.json'  # in a training folder, and beside the weights of a policy that was trained here
+# in a training folder, and beside the weights of a policy that was trained here
+FILE = 'episodes.json'
 DIGESTS = 'episode_digests'  # in meta.json
 
 
@@ -26,34 +29,47 @@ def episode_digest(episode: Episode) -> str:
 
 
 def of_split(meta: Mapping[str, Any], split: str) -> dict[str, int] | None:
-    """{digest: episode} of a split of prepared shards; None where their preparation recorded none."""
+    """{digest: episode} of a split of prepared shards; None where their preparation recorded
+    none.
+    """
     known = meta.get(DIGESTS)
     return None if known is None else {known[str(index)]: index for index in meta['splits'][split]}
 
 
 def note(workdir: Path, meta: Mapping[str, Any], base: str | Path = '') -> None:
-    """Adds the train episodes of `meta`, and those that the policy at `base` has learned from, to a folder's record.
+    """Adds the train episodes of `meta`, and those that the policy at `base` has learned from, to a
+    folder's record.
 
-    A folder that went on with other shards has learned from both. Nothing is written where nothing is known.
+    A folder that went on with other shards has learned from both. Nothing is written where nothing
+    is known.
     """
     found = of_split(meta, 'train')
     if found is None:
         return
     record = {digest: str(index) for digest, index in found.items()}
-    before = [of for folder in ([workdir, Path(base)] if base else [workdir]) if (of := read(folder)) is not None]
+    before = [
+        of
+        for folder in ([workdir, Path(base)] if base else [workdir])
+        if (of := read(folder)) is not None
+    ]
     merged = {digest: name for one in [*before, record] for digest, name in one.items()}
     atomic_write(workdir / FILE, json.dumps({'train': merged}, indent=1))
 
 
 def read(folder: Path) -> dict[str, str] | None:
-    """{digest: name} of the episodes that a training in `folder` learned from; None where it recorded none."""
+    """{digest: name} of the episodes that a training in `folder` learned from; None where it
+    recorded none.
+    """
     file = folder / FILE
     if not file.is_file():
         return None
     try:
-        return {str(digest): str(name) for digest, name in dict(json.loads(file.read_text())['train']).items()}
+        return {
+            str(digest): str(name)
+            for digest, name in dict(json.loads(file.read_text())['train']).items()
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f'expected the episodes of a training in {file}, got "{error}"; restore the file, or remove it to go by '
-            'the shards that its config names'
+            f'expected the episodes of a training in {file}, got "{error}"; restore the file, or '
+            'remove it to go by the shards that its config names'
         ) from error

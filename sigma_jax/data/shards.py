@@ -32,12 +32,19 @@ def window_features(
     audio: tuple[int, str] | None = None,
     language: bool = False,
 ) -> tfds.features.FeaturesDict:
-    """The fields of a record; images are stored as JPEG bytes, depth as 16-bit PNG, audio as (samples, dtype)."""
+    """The fields of a record; images are stored as JPEG bytes, depth as 16-bit PNG, audio as
+    (samples, dtype).
+    """
     feature = tfds.features
-    image = {name: feature.Image(shape=(image_size, image_size, 3), encoding_format='jpeg') for name in cameras}
+    image = {
+        name: feature.Image(shape=(image_size, image_size, 3), encoding_format='jpeg')
+        for name in cameras
+    }
     square = (image_size, image_size, 1)
     optional: dict[str, Any] = {}
-    if maps := {name: feature.Image(shape=square, dtype=np.uint16, encoding_format='png') for name in depth}:
+    if maps := {
+        name: feature.Image(shape=square, dtype=np.uint16, encoding_format='png') for name in depth
+    }:
         optional['depth'] = feature.FeaturesDict(maps)
     if audio is not None:
         optional['audio'] = feature.Tensor(shape=(audio[0],), dtype=np.dtype(audio[1]))
@@ -65,7 +72,9 @@ def shard_file(split: str, shard: int, count: int) -> str:
     return f'{NAME}-{split}.array_record-{shard:05d}-of-{count:05d}'
 
 
-def write_shard(path: Path, features: tfds.features.FeaturesDict, examples: Iterable[Mapping[str, Any]]) -> None:
+def write_shard(
+    path: Path, features: tfds.features.FeaturesDict, examples: Iterable[Mapping[str, Any]]
+) -> None:
     """Writes one shard atomically. Equal examples give equal files."""
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
     with incoming(path) as temporary:
@@ -93,13 +102,16 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def write_tfds_metadata(
     out: Path, features: tfds.features.FeaturesDict, splits: Mapping[str, tuple[list[int], int]]
 ) -> None:
-    """Writes dataset_info.json and features.json; `splits` maps a name to (windows per shard, bytes)."""
+    """Writes dataset_info.json and features.json; `splits` maps a name to (windows per shard,
+    bytes).
+    """
     staging = out / INCOMING / 'metadata'
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     placeholders = [staging / shard_file(name, 0, 1) for name in splits]
     for path in placeholders:
-        path.touch()  # TFDS wants to see a file per split, but reads only names when it is given the lengths
+        # TFDS wants to see a file per split, but reads only names when it is given the lengths
+        path.touch()
     tfds.folder_dataset.write_metadata(
         data_dir=staging,
         features=features,
@@ -119,7 +131,9 @@ def write_tfds_metadata(
 
 @contextlib.contextmanager
 def incoming(path: Path) -> Iterator[Path]:
-    """Gives a temporary path on the same disk; renames it to `path` when the block ends without an error."""
+    """Gives a temporary path on the same disk; renames it to `path` when the block ends without an
+    error.
+    """
     folder = path.parent / INCOMING
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / path.name
@@ -138,7 +152,9 @@ def incoming(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def told_full_disk(out: Path) -> Iterator[None]:
-    """Raises UserError where the block fails for want of room; what is in `out` stays there to be continued."""
+    """Raises UserError where the block fails for want of room; what is in `out` stays there to be
+    continued.
+    """
     try:
         yield
     except (OSError, RuntimeError) as error:

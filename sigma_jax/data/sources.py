@@ -1,4 +1,6 @@
-"""One door to every kind of data set: LeRobot v2.1 and v3.0, RLDS, `.pt` shards; on this disk or by hub id."""
+"""One door to every kind of data set: LeRobot v2.1 and v3.0, RLDS, `.pt` shards; on this disk or by
+hub id.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -69,7 +71,9 @@ class SourceSettings:
 
 
 class Renamed:
-    """A data set under our camera names, and the commit it came from; everything else is the data set's own."""
+    """A data set under our camera names, and the commit it came from; everything else is the data
+    set's own.
+    """
 
     def __init__(self, inner: Any, theirs: Mapping[str, str], revision: str) -> None:
         """`theirs` maps our names to the data set's; cameras that it does not name keep theirs."""
@@ -78,8 +82,8 @@ class Renamed:
         twice = [name for name in theirs if name in kept]
         if missing or twice or len(set(theirs.values())) < len(theirs):
             raise UserError(
-                f'Expected data.camera_map to map new names to different cameras out of {list(inner.cameras)}, got '
-                f'{dict(theirs)}; correct it.'
+                'Expected data.camera_map to map new names to different cameras out of '
+                f'{list(inner.cameras)}, got {dict(theirs)}; correct it.'
             )
         self.inner, self.revision = inner, revision
         self.theirs = {**theirs, **{name: name for name in kept}}
@@ -92,16 +96,18 @@ class Renamed:
     def read_episode(self, index: int) -> Episode:
         """The episode, its readers under our names."""
         episode = self.inner.read_episode(index)
-        ours = {theirs: name for name, theirs in self.theirs.items()}  # depth and audio keep their names
+        # depth and audio keep their names
+        ours = {theirs: name for name, theirs in self.theirs.items()}
         readers = {ours.get(name, name): reader for name, reader in episode.readers.items()}
         return dataclasses.replace(episode, readers=readers)
 
 
 def open_source(source: str | Path, settings: Any = None) -> Dataset:
-    """Opens a data set by path, or by hub id (`owner/name`, `owner/name@revision`), whatever its kind.
+    """Opens a data set by path, or by hub id (`owner/name`, `owner/name@revision`), whatever its
+    kind.
 
-    `settings` is a mapping or an object with the entries of the `data` config; missing ones take their defaults. Where
-    it matters, the result has `revision`, the commit on the hub.
+    `settings` is a mapping or an object with the entries of the `data` config; missing ones take
+    their defaults. Where it matters, the result has `revision`, the commit on the hub.
 
     Raises:
       UserError: nothing there, nothing that is known, or damaged metadata.
@@ -111,7 +117,9 @@ def open_source(source: str | Path, settings: Any = None) -> Dataset:
     if not path.exists() and download.is_hub_id(source):
         theirs = [known.camera_map.get(camera, camera) for camera in known.cameras]
         theirs += known.depth if theirs else ()
-        fetched = download.fetch(str(source), 'dataset', download.dataset_files(theirs), env_file=known.env_file)
+        fetched = download.fetch(
+            str(source), 'dataset', download.dataset_files(theirs), env_file=known.env_file
+        )
         path, revision = fetched.path, fetched.commit
     dataset = _open(path, known)
     return Renamed(dataset, known.camera_map, revision) if known.camera_map or revision else dataset
@@ -125,28 +133,33 @@ def _open(path: Path, settings: SourceSettings) -> Dataset:
     if not is_lerobot and any(path.glob(PATTERN)):
         _refuse_columns(settings, 'data.torch_shards.keys')
         return open_torch_shards(path, settings.torch_shards)
-    return lerobot.open_dataset(path, settings.state_column, settings.action_column)  # also says what is missing
+    # also says what is missing
+    return lerobot.open_dataset(path, settings.state_column, settings.action_column)
 
 
 def _refuse_columns(settings: SourceSettings, instead: str) -> None:
     given = settings.state_column, settings.action_column
     if given != (STATE, ACTION):
         raise UserError(
-            f'Expected data.state_column and data.action_column only for LeRobot data sets, got {given}; use {instead}.'
+            'Expected data.state_column and data.action_column only for LeRobot data sets, got '
+            f'{given}; use {instead}.'
         )
 
 
 def source_settings(settings: Any) -> SourceSettings:
     """Picks out what sources need.
 
-    Maps of names may be pairs, as a ConfigDict takes no keys with dots: (('observation.images.up', 'front'), ).
+    Maps of names may be pairs, as a ConfigDict takes no keys with dots: (('observation.images.up',
+    'front'), ).
 
     Raises:
       UserError: unknown names in `rlds` or `torch_shards`, or a map that is none.
     """
     names = [field.name for field in dataclasses.fields(SourceSettings)]
     values = (
-        settings if isinstance(settings, Mapping) else {n: getattr(settings, n) for n in names if hasattr(settings, n)}
+        settings
+        if isinstance(settings, Mapping)
+        else {n: getattr(settings, n) for n in names if hasattr(settings, n)}
     )
     given = {name: values[name] for name in names if name in values}
     for name, kind in (('rlds', RldsSettings), ('torch_shards', TorchSettings)):
@@ -162,9 +175,12 @@ def _build(kind: Any, values: Mapping[str, Any], name: str) -> Any:
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise UserError(
-            f"Expected the settings {fields} in data.{name}, got unknown '{unknown[0]}'; correct the config."
+            f"Expected the settings {fields} in data.{name}, got unknown '{unknown[0]}'; correct "
+            'the config.'
         )
-    maps = {key: _names(values[key], f'{name}.{key}') for key in ('cameras', 'keys') if key in values}
+    maps = {
+        key: _names(values[key], f'{name}.{key}') for key in ('cameras', 'keys') if key in values
+    }
     return kind(**{**values, **maps})
 
 
@@ -173,4 +189,6 @@ def _names(value: Any, name: str) -> dict[str, str]:
     try:
         return {str(ours): str(theirs) for ours, theirs in dict(value).items()}
     except (TypeError, ValueError) as error:
-        raise UserError(f'Expected pairs (ours, theirs) in data.{name}, got {value!r}; correct the config.') from error
+        raise UserError(
+            f'Expected pairs (ours, theirs) in data.{name}, got {value!r}; correct the config.'
+        ) from error

@@ -1,4 +1,6 @@
-"""Videos with more frames than rows: valid where the spare ones are at the end, which no clock tells."""
+"""Videos with more frames than rows: valid where the spare ones are at the end, which no clock
+tells.
+"""
 
 import contextlib
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ _DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError, OSErr
 
 
 def spare_notes(dataset: Any, keys: Sequence[str]) -> tuple[str, ...]:
-    """A note for each of the first few files of `keys` that declares more frames than the rows that fill it from 0 on.
+    """A note for each of the first few files of `keys` that declares more frames than the rows that
+    fill it from 0 on.
 
     Only headers are read; a file that cannot be read is left to whoever reads it.
     """
@@ -25,14 +28,21 @@ def spare_notes(dataset: Any, keys: Sequence[str]) -> tuple[str, ...]:
         shown = [entry for entry in entries if key in entry.videos]
         places = place_rows(shown, key)
         files |= {entry.videos[key][0]: places[entry.index] for entry in shown}
-    counted = {path: (_declared(path), rows.total) for path, rows in files.items() if _filled(rows, dataset.fps)}
+    counted = {
+        path: (_declared(path), rows.total)
+        for path, rows in files.items()
+        if _filled(rows, dataset.fps)
+    }
     spare = [(path, frames, rows) for path, (frames, rows) in counted.items() if frames > rows]
     notes = [
-        f'{path.relative_to(dataset.root)} holds {frames} frames for {rows} rows; where the spare ones are not at its '
-        'end, every row after them has the picture of an earlier one'
+        f'{path.relative_to(dataset.root)} holds {frames} frames for {rows} rows; where the spare '
+        'ones are not at its end, every row after them has the picture of an earlier one'
         for path, frames, rows in spare[:SHOWN]
     ]
-    return (*notes, *([f'and so do {len(spare) - SHOWN} more videos'] if len(spare) > SHOWN else []))
+    return (
+        *notes,
+        *([f'and so do {len(spare) - SHOWN} more videos'] if len(spare) > SHOWN else []),
+    )
 
 
 def _filled(rows: FileRows, fps: float) -> bool:

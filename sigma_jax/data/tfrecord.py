@@ -1,6 +1,7 @@
 """TFRecord files without TensorFlow: records behind a length, both with checksums.
 
-A record is: length (8 bytes, little endian), masked CRC-32C of these 8 bytes, the data, masked CRC-32C of the data.
+A record is: length (8 bytes, little endian), masked CRC-32C of these 8 bytes, the data, masked
+CRC-32C of the data.
 """
 
 import dataclasses
@@ -39,8 +40,8 @@ def list_records(path: Path) -> list[Place]:
             end = offset + _HEAD.size + length + _TAIL.size
             if end > size:
                 raise UserError(
-                    f'Expected a record of {length} bytes at {offset} in {path}, got only {size - offset} bytes up to '
-                    'the end; the file is cut short, copy it again.'
+                    f'Expected a record of {length} bytes at {offset} in {path}, got only '
+                    f'{size - offset} bytes up to the end; the file is cut short, copy it again.'
                 )
             places.append(Place(path, offset + _HEAD.size, length))
             offset = end
@@ -55,8 +56,8 @@ def read_record(place: Place) -> bytes:
         tail = file.read(_TAIL.size)
     if len(tail) != _TAIL.size or masked_crc32c(data) != _TAIL.unpack(tail)[0]:
         raise UserError(
-            f'Expected the record at {place.offset} in {place.path} to match its checksum, got another; '
-            'the file is damaged, copy it again.'
+            f'Expected the record at {place.offset} in {place.path} to match its checksum, got '
+            'another; the file is damaged, copy it again.'
         )
     return data
 
@@ -67,6 +68,6 @@ def _length(head: bytes, path: Path, offset: int) -> int:
         if masked_crc32c(head[:8]) == crc:
             return length
     raise UserError(
-        f'Expected the length of a TFRecord with its checksum at {offset} in {path}, got other bytes; '
-        'the file is damaged, compressed or no TFRecord.'
+        f'Expected the length of a TFRecord with its checksum at {offset} in {path}, got other '
+        'bytes; the file is damaged, compressed or no TFRecord.'
     )

@@ -19,12 +19,17 @@ Progress = Callable[[int, int], None]
 
 
 def export(
-    shards_dir: str | Path, out: str | Path, shard_size: int = 512, progress: Progress = lambda done, total: None
+    shards_dir: str | Path,
+    out: str | Path,
+    shard_size: int = 512,
+    progress: Progress = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Writes the windows of a finished preparation to the new folder `out`, and returns its meta.json.
+    """Writes the windows of a finished preparation to the new folder `out`, and returns its
+    meta.json.
 
-    The frozen policy's actions go along where they were computed. Pictures are those that the loader gives: decoded, at
-    the model's resolution. `progress` is called with (windows done, windows in all).
+    The frozen policy's actions go along where they were computed. Pictures are those that the
+    loader gives: decoded, at the model's resolution. `progress` is called with (windows done,
+    windows in all).
 
     Raises:
       UserError: no finished shards, `out` exists, no torch, or no room.
@@ -43,7 +48,11 @@ def export(
                 _save(torch, batch, folder / files[-1], Path(out))
                 batch = []
             progress(done, total)
-        about = {'layout': LAYOUT, 'shards': meta, 'files': {name: file_digest(folder / name) for name in files}}
+        about = {
+            'layout': LAYOUT,
+            'shards': meta,
+            'files': {name: file_digest(folder / name) for name in files},
+        }
         (folder / 'meta.json').write_text(json.dumps(about, indent=2) + '\n')
     return about
 
@@ -53,7 +62,9 @@ def _save(torch: Any, batch: list[dict[str, Any]], path: Path, out: Path) -> Non
         torch.save(batch, path)
     except (OSError, RuntimeError) as error:  # torch's writer has no error type of its own
         reason = str(error).splitlines()[0]
-        raise UserError(f'Expected to write {path.name} of {out}, got "{reason}"; free some room.') from error
+        raise UserError(
+            f'Expected to write {path.name} of {out}, got "{reason}"; free some room.'
+        ) from error
 
 
 def _samples(directory: Path, meta: dict[str, Any], torch: Any) -> Iterator[dict[str, Any]]:
@@ -93,7 +104,11 @@ def _sample(records: Records, number: int, base: np.ndarray | None, torch: Any) 
 
 def _actions(name: str, trajectory: np.ndarray, chunk: int) -> dict[str, np.ndarray]:
     """The three views of a trajectory [t a] (DESIGN 3.4)."""
-    return {f'{name}_vector': trajectory[0], f'{name}_chunk': trajectory[:chunk], f'{name}_trajectory': trajectory}
+    return {
+        f'{name}_vector': trajectory[0],
+        f'{name}_chunk': trajectory[:chunk],
+        f'{name}_trajectory': trajectory,
+    }
 
 
 def _l2(actions: np.ndarray, mask: np.ndarray) -> tuple[float, float]:

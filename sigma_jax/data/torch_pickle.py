@@ -1,7 +1,8 @@
-"""Looks into a `.pt` file before torch does: only plain containers, numbers, text and tensors may be in it.
+"""Looks into a `.pt` file before torch does: only plain containers, numbers, text and tensors may
+be in it.
 
-torch.load(weights_only=True) refuses the rest too, and stays the guard; this one needs no torch, and has an error that
-says what was found.
+torch.load(weights_only=True) refuses the rest too, and stays the guard; this one needs no torch,
+and has an error that says what was found.
 """
 
 import pickletools
@@ -12,11 +13,14 @@ from pathlib import Path
 from sigma_jax.errors import UserError
 
 _HARMLESS = re.compile(r'torch\._utils _rebuild_tensor_v2|collections OrderedDict|torch \w+Storage')
-_LOADS_CODE = {'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX', 'STACK_GLOBAL', 'EXT1', 'EXT2', 'EXT4'}  # torch.save writes none
+# torch.save writes none
+_LOADS_CODE = {'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX', 'STACK_GLOBAL', 'EXT1', 'EXT2', 'EXT4'}
 
 
 def check_pickle(path: Path) -> None:
-    """Raises UserError for anything but a zip file of torch.save with plain contents; nothing is executed."""
+    """Raises UserError for anything but a zip file of torch.save with plain contents; nothing is
+    executed.
+    """
     if not path.is_file():
         raise UserError(f'Expected a shard at {path}, got nothing there; copy it again.')
     try:
@@ -25,9 +29,12 @@ def check_pickle(path: Path) -> None:
             pickles = [entry for entry in entries if entry.filename.endswith('/data.pkl')]
             claimed = sum(entry.file_size for entry in entries)
             if len(pickles) != 1 or claimed > path.stat().st_size:
-                raise _refused(path, f'{len(pickles)} pickles and {claimed} bytes in {path.stat().st_size}')
+                raise _refused(
+                    path, f'{len(pickles)} pickles and {claimed} bytes in {path.stat().st_size}'
+                )
             _check_opcodes(path, archive.read(pickles[0]))
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:  # the last two: odd compression
+    # the last two: odd compression
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as error:
         raise _refused(path, str(error) or type(error).__name__) from error
 
 

@@ -7,13 +7,17 @@ import av
 from av.container import InputContainer
 
 TOLERANCE = 0.25  # of a frame period; a neighbour is a whole period away
-# FFmpeg tells a format by its content: a playlist called .mp4 would open the files and addresses that it names
+# FFmpeg tells a format by its content: a playlist called .mp4 would open the files and addresses
+# that it names
 CONTAINER = {
     'format_whitelist': 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi',
     'protocol_whitelist': 'file',
 }
-# names in a file that are no text are no reason to refuse its pictures; PyAV 19 keeps their bytes without being asked
-LENIENT: dict[str, Any] = {} if int(av.__version__.split('.')[0]) >= 19 else {'metadata_errors': 'replace'}
+# names in a file that are no text are no reason to refuse its pictures; PyAV 19 keeps their bytes
+# without being asked
+LENIENT: dict[str, Any] = (
+    {} if int(av.__version__.split('.')[0]) >= 19 else {'metadata_errors': 'replace'}
+)
 
 
 def open_video(path: Path) -> InputContainer:

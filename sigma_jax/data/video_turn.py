@@ -1,4 +1,6 @@
-"""How a container says that its video is to be turned: a matrix beside the stream, as telephones write it."""
+"""How a container says that its video is to be turned: a matrix beside the stream, as telephones
+write it.
+"""
 
 from typing import Any
 
@@ -10,7 +12,8 @@ from sigma_jax.errors import UserError
 
 
 def quarter_turns(frame: av.VideoFrame, place: str) -> int:
-    """By how many quarters a frame is to be turned counterclockwise; `place` says in messages where it is.
+    """By how many quarters a frame is to be turned counterclockwise; `place` says in messages where
+    it is.
 
     Raises:
       UserError: for a matrix that mirrors, scales or turns by another angle: readers differ there.
@@ -24,8 +27,9 @@ def quarter_turns(frame: av.VideoFrame, place: str) -> int:
         if (x, y) == step and tuple(numbers[2:] / 2**16) == (-step[1], step[0]):
             return turns
     raise UserError(
-        f'Expected a video turned by quarters in {place}, got the matrix {(numbers / 2**16).tolist()}, which mirrors, '
-        'scales or slants it; encode the video again as it is to be seen.'
+        f'Expected a video turned by quarters in {place}, got the matrix '
+        f'{(numbers / 2**16).tolist()}, which mirrors, scales or slants it; encode the video '
+        'again as it is to be seen.'
     )
 
 

@@ -1,4 +1,6 @@
-"""Episodes to windows of `t` actions, each with the observation at its first frame only (paper 4.1, DESIGN 3.4)."""
+"""Episodes to windows of `t` actions, each with the observation at its first frame only (paper 4.1,
+DESIGN 3.4).
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,8 +18,9 @@ TAILS = ('drop', 'pad')
 class Windows:
     """A column table of `m` windows; actions and states in raw robot units.
 
-    `avg_action_l2` and `max_action_l2` are the mean and largest Euclidean norm of a window's actions (paper 4.1);
-    `avg_motion` and `max_motion` those of its steps a_{t+1} - a_t. Padding actions count in none of them.
+    `avg_action_l2` and `max_action_l2` are the mean and largest Euclidean norm of a window's
+    actions (paper 4.1); `avg_motion` and `max_motion` those of its steps a_{t+1} - a_t. Padding
+    actions count in none of them.
     """
 
     episode: Int[np.ndarray, ' m']
@@ -47,13 +50,18 @@ def columns(windows: Windows) -> tuple[np.ndarray, ...]:
 def cut_windows(episode: Episode, *, horizon: int, stride: int, tail: str = 'drop') -> Windows:
     """Cuts an episode every `stride` frames.
 
-    `tail` says what happens to a window that runs over the episode's end: 'drop' leaves it out, 'pad' repeats the
-    last action with `action_mask` false.
+    `tail` says what happens to a window that runs over the episode's end: 'drop' leaves it out,
+    'pad' repeats the last action with `action_mask` false.
     """
     if tail not in TAILS:
-        raise UserError(f"Expected data.tail to be one of {TAILS}, got '{tail}'; choose one of them.")
+        raise UserError(
+            f"Expected data.tail to be one of {TAILS}, got '{tail}'; choose one of them."
+        )
     if horizon < 1 or stride < 1:
-        raise UserError(f'Expected horizon and stride of at least 1, got {horizon} and {stride}; correct the config.')
+        raise UserError(
+            f'Expected horizon and stride of at least 1, got {horizon} and {stride}; '
+            'correct the config.'
+        )
     length = len(episode)
     frame = np.arange(0, length if tail == 'pad' else length - horizon + 1, stride)
     steps = frame[:, None] + np.arange(horizon)
@@ -90,20 +98,27 @@ def _masked_mean_max(values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, 
     return mean.astype(np.float32), kept.max(-1, initial=0.0).astype(np.float32)
 
 
-def filter_windows(windows: Windows, *, min_motion: float, min_action_norm: float) -> tuple[Windows, dict[str, int]]:
+def filter_windows(
+    windows: Windows, *, min_motion: float, min_action_norm: float
+) -> tuple[Windows, dict[str, int]]:
     """Drops windows that barely move; returns those kept and how many went for which reason.
 
-    `min_motion` bounds `avg_motion` (DESIGN 3.4), `min_action_norm` bounds `avg_action_l2` (paper 4.1; on absolute
-    joint positions it filters nothing). 0 switches a filter off.
+    `min_motion` bounds `avg_motion` (DESIGN 3.4), `min_action_norm` bounds `avg_action_l2` (paper
+    4.1; on absolute joint positions it filters nothing). 0 switches a filter off.
     """
     still = windows.avg_motion < min_motion
     small = ~still & (windows.avg_action_l2 < min_action_norm)
-    dropped = {'avg_motion below min_motion': int(still.sum()), 'avg_action_l2 below min_action_norm': int(small.sum())}
+    dropped = {
+        'avg_motion below min_motion': int(still.sum()),
+        'avg_action_l2 below min_action_norm': int(small.sum()),
+    }
     return windows.take(~(still | small)), dropped
 
 
 def first_windows(windows: Windows, stride: int) -> Bool[np.ndarray, ' m']:
-    """True where a window has no predecessor `stride` frames earlier: the memory starts anew there (DESIGN 3.3)."""
+    """True where a window has no predecessor `stride` frames earlier: the memory starts anew there
+    (DESIGN 3.3).
+    """
     if not len(windows):
         return np.zeros(0, bool)
     follows = (np.diff(windows.episode) == 0) & (np.diff(windows.frame) == stride)

@@ -1,4 +1,6 @@
-"""How much of the residual to use: least and largest scale of the adapter, chosen on calibration, told on test."""
+"""How much of the residual to use: least and largest scale of the adapter, chosen on calibration,
+told on test.
+"""
 
 import itertools
 from collections.abc import Mapping
@@ -18,18 +20,23 @@ RELATIVE = jax.jit(adapter.relative_error)
 
 
 def sweep(splits: Mapping[str, Windows], state: Any) -> dict:
-    """Error relative to the base's, mean of the three branches, of every pair of scales on every split but train.
+    """Error relative to the base's, mean of the three branches, of every pair of scales on every
+    split but train.
 
-    The row `chosen` is the best on calibration. The adapter in use keeps a least scale of 0 whatever this table says:
-    above it, no risk however large would bring back the base.
+    The row `chosen` is the best on calibration. The adapter in use keeps a least scale of 0
+    whatever this table says: above it, no risk however large would bring back the base.
     """
     rows = []
     for least, largest in itertools.product(LEAST, LARGEST):
         if least <= largest:
             limits = {'min_scale': jnp.float32(least), 'max_scale': jnp.float32(largest)}
-            errors = {name: error(windows, state.replace(**limits)) for name, windows in splits.items()}
+            errors = {
+                name: error(windows, state.replace(**limits)) for name, windows in splits.items()
+            }
             rows.append({'min_scale': least, 'max_scale': largest} | errors)
-    chosen = int(np.argmin([row['calibration'] for row in rows])) if 'calibration' in splits else None
+    chosen = (
+        int(np.argmin([row['calibration'] for row in rows])) if 'calibration' in splits else None
+    )
     return {'rows': rows, 'chosen': chosen}
 
 
@@ -38,5 +45,7 @@ def error(windows: Windows, state: AdapterState) -> float:
     whole = windows.action_mask.all(axis=1)
     windows = windows.select(whole) if whole.any() else windows
     run = windows.predictions[CARRIED]
-    base, target = (views(np.asarray(x, np.float32), windows.chunk) for x in (windows.base, windows.actions))
+    base, target = (
+        views(np.asarray(x, np.float32), windows.chunk) for x in (windows.base, windows.actions)
+    )
     return float(RELATIVE(base, run.actions, target, run.tau, run.c_act0, state))

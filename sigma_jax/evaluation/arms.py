@@ -9,7 +9,9 @@ from sigma_jax.errors import UserError
 
 
 class BiasFit(NamedTuple):
-    """Affine correction of the base, one pair per horizon step and joint: a = weight * base + bias."""
+    """Affine correction of the base, one pair per horizon step and joint: a = weight * base +
+    bias.
+    """
 
     weight: Float[np.ndarray, 't a']
     bias: Float[np.ndarray, 't a']
@@ -22,13 +24,15 @@ def hold(state: Float[np.ndarray, 'n p'], horizon: int, joints: int) -> Float[np
     """
     if state.shape[-1] != joints:
         raise UserError(
-            f'arm hold: expected a state of {joints} values, one for each action, got {state.shape[-1]}; '
-            'leave the arm out for this data set'
+            f'arm hold: expected a state of {joints} values, one for each action, got '
+            f'{state.shape[-1]}; leave the arm out for this data set'
         )
     return np.repeat(np.asarray(state, np.float64)[:, None], horizon, axis=1)
 
 
-def mean_action(actions: Float[np.ndarray, 'n t a'], action_mask: Bool[np.ndarray, 'n t']) -> Float[np.ndarray, 't a']:
+def mean_action(
+    actions: Float[np.ndarray, 'n t a'], action_mask: Bool[np.ndarray, 'n t']
+) -> Float[np.ndarray, 't a']:
     """Mean training action at each horizon step, over windows where the step is valid."""
     return masked_average(actions, action_mask)
 
@@ -40,7 +44,8 @@ def fit_bias(
 ) -> BiasFit:
     """Least squares a ~ weight * base + bias on training windows.
 
-    Where the base does not vary (or one window is all there is) the weight is 1 and only the bias is fitted.
+    Where the base does not vary (or one window is all there is) the weight is 1 and only the bias
+    is fitted.
     """
     base, actions = np.asarray(base, np.float64), np.asarray(actions, np.float64)
     mean_base, mean_true = masked_average(base, action_mask), masked_average(actions, action_mask)
@@ -56,7 +61,9 @@ def apply_bias(base: Float[np.ndarray, 'n t a'], fit: BiasFit) -> Float[np.ndarr
     return fit.weight * np.asarray(base, np.float64) + fit.bias
 
 
-def masked_average(x: Float[np.ndarray, 'n t a'], mask: Bool[np.ndarray, 'n t']) -> Float[np.ndarray, 't a']:
+def masked_average(
+    x: Float[np.ndarray, 'n t a'], mask: Bool[np.ndarray, 'n t']
+) -> Float[np.ndarray, 't a']:
     """Mean over windows of valid steps; 0 where a step is never valid."""
     mask = np.asarray(mask, bool)[..., None]
     return np.where(mask, x, 0.0).sum(axis=0, dtype=np.float64) / np.maximum(mask.sum(axis=0), 1)

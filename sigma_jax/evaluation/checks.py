@@ -1,4 +1,6 @@
-"""The paper's own tables: averages over all windows, telepathy switch x adapter, CHECK A and CHECK B (paper 5.3, 6)."""
+"""The paper's own tables: averages over all windows, telepathy switch x adapter, CHECK A and CHECK
+B (paper 5.3, 6).
+"""
 
 import math
 from collections.abc import Mapping
@@ -26,7 +28,9 @@ def two_by_two(split_arms: Mapping[str, dict]) -> dict:
     }
     return {
         switch: {
-            use: {key: split_arms[arm][key]['value'] for key in ERRORS} for use, arm in row.items() if arm in split_arms
+            use: {key: split_arms[arm][key]['value'] for key in ERRORS}
+            for use, arm in row.items()
+            if arm in split_arms
         }
         for switch, row in names.items()
     }
@@ -35,36 +39,60 @@ def two_by_two(split_arms: Mapping[str, dict]) -> dict:
 def pooled(
     splits: Mapping[str, Windows], errors: ErrorTable, arm: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Errors of an arm, tau norm and semantic alignment of Sigma, over all windows of all splits."""
+    """Errors of an arm, tau norm and semantic alignment of Sigma, over all windows of all
+    splits.
+    """
     runs = [windows.predictions[CARRIED] for windows in splits.values()]
     tau = np.concatenate([metrics.tau_l2(run.tau) for run in runs])
     align = np.concatenate([run.sem_align for run in runs])
-    return {key: np.concatenate([errors[split][arm][key] for split in splits]) for key in ERRORS}, tau, align
+    return (
+        {key: np.concatenate([errors[split][arm][key] for split in splits]) for key in ERRORS},
+        tau,
+        align,
+    )
 
 
 def paper_report(
-    splits: Mapping[str, Windows], errors: ErrorTable, success: Thresholds, hard: Thresholds, batch_size: int
+    splits: Mapping[str, Windows],
+    errors: ErrorTable,
+    success: Thresholds,
+    hard: Thresholds,
+    batch_size: int,
 ) -> dict:
-    """The paper's keys: all windows of all splits together, Sigma and the base, both with Sigma's tau (paper 6)."""
+    """The paper's keys: all windows of all splits together, Sigma and the base, both with Sigma's
+    tau (paper 6).
+    """
     groups = {
-        group: metrics.paper_summary(*pooled(splits, errors, arm), success, hard, batch_size) for group, arm in GROUPS
+        group: metrics.paper_summary(*pooled(splits, errors, arm), success, hard, batch_size)
+        for group, arm in GROUPS
     }
     shared = ('num_samples', 'num_batches', 'hard_thresholds', 'success_thresholds')
     return {key: groups['sigma'][key] for key in shared} | {'windows_of': list(splits)} | groups
 
 
 def head_statistics(params: PyTree | None) -> dict:
-    """CHECK A: number, mean, std and rms of the tensors of the heads ('sigma' leaves), in float64 (paper 6)."""
+    """CHECK A: number, mean, std and rms of the tensors of the heads ('sigma' leaves), in float64
+    (paper 6).
+    """
     leaves = [np.asarray(x, np.float64).reshape(-1) for x in jax.tree.leaves(params)]
     count = max(sum(x.size for x in leaves), 1)
     mean = sum(float(x.sum()) for x in leaves) / count
     square = sum(float(np.square(x).sum()) for x in leaves) / count
     variance = sum(float(np.square(x - mean).sum()) for x in leaves) / count
-    return {'heads_tensors': len(leaves), 'mean': mean, 'std': math.sqrt(variance), 'rms': math.sqrt(square)}
+    return {
+        'heads_tensors': len(leaves),
+        'mean': mean,
+        'std': math.sqrt(variance),
+        'rms': math.sqrt(square),
+    }
 
 
-def check_b(splits: Mapping[str, Windows], errors: ErrorTable, batch_size: int, every: int) -> dict[str, list[dict]]:
-    """CHECK B: means of single batches, one in `every` (more often where that gives under ten rows)."""
+def check_b(
+    splits: Mapping[str, Windows], errors: ErrorTable, batch_size: int, every: int
+) -> dict[str, list[dict]]:
+    """CHECK B: means of single batches, one in `every` (more often where that gives under ten
+    rows).
+    """
     result = {}
     for group, arm in GROUPS:
         values, tau, align = pooled(splits, errors, arm)
@@ -72,7 +100,11 @@ def check_b(splits: Mapping[str, Windows], errors: ErrorTable, batch_size: int, 
         batches = -(-len(tau) // batch_size)
         step = max(1, min(every, batches // 10))
         result[group] = [
-            {'batch': i} | {k: float(v[i * batch_size : (i + 1) * batch_size].mean()) for k, v in columns.items()}
+            {'batch': i}
+            | {
+                k: float(v[i * batch_size : (i + 1) * batch_size].mean())
+                for k, v in columns.items()
+            }
             for i in range(0, batches, step)
         ]
     return result

@@ -1,6 +1,7 @@
 """Rows of trainings against each other: seeds pooled, contrasts paired by episode (DESIGN 3.8).
 
-Pure numpy on errors of windows. Every arm brings a table of errors a seed; arms that need no training bring one.
+Pure numpy on errors of windows. Every arm brings a table of errors a seed; arms that need no
+training bring one.
 """
 
 import dataclasses
@@ -19,7 +20,9 @@ BASE = 'pi05'
 
 @dataclasses.dataclass(frozen=True)
 class PooledArm:
-    """An arm's errors: for each seed {mse_vec, mse_chk, mse_trj: [n]}; `seeds` is empty where nothing was trained."""
+    """An arm's errors: for each seed {mse_vec, mse_chk, mse_trj: [n]}; `seeds` is empty where
+    nothing was trained.
+    """
 
     errors: Sequence[metrics.Errors]
     seeds: tuple[int, ...] = ()
@@ -31,9 +34,14 @@ class PooledArm:
 
 
 def compare(
-    arms: Mapping[str, PooledArm], episode: Int[np.ndarray, 'n'], pairs: Sequence[tuple[str, str]], seed: int = 0
+    arms: Mapping[str, PooledArm],
+    episode: Int[np.ndarray, 'n'],
+    pairs: Sequence[tuple[str, str]],
+    seed: int = 0,
 ) -> dict:
-    """Every arm with its interval over seeds and episodes, and the contrasts `pairs` (arm, against)."""
+    """Every arm with its interval over seeds and episodes, and the contrasts `pairs` (arm,
+    against).
+    """
     return {
         'num_windows': len(episode),
         'num_episodes': len(np.unique(episode)),
@@ -62,13 +70,18 @@ def contrast(
     """Relative change of one arm's errors against another's, on the same windows."""
     one, other = (arms[name] for name in pair)
     changes = {
-        key: intervals.change(one.table(key, episode), other.table(key, episode), seed)._asdict() for key in ERRORS
+        key: intervals.change(one.table(key, episode), other.table(key, episode), seed)._asdict()
+        for key in ERRORS
     }
     return {'arm': pair[0], 'against': pair[1]} | changes
 
 
-def pairs(arms: Sequence[str], tuned: Sequence[str], ablations: Sequence[str], full: str | None) -> list:
-    """(arm, against): every arm against the base and against the tuned ones, the full model against its ablations."""
+def pairs(
+    arms: Sequence[str], tuned: Sequence[str], ablations: Sequence[str], full: str | None
+) -> list:
+    """(arm, against): every arm against the base and against the tuned ones, the full model against
+    its ablations.
+    """
     against_base = [(name, BASE) for name in arms if name != BASE]
     against_tuned = [(name, one) for one in tuned for name in arms if name not in (BASE, *tuned)]
     return against_base + against_tuned + [(full, name) for name in ablations if full is not None]

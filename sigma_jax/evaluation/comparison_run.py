@@ -1,4 +1,6 @@
-"""Many trainings on the same episodes: each is opened, replayed or sampled, reduced to errors, and let go."""
+"""Many trainings on the same episodes: each is opened, replayed or sampled, reduced to errors, and
+let go.
+"""
 
 import dataclasses
 import functools
@@ -42,8 +44,9 @@ DRAWS = 8  # of a fine-tuned policy, for the mean (DESIGN 3.8)
 class Inputs:
     """What is compared, on which split of which shards.
 
-    `opened` is the Sigma of the folder `lead`, open already, `splits` its replays, `state` its adapter, where
-    calibration episodes are evaluated too. What is measured is kept in `out` until the report is there.
+    `opened` is the Sigma of the folder `lead`, open already, `splits` its replays, `state` its
+    adapter, where calibration episodes are evaluated too. What is measured is kept in `out` until
+    the report is there.
     """
 
     trainings: Sequence[Training]
@@ -68,7 +71,13 @@ class Inputs:
     @functools.cached_property
     def one(self) -> NumpyBatch:
         """A batch, for its shapes."""
-        return next(iter(list_batches(self.opened, self.shards, self.split, self.episodes_at_once, self.decoded)))
+        return next(
+            iter(
+                list_batches(
+                    self.opened, self.shards, self.split, self.episodes_at_once, self.decoded
+                )
+            )
+        )
 
     @functools.cached_property
     def sample(self) -> int:
@@ -79,8 +88,8 @@ class Inputs:
 def compare_rows(inputs: Inputs) -> dict[str, Any]:
     """The report's section `comparison`: arms by row, contrasts, what each row is and costs.
 
-    Arms that need no training come first; of the full Sigma also the adapter, fitted anew for each seed, and the
-    telepathy switch; a fine-tuned policy gives one sample and the mean of `DRAWS`.
+    Arms that need no training come first; of the full Sigma also the adapter, fitted anew for each
+    seed, and the telepathy switch; a fine-tuned policy gives one sample and the mean of `DRAWS`.
     """
     judging = [inputs.split] + (['calibration'] if inputs.state is not None else [])
     for training in inputs.trainings:
@@ -89,21 +98,35 @@ def compare_rows(inputs: Inputs) -> dict[str, Any]:
     rows, windows = by_row(inputs.trainings), inputs.windows
     untrained = dataclasses.replace(windows, predictions={CARRIED: windows.predictions[CARRIED]})
     simple = measure.make_arms(untrained, inputs.splits.get('train'), None)
-    arms = {name: PooledArm([e], (), [b]) for name, (e, b) in reduced(simple, windows).items() if name != CARRIED}
+    arms = {
+        name: PooledArm([e], (), [b])
+        for name, (e, b) in reduced(simple, windows).items()
+        if name != CARRIED
+    }
     facts = {}
     for row, of in rows.items():
         measured = [measure_once(inputs, training) for training in of]
         mine = pooled(measured, [training.seed for training in of])
         if taken := sorted(set(arms) & set(mine)):
-            raise UserError(f'expected rows with names of their own, got {taken[0]!r}, an arm; use --workdir=NAME=PATH')
+            raise UserError(
+                f'expected rows with names of their own, got {taken[0]!r}, an arm; '
+                'use --workdir=NAME=PATH'
+            )
         arms |= mine
-        facts[row] = {'role': of[0].role, 'seeds': [training.seed for training in of], 'gates': gates_of(of[0])}
+        facts[row] = {
+            'role': of[0].role,
+            'seeds': [training.seed for training in of],
+            'gates': gates_of(of[0]),
+        }
         facts[row]['compute'] = measured[0].cost
     return {'split': inputs.split} | described(inputs, rows, facts, arms)
 
 
 def described(
-    inputs: Inputs, rows: Mapping[str, list[Training]], facts: dict[str, dict], arms: Mapping[str, PooledArm]
+    inputs: Inputs,
+    rows: Mapping[str, list[Training]],
+    facts: dict[str, dict],
+    arms: Mapping[str, PooledArm],
 ) -> dict[str, Any]:
     """Roles of the rows, all contrasts that follow from them, and the costs."""
     tuned = [row for row, of in rows.items() if of[0].role == TUNED]
@@ -114,13 +137,22 @@ def described(
     against += [(full, f'{row}_mean{DRAWS}') for row in tuned if full]
     report = comparison.compare(arms, inputs.windows.episode, against, inputs.config.seed)
     no_tau = next((row for row in sigmas if rows[row][0].role == NO_TAU), None)
-    costs = {BASE: compute.cost(base=inputs.sample)} | {row: values.pop('compute') for row, values in facts.items()}
-    roles = {'full': full, 'no_tau': no_tau, 'tuned': tuned, 'ablations': [row for row in sigmas if row != full]}
+    costs = {BASE: compute.cost(base=inputs.sample)} | {
+        row: values.pop('compute') for row, values in facts.items()
+    }
+    roles = {
+        'full': full,
+        'no_tau': no_tau,
+        'tuned': tuned,
+        'ablations': [row for row in sigmas if row != full],
+    }
     return {'rows': facts, **roles, **report, 'compute': costs}
 
 
 def by_row(trainings: Sequence[Training]) -> dict[str, list[Training]]:
-    """Trainings of each row in the order of their seeds; fine-tuned policies first, then the full Sigma."""
+    """Trainings of each row in the order of their seeds; fine-tuned policies first, then the full
+    Sigma.
+    """
     order = {TUNED: 0, FULL: 1}
     rows: dict[str, list[Training]] = {}
     for training in sorted(trainings, key=lambda t: (order.get(t.role, 2), t.role != NO_TAU)):
@@ -148,20 +180,32 @@ def measure_once(inputs: Inputs, training: Training) -> Measured:
     }
     make = of_policy if training.role == TUNED else of_sigma
     name = f'{training.row}-seed{training.seed}'
-    return kept.once(inputs.out, name, json.loads(json.dumps(key, default=str)), lambda: make(inputs, training))
+    return kept.once(
+        inputs.out, name, json.loads(json.dumps(key, default=str)), lambda: make(inputs, training)
+    )
 
 
 def newest(folder: pathlib.Path) -> list[int]:
-    """Step of the newest checkpoint, and when it was written: another training may have taken its place."""
-    return [n for step in whole_steps(folder)[-1:] for n in (step, (folder / f'step_{step}').stat().st_mtime_ns)]
+    """Step of the newest checkpoint, and when it was written: another training may have taken its
+    place.
+    """
+    return [
+        n
+        for step in whole_steps(folder)[-1:]
+        for n in (step, (folder / f'step_{step}').stat().st_mtime_ns)
+    ]
 
 
-def reduced(arms: Mapping[str, Arm], windows: Windows) -> dict[str, tuple[metrics.Errors, np.ndarray]]:
+def reduced(
+    arms: Mapping[str, Arm], windows: Windows
+) -> dict[str, tuple[metrics.Errors, np.ndarray]]:
     """{name: (errors of every window, error by step)}."""
     return {
         name: (
             measure.errors_of(arm, windows),
-            metrics.error_by_step(np.asarray(arm.actions.traj), windows.actions, windows.action_mask),
+            metrics.error_by_step(
+                np.asarray(arm.actions.traj), windows.actions, windows.action_mask
+            ),
         )
         for name, arm in arms.items()
     }
@@ -170,7 +214,11 @@ def reduced(arms: Mapping[str, Arm], windows: Windows) -> dict[str, tuple[metric
 def pooled(measured: Sequence[Measured], seeds: Sequence[int]) -> dict[str, PooledArm]:
     """The arms of a row, its seeds together."""
     return {
-        name: PooledArm([one.arms[name][0] for one in measured], tuple(seeds), [one.arms[name][1] for one in measured])
+        name: PooledArm(
+            [one.arms[name][0] for one in measured],
+            tuple(seeds),
+            [one.arms[name][1] for one in measured],
+        )
         for name in measured[0].arms
     }
 
@@ -201,7 +249,9 @@ def of_policy(inputs: Inputs, training: Training) -> Measured:
     assert np.array_equal(episode, windows.episode) and np.array_equal(frame, windows.frame)
     of = {training.row: samples[:, 0], f'{training.row}_mean{DRAWS}': samples.mean(axis=1)}
     arms = {name: Arm(views(trajectory, windows.chunk)) for name, trajectory in of.items()}
-    return Measured(reduced(arms, windows), compute.cost(policy.parameter_counts, policy.config, inputs.sample))
+    return Measured(
+        reduced(arms, windows), compute.cost(policy.parameter_counts, policy.config, inputs.sample)
+    )
 
 
 def of_sigma(inputs: Inputs, training: Training) -> Measured:
@@ -227,7 +277,10 @@ def of_sigma(inputs: Inputs, training: Training) -> Measured:
     arms = {name: made[arm] for arm, name in names.items() if arm in made}
     needs_base = None if float(gates_of(training).get('residual', 1.0)) == 0 else inputs.sample
     own = compute.of_sigma(trained, inputs.one)
-    return Measured(reduced(arms, windows), compute.cost(trained.parameter_counts, trained.config, own, needs_base))
+    return Measured(
+        reduced(arms, windows),
+        compute.cost(trained.parameter_counts, trained.config, own, needs_base),
+    )
 
 
 def base_seed(shards: pathlib.Path) -> int:

@@ -1,4 +1,6 @@
-"""What an arm costs beside its error: parameters that learn, arithmetic of a window, windows seen in training."""
+"""What an arm costs beside its error: parameters that learn, arithmetic of a window, windows seen
+in training.
+"""
 
 import functools
 import json
@@ -24,10 +26,13 @@ def cost(
 ) -> dict[str, Any]:
     """One arm's row.
 
-    `own` and `base` are floating-point operations a window: of the arm itself, and of sampling the base that it starts
-    from; None where the arm does neither. `parameters` are those of its groups; the base's own do not learn.
+    `own` and `base` are floating-point operations a window: of the arm itself, and of sampling the
+    base that it starts from; None where the arm does neither. `parameters` are those of its groups;
+    the base's own do not learn.
     """
-    learning = None if parameters is None else sum(n for group, n in parameters.items() if group != 'base')
+    learning = (
+        None if parameters is None else sum(n for group, n in parameters.items() if group != 'base')
+    )
     parts = [x for x in (own, base) if x is not None]
     return {
         'trainable_parameters': learning,
@@ -52,15 +57,23 @@ def seen(config: Mapping[str, Any]) -> int:
 
 
 def of_training(config: Mapping[str, Any]) -> int:
-    """Operations of a whole training: losses and gradients of all steps, the frozen policy's passes included.
+    """Operations of a whole training: losses and gradients of all steps, the frozen policy's passes
+    included.
 
-    Sigma's also have one sample of the base for each window of its training split, where actions are residuals on it.
-    Counted as if no other feature were read from disk (`config.features`).
+    Sigma's also have one sample of the base for each window of its training split, where actions
+    are residuals on it. Counted as if no other feature were read from disk (`config.features`).
     """
-    same = {key: value for key, value in config.items() if key not in ('seed', 'ablation', 'ablations', 'steps')}
+    same = {
+        key: value
+        for key, value in config.items()
+        if key not in ('seed', 'ablation', 'ablations', 'steps')
+    }
     step, sample = _of_parts(json.dumps(same, sort_keys=True))
     sampled_windows = 0
-    if config['objective'] == 'sigma' and float(config.get('ablation', {}).get('residual', 1.0)) != 0:
+    if (
+        config['objective'] == 'sigma'
+        and float(config.get('ablation', {}).get('residual', 1.0)) != 0
+    ):
         sampled_windows = read_meta(config['shards'])['windows']['train'] if config['shards'] else 0
     return config['steps'] * step + sampled_windows * sample
 
@@ -72,7 +85,9 @@ def _of_parts(config: str) -> tuple[int, int]:
 
     def gradient(trainable, frozen, batch):
         def loss(t):
-            return job.goal(t, frozen, batch, Ablation(), jax.random.key(0), jnp.zeros((), jnp.int32))
+            return job.goal(
+                t, frozen, batch, Ablation(), jax.random.key(0), jnp.zeros((), jnp.int32)
+            )
 
         return jax.grad(loss, has_aux=True)(trainable)
 
@@ -86,7 +101,9 @@ def of_sigma(trained: Any, batch: Mapping[str, Any]) -> int:
 
 
 def of_sample(config: pi05.Pi05Config, batch: Batch) -> int:
-    """Operations of one sample of a policy for one window of `batch`; only shapes are read, no weights needed."""
+    """Operations of one sample of a policy for one window of `batch`; only shapes are read, no
+    weights needed.
+    """
     lead = batch.mask.ndim
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[lead:]), x.dtype), batch)
     names = ('action_low', 'action_span', 'relative', 'state_low', 'state_span')

@@ -1,8 +1,9 @@
-"""Arithmetic of a function, counted in its jaxpr: products and sums of matrix products and convolutions.
+"""Arithmetic of a function, counted in its jaxpr: products and sums of matrix products and
+convolutions.
 
-Counted before compilation, so the same on every device but for keys that a GPU's attention is filled up with
-(`nn.whole_tiles`); a scan counts as often as it runs, of branches the dearest. Elementwise work, under a hundredth of a
-transformer's, is left out.
+Counted before compilation, so the same on every device but for keys that a GPU's attention is
+filled up with (`nn.whole_tiles`); a scan counts as often as it runs, of branches the dearest.
+Elementwise work, under a hundredth of a transformer's, is left out.
 """
 
 import math
@@ -16,7 +17,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 def count(function: Callable, *arguments: Any) -> int:
     """Floating-point operations of `function(*arguments)`; only shapes are read.
 
-    What is compiled already is traced as it is: inside another trace JAX refuses options for XLA (`compiler.options`).
+    What is compiled already is traced as it is: inside another trace JAX refuses options for XLA
+    (`compiler.options`).
     """
     compiled = function if hasattr(function, 'trace') else jax.jit(function)
     return of_jaxpr(compiled.trace(*arguments).jaxpr.jaxpr)
@@ -33,11 +35,16 @@ def of_equation(equation: JaxprEqn) -> int:
     if name == 'dot_general':
         (contracted, _), _ = equation.params['dimension_numbers']
         shape = shape_of(equation.invars[0])
-        return 2 * math.prod(shape_of(equation.outvars[0])) * math.prod(shape[axis] for axis in contracted)
+        return (
+            2
+            * math.prod(shape_of(equation.outvars[0]))
+            * math.prod(shape[axis] for axis in contracted)
+        )
     if name == 'conv_general_dilated':
         kernel, layout = shape_of(equation.invars[1]), equation.params['dimension_numbers'].rhs_spec
         return 2 * math.prod(shape_of(equation.outvars[0])) * math.prod(kernel) // kernel[layout[0]]
-    if name.startswith('dot_product_attention'):  # fused, on a GPU; backward: the products that plain attention takes
+    # fused, on a GPU; backward: the products that plain attention takes
+    if name.startswith('dot_product_attention'):
         (b, t, n, h), keys = shape_of(equation.invars[0]), shape_of(equation.invars[1])[1]
         return (8 if '_bwd' in name else 4) * b * t * keys * n * h
     inner = [of_jaxpr(jaxpr) for jaxpr in inside(equation.params)]
@@ -53,5 +60,13 @@ def shape_of(variable: Any) -> tuple[int, ...]:
 
 def inside(params: dict[str, Any]) -> list[Jaxpr]:
     """The functions that an equation calls."""
-    values = [x for value in params.values() for x in (value if isinstance(value, tuple | list) else [value])]
-    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in values if isinstance(x, ClosedJaxpr | Jaxpr)]
+    values = [
+        x
+        for value in params.values()
+        for x in (value if isinstance(value, tuple | list) else [value])
+    ]
+    return [
+        x.jaxpr if isinstance(x, ClosedJaxpr) else x
+        for x in values
+        if isinstance(x, ClosedJaxpr | Jaxpr)
+    ]

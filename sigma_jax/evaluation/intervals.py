@@ -1,15 +1,16 @@
-"""Intervals that hold over training seeds and episodes: a two-way bootstrap of one arm's error over another's.
+"""Intervals that hold over training seeds and episodes: a two-way bootstrap of one arm's error over
+another's.
 
-The numbers of an arm form a table, seeds x episodes, of sums over the windows of an episode. Episodes are drawn whole
-and for both arms together (paired), seeds within each arm on their own: the runs of two arms are not paired, also
-where they share a seed.
+The numbers of an arm form a table, seeds x episodes, of sums over the windows of an episode.
+Episodes are drawn whole and for both arms together (paired), seeds within each arm on their own:
+the runs of two arms are not paired, also where they share a seed.
 
-What an interval covers: the ratio of the two arms' expected errors, over training runs with other seeds and over other
-episodes of the same kind, less one. With one seed there is nothing to tell runs apart, and it covers other episodes
-for this very checkpoint only.
+What an interval covers: the ratio of the two arms' expected errors, over training runs with other
+seeds and over other episodes of the same kind, less one. With one seed there is nothing to tell
+runs apart, and it covers other episodes for this very checkpoint only.
 
-Plain resampling is too narrow for five seeds and counts what seed and episode do together more than once. So the draws
-give the shape, and their width is set to that of Student's t for the variance
+Plain resampling is too narrow for five seeds and counts what seed and episode do together more than
+once. So the draws give the shape, and their width is set to that of Student's t for the variance
 
     V = V_seeds(arm) + V_seeds(reference) + V_episodes - V_both      (each arm's own interaction once)
 
@@ -34,10 +35,14 @@ class Variance(NamedTuple):
     freedom: float
 
 
-def ratio(values: Table, reference: Table, seed: int = 0, level: float = 0.95, resamples: int = 2000) -> Interval:
-    """Mean over seeds of the sum over episodes, `values` over `reference`, with its interval (see above).
+def ratio(
+    values: Table, reference: Table, seed: int = 0, level: float = 0.95, resamples: int = 2000
+) -> Interval:
+    """Mean over seeds of the sum over episodes, `values` over `reference`, with its interval (see
+    above).
 
-    The limits are NaN where one episode is all there is. With one seed on either side it is `metrics.ratio_interval`.
+    The limits are NaN where one episode is all there is. With one seed on either side it is
+    `metrics.ratio_interval`.
     """
     values, reference = np.atleast_2d(values), np.atleast_2d(reference)
     if len(values) == len(reference) == 1:
@@ -72,7 +77,9 @@ def draws(values: Table, reference: Table, seed: int, resamples: int) -> Float[n
     return np.log(top[usable] / bottom[usable])
 
 
-def resample_seeds(table: Table, columns: np.ndarray, rng: np.random.Generator) -> Float[np.ndarray, 'r']:
+def resample_seeds(
+    table: Table, columns: np.ndarray, rng: np.random.Generator
+) -> Float[np.ndarray, 'r']:
     """Mean over drawn seeds of the sum over drawn episodes; a single seed stays as it is."""
     seeds = len(table)
     sums = columns @ table.T
@@ -83,7 +90,9 @@ def resample_seeds(table: Table, columns: np.ndarray, rng: np.random.Generator) 
 
 
 def log_variance(values: Table, reference: Table) -> Variance:
-    """The variance in this module's first lines, by linearisation: each arm's table divided by its total."""
+    """The variance in this module's first lines, by linearisation: each arm's table divided by its
+    total.
+    """
     shares = [table / table.mean(axis=0).sum() for table in (values, reference)]
     episodes = values.shape[1]
     by_episode = shares[0].mean(axis=0) - shares[1].mean(axis=0)

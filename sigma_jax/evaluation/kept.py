@@ -1,4 +1,6 @@
-"""What one training gave on one split, kept on disk until the report is written: a stopped comparison continues."""
+"""What one training gave on one split, kept on disk until the report is written: a stopped
+comparison continues.
+"""
 
 import dataclasses
 import hashlib
@@ -22,13 +24,17 @@ ABOUT, BY_STEP = 'about', 'by_step'
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Arms of one training by name: errors of every window, error by step of the window; its row of costs."""
+    """Arms of one training by name: errors of every window, error by step of the window; its row of
+    costs.
+    """
 
     arms: dict[str, tuple[metrics.Errors, Float[np.ndarray, 't']]]
     cost: dict[str, Any]
 
 
-def once(folder: pathlib.Path, name: str, key: Mapping[str, Any], make: Callable[[], Measured]) -> Measured:
+def once(
+    folder: pathlib.Path, name: str, key: Mapping[str, Any], make: Callable[[], Measured]
+) -> Measured:
     """What `make` gives, or what it gave before an interruption for the same `key` (JSON-ready).
 
     A file that is damaged, or of another key, is made again.
@@ -61,7 +67,9 @@ def pack(found: Measured, digest: str) -> bytes:
 
 
 def read(file: pathlib.Path, digest: str) -> Measured:
-    """Raises ValueError where the file was made for another key, and what numpy raises for a damaged one."""
+    """Raises ValueError where the file was made for another key, and what numpy raises for a
+    damaged one.
+    """
     with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
         about = json.loads(str(arrays[ABOUT]))
         if about['key'] != digest:

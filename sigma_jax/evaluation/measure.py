@@ -1,7 +1,8 @@
-"""From replayed windows to `sigma_eval_report.json`: arms x splits, intervals, CHECK A and B (paper 5-6; DESIGN 3.8).
+"""From replayed windows to `sigma_eval_report.json`: arms x splits, intervals, CHECK A and B (paper
+5-6; DESIGN 3.8).
 
-Choices are made on calibration windows (the adapter) and train windows (mean action, bias fit); test windows are
-only measured. Nothing here touches a file; `runner` does.
+Choices are made on calibration windows (the adapter) and train windows (mean action, bias fit);
+test windows are only measured. Nothing here touches a file; `runner` does.
 """
 
 import dataclasses
@@ -32,7 +33,8 @@ class EvaluationConfig:
     success: Thresholds = dataclasses.field(default_factory=Thresholds)  # (paper 6)
     hard: Thresholds = dataclasses.field(default_factory=Thresholds)  # (paper 6)
     batch_size: int = 4  # CHECK B (paper: 723 windows in 181 batches)
-    every: int = 20  # CHECK B prints one batch in twenty (paper, Tables 2 and 3); fewer batches, more often
+    # CHECK B prints one batch in twenty (paper, Tables 2 and 3); fewer batches, more often
+    every: int = 20
     seed: int = 0  # of the bootstrap
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
 
@@ -57,8 +59,8 @@ def evaluate(
     """The whole report as JSON-ready values.
 
     Args:
-      splits: replayed windows of any of 'train', 'calibration', 'test'. Without train there is no `mean` and no
-        `pi05_bias` arm, without calibration no adapter.
+      splits: replayed windows of any of 'train', 'calibration', 'test'. Without train there is no
+        `mean` and no `pi05_bias` arm, without calibration no adapter.
       sigma_params: the trained 'sigma' leaves, for CHECK A.
       provenance: anything that says where the numbers come from; stored as it is.
       joints: names of the action dimensions.
@@ -67,14 +69,22 @@ def evaluate(
     """
     if state is None and 'calibration' in splits:
         state = fit_adapter(splits['calibration'], config.adapter)
-    table = {name: make_arms(windows, splits.get('train'), state) for name, windows in splits.items()}
-    errors = {name: {arm: errors_of(x, splits[name]) for arm, x in table[name].items()} for name in splits}
+    table = {
+        name: make_arms(windows, splits.get('train'), state) for name, windows in splits.items()
+    }
+    errors = {
+        name: {arm: errors_of(x, splits[name]) for arm, x in table[name].items()} for name in splits
+    }
     report: dict[str, Any] = {'schema': SCHEMA, 'schema_version': SCHEMA_VERSION}
     report |= checks.paper_report(splits, errors, config.success, config.hard, config.batch_size)
     report['check_a'] = {group: checks.head_statistics(sigma_params) for group, _ in checks.GROUPS}
     report['check_b'] = checks.check_b(splits, errors, config.batch_size, config.every)
-    report['splits'] = {name: split_report(splits[name], table[name], errors[name], config) for name in splits}
-    report['telepathy_by_adapter'] = {name: checks.two_by_two(report['splits'][name]['arms']) for name in splits}
+    report['splits'] = {
+        name: split_report(splits[name], table[name], errors[name], config) for name in splits
+    }
+    report['telepathy_by_adapter'] = {
+        name: checks.two_by_two(report['splits'][name]['arms']) for name in splits
+    }
     report['adapter'] = adapter_report(splits, state)
     report['example'] = example(splits, table, errors, joints)
     report['provenance'] = dict(provenance or {})
@@ -82,15 +92,21 @@ def evaluate(
 
 
 def fit_adapter(windows: Windows, config: AdapterConfig) -> AdapterState:
-    """The adapter fitted on calibration windows, telepathy on (DESIGN 3.7); cut-off windows only where all are."""
+    """The adapter fitted on calibration windows, telepathy on (DESIGN 3.7); cut-off windows only
+    where all are.
+    """
     whole = windows.action_mask.all(axis=1)
     windows = windows.select(whole) if whole.any() else windows
     run = windows.predictions[CARRIED]
     base, target = (views(x, windows.chunk) for x in (windows.base, windows.actions))
-    return adapter.fit(base, run.actions, target, jnp.asarray(run.tau), jnp.asarray(run.c_act0), config)
+    return adapter.fit(
+        base, run.actions, target, jnp.asarray(run.tau), jnp.asarray(run.c_act0), config
+    )
 
 
-def make_arms(windows: Windows, train: Windows | None, state: AdapterState | None) -> dict[str, Arm]:
+def make_arms(
+    windows: Windows, train: Windows | None, state: AdapterState | None
+) -> dict[str, Arm]:
     """All arms of one split by name, in the order of the report."""
     horizon, joints = windows.actions.shape[1:]
     trajectories = {}
@@ -132,8 +148,13 @@ def split_report(
     errors: Mapping[str, metrics.Errors],
     config: EvaluationConfig,
 ) -> dict:
-    """Every arm of one split: errors with intervals, change against the base, rates, by episode and by step."""
-    reports = {name: arm_report(arm, windows, errors[name], errors[BASE], config) for name, arm in table.items()}
+    """Every arm of one split: errors with intervals, change against the base, rates, by episode and
+    by step.
+    """
+    reports = {
+        name: arm_report(arm, windows, errors[name], errors[BASE], config)
+        for name, arm in table.items()
+    }
     return {
         'num_windows': len(windows.episode),
         'num_episodes': len(np.unique(windows.episode)),
@@ -142,25 +163,37 @@ def split_report(
 
 
 def arm_report(
-    arm: Arm, windows: Windows, errors: metrics.Errors, reference: metrics.Errors, config: EvaluationConfig
+    arm: Arm,
+    windows: Windows,
+    errors: metrics.Errors,
+    reference: metrics.Errors,
+    config: EvaluationConfig,
 ) -> dict:
-    """One arm on one split; `change` is relative to the base on the same windows, paired over episodes."""
+    """One arm on one split; `change` is relative to the base on the same windows, paired over
+    episodes.
+    """
     report: dict[str, Any] = {}
     for name in ERRORS:
         interval = metrics.mean_interval(errors[name], windows.episode, config.seed)
-        change = metrics.relative_change(errors[name], reference[name], windows.episode, config.seed)
+        change = metrics.relative_change(
+            errors[name], reference[name], windows.episode, config.seed
+        )
         report[name] = interval._asdict() | {'change': change._asdict()}
     report['success_rate'] = metrics.mean(metrics.is_success(errors, config.success))
     report['hard_sample_fraction'] = metrics.mean(metrics.is_hard(errors, config.hard))
     if arm.prediction is not None:
         report['tau_l2'] = metrics.mean(metrics.tau_l2(arm.prediction.tau))
         report['sem_align'] = metrics.mean(arm.prediction.sem_align)
-    report['by_step'] = metrics.error_by_step(np.asarray(arm.actions.traj), windows.actions, windows.action_mask)
+    report['by_step'] = metrics.error_by_step(
+        np.asarray(arm.actions.traj), windows.actions, windows.action_mask
+    )
     return report | {'by_episode': by_episode(errors, windows.episode)}
 
 
 def by_episode(errors: metrics.Errors, episode: np.ndarray) -> dict:
-    """{'episode': [...], 'num_windows': [...], 'mse_vec': [...], ...}: means over each episode's windows."""
+    """{'episode': [...], 'num_windows': [...], 'mse_vec': [...], ...}: means over each episode's
+    windows.
+    """
     episodes, _, counts = metrics.sum_by_episode(errors[ERRORS[0]], episode)
     means = {name: metrics.sum_by_episode(errors[name], episode)[1] / counts for name in ERRORS}
     return {'episode': episodes, 'num_windows': counts} | means
@@ -170,10 +203,19 @@ def adapter_report(splits: Mapping[str, Windows], state: AdapterState | None) ->
     """The fitted state and, for every window outside train, scale, risk and reasons."""
     if state is None:
         return None
-    report: dict[str, Any] = {'state': adapter.to_dict(state), 'fitted_on': 'calibration', 'windows': {}}
+    report: dict[str, Any] = {
+        'state': adapter.to_dict(state),
+        'fitted_on': 'calibration',
+        'windows': {},
+    }
     for name, windows in splits.items():
         _, scale, risk, reasons = run_adapter(windows, CARRIED, state)
-        values = {'episode': windows.episode, 'frame': windows.frame, 'scale': scale, 'risk': risk} | vars(reasons)
+        values = {
+            'episode': windows.episode,
+            'frame': windows.frame,
+            'scale': scale,
+            'risk': risk,
+        } | vars(reasons)
         report['mean_scale'] = report.get('mean_scale', {}) | {name: metrics.mean(scale)}
         if name != 'train':
             report['windows'][name] = values
@@ -187,10 +229,14 @@ def example(
     errors: checks.ErrorTable,
     joints: list[str] | None,
 ) -> dict:
-    """One episode for the figures: that of median Sigma error, in the last split, so that it flatters nobody."""
+    """One episode for the figures: that of median Sigma error, in the last split, so that it
+    flatters nobody.
+    """
     split = list(splits)[-1]
     windows = splits[split]
-    episodes, sums, counts = metrics.sum_by_episode(errors[split][CARRIED]['mse_trj'], windows.episode)
+    episodes, sums, counts = metrics.sum_by_episode(
+        errors[split][CARRIED]['mse_trj'], windows.episode
+    )
     chosen = episodes[np.argsort(sums / counts, kind='stable')[(len(episodes) - 1) // 2]]
     rows = np.flatnonzero(windows.episode == chosen)
     arms_shown = [name for name in (BASE, CARRIED, CARRIED + ADAPTED) if name in table[split]]
@@ -209,12 +255,18 @@ def example(
 
 
 def jsonable(x: Any) -> Any:
-    """Arrays to lists, numpy scalars to Python's, non-finite numbers to None; floats to seven digits."""
+    """Arrays to lists, numpy scalars to Python's, non-finite numbers to None; floats to seven
+    digits.
+    """
     if isinstance(x, Mapping):
         return {str(key): jsonable(value) for key, value in x.items()}
     if isinstance(x, np.ndarray | list | tuple) or hasattr(x, 'tolist'):
         values = x.tolist() if hasattr(x, 'tolist') else x
-        return [jsonable(value) for value in values] if isinstance(values, list | tuple) else jsonable(values)
+        return (
+            [jsonable(value) for value in values]
+            if isinstance(values, list | tuple)
+            else jsonable(values)
+        )
     if isinstance(x, float):
         return float(f'{x:.7g}') if math.isfinite(x) else None
     return x

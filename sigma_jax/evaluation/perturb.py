@@ -1,8 +1,9 @@
-"""What goes wrong with a robot's senses: camera noise, dropped pictures, delayed state, at three levels each.
+"""What goes wrong with a robot's senses: camera noise, dropped pictures, delayed state, at three
+levels each.
 
-Pure numpy on batches of whole episodes, leaves [b g ...]. What happens to a window is keyed by seed, episode and frame,
-so it depends neither on the batch nor on the order; a higher level makes the same noise larger and drops a superset
-of the same pictures.
+Pure numpy on batches of whole episodes, leaves [b g ...]. What happens to a window is keyed by
+seed, episode and frame, so it depends neither on the batch nor on the order; a higher level makes
+the same noise larger and drops a superset of the same pictures.
 """
 
 import dataclasses
@@ -16,7 +17,9 @@ STATE = ('state', 'prompt', 'prompt_mask')  # the prompt spells the state out
 
 
 def camera_noise(batch: NumpyBatch, level: float, seed: int) -> NumpyBatch:
-    """Normal noise on every pixel, `level` grey levels of 255 wide, clipped to what a picture can hold."""
+    """Normal noise on every pixel, `level` grey levels of 255 wide, clipped to what a picture can
+    hold.
+    """
     images = batch['images']
     whole = images.dtype == np.uint8
     unit, low, high = (1.0, 0, 255) if whole else (2 / 255, -1, 1)
@@ -29,7 +32,9 @@ def camera_noise(batch: NumpyBatch, level: float, seed: int) -> NumpyBatch:
 
 
 def dropped_frames(batch: NumpyBatch, level: float, seed: int) -> NumpyBatch:
-    """Each camera's picture is black with probability `level`, and not masked: the policy is not told."""
+    """Each camera's picture is black with probability `level`, and not masked: the policy is not
+    told.
+    """
     images = batch['images'].copy()
     for at in np.ndindex(batch['episode'].shape):
         lost = generator(batch, at, seed, 2).random(images.shape[2]) < level
@@ -38,11 +43,15 @@ def dropped_frames(batch: NumpyBatch, level: float, seed: int) -> NumpyBatch:
 
 
 def delayed_state(batch: NumpyBatch, level: float, seed: int = 0) -> NumpyBatch:
-    """State and prompt of `level` windows ago, at the beginning of an episode those of its first window."""
+    """State and prompt of `level` windows ago, at the beginning of an episode those of its first
+    window.
+    """
     index = np.arange(batch['reset'].shape[1])
     start = np.maximum.accumulate(np.where(batch['reset'], index, 0), axis=1)
     source = np.maximum(index - int(level), start)
-    return batch | {key: np.stack([x[row] for x, row in zip(batch[key], source, strict=True)]) for key in STATE}
+    return batch | {
+        key: np.stack([x[row] for x, row in zip(batch[key], source, strict=True)]) for key in STATE
+    }
 
 
 def generator(batch: NumpyBatch, at: tuple[int, ...], seed: int, kind: int) -> np.random.Generator:
@@ -75,7 +84,12 @@ KINDS: dict[str, Callable[[NumpyBatch, float, int], NumpyBatch]] = {
     'dropped_frames': dropped_frames,
     'delayed_state': delayed_state,
 }
-LEVELS = {'camera_noise': (10, 25, 50), 'dropped_frames': (0.1, 0.3, 0.6), 'delayed_state': (1, 2, 4)}  # (ours)
+# (ours)
+LEVELS = {
+    'camera_noise': (10, 25, 50),
+    'dropped_frames': (0.1, 0.3, 0.6),
+    'delayed_state': (1, 2, 4),
+}
 
 
 def every_level(seed: int = 0) -> list[Perturbation]:

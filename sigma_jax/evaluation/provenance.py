@@ -20,13 +20,19 @@ LOG = 'evaluations.jsonl'
 
 
 def check_log(workdir: pathlib.Path) -> str:
-    """Looks into the log before an evaluation works for hours; returns what there is to tell about it, or ''.
+    """Looks into the log before an evaluation works for hours; returns what there is to tell about
+    it, or ''.
 
     Raises UserError where nothing can be added to it.
     """
     log = workdir / LOG
-    if (log.exists() and not log.is_file()) or not os.access(log if log.exists() else workdir, os.W_OK):
-        raise UserError(f'expected to add a line to {log}, got no permission or no file; let this user write there')
+    if (log.exists() and not log.is_file()) or not os.access(
+        log if log.exists() else workdir, os.W_OK
+    ):
+        raise UserError(
+            f'expected to add a line to {log}, got no permission or no file; let this '
+            'user write there'
+        )
     cut = [n for n, splits in enumerate(read_log(log), start=1) if splits is None]
     lines = ', '.join(map(str, cut))
     told = f'{log}: line {lines} is damaged and counts as an evaluation that read the test split'
@@ -34,9 +40,11 @@ def check_log(workdir: pathlib.Path) -> str:
 
 
 def count_test_reads(workdir: pathlib.Path, splits: tuple[str, ...]) -> int:
-    """Adds this evaluation to `workdir/evaluations.jsonl`; returns how many of them have read the test split.
+    """Adds this evaluation to `workdir/evaluations.jsonl`; returns how many of them have read the
+    test split.
 
-    A damaged line, as a full disk or a lost machine leaves one, stays as it is and counts: it may have read it.
+    A damaged line, as a full disk or a lost machine leaves one, stays as it is and counts: it may
+    have read it.
     """
     log = workdir / LOG
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
@@ -70,7 +78,9 @@ def provenance(trained: Any, shards: pathlib.Path) -> dict[str, Any]:
         'device': jax.devices()[0].device_kind,
         **trained.provenance,
         'shards_digest': hashlib.sha256((shards / META).read_bytes()).hexdigest(),
-        'baselines': {key: record[key] for key in ('samples', 'seed', 'base_digest') if key in record},
+        'baselines': {
+            key: record[key] for key in ('samples', 'seed', 'base_digest') if key in record
+        },
         'parameters': trained.parameter_counts,
         'config': trained.config,
     }
@@ -81,7 +91,9 @@ def commit() -> str | None:
     here = pathlib.Path(__file__).parent
     try:
         found = [
-            subprocess.run(['git', *args], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.run(
+                ['git', *args], cwd=here, capture_output=True, text=True, check=True
+            ).stdout.strip()
             for args in (('rev-parse', 'HEAD'), ('status', '--porcelain', '--untracked-files=no'))
         ]
     except (OSError, subprocess.CalledProcessError):

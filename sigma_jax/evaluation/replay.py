@@ -1,4 +1,6 @@
-"""Offline replay: the model run over whole episodes, its outputs kept as flat numpy windows (paper 5; DESIGN 3.8)."""
+"""Offline replay: the model run over whole episodes, its outputs kept as flat numpy windows (paper
+5; DESIGN 3.8).
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +14,8 @@ from sigma_jax.metrics import cosine
 from sigma_jax.types import Ablation, Actions, SigmaOutput
 
 NumpyBatch = dict[str, np.ndarray]
-RunWindows = Callable[[NumpyBatch, Ablation], SigmaOutput]  # leaves [b g ...] in, leaves [b g ...] out
+# leaves [b g ...] in, leaves [b g ...] out
+RunWindows = Callable[[NumpyBatch, Ablation], SigmaOutput]
 
 CARRIED, TAU_OFF, RESET = 'sigma', 'sigma_tau_off', 'sigma_reset'
 RUNS = (CARRIED, TAU_OFF, RESET)
@@ -40,7 +43,8 @@ class Windows:
     episode: Int[np.ndarray, 'n']
     frame: Int[np.ndarray, 'n']
     predictions: dict[str, Prediction]
-    samples: Float[np.ndarray, 'n m t a'] | None = None  # several base samples, where they were recorded
+    # several base samples, where they were recorded
+    samples: Float[np.ndarray, 'n m t a'] | None = None
 
     @property
     def chunk(self) -> int:
@@ -60,7 +64,9 @@ class Windows:
         }
         arrays = {name: getattr(self, name) for name in ARRAYS}
         samples = None if self.samples is None else self.samples[rows]
-        return Windows(**{k: v[rows] for k, v in arrays.items()}, predictions=predictions, samples=samples)
+        return Windows(
+            **{k: v[rows] for k, v in arrays.items()}, predictions=predictions, samples=samples
+        )
 
 
 ARRAYS = ('actions', 'action_mask', 'base', 'state', 'episode', 'frame')
@@ -78,10 +84,11 @@ def replay(
 ) -> Windows:
     """Runs the model three times over every batch: memory carried, telepathy off, memory reset.
 
-    A batch holds whole episodes, leaves [b g ...]; the third run starts anew every `sequence_length` windows,
-    as training did. Padding windows are dropped. `samples` holds several actions of the base for every record, and
-    `batch['record']` the number of each window's record. `gates` are those the model was trained with; `runs` names
-    those of the three that are wanted. Raises UserError when no valid window comes.
+    A batch holds whole episodes, leaves [b g ...]; the third run starts anew every
+    `sequence_length` windows, as training did. Padding windows are dropped. `samples` holds several
+    actions of the base for every record, and `batch['record']` the number of each window's record.
+    `gates` are those the model was trained with; `runs` names those of the three that are wanted.
+    Raises UserError when no valid window comes.
     """
     parts: list[Windows] = []
     for batch in batches:
@@ -91,14 +98,21 @@ def replay(
             RESET: (batch | {'reset': reset_every(batch['reset'], sequence_length)}, gates),
         }
         keep = np.asarray(batch['mask'], bool).reshape(-1)
-        predictions = {name: predict(run_windows(*inputs[name]), batch['mask'].ndim, keep) for name in runs}
+        predictions = {
+            name: predict(run_windows(*inputs[name]), batch['mask'].ndim, keep) for name in runs
+        }
         arrays = {name: flatten(batch[name], batch['mask'].ndim)[keep] for name in ARRAYS}
         arrays['state'] = raw_state(arrays['state'])
-        drawn = None if samples is None else samples[flatten(batch['record'], batch['mask'].ndim)[keep]]
+        drawn = (
+            None if samples is None else samples[flatten(batch['record'], batch['mask'].ndim)[keep]]
+        )
         parts.append(Windows(**arrays, predictions=predictions, samples=drawn))
         on_batch()
     if not any(len(part.episode) for part in parts):
-        raise UserError('replay: expected windows, got none; check that the split has episodes (prepare_data.py)')
+        raise UserError(
+            'replay: expected windows, got none; check that the split has episodes '
+            '(prepare_data.py)'
+        )
     windows = concatenate(parts)
     return windows.select(np.lexsort((windows.frame, windows.episode)))
 
@@ -120,7 +134,9 @@ def views(trajectory: Any, chunk: int) -> Actions:
 
 
 def reset_every(reset: Bool[np.ndarray, 'b g'], length: int) -> Bool[np.ndarray, 'b g']:
-    """Also true at every `length`-th window since the last reset; single windows [b] are all reset."""
+    """Also true at every `length`-th window since the last reset; single windows [b] are all
+    reset.
+    """
     if reset.ndim == 1:
         return np.ones_like(reset)
     index = np.arange(reset.shape[1])
@@ -136,24 +152,35 @@ def flatten(x: np.ndarray, axes: int) -> np.ndarray:
 def concatenate(parts: list[Windows]) -> Windows:
     """One `Windows` of several, in order."""
     names = parts[0].predictions
-    predictions = {name: concatenate_predictions([part.predictions[name] for part in parts]) for name in names}
+    predictions = {
+        name: concatenate_predictions([part.predictions[name] for part in parts]) for name in names
+    }
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
     samples = None if parts[0].samples is None else np.concatenate([part.samples for part in parts])
     return Windows(**arrays, predictions=predictions, samples=samples)
 
 
 def pad_windows(batch: NumpyBatch, length: int) -> NumpyBatch:
-    """[b g ...] -> [b length ...]: repeats the last window with mask False, so that all splits share one shape."""
+    """[b g ...] -> [b length ...]: repeats the last window with mask False, so that all splits
+    share one shape.
+    """
     missing = length - batch['mask'].shape[1]
     if missing <= 0:
         return batch
-    padded = {key: np.concatenate([x, np.repeat(x[:, -1:], missing, axis=1)], axis=1) for key, x in batch.items()}
+    padded = {
+        key: np.concatenate([x, np.repeat(x[:, -1:], missing, axis=1)], axis=1)
+        for key, x in batch.items()
+    }
     padded['mask'][:, -missing:] = False
     return padded
 
 
 def concatenate_predictions(parts: list[Prediction]) -> Prediction:
     """One `Prediction` of several, in order."""
-    branches: Any = [np.concatenate([getattr(p.actions, name) for p in parts]) for name in ('vec', 'chk', 'traj')]
-    rest = [np.concatenate([getattr(p, name) for p in parts]) for name in ('tau', 'c_act0', 'sem_align')]
+    branches: Any = [
+        np.concatenate([getattr(p.actions, name) for p in parts]) for name in ('vec', 'chk', 'traj')
+    ]
+    rest = [
+        np.concatenate([getattr(p, name) for p in parts]) for name in ('tau', 'c_act0', 'sem_align')
+    ]
     return Prediction(Actions(*branches), *rest)

@@ -21,16 +21,20 @@ ROOM = 2 * 2**30  # bytes of decoded batches that an evaluation keeps
 
 
 class Decoded:
-    """Batches decoded once and kept, read-only, while there is room; those of a split that does not fit, every time.
+    """Batches decoded once and kept, read-only, while there is room; those of a split that does not
+    fit, every time.
 
-    Trainings of one comparison see the same pictures and prompts, and decoding them takes longer than a small model.
+    Trainings of one comparison see the same pictures and prompts, and decoding them takes longer
+    than a small model.
     """
 
     def __init__(self, room: int = ROOM):
         self._room = room
         self._kept: dict[bytes, list[NumpyBatch]] = {}
 
-    def __call__(self, key: bytes, make: Callable[[], Iterable[NumpyBatch]]) -> Iterator[NumpyBatch]:
+    def __call__(
+        self, key: bytes, make: Callable[[], Iterable[NumpyBatch]]
+    ) -> Iterator[NumpyBatch]:
         """What `make` gives, or gave for the same key when it was read to its end."""
         if key in self._kept:
             yield from self._kept[key]
@@ -65,10 +69,16 @@ def replay_split(
     name: str = '',
     decoded: Decoded | None = None,
 ) -> Windows:
-    """Every window of one split through Sigma, whole episodes at a time; `name` is what the bar shows."""
-    statistics = read_norm_stats(pathlib.Path(trained.config['shards']) / 'norm_stats.json')['state']
+    """Every window of one split through Sigma, whole episodes at a time; `name` is what the bar
+    shows.
+    """
+    statistics = read_norm_stats(pathlib.Path(trained.config['shards']) / 'norm_stats.json')[
+        'state'
+    ]
     batches = list_batches(trained, shards, split, episodes_at_once, decoded)
-    task = bar.add_task(name or split, total=count_batches(shards, split, episodes_at_once), note='')
+    task = bar.add_task(
+        name or split, total=count_batches(shards, split, episodes_at_once), note=''
+    )
     return replay(
         batches,
         trained.predict,
@@ -82,12 +92,23 @@ def replay_split(
 
 
 def list_batches(
-    trained: Any, shards: pathlib.Path, split: str, episodes_at_once: int, decoded: Decoded | None = None
+    trained: Any,
+    shards: pathlib.Path,
+    split: str,
+    episodes_at_once: int,
+    decoded: Decoded | None = None,
 ) -> Iterator[NumpyBatch]:
     """Batches of whole episodes as Sigma sees them, states normalised as in its training."""
     statistics = pathlib.Path(trained.config['shards']) / 'norm_stats.json'
     return whole_episodes(
-        shards, split, episodes_at_once, trained.config['tokenizer'], statistics, trained.base.policy, 'pi05', decoded
+        shards,
+        split,
+        episodes_at_once,
+        trained.config['tokenizer'],
+        statistics,
+        trained.base.policy,
+        'pi05',
+        decoded,
     )
 
 
@@ -101,13 +122,16 @@ def whole_episodes(
     baselines: str | None = None,
     decoded: Decoded | None = None,
 ) -> Iterator[NumpyBatch]:
-    """Batches of whole episodes, all splits with the same number of windows, so that a model compiles once.
+    """Batches of whole episodes, all splits with the same number of windows, so that a model
+    compiles once.
 
     `decoded` keeps them for the next who asks for the same.
     """
 
     def make() -> Iterator[NumpyBatch]:
-        length = max(int(np.bincount(read_index(shards, name).episode).max(initial=0)) for name in SPLITS)
+        length = max(
+            int(np.bincount(read_index(shards, name).episode).max(initial=0)) for name in SPLITS
+        )
         loader = make_loader(
             shards,
             split,
@@ -137,9 +161,15 @@ def base_samples(shards: pathlib.Path, split: str) -> np.ndarray | None:
     return samples if samples.shape[1] > 1 else None
 
 
-def in_order(batches: Iterable[tuple[NumpyBatch, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(values [n ...], episode [n], frame [n]) of the valid windows of pairs (batch, values [b g ...]), sorted."""
-    parts = [(values[b['mask']], b['episode'][b['mask']], b['frame'][b['mask']]) for b, values in batches]
+def in_order(
+    batches: Iterable[tuple[NumpyBatch, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(values [n ...], episode [n], frame [n]) of the valid windows of pairs (batch, values [b g
+    ...]), sorted.
+    """
+    parts = [
+        (values[b['mask']], b['episode'][b['mask']], b['frame'][b['mask']]) for b, values in batches
+    ]
     values, episode, frame = (np.concatenate(x) for x in zip(*parts, strict=True))
     rows = np.lexsort((frame, episode))
     return values[rows], episode[rows], frame[rows]

@@ -1,7 +1,9 @@
-"""The table of robustness: the base, Sigma and Sigma with its adapter on observations that are not what they were.
+"""The table of robustness: the base, Sigma and Sigma with its adapter on observations that are not
+what they were.
 
-The frozen policy is sampled anew on every perturbed window, as the arm `pi05` and as what Sigma corrects; the adapter
-stays as it was fitted on clean calibration windows. The cost is one sampling of the base a window, kind and level.
+The frozen policy is sampled anew on every perturbed window, as the arm `pi05` and as what Sigma
+corrects; the adapter stays as it was fitted on clean calibration windows. The cost is one sampling
+of the base a window, kind and level.
 """
 
 import json
@@ -24,15 +26,19 @@ ARMS = ('pi05', 'sigma', 'sigma+adapter')
 
 
 class BasePolicy:
-    """The policy behind the baselines of some shards; `sample(batch)` gives what lies beside them, on clean windows.
+    """The policy behind the baselines of some shards; `sample(batch)` gives what lies beside them,
+    on clean windows.
 
-    `statistics` and `policy` say how its own prompts are written, which need not be how Sigma's are.
+    `statistics` and `policy` say how its own prompts are written, which need not be how Sigma's
+    are.
     """
 
     def __init__(self, shards: pathlib.Path, base: str):
         record = json.loads((shards / baselines.RECORD).read_text())
         fields = ('tokenizer', 'samples', 'seed', 'dtype')
-        self.config = baselines.BaselineConfig(base=base, **{key: record[key] for key in fields if key in record})
+        self.config = baselines.BaselineConfig(
+            base=base, **{key: record[key] for key in fields if key in record}
+        )
         loaded, meta = baselines.load_policy(self.config), read_meta(shards)
         self.policy = loaded.policy
         own: Any = assembly.robot_statistics(loaded, meta)
@@ -41,7 +47,9 @@ class BasePolicy:
         self.stats = assembly.frozen_stats(own, own, relative)
         self.params = jax.device_put(loaded.params)
         self.run = compiler.jit(
-            sampled.make_sampler(sampled.bind_frozen(loaded.config), self.config.seed, 1, meta['horizon'])
+            sampled.make_sampler(
+                sampled.bind_frozen(loaded.config), self.config.seed, 1, meta['horizon']
+            )
         )
 
     def sample(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -54,7 +62,9 @@ def perturbed(
     change: Perturbation,
     sample: Callable[[NumpyBatch], np.ndarray],
 ) -> Iterator[NumpyBatch]:
-    """Sigma's batches, changed, each with the base sampled on the same change of the base's own batch."""
+    """Sigma's batches, changed, each with the base sampled on the same change of the base's own
+    batch.
+    """
     for ours, bases in pairs:
         base = sample(change(bases))
         yield change(ours) | {'base': base.astype(np.float32)}
@@ -70,11 +80,15 @@ def table(
     on_level: Callable[[], None] = lambda: None,
     changes: Iterable[Perturbation] | None = None,
 ) -> list[dict]:
-    """A row for the clean windows and for each change: errors of the arms, with their change against pi05 there."""
+    """A row for the clean windows and for each change: errors of the arms, with their change
+    against pi05 there.
+    """
     rows = [{'kind': 'none', 'level': 0, 'name': 'as recorded', 'arms': arm_errors(clean, state)}]
     for change in changes or every_level():
         batches = perturbed(pairs(), change, sample)
-        windows = replay(batches, trained.predict, trained.sequence_length, gates=trained.gates, runs=(CARRIED,))
+        windows = replay(
+            batches, trained.predict, trained.sequence_length, gates=trained.gates, runs=(CARRIED,)
+        )
         name, arms = change.name(stride), arm_errors(windows, state)
         rows.append({'kind': change.kind, 'level': change.level, 'name': name, 'arms': arms})
         on_level()
@@ -82,14 +96,18 @@ def table(
 
 
 def arm_errors(windows: Windows, state: AdapterState | None) -> dict[str, dict]:
-    """mse_vec, mse_chk, mse_trj of each arm: mean, and change against pi05 on the same windows, paired."""
+    """mse_vec, mse_chk, mse_trj of each arm: mean, and change against pi05 on the same windows,
+    paired.
+    """
     arms = measure.make_arms(windows, None, state)
     errors = {name: measure.errors_of(arms[name], windows) for name in ARMS if name in arms}
     return {
         name: {
             key: {
                 'value': metrics.mean(of[key]),
-                'change': metrics.relative_change(of[key], errors['pi05'][key], windows.episode)._asdict(),
+                'change': metrics.relative_change(
+                    of[key], errors['pi05'][key], windows.episode
+                )._asdict(),
             }
             for key in ERRORS
         }

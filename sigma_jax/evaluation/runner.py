@@ -1,4 +1,6 @@
-"""One evaluation from training folders to files: `sigma_eval_report.json`, `report.html`, `adapter.json`."""
+"""One evaluation from training folders to files: `sigma_eval_report.json`, `report.html`,
+`adapter.json`.
+"""
 
 import contextlib
 import dataclasses
@@ -20,7 +22,13 @@ from sigma_jax.evaluation.measure import EvaluationConfig, evaluate
 from sigma_jax.evaluation.perturb import every_level
 from sigma_jax.evaluation.provenance import check_log, count_test_reads, provenance
 from sigma_jax.evaluation.replay import Windows
-from sigma_jax.evaluation.replay_shards import SPLITS, Decoded, list_batches, replay_split, whole_episodes
+from sigma_jax.evaluation.replay_shards import (
+    SPLITS,
+    Decoded,
+    list_batches,
+    replay_split,
+    whole_episodes,
+)
 from sigma_jax.evaluation.trained import Library, Trained
 from sigma_jax.evaluation.trainings import Training, check_held_out
 from sigma_jax.files import atomic_write
@@ -34,9 +42,11 @@ REPORT, PAGE, ADAPTER = 'sigma_eval_report.json', 'report.html', 'adapter.json'
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to evaluate: a training folder, shards (default: those it was trained on), where to write, on what.
+    """What to evaluate: a training folder, shards (default: those it was trained on), where to
+    write, on what.
 
-    `rows` are all trainings of a comparison, that of `workdir` among them, and `left_out` those that cannot take part.
+    `rows` are all trainings of a comparison, that of `workdir` among them, and `left_out` those
+    that cannot take part.
     """
 
     workdir: pathlib.Path
@@ -61,7 +71,8 @@ def run(
     console: Console,
     load: Callable[[pathlib.Path, Console], Any] | None = None,
 ) -> tuple[dict, pathlib.Path]:
-    """Evaluates what `load` finds in the training folder, writes the files, returns the report and its folder.
+    """Evaluates what `load` finds in the training folder, writes the files, returns the report and
+    its folder.
 
     Raises UserError for an unknown split, unfinished training, or shards of another base.
     """
@@ -78,28 +89,43 @@ def run(
         splits = {}
         for name in request.splits:
             again = None if name == 'train' else decoded  # no other training replays it
-            splits[name] = replay_split(trained, shards, name, request.episodes_at_once, bar, decoded=again)
+            splits[name] = replay_split(
+                trained, shards, name, request.episodes_at_once, bar, decoded=again
+            )
         state = None
         if 'calibration' in splits:
             state = measure.fit_adapter(splits['calibration'], request.config.adapter)
         more = extras(request, trained, shards, splits, state, library, decoded, bar)
-    facts = provenance(trained, shards) | {'test_reads': count_test_reads(request.workdir, request.splits)}
-    result = evaluate(splits, request.config, trained.sigma_params, facts, meta['action_names'], state, more)
+    facts = provenance(trained, shards) | {
+        'test_reads': count_test_reads(request.workdir, request.splits)
+    }
+    result = evaluate(
+        splits, request.config, trained.sigma_params, facts, meta['action_names'], state, more
+    )
     write(result, out, request.workdir / 'train_log.csv')
     return result, out
 
 
-def check_first(request: Request, config: Mapping[str, Any], shards: pathlib.Path, out: pathlib.Path) -> list[str]:
-    """What can be wrong with the end of an evaluation, looked at before its work; returns what there is to tell.
+def check_first(
+    request: Request, config: Mapping[str, Any], shards: pathlib.Path, out: pathlib.Path
+) -> list[str]:
+    """What can be wrong with the end of an evaluation, looked at before its work; returns what
+    there is to tell.
 
-    Raises UserError where an episode that a training learned from would judge it, where nothing can be written, and
-    for a split without windows.
+    Raises UserError where an episode that a training learned from would judge it, where nothing can
+    be written, and for a split without windows.
     """
     check_writable(out)
     check_windows(request.splits, shards)
-    own = [] if any(row.folder == request.workdir for row in request.rows) else [Training('', request.workdir, config)]
+    own = (
+        []
+        if any(row.folder == request.workdir for row in request.rows)
+        else [Training('', request.workdir, config)]
+    )
     judging = [name for name in request.splits if name != 'train']
-    notes = [check_held_out(one, shards, split) for one in (*own, *request.rows) for split in judging]
+    notes = [
+        check_held_out(one, shards, split) for one in (*own, *request.rows) for split in judging
+    ]
     return [told for told in dict.fromkeys([check_log(request.workdir), *notes]) if told]
 
 
@@ -112,7 +138,8 @@ def check_writable(out: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f'--out: expected a folder to write to, got {out}, which is none ({error.strerror}); name another'
+            f'--out: expected a folder to write to, got {out}, which is none ({error.strerror}); '
+            'name another'
         ) from error
     finally:
         for folder in made:
@@ -128,8 +155,9 @@ def check_windows(splits: tuple[str, ...], shards: pathlib.Path) -> None:
     others = ','.join(name for name in splits if counts[name])
     advice = f'evaluate the others (--splits={others}) or prepare' if others else 'prepare'
     raise UserError(
-        f'expected windows in split {empty[0]} of {shards}, got none; {advice} shards in a new folder with whole '
-        f'episodes for it (config.data.split_fractions or config.data.{empty[0]}_episodes)'
+        f'expected windows in split {empty[0]} of {shards}, got none; {advice} shards in a new '
+        'folder with whole episodes for it (config.data.split_fractions or '
+        f'config.data.{empty[0]}_episodes)'
     )
 
 
@@ -143,7 +171,9 @@ def extras(
     decoded: Decoded,
     bar: Progress,
 ) -> dict[str, Any]:
-    """What was asked for beside the evaluation of one checkpoint, by its key in the report; of the headline split."""
+    """What was asked for beside the evaluation of one checkpoint, by its key in the report; of the
+    headline split.
+    """
     split, meta = headline(splits), read_meta(shards)
 
     def batches():
@@ -154,32 +184,51 @@ def extras(
         more['compute'] = compute.single(trained, next(iter(batches())))
     if request.stress and state is not None:
         task = bar.add_task('stress', total=None, note='')
-        found = stress.report(splits[split], stress.every_stress(splits[split], batches, trained), state)
+        found = stress.report(
+            splits[split], stress.every_stress(splits[split], batches, trained), state
+        )
         more['stress'] = {'split': split} | found
         bar.update(task, total=1, completed=1)
     if request.robustness:
-        base, task = robustness.BasePolicy(shards, trained.config['base']), bar.add_task('robustness', total=9, note='')
+        base, task = (
+            robustness.BasePolicy(shards, trained.config['base']),
+            bar.add_task('robustness', total=9, note=''),
+        )
 
         def pairs():
             where = (shards, split, request.episodes_at_once)
-            bases = whole_episodes(*where, base.config.tokenizer, base.statistics, base.policy, decoded=decoded)
+            bases = whole_episodes(
+                *where, base.config.tokenizer, base.statistics, base.policy, decoded=decoded
+            )
             return zip(batches(), bases, strict=True)
 
         rows = robustness.table(
-            splits[split], pairs, trained, base.sample, state, meta['stride'], lambda: bar.advance(task)
+            splits[split],
+            pairs,
+            trained,
+            base.sample,
+            state,
+            meta['stride'],
+            lambda: bar.advance(task),
         )
         sampled = len(every_level()) * len(splits[split].episode)
         more['robustness'] = {'split': split, 'base_samples': sampled, 'rows': rows}
     if request.rows:
         place = (shards, split, request.episodes_at_once, request.config)
         tools = (library, bar, request.out or request.workdir, decoded)
-        inputs = comparison_run.Inputs(request.rows, request.workdir, trained, splits, state, *place, *tools)
-        more['comparison'] = comparison_run.compare_rows(inputs) | {'left_out': list(request.left_out)}
+        inputs = comparison_run.Inputs(
+            request.rows, request.workdir, trained, splits, state, *place, *tools
+        )
+        more['comparison'] = comparison_run.compare_rows(inputs) | {
+            'left_out': list(request.left_out)
+        }
     return more
 
 
 def write(result: dict, out: pathlib.Path, log: pathlib.Path) -> None:
-    """The three files, made whole before the first is written; the report only as its schema has it."""
+    """The three files, made whole before the first is written; the report only as its schema has
+    it.
+    """
     check_report(result)
     files = {REPORT: json.dumps(result, indent=1, allow_nan=False)}
     if result['adapter']:
@@ -192,11 +241,15 @@ def write(result: dict, out: pathlib.Path, log: pathlib.Path) -> None:
 
 
 def check_splits(splits: tuple[str, ...], stress: bool = False) -> None:
-    """Raises UserError for a split that does not exist, none at all, or stress tests without an adapter."""
+    """Raises UserError for a split that does not exist, none at all, or stress tests without an
+    adapter.
+    """
     if unknown := [name for name in splits if name not in SPLITS] or ([''] if not splits else []):
-        raise UserError(f'splits: expected some of {", ".join(SPLITS)}, got {unknown[0]!r}; change --splits')
+        raise UserError(
+            f'splits: expected some of {", ".join(SPLITS)}, got {unknown[0]!r}; change --splits'
+        )
     if stress and 'calibration' not in splits:
         raise UserError(
-            f"--stress: expected 'calibration' among the splits, to fit the adapter on, got {','.join(splits)}; "
-            'add it to --splits'
+            "--stress: expected 'calibration' among the splits, to fit the adapter on, got "
+            f'{",".join(splits)}; add it to --splits'
         )

@@ -16,19 +16,33 @@ from sigma_jax.training.run import Parts
 from sigma_jax.types import Ablation, PyTree, SigmaOutput
 
 # sections that neither base nor data nor a forward pass without dropout depends on
-ROW = {'optimizer', 'loss', 'curriculum', 'ablation', 'trainable', 'ema', 'accumulate', 'batch_size'}
+ROW = {
+    'optimizer',
+    'loss',
+    'curriculum',
+    'ablation',
+    'trainable',
+    'ema',
+    'accumulate',
+    'batch_size',
+}
 ROW |= {'sequence_length', 'state_noise', *FREE}
 
 
 class Library:
-    """Base, statistics and compiled passes, opened once for all trainings that differ in seed, gates and weights."""
+    """Base, statistics and compiled passes, opened once for all trainings that differ in seed,
+    gates and weights.
+    """
 
     def __init__(self) -> None:
         self._opened: dict[str, tuple[Parts, Callable]] = {}
 
-    def open(self, config: Mapping[str, Any], make: Callable[[Parts], Callable]) -> tuple[Parts, Callable]:
+    def open(
+        self, config: Mapping[str, Any], make: Callable[[Parts], Callable]
+    ) -> tuple[Parts, Callable]:
         """(parts, `make(parts)` compiled); weights are arguments of the latter."""
-        left_out = ROW | ({'seed'} if config['base'] else set())  # without a base its random weights have that seed
+        # without a base its random weights have that seed
+        left_out = ROW | ({'seed'} if config['base'] else set())
         key = json.dumps({k: v for k, v in config.items() if k not in left_out}, sort_keys=True)
         if key not in self._opened:
             parts = Parts(config, Devices(jax.local_devices()[:1]))
@@ -40,7 +54,9 @@ def read_config(workdir: pathlib.Path) -> dict:
     """The config of a training. Raises UserError where there was none."""
     file = workdir / 'config.json'
     if not file.is_file():
-        raise UserError(f'expected a training folder at {workdir}, got no config.json in it; run train.py first')
+        raise UserError(
+            f'expected a training folder at {workdir}, got no config.json in it; run train.py first'
+        )
     return json.loads(file.read_text())
 
 
@@ -48,31 +64,52 @@ def read_newest(workdir: pathlib.Path) -> tuple[int, PyTree]:
     """(step, trainable leaves) of the newest checkpoint. Raises UserError where there is none."""
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         if (step := checkpoints.latest()) is None:
-            raise UserError(f'expected a checkpoint in {workdir}, got none; run train.py to its end')
+            raise UserError(
+                f'expected a checkpoint in {workdir}, got none; run train.py to its end'
+            )
         return step, checkpoints.restore_trainable(step)
 
 
 class Trained:
     """A trained Sigma for evaluation: `predict(batch, ablation) -> SigmaOutput`, leaves [b g ...].
 
-    `gates` are those it was trained with: evaluation must not bring back a part that training left out.
+    `gates` are those it was trained with: evaluation must not bring back a part that training left
+    out.
     """
 
     def __init__(self, workdir: pathlib.Path, library: Library | None = None):
         self.config = read_config(workdir)
         if self.config['objective'] != 'sigma':
-            raise UserError(f"expected a run with objective 'sigma' in {workdir}, got {self.config['objective']!r}")
+            raise UserError(
+                f"expected a run with objective 'sigma' in {workdir}, got "
+                f'{self.config["objective"]!r}'
+            )
         step, self.trainable = read_newest(workdir)
-        parts, self.forward = (library or Library()).open(self.config, lambda parts: parts.goal.forward)
-        self.frozen, self.base, self.meta, self.policy_stats = parts.frozen, parts.base, parts.meta, parts.policy_stats
+        parts, self.forward = (library or Library()).open(
+            self.config, lambda parts: parts.goal.forward
+        )
+        self.frozen, self.base, self.meta, self.policy_stats = (
+            parts.frozen,
+            parts.base,
+            parts.meta,
+            parts.policy_stats,
+        )
         self.sequence_length = self.config['sequence_length']
         self.gates = Ablation(**self.config.get('ablation', {}))
         self.sigma_params = self.trainable['sigma']
-        self.parameter_counts = parameter_count(self.trainable) | {'base': quant.count(parts.base.params)}
-        self.provenance = {'step': step, 'seed': self.config['seed'], 'base_digest': parts.base.digest}
+        self.parameter_counts = parameter_count(self.trainable) | {
+            'base': quant.count(parts.base.params)
+        }
+        self.provenance = {
+            'step': step,
+            'seed': self.config['seed'],
+            'base_digest': parts.base.digest,
+        }
 
     def predict(self, batch: Mapping[str, np.ndarray], ablation: Ablation) -> SigmaOutput:
-        """SigmaOutput of windows [b g ...], memory carried along g and reset where the batch says."""
+        """SigmaOutput of windows [b g ...], memory carried along g and reset where the batch
+        says.
+        """
         return jax.device_get(self.forward(*self.inputs(batch, ablation)))
 
     def inputs(self, batch: Mapping[str, np.ndarray], ablation: Ablation) -> tuple:
@@ -82,7 +119,8 @@ class Trained:
 
 
 class TrainedPolicy:
-    """pi0.5 after flow matching: `sample(batch) -> [b g m t a]`, raw units, `draws` samples of every window.
+    """pi0.5 after flow matching: `sample(batch) -> [b g m t a]`, raw units, `draws` samples of
+    every window.
 
     `statistics` normalise the states of its prompts, as they did in training.
     """
@@ -92,16 +130,24 @@ class TrainedPolicy:
         step, self.trainable = read_newest(workdir)
 
         def make(parts: Parts) -> Callable:
-            return sampled.make_sampler(sampled.bind_tuned(parts.goal.config), seed, draws, parts.meta['horizon'])
+            return sampled.make_sampler(
+                sampled.bind_tuned(parts.goal.config), seed, draws, parts.meta['horizon']
+            )
 
         parts, self.run = library.open(self.config, make)
         self.frozen, self.base, self.statistics = parts.frozen, parts.base, parts.loader_stats
         self.parameter_counts = parameter_count(self.trainable)
-        self.provenance = {'step': step, 'seed': self.config['seed'], 'base_digest': parts.base.digest}
+        self.provenance = {
+            'step': step,
+            'seed': self.config['seed'],
+            'base_digest': parts.base.digest,
+        }
 
     def sample(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """[b g m t a]; the noise of a window is that of the base's samples."""
-        return sampled.in_parts(self.run, (self.trainable, self.frozen.params), self.frozen.stats, batch)
+        return sampled.in_parts(
+            self.run, (self.trainable, self.frozen.params), self.frozen.stats, batch
+        )
 
 
 def load_for_evaluation(workdir: str | pathlib.Path, *_: object) -> Trained:

@@ -1,7 +1,9 @@
-"""huggingface_hub's HTTP client with patience: waits as the hub asks, and longer after every failure.
+"""huggingface_hub's HTTP client with patience: waits as the hub asks, and longer after every
+failure.
 
-The client's own retries (1.x, 2.x) leave gaps: none for the question that resolves a revision, none for a 5xx answer to
-a download, no Retry-After given as a date, no jitter. So every request goes through one loop here, and the client's own
+The client's own retries (1.x, 2.x) leave gaps: none for the question that resolves a revision, none
+for a 5xx answer to a download, no Retry-After given as a date, no jitter. So every request goes
+through one loop here, and the client's own
 loops never come into action: what is given up here ends as a UserError, which they let through.
 """
 
@@ -22,7 +24,8 @@ from sigma_jax.hub.scrub import Scrubbed, scrub
 
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 _LOG = logging.getLogger(__name__)
-_RESET = re.compile(r'(?:^|;)\s*t=(\d+)')  # seconds to the next window in the hub's RateLimit header
+# seconds to the next window in the hub's RateLimit header
+_RESET = re.compile(r'(?:^|;)\s*t=(\d+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Patience:
       tries: of one request, or of one file without a byte of progress.
       first: seconds before the second try; doubled each time, then drawn from its upper half.
       longest: seconds that one such wait may take.
-      asked: seconds to wait at most where the hub names them (Retry-After); it counts in windows of five minutes.
+      asked: seconds to wait at most where the hub names them (Retry-After); it counts in windows of
+        five minutes.
       timeout: seconds without a byte after which a connection counts as dead.
     """
 
@@ -49,24 +53,32 @@ class Patience:
         return min(self.longest, self.first * 2 ** (failures - 1)) * random.uniform(0.5, 1)
 
     def pause(self, what: str, why: str, failures: int, asked: float | None = None) -> None:
-        """Waits, or raises UserError after the last try or where the hub asks for more than there is patience."""
+        """Waits, or raises UserError after the last try or where the hub asks for more than there
+        is patience.
+        """
         if failures >= self.tries:
             raise UserError(
-                f'expected {what} from the hub, got "{why}" {failures} times; look at the connection and run the same '
-                'command again: what has been fetched is kept'
+                f'expected {what} from the hub, got "{why}" {failures} times; look at the '
+                'connection and run the same command again: what has been fetched is kept'
             )
         if asked is not None and asked > self.asked:
             raise UserError(
-                f'expected {what} from the hub, got "{why}" with {asked:.0f} s to wait; run the same command again '
-                'then: what has been fetched is kept'
+                f'expected {what} from the hub, got "{why}" with {asked:.0f} s to wait; run the '
+                'same command again then: what has been fetched is kept'
             )
-        wait = self.seconds(failures) if asked is None else asked + random.uniform(0, min(self.first, 1))
+        wait = (
+            self.seconds(failures)
+            if asked is None
+            else asked + random.uniform(0, min(self.first, 1))
+        )
         _LOG.warning('%s: %s; waiting %.1f s (try %d of %d)', what, why, wait, failures, self.tries)
         self.sleep(wait)
 
 
 def retry_after(headers: Any, now: datetime.datetime | None = None) -> float | None:
-    """Seconds that an answer asks to wait: Retry-After as a number or a date (RFC 9110), or the hub's RateLimit."""
+    """Seconds that an answer asks to wait: Retry-After as a number or a date (RFC 9110), or the
+    hub's RateLimit.
+    """
     value = (headers.get('Retry-After') or '').strip()
     if re.fullmatch(r'\d{1,9}(\.\d+)?', value):
         return float(value)
@@ -86,18 +98,26 @@ def network_errors(client: Any) -> tuple[type[Exception], ...]:
 
 def _library(client: Any) -> type:
     """The HTTP library's own class of client: httpx's in huggingface_hub 1, httpx2's in 2."""
-    return next(kind for kind in type(client).__mro__ if kind.__module__.split('.')[0] in ('httpx', 'httpx2'))
+    return next(
+        kind
+        for kind in type(client).__mro__
+        if kind.__module__.split('.')[0] in ('httpx', 'httpx2')
+    )
 
 
 @contextlib.contextmanager
-def patient_client(hub: Any, patience: Patience, tokens: Sequence[str | None] = ()) -> Iterator[None]:
-    """Within the block huggingface_hub (`hub`) asks through a patient client, and logs none of `tokens`.
+def patient_client(
+    hub: Any, patience: Patience, tokens: Sequence[str | None] = ()
+) -> Iterator[None]:
+    """Within the block huggingface_hub (`hub`) asks through a patient client, and logs none of
+    `tokens`.
 
     Raises UserError for one before 1.0.
     """
     if not hasattr(hub, 'set_client_factory'):
         raise UserError(
-            f"expected huggingface_hub 1.0 or newer, got {hub.__version__}; pip install --upgrade 'sigma_jax[hf]'"
+            f'expected huggingface_hub 1.0 or newer, got {hub.__version__}; pip install --upgrade '
+            "'sigma_jax[hf]'"
         )
     factory = importlib.import_module('huggingface_hub.utils._http').default_client_factory
     hub.set_client_factory(lambda: _patient(factory(), patience))
@@ -126,7 +146,10 @@ def _patient(client: Any, patience: Patience) -> Any:
                 answer = send(request, **options)
                 if answer.status_code not in RETRIED:
                     return answer
-                why, asked = f'{answer.status_code} {answer.reason_phrase}', retry_after(answer.headers)
+                why, asked = (
+                    f'{answer.status_code} {answer.reason_phrase}',
+                    retry_after(answer.headers),
+                )
             except failures_of as error:
                 why = reason(error)
             finally:

@@ -1,7 +1,8 @@
 """Checkpoints and data sets by hub id: `lerobot/pi05_base`, `lerobot/svla_so101_pickplace@v3.0`.
 
-A token comes from HF_TOKEN, or from a line `HF_TOKEN=...` of an env file, as in the paper's `load_sigma_env` (4.1); it
-is in no message. What has been fetched stays in huggingface_hub's cache (HF_HOME); HF_HUB_OFFLINE=1 uses only that.
+A token comes from HF_TOKEN, or from a line `HF_TOKEN=...` of an env file, as in the paper's
+`load_sigma_env` (4.1); it is in no message. What has been fetched stays in huggingface_hub's cache
+(HF_HOME); HF_HUB_OFFLINE=1 uses only that.
 """
 
 import dataclasses
@@ -19,9 +20,17 @@ from sigma_jax.hub.client import Patience, network_errors, patient_client, reaso
 from sigma_jax.hub.files import LARGE, fetch_large, repository
 from sigma_jax.hub.scrub import scrub
 
-CHECKPOINT = ('*.json', '*.safetensors', 'params/**', 'assets/**', 'tokenizer.*')  # no pickles, no pictures
+# no pickles, no pictures
+CHECKPOINT = ('*.json', '*.safetensors', 'params/**', 'assets/**', 'tokenizer.*')
 TABLES = ('meta/*.json', 'meta/*.jsonl', 'meta/*.parquet', 'data/*.parquet')  # `*` crosses folders
-RECORDS = ('*features.json', '*dataset_info.json', '*.tfrecord-*', '*.array_record-*', '*shard_*.pt', 'meta.json')
+RECORDS = (
+    '*features.json',
+    '*dataset_info.json',
+    '*.tfrecord-*',
+    '*.array_record-*',
+    '*shard_*.pt',
+    'meta.json',
+)
 HUB_ID = re.compile(r'([\w-][\w.-]*/[\w-][\w.-]*)(?:@([\w][\w./-]*))?')
 ENV_FILES = ('.env', 'sigma.env')  # the second is the paper's
 _COMMIT = re.compile(r'[0-9a-f]{40}')
@@ -40,7 +49,8 @@ class Fetched:
 
 
 def local_path(name: str | os.PathLike[str]) -> Path:
-    """The path itself where it exists; else the folder into which a checkpoint's files are fetched (and kept there).
+    """The path itself where it exists; else the folder into which a checkpoint's files are fetched
+    (and kept there).
 
     Raises UserError for what is neither, without the extra `hf`, and where the hub gives nothing.
     """
@@ -48,21 +58,33 @@ def local_path(name: str | os.PathLike[str]) -> Path:
     if path.exists():
         return path
     if not is_hub_id(name):
-        raise UserError(f'expected a checkpoint at {path}, got no such file or folder, nor a hub id; check the path')
+        raise UserError(
+            f'expected a checkpoint at {path}, got no such file or folder, nor a hub '
+            'id; check the path'
+        )
     return fetch(str(name)).path
 
 
 def is_hub_id(name: str | os.PathLike[str]) -> bool:
     """Whether a name that is no path reads as `owner/name` or `owner/name@revision`."""
     match = HUB_ID.fullmatch(str(name))
-    looks_like_a_file = Path(str(name).partition('@')[0]).suffix in ('.json', '.safetensors', '.pt', '.model')
+    looks_like_a_file = Path(str(name).partition('@')[0]).suffix in (
+        '.json',
+        '.safetensors',
+        '.pt',
+        '.model',
+    )
     return bool(match) and not Path(name).parent.is_dir() and not looks_like_a_file
 
 
 def dataset_files(cameras: Sequence[str] = ()) -> tuple[str, ...]:
-    """What is needed of a data set: tables, records, and the videos of `cameras` (none named: of all)."""
+    """What is needed of a data set: tables, records, and the videos of `cameras` (none named: of
+    all).
+    """
     keys = [glob.escape(camera) for camera in cameras] or ['*']
-    return TABLES + RECORDS + tuple(f'videos/{place}{key}/*' for key in keys for place in ('', '*/'))
+    return (
+        TABLES + RECORDS + tuple(f'videos/{place}{key}/*' for key in keys for place in ('', '*/'))
+    )
 
 
 def fetch(
@@ -73,26 +95,36 @@ def fetch(
     env_file: str | os.PathLike[str] = '',
     patience: Patience = Patience(),
 ) -> Fetched:
-    """Fetches the `files` (glob patterns) of a 'model' or 'dataset', as far as they are not in the cache already.
+    """Fetches the `files` (glob patterns) of a 'model' or 'dataset', as far as they are not in the
+    cache already.
 
     Raises:
-      UserError: not a hub id, no such repository or revision, a licence to accept, no connection and no earlier copy.
+      UserError: not a hub id, no such repository or revision, a licence to accept, no connection
+        and no earlier copy.
     """
     match = HUB_ID.fullmatch(name)
     if not match:
-        raise UserError(f"expected a hub id such as 'owner/name' or 'owner/name@revision', got '{name}'; correct it")
+        raise UserError(
+            "expected a hub id such as 'owner/name' or 'owner/name@revision', got "
+            f"'{name}'; correct it"
+        )
     hub, token = _library(name), read_token(env_file)
     secrets = (token, hub.get_token())  # the library finds by itself what a log-in has left
     repo, revision = match[1], match[2]
-    wanted = {'repo_id': repo, 'repo_type': kind, 'revision': revision, 'allow_patterns': list(files)}
+    wanted = {
+        'repo_id': repo,
+        'repo_type': kind,
+        'revision': revision,
+        'allow_patterns': list(files),
+    }
     kept = _kept(hub, wanted)
     if kept and (_COMMIT.fullmatch(revision or '') or _is_offline(hub)):
         return Fetched(kept, repo, kept.name)
     if _is_offline(hub):
         raise UserError(
-            f'expected {name} among the files fetched before, as HF_HUB_OFFLINE forbids to ask the hub, got none, not '
-            'all of them, or nothing that says so; run the same command once without HF_HUB_OFFLINE, or name a local '
-            'path'
+            f'expected {name} among the files fetched before, as HF_HUB_OFFLINE forbids to ask '
+            'the hub, got none, not all of them, or nothing that says so; run the same command '
+            'once without HF_HUB_OFFLINE, or name a local path'
         )
     if kept:  # a laptop without a network shall not wait for minutes to use what it has
         patience = dataclasses.replace(patience, tries=min(patience.tries, 2))
@@ -106,19 +138,25 @@ def fetch(
             _LOG.warning('%s: %s; using the copy fetched before, %s', name, told, kept)
             return Fetched(kept, repo, kept.name)
         raise UserError(
-            f'expected {name} on the hub, got "{told}"; check the id and its licence, log in, or name a local path'
+            f'expected {name} on the hub, got "{told}"; check the id and its licence, log in, or '
+            'name a local path'
         ) from None
 
 
 def read_token(env_file: str | os.PathLike[str] = '') -> str | None:
-    """HF_TOKEN from the environment, else from `env_file`, else from .env or sigma.env beside the command, else None.
+    """HF_TOKEN from the environment, else from `env_file`, else from .env or sigma.env beside the
+    command, else None.
 
-    None leaves the choice to huggingface_hub, which knows who has logged in. Raises UserError for a file that is named
-    but not there, and for a token that is none; the messages do not show it.
+    None leaves the choice to huggingface_hub, which knows who has logged in. Raises UserError for a
+    file that is named but not there, and for a token that is none; the messages do not show it.
     """
     token, where = os.environ.get('HF_TOKEN', '').strip(), 'the environment'
     if not token:
-        paths = [Path(env_file)] if env_file else [Path(name) for name in ENV_FILES if Path(name).is_file()]
+        paths = (
+            [Path(env_file)]
+            if env_file
+            else [Path(name) for name in ENV_FILES if Path(name).is_file()]
+        )
         if env_file and not paths[0].is_file():
             raise UserError(f'expected an env file at {env_file}, got no such file; check the path')
         for path in paths:
@@ -127,7 +165,8 @@ def read_token(env_file: str | os.PathLike[str] = '') -> str | None:
             token, where = (found[-1], str(path)) if found and not token else (token, where)
     if token and not _TOKEN.fullmatch(token):
         raise UserError(
-            f'expected HF_TOKEN in {where} to be one word of letters and digits, got something else; copy it again'
+            f'expected HF_TOKEN in {where} to be one word of letters and digits, got something '
+            'else; copy it again'
         )
     return token or None
 
@@ -137,8 +176,8 @@ def _library(name: str) -> Any:
         import huggingface_hub.file_download  # brings what the package itself loads only when asked
     except ImportError as error:
         raise UserError(
-            f'expected {name} to exist, or huggingface_hub to fetch it, got neither; check the path or '
-            "pip install 'sigma_jax[hf]'"
+            f'expected {name} to exist, or huggingface_hub to fetch it, got neither; check the '
+            "path or pip install 'sigma_jax[hf]'"
         ) from error
     return huggingface_hub
 
@@ -157,7 +196,9 @@ def _is_offline(hub: Any) -> bool:
 
 
 def _download(hub: Any, wanted: dict[str, Any], token: str | None, patience: Patience) -> Path:
-    """Large files first, which go on where they stopped; the library does the rest and lays out the folder."""
+    """Large files first, which go on where they stopped; the library does the rest and lays out the
+    folder.
+    """
     repo, kind = wanted['repo_id'], wanted['repo_type']
     api = hub.HfApi(token=token)
     commit = api.repo_info(repo, repo_type=kind, revision=wanted['revision']).sha
@@ -165,14 +206,17 @@ def _download(hub: Any, wanted: dict[str, Any], token: str | None, patience: Pat
     sizes = {entry.path: entry.size for entry in tree if getattr(entry, 'size', None) is not None}
     names = list(hub.utils.filter_repo_objects(sizes, allow_patterns=wanted['allow_patterns']))
     if not names:
-        raise UserError(f'expected files like {wanted["allow_patterns"]} in {repo}, got {sorted(sizes)[:8]}')
+        raise UserError(
+            f'expected files like {wanted["allow_patterns"]} in {repo}, got {sorted(sizes)[:8]}'
+        )
     listing.note(repository(hub, repo, kind), commit, sizes)
     large = [name for name in names if sizes[name] >= LARGE]
     fetch_large(hub, repo, kind, commit, large, token, patience)
     path = _snapshot(hub, wanted, token, patience)
     if path.name == commit and not listing.is_whole(hub, path, wanted['allow_patterns']):
         raise UserError(
-            f'expected {len(names)} files of {repo} in {path}, got some of them; run the same command again'
+            f'expected {len(names)} files of {repo} in {path}, got some of them; run the same '
+            'command again'
         )
     return path
 

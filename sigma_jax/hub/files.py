@@ -1,8 +1,10 @@
-"""Large files of the hub, byte by byte: a cut transfer goes on where it stopped, also in a later run.
+"""Large files of the hub, byte by byte: a cut transfer goes on where it stopped, also in a later
+run.
 
-huggingface_hub 2 throws a file cut short away and starts it anew. So large files are fetched here first, into its cache
-and under the names that it looks for (`blobs/<etag>`, `.incomplete` on the way); it then finds them there. Files that
-the hub offers through Xet are left to the library, which transfers them in chunks, and so are small files.
+huggingface_hub 2 throws a file cut short away and starts it anew. So large files are fetched here
+first, into its cache and under the names that it looks for (`blobs/<etag>`, `.incomplete` on the
+way); it then finds them there. Files that the hub offers through Xet are left to the library, which
+transfers them in chunks, and so are small files.
 """
 
 import contextlib
@@ -23,7 +25,9 @@ _SHA256 = re.compile(r'[0-9a-f]{64}')
 
 @dataclasses.dataclass(frozen=True)
 class Transfer:
-    """One file on its way: `name` in the repository, where it comes from, its size in bytes and its checksum or id."""
+    """One file on its way: `name` in the repository, where it comes from, its size in bytes and its
+    checksum or id.
+    """
 
     name: str
     url: str
@@ -38,12 +42,19 @@ def repository(hub: Any, repo: str, kind: str) -> Path:
 
 
 def fetch_large(
-    hub: Any, repo: str, kind: str, commit: str, files: Sequence[str], token: str | None, patience: Patience
+    hub: Any,
+    repo: str,
+    kind: str,
+    commit: str,
+    files: Sequence[str],
+    token: str | None,
+    patience: Patience,
 ) -> None:
     """Brings `files` of a commit into the library's cache.
 
     Raises:
-      UserError: the hub does not answer, or sends other bytes than it names, however often it is asked.
+      UserError: the hub does not answer, or sends other bytes than it names, however often it is
+        asked.
     """
     folder = repository(hub, repo, kind)
     for name in files:
@@ -89,14 +100,23 @@ def _complete(hub: Any, file: Transfer, token: str | None, patience: Patience) -
 
 
 def _append(hub: Any, file: Transfer, token: str | None, bar: Any) -> None:
-    """Asks for what is missing and writes what comes. A token does not follow a redirect to another host."""
+    """Asks for what is missing and writes what comes. A token does not follow a redirect to another
+    host.
+    """
     have = _size(file.part)
-    headers = {'Accept-Encoding': 'identity', 'Range': f'bytes={have}-'} if have else {'Accept-Encoding': 'identity'}
+    headers = (
+        {'Accept-Encoding': 'identity', 'Range': f'bytes={have}-'}
+        if have
+        else {'Accept-Encoding': 'identity'}
+    )
     headers = {**hub.utils.build_hf_headers(token=token), **headers}
-    with hub.get_session().stream('GET', file.url, headers=headers, follow_redirects=True) as answer:
+    with hub.get_session().stream(
+        'GET', file.url, headers=headers, follow_redirects=True
+    ) as answer:
         answer.raise_for_status()
         resumed = answer.status_code == 206
-        with file.part.open('ab' if resumed else 'wb') as part:  # a server that knows no ranges sends everything again
+        # a server that knows no ranges sends everything again
+        with file.part.open('ab' if resumed else 'wb') as part:
             bar.n = have if resumed else 0
             for chunk in answer.iter_bytes():
                 part.write(chunk)
@@ -104,7 +124,9 @@ def _append(hub: Any, file: Transfer, token: str | None, bar: Any) -> None:
 
 
 def _is_whole(file: Transfer) -> bool:
-    """Whether the part has all bytes; one that is too long, or differs from its checksum, is removed."""
+    """Whether the part has all bytes; one that is too long, or differs from its checksum, is
+    removed.
+    """
     have = _size(file.part)
     if have < file.size:
         return False

@@ -1,7 +1,9 @@
-"""Whether a snapshot in the hub's cache is whole: what a commit holds, noted beside it before its files are fetched.
+"""Whether a snapshot in the hub's cache is whole: what a commit holds, noted beside it before its
+files are fetched.
 
-huggingface_hub up to 1.20 gives a folder with some of the files for the whole, and newer ones do where an older one has
-filled the cache; the files that are missing, such as statistics beside weights, would be missed by nobody.
+huggingface_hub up to 1.20 gives a folder with some of the files for the whole, and newer ones do
+where an older one has filled the cache; the files that are missing, such as statistics beside
+weights, would be missed by nobody.
 """
 
 import json

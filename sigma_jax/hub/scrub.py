@@ -1,4 +1,6 @@
-"""What no message may show: tokens, and the signatures of addresses that give a file to whoever has them."""
+"""What no message may show: tokens, and the signatures of addresses that give a file to whoever has
+them.
+"""
 
 import logging
 import re
@@ -10,7 +12,9 @@ QUERY = re.compile(r'((?:https?:/)?/[^\s?\'"<>]*)\?[^\s\'"]+')
 
 
 def scrub(text: str, tokens: Iterable[str | None] = ()) -> str:
-    """`text` without `tokens`, what looks like one, log-ins in addresses, and all that follows an address's `?`."""
+    """`text` without `tokens`, what looks like one, log-ins in addresses, and all that follows an
+    address's `?`.
+    """
     for token in tokens:
         text = text.replace(token, '<token>') if token else text
     return QUERY.sub(r'\1?<hidden>', LOGIN.sub('<log-in>@', SECRET.sub('<token>', text)))

@@ -1,4 +1,5 @@
-"""The report: plain data of an evaluation as a page and as tables; computes nothing that is not in it.
+"""The report: plain data of an evaluation as a page and as tables; computes nothing that is not in
+it.
 
 page                          report.html, self-contained
 contrasts                     does telepathy help? sentence, table and sections of a comparison

@@ -1,4 +1,6 @@
-"""What `evaluate.py` prints: a table a split, arms x three errors with the change against pi05; then the rest."""
+"""What `evaluate.py` prints: a table a split, arms x three errors with the change against pi05;
+then the rest.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +9,13 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from sigma_jax.metrics import ERRORS
-from sigma_jax.report.contrasts import limits_text, parts_of, reading, references_of, telepathy_verdict
+from sigma_jax.report.contrasts import (
+    limits_text,
+    parts_of,
+    reading,
+    references_of,
+    telepathy_verdict,
+)
 from sigma_jax.report.tables import change_text, number, outcome, size, verdict
 from sigma_jax.report.trials import verdicts
 
@@ -20,18 +28,28 @@ def show(report: Mapping, console: Console, checks: bool = False) -> None:
     if comparison := report.get('comparison'):
         console.print(comparison_table(comparison))
     if checks:
-        console.print(Group(check_a(report), *(check_b(report, group) for group in report['check_b'])))
+        console.print(
+            Group(check_a(report), *(check_b(report, group) for group in report['check_b']))
+        )
     if report.get('robustness'):
         console.print(robustness_table(report['robustness']['rows']))
     for line in verdicts(report['stress']) if report.get('stress') else ():
         console.print(f'stress, {line}', highlight=False)
-    sentences = (telepathy_verdict(comparison), reading(comparison)) if comparison else (verdict(report),)
+    sentences = (
+        (telepathy_verdict(comparison), reading(comparison)) if comparison else (verdict(report),)
+    )
     console.print(*sentences, highlight=False)
 
 
 def narrow(title: str, *columns: str) -> Table:
     """A table without frame: the first column is text, the others are numbers."""
-    table = Table(title=title, title_justify='left', title_style='bold', box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title,
+        title_justify='left',
+        title_style='bold',
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for n, column in enumerate(columns):
         table.add_column(column, justify='right' if n else 'left', no_wrap=True)
     return table
@@ -41,7 +59,9 @@ def comparison_table(comparison: Mapping) -> Table:
     """Contrasts of the full Sigma, or all where there is none, with their intervals."""
     table = narrow(f'{comparison["split"]}: contrasts, change in % [95 %]', 'arm, against', *ERRORS)
     for contrast in parts_of(comparison) + references_of(comparison) or comparison['contrasts']:
-        cells = [f'[{PAINT[outcome(contrast[key])]}]{interval_text(contrast[key])}[/]' for key in ERRORS]
+        cells = [
+            f'[{PAINT[outcome(contrast[key])]}]{interval_text(contrast[key])}[/]' for key in ERRORS
+        ]
         table.add_row(f'{contrast["arm"]}\n  {contrast["against"]}', *cells)
     return table
 
@@ -74,7 +94,9 @@ def robustness_table(rows: Sequence[Mapping]) -> Table:
     """mse_trj of each arm under every perturbation."""
     table = narrow('robustness: mse_trj', 'observation', *rows[0]['arms'])
     for row in rows:
-        table.add_row(row['name'], *(number(arm['mse_trj']['value']) for arm in row['arms'].values()))
+        table.add_row(
+            row['name'], *(number(arm['mse_trj']['value']) for arm in row['arms'].values())
+        )
     return table
 
 
@@ -84,9 +106,15 @@ def arms_tables(report: Mapping) -> Group:
 
 
 def split_table(name: str, values: Mapping) -> Table:
-    """A row an arm: mean squared errors in raw units; a change whose interval excludes zero is coloured."""
+    """A row an arm: mean squared errors in raw units; a change whose interval excludes zero is
+    coloured.
+    """
     table = Table(
-        title=f'{name}: {size(values)}', title_justify='left', title_style='bold', box=box.SIMPLE_HEAD, padding=0
+        title=f'{name}: {size(values)}',
+        title_justify='left',
+        title_style='bold',
+        box=box.SIMPLE_HEAD,
+        padding=0,
     )
     table.add_column('arm', no_wrap=True)
     for key in ERRORS:

@@ -1,4 +1,6 @@
-"""What a comparison of trainings says: sentences and tables, as plain text and as HTML fragments."""
+"""What a comparison of trainings says: sentences and tables, as plain text and as HTML
+fragments.
+"""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +20,11 @@ from sigma_jax.report.tables import (
     table,
 )  # fmt: skip
 
-KINDS = {'test': 'held-out test', 'calibration': 'calibration (not test)', 'train': 'training (not held-out)'}
+KINDS = {
+    'test': 'held-out test',
+    'calibration': 'calibration (not test)',
+    'train': 'training (not held-out)',
+}
 BASE = 'pi05'
 UNITS = {18: 'E', 15: 'P', 12: 'T', 9: 'G', 6: 'M', 3: 'k'}
 
@@ -30,7 +36,9 @@ def find(comparison: Mapping, arm: str | None, against: str | None) -> Mapping[s
 
 
 def answer_of(contrast: Mapping) -> str:
-    """'Yes:', 'No, it hurts:', 'In part:', 'Mixed:' or 'Not shown:', by which intervals exclude zero."""
+    """'Yes:', 'No, it hurts:', 'In part:', 'Mixed:' or 'Not shown:', by which intervals exclude
+    zero.
+    """
     signs = {outcome(contrast[key]) for key in ERRORS}
     if {'lower', 'higher'} <= signs:
         return 'Mixed:'
@@ -41,22 +49,30 @@ def answer_of(contrast: Mapping) -> str:
 
 
 def telepathy_verdict(comparison: Mapping) -> str:
-    """One sentence: is Sigma better than the same model trained without telepathy, on which episodes, how surely."""
+    """One sentence: is Sigma better than the same model trained without telepathy, on which
+    episodes, how surely.
+    """
     full, without = comparison['full'], comparison['no_tau']
     contrast = find(comparison, full, without)
     if contrast is None:
         missing = 'with telepathy and all other parts' if full is None else 'without telepathy'
-        return f'Not tested: among these trainings there is no Sigma {missing}, so what telepathy is worth stays open.'
+        return (
+            f'Not tested: among these trainings there is no Sigma {missing}, so what telepathy '
+            'is worth stays open.'
+        )
     runs = f'{seeds(comparison, full)} with telepathy, {seeds(comparison, without)} without'
     parts = [f'{describe(contrast[key])} for the {SPANS[key]}' for key in ERRORS]
     return (
-        f"{answer_of(contrast)} on {episodes(comparison)} ({runs}), Sigma's error against the same model trained "
-        f'without telepathy is {join(parts)} ({certainty(comparison, full, without)}).'
+        f"{answer_of(contrast)} on {episodes(comparison)} ({runs}), Sigma's error against the "
+        f'same model trained without telepathy is {join(parts)} '
+        f'({certainty(comparison, full, without)}).'
     )
 
 
 def reading(comparison: Mapping) -> str:
-    """What the intervals of that contrast do and do not say, in a sentence; '' where the first one says it all."""
+    """What the intervals of that contrast do and do not say, in a sentence; '' where the first one
+    says it all.
+    """
     contrast = find(comparison, comparison['full'], comparison['no_tau'])
     if contrast is None:
         return ''
@@ -64,9 +80,17 @@ def reading(comparison: Mapping) -> str:
     if all(contrast[key]['low'] is None for key in ERRORS):
         return 'One episode gives no interval, so nothing is shown.'
     if set(signs) == {'open'}:
-        limits = [contrast[key][side] for key in ERRORS for side in ('low', 'high') if contrast[key][side] is not None]
+        limits = [
+            contrast[key][side]
+            for key in ERRORS
+            for side in ('low', 'high')
+            if contrast[key][side] is not None
+        ]
         told = f'from {change_text(min(limits))} to {change_text(max(limits))}'
-        return f'All three intervals hold zero: no effect of telepathy is shown; effects {told} are not ruled out.'
+        return (
+            f'All three intervals hold zero: no effect of telepathy is shown; effects {told} '
+            'are not ruled out.'
+        )
     words = {'lower': 'telepathy helps', 'higher': 'telepathy hurts', 'open': 'no effect is shown'}
     said = [f'{words[sign]} for the {SPANS[key]}' for key, sign in zip(ERRORS, signs, strict=True)]
     return f'{join(said)}.'.capitalize() if len(set(signs)) > 1 else ''
@@ -86,7 +110,9 @@ def gain_verdict(comparison: Mapping) -> str:
     """A sentence a reference: full Sigma against its frozen base, and against plain fine-tuning."""
     full = comparison['full']
     others = [(BASE, 'its frozen base')]
-    others += [(row, f'plain LoRA of the same policy ({row}, one sample)') for row in comparison['tuned']]
+    others += [
+        (row, f'plain LoRA of the same policy ({row}, one sample)') for row in comparison['tuned']
+    ]
     others += [(name, f'the mean of its samples ({name})') for name in means(comparison)]
     told = []
     for name, words in others:
@@ -98,7 +124,11 @@ def gain_verdict(comparison: Mapping) -> str:
 
 def means(comparison: Mapping) -> list[str]:
     """Arms that are the mean of a fine-tuned policy's samples."""
-    return [name for name in comparison['arms'] if any(name.startswith(f'{row}_mean') for row in comparison['tuned'])]
+    return [
+        name
+        for name in comparison['arms']
+        if any(name.startswith(f'{row}_mean') for row in comparison['tuned'])
+    ]
 
 
 def episodes(comparison: Mapping) -> str:
@@ -114,7 +144,9 @@ def seeds(comparison: Mapping, row: str) -> str:
 
 
 def parts_of(comparison: Mapping) -> list[Mapping]:
-    """Full Sigma against each model trained without one of its parts, telepathy first: what that part is worth."""
+    """Full Sigma against each model trained without one of its parts, telepathy first: what that
+    part is worth.
+    """
     full = comparison['full']
     names = sorted(comparison['ablations'], key=lambda name: name != comparison['no_tau'])
     return [c for c in (find(comparison, full, name) for name in names) if c is not None]
@@ -124,7 +156,11 @@ def references_of(comparison: Mapping) -> list[Mapping]:
     """Full Sigma, with and without adapter, against base and fine-tuned policies."""
     full = comparison['full']
     arms = (full, f'{full}+adapter')
-    found = [find(comparison, arm, o) for o in (BASE, *comparison['tuned'], *means(comparison)) for arm in arms]
+    found = [
+        find(comparison, arm, o)
+        for o in (BASE, *comparison['tuned'], *means(comparison))
+        for arm in arms
+    ]
     return [c for c in found if c is not None]
 
 
@@ -136,7 +172,9 @@ def contrast_table(contrasts: Sequence[Mapping], mark: str | None = None) -> str
         for c in contrasts
     ]
     marked = next((n for n, c in enumerate(contrasts) if c['against'] == mark), None)
-    return table(['contrast', *(f'{key}<br><small>{SPANS[key]}</small>' for key in ERRORS)], rows, marked)
+    return table(
+        ['contrast', *(f'{key}<br><small>{SPANS[key]}</small>' for key in ERRORS)], rows, marked
+    )
 
 
 def change_cell(change: Mapping) -> str:
@@ -159,7 +197,11 @@ def arms_table(comparison: Mapping) -> str:
         cells = [error_cell(arm[key] | {'change': against.get(key)}, name) for key in ERRORS]
         rows.append([breakable(name), str(len(arm['seeds']) or '–'), *cells])
     header = ['arm', 'seeds', *(f'{key}<br><small>{SPANS[key]}</small>' for key in ERRORS)]
-    return table(header, rows, list(comparison['arms']).index(comparison['full']) if comparison['full'] else None)
+    return table(
+        header,
+        rows,
+        list(comparison['arms']).index(comparison['full']) if comparison['full'] else None,
+    )
 
 
 def cost_table(costs: Mapping) -> str:
@@ -176,7 +218,15 @@ def cost_table(costs: Mapping) -> str:
         ]
         for name, cost in costs.items()
     ]
-    header = ['arm', 'trainable', 'own pass', 'with its base sample', 'steps', 'windows seen', 'training']
+    header = [
+        'arm',
+        'trainable',
+        'own pass',
+        'with its base sample',
+        'steps',
+        'windows seen',
+        'training',
+    ]
     return table(header, rows)
 
 
@@ -196,12 +246,19 @@ def operations(count: float | None) -> str:
 def rows_note(comparison: Mapping) -> str:
     """Which gates each row was trained with, and what could not take part."""
     told = [
-        f'{row}: {", ".join(changed(facts["gates"])) or facts["role"]}' for row, facts in comparison['rows'].items()
+        f'{row}: {", ".join(changed(facts["gates"])) or facts["role"]}'
+        for row, facts in comparison['rows'].items()
     ]
     left = comparison.get('left_out') or []
-    return html.escape('; '.join(told) + (f'. Left out, unfinished: {", ".join(left)}' if left else '') + '.')
+    return html.escape(
+        '; '.join(told) + (f'. Left out, unfinished: {", ".join(left)}' if left else '') + '.'
+    )
 
 
 def changed(gates: Mapping[str, float]) -> Iterable[str]:
     """Gates that are not as in the full model."""
-    return [f'{name} = {float(value):g}' for name, value in gates.items() if float(value) != (name != 'tau_const')]
+    return [
+        f'{name} = {float(value):g}'
+        for name, value in gates.items()
+        if float(value) != (name != 'tau_const')
+    ]

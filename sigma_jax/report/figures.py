@@ -1,7 +1,7 @@
 """Pictures of the evaluation report: each function draws one figure and returns it as SVG text.
 
-Figures are narrow and their letters large, so that they read on a phone. No global matplotlib state is used
-but the style, within `drawing`.
+Figures are narrow and their letters large, so that they read on a phone. No global matplotlib state
+is used but the style, within `drawing`.
 """
 
 import io
@@ -78,7 +78,9 @@ def new_figure(rows: int, columns: int, height: float) -> tuple[Figure, list[Axe
 
 
 def forest(arms: Mapping[str, dict]) -> str:
-    """Change of each arm's error against pi05, in per cent, with 95 % intervals; one panel per error."""
+    """Change of each arm's error against pi05, in per cent, with 95 % intervals; one panel per
+    error.
+    """
     names = [name for name in arms if name != 'pi05'][::-1]
     with drawing():
         figure, panels = new_figure(1, 3, 0.9 + 0.27 * len(names))
@@ -86,7 +88,12 @@ def forest(arms: Mapping[str, dict]) -> str:
             for y, name in enumerate(names):
                 draw_interval(axes, y, arms[name][key]['change'], colour(name))
             axes.axvline(0, color='#555555', linewidth=1)
-            axes.set(title=key, yticks=range(len(names)), ylim=(-0.6, len(names) - 0.4), xlim=(-EDGE, EDGE))
+            axes.set(
+                title=key,
+                yticks=range(len(names)),
+                ylim=(-0.6, len(names) - 0.4),
+                xlim=(-EDGE, EDGE),
+            )
             axes.set_yticklabels(names if axes is panels[0] else [])
             axes.set_xticks([-100, -50, 0, 50, 100], ['−100', '', '0', '', '+100'])
         panels[1].set_xlabel('change against pi05, % (left is better; › beyond)')
@@ -94,18 +101,27 @@ def forest(arms: Mapping[str, dict]) -> str:
 
 
 def draw_interval(axes: Axes, y: float, change: Mapping[str, Any], paint: str) -> None:
-    """A dot and, where there is one, its interval; per cent. An arrow at the edge for a value beyond it."""
+    """A dot and, where there is one, its interval; per cent. An arrow at the edge for a value
+    beyond it.
+    """
     if change['value'] is None:
         return
     value = 100 * change['value']
     if change['low'] is not None:
-        axes.plot(np.clip([100 * change['low'], 100 * change['high']], -EDGE, EDGE), [y, y], color=paint, linewidth=2)
+        axes.plot(
+            np.clip([100 * change['low'], 100 * change['high']], -EDGE, EDGE),
+            [y, y],
+            color=paint,
+            linewidth=2,
+        )
     axes.plot(min(value, EDGE - 6), y, 'o' if value < EDGE else '>', color=paint, markersize=5)
 
 
 def training_curves(log: Mapping[str, Float[np.ndarray, 'n']]) -> str:
     """The columns of Table 1 over optimiser steps; columns that the log lacks are left out."""
-    shown = [(title, [c for c in columns if c in log]) for key, title, columns in CURVES if key in log]
+    shown = [
+        (title, [c for c in columns if c in log]) for key, title, columns in CURVES if key in log
+    ]
     with drawing():
         figure, panels = new_figure(-(-len(shown) // 2), 2, 0.3 + 1.5 * -(-len(shown) // 2))
         for axes, (title, columns) in zip(panels, shown, strict=False):
@@ -146,7 +162,9 @@ def error_by_step(arms: Mapping[str, dict]) -> str:
 
 
 def trajectories(example: Mapping) -> str:
-    """Each joint over one episode: truth, and every arm's windows laid end to end without overlap."""
+    """Each joint over one episode: truth, and every arm's windows laid end to end without
+    overlap.
+    """
     joints, frames = example['joints'], np.asarray(example['frame'])
     horizon = np.asarray(example['truth']).shape[1]
     rows = disjoint(frames, horizon)
@@ -172,21 +190,43 @@ def disjoint(frames: np.ndarray, horizon: int) -> list[int]:
     return rows
 
 
-def draw_windows(axes: Axes, frames: np.ndarray, values: Float[np.ndarray, 'n t'], name: str) -> None:
+def draw_windows(
+    axes: Axes, frames: np.ndarray, values: Float[np.ndarray, 'n t'], name: str
+) -> None:
     """One line, broken between windows."""
     steps = np.arange(values.shape[1])
     gap = np.full((len(values), 1), np.nan)
     x = np.concatenate([frames[:, None] + steps, gap], axis=1).ravel()
     width = 1.0 if name == 'truth' else 1.4
-    axes.plot(x, np.concatenate([values, gap], axis=1).ravel(), color=colour(name), label=name, linewidth=width)
+    axes.plot(
+        x,
+        np.concatenate([values, gap], axis=1).ravel(),
+        color=colour(name),
+        label=name,
+        linewidth=width,
+    )
 
 
 def tau_over_episode(example: Mapping) -> str:
     """Norm of tau along one episode, memory carried through it and reset as in training."""
     with drawing():
         figure, (axes,) = new_figure(1, 1, 2.4)
-        axes.plot(example['frame'], example['tau_l2'], 'o-', markersize=3, color=COLOURS['sigma'], label='carried')
-        axes.plot(example['frame'], example['tau_l2_reset'], 's:', markersize=3, color=OTHER, label='reset')
+        axes.plot(
+            example['frame'],
+            example['tau_l2'],
+            'o-',
+            markersize=3,
+            color=COLOURS['sigma'],
+            label='carried',
+        )
+        axes.plot(
+            example['frame'],
+            example['tau_l2_reset'],
+            's:',
+            markersize=3,
+            color=OTHER,
+            label='reset',
+        )
         axes.set(xlabel='frame of the episode', ylabel='L2 norm of tau')
         axes.margins(y=0.15)
         axes.legend(fontsize=8, title='memory', title_fontsize=8)
@@ -211,5 +251,9 @@ def adapter_scale(recorded: Mapping[str, Sequence], episode: int) -> str:
                 linewidth=1.5 if strong else 0.8,
                 zorder=2 + strong,
             )
-        axes.set(xlabel='frame of the episode', ylabel='scale', ylim=(-0.05, 1.05 * max(1.0, scale.max())))
+        axes.set(
+            xlabel='frame of the episode',
+            ylabel='scale',
+            ylim=(-0.05, 1.05 * max(1.0, scale.max())),
+        )
         return render(figure)

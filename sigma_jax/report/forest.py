@@ -1,4 +1,6 @@
-"""Forest plots of contrasts: one panel an error, a line a contrast, on a scale that fits what is shown."""
+"""Forest plots of contrasts: one panel an error, a line a contrast, on a scale that fits what is
+shown.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +16,9 @@ PAINT = {True: '#1f5fa8', False: '#6b7a90'}
 
 
 def contrasts(found: Sequence[Mapping[str, Any]], marked: str | None = None) -> str:
-    """Change of one arm's error against another's, per cent, with 95 % intervals; `marked` stands out."""
+    """Change of one arm's error against another's, per cent, with 95 % intervals; `marked` stands
+    out.
+    """
     edge = edge_of(found)
     with drawing():
         figure, panels = new_figure(1, 3, 1.0 + 0.34 * len(found))
@@ -22,11 +26,20 @@ def contrasts(found: Sequence[Mapping[str, Any]], marked: str | None = None) -> 
             for y, contrast in enumerate(found[::-1]):
                 draw(axes, y, contrast[key], PAINT[contrast['against'] == marked], edge)
             axes.axvline(0, color='#555555', linewidth=1)
-            axes.set(title=key, yticks=range(len(found)), ylim=(-0.6, len(found) - 0.4), xlim=(-edge * 1.1, edge * 1.1))
-            axes.set_yticklabels([label(c) for c in found[::-1]] if axes is panels[0] else [], fontsize=8)
+            axes.set(
+                title=key,
+                yticks=range(len(found)),
+                ylim=(-0.6, len(found) - 0.4),
+                xlim=(-edge * 1.1, edge * 1.1),
+            )
+            axes.set_yticklabels(
+                [label(c) for c in found[::-1]] if axes is panels[0] else [], fontsize=8
+            )
             axes.set_xticks([-edge, 0, edge], [f'−{edge:g}', '0', f'+{edge:g}'])
         for name in panels[0].get_yticklabels():
-            name.set_fontweight('bold' if marked and name.get_text().endswith(f' {marked}') else 'normal')
+            name.set_fontweight(
+                'bold' if marked and name.get_text().endswith(f' {marked}') else 'normal'
+            )
         panels[1].set_xlabel('change of the error, % (left: the first arm is better; › beyond)')
         return render(figure)
 
@@ -57,7 +70,9 @@ def draw(axes: Axes, y: float, change: Mapping[str, Any], paint: str, edge: floa
 
 
 def robustness(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Error of the trajectory over the levels of each kind; the left end of every line is the clean recording."""
+    """Error of the trajectory over the levels of each kind; the left end of every line is the clean
+    recording.
+    """
     clean, kinds = rows[0], list(dict.fromkeys(row['kind'] for row in rows[1:]))
     with drawing():
         figure, panels = new_figure(1, max(len(kinds), 1), 2.6)
@@ -65,7 +80,9 @@ def robustness(rows: Sequence[Mapping[str, Any]]) -> str:
             levels = [clean, *(row for row in rows if row['kind'] == kind)]
             for arm in clean['arms']:
                 values = [row['arms'][arm]['mse_trj']['value'] for row in levels]
-                axes.plot(range(len(levels)), values, 'o-', markersize=3, color=colour(arm), label=arm)
+                axes.plot(
+                    range(len(levels)), values, 'o-', markersize=3, color=colour(arm), label=arm
+                )
             axes.set(title=kind.replace('_', ' '), xticks=range(len(levels)), ylim=(0, None))
             axes.set_xticklabels([short(row) for row in levels], fontsize=8)
         panels[0].set_ylabel('mse_trj, raw units')

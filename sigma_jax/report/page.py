@@ -1,7 +1,7 @@
 """The evaluation report as one self-contained HTML page: a sentence, a table, then the evidence.
 
-Reads only `sigma_eval_report.json` (as a dict) and the columns of `train_log.csv`, so that any stored run can be
-rendered again. Pictures are SVG in base64; the page loads nothing.
+Reads only `sigma_eval_report.json` (as a dict) and the columns of `train_log.csv`, so that any
+stored run can be rendered again. Pictures are SVG in base64; the page loads nothing.
 """
 
 import csv
@@ -55,7 +55,9 @@ inference, not a model trained without it.</li></ul>"""
 
 
 def read_log(path: Path) -> dict[str, Float[np.ndarray, 'n']]:
-    """Columns of a training log with Table 1's names; {} where there is none. Cells that are no numbers are NaN."""
+    """Columns of a training log with Table 1's names; {} where there is none. Cells that are no
+    numbers are NaN.
+    """
     if not path.is_file():
         return {}
     with path.open(newline='', errors='replace') as file:
@@ -75,12 +77,15 @@ def render(report: Mapping, log: Mapping[str, Float[np.ndarray, 'n']]) -> str:
     """The page as text."""
     first = comparison_screen(report) if report.get('comparison') else first_screen(report)
     parts = [first, error_section(report), training_section(log), episode_section(report)]
-    parts += [trials.stress_section(report.get('stress')), trials.robustness_section(report.get('robustness'))]
+    parts += [
+        trials.stress_section(report.get('stress')),
+        trials.robustness_section(report.get('robustness')),
+    ]
     body = '\n'.join([*parts, paper_section(report), provenance_section(report)])
     return (
-        '<!doctype html><html lang=en><head><meta charset=utf-8>'
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f'<title>Sigma against its base</title><style>{STYLE}</style></head><body>{body}</body></html>\n'
+        '<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport '
+        'content="width=device-width, initial-scale=1"><title>Sigma against its '
+        f'base</title><style>{STYLE}</style></head><body>{body}</body></html>\n'
     )
 
 
@@ -93,32 +98,41 @@ def first_screen(report: Mapping) -> str:
         f'<p class=verdict>{sentence}</p>'
         f'<p>{html.escape(tables.against_simple(report))} {html.escape(test_reads(report))}</p>'
         + tables.arms_table(report['splits'][name])
-        + f'<p class=note>Split: {name}. Small print: change against pi05, its 95 % interval in per cent.</p>'
+        + f'<p class=note>Split: {name}. Small print: change against pi05, its 95 % interval in '
+        'per cent.</p>'
     )
 
 
 def comparison_screen(report: Mapping) -> str:
-    """Whether telepathy helps: a sentence, a table, a forest plot; then all arms, and the checkpoint shown below."""
+    """Whether telepathy helps: a sentence, a table, a forest plot; then all arms, and the
+    checkpoint shown below.
+    """
     c = report['comparison']
     sentence = html.escape(compared.telepathy_verdict(c)).replace(' %', '&nbsp;%')
     parts, references = compared.parts_of(c), compared.references_of(c)
     others = [x for x in c['contrasts'] if x not in parts and x not in references]
     shown = report['provenance']
     steps = {
-        name: c['arms'][name] for name in (compared.BASE, *c['tuned'], c['full'], c['no_tau']) if name in c['arms']
+        name: c['arms'][name]
+        for name in (compared.BASE, *c['tuned'], c['full'], c['no_tau'])
+        if name in c['arms']
     }
     return (
-        f'<h1>Does telepathy help?</h1><p class=verdict>{sentence}</p><p>{html.escape(compared.reading(c))}</p>'
+        '<h1>Does telepathy help?</h1><p '
+        f'class=verdict>{sentence}</p><p>{html.escape(compared.reading(c))}</p>'
         + picture_of(parts, c['no_tau'], 'what each part of Sigma is worth')
         + f'<p>{html.escape(compared.gain_verdict(c))} {html.escape(test_reads(report))}</p>'
-        + f'<h2>Against base and fine-tuning</h2>{picture_of(references, None, "Sigma against other policies")}'
-        + f'<h2>All arms</h2>{compared.arms_table(c)}<p class=note>Means over seeds; small print: change against pi05 '
-        'with its 95 % interval over seeds and episodes. Rows: '
+        + '<h2>Against base and '
+        f'fine-tuning</h2>{picture_of(references, None, "Sigma against other policies")}'
+        + f'<h2>All arms</h2>{compared.arms_table(c)}<p class=note>Means over seeds; small print: '
+        'change against pi05 with its 95 % interval over seeds and episodes. Rows: '
         + f'{compared.rows_note(c)}</p><h3>Error by step of the window</h3>'
         + f'{image(figures.error_by_step(steps), "error by step, arms pooled over seeds")}'
         + f'<h3>Parameters and compute, a window</h3>{compared.cost_table(c["compute"])}'
-        + f'<details><summary>All other contrasts</summary>{compared.contrast_table(others)}</details>'
-        + f'<h2>One checkpoint: {html.escape(str(c["full"] or next(iter(c["rows"]))))}, seed {shown.get("seed")}</h2>'
+        + '<details><summary>All other '
+        f'contrasts</summary>{compared.contrast_table(others)}</details>'
+        + f'<h2>One checkpoint: {html.escape(str(c["full"] or next(iter(c["rows"]))))}, seed '
+        f'{shown.get("seed")}</h2>'
         + f'<p>{html.escape(tables.verdict(report))}</p>'
         + tables.arms_table(report['splits'][tables.headline_split(report)])
     )
@@ -128,7 +142,9 @@ def picture_of(contrasts: list, marked: str | None, caption: str) -> str:
     """A table of contrasts and their forest plot; nothing where there are none."""
     if not contrasts:
         return ''
-    return compared.contrast_table(contrasts, marked) + image(forest.contrasts(contrasts, marked), caption)
+    return compared.contrast_table(contrasts, marked) + image(
+        forest.contrasts(contrasts, marked), caption
+    )
 
 
 def test_reads(report: Mapping) -> str:
@@ -147,12 +163,18 @@ def error_section(report: Mapping) -> str:
         if other != name
     )
     return (
-        '<h2>How large is the difference?</h2>'
-        f'{image(figures.forest(split["arms"]), "change of each arm against pi05")}'
-        f'<h3>Error by step of the window</h3>{image(figures.error_by_step(split["arms"]), "error by horizon step")}'
-        f'<h3>Telepathy switch × adapter, one checkpoint</h3>{tables.switch_table(report)}'
-        f'<details><summary>Rates, tau and alignment of every arm</summary>{tables.rates_table(split)}</details>'
-        + (f'<h3>Parameters and compute, a window</h3>{compared.cost_table(costs)}' if costs else '')
+        '<h2>How large is the '
+        f'difference?</h2>{image(figures.forest(split["arms"]), "change of each arm against pi05")}<h3>Error '
+        'by step of the '
+        f'window</h3>{image(figures.error_by_step(split["arms"]), "error by horizon step")}<h3>Telepathy '
+        'switch × adapter, one '
+        f'checkpoint</h3>{tables.switch_table(report)}<details><summary>Rates, tau and alignment '
+        f'of every arm</summary>{tables.rates_table(split)}</details>'
+        + (
+            f'<h3>Parameters and compute, a window</h3>{compared.cost_table(costs)}'
+            if costs
+            else ''
+        )
         + (f'<details open><summary>The other splits</summary>{others}</details>' if others else '')
     )
 
@@ -161,7 +183,10 @@ def training_section(log: Mapping[str, Float[np.ndarray, 'n']]) -> str:
     """Loss terms and the norm of tau over training, the columns of the paper's Table 1."""
     if not log or 'step' not in log:
         return '<h2>Training</h2><p class=note>No training log lay beside this checkpoint.</p>'
-    note = 'Columns as in Table 1 of the paper; L_act already holds the hard-sample term. Bold lines: running mean.'
+    note = (
+        'Columns as in Table 1 of the paper; L_act already holds the hard-sample term. Bold '
+        'lines: running mean.'
+    )
     picture = image(figures.training_curves(log), 'loss terms over optimiser steps')
     return f'<h2>Training</h2>{picture}<p class=note>{note}</p>'
 
@@ -171,7 +196,8 @@ def episode_section(report: Mapping) -> str:
     shown = report['example']
     text = f'Episode {shown["episode"]} of {shown["split"]}, the one with the median Sigma error.'
     parts = [
-        f'<h2>One episode</h2><p class=note>{text} Windows are laid end to end, each from its own observation.</p>',
+        f'<h2>One episode</h2><p class=note>{text} Windows are laid end to end, each from its own '
+        'observation.</p>',
         image(figures.trajectories(shown), 'trajectories of each joint: truth, base, Sigma'),
         '<h3>Norm of tau over the episode</h3>',
         image(figures.tau_over_episode(shown), 'norm of tau over an episode'),
@@ -179,8 +205,15 @@ def episode_section(report: Mapping) -> str:
     recorded = ((report['adapter'] or {}).get('windows') or {}).get(shown['split'])
     if recorded:
         parts.append('<h3>Adapter scale</h3>')
-        parts.append(image(figures.adapter_scale(recorded, shown['episode']), 'adapter scale over the episodes'))
-        parts.append('<p class=note>All episodes of the split; the one above strong. 0 is the base, 1 is Sigma.</p>')
+        parts.append(
+            image(
+                figures.adapter_scale(recorded, shown['episode']), 'adapter scale over the episodes'
+            )
+        )
+        parts.append(
+            '<p class=note>All episodes of the split; the one above strong. 0 is the '
+            'base, 1 is Sigma.</p>'
+        )
     parts.append(trials.sweep_section(report['adapter']))
     return ''.join(parts)
 
@@ -189,11 +222,13 @@ def paper_section(report: Mapping) -> str:
     """The paper's own protocol and checks, beside its numbers."""
     pooled = ', '.join(report['windows_of'])
     return (
-        f'<h2>By the protocol of the paper</h2><p class=note>All windows of {pooled} together, as in its '
-        'sigma_eval_report.json. Not comparable in size: another base, other data, other units, and our definitions '
-        f'of the three errors.</p>{tables.paper_table(report)}'
-        '<h3>CHECK A: the telepathy heads</h3><p class=note>Equal by construction: both groups load the same '
-        f'heads.</p>{tables.check_a_table(report)}<h3>CHECK B: single batches</h3>{tables.check_b_table(report)}'
+        f'<h2>By the protocol of the paper</h2><p class=note>All windows of {pooled} together, as '
+        'in its sigma_eval_report.json. Not comparable in size: another base, other data, other '
+        'units, and our definitions of the three '
+        f'errors.</p>{tables.paper_table(report)}<h3>CHECK A: the telepathy heads</h3><p '
+        'class=note>Equal by construction: both groups load the same '
+        f'heads.</p>{tables.check_a_table(report)}<h3>CHECK B: single '
+        f'batches</h3>{tables.check_b_table(report)}'
     )
 
 
@@ -203,8 +238,12 @@ def provenance_section(report: Mapping) -> str:
     config = provenance.pop('config', None) or {}
     large = ('spread', 'directions', 'weights')
     fitted = (report['adapter'] or {}).get('state') or {}
-    adapter = {'adapter': {key: x for key, x in fitted.items() if key not in large}} if fitted else {}
+    adapter = (
+        {'adapter': {key: x for key, x in fitted.items() if key not in large}} if fitted else {}
+    )
     facts = provenance | adapter | {'schema': f'{report["schema"]} {report["schema_version"]}'}
     return f'<h2>What the numbers mean</h2>{NOTES}<h2>Provenance</h2>{tables.flat_table(facts)}' + (
-        f'<details><summary>Configuration</summary>{tables.flat_table(config)}</details>' if config else ''
+        f'<details><summary>Configuration</summary>{tables.flat_table(config)}</details>'
+        if config
+        else ''
     )

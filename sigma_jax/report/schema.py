@@ -1,8 +1,8 @@
 """JSON Schema of `sigma_eval_report.json`, and a check of a report against it.
 
-The paper's keys and those of version 1 are required; what was asked for beside them is described where it is present.
-Further keys may come. `violations` reads the part of JSON Schema (2020-12) that is used here, so that no package is
-needed for it; any validator takes `SCHEMA` as it is.
+The paper's keys and those of version 1 are required; what was asked for beside them is described
+where it is present. Further keys may come. `violations` reads the part of JSON Schema (2020-12)
+that is used here, so that no package is needed for it; any validator takes `SCHEMA` as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,9 @@ TEXT: dict[str, Any] = {'type': 'string'}
 NUMBERS: dict[str, Any] = {'type': 'array', 'items': NUMBER}
 
 
-def record(properties: Mapping[str, Any], optional: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def record(
+    properties: Mapping[str, Any], optional: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """An object with these properties, and perhaps the optional ones."""
     known = {**properties, **(optional or {})}
     return {'type': 'object', 'required': list(properties), 'properties': known}
@@ -24,7 +26,11 @@ def record(properties: Mapping[str, Any], optional: Mapping[str, Any] | None = N
 
 def table_of(values: Any, kind: str = 'object') -> dict[str, Any]:
     """An object of any names, or an array, of equal things."""
-    return {'type': kind, 'additionalProperties': values} if kind == 'object' else {'type': kind, 'items': values}
+    return (
+        {'type': kind, 'additionalProperties': values}
+        if kind == 'object'
+        else {'type': kind, 'items': values}
+    )
 
 
 def for_errors(values: Any) -> dict[str, Any]:
@@ -35,7 +41,12 @@ def for_errors(values: Any) -> dict[str, Any]:
 INTERVAL = record({'value': NUMBER, 'low': NUMBER, 'high': NUMBER})
 THRESHOLDS = record({'vec': NUMBER, 'chk': NUMBER, 'trj': NUMBER})
 LONG = ('vector', 'chunk', 'traj')
-SHARED = {'num_samples': COUNT, 'num_batches': COUNT, 'hard_thresholds': THRESHOLDS, 'success_thresholds': THRESHOLDS}
+SHARED = {
+    'num_samples': COUNT,
+    'num_batches': COUNT,
+    'hard_thresholds': THRESHOLDS,
+    'success_thresholds': THRESHOLDS,
+}
 AVERAGES = {f'avg{hard}_mse_{name}': NUMBER for hard in ('', '_hard') for name in LONG}
 PAPER_GROUP = record(
     SHARED
@@ -51,17 +62,42 @@ ARM = record(
 )
 SPLIT = record({'num_windows': COUNT, 'num_episodes': COUNT, 'arms': table_of(ARM)})
 CHECK_A = record({'heads_tensors': COUNT, 'mean': NUMBER, 'std': NUMBER, 'rms': NUMBER})
-CHECK_B = table_of(record({'batch': COUNT, 'tau_l2': NUMBER, 'sem_align': NUMBER} | for_errors(NUMBER)), 'array')
+CHECK_B = table_of(
+    record({'batch': COUNT, 'tau_l2': NUMBER, 'sem_align': NUMBER} | for_errors(NUMBER)), 'array'
+)
 REASONS = ('scale', 'risk', 'ratio', 'drift', 'mis', 'risk_ratio', 'risk_tau', 'risk_mis')
-SWEEP = record({'rows': table_of(record({'min_scale': NUMBER, 'max_scale': NUMBER}), 'array'), 'chosen': NUMBER})
+SWEEP = record(
+    {
+        'rows': table_of(record({'min_scale': NUMBER, 'max_scale': NUMBER}), 'array'),
+        'chosen': NUMBER,
+    }
+)
 ADAPTER = record(
-    {'state': record({'sigma_res': NUMBERS, 'max_scale': NUMBER}), 'fitted_on': TEXT, 'mean_scale': table_of(NUMBER)}
-    | {'windows': table_of(record({'episode': NUMBERS, 'frame': NUMBERS} | dict.fromkeys(REASONS, NUMBERS)))},
+    {
+        'state': record({'sigma_res': NUMBERS, 'max_scale': NUMBER}),
+        'fitted_on': TEXT,
+        'mean_scale': table_of(NUMBER),
+    }
+    | {
+        'windows': table_of(
+            record({'episode': NUMBERS, 'frame': NUMBERS} | dict.fromkeys(REASONS, NUMBERS))
+        )
+    },
     {'sweep': SWEEP},
 )
-EXAMPLE = record({'split': TEXT, 'episode': COUNT, 'frame': NUMBERS, 'joints': table_of(TEXT, 'array'), 'arms': {}})
+EXAMPLE = record(
+    {
+        'split': TEXT,
+        'episode': COUNT,
+        'frame': NUMBERS,
+        'joints': table_of(TEXT, 'array'),
+        'arms': {},
+    }
+)
 COST = record(
-    dict.fromkeys(('trainable_parameters', 'steps', 'training_windows', 'flops_own', 'flops_in_all'), NUMBER),
+    dict.fromkeys(
+        ('trainable_parameters', 'steps', 'training_windows', 'flops_own', 'flops_in_all'), NUMBER
+    ),
     {'flops_training': NUMBER},
 )
 CONTRAST = record({'arm': TEXT, 'against': TEXT} | for_errors(INTERVAL))
@@ -72,7 +108,11 @@ POOLED = record(
 NAME: dict[str, Any] = {'type': ['string', 'null']}
 COMPARISON = record(
     {'split': TEXT, 'num_windows': COUNT, 'num_episodes': COUNT, 'full': NAME, 'no_tau': NAME}
-    | {'tuned': table_of(TEXT, 'array'), 'ablations': table_of(TEXT, 'array'), 'left_out': table_of(TEXT, 'array')}
+    | {
+        'tuned': table_of(TEXT, 'array'),
+        'ablations': table_of(TEXT, 'array'),
+        'left_out': table_of(TEXT, 'array'),
+    }
     | {'rows': table_of(record({'role': TEXT, 'seeds': NUMBERS})), 'compute': table_of(COST)}
     | {'arms': table_of(POOLED), 'contrasts': table_of(CONTRAST, 'array')}
 )
@@ -81,10 +121,20 @@ STRESS_ROW = record(
     {'stress': TEXT, 'informative': {'type': 'boolean'}, 'holds': VERDICT, 'mean_scale': NUMBER}
     | dict.fromkeys(('base', 'sigma', 'adapter'), record(for_errors(NUMBER)))
 )
-STRESS = record({'split': TEXT, 'rows': table_of(STRESS_ROW, 'array'), 'without_stress': record({'holds': VERDICT})})
+STRESS = record(
+    {
+        'split': TEXT,
+        'rows': table_of(STRESS_ROW, 'array'),
+        'without_stress': record({'holds': VERDICT}),
+    }
+)
 CHANGED_ARM = record(for_errors(record({'value': NUMBER, 'change': INTERVAL})))
-ROBUSTNESS_ROW = record({'kind': TEXT, 'level': NUMBER, 'name': TEXT, 'arms': table_of(CHANGED_ARM)})
-ROBUSTNESS = record({'split': TEXT, 'base_samples': COUNT, 'rows': table_of(ROBUSTNESS_ROW, 'array')})
+ROBUSTNESS_ROW = record(
+    {'kind': TEXT, 'level': NUMBER, 'name': TEXT, 'arms': table_of(CHANGED_ARM)}
+)
+ROBUSTNESS = record(
+    {'split': TEXT, 'base_samples': COUNT, 'rows': table_of(ROBUSTNESS_ROW, 'array')}
+)
 
 SCHEMA: dict[str, Any] = {
     '$schema': 'https://json-schema.org/draft/2020-12/schema',
@@ -96,7 +146,12 @@ SCHEMA: dict[str, Any] = {
         | {'check_a': table_of(CHECK_A), 'check_b': table_of(CHECK_B), 'splits': table_of(SPLIT)}
         | {'telepathy_by_adapter': table_of(table_of({'type': 'object'})), 'example': EXAMPLE}
         | {'adapter': {'anyOf': [ADAPTER, {'type': 'null'}]}, 'provenance': {'type': 'object'}},
-        {'comparison': COMPARISON, 'stress': STRESS, 'robustness': ROBUSTNESS, 'compute': table_of(COST)},
+        {
+            'comparison': COMPARISON,
+            'stress': STRESS,
+            'robustness': ROBUSTNESS,
+            'compute': table_of(COST),
+        },
     ),
 }
 
@@ -114,7 +169,9 @@ TYPES: dict[str, Any] = {
 def check_report(report: Mapping[str, Any]) -> None:
     """Raises ValueError where a report is not as `SCHEMA` has it, naming the first place."""
     if found := violations(report, SCHEMA):
-        raise ValueError(f'a report must follow its schema, but {found[0]}; correct the code or the schema.')
+        raise ValueError(
+            f'a report must follow its schema, but {found[0]}; correct the code or the schema.'
+        )
 
 
 def violations(value: Any, schema: Mapping[str, Any], where: str = 'report') -> list[str]:
@@ -132,7 +189,9 @@ def violations(value: Any, schema: Mapping[str, Any], where: str = 'report') -> 
     if isinstance(value, Mapping):
         others = schema.get('additionalProperties', {})
         for key, inner in value.items():
-            found += violations(inner, schema.get('properties', {}).get(key, others), f'{where}.{key}')
+            found += violations(
+                inner, schema.get('properties', {}).get(key, others), f'{where}.{key}'
+            )
     elif isinstance(value, list) and 'items' in schema:
         for n, inner in enumerate(value):
             found += violations(inner, schema['items'], f'{where}[{n}]')

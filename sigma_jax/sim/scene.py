@@ -1,6 +1,8 @@
-"""The table scene: SO-101, a pink and a blue brick, a transparent box, a plate, and the cameras `up` and `side`.
+"""The table scene: SO-101, a pink and a blue brick, a transparent box, a plate, and the cameras
+`up` and `side`.
 
-World frame: metres, the arm's base at the origin, x away from it, y to its left, z up. Objects are placed by `Layout`.
+World frame: metres, the arm's base at the origin, x away from it, y to its left, z up. Objects are
+placed by `Layout`.
 """
 
 from dataclasses import dataclass
@@ -23,9 +25,11 @@ BOX_HALF = 0.045  # inner half width of the box, metres
 BOX_HEIGHT = 0.03
 PLATE_RADIUS = 0.045
 PLATE_HEIGHT = 0.006
-GRASP_OFFSET = (0.0125, -0.0002, -0.0972)  # in the gripper frame: half a brick and 4 mm from the fixed jaw's pad
+# in the gripper frame: half a brick and 4 mm from the fixed jaw's pad
+GRASP_OFFSET = (0.0125, -0.0002, -0.0972)
 TIP_OFFSET = (-0.0020, -0.0002, -0.1000)  # in the gripper frame: between the closed fingertips
-SERVO_DAMPING = 1.2  # N m s/rad; with kp 17.8 the joints trail their commands by about 70 ms, as the real servos do
+# N m s/rad; with kp 17.8 the joints trail their commands by about 70 ms, as the real servos do
+SERVO_DAMPING = 1.2
 GRIPPER_DAMPING = 0.3
 GRIPPER_TORQUE = 0.8  # N m, limits the squeeze
 
@@ -54,7 +58,9 @@ class Layout:
 
 
 def build_model() -> 'mujoco.MjModel':
-    """Compiles the scene; bricks are free bodies, box and plate are mocap bodies so that a reset can move them."""
+    """Compiles the scene; bricks are free bodies, box and plate are mocap bodies so that a reset
+    can move them.
+    """
     spec = load_robot()
     spec.option.timestep = TIMESTEP
     spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
@@ -69,7 +75,9 @@ def build_model() -> 'mujoco.MjModel':
     _prepare_arm(spec)
     model = spec.compile()
     for name in JOINTS:
-        model.dof_damping[model.joint(name).dofadr[0]] = GRIPPER_DAMPING if name == 'gripper' else SERVO_DAMPING
+        model.dof_damping[model.joint(name).dofadr[0]] = (
+            GRIPPER_DAMPING if name == 'gripper' else SERVO_DAMPING
+        )
     return model
 
 
@@ -104,7 +112,9 @@ def _add_light_and_table(spec: 'mujoco.MjSpec') -> None:
         specular=(0, 0, 0),
         castshadow=False,
     )
-    world.add_geom(name='table', type=mujoco.mjtGeom.mjGEOM_PLANE, size=(0, 0, 1), rgba=_TABLE_COLOR)
+    world.add_geom(
+        name='table', type=mujoco.mjtGeom.mjGEOM_PLANE, size=(0, 0, 1), rgba=_TABLE_COLOR
+    )
     for material in spec.materials:
         material.specular, material.reflectance = 0.0, 0.0
 
@@ -136,9 +146,15 @@ def _add_brick(spec: 'mujoco.MjSpec', color: str) -> None:
 def _add_box(spec: 'mujoco.MjSpec') -> None:
     body = spec.worldbody.add_body(name='box', mocap=True)
     outer, middle = BOX_HALF + 2 * _WALL, BOX_HALF + _WALL
-    parts: list[tuple[tuple[float, ...], tuple[float, ...]]] = [((0, 0, 0.001), (outer, outer, 0.001))]
-    parts += [((sign * middle, 0, BOX_HEIGHT / 2), (_WALL, outer, BOX_HEIGHT / 2)) for sign in (-1, 1)]
-    parts += [((0, sign * middle, BOX_HEIGHT / 2), (BOX_HALF, _WALL, BOX_HEIGHT / 2)) for sign in (-1, 1)]
+    parts: list[tuple[tuple[float, ...], tuple[float, ...]]] = [
+        ((0, 0, 0.001), (outer, outer, 0.001))
+    ]
+    parts += [
+        ((sign * middle, 0, BOX_HEIGHT / 2), (_WALL, outer, BOX_HEIGHT / 2)) for sign in (-1, 1)
+    ]
+    parts += [
+        ((0, sign * middle, BOX_HEIGHT / 2), (BOX_HALF, _WALL, BOX_HEIGHT / 2)) for sign in (-1, 1)
+    ]
     for position, size in parts:
         body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, pos=position, size=size, rgba=_BOX_COLOR)
 
@@ -155,10 +171,14 @@ def _add_plate(spec: 'mujoco.MjSpec') -> None:
 
 def _add_cameras(spec: 'mujoco.MjSpec') -> None:
     _add_camera(spec, 'up', eye=(0.20, 0.0, 0.62), target=(0.20, 0.0, 0.0), up=(1, 0, 0), fovy=38)
-    _add_camera(spec, 'side', eye=(0.52, -0.40, 0.30), target=(0.17, 0.01, 0.05), up=(0, 0, 1), fovy=42)
+    _add_camera(
+        spec, 'side', eye=(0.52, -0.40, 0.30), target=(0.17, 0.01, 0.05), up=(0, 0, 1), fovy=42
+    )
 
 
-def _add_camera(spec: 'mujoco.MjSpec', name: str, eye: tuple, target: tuple, up: tuple, fovy: float) -> None:
+def _add_camera(
+    spec: 'mujoco.MjSpec', name: str, eye: tuple, target: tuple, up: tuple, fovy: float
+) -> None:
     backward = np.subtract(eye, target) / np.linalg.norm(np.subtract(eye, target))
     right = np.cross(up, backward)
     right /= np.linalg.norm(right)

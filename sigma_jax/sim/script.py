@@ -1,8 +1,10 @@
-"""Scripted demonstrations: keyframes of each task, solved by inverse kinematics and joined by smooth joint motion.
+"""Scripted demonstrations: keyframes of each task, solved by inverse kinematics and joined by
+smooth joint motion.
 
-A script is computed once, at the start of an episode, from where things stand; it is then played without feedback.
-Variability is human-like and smooth: durations, keyframe positions and heights vary per episode, and slow sinusoids of
-under a degree ride on the joint motion except where the fingers must be exact.
+A script is computed once, at the start of an episode, from where things stand; it is then played
+without feedback. Variability is human-like and smooth: durations, keyframe positions and heights
+vary per episode, and slow sinusoids of under a degree ride on the joint motion except where the
+fingers must be exact.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,8 @@ from sigma_jax.sim.tasks import Habits, Task
 
 HOME = (0.0, -90.0, 70.0, 70.0, -45.0)  # degrees
 RELAXED = 8.0  # gripper opening at rest, percent
-SQUEEZE = 4.0  # commanded opening while holding, percent; the torque limit stops the jaws at the brick
+# commanded opening while holding, percent; the torque limit stops the jaws at the brick
+SQUEEZE = 4.0
 GRASP_HEIGHT = 0.013  # metres; the pads clear the table
 _SMOOTHING = 2.2  # frames, standard deviation of the kernel that rounds the corners
 _SWAY = 0.5  # degrees, amplitude of the slow deviation
@@ -52,12 +55,27 @@ class Sketch:
         self.frames: list[Keyframe] = []
 
     def to(
-        self, place: np.ndarray, yaw: float, gripper: float, seconds: float, sway: float = 1.0, site: str = 'grasp'
+        self,
+        place: np.ndarray,
+        yaw: float,
+        gripper: float,
+        seconds: float,
+        sway: float = 1.0,
+        site: str = 'grasp',
     ) -> None:
-        """Adds a motion of `site` to `place` [3]; `sway` also scales the keyframe's own jitter of 5 mm."""
+        """Adds a motion of `site` to `place` [3]; `sway` also scales the keyframe's own jitter of 5
+        mm.
+        """
         jitter = sway * self.rng.normal(0, 0.005, size=3)
         x, y, z = (float(v) for v in np.asarray(place) + jitter)
-        self._add(Keyframe(Pose((x, y, z), float(yaw), float(self.tilt), site), gripper, self._duration(seconds), sway))
+        self._add(
+            Keyframe(
+                Pose((x, y, z), float(yaw), float(self.tilt), site),
+                gripper,
+                self._duration(seconds),
+                sway,
+            )
+        )
 
     def home(self, gripper: float, seconds: float) -> None:
         """Adds a motion to the home pose."""
@@ -85,7 +103,11 @@ def _grasp(sketch: Sketch, brick: tuple[float, float, float]) -> None:
 
 
 def _carry_to(
-    sketch: Sketch, brick: tuple[float, float, float], goal: tuple[float, float], turn: float, drop: float
+    sketch: Sketch,
+    brick: tuple[float, float, float],
+    goal: tuple[float, float],
+    turn: float,
+    drop: float,
 ) -> None:
     x, y, yaw = brick
     sketch.to(np.array([x, y, sketch.habits.carry]), yaw + np.pi / 2, SQUEEZE, 0.5, sway=0.5)
@@ -99,12 +121,20 @@ def _carry_to(
 
 def _into_box(sketch: Sketch, task: Task, layout: Layout) -> None:
     _grasp(sketch, layout.bricks[task.color])
-    _carry_to(sketch, layout.bricks[task.color], layout.box[:2], layout.box[2] + np.pi / 2, drop=0.045)
+    _carry_to(
+        sketch, layout.bricks[task.color], layout.box[:2], layout.box[2] + np.pi / 2, drop=0.045
+    )
 
 
 def _onto_plate(sketch: Sketch, task: Task, layout: Layout) -> None:
     _grasp(sketch, layout.bricks[task.color])
-    _carry_to(sketch, layout.bricks[task.color], layout.plate, np.pi / 2, drop=PLATE_HEIGHT + BRICK_HALF[2] + 0.004)
+    _carry_to(
+        sketch,
+        layout.bricks[task.color],
+        layout.plate,
+        np.pi / 2,
+        drop=PLATE_HEIGHT + BRICK_HALF[2] + 0.004,
+    )
 
 
 def _lift(sketch: Sketch, task: Task, layout: Layout) -> None:
@@ -146,11 +176,17 @@ PLANS: dict[str, Callable[[Sketch, Task, Layout], None]] = {
 
 
 def starting_joints(rng: np.random.Generator) -> np.ndarray:
-    """Joint angles [6] at the start of an episode, degrees and percent open: home with a spread of a few degrees."""
-    return np.append(np.array(HOME) + rng.normal(0, 3.0, size=BODY_JOINTS), RELAXED + rng.uniform(-2, 2))
+    """Joint angles [6] at the start of an episode, degrees and percent open: home with a spread of
+    a few degrees.
+    """
+    return np.append(
+        np.array(HOME) + rng.normal(0, 3.0, size=BODY_JOINTS), RELAXED + rng.uniform(-2, 2)
+    )
 
 
-def plan(arm: Arm, task: Task, layout: Layout, start: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def plan(
+    arm: Arm, task: Task, layout: Layout, start: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """Joint targets [T, 6] of one demonstration at 30 Hz, degrees and percent open.
 
     Args:
@@ -172,7 +208,9 @@ def plan(arm: Arm, task: Task, layout: Layout, start: np.ndarray, rng: np.random
 
 
 def interpolate(targets: np.ndarray, seconds: list[float]) -> np.ndarray:
-    """Minimum-jerk motion through targets [n + 1, j] with a stop at each, n durations; returns [T, j] at 30 Hz."""
+    """Minimum-jerk motion through targets [n + 1, j] with a stop at each, n durations; returns [T,
+    j] at 30 Hz.
+    """
     pieces = []
     for start, end, duration in zip(targets[:-1], targets[1:], seconds, strict=True):
         frames = max(1, round(duration * FPS))

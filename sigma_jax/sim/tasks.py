@@ -1,7 +1,8 @@
 """The tasks: their text, the operator's habits, where things may stand, and when a task is done.
 
-`TARGET_TASK` is the text of `lerobot/svla_so101_pickplace`. The five tasks of the mix never use that text and are
-recorded with other habits (`MIX_HABITS`): slower, approaching from higher, jaws less open, box and plate elsewhere.
+`TARGET_TASK` is the text of `lerobot/svla_so101_pickplace`. The five tasks of the mix never use
+that text and are recorded with other habits (`MIX_HABITS`): slower, approaching from higher, jaws
+less open, box and plate elsewhere.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import numpy as np
 from sigma_jax.errors import UserError
 from sigma_jax.sim.scene import BOX_HALF, BOX_HEIGHT, BRICKS, PLATE_HEIGHT, PLATE_RADIUS, Layout
 
-Region = tuple[tuple[float, float], tuple[float, float]]  # ((x low, x high), (y low, y high)), metres
+# ((x low, x high), (y low, y high)), metres
+Region = tuple[tuple[float, float], tuple[float, float]]
 
 _BRICK_SEPARATION = 0.075  # metres between the two bricks' centres, room for the open jaws
 
@@ -84,7 +86,13 @@ TASKS = {
     task.text: task
     for task in (
         Task(TARGET_TASK, 'into_box', 'pink', TARGET_HABITS, _BRICK_REGION),
-        Task('blue lego brick into the transparent box', 'into_box', 'blue', MIX_HABITS, _BRICK_REGION),
+        Task(
+            'blue lego brick into the transparent box',
+            'into_box',
+            'blue',
+            MIX_HABITS,
+            _BRICK_REGION,
+        ),
         Task('pink lego brick onto the plate', 'onto_plate', 'pink', MIX_HABITS, _BRICK_REGION),
         Task('lift the pink lego brick', 'lift', 'pink', MIX_HABITS, _BRICK_REGION),
         Task('push the blue lego brick to the left', 'push_left', 'blue', MIX_HABITS, _PUSH_REGION),
@@ -97,20 +105,29 @@ MIXES = {'target': (TARGET_TASK,), 'base': tuple(text for text in TASKS if text 
 def find_task(text: str) -> Task:
     """Returns the task with this text; raises UserError naming the known ones."""
     if text not in TASKS:
-        raise UserError(f'Expected one of the tasks {sorted(TASKS)}; got {text!r}; pass one of these texts.')
+        raise UserError(
+            f'Expected one of the tasks {sorted(TASKS)}; got {text!r}; pass one of these texts.'
+        )
     return TASKS[text]
 
 
 def sample_layout(task: Task, rng: np.random.Generator) -> Layout:
-    """Draws where bricks, box and plate stand; the bricks keep `_BRICK_SEPARATION` between their centres."""
+    """Draws where bricks, box and plate stand; the bricks keep `_BRICK_SEPARATION` between their
+    centres.
+    """
     while True:
         main = rng.uniform(*np.transpose(task.bricks))
         other = rng.uniform(*np.transpose(_BRICK_REGION))
-        clear_of_push = task.plan != 'push_left' or abs(other[0] - main[0]) > 0.035 or other[1] < main[1] - 0.07
+        clear_of_push = (
+            task.plan != 'push_left' or abs(other[0] - main[0]) > 0.035 or other[1] < main[1] - 0.07
+        )
         if np.linalg.norm(other - main) > _BRICK_SEPARATION and clear_of_push:
             break
     yaws = rng.uniform(-0.7, 0.7, size=2)
-    places = {task.color: (*main, yaws[0]), next(c for c in BRICKS if c != task.color): (*other, yaws[1])}
+    places = {
+        task.color: (*main, yaws[0]),
+        next(c for c in BRICKS if c != task.color): (*other, yaws[1]),
+    }
     bricks = {color: (float(x), float(y), float(yaw)) for color, (x, y, yaw) in places.items()}
     box_x, box_y = rng.uniform(*np.transpose(task.habits.box))
     box = (float(box_x), float(box_y), float(rng.uniform(-0.3, 0.3)))
@@ -138,5 +155,7 @@ def is_done(task: Task, layout: Layout, brick: np.ndarray, touched: bool) -> boo
     if task.plan == 'lift':
         return bool(brick[2] > 0.05)
     if task.plan == 'push_left':
-        return bool(brick[1] - start[1] > 0.03 and abs(brick[0] - start[0]) < 0.03 and brick[2] < 0.03)
+        return bool(
+            brick[1] - start[1] > 0.03 and abs(brick[0] - start[0]) < 0.03 and brick[2] < 0.03
+        )
     return bool(touched and np.linalg.norm(brick[:2] - start) < 0.015)

@@ -1,4 +1,6 @@
-"""Training checkpoints: the state, the loader's position and the config, saved together by Orbax."""
+"""Training checkpoints: the state, the loader's position and the config, saved together by
+Orbax.
+"""
 
 import contextlib
 import json
@@ -18,14 +20,16 @@ from sigma_jax.training.signals import Stopped
 PyTree = Any
 # settings that may change between a run and its continuation
 FREE = ('steps', 'log', 'checkpoint', 'loader', 'compilation_cache', 'triton')
-LATER = {'accumulate': 1, 'ablations': '', 'features': ''}  # settings that older checkpoints do not name, as they were
+# settings that older checkpoints do not name, as they were
+LATER = {'accumulate': 1, 'ablations': '', 'features': ''}
 
 
 class Checkpoints:
     """A folder of numbered checkpoints; use as a context manager, which waits for the last write.
 
-    With `keep` for training: the newest `keep` of them stay, older ones go when a new one is whole, and what a killed
-    run left half written is swept away. Without it for reading, which changes nothing, also beside a running training.
+    With `keep` for training: the newest `keep` of them stay, older ones go when a new one is whole,
+    and what a killed run left half written is swept away. Without it for reading, which changes
+    nothing, also beside a running training.
     """
 
     def __init__(self, folder: str | pathlib.Path, keep: int | None = None):
@@ -34,7 +38,9 @@ class Checkpoints:
         self.folder = pathlib.Path(folder)
         writes = {'max_to_keep': keep, 'cleanup_tmp_directories': True}
         reads = {'read_only': True, 'save_interval_steps': 0, 'create': False}
-        options = ocp.CheckpointManagerOptions(step_prefix='step', **(reads if keep is None else writes))
+        options = ocp.CheckpointManagerOptions(
+            step_prefix='step', **(reads if keep is None else writes)
+        )
         self._manager = ocp.CheckpointManager(self.folder.absolute(), options=options)
 
     def __enter__(self) -> 'Checkpoints':
@@ -48,7 +54,9 @@ class Checkpoints:
                 raise
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, None when there is none; whole, but for one that is being written here."""
+        """Step of the newest checkpoint, None when there is none; whole, but for one that is being
+        written here.
+        """
         return self._manager.latest_step()
 
     def raise_errors(self) -> None:
@@ -57,9 +65,13 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def save(self, state: TrainState, loader: dict, config: dict) -> None:
-        """Writes checkpoint `state.step` in the background, under its final name only when whole."""
+        """Writes checkpoint `state.step` in the background, under its final name only when
+        whole.
+        """
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), loader=ocp.args.JsonSave(loader), config=ocp.args.JsonSave(config)
+            state=ocp.args.StandardSave(state),
+            loader=ocp.args.JsonSave(loader),
+            config=ocp.args.JsonSave(config),
         )
         self._manager.save(int(state.step), args=items, force=True)
 
@@ -68,11 +80,13 @@ class Checkpoints:
         return self._read(step, config=ocp.args.JsonRestore())['config']
 
     def refuse_other(self, step: int, config: dict) -> None:
-        """Raises UserError when checkpoint `step` was made with another config, naming every difference."""
+        """Raises UserError when checkpoint `step` was made with another config, naming every
+        difference.
+        """
         if differences := compare(self.config(step), json.loads(json.dumps(config))):
             raise UserError(
-                f'checkpoint {step} in {self.folder} was made with another config: {"; ".join(differences)}; '
-                'restore those values or choose another --workdir'
+                f'checkpoint {step} in {self.folder} was made with another config: '
+                f'{"; ".join(differences)}; restore those values or choose another --workdir'
             )
 
     def restore(self, step: int, like: TrainState, config: dict) -> tuple[TrainState, dict]:
@@ -86,7 +100,8 @@ class Checkpoints:
         return restored['state'], restored['loader']
 
     def restore_trainable(self, step: int) -> PyTree:
-        """Trainable leaves of checkpoint `step` for inference, on the host: the running average where one was kept.
+        """Trainable leaves of checkpoint `step` for inference, on the host: the running average
+        where one was kept.
 
         Whatever devices wrote it: without the leaves' shapes Orbax would look for these.
         """
@@ -94,7 +109,9 @@ class Checkpoints:
             found = reader.metadata(self.folder.absolute() / f'step_{step}' / 'state').item_metadata
             if found is None:
                 raise ValueError('nothing says which leaves it has')
-            host = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), found.tree)
+            host = jax.tree.map(
+                lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), found.tree
+            )
         state = self._read(step, state=ocp.args.StandardRestore(host))['state']
         return state['ema'] if state.get('ema') else state['trainable']
 
@@ -109,12 +126,14 @@ class Checkpoints:
         try:
             yield
         except (ValueError, KeyError, OSError) as error:
-            reason = str(error)[:200].splitlines()[0]  # Orbax's own tells the whole path of every call
+            # Orbax's own tells the whole path of every call
+            reason = str(error)[:200].splitlines()[0]
             others = [other for other in self._manager.all_steps() if other < step]
             instead = f'continue from step {max(others)}' if others else 'start anew'
             raise UserError(
-                f'checkpoint {step} in {self.folder} cannot be read ({reason}); if an earlier sigma_jax wrote it, '
-                f'continue with that one, otherwise delete {self.folder}/step_{step} to {instead}'
+                f'checkpoint {step} in {self.folder} cannot be read ({reason}); if an earlier '
+                'sigma_jax wrote it, continue with that one, otherwise delete '
+                f'{self.folder}/step_{step} to {instead}'
             ) from error
 
 
@@ -133,7 +152,9 @@ def flat(config: dict, prefix: str = '') -> dict:
     """Nested config -> {'a.b': value}."""
     out: dict = {}
     for key, value in config.items():
-        out |= flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
+        out |= (
+            flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
+        )
     return out
 
 

@@ -12,18 +12,23 @@ import jax
 def keep_programs(folder: str) -> None:
     """Keeps what takes more than a second to compile in `folder`; '' keeps nothing.
 
-    Only scripts call this: the library alone leaves no files. A cache that the user has set up for JAX
-    (JAX_COMPILATION_CACHE_DIR) stays as it is; one that cannot be read or written costs a warning and the compile time.
+    Only scripts call this: the library alone leaves no files. A cache that the user has set up for
+    JAX (JAX_COMPILATION_CACHE_DIR) stays as it is; one that cannot be read or written costs a
+    warning and the compile time.
     """
     if folder and jax.config.values['jax_compilation_cache_dir'] is None:
-        jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(os.path.expandvars(folder)).expanduser()))
+        jax.config.update(
+            'jax_compilation_cache_dir', str(pathlib.Path(os.path.expandvars(folder)).expanduser())
+        )
 
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage collection within the block: for the first call of a jitted function, which traces and compiles it.
+    """No garbage collection within the block: for the first call of a jitted function, which traces
+    and compiles it.
 
-    Tracing makes millions of objects that stay; to look through them again and again takes a fifth of its time.
+    Tracing makes millions of objects that stay; to look through them again and again takes a fifth
+    of its time.
     """
     was = gc.isenabled()
     gc.disable()

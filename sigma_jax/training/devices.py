@@ -1,4 +1,6 @@
-"""Data-parallel training: batches divided over local devices, all else on each of them (`jax.sharding`)."""
+"""Data-parallel training: batches divided over local devices, all else on each of them
+(`jax.sharding`).
+"""
 
 import os
 from collections.abc import Callable, Sequence
@@ -16,15 +18,19 @@ AXIS = 'batch'
 
 
 class Devices:
-    """Where arrays of a run lie. With one device nothing is said to JAX, and programs are as they were without.
+    """Where arrays of a run lie. With one device nothing is said to JAX, and programs are as they
+    were without.
 
-    With several, a jitted step is still one program over the whole batch: hard set, InfoNCE and means see all windows.
+    With several, a jitted step is still one program over the whole batch: hard set, InfoNCE and
+    means see all windows.
     """
 
     def __init__(self, devices: Sequence[jax.Device]):
         self.count = len(devices)
         self._mesh = mesh = Mesh(np.asarray(devices), (AXIS,))
-        self._everywhere, self._rows = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,)))
+        self._everywhere, self._rows = (
+            NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,))
+        )
 
     def everywhere(self, tree: PyTree) -> PyTree:
         """`tree` on every device, whole."""
@@ -39,39 +45,54 @@ class Devices:
         return jax.device_put(tree) if self.count == 1 else jax.device_put(tree, self._rows)
 
     def jit(self, step: Callable, triton: bool = False) -> Callable:
-        """A step of `train_step.make_step`, compiled; its state is given away and comes back on every device."""
+        """A step of `train_step.make_step`, compiled; its state is given away and comes back on
+        every device.
+        """
         options: dict[str, Any] = {'donate_argnums': 0, 'triton': triton}
         if self.count > 1:
             whole, rows = self._everywhere, self._rows
-            options |= {'in_shardings': (whole, whole, rows, whole), 'out_shardings': (whole, whole)}
+            options |= {
+                'in_shardings': (whole, whole, rows, whole),
+                'out_shardings': (whole, whole),
+            }
         return compiler.jit(step, **options)
 
     def jit_rows(self, step: Callable, triton: bool = False) -> Callable:
-        """A step of `stacked.side_by_side`, compiled: each device has its own rows, all of them the whole batch."""
+        """A step of `stacked.side_by_side`, compiled: each device has its own rows, all of them the
+        whole batch.
+        """
         options: dict[str, Any] = {'donate_argnums': 0, 'triton': triton}
         if self.count == 1:
             return compiler.jit(step, **options)
         whole, rows = PartitionSpec(), PartitionSpec(AXIS)
         inputs = (rows, whole, whole, rows)
-        apart = jax.shard_map(step, mesh=self._mesh, in_specs=inputs, out_specs=rows, check_vma=False)
+        apart = jax.shard_map(
+            step, mesh=self._mesh, in_specs=inputs, out_specs=rows, check_vma=False
+        )
         return compiler.jit(apart, **options)
 
     def check(self, batch_size: int, accumulate: int) -> None:
-        """Raises UserError where a batch cannot be divided evenly into micro-batches and these over the devices."""
+        """Raises UserError where a batch cannot be divided evenly into micro-batches and these over
+        the devices.
+        """
         if accumulate < 1:
-            raise UserError(f'accumulate: expected at least 1 micro-batch a step, got {accumulate}; correct it')
+            raise UserError(
+                f'accumulate: expected at least 1 micro-batch a step, got {accumulate}; correct it'
+            )
         if batch_size % (accumulate * self.count):
             raise UserError(
-                f'batch_size: expected a multiple of {accumulate * self.count} ({accumulate} micro-batches on '
-                f'{self.count} devices), got {batch_size}; change it, or accumulate, or show fewer devices '
-                '(CUDA_VISIBLE_DEVICES)'
+                f'batch_size: expected a multiple of {accumulate * self.count} ({accumulate} '
+                f'micro-batches on {self.count} devices), got {batch_size}; change it, or '
+                'accumulate, or show fewer devices (CUDA_VISIBLE_DEVICES)'
             )
 
 
 def use_all_cores() -> None:
-    """Where JAX runs on a CPU, makes every core a device of its own; to be called before JAX is asked for devices.
+    """Where JAX runs on a CPU, makes every core a device of its own; to be called before JAX is
+    asked for devices.
 
-    Members of an ablation on a core each are faster than every one of them on all cores (benchmarks/ablations.py).
+    Members of an ablation on a core each are faster than every one of them on all cores
+    (benchmarks/ablations.py).
     """
     if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
         jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))

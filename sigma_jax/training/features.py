@@ -1,9 +1,11 @@
-"""Frozen features (DESIGN 3.8): SigLIP's tokens and text embeddings of every window, computed once, kept on disk.
+"""Frozen features (DESIGN 3.8): SigLIP's tokens and text embeddings of every window, computed once,
+kept on disk.
 
-They lie beside the shards (`data/features.py`) with the digests of base and data; those of another base, other data
-or another setting are made anew. They have the dtype that the policy computes in, so that a file rounds nothing. A
-training that reads them differs from one that computes them by float32's rounding (1e-7 of a feature): which products
-XLA takes depends on the number of windows in a batch. So a run keeps to one way; `Checkpoints` refuses to change it.
+They lie beside the shards (`data/features.py`) with the digests of base and data; those of another
+base, other data or another setting are made anew. They have the dtype that the policy computes in,
+so that a file rounds nothing. A training that reads them differs from one that computes them by
+float32's rounding (1e-7 of a feature): which products XLA takes depends on the number of windows in
+a batch. So a run keeps to one way; `Checkpoints` refuses to change it.
 """
 
 import hashlib
@@ -34,19 +36,25 @@ def check(config: Mapping[str, Any]) -> bool:
         raise UserError(f"config.features: expected '' or 'cache', got {kind!r}; choose one")
     if not kind:
         return False
-    if config['objective'] != 'sigma' or config['sigma'].get('vision_encoder', 'backbone') != 'backbone':
+    if (
+        config['objective'] != 'sigma'
+        or config['sigma'].get('vision_encoder', 'backbone') != 'backbone'
+    ):
         raise UserError(
-            "config.features='cache' expects objective 'sigma' with sigma.vision_encoder 'backbone', whose image "
-            "encoder is frozen, got another; set config.features=''"
+            "config.features='cache' expects objective 'sigma' with sigma.vision_encoder "
+            "'backbone', whose image encoder is frozen, got another; set config.features=''"
         )
     if config['loader'].get('augment'):
         raise UserError(
-            "config.features='cache' expects pictures that stay as they are, got loader.augment=True; switch one off"
+            "config.features='cache' expects pictures that stay as they are, got "
+            'loader.augment=True; switch one off'
         )
     return True
 
 
-def identity(config: Mapping[str, Any], base: assembly.Base, shards: pathlib.Path) -> dict[str, Any]:
+def identity(
+    config: Mapping[str, Any], base: assembly.Base, shards: pathlib.Path
+) -> dict[str, Any]:
     """What two caches must share to hold the same numbers."""
     tokenizer = pathlib.Path(config['tokenizer'])
     return {
@@ -56,7 +64,9 @@ def identity(config: Mapping[str, Any], base: assembly.Base, shards: pathlib.Pat
         'dtype': base.config.dtype,
         'quant': json.loads(json.dumps(config.get('quant', {}))),
         'text': config['sigma'].get('text', 'embedding'),
-        'tokenizer': hashlib.sha256(tokenizer.read_bytes()).hexdigest() if tokenizer.is_file() else str(tokenizer),
+        'tokenizer': hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+        if tokenizer.is_file()
+        else str(tokenizer),
         'image_padding': base.policy.image_padding,
     }
 
@@ -70,12 +80,14 @@ def prepare(
     batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Features:
-    """The features of `split`, of which what is missing is computed; nothing is read of the data where none is.
+    """The features of `split`, of which what is missing is computed; nothing is read of the data
+    where none is.
 
     Args:
       made_by: from `identity`; whatever lies there with another one is removed.
       see: fills in what the frozen policy makes of an observation [b 1 ...].
-      batches: `batches(b)` gives all windows in record order as the loader does, leaves [b 1 ...], padding last.
+      batches: `batches(b)` gives all windows in record order as the loader does, leaves [b 1 ...],
+        padding last.
       progress: told (windows done, windows in all).
 
     Raises UserError while another process makes them.
@@ -83,7 +95,8 @@ def prepare(
     features = Features(shards, split, str(made_by['dtype']))
     if features.dtype not in DTYPES:
         raise UserError(
-            f"config.features: expected a policy in {' or '.join(DTYPES)}, got {features.dtype}; set config.features=''"
+            f'config.features: expected a policy in {" or ".join(DTYPES)}, got {features.dtype}; '
+            "set config.features=''"
         )
     wanted = [*features.parts(windows), features.texts]
     if features.made_by() == made_by and all(path.is_file() for path in wanted):

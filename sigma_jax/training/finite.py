@@ -13,7 +13,9 @@ SHOWN = 8  # windows in a message
 
 
 class Recent:
-    """Metrics of the steps since the last look, still on the device: waiting for each would idle it."""
+    """Metrics of the steps since the last look, still on the device: waiting for each would idle
+    it.
+    """
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, Mapping[str, Any], np.ndarray, np.ndarray]] = []
@@ -23,9 +25,11 @@ class Recent:
         self._steps.append((step, metrics, np.asarray(batch.episode), np.asarray(batch.frame)))
 
     def finite(self) -> dict[str, float]:
-        """Metrics of the last step. Raises UserError naming the first step whose metrics are not all finite.
+        """Metrics of the last step. Raises UserError naming the first step whose metrics are not
+        all finite.
 
-        Earlier steps are looked at where the last one is bad: from a state that is no number none comes back.
+        Earlier steps are looked at where the last one is bad: from a state that is no number none
+        comes back.
         """
         values = read(self._steps[-1][1])
         if not all(map(np.isfinite, values.values())):
@@ -40,13 +44,17 @@ def read(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {k: float(v) for k, v in jax.device_get(dict(metrics)).items()}
 
 
-def require_finite(values: Mapping[str, float], step: int, episode: np.ndarray, frame: np.ndarray) -> None:
+def require_finite(
+    values: Mapping[str, float], step: int, episode: np.ndarray, frame: np.ndarray
+) -> None:
     """Raises UserError naming step, terms and windows when a metric is not finite."""
     if bad := [name for name, value in values.items() if not np.isfinite(value)]:
-        windows = sorted({(int(e), int(f)) for e, f in zip(episode.ravel(), frame.ravel(), strict=True)})
+        windows = sorted(
+            {(int(e), int(f)) for e, f in zip(episode.ravel(), frame.ravel(), strict=True)}
+        )
         more = f' and {len(windows) - SHOWN} more' if len(windows) > SHOWN else ''
         raise UserError(
             f'step {step}: expected finite losses, got NaN or infinity in {bad} (episode, frame: '
-            f'{windows[:SHOWN]}{more}); the last checkpoint is intact: lower optimizer rates or look at these '
-            'windows, then start again'
+            f'{windows[:SHOWN]}{more}); the last checkpoint is intact: lower optimizer rates or '
+            'look at these windows, then start again'
         )

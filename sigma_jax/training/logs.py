@@ -19,10 +19,12 @@ Row = Mapping[str, str]
 
 
 class TrainLog:
-    """`train_log.csv` and TensorBoard events in a work folder, cut back to `start` when a run continues.
+    """`train_log.csv` and TensorBoard events in a work folder, cut back to `start` when a run
+    continues.
 
-    A row is on disk when `write` returns. The CSV is the truth: TensorBoard's events are written anew from its rows
-    when a run continues, so that none is missing or doubled, whatever ended the run before (their clock starts anew).
+    A row is on disk when `write` returns. The CSV is the truth: TensorBoard's events are written
+    anew from its rows when a run continues, so that none is missing or doubled, whatever ended the
+    run before (their clock starts anew).
     """
 
     def __init__(self, workdir: pathlib.Path, start: int):
@@ -68,7 +70,9 @@ class TrainLog:
 
 
 class Board:
-    """TensorBoard's event file, written without a thread, so that what goes wrong is raised where it happens."""
+    """TensorBoard's event file, written without a thread, so that what goes wrong is raised where
+    it happens.
+    """
 
     def __init__(self, folder: pathlib.Path, rows: Iterable[Row]):
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,9 +107,14 @@ def columns_of(rows: Iterable[Row]) -> list[str]:
 
 
 def read_rows(file: pathlib.Path) -> list[Row]:
-    """Rows of a log without their empty cells; a last line that a full disk cut short is left out."""
+    """Rows of a log without their empty cells; a last line that a full disk cut short is left
+    out.
+    """
     if not file.is_file():
         return []
     text = file.read_bytes().decode()
     whole = text[: text.rfind('\n') + 1]
-    return [{k: v for k, v in row.items() if v} for row in csv.DictReader(io.StringIO(whole, newline=''))]
+    return [
+        {k: v for k, v in row.items() if v}
+        for row in csv.DictReader(io.StringIO(whole, newline=''))
+    ]

@@ -1,9 +1,11 @@
-"""What a training step will need on the device, told before anything is compiled or any weight is read.
+"""What a training step will need on the device, told before anything is compiled or any weight is
+read.
 
-Base, trainable leaves, gradients, moments and batch are sums over shapes, so exact. Activations are traced: what
-`jax.vjp` of the objective keeps under the remat policy, less what XLA computes again inside its `fusion`s instead of
-keeping it (`kept`). The rest is a rule (`working_set`). A card where attention is fused need not be at hand: a
-stand-in with the shapes of cuDNN's kernel takes its place while tracing (`pretend`).
+Base, trainable leaves, gradients, moments and batch are sums over shapes, so exact. Activations are
+traced: what `jax.vjp` of the objective keeps under the remat policy, less what XLA computes again
+inside its `fusion`s instead of keeping it (`kept`). The rest is a rule (`working_set`). A card
+where attention is fused need not be at hand: a stand-in with the shapes of cuDNN's kernel takes its
+place while tracing (`pretend`).
 """
 
 import contextlib
@@ -26,7 +28,8 @@ from sigma_jax.training import fusion
 from sigma_jax.types import Ablation, Batch, Frozen
 
 PyTree = Any
-RESERVE = 0.15  # of what comes and goes: workspaces of libraries, copies of a layout, gaps of the allocator
+# of what comes and goes: workspaces of libraries, copies of a layout, gaps of the allocator
+RESERVE = 0.15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +57,27 @@ def stored(params: PyTree, config: quant.QuantConfig, reads: Callable[[str], boo
     return trees.unflatten({path: leaf for path, leaf in flat.items() if reads(path)})
 
 
-def trainable_shapes(groups: Sequence[str], goal: Any, params: PyTree, frozen: Frozen, batch: Batch) -> PyTree:
-    """Shapes of what `assembly.make_trainable` gives for 'sigma' and 'lora'; `params` are all of the base's."""
+def trainable_shapes(
+    groups: Sequence[str], goal: Any, params: PyTree, frozen: Frozen, batch: Batch
+) -> PyTree:
+    """Shapes of what `assembly.make_trainable` gives for 'sigma' and 'lora'; `params` are all of
+    the base's.
+    """
     key, out = jax.random.key(0), {}
     if 'lora' in groups:
         factors = goal.config.lora
-        out['lora'] = jax.eval_shape(lambda p: lora.init_factors(key, p, pi05.LAYOUTS, factors), params)
+        out['lora'] = jax.eval_shape(
+            lambda p: lora.init_factors(key, p, pi05.LAYOUTS, factors), params
+        )
     if 'sigma' in groups:
-        out['sigma'] = jax.eval_shape(lambda f, b: objective.init_sigma(key, goal, f, b), frozen, batch)
+        out['sigma'] = jax.eval_shape(
+            lambda f, b: objective.init_sigma(key, goal, f, b), frozen, batch
+        )
     return out
 
 
-_shape_of_attention = core.Primitive('dot_product_attention_fwd_by_shape')  # the name that remat policies look for
+# the name that remat policies look for
+_shape_of_attention = core.Primitive('dot_product_attention_fwd_by_shape')
 _shape_of_attention.multiple_results = True
 
 
@@ -90,7 +102,9 @@ _fused.defvjp(_fused_forward, lambda kept, g: (*kept[:3], jnp.zeros_like(kept[3]
 
 @contextlib.contextmanager
 def pretend(capability: float) -> Iterator[None]:
-    """Within the block, attention is traced as on a GPU of this compute capability; it can be traced only."""
+    """Within the block, attention is traced as on a GPU of this compute capability; it can be
+    traced only.
+    """
 
     def attention(q: Float[Array, 'b t n h'], k, v, mask=None, **_: Any) -> Float[Array, 'b t n h']:
         bias = jnp.zeros(0, q.dtype) if mask is None else jnp.where(mask, 0, -1).astype(q.dtype)
@@ -102,7 +116,9 @@ def pretend(capability: float) -> Iterator[None]:
 
 
 def residuals(job: Job) -> tuple[Any, list]:
-    """(the traced forward pass, those of its values that `jax.vjp` keeps and that are none of its inputs)."""
+    """(the traced forward pass, those of its values that `jax.vjp` keeps and that are none of its
+    inputs).
+    """
     gates = jax.tree.map(lambda _: jnp.ones(()), Ablation())
 
     def forward(trainable, frozen, batch):
@@ -125,8 +141,8 @@ def residual_bytes(job: Job) -> int:
 def kept(job: Job) -> int:
     """Bytes of those residuals that XLA keeps.
 
-    A residual made by element-wise operations alone from other values is read through these: it is made again inside
-    the fusion that reads it, if its sources take no more room than it does.
+    A residual made by element-wise operations alone from other values is read through these: it is
+    made again inside the fusion that reads it, if its sources take no more room than it does.
     """
     jaxpr, values = residuals(job)
     made_of = fusion.sources(jaxpr)
@@ -135,18 +151,22 @@ def kept(job: Job) -> int:
         values, key=lambda v: made_of[v] != {v: fusion.nbytes(v.aval)}
     ):  # what stands for itself comes first
         extra = {k: n for k, n in made_of[v].items() if k not in tokens}
-        tokens |= extra if sum(extra.values()) <= fusion.nbytes(v.aval) else {v: fusion.nbytes(v.aval)}
+        tokens |= (
+            extra if sum(extra.values()) <= fusion.nbytes(v.aval) else {v: fusion.nbytes(v.aval)}
+        )
     return sum(tokens.values())
 
 
 def working_set(job: Job) -> int:
     """Bytes of the layer whose gradient is taken, beside what is kept.
 
-    The rule: the results of its matrix products, which exist again then, and as much for their gradients. The language
-    model's layers are the largest, by far; one layer's products are a `depth`-th of what the policy 'dots_saveable'
-    keeps more than 'nothing_saveable' does.
+    The rule: the results of its matrix products, which exist again then, and as much for their
+    gradients. The language model's layers are the largest, by far; one layer's products are a
+    `depth`-th of what the policy 'dots_saveable' keeps more than 'nothing_saveable' does.
     """
-    more, less = (residual_bytes(with_remat(job, name)) for name in ('dots_saveable', 'nothing_saveable'))
+    more, less = (
+        residual_bytes(with_remat(job, name)) for name in ('dots_saveable', 'nothing_saveable')
+    )
     passes = 2 if isinstance(job.goal, objective.SigmaObjective) else 1
     return 2 * max(more - less, 0) // (passes * job.goal.config.language.depth)
 
@@ -158,15 +178,20 @@ def with_remat(job: Job, remat: str | None) -> Job:
 
 
 def unpacked(job: Job) -> int:
-    """Bytes of the largest matrix of a quantised base, made whole for its products: twice, for two may overlap."""
+    """Bytes of the largest matrix of a quantised base, made whole for its products: twice, for two
+    may overlap.
+    """
     leaves = jax.tree.leaves(job.frozen.params, is_leaf=lambda x: isinstance(x, quant.Quantised))
-    found = [x for x in leaves if isinstance(x, quant.Quantised) and len(x.shape) > 2]  # a table is read row by row
+    # a table is read row by row
+    found = [x for x in leaves if isinstance(x, quant.Quantised) and len(x.shape) > 2]
     itemsize = jnp.dtype(job.goal.config.dtype).itemsize
     return 2 * max((math.prod(x.shape[-2:]) * itemsize for x in found), default=0)
 
 
 def forecast(job: Job) -> dict[str, int]:
-    """{part: bytes} of a step at its peak: parts that stay for the whole run, then those that come and go."""
+    """{part: bytes} of a step at its peak: parts that stay for the whole run, then those that come
+    and go.
+    """
     state = jax.eval_shape(lambda t: init_state(0, t, job.optimizer, job.ema), job.trainable)
     gradients = size(job.trainable) * (2 if job.accumulate > 1 else 1)
     stays = {
@@ -176,5 +201,9 @@ def forecast(job: Job) -> dict[str, int]:
         'running average': size(state.ema),
         'batch': size(job.batch) * job.accumulate,
     }
-    passing = {'gradients': gradients, 'kept activations': kept(job), 'largest layer': working_set(job) + unpacked(job)}
+    passing = {
+        'gradients': gradients,
+        'kept activations': kept(job),
+        'largest layer': working_set(job) + unpacked(job),
+    }
     return stays | passing | {'reserve': int(RESERVE * sum(passing.values()))}

@@ -1,4 +1,6 @@
-"""`train.py --check`: will this config fit the card? Reads a config and shapes; no weight, no picture, no compiler."""
+"""`train.py --check`: will this config fit the card? Reads a config and shapes; no weight, no
+picture, no compiler.
+"""
 
 import dataclasses
 import pathlib
@@ -42,21 +44,26 @@ class Card:
 def find_card(card_gib: float | None) -> Card:
     """The card the user names, or the GPU here. Raises UserError where there is neither.
 
-    A card that is not here is taken for one of the data centre from 40 GiB on (capability 9, fused attention), below
-    for a consumer's (8.9, where cuDNN fuses no heads as wide as Gemma's).
+    A card that is not here is taken for one of the data centre from 40 GiB on (capability 9, fused
+    attention), below for a consumer's (8.9, where cuDNN fuses no heads as wide as Gemma's).
     """
     device = jax.local_devices()[0]
     here = device.platform == 'gpu'
     if card_gib is not None:
         if card_gib <= 0:
-            raise UserError(f'--card_gib: expected GiB of memory above 0, got {card_gib}; 24 is an RTX 4090')
+            raise UserError(
+                f'--card_gib: expected GiB of memory above 0, got {card_gib}; 24 is an RTX 4090'
+            )
         capability = float(device.compute_capability) if here else 9.0 if card_gib >= 40 else 8.9
         return Card(int(USABLE * card_gib * GIB), f'a card of {card_gib:g} GiB', capability)
     if not here:
         raise UserError(
-            f'expected a GPU to check for, got {device.device_kind}; name its memory: --check --card_gib=24'
+            f'expected a GPU to check for, got {device.device_kind}; name its memory: --check '
+            '--card_gib=24'
         )
-    return Card(device.memory_stats()['bytes_limit'], device.device_kind, float(device.compute_capability))
+    return Card(
+        device.memory_stats()['bytes_limit'], device.device_kind, float(device.compute_capability)
+    )
 
 
 def base_shapes(config: Mapping) -> tuple[pi05.Pi05Config, PyTree, list[str]]:
@@ -65,20 +72,35 @@ def base_shapes(config: Mapping) -> tuple[pi05.Pi05Config, PyTree, list[str]]:
     run['lora'] = assembly.build(lora.LoraConfig, config['lora'], 'lora')
     if config['base'] and pathlib.Path(config['base']).exists():
         source = open_source(config['base'])
-        leaves = {path: jax.ShapeDtypeStruct(shape, source.dtypes[path]) for path, shape in source.shapes.items()}
+        leaves = {
+            path: jax.ShapeDtypeStruct(shape, source.dtypes[path])
+            for path, shape in source.shapes.items()
+        }
         return dataclasses.replace(source.config, **run), trees.unflatten(leaves), []
     sizes = assembly.pi05_config(config['model'], run)
     notes = (
-        [f'no checkpoint at {config["base"]} yet; assumed: sizes of config.model, float32'] if config['base'] else []
+        [f'no checkpoint at {config["base"]} yet; assumed: sizes of config.model, float32']
+        if config['base']
+        else []
     )
     return sizes, pi05.abstract_params(sizes), notes
 
 
-def batch_shapes(config: Mapping, sizes: pi05.Pi05Config, sequences: int) -> tuple[Batch, list[str]]:
+def batch_shapes(
+    config: Mapping, sizes: pi05.Pi05Config, sequences: int
+) -> tuple[Batch, list[str]]:
     """(a batch [sequences windows ...] as the loader gives it, what was assumed)."""
     there = (pathlib.Path(config['shards']) / META).is_file() if config['shards'] else False
-    horizon = sizes.action_horizon if config['objective'] == 'flow_matching' else config['sigma']['horizon']
-    meta = read_meta(config['shards']) if there else ASSUMED | {'horizon': horizon, 'action_names': range(6)}
+    horizon = (
+        sizes.action_horizon
+        if config['objective'] == 'flow_matching'
+        else config['sigma']['horizon']
+    )
+    meta = (
+        read_meta(config['shards'])
+        if there
+        else ASSUMED | {'horizon': horizon, 'action_names': range(6)}
+    )
     lead, side = (sequences, config['sequence_length']), sizes.vision.image_size
     views = len(meta['camera_names'])
     optional: dict[str, Any] = {}
@@ -93,17 +115,27 @@ def batch_shapes(config: Mapping, sizes: pi05.Pi05Config, sequences: int) -> tup
         optional['depth'] = array(len(meta.get('depth_names', ())) or views, side, side, 1)
     if config['sigma']['use_audio']:
         optional['audio'] = array(meta.get('audio_samples', 16000))
-    (prompt, prompt_mask), (text, text_mask) = tokens(meta['max_prompt_len']), tokens(meta['max_text_len'])
+    (prompt, prompt_mask), (text, text_mask) = (
+        tokens(meta['max_prompt_len']),
+        tokens(meta['max_text_len']),
+    )
     images, seen = array(views, side, side, 3, dtype=jnp.uint8), array(views, dtype=bool)
     state = array(len(meta['state_names']))
     observation = Observation(images, seen, prompt, prompt_mask, text, text_mask, state, **optional)
-    actions, flag, number = array(meta['horizon'], len(meta['action_names'])), array(dtype=bool), array(dtype=jnp.int32)
+    actions, flag, number = (
+        array(meta['horizon'], len(meta['action_names'])),
+        array(dtype=bool),
+        array(dtype=jnp.int32),
+    )
     mask = array(meta['horizon'], dtype=bool)
     batch = Batch(observation, actions, mask, actions, flag, flag, number, number, number)
     assumed = (
-        f'assumed: {views} cameras, 6 joints, {meta["max_prompt_len"]} prompt and {meta["max_text_len"]} text tokens'
+        f'assumed: {views} cameras, 6 joints, {meta["max_prompt_len"]} prompt and '
+        f'{meta["max_text_len"]} text tokens'
     )
-    return batch, [] if there else [f'no shards at {config["shards"] or "config.shards"} yet; {assumed}']
+    return batch, [] if there else [
+        f'no shards at {config["shards"] or "config.shards"} yet; {assumed}'
+    ]
 
 
 def make_job(config: Mapping, devices: int = 1) -> tuple[memory.Job, list[str]]:
@@ -121,9 +153,13 @@ def make_job(config: Mapping, devices: int = 1) -> tuple[memory.Job, list[str]]:
     if 'params' in config['trainable']:
         held, flat = trees.flatten(trees.select(params, config['freeze'])), trees.flatten(params)
         trainable['params'] = trees.unflatten({p: x for p, x in flat.items() if not held[p]})
-        frozen = dataclasses.replace(frozen, params=trees.unflatten({p: x for p, x in flat.items() if held[p]}))
+        frozen = dataclasses.replace(
+            frozen, params=trees.unflatten({p: x for p, x in flat.items() if held[p]})
+        )
     optimizer = make_optimizer(assembly.build(OptimizerConfig, config['optimizer'], 'optimizer'))
-    return memory.Job(goal, optimizer, trainable, frozen, batch, config['ema'] is not None, parts), notes + more
+    return memory.Job(
+        goal, optimizer, trainable, frozen, batch, config['ema'] is not None, parts
+    ), notes + more
 
 
 def advice(config: Mapping, job: memory.Job, parts: Mapping[str, int]) -> list[str]:
@@ -132,24 +168,38 @@ def advice(config: Mapping, job: memory.Job, parts: Mapping[str, int]) -> list[s
     found: list[tuple[int, str]] = []
     micro = config['batch_size'] // job.accumulate
     if micro > 1:
-        how = f'config.accumulate={2 * job.accumulate}' if micro % 2 == 0 else f'a config.batch_size below {micro}'
+        how = (
+            f'config.accumulate={2 * job.accumulate}'
+            if micro % 2 == 0
+            else f'a config.batch_size below {micro}'
+        )
         found.append((moving // 2, how))
     if job.goal.config.remat not in ('save_attention', 'nothing_saveable'):
         less = memory.with_remat(job, 'save_attention')
-        found.append((parts['kept activations'] - memory.kept(less), 'config.model.remat=save_attention'))
+        found.append(
+            (parts['kept activations'] - memory.kept(less), 'config.model.remat=save_attention')
+        )
     if 'params' not in config['trainable']:
         _, params, _ = base_shapes(config)
         for kind in ('bfloat16', 'nf4'):
-            how_stored = assembly.build(quant.QuantConfig, dict(config['quant']) | {'kind': kind}, 'quant')
+            how_stored = assembly.build(
+                quant.QuantConfig, dict(config['quant']) | {'kind': kind}, 'quant'
+            )
             smaller = memory.size(memory.stored(params, how_stored, job.goal.reads))
             found.append((parts['frozen base'] - smaller, f'config.quant.kind={kind}'))
-    return [f'{how} (saves about {saved / GIB:.1f} GiB)' for saved, how in sorted(found, reverse=True) if saved > 0]
+    return [
+        f'{how} (saves about {saved / GIB:.1f} GiB)'
+        for saved, how in sorted(found, reverse=True)
+        if saved > 0
+    ]
 
 
 def check(config: Mapping, card_gib: float | None, console: Console, members: int = 1) -> int:
-    """Prints the forecast and a verdict. Returns the exit status: 0 where the config fits, 1 where it does not.
+    """Prints the forecast and a verdict. Returns the exit status: 0 where the config fits, 1 where
+    it does not.
 
-    Of `members` trainings side by side, the states of all are there, old and new, and at least one step.
+    Of `members` trainings side by side, the states of all are there, old and new, and at least one
+    step.
     """
     card = find_card(card_gib)
     here = jax.local_devices()

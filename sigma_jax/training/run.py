@@ -1,4 +1,6 @@
-"""The parts of a run, built from its config: base, data, objective, frozen leaves, state and step."""
+"""The parts of a run, built from its config: base, data, objective, frozen leaves, state and
+step.
+"""
 
 import functools
 import pathlib
@@ -23,7 +25,8 @@ from sigma_jax.types import Frozen
 
 
 class Parts:
-    """What training and evaluation share: base, statistics, objective and frozen leaves, and an example of the data.
+    """What training and evaluation share: base, statistics, objective and frozen leaves, and an
+    example of the data.
 
     The base's weights are read last: whatever is wrong with the rest is told at once.
     """
@@ -41,8 +44,12 @@ class Parts:
         wants_base = config['objective'] == 'flow_matching' and config['stats_from'] == 'base'
         base_stats = assembly.robot_statistics(self.base, self.meta) if wants_base else None
         widest = self.base.config.action_dim
-        self.relative_joints = fitting.of_shards(config['relative_joints'], self.base.policy, self.meta, widest)
-        self.policy_stats = base_stats or relative_statistics(self.shards, own, self.relative_joints)
+        self.relative_joints = fitting.of_shards(
+            config['relative_joints'], self.base.policy, self.meta, widest
+        )
+        self.policy_stats = base_stats or relative_statistics(
+            self.shards, own, self.relative_joints
+        )
         self.loader_stats = base_stats or own
         if config['objective'] == 'sigma':
             check_baselines(self.shards, self.base.digest)
@@ -53,22 +60,29 @@ class Parts:
         if config['objective'] == 'sigma':
             check_baselines(self.shards, self.base.digest)
         stats = assembly.frozen_stats(own, self.policy_stats, self.relative_joints)
-        self.frozen = devices.everywhere(Frozen(assembly.store_base(config, self.base, self.goal), stats))
+        self.frozen = devices.everywhere(
+            Frozen(assembly.store_base(config, self.base, self.goal), stats)
+        )
 
     def add_features(self, progress: Callable[[int, int], None]) -> None:
-        """From here on loaders give the frozen features too; those that are not on disk are computed first.
+        """From here on loaders give the frozen features too; those that are not on disk are
+        computed first.
 
         `progress` is told (windows done, windows in all) while that goes on.
         """
         see = functools.partial(compiler.jit(self.goal.see), self.frozen)
         made_by = features.identity(self.config, self.base, self.shards)
         windows = self.meta['windows']['train']
-        self.features = features.prepare(made_by, self.shards, 'train', windows, see, self.in_order, progress)
+        self.features = features.prepare(
+            made_by, self.shards, 'train', windows, see, self.in_order, progress
+        )
 
     def in_order(self, batch_size: int):
         """Every training window once, in record order, leaves [b 1 ...]."""
         given: dict[str, Any] = {'norm_stats': self.loader_stats, 'policy': self.base.policy}
-        return pipeline.make_loader(self.shards, 'train', batch_size=batch_size, tokenizer=self.tokenizer, **given)
+        return pipeline.make_loader(
+            self.shards, 'train', batch_size=batch_size, tokenizer=self.tokenizer, **given
+        )
 
     def make_loader(self, num_workers: int):
         """Training batches without end, from the first one on."""
@@ -95,7 +109,8 @@ class Parts:
 
 
 class Run(Parts):
-    """A training run: beside its parts the loader, the state before the first step, and the compiled step.
+    """A training run: beside its parts the loader, the state before the first step, and the
+    compiled step.
 
     Raises UserError for anything wrong with config, shards or base.
     """
@@ -109,10 +124,16 @@ class Run(Parts):
         self.ablation = assembly.make_ablation(config)
         super().__init__(config, devices)
         self.loader = self.make_loader(config['loader']['num_workers'])
-        trainable, self.frozen = assembly.make_trainable(config, self.base, self.goal, self.frozen, self.example)
+        trainable, self.frozen = assembly.make_trainable(
+            config, self.base, self.goal, self.frozen, self.example
+        )
         self.frozen = devices.everywhere(self.frozen)
-        self.state = devices.everywhere(init_state(config['seed'], trainable, optimizer, config['ema'] is not None))
-        self.step = devices.jit(make_step(self.goal, optimizer, config['ema'], accumulate), config.get('triton', False))
+        self.state = devices.everywhere(
+            init_state(config['seed'], trainable, optimizer, config['ema'] is not None)
+        )
+        self.step = devices.jit(
+            make_step(self.goal, optimizer, config['ema'], accumulate), config.get('triton', False)
+        )
 
     def add_features(self, progress: Callable[[int, int], None]) -> None:
         """See `Parts.add_features`."""
@@ -122,4 +143,6 @@ class Run(Parts):
     def shares(self, batch, key) -> dict[str, jax.Array]:
         """Gradient norm of each loss term; costs four backward passes."""
         measure = compiler.jit(self.goal.alignment_share)
-        return measure(self.state.trainable, self.frozen, batch, self.ablation, key, self.state.step)
+        return measure(
+            self.state.trainable, self.frozen, batch, self.ablation, key, self.state.step
+        )

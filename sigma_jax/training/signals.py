@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT as a wish to stop at the end of a step, instead of an end in the middle of one."""
+"""SIGTERM and SIGINT as a wish to stop at the end of a step, instead of an end in the middle of
+one.
+"""
 
 import contextlib
 import signal
@@ -9,12 +11,16 @@ CAUGHT = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """A run that signal `number` ended after step `step`, which is saved; scripts exit with 128 + `number`."""
+    """A run that signal `number` ended after step `step`, which is saved; scripts exit with 128 +
+    `number`.
+    """
 
     def __init__(self, number: int | None, step: int):
         self.number = number or signal.SIGTERM
         name = signal.Signals(self.number).name
-        super().__init__(f'stopped by {name}: step {step} is saved; run the same command again to continue')
+        super().__init__(
+            f'stopped by {name}: step {step} is saved; run the same command again to continue'
+        )
 
 
 class Wish:
@@ -53,7 +59,9 @@ def stop_wish() -> Iterator[Wish]:
 
 @contextlib.contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes started in the block ignore SIGINT: a Ctrl-C reaches a whole group, and is their parent's to answer."""
+    """Processes started in the block ignore SIGINT: a Ctrl-C reaches a whole group, and is their
+    parent's to answer.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -9,7 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from sigma_jax import assembly, quant
 from sigma_jax.convert import beside, checkpoint
@@ -31,14 +38,17 @@ from sigma_jax.types import Batch
 TRAINED = 'trained here'  # the format in a saved policy's record
 
 
-def train(config: Mapping, workdir: str | pathlib.Path, console: Console | None = None) -> TrainState:
+def train(
+    config: Mapping, workdir: str | pathlib.Path, console: Console | None = None
+) -> TrainState:
     """Trains to `config.steps`, continuing from the newest checkpoint in `workdir`.
 
-    What costs nothing is checked before the base is read: whether another training is at work here, and whether the
-    checkpoints there are of this config.
+    What costs nothing is checked before the base is read: whether another training is at work here,
+    and whether the checkpoints there are of this config.
 
     Raises:
-      UserError: anything wrong with config, shards, base or checkpoint; a loss that is not finite; a full disk.
+      UserError: anything wrong with config, shards, base or checkpoint; a loss that is not finite;
+        a full disk.
       Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
     console, workdir = console or Console(), pathlib.Path(workdir)
@@ -72,9 +82,14 @@ def check_intervals(config: Mapping) -> None:
     """Raises UserError for a number of steps between rows or checkpoints that is none."""
     for section in ('log', 'checkpoint'):
         if config[section]['every'] < 1:
-            raise UserError(f'{section}.every: expected at least 1 step, got {config[section]["every"]}; correct it')
+            raise UserError(
+                f'{section}.every: expected at least 1 step, got '
+                f'{config[section]["every"]}; correct it'
+            )
     if config['checkpoint']['keep'] < 1:
-        raise UserError(f'checkpoint.keep: expected at least 1, got {config["checkpoint"]["keep"]}; correct it')
+        raise UserError(
+            f'checkpoint.keep: expected at least 1, got {config["checkpoint"]["keep"]}; correct it'
+        )
 
 
 def refuse_other_config(folder: pathlib.Path, plain: dict) -> None:
@@ -86,7 +101,9 @@ def refuse_other_config(folder: pathlib.Path, plain: dict) -> None:
 
 @contextlib.contextmanager
 def told_full_disk(run: Any, workdir: pathlib.Path) -> Iterator[None]:
-    """Raises UserError, naming the step and the last whole checkpoint, where the block fails for want of room."""
+    """Raises UserError, naming the step and the last whole checkpoint, where the block fails for
+    want of room.
+    """
     try:
         yield
     except Exception as error:
@@ -101,7 +118,9 @@ def told_full_disk(run: Any, workdir: pathlib.Path) -> Iterator[None]:
 
 
 def work(run: Run, workdir: pathlib.Path, console: Console, plain: dict) -> int:
-    """Restores, trains, saves: all that needs the work folder. Returns the step that it went on from."""
+    """Restores, trains, saves: all that needs the work folder. Returns the step that it went on
+    from.
+    """
     folder, keep = workdir / 'checkpoints', run.config['checkpoint']['keep']
     with stop_wish() as stop, Checkpoints(folder, keep) as checkpoints:
         batches = iter(run.loader)
@@ -121,7 +140,9 @@ def note_episodes(run: Any, workdir: pathlib.Path) -> None:
         seen.note(workdir, meta, run.config.get('base', ''))
 
 
-def restore(run: Any, batches: Any, checkpoints: Checkpoints, plain: dict, console: Console) -> None:
+def restore(
+    run: Any, batches: Any, checkpoints: Checkpoints, plain: dict, console: Console
+) -> None:
     """State and place in the data of the newest checkpoint, where there is one."""
     if (step := checkpoints.latest()) is not None:
         run.state, position = checkpoints.restore(step, run.state, plain)
@@ -130,7 +151,9 @@ def restore(run: Any, batches: Any, checkpoints: Checkpoints, plain: dict, conso
 
 
 def next_batch(batches: Any, first: bool) -> Batch:
-    """The loader's next batch; with the first one its processes start, which leave Ctrl-C to this one."""
+    """The loader's next batch; with the first one its processes start, which leave Ctrl-C to this
+    one.
+    """
     with deaf_children() if first else contextlib.nullcontext():
         return assembly.to_batch(next(batches))
 
@@ -144,7 +167,9 @@ def loop(
     plain: dict,
     stop: Wish,
 ) -> None:
-    """Steps from `run.state.step` to `config.steps`; the only place where training has side effects."""
+    """Steps from `run.state.step` to `config.steps`; the only place where training has side
+    effects.
+    """
     config, start = run.config, int(run.state.step)
     steps, every, recent = config['steps'], config['log']['every'], Recent()
     task = progress.add_task('training', total=steps, completed=start, note='compiling')
@@ -154,12 +179,17 @@ def loop(
         with uncollected() if n == start else contextlib.nullcontext():
             run.state, metrics = run.step(run.state, run.frozen, placed, run.ablation)
         recent.add(n, metrics, batch)
-        last, stops = n + 1 == steps, stop.number is not None  # asked once: a signal may come at any time
+        # asked once: a signal may come at any time
+        last, stops = n + 1 == steps, stop.number is not None
         saves = last or stops or (n + 1) % config['checkpoint']['every'] == 0
         if n % every == 0 or saves:  # before a checkpoint too, so that every one of them is finite
             values = recent.finite()
         if n % every == 0 or last:
-            if config['objective'] == 'sigma' and config['log']['shares'] and n % config['log']['shares'] == 0:
+            if (
+                config['objective'] == 'sigma'
+                and config['log']['shares']
+                and n % config['log']['shares'] == 0
+            ):
                 values |= {k: float(v) for k, v in run.shares(placed, jax.random.key(n)).items()}
             log.write(n, values)
             progress.update(task, note=f'loss {values["loss"]:.4g}')
@@ -187,8 +217,8 @@ def announce(run: Run, workdir: pathlib.Path, console: Console) -> None:
 def save_policy(run: Run, out: pathlib.Path, console: Console, changed: bool = False) -> None:
     """The trained policy as a converted folder, with the statistics it was trained with.
 
-    One that a run has saved here is replaced where it is of another step, or the weights have `changed` since; a folder
-    of anybody else's is left as it is.
+    One that a run has saved here is replaced where it is of another step, or the weights have
+    `changed` since; a folder of anybody else's is left as it is.
     """
     step, found = int(run.state.step), saved_at(out)
     if out.exists() and (found is None or (found == step and not changed)):
@@ -198,7 +228,9 @@ def save_policy(run: Run, out: pathlib.Path, console: Console, changed: bool = F
     trained_params = (run.state.ema or run.state.trainable)['params']
     params = jax.tree.map(np.asarray, overlay(run.frozen.params, trained_params))
     base = beside.read(run.base.folder) if run.base.folder else beside.Beside(run.base.policy)
-    around = beside.trained_with(base, run.policy_stats, run.relative_joints, run.meta['camera_names'])
+    around = beside.trained_with(
+        base, run.policy_stats, run.relative_joints, run.meta['camera_names']
+    )
     trained = checkpoint.Checkpoint(params, run.base.config, TRAINED, (f'{step} steps',))
     with replaced_folder(out) as new:
         checkpoint.save(trained, out.parent, new, around=around)
@@ -210,7 +242,9 @@ def saved_at(policy: pathlib.Path) -> int | None:
     """The step at which a run saved its policy; None where there is no folder, or another's."""
     try:
         record = json.loads((policy / RECORD).read_text())
-        counts = [note.removesuffix(' steps') for note in record['notes'] if note.endswith(' steps')]
+        counts = [
+            note.removesuffix(' steps') for note in record['notes'] if note.endswith(' steps')
+        ]
         return int(counts[0]) if record['format'] == TRAINED else None
     except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
         return None
@@ -219,6 +253,13 @@ def saved_at(policy: pathlib.Path) -> int | None:
 @contextlib.contextmanager
 def progress_bar(console: Console) -> Iterator[Progress]:
     """A bar with count, elapsed and remaining time and a note."""
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), TextColumn('{task.fields[note]}'), console=console) as progress:
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, TimeRemainingColumn(), TextColumn('{task.fields[note]}'), console=console
+    ) as progress:
         yield progress

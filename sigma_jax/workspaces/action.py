@@ -1,4 +1,6 @@
-"""Action trajectory workspace (paper 3.3): r_high, tau and state tokens -> three residuals, fused into commands."""
+"""Action trajectory workspace (paper 3.3): r_high, tau and state tokens -> three residuals, fused
+into commands.
+"""
 
 import math
 
@@ -9,7 +11,15 @@ from jaxtyping import Array, Bool, Float
 
 from sigma_jax.types import Actions
 from sigma_jax.workspaces.config import SigmaConfig
-from sigma_jax.workspaces.layers import Linear, Mlp, MultiHeadAttention, Norm, TransformerBlock, keep, masked_mean
+from sigma_jax.workspaces.layers import (
+    Linear,
+    Mlp,
+    MultiHeadAttention,
+    Norm,
+    TransformerBlock,
+    keep,
+    masked_mean,
+)
 from sigma_jax.workspaces.trajectory import TrajectoryDiT
 
 
@@ -21,13 +31,17 @@ class ActionConditionProjector(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, pooled: Float[Array, 'b d'], tau: Float[Array, 'b e']) -> Float[Array, 'b e']:
+    def __call__(
+        self, pooled: Float[Array, 'b d'], tau: Float[Array, 'b e']
+    ) -> Float[Array, 'b e']:
         x = jnp.concatenate([Norm(name='norm')(pooled), tau], axis=-1)
         return Mlp(self.hidden, self.d_tau, self.dtype, name='mlp')(x)
 
 
 class ActionQueryGenerator(nn.Module):
-    """Q_1 = Attn(Q_seed, S W_s, S W_s) + b(c_act); q = LN(Ref(Q_1)), Ref a transformer encoder (paper 3.3)."""
+    """Q_1 = Attn(Q_seed, S W_s, S W_s) + b(c_act); q = LN(Ref(Q_1)), Ref a transformer encoder
+    (paper 3.3).
+    """
 
     num_queries: int
     width: int
@@ -36,14 +50,18 @@ class ActionQueryGenerator(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, state_tokens: Float[Array, 'b n d'], c_act: Float[Array, 'b e']) -> Float[Array, 'b q z']:
+    def __call__(
+        self, state_tokens: Float[Array, 'b n d'], c_act: Float[Array, 'b e']
+    ) -> Float[Array, 'b q z']:
         seed = self.param('seed', nn.initializers.normal(1.0), (self.num_queries, self.width))
         seed = jnp.broadcast_to(seed, (c_act.shape[0], *seed.shape))
         s = Linear(self.width, self.dtype, bias=False, name='w_s')(state_tokens)
         q = MultiHeadAttention(self.width, self.heads, self.dtype, name='attention')(seed, s)
         q = q + Linear(self.width, self.dtype, name='condition_bias')(c_act)[..., None, :]
         for j in range(self.num_blocks):
-            q = TransformerBlock(self.width, self.heads, 4 * self.width, self.dtype, name=f'refinement_{j}')(q)
+            q = TransformerBlock(
+                self.width, self.heads, 4 * self.width, self.dtype, name=f'refinement_{j}'
+            )(q)
         return Norm(name='norm')(q)
 
 
@@ -77,7 +95,9 @@ class ActionChunkHead(nn.Module):
     @nn.compact
     def __call__(self, query: Float[Array, 'b q z']) -> Float[Array, 'b c a']:
         head = Mlp(self.hidden, self.chunk * self.action_dim, self.dtype, zero_out=True, name='mlp')
-        return head(jnp.mean(query, axis=-2)).reshape(*query.shape[:-2], self.chunk, self.action_dim)
+        return head(jnp.mean(query, axis=-2)).reshape(
+            *query.shape[:-2], self.chunk, self.action_dim
+        )
 
 
 class TelepathyResidualHead(nn.Module):
@@ -95,7 +115,9 @@ class TelepathyResidualHead(nn.Module):
         steps = 1 + self.chunk + self.horizon
         y = Mlp(self.hidden, steps * self.action_dim, self.dtype, zero_out=True, name='mlp')(x)
         y = y.reshape(*pooled.shape[:-1], steps, self.action_dim)
-        return Actions(vec=y[..., 0, :], chk=y[..., 1 : 1 + self.chunk, :], traj=y[..., 1 + self.chunk :, :])
+        return Actions(
+            vec=y[..., 0, :], chk=y[..., 1 : 1 + self.chunk, :], traj=y[..., 1 + self.chunk :, :]
+        )
 
 
 class ActionTrajectoryWorkspace(nn.Module):
@@ -113,7 +135,9 @@ class ActionTrajectoryWorkspace(nn.Module):
         self.trajectory = TrajectoryDiT(
             c.horizon, c.action_dim, *sizes, c.trajectory_blocks, c.refinement_steps, c.dtype
         )
-        self.residual_head = TelepathyResidualHead(c.action_width, c.horizon, c.chunk, c.action_dim, c.dtype)
+        self.residual_head = TelepathyResidualHead(
+            c.action_width, c.horizon, c.chunk, c.action_dim, c.dtype
+        )
 
     def condition(
         self, r_high: Float[Array, 'b s d'], mask: Bool[Array, 'b s'], tau: Float[Array, 'b e']
@@ -134,14 +158,18 @@ class ActionTrajectoryWorkspace(nn.Module):
         trajectory = self.trajectory(query, r_high, mask, c_act, start)
         return Actions(vec=self.token_head(query), chk=self.chunk_head(query), traj=trajectory)
 
-    def telepathic(self, r_high: Float[Array, 'b s d'], mask: Bool[Array, 'b s'], tau: Float[Array, 'b e']) -> Actions:
+    def telepathic(
+        self, r_high: Float[Array, 'b s d'], mask: Bool[Array, 'b s'], tau: Float[Array, 'b e']
+    ) -> Actions:
         """g([pool(r_high) ; tau])."""
         return self.residual_head(masked_mean(r_high, mask), tau)
 
 
 @jax.custom_jvp
 def add_residual(base: Array, residual: Array) -> Array:
-    """base + residual; where the residual is zero, exactly base (plain addition turns -0.0 into 0.0)."""
+    """base + residual; where the residual is zero, exactly base (plain addition turns -0.0 into
+    0.0).
+    """
     return jnp.where(residual == 0, base, base + residual)
 
 
@@ -151,7 +179,10 @@ def _add_residual_jvp(primals, tangents):
 
 
 def apply_residual(
-    residual: Actions, base: Actions, sigma_a: Float[Array, 'a'], gate: float | Float[Array, ''] = 1.0
+    residual: Actions,
+    base: Actions,
+    sigma_a: Float[Array, 'a'],
+    gate: float | Float[Array, ''] = 1.0,
 ) -> Actions:
     """actions = base + sigma_a * residual, raw units; gate 0: sigma_a * residual (DESIGN 3.4)."""
 
@@ -163,7 +194,8 @@ def apply_residual(
 
 
 def fuse_actions(actions: Actions) -> Float[Array, 'b t a']:
-    """u = phi(vec, chk, traj): the mean of the branches that cover a step (paper 3.3; weights are ours).
+    """u = phi(vec, chk, traj): the mean of the branches that cover a step (paper 3.3; weights are
+    ours).
 
     Written as corrections to `traj`, so that branches which agree give back exactly their value.
     """
@@ -177,10 +209,11 @@ def fuse_actions(actions: Actions) -> Float[Array, 'b t a']:
 def low_level_controller(
     command: Float[Array, 'b t a'], config: SigmaConfig, previous: Float[Array, 'b a'] | None = None
 ) -> Float[Array, 'b t a']:
-    """motor_commands = C_low(u): joint limits, then at most `joint_rate` from one step to the next (paper 3.3).
+    """motor_commands = C_low(u): joint limits, then at most `joint_rate` from one step to the next
+    (paper 3.3).
 
-    All in raw units. `previous` is the command before the first step, or the measured joint position; without it
-    the first step has no rate limit.
+    All in raw units. `previous` is the command before the first step, or the measured joint
+    position; without it the first step has no rate limit.
     """
     a = config.action_dim
     low, high, rate = (

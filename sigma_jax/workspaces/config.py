@@ -16,10 +16,12 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True)
 class SigmaConfig:
-    """Everything that fixes the shape and the wiring of Sigma's trainable heads (paper 3.1-3.3, DESIGN 3.2-3.4).
+    """Everything that fixes the shape and the wiring of Sigma's trainable heads (paper 3.1-3.3,
+    DESIGN 3.2-3.4).
 
     Raises:
-      UserError: a size is not positive, a choice is unknown, or widths and head counts do not divide.
+      UserError: a size is not positive, a choice is unknown, or widths and head counts do not
+        divide.
     """
 
     d_model: int  # d: the width of the backbone
@@ -37,7 +39,8 @@ class SigmaConfig:
     vision_blocks: int = 2
     state_hidden: int = 512
     vision_encoder: str = 'backbone'  # 'patch_embed': the paper's plain PatchEmbed
-    text: str = 'embedding'  # 'one_hot': a fixed random projection of one-hot tokens, the paper's training mode
+    # 'one_hot': a fixed random projection of one-hot tokens, the paper's training mode
+    text: str = 'embedding'
     patch_size: int = 14  # pixels, RGB ('patch_embed') and depth
     audio_patch: int = 400  # samples: 25 ms at 16 kHz
     use_depth: bool = False
@@ -61,33 +64,41 @@ class SigmaConfig:
     joint_low: tuple[float, ...] | None = None
     joint_high: tuple[float, ...] | None = None
     joint_rate: tuple[float, ...] | None = None  # per step
-    dtype: str = 'float32'  # of the large matrix products; parameters, norms, softmax and outputs are float32
+    # of the large matrix products; parameters, norms, softmax and outputs are float32
+    dtype: str = 'float32'
 
     def __post_init__(self):
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise UserError(f'sigma.{name} is {getattr(self, name)!r}; choose one of {", ".join(allowed)}.')
+                raise UserError(
+                    f'sigma.{name} is {getattr(self, name)!r}; choose one of {", ".join(allowed)}.'
+                )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.type is int and value < (0 if field.name.endswith('_blocks') else 1):
-                raise UserError(f'sigma.{field.name} must be positive, got {value}; give a whole number of at least 1.')
+                raise UserError(
+                    f'sigma.{field.name} must be positive, got {value}; give a whole '
+                    'number of at least 1.'
+                )
         _divides('heads', self.heads, 'd_model', self.d_model)
         _divides('action_heads', self.action_heads, 'action_width', self.action_width)
         if self.chunk > self.horizon:
             raise UserError(
-                f'sigma.chunk must not exceed sigma.horizon ({self.horizon}), got {self.chunk}; lower sigma.chunk.'
+                f'sigma.chunk must not exceed sigma.horizon ({self.horizon}), got {self.chunk}; '
+                'lower sigma.chunk.'
             )
         for name in ('joint_low', 'joint_high', 'joint_rate'):
             limit = getattr(self, name)
             if limit is not None and len(limit) != self.action_dim:
                 raise UserError(
-                    f'sigma.{name} must hold one number per joint ({self.action_dim}), got {len(limit)}; '
-                    'list every joint or set it to None.'
+                    f'sigma.{name} must hold one number per joint ({self.action_dim}), got '
+                    f'{len(limit)}; list every joint or set it to None.'
                 )
 
 
 def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
     if large % small:
         raise UserError(
-            f'sigma.{small_name} must divide sigma.{large_name} ({large}), got {small}; choose a divisor of {large}.'
+            f'sigma.{small_name} must divide sigma.{large_name} ({large}), got {small}; choose a '
+            f'divisor of {large}.'
         )

@@ -1,4 +1,6 @@
-"""Language intent workspace (paper 3.2): hidden sequence -> semantic memory, intent, telepathy factor, r_high."""
+"""Language intent workspace (paper 3.2): hidden sequence -> semantic memory, intent, telepathy
+factor, r_high.
+"""
 
 import math
 from typing import NamedTuple
@@ -10,7 +12,15 @@ from jaxtyping import Array, Bool, Float
 
 from sigma_jax.types import Telepathy
 from sigma_jax.workspaces.config import SigmaConfig
-from sigma_jax.workspaces.layers import Linear, Mlp, MultiHeadAttention, Norm, keep, lecun_normal, linear
+from sigma_jax.workspaces.layers import (
+    Linear,
+    Mlp,
+    MultiHeadAttention,
+    Norm,
+    keep,
+    lecun_normal,
+    linear,
+)
 
 _GELU_RMS = 0.652  # root mean square of gelu(x), x standard normal
 _CONSTANT_SHARE = 0.4  # of the initial rms of tau that its constant part holds
@@ -24,7 +34,9 @@ class SemanticFactorHead(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, 'b s d'], mask: Bool[Array, 'b s']) -> Float[Array, 'b k d']:
+    def __call__(
+        self, hidden: Float[Array, 'b s d'], mask: Bool[Array, 'b s']
+    ) -> Float[Array, 'b k d']:
         b, _, d = hidden.shape
         query = self.param('query', nn.initializers.normal(1.0), (self.num_factors, d))
         attention = MultiHeadAttention(d, self.heads, self.dtype, name='attention')
@@ -41,7 +53,9 @@ class SemanticWorkspaceMemory(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, m_prev: Float[Array, 'b d'], z_pool: Float[Array, 'b d']) -> Float[Array, 'b d']:
+    def __call__(
+        self, m_prev: Float[Array, 'b d'], z_pool: Float[Array, 'b d']
+    ) -> Float[Array, 'b d']:
         d = z_pool.shape[-1]
         zeros = nn.initializers.zeros
         w_u, b_u = self.param('w_u', lecun_normal, (d, d)), self.param('b_u', zeros, (d,))
@@ -54,12 +68,16 @@ class SemanticWorkspaceMemory(nn.Module):
 
 
 class SummaryHead(nn.Module):
-    """Attention pooling: weights softmax(score . h), then one affine map (paper 3.2: c_env, c_beh, c_text)."""
+    """Attention pooling: weights softmax(score . h), then one affine map (paper 3.2: c_env, c_beh,
+    c_text).
+    """
 
     dtype: str
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, 'b s d'], mask: Bool[Array, 'b s']) -> Float[Array, 'b d']:
+    def __call__(
+        self, hidden: Float[Array, 'b s d'], mask: Bool[Array, 'b s']
+    ) -> Float[Array, 'b d']:
         d = hidden.shape[-1]
         score = self.param('score', nn.initializers.normal(1.0 / math.sqrt(d)), (d,))
         weights = jax.nn.softmax(jnp.where(mask, hidden @ score, -1e30), axis=-1)
@@ -83,7 +101,8 @@ class IntentHead(nn.Module):
 class TelepathyProjector(nn.Module):
     """tau = W_2 gelu(W_1 x + b_1), x the six vectors side by side (paper 3.2); the caller adds b_2.
 
-    Each vector is normalised first (no parameters), so that the initial rms of tau is `rms` whatever their scales.
+    Each vector is normalised first (no parameters), so that the initial rms of tau is `rms`
+    whatever their scales.
     """
 
     d_tau: int
@@ -97,7 +116,9 @@ class TelepathyProjector(nn.Module):
         w_1 = self.param('w_1', lecun_normal, (x.shape[-1], d))
         b_1 = self.param('b_1', nn.initializers.zeros, (d,))
         scale = (self.rms / _GELU_RMS) ** 2
-        w_2 = self.param('w_2', nn.initializers.variance_scaling(scale, 'fan_in', 'normal'), (d, self.d_tau))
+        w_2 = self.param(
+            'w_2', nn.initializers.variance_scaling(scale, 'fan_in', 'normal'), (d, self.d_tau)
+        )
         return linear(nn.gelu(linear(x, w_1, b_1, self.dtype)), w_2, None, self.dtype)
 
 
@@ -109,13 +130,17 @@ def _standardised(x: Float[Array, 'b d']) -> Float[Array, 'b d']:
 
 
 class LanguageModulator(nn.Module):
-    """r_high = hidden + exp(theta_lang) sigmoid(G tau) (B tau), the double gating bias modulation (paper 3.2)."""
+    """r_high = hidden + exp(theta_lang) sigmoid(G tau) (B tau), the double gating bias modulation
+    (paper 3.2).
+    """
 
     theta_lang: float
     dtype: str
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, 'b s d'], tau: Float[Array, 'b e']) -> Float[Array, 'b s d']:
+    def __call__(
+        self, hidden: Float[Array, 'b s d'], tau: Float[Array, 'b e']
+    ) -> Float[Array, 'b s d']:
         shape = (tau.shape[-1], hidden.shape[-1])
         w_g, w_b = self.param('w_g', lecun_normal, shape), self.param('w_b', lecun_normal, shape)
         theta_lang = self.param('theta_lang', nn.initializers.constant(self.theta_lang), ())
@@ -125,7 +150,9 @@ class LanguageModulator(nn.Module):
 
 
 class Summary(NamedTuple):
-    """What the hidden sequence of pass 1 says of one window, before the memory: z_sem [b k d], the others [b d]."""
+    """What the hidden sequence of pass 1 says of one window, before the memory: z_sem [b k d], the
+    others [b d].
+    """
 
     z_sem: Array
     z_pool: Array
@@ -135,11 +162,13 @@ class Summary(NamedTuple):
 
 
 class LanguageIntentWorkspace(nn.Module):
-    """The parts above in the paper's order: `summarise` reads the hidden sequence of pass 1, `memory` runs through the
-    windows, `infer` gives tau, `modulate` reads the hidden sequence of pass 2.
+    """The parts above in the paper's order: `summarise` reads the hidden sequence of pass 1,
+    `memory` runs through the windows, `infer` gives tau, `modulate` reads the hidden sequence of
+    pass 2.
 
-    `tau_const` is the paper's b_2. Alone it is the constant tau of the ablation `tau_const`, so that this arm owns no
-    parameter which the full model lacks, and no parameter is idle in the full model.
+    `tau_const` is the paper's b_2. Alone it is the constant tau of the ablation `tau_const`, so
+    that this arm owns no parameter which the full model lacks, and no parameter is idle in the full
+    model.
     """
 
     config: SigmaConfig
@@ -150,9 +179,13 @@ class LanguageIntentWorkspace(nn.Module):
         self.hidden_norm = Norm()
         self.semantic_factors = SemanticFactorHead(c.num_factors, c.heads, c.dtype)
         self.memory = SemanticWorkspaceMemory(c.dtype)
-        self.summary_env, self.summary_beh, self.summary_text = (SummaryHead(c.dtype) for _ in range(3))
+        self.summary_env, self.summary_beh, self.summary_text = (
+            SummaryHead(c.dtype) for _ in range(3)
+        )
         self.intent = IntentHead(c.dtype)
-        self.telepathy_projector = TelepathyProjector(c.d_tau, math.sqrt(c.tau_rms**2 - constant**2), c.dtype)
+        self.telepathy_projector = TelepathyProjector(
+            c.d_tau, math.sqrt(c.tau_rms**2 - constant**2), c.dtype
+        )
         self.tau_const = self.param('tau_const', nn.initializers.normal(constant), (c.d_tau,))
         self.modulator = LanguageModulator(c.theta_lang, c.dtype)
 
@@ -160,7 +193,9 @@ class LanguageIntentWorkspace(nn.Module):
         """All that pass 1 says of this window alone."""
         hidden = self.hidden_norm(hidden)
         z_sem = self.semantic_factors(hidden, mask)
-        c_env, c_beh, c_text = (head(hidden, mask) for head in (self.summary_env, self.summary_beh, self.summary_text))
+        c_env, c_beh, c_text = (
+            head(hidden, mask) for head in (self.summary_env, self.summary_beh, self.summary_text)
+        )
         return Summary(z_sem, jnp.mean(z_sem, axis=-2), c_env, c_beh, c_text)
 
     def infer(
@@ -178,14 +213,21 @@ class LanguageIntentWorkspace(nn.Module):
         """Intent and tau, from a window's summary and the memory after it."""
         s = summary
         z_intent = self.intent(memory, s.c_env, s.c_beh)
-        tau = self.telepathy_projector((memory, z_intent, s.c_env, s.c_beh, s.z_pool, s.c_text)) + self.tau_const
+        tau = (
+            self.telepathy_projector((memory, z_intent, s.c_env, s.c_beh, s.z_pool, s.c_text))
+            + self.tau_const
+        )
         tau = self.constant_instead(tau, tau_const)
         return Telepathy(s.z_sem, s.z_pool, memory, s.c_env, s.c_beh, s.c_text, z_intent, tau)
 
-    def constant_instead(self, tau: Float[Array, 'b e'], gate: float | Float[Array, '']) -> Float[Array, 'b e']:
+    def constant_instead(
+        self, tau: Float[Array, 'b e'], gate: float | Float[Array, '']
+    ) -> Float[Array, 'b e']:
         """`tau`, or the learned constant where the gate tau_const is 1."""
         return keep(gate, jnp.broadcast_to(self.tau_const, tau.shape), tau)
 
-    def modulate(self, hidden: Float[Array, 'b s d'], tau: Float[Array, 'b e']) -> Float[Array, 'b s d']:
+    def modulate(
+        self, hidden: Float[Array, 'b s d'], tau: Float[Array, 'b e']
+    ) -> Float[Array, 'b s d']:
         """-> r_high."""
         return self.modulator(hidden, tau)

@@ -1,8 +1,8 @@
 """Layers that more than one workspace is built from.
 
-Parameters are float32. Large matrix products run in `dtype` and accumulate in float32; softmax, norms and the
-residual stream are float32. GELU is the tanh form, as in the backbone. Key projections carry no bias: softmax does
-not see one, so it would be a parameter without a gradient.
+Parameters are float32. Large matrix products run in `dtype` and accumulate in float32; softmax,
+norms and the residual stream are float32. GELU is the tanh form, as in the backbone. Key
+projections carry no bias: softmax does not see one, so it would be a parameter without a gradient.
 """
 
 import functools
@@ -19,7 +19,9 @@ Norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32, use_fast
 
 
 def keep(gate: float | Float[Array, ''], value: Array, removed: Array | float) -> Array:
-    """An ablation gate: `value` where the gate is above 0, else `removed`, bit for bit (DESIGN 3.8)."""
+    """An ablation gate: `value` where the gate is above 0, else `removed`, bit for bit (DESIGN
+    3.8).
+    """
     return jnp.where(jnp.asarray(gate) > 0, value, removed)
 
 
@@ -42,7 +44,9 @@ def attend(
     mask: Bool[Array, 'b s'] | None,
     dtype: str,
 ) -> Float[Array, 'b m h z']:
-    """softmax(Q K^T / sqrt(z)) V for `h` heads of width `z`; masked keys weigh nothing, even if all are masked."""
+    """softmax(Q K^T / sqrt(z)) V for `h` heads of width `z`; masked keys weigh nothing, even if all
+    are masked.
+    """
     scale = 1.0 / math.sqrt(query.shape[-1])
     query, key, value = (x.astype(dtype) for x in (query * scale, key, value))
     if mask is None:
@@ -53,7 +57,9 @@ def attend(
 
 
 class Linear(nn.Module):
-    """One affine map; `zero=True` starts at zero and has no bias, as the last layer of a decoder (DESIGN 3.4)."""
+    """One affine map; `zero=True` starts at zero and has no bias, as the last layer of a decoder
+    (DESIGN 3.4).
+    """
 
     features: int
     dtype: str
@@ -66,7 +72,10 @@ class Linear(nn.Module):
         kernel = self.param('kernel', init, (x.shape[-1], self.features))
         has_bias = self.bias and not self.zero
         return linear(
-            x, kernel, self.param('bias', nn.initializers.zeros, (self.features,)) if has_bias else None, self.dtype
+            x,
+            kernel,
+            self.param('bias', nn.initializers.zeros, (self.features,)) if has_bias else None,
+            self.dtype,
         )
 
 
@@ -84,9 +93,16 @@ class Mlp(nn.Module):
         b_1 = self.param('b_1', nn.initializers.zeros, (self.hidden,))
         h = nn.gelu(linear(x, w_1, b_1, self.dtype))
         if self.zero_out:
-            return linear(h, self.param('w_2', nn.initializers.zeros, (self.hidden, self.features)), None, self.dtype)
+            return linear(
+                h,
+                self.param('w_2', nn.initializers.zeros, (self.hidden, self.features)),
+                None,
+                self.dtype,
+            )
         w_2 = self.param('w_2', lecun_normal, (self.hidden, self.features))
-        return linear(h, w_2, self.param('b_2', nn.initializers.zeros, (self.features,)), self.dtype)
+        return linear(
+            h, w_2, self.param('b_2', nn.initializers.zeros, (self.features,)), self.dtype
+        )
 
 
 class MultiHeadAttention(nn.Module):
@@ -98,14 +114,21 @@ class MultiHeadAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, query: Float[Array, 'b m d'], context: Float[Array, 'b s d'], mask: Bool[Array, 'b s'] | None = None
+        self,
+        query: Float[Array, 'b m d'],
+        context: Float[Array, 'b s d'],
+        mask: Bool[Array, 'b s'] | None = None,
     ) -> Float[Array, 'b m d']:
         def split(x, name):
             y = Linear(self.features, self.dtype, bias=False, name=name)(x)
             return y.reshape(*y.shape[:-1], self.heads, self.features // self.heads)
 
-        mixed = attend(split(query, 'w_q'), split(context, 'w_k'), split(context, 'w_v'), mask, self.dtype)
-        return Linear(self.features, self.dtype, name='w_o')(mixed.reshape(*query.shape[:-1], self.features))
+        mixed = attend(
+            split(query, 'w_q'), split(context, 'w_k'), split(context, 'w_v'), mask, self.dtype
+        )
+        return Linear(self.features, self.dtype, name='w_o')(
+            mixed.reshape(*query.shape[:-1], self.features)
+        )
 
 
 class TransformerBlock(nn.Module):

@@ -1,13 +1,15 @@
-"""Trajectory branch D_traj (paper 3.3, path C): a small DiT that refines a trajectory in a few steps.
+"""Trajectory branch D_traj (paper 3.3, path C): a small DiT that refines a trajectory in a few
+steps.
 
-Times run from 1 (start) to 0 (clean) as s_j = 1 - j / K. With x_0 = noise_scale * noise (0 by default):
+Times run from 1 (start) to 0 (clean) as s_j = 1 - j / K. With x_0 = noise_scale * noise (0 by
+default):
 
     clean_j = DiT(x_j, j; q, r_high, c_act)
     x_{j+1} = clean_j + (s_{j+1} / s_j) (x_j - clean_j)
 
-which moves along the straight line from start to prediction. Since s_K = 0, x_K = clean_{K-1}: the output is the
-last clean prediction. Its last layer starts at zero without a bias, so an untrained branch returns zeros, and it is
-trained through the unrolled steps (DESIGN 3.4).
+which moves along the straight line from start to prediction. Since s_K = 0, x_K = clean_{K-1}: the
+output is the last clean prediction. Its last layer starts at zero without a bias, so an untrained
+branch returns zeros, and it is trained through the unrolled steps (DESIGN 3.4).
 """
 
 from typing import Any
@@ -21,7 +23,9 @@ from sigma_jax.workspaces.layers import Linear, Mlp, MultiHeadAttention, Norm, l
 
 
 class DiTBlock(nn.Module):
-    """Self-attention, cross-attention to the context and FFN, each behind a norm that the condition modulates."""
+    """Self-attention, cross-attention to the context and FFN, each behind a norm that the condition
+    modulates.
+    """
 
     features: int
     heads: int
@@ -43,10 +47,16 @@ class DiTBlock(nn.Module):
             return norm(x) * (1.0 + scales_shifts[2 * j]) + scales_shifts[2 * j + 1]
 
         y = normed(x, 0, 'self_norm')
-        x = x + MultiHeadAttention(self.features, self.heads, self.dtype, name='self_attention')(y, y)
+        x = x + MultiHeadAttention(self.features, self.heads, self.dtype, name='self_attention')(
+            y, y
+        )
         y = normed(x, 1, 'cross_norm')
-        x = x + MultiHeadAttention(self.features, self.heads, self.dtype, name='cross_attention')(y, context, mask)
-        return x + Mlp(4 * self.features, self.features, self.dtype, name='ffn')(normed(x, 2, 'ffn_norm'))
+        x = x + MultiHeadAttention(self.features, self.heads, self.dtype, name='cross_attention')(
+            y, context, mask
+        )
+        return x + Mlp(4 * self.features, self.features, self.dtype, name='ffn')(
+            normed(x, 2, 'ffn_norm')
+        )
 
 
 class TrajectoryDiT(nn.Module):
@@ -89,7 +99,9 @@ class TrajectoryDiT(nn.Module):
         layers = None if self.is_initializing() or not self.blocks else self._stacked()
 
         def one(module, x, step):
-            return refine(x, module.denoise(x, step, condition, context, mask, layers), step, self.steps), None
+            return refine(
+                x, module.denoise(x, step, condition, context, mask, layers), step, self.steps
+            ), None
 
         # a scan, not a Python loop: compiled once instead of `steps` times
         loop = nn.scan(one, variable_broadcast='params', split_rngs={'params': False})
@@ -104,7 +116,9 @@ class TrajectoryDiT(nn.Module):
         mask: Bool[Array, 'b s'],
         layers: Any,
     ) -> Float[Array, 'b t a']:
-        """One prediction of the clean residual; `layers`: the blocks' parameters, stacked; None to make them."""
+        """One prediction of the clean residual; `layers`: the blocks' parameters, stacked; None to
+        make them.
+        """
         y = linear(x, self.x_in, None, self.dtype) + self.position
         condition = condition + self.step_embedding[step]
         if layers is None:
@@ -122,7 +136,9 @@ class TrajectoryDiT(nn.Module):
 
     def _stacked(self) -> Any:
         """The parameters of all blocks, every leaf with a leading axis."""
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(block.variables['params'] for block in self.blocks))
+        return jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *(block.variables['params'] for block in self.blocks)
+        )
 
 
 def refine(x: Array, clean: Array, step: int | Int[Array, ''], steps: int) -> Array:

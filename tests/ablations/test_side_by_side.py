@@ -1,4 +1,6 @@
-"""Rows x seeds: stopped and continued as one, rows that stop being numbers, training folders that evaluation opens."""
+"""Rows x seeds: stopped and continued as one, rows that stop being numbers, training folders that
+evaluation opens.
+"""
 
 import csv
 import json
@@ -25,12 +27,22 @@ from sigma_jax.types import Ablation
 from tests import toy_run
 from tests.small_run import QUIET, flow_config
 
-GRID = {'rows': {'sigma': {}, 'bad': {'film': 0.0}, 'ramp_at_once': {'ramp_speed': float('inf')}}, 'seeds': (0, 7)}
-TOY = toy_run.CONFIG | {'objective': 'sigma', 'steps': 8, 'ablation': {}, 'log': {'every': 1, 'shares': 0}}
+GRID = {
+    'rows': {'sigma': {}, 'bad': {'film': 0.0}, 'ramp_at_once': {'ramp_speed': float('inf')}},
+    'seeds': (0, 7),
+}
+TOY = toy_run.CONFIG | {
+    'objective': 'sigma',
+    'steps': 8,
+    'ablation': {},
+    'log': {'every': 1, 'shares': 0},
+}
 
 
 def toy_goal(trainable, frozen, batch, ablation, key, step):
-    """`toy_run.goal`, its distance weighted by the ramp; no number from step 5 on where `film` is shut."""
+    """`toy_run.goal`, its distance weighted by the ramp; no number from step 5 on where `film` is
+    shut.
+    """
     loss, metrics = toy_run.goal(trainable, frozen, batch, ablation, key, step)
     speed = jnp.where(jnp.isinf(ablation.ramp_speed), 2.0, ablation.ramp_speed)
     return loss * speed * jnp.where((step >= 5) & (ablation.film <= 0), jnp.nan, 1.0), metrics
@@ -42,20 +54,31 @@ class ToyAblation(toy_run.ToyRun):
     def __init__(self, config, members, at_once):
         super().__init__(config)
         optimizer, self.members, self.at_once = optax.adam(0.1), members, 2
-        starts = [init_state(m.seed, {'sigma': {'w': jnp.full((2, 3), 1.0 + m.seed)}}, optimizer) for m in members]
+        starts = [
+            init_state(m.seed, {'sigma': {'w': jnp.full((2, 3), 1.0 + m.seed)}}, optimizer)
+            for m in members
+        ]
         self.state, self.gates = stacked.start(starts), stacked.stack_gates(members)
-        self.step = self.devices.jit_rows(stacked.side_by_side(make_step(toy_goal, optimizer), self.at_once))
+        self.step = self.devices.jit_rows(
+            stacked.side_by_side(make_step(toy_goal, optimizer), self.at_once)
+        )
 
 
 @pytest.fixture
 def toy(monkeypatch):
     """`train(work folder, **changes of the config)` around one matrix."""
     monkeypatch.setattr(side_by_side, 'AblationRun', ToyAblation)
-    return lambda workdir, grid=GRID, **changes: side_by_side.train(TOY | changes, grid, workdir, QUIET)
+    return lambda workdir, grid=GRID, **changes: side_by_side.train(
+        TOY | changes, grid, workdir, QUIET
+    )
 
 
 def rows(workdir, member):
-    return list(csv.DictReader((side_by_side.place(workdir, member) / 'train_log.csv').read_text().splitlines()))
+    return list(
+        csv.DictReader(
+            (side_by_side.place(workdir, member) / 'train_log.csv').read_text().splitlines()
+        )
+    )
 
 
 def test_stopped_and_continued_is_the_uninterrupted_run_bitwise(toy, tmp_path, monkeypatch):
@@ -73,7 +96,10 @@ def test_stopped_and_continued_is_the_uninterrupted_run_bitwise(toy, tmp_path, m
         toy(stopped)
     assert not list(stopped.glob('rows/*/*/config.json')), 'no row looks finished'
     again = toy(stopped)[1]
-    assert trees.digest(jax.device_get(again)) == trees.digest(jax.device_get(state)) and again.step == 8
+    assert (
+        trees.digest(jax.device_get(again)) == trees.digest(jax.device_get(state))
+        and again.step == 8
+    )
     for member in members:
         assert rows(whole, member) == rows(stopped, member)
     assert (whole / 'ablations.json').read_text() == (stopped / 'ablations.json').read_text()
@@ -95,11 +121,15 @@ def test_the_same_command_again_changes_nothing(toy, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('checkpoints/*/state/*')}
     again = toy(tmp_path)[1]
     assert trees.digest(jax.device_get(again)) == trees.digest(jax.device_get(state))
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('checkpoints/*/state/*')} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob('checkpoints/*/state/*')
+    } == before
 
 
 def test_when_every_row_is_no_number_nothing_is_left_to_train(toy, tmp_path):
-    with pytest.raises(UserError, match='step 5: expected a finite loss in some row, got none in all 2'):
+    with pytest.raises(
+        UserError, match='step 5: expected a finite loss in some row, got none in all 2'
+    ):
         toy(tmp_path, {'rows': {'bad': {'film': 0.0}}, 'seeds': (0, 7)})
 
 
@@ -113,9 +143,15 @@ def test_a_folder_is_continued_with_its_own_rows_only(toy, tmp_path):
 
 def test_grids_and_configs_that_cannot_be_meant(small_run, tmp_path):
     grid = config.get_config().to_dict()
-    with pytest.raises(UserError, match="config.ablations: expected objective 'sigma', .*, got 'flow_matching'"):
+    with pytest.raises(
+        UserError, match="config.ablations: expected objective 'sigma', .*, got 'flow_matching'"
+    ):
         side_by_side.train(flow_config(small_run.shards), grid, tmp_path / 'run', QUIET)
-    with pytest.raises(UserError, match=r"expected a file with rows and seeds, got none of \['seeds'\]"):
+    with pytest.raises(
+        UserError,
+        match=r'expected a file with rows and seeds, got none of '
+        r"\['seeds'\]",
+    ):
         side_by_side.train(small_run.config(), {'rows': {}}, tmp_path / 'run', QUIET)
     assert not (tmp_path / 'run').exists()
 
@@ -124,20 +160,33 @@ def test_the_table_leaves_out_and_names_what_failed(tmp_path):
     members = [Member('a', n, Ablation()) for n in range(3)]
     for member, loss in zip(members, (1.0, 2.0, 50.0), strict=True):
         with TrainLog(tmp_path / str(member.seed), 0) as log:
-            log.write(9, {'loss': loss, 'mse_vec': 1.0, 'mse_chk': 1.0, 'mse_traj': 1.0, 'L_sem': 3.0})
+            log.write(
+                9, {'loss': loss, 'mse_vec': 1.0, 'mse_chk': 1.0, 'mse_traj': 1.0, 'L_sem': 3.0}
+            )
     found = summary(members, [tmp_path / str(n) for n in range(3)], np.array([-1, -1, 12]))
-    assert found['a'][2] == {'seed': 2, 'failed': 12, 'loss': 50.0, 'mse_vec': 1.0, 'mse_chk': 1.0, 'mse_traj': 1.0}
+    assert found['a'][2] == {
+        'seed': 2,
+        'failed': 12,
+        'loss': 50.0,
+        'mse_vec': 1.0,
+        'mse_chk': 1.0,
+        'mse_traj': 1.0,
+    }
     cells = [next(iter(column.cells)) for column in table(found).columns]
     assert cells == ['a', '1.5 ± 0.71', '1 ± 0', '1 ± 0', '1 ± 0', '2', 'seed 2 at step 12']
 
 
 @pytest.fixture(scope='module')
 def real(small_run, tmp_path_factory):
-    """Two members of Sigma before their first step, on cached features: (work folder, members, state)."""
+    """Two members of Sigma before their first step, on cached features: (work folder, members,
+    state).
+    """
     workdir = tmp_path_factory.mktemp('real')
     changes = {'steps': 0, 'features': 'cache'}
     rows = {name: GRID['rows'][name] for name in ('sigma', 'ramp_at_once')}
-    return workdir, *side_by_side.train(small_run.config(**changes), {'rows': rows, 'seeds': (7,)}, workdir, QUIET)
+    return workdir, *side_by_side.train(
+        small_run.config(**changes), {'rows': rows, 'seeds': (7,)}, workdir, QUIET
+    )
 
 
 def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
@@ -146,13 +195,18 @@ def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     alone = jax.device_get(stacked.member_state(state, 1))
     assert trees.digest(trained.trainable) == trees.digest(alone.ema)
     assert trained.provenance['seed'] == 7 and trained.provenance['step'] == 0
-    assert json.dumps(trained.config, allow_nan=False) and np.float32(trained.gates.ramp_speed) == np.inf
+    assert (
+        json.dumps(trained.config, allow_nan=False)
+        and np.float32(trained.gates.ramp_speed) == np.inf
+    )
     tokenizer = load_tokenizer(trained.config['tokenizer'])
     settings = {'batch_size': 2, 'sequence_length': 2, 'baselines': 'pi05', 'tokenizer': tokenizer}
     batch = next(pipeline.make_loader(small_run.shards, 'train', **settings))
     gates = jax.tree.map(np.float32, Ablation())
     want = trained.forward(alone.ema, trained.frozen, assembly.to_batch(batch), gates)
-    for got, expected in zip(*map(jax.tree.leaves, (trained.predict(batch, Ablation()), want)), strict=True):
+    for got, expected in zip(
+        *map(jax.tree.leaves, (trained.predict(batch, Ablation()), want)), strict=True
+    ):
         assert np.array_equal(got, expected)
 
 
@@ -160,13 +214,20 @@ def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
 def test_a_member_is_trained_as_a_plain_run_of_its_seed(small_run, tmp_path):
     """Three steps from shards to the log: the same columns, and numbers to rounding."""
     changes = {'steps': 3, 'features': 'cache', 'log': {'every': 1, 'shares': 0}}
-    grid = {'rows': {'no_film': {'film': 0.0}, 'ramp_at_once': GRID['rows']['ramp_at_once']}, 'seeds': (0,)}
+    grid = {
+        'rows': {'no_film': {'film': 0.0}, 'ramp_at_once': GRID['rows']['ramp_at_once']},
+        'seeds': (0,),
+    }
     members, _ = side_by_side.train(small_run.config(**changes), grid, tmp_path / 'rows', QUIET)
     logs = [rows(tmp_path / 'rows', member) for member in members]
     np.testing.assert_allclose([float(log[0]['w_sem']) for log in logs], [0.1, 1.0], rtol=1e-6)
     plain = small_run.config(**changes)
-    trainer.train(plain | {'ablation': plain['ablation'] | {'film': 0.0}}, tmp_path / 'plain', QUIET)
+    trainer.train(
+        plain | {'ablation': plain['ablation'] | {'film': 0.0}}, tmp_path / 'plain', QUIET
+    )
     expected = list(csv.DictReader((tmp_path / 'plain/train_log.csv').read_text().splitlines()))
     assert list(logs[0][0]) == list(expected[0]) and list(expected[0])[: len(TABLE_1)] == TABLE_1
     for one, other in zip(logs[0], expected, strict=True):
-        np.testing.assert_allclose([float(x) for x in one.values()], [float(x) for x in other.values()], rtol=1e-4)
+        np.testing.assert_allclose(
+            [float(x) for x in one.values()], [float(x) for x in other.values()], rtol=1e-4
+        )

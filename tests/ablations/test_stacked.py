@@ -18,12 +18,18 @@ SEEDS = (3, 5)
 
 def test_the_grid_is_rows_times_seeds_and_names_every_gate():
     members = stacked.grid(ROWS, range(5))
-    assert len(members) == 60 and members[0] == ('sigma', 0, stacked.Ablation()) and members[5].row == 'no_tau'
+    assert (
+        len(members) == 60
+        and members[0] == ('sigma', 0, stacked.Ablation())
+        and members[5].row == 'no_tau'
+    )
     assert [m.seed for m in members[:6]] == [0, 1, 2, 3, 4, 0]
     changed = {gate for row in ROWS.values() for gate in row}
     assert changed == set(stacked.Ablation.__dataclass_fields__), 'a gate without a row'
     gates = stacked.stack_gates(members)
-    assert gates.tau.dtype == jnp.float32 and gates.tau.tolist() == [float(m.gates.tau) for m in members]
+    assert gates.tau.dtype == jnp.float32 and gates.tau.tolist() == [
+        float(m.gates.tau) for m in members
+    ]
     assert np.isinf(gates.ramp_speed).sum() == 5
 
 
@@ -48,8 +54,8 @@ def test_chunks_divide_the_members():
 
 
 def goal(trainable, frozen, batch, ablation, key, step):
-    """Distance to noise around the batch; no number from step 2 on where the gate `film` is shut, and its gradient
-    none at step 1 where `hard` is.
+    """Distance to noise around the batch; no number from step 2 on where the gate `film` is shut,
+    and its gradient none at step 1 where `hard` is.
     """
     w = trainable['sigma']['w']
     loss = jnp.mean((ablation.tau * w - batch - jax.random.normal(key, w.shape)) ** 2)
@@ -63,7 +69,10 @@ def train(rows, count, steps=5):
     optimizer, traces = optax.adam(0.1), []
     members = stacked.grid(rows, SEEDS)
     start = {
-        s: init_state(s, {'sigma': {'w': jax.random.normal(jax.random.key(s), (3,)) + 5}}, optimizer) for s in SEEDS
+        s: init_state(
+            s, {'sigma': {'w': jax.random.normal(jax.random.key(s), (3,)) + 5}}, optimizer
+        )
+        for s in SEEDS
     }
     state, gates = stacked.start([start[m.seed] for m in members]), stacked.stack_gates(members)
     one = make_step(goal, optimizer)
@@ -91,7 +100,9 @@ def test_members_are_what_they_are_alone_however_many_at_once(count):
     for n, member in enumerate(members):
         _, alone, metrics = train({member.row: FINE[member.row]}, 1)
         k = SEEDS.index(member.seed)
-        chex.assert_trees_all_close(stacked.member_state(state, n), stacked.member_state(alone, k), rtol=1e-6)
+        chex.assert_trees_all_close(
+            stacked.member_state(state, n), stacked.member_state(alone, k), rtol=1e-6
+        )
         np.testing.assert_allclose(seen[-1]['loss'][n], metrics[-1]['loss'][k], rtol=1e-6)
     assert len({float(x) for x in seen[-1]['loss']}) == 6, 'rows and seeds differ'
 
@@ -103,7 +114,11 @@ def test_a_row_that_is_no_number_stops_where_it_was_and_the_others_do_not_notice
     assert state.failed.tolist() == [-1] * 6 + [2, 2] and state.step == 5
     for seed, n in zip(SEEDS, (6, 7), strict=True):
         kept = stacked.member_state(state, n)
-        assert kept.step == 2 and all(np.isfinite(x).all() for x in jax.tree.leaves(kept)) and members[n].seed == seed
+        assert (
+            kept.step == 2
+            and all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
+            and members[n].seed == seed
+        )
         before = stacked.member_state(train(broken, count, steps=2)[1], n)
         chex.assert_trees_all_equal(kept, before)
     same = train(FINE | {'nan': {}}, count)[1]
@@ -114,10 +129,17 @@ def test_a_row_that_is_no_number_stops_where_it_was_and_the_others_do_not_notice
 def test_a_gradient_that_is_no_number_stops_a_row_whose_loss_is_one():
     _, state, seen = train(FINE | {'steep': {'hard': 0.0}}, 1)
     assert np.isfinite(seen[1]['loss']).all() and np.isnan(seen[1]['grad_norm'][6:]).all()
-    assert state.failed.tolist() == [-1] * 6 + [1, 1] and np.isfinite(state.state.trainable['sigma']['w']).all()
+    assert (
+        state.failed.tolist() == [-1] * 6 + [1, 1]
+        and np.isfinite(state.state.trainable['sigma']['w']).all()
+    )
 
 
 def test_mean_and_spread_over_seeds():
     values = [1.0, 2.0, 4.5]
-    np.testing.assert_allclose(stacked.mean_and_spread(values), [np.mean(values), np.std(values, ddof=1)])
-    assert stacked.mean_and_spread([3.0]) == (3.0, 0.0) and np.isnan(stacked.mean_and_spread([])).all()
+    np.testing.assert_allclose(
+        stacked.mean_and_spread(values), [np.mean(values), np.std(values, ddof=1)]
+    )
+    assert (
+        stacked.mean_and_spread([3.0]) == (3.0, 0.0) and np.isnan(stacked.mean_and_spread([])).all()
+    )

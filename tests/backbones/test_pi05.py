@@ -67,9 +67,15 @@ def test_equals_public_implementations(computed, name, source):
 
 
 def test_full_size_tree_is_openpis():
-    rows = (line.split('\t') for line in (golden.DATA / 'full_size/openpi_jax_params.tsv').read_text().splitlines())
+    rows = (
+        line.split('\t')
+        for line in (golden.DATA / 'full_size/openpi_jax_params.tsv').read_text().splitlines()
+    )
     want = {path: (ast.literal_eval(shape), dtype) for path, shape, dtype in rows}
-    got = {p: (x.shape, str(x.dtype)) for p, x in trees.flatten(pi05.abstract_params(pi05.Pi05Config())).items()}
+    got = {
+        p: (x.shape, str(x.dtype))
+        for p, x in trees.flatten(pi05.abstract_params(pi05.Pi05Config())).items()
+    }
     assert got == want
     assert sum(np.prod(shape) for shape, _ in got.values()) == 3_353_433_872
 
@@ -92,7 +98,11 @@ def test_absent_camera_and_prompt_padding_change_nothing(golden_params):
 
 
 def test_prefix_never_sees_actions(golden_params):
-    backbone, obs, i = pi05.BoundPi05(golden.config(), golden_params), golden.observation(), golden.inputs()
+    backbone, obs, i = (
+        pi05.BoundPi05(golden.config(), golden_params),
+        golden.observation(),
+        golden.inputs(),
+    )
 
     def first_action(noise):  # actions see each other, and the cached sampler equals the joint pass
         return backbone.velocity(obs, noise, jnp.ones(3))[0, 0].sum()
@@ -117,14 +127,24 @@ def test_remat_and_samples_keyed_by_window(golden_params):
 
 
 def test_lora_side_path_equals_merged_weights(golden_params):
-    patterns = ('.*einsum(_1)?/w', '.*(gating_einsum|linear)', '.*/MultiHeadDotProductAttention_0/.*/kernel')
+    patterns = (
+        '.*einsum(_1)?/w',
+        '.*(gating_einsum|linear)',
+        '.*/MultiHeadDotProductAttention_0/.*/kernel',
+    )
     c = lora.LoraConfig(patterns, rank=4, alpha=8.0, dropout=0.0)
     factors = lora.init_factors(jax.random.key(0), golden_params, pi05.LAYOUTS, c)
-    config, obs, i = dataclasses.replace(golden.config(), lora=c), golden.observation(), golden.inputs()
+    config, obs, i = (
+        dataclasses.replace(golden.config(), lora=c),
+        golden.observation(),
+        golden.inputs(),
+    )
     untrained = pi05.BoundPi05(config, golden_params, factors).velocity(obs, i['noise'], i['time'])
     plain = pi05.BoundPi05(config, golden_params).velocity(obs, i['noise'], i['time'])
     chex.assert_trees_all_equal(untrained, plain)
-    factors = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), factors)
+    factors = jax.tree.map(
+        lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), factors
+    )
     side = pi05.BoundPi05(config, golden_params, factors).velocity(obs, i['noise'], i['time'])
     merged = lora.merge(golden_params, factors, pi05.LAYOUTS, c.alpha)
     want = pi05.BoundPi05(config, merged).velocity(obs, i['noise'], i['time'])
@@ -134,17 +154,27 @@ def test_lora_side_path_equals_merged_weights(golden_params):
 
 @pytest.mark.parametrize('remat', [None, 'nothing_saveable', 'save_attention', 'save_products'])
 def test_unread_outputs_of_the_last_layer_change_nothing(golden_params, remat):
-    """The prefix gives keys and values there, and no more; velocity and gradients are those of the whole stack."""
-    c = lora.LoraConfig(('.*/attn/.*einsum(_1)?/w', '.*(gating_einsum|linear)'), rank=2, dropout=0.0)
+    """The prefix gives keys and values there, and no more; velocity and gradients are those of the
+    whole stack.
+    """
+    c = lora.LoraConfig(
+        ('.*/attn/.*einsum(_1)?/w', '.*(gating_einsum|linear)'), rank=2, dropout=0.0
+    )
     factors = lora.init_factors(jax.random.key(0), golden_params, pi05.LAYOUTS, c)
-    factors = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), factors)
+    factors = jax.tree.map(
+        lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), factors
+    )
     obs, i = golden.observation(), golden.inputs()
     results = []
     for whole in (True, False):
-        config = dataclasses.replace(golden.config(), lora=c, remat=None if whole else remat, train_base=whole)
+        config = dataclasses.replace(
+            golden.config(), lora=c, remat=None if whole else remat, train_base=whole
+        )
 
         def loss(factors, config=config):
-            velocity = pi05.BoundPi05(config, golden_params, factors).velocity(obs, i['noise'], i['time'])
+            velocity = pi05.BoundPi05(config, golden_params, factors).velocity(
+                obs, i['noise'], i['time']
+            )
             return jnp.mean(velocity**2), velocity
 
         results.append(quick.jit(jax.value_and_grad(loss, has_aux=True))(factors))

@@ -61,9 +61,13 @@ def shards(tmp_path_factory):
 
 def prompts_of(folder, policy, **settings):
     tokenizer = load_tokenizer(TOKENIZER)
-    loader = make_loader(folder, 'train', batch_size=2, tokenizer=tokenizer, policy=policy, **settings)
+    loader = make_loader(
+        folder, 'train', batch_size=2, tokenizer=tokenizer, policy=policy, **settings
+    )
     batch = next(iter(loader))
-    rows, masks = (batch[name].reshape(-1, batch[name].shape[-1]) for name in ('prompt', 'prompt_mask'))
+    rows, masks = (
+        batch[name].reshape(-1, batch[name].shape[-1]) for name in ('prompt', 'prompt_mask')
+    )
     return {tuple(row[mask].tolist()) for row, mask in zip(rows, masks, strict=True)}
 
 
@@ -71,7 +75,10 @@ def test_the_loader_says_the_task_alone_by_policy_or_by_shards(shards):
     folder, _ = shards
     meta = json.loads((folder / 'meta.json').read_text())
     tokenizer = load_tokenizer(TOKENIZER)
-    want = {tuple(encode_parts(tokenizer, prompt_parts(task, np.zeros(1), NO_STATE))) for task in meta['tasks']}
+    want = {
+        tuple(encode_parts(tokenizer, prompt_parts(task, np.zeros(1), NO_STATE)))
+        for task in meta['tasks']
+    }
     assert meta['prompt_state_dim'] == NO_STATE
     for policy in (BLIND, OURS):  # ours asks the shards
         assert prompts_of(folder, policy) <= want
@@ -83,7 +90,9 @@ def test_lengths_are_checked_as_the_prompt_is_written(shards, tmp_path):
     folder, config = shards
     tasks = json.loads((folder / 'meta.json').read_text())['tasks']
     tokenizer = load_tokenizer(TOKENIZER)
-    longest = max(len(encode_parts(tokenizer, prompt_parts(task, np.zeros(1), NO_STATE))) for task in tasks)
+    longest = max(
+        len(encode_parts(tokenizer, prompt_parts(task, np.zeros(1), NO_STATE))) for task in tasks
+    )
     config = dataclasses.replace(config, max_prompt_len=longest)
     prepare(config, tmp_path / 'fits')
     with pytest.raises(UserError, match=f'prompt of at most {longest} tokens'):
@@ -94,6 +103,10 @@ def test_lengths_are_checked_as_the_prompt_is_written(shards, tmp_path):
 def test_stored_prompts_are_what_openpi_writes():
     python = os.environ['REFERENCE_OPENPI']
     done = subprocess.run(
-        [python, PROMPTS / 'without_state.py', TOKENIZER], capture_output=True, text=True, check=True, timeout=300
+        [python, PROMPTS / 'without_state.py', TOKENIZER],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
     assert json.loads(done.stdout) == STORED

@@ -20,10 +20,15 @@ def rows(mean, std, width=64):
     return (mean + std * np.random.default_rng(0).standard_normal((1, 5, width))).astype(np.float32)
 
 
-@pytest.mark.parametrize(('mean', 'std'), [(0, 1), (3, 1), (1000, 1), (-1000, 1), (3e4, 30), (0.01, 1e-5)])
+@pytest.mark.parametrize(
+    ('mean', 'std'), [(0, 1), (3, 1), (1000, 1), (-1000, 1), (3e4, 30), (0.01, 1e-5)]
+)
 def test_layer_norm_equals_float64_at_any_ratio_of_mean_and_spread(mean, std):
     x = rows(mean, std)
-    scale, bias = np.linspace(0.5, 2, 64, dtype=np.float32), np.linspace(-1, 1, 64, dtype=np.float32)
+    scale, bias = (
+        np.linspace(0.5, 2, 64, dtype=np.float32),
+        np.linspace(-1, 1, 64, dtype=np.float32),
+    )
     found = Norm().apply({'params': {'norm': {'scale': scale, 'bias': bias}}}, x)
     wide = x.astype(np.float64)
     centred = wide - wide.mean(-1, keepdims=True)

@@ -1,4 +1,6 @@
-"""Special ids, prompt format and round trips of the small tokenizer; tokenizer against embedding table."""
+"""Special ids, prompt format and round trips of the small tokenizer; tokenizer against embedding
+table.
+"""
 
 import json
 import pickle
@@ -10,7 +12,13 @@ import tokenizers
 
 from sigma_jax.backbones import tokenizer as tokenizer_lib
 from sigma_jax.backbones.small_tokenizer import save_tokenizer, train_small_tokenizer
-from sigma_jax.backbones.tokenizer import Tokenizer, check_vocab, load_tokenizer, pad_tokens, pi05_prompt
+from sigma_jax.backbones.tokenizer import (
+    Tokenizer,
+    check_vocab,
+    load_tokenizer,
+    pad_tokens,
+    pi05_prompt,
+)
 from sigma_jax.errors import UserError
 
 EMBEDDED = Path(__file__).parents[2] / 'assets' / 'tokenizer' / 'tokenizer.json'
@@ -32,7 +40,12 @@ def small() -> Tokenizer:
 
 def test_embedded_tokenizer_has_gemmas_special_ids(small: Tokenizer) -> None:
     inner = tokenizers.Tokenizer.from_file(str(EMBEDDED))
-    assert [inner.token_to_id(name) for name in ('<pad>', '<eos>', '<bos>', '<unk>')] == [0, 1, 2, 3]
+    assert [inner.token_to_id(name) for name in ('<pad>', '<eos>', '<bos>', '<unk>')] == [
+        0,
+        1,
+        2,
+        3,
+    ]
     assert small.vocab_size == 640
     assert small.encode('')[0] == 2 and len(small.encode('')) == 1
 
@@ -109,7 +122,11 @@ def test_texts_are_those_of_openpi_and_lerobot() -> None:
 
 def test_tasks_cannot_smuggle_in_special_tokens(small: Tokenizer) -> None:
     """As sentencepiece in openpi: text that spells a special token is text."""
-    spelt = [case for case in stored_prompts() if any(name in case['task'] for name in ('<bos>', '<eos>', '<pad>'))]
+    spelt = [
+        case
+        for case in stored_prompts()
+        if any(name in case['task'] for name in ('<bos>', '<eos>', '<pad>'))
+    ]
     assert len(spelt) == 4
     for case in spelt:
         ids = small.encode(case['openpi'])
@@ -120,7 +137,9 @@ def test_tasks_cannot_smuggle_in_special_tokens(small: Tokenizer) -> None:
 def test_a_state_without_numbers_is_refused(state: list[float]) -> None:
     with pytest.raises(UserError, match='Expected numbers in the normalised state, got .*nan'):
         pi05_prompt('lift', np.array(state))
-    assert pi05_prompt('lift', np.array([np.inf, -np.inf])) == 'Task: lift, State: 255 -1;\nAction: '
+    assert pi05_prompt('lift', np.array([np.inf, -np.inf])) == (
+        'Task: lift, State: 255 -1;\nAction: '
+    )
 
 
 def test_padding_is_at_the_end_and_nothing_is_cut() -> None:

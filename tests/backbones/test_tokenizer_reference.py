@@ -1,6 +1,7 @@
 """Prompt ids are the Gemma tokenizer's (marker `reference`).
 
-GEMMA_TOKENIZER names a tokenizer.json of Gemma or PaliGemma; tests/data/prompts/README.md says where the ids come from.
+GEMMA_TOKENIZER names a tokenizer.json of Gemma or PaliGemma; tests/data/prompts/README.md says
+where the ids come from.
 """
 
 import hashlib
@@ -26,14 +27,19 @@ def test_ids_of_200_prompts() -> None:
     for number, case in enumerate(cases):
         state = np.array(case['state'], np.float32)
         for key, width in (('openpi', 0), ('lerobot', 32)):
-            if digest(tokenizer.encode(pi05_prompt(case['task'], state, width))) != case[f'{key}_ids']:
+            if (
+                digest(tokenizer.encode(pi05_prompt(case['task'], state, width)))
+                != case[f'{key}_ids']
+            ):
                 wrong.append((number, key))
     assert len(cases) == 200
     assert wrong == [(number, key) for number in SPECIAL for key in ('openpi', 'lerobot')]
 
 
 def test_special_tokens_are_all_that_differs() -> None:
-    """Between the parts that spell special tokens, our ids are those of the stored parser's text pieces."""
+    """Between the parts that spell special tokens, our ids are those of the stored parser's text
+    pieces.
+    """
     tokenizer = load_tokenizer(os.environ['GEMMA_TOKENIZER'])
     for number in SPECIAL:
         ids = tokenizer.encode(stored_prompts()[number]['openpi'])

@@ -1,8 +1,9 @@
 """LeRobot's own `PI05Policy` at the sizes of the golden pi0.5, for the tests marked `reference`.
 
-`python -m tests.convert.lerobot_tiny OUT` writes what lies in tests/data/peft_tiny: adapters that peft saved, and what
-LeRobot's policy computes with them. Needs Python 3.12 and torch==2.13.0, transformers==5.5.4, peft, lerobot==0.6.1,
-av<16; torchvision, of which no build for CPUs exists, is replaced by a stand-in: nothing here calls it.
+`python -m tests.convert.lerobot_tiny OUT` writes what lies in tests/data/peft_tiny: adapters that
+peft saved, and what LeRobot's policy computes with them. Needs Python 3.12 and torch==2.13.0,
+transformers==5.5.4, peft, lerobot==0.6.1, av<16; torchvision, of which no build for CPUs exists, is
+replaced by a stand-in: nothing here calls it.
 """
 
 import importlib.abc
@@ -36,7 +37,11 @@ class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds torchvision where there is none."""
 
     def find_spec(self, name, path=None, target=None):
-        return importlib.machinery.ModuleSpec(name, self, is_package=True) if name.startswith('torchvision') else None
+        return (
+            importlib.machinery.ModuleSpec(name, self, is_package=True)
+            if name.startswith('torchvision')
+            else None
+        )
 
     def create_module(self, spec):
         return _Missing(spec.name)
@@ -56,7 +61,10 @@ def modeling():
     from lerobot.policies.pi05 import modeling_pi05 as module
 
     if not hasattr(module, 'full_size'):
-        module.full_size = module.PaliGemmaForConditionalGenerationWithPiGemma, module.PiGemmaForCausalLM
+        module.full_size = (
+            module.PaliGemmaForConditionalGenerationWithPiGemma,
+            module.PiGemmaForCausalLM,
+        )
         module.PaliGemmaForConditionalGenerationWithPiGemma = _small_paligemma
         module.PiGemmaForCausalLM = _small_gemma
         module.get_gemma_config = lambda variant: _gemma_sizes(module, variant)
@@ -69,13 +77,18 @@ def _fixture():
 
 def _gemma_sizes(module, variant):
     s = _fixture()['vlm' if variant == 'gemma_2b' else 'action_expert']
-    return module.GemmaConfig(s['width'], s['depth'], s['mlp_dim'], s['num_heads'], s['num_kv_heads'], s['head_dim'])
+    return module.GemmaConfig(
+        s['width'], s['depth'], s['mlp_dim'], s['num_heads'], s['num_kv_heads'], s['head_dim']
+    )
 
 
 def _small_paligemma(config):
     c, vision = _fixture(), config.vision_config
     vision.hidden_size, vision.num_hidden_layers = c['siglip']['width'], c['siglip']['depth']
-    vision.intermediate_size, vision.num_attention_heads = c['siglip']['mlp_dim'], c['siglip']['num_heads']
+    vision.intermediate_size, vision.num_attention_heads = (
+        c['siglip']['mlp_dim'],
+        c['siglip']['num_heads'],
+    )
     vision.patch_size, vision.projection_dim = c['patch_size'], c['vlm']['width']
     config.projection_dim, config.text_config.vocab_size = c['vlm']['width'], c['vocab_size']
     return modeling().full_size[0](config=config)
@@ -91,9 +104,15 @@ def policy():
     from safetensors.torch import load_file
 
     c, module = _fixture(), modeling()
-    sizes = {'max_action_dim': c['action_dim'], 'max_state_dim': c['action_dim'], 'chunk_size': c['action_horizon']}
+    sizes = {
+        'max_action_dim': c['action_dim'],
+        'max_state_dim': c['action_dim'],
+        'chunk_size': c['action_horizon'],
+    }
     image = (c['image_size'],) * 2
-    config = module.PI05Config(**sizes, n_action_steps=c['action_horizon'], image_resolution=image, device='cpu')
+    config = module.PI05Config(
+        **sizes, n_action_steps=c['action_horizon'], image_resolution=image, device='cpu'
+    )
     out = module.PI05Policy(config).eval()
     out.load_state_dict(load_file(golden.FIXTURE / 'lerobot.safetensors'))
     return out
@@ -127,16 +146,27 @@ def compute(core) -> dict[str, np.ndarray]:
         handle.remove()
         sampled = core.sample_actions(*prefix, noise=i['sample_noise'])
     same_time, velocity = (x.numpy() for x in seen)
-    return {'velocity': velocity, 'velocity_float32_time': same_time, 'sampled_actions': sampled.numpy()}
+    return {
+        'velocity': velocity,
+        'velocity_float32_time': same_time,
+        'sampled_actions': sampled.numpy(),
+    }
 
 
 def adapted(target_modules, seed=0, **settings):
-    """A `PeftModel` around the policy, with random B (peft starts from zero, which would hide every mistake)."""
+    """A `PeftModel` around the policy, with random B (peft starts from zero, which would hide every
+    mistake).
+    """
     import peft
     import torch
 
     torch.manual_seed(seed)
-    options = {'r': RANK, 'lora_alpha': ALPHA, 'lora_dropout': 0.1, 'target_modules': target_modules} | settings
+    options = {
+        'r': RANK,
+        'lora_alpha': ALPHA,
+        'lora_dropout': 0.1,
+        'target_modules': target_modules,
+    } | settings
     model = peft.get_peft_model(policy(), peft.LoraConfig(**options)).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -1,6 +1,8 @@
-"""The golden pi0.5 in openpi's JAX layout with random LoRA factors as its training keeps them; openpi on both.
+"""The golden pi0.5 in openpi's JAX layout with random LoRA factors as its training keeps them;
+openpi on both.
 
-`python openpi_factors.py IN OUT`, in an environment with openpi, runs its own modules: see `compute`.
+`python openpi_factors.py IN OUT`, in an environment with openpi, runs its own modules: see
+`compute`.
 """
 
 import json
@@ -15,11 +17,19 @@ FEED_FORWARD = ('gating_einsum', 'linear')
 
 
 def matrices(suffix='', attention=True, feed_forward=True):
-    """{leaf: what stands before lora_a} of one Gemma: '' the language model, '_1' the action expert."""
+    """{leaf: what stands before lora_a} of one Gemma: '' the language model, '_1' the action
+    expert.
+    """
     layers = f'{LLM}layers/'
-    found = {f'{layers}attn/{name}{suffix}/w': f'{layers}attn/{name}{suffix}/' for name in ATTENTION if attention}
+    found = {
+        f'{layers}attn/{name}{suffix}/w': f'{layers}attn/{name}{suffix}/'
+        for name in ATTENTION
+        if attention
+    }
     return found | {
-        f'{layers}mlp{suffix}/{name}': f'{layers}mlp{suffix}/{name}_' for name in FEED_FORWARD if feed_forward
+        f'{layers}mlp{suffix}/{name}': f'{layers}mlp{suffix}/{name}_'
+        for name in FEED_FORWARD
+        if feed_forward
     }
 
 
@@ -29,8 +39,12 @@ def factors(weights, ranks, seed=0, **which):
     for suffix, rank in ranks.items():
         for leaf, stem in matrices(suffix, **which).items():
             shape = weights[leaf].shape
-            out[f'{stem}lora_a'] = np.float32(rng.normal(size=(*shape[:-1], rank)) / np.sqrt(shape[-2]))
-            out[f'{stem}lora_b'] = np.float32(rng.normal(size=(*shape[:-2], rank, shape[-1])) / np.sqrt(rank))
+            out[f'{stem}lora_a'] = np.float32(
+                rng.normal(size=(*shape[:-1], rank)) / np.sqrt(shape[-2])
+            )
+            out[f'{stem}lora_b'] = np.float32(
+                rng.normal(size=(*shape[:-2], rank, shape[-1])) / np.sqrt(rank)
+            )
     return out
 
 
@@ -48,7 +62,9 @@ def gemma(module, lora, sizes, ranks=(), alphas=(), rslora=False):
 
 
 def compute(given, settings):
-    """Hidden states of both Gemmas by openpi: 'factored0', 'factored1' with factors, 'merged…', 'base…' without."""
+    """Hidden states of both Gemmas by openpi: 'factored0', 'factored1' with factors, 'merged…',
+    'base…' without.
+    """
     import jax
     import openpi.models.gemma as module
     import openpi.models.lora as lora
@@ -80,4 +96,7 @@ def compute(given, settings):
 
 if __name__ == '__main__':
     source, target = map(pathlib.Path, sys.argv[1:])
-    np.savez(target, **compute(dict(np.load(source)), json.loads(source.with_suffix('.json').read_text())))
+    np.savez(
+        target,
+        **compute(dict(np.load(source)), json.loads(source.with_suffix('.json').read_text())),
+    )

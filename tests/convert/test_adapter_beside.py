@@ -1,4 +1,6 @@
-"""A merged policy sees the world as its adapter was trained to, wherever the adapter's folder tells it."""
+"""A merged policy sees the world as its adapter was trained to, wherever the adapter's folder tells
+it.
+"""
 
 import dataclasses
 import json
@@ -28,11 +30,15 @@ def stats(width=6, seed=0):
 @pytest.fixture
 def adapter(tmp_path):
     """A folder as peft saves it."""
-    return pathlib.Path(shutil.copytree(golden.DATA / 'peft_tiny' / 'attention', tmp_path / 'run' / 'adapter'))
+    return pathlib.Path(
+        shutil.copytree(golden.DATA / 'peft_tiny' / 'attention', tmp_path / 'run' / 'adapter')
+    )
 
 
 def add_lerobots(adapter, source, factor=1.0, drop=()):
-    """LeRobot's files as its PEFT training saves them beside an adapter, statistics times `factor`."""
+    """LeRobot's files as its PEFT training saves them beside an adapter, statistics times
+    `factor`.
+    """
     for file in (POLICIES / source).iterdir():
         if file.name not in ('reference.npz', *drop):
             shutil.copy(file, adapter)
@@ -44,23 +50,28 @@ def add_lerobots(adapter, source, factor=1.0, drop=()):
 
 
 @pytest.mark.parametrize('layout', ['lerobot', 'jax', 'openpi-pytorch'])
-@pytest.mark.parametrize(('own', 'factor'), [(RELATIVE, 2.0), ('lerobot_mean_std', 1.5), ('lerobot_0_4_4', 0.5)])
+@pytest.mark.parametrize(
+    ('own', 'factor'), [(RELATIVE, 2.0), ('lerobot_mean_std', 1.5), ('lerobot_0_4_4', 0.5)]
+)
 def test_lerobots_processors_beside_an_adapter_count(adapter, tmp_path, own, factor, layout):
     add_lerobots(adapter, own, factor)
     base, want = beside.read(POLICIES / RELATIVE), beside.read(adapter)
     found = adapter_beside.merged(base, adapter)
     assert found.policy == want.policy and same_statistics(found.statistics, want.statistics)
     note = found.notes[0]
-    assert "from LeRobot's processors beside the adapter" in note and 'the base differs in: ' in note
-    assert ('statistics of state' in note) and ('relative joints' in note.partition('differs in')[2]) == (
-        own != RELATIVE
+    assert (
+        "from LeRobot's processors beside the adapter" in note and 'the base differs in: ' in note
     )
+    assert ('statistics of state' in note) and (
+        'relative joints' in note.partition('differs in')[2]
+    ) == (own != RELATIVE)
     write(found, tmp_path / 'out', layout)
     again = beside.read(tmp_path / 'out', layout)
     assert again.policy == want.policy and same_statistics(again.statistics, want.statistics)
     theirs = tmp_path / 'out' if layout == 'lerobot' else tmp_path / 'out' / 'lerobot'
     assert same_statistics(lerobot_policy.read(theirs).statistics, want.statistics)
-    settings = json.loads((theirs / 'config.json').read_text())  # the merged policy is none of peft's
+    # the merged policy is none of peft's
+    settings = json.loads((theirs / 'config.json').read_text())
     assert settings['use_peft'] is False and settings['pretrained_path'] is None
     assert not list((tmp_path / 'out').rglob('train_config.json'))
 
@@ -84,14 +95,22 @@ def test_an_export_of_ours_beside_an_adapter_counts(adapter, tmp_path):
 @pytest.mark.parametrize(
     ('config', 'scaling', 'flags'),
     [
-        ({'stats_from': 'shards', 'relative_joints': [True] + [False] * 5}, Scaling(), (True,) + (False,) * 5),
+        (
+            {'stats_from': 'shards', 'relative_joints': [True] + [False] * 5},
+            Scaling(),
+            (True,) + (False,) * 5,
+        ),
         ({'stats_from': 'base', 'relative_joints': []}, Scaling('quantile', 'openpi'), (True,) * 6),
     ],
 )
-def test_an_export_without_a_word_in_the_adapters_folder_is_known_by_its_record(adapter, config, scaling, flags):
+def test_an_export_without_a_word_in_the_adapters_folder_is_known_by_its_record(
+    adapter, config, scaling, flags
+):
     base = beside.Beside(dataclasses.replace(OPENPI, relative_joints=(True,) * 6), None)
     (adapter.parent / 'norm_stats.json').write_text(norm_stats_json(stats(seed=4)))
-    (adapter.parent / 'export.json').write_text(json.dumps({'config': {'objective': 'flow_matching'} | config}))
+    (adapter.parent / 'export.json').write_text(
+        json.dumps({'config': {'objective': 'flow_matching'} | config})
+    )
     found = adapter_beside.merged(base, adapter)
     assert found.policy.relative_joints == flags and found.statistics['actions'].scaling == scaling
     assert np.array_equal(found.statistics['state'].q01, stats(seed=4)['state'].q01)
@@ -106,13 +125,20 @@ def test_bare_statistics_beside_an_adapter_count(adapter, place):
     (adapter / place).parent.mkdir(parents=True, exist_ok=True)
     (adapter / place).write_text(norm_stats_json(stats(seed=5)))
     found = adapter_beside.merged(base, adapter)
-    assert found.policy == base.policy and np.array_equal(found.statistics['state'].q99, stats(seed=5)['state'].q99)
-    assert f'from {place} beside the adapter' in found.notes[0] and 'statistics of actions' in found.notes[0]
+    assert found.policy == base.policy and np.array_equal(
+        found.statistics['state'].q99, stats(seed=5)['state'].q99
+    )
+    assert (
+        f'from {place} beside the adapter' in found.notes[0]
+        and 'statistics of actions' in found.notes[0]
+    )
     other = adapter / 'assets' / 'other' / 'norm_stats.json'
     other.parent.mkdir(parents=True)
     other.write_text(norm_stats_json(stats(seed=6)))
     if place.startswith('assets'):
-        with pytest.raises(UserError, match='statistics of one robot beside the adapter .*; name one: --stats'):
+        with pytest.raises(
+            UserError, match='statistics of one robot beside the adapter .*; name one: --stats'
+        ):
             adapter_beside.merged(base, adapter)
 
 
@@ -134,7 +160,9 @@ def test_a_folder_that_says_nothing_takes_the_bases_and_says_so(adapter):
 def test_named_statistics_count_before_the_adapters(adapter, tmp_path):
     add_lerobots(adapter, RELATIVE, 2.0)
     (tmp_path / 'norm_stats.json').write_text(norm_stats_json(stats(seed=7)))
-    found = adapter_beside.merged(beside.read(POLICIES / 'lerobot_0_4_4'), adapter, tmp_path / 'norm_stats.json')
+    found = adapter_beside.merged(
+        beside.read(POLICIES / 'lerobot_0_4_4'), adapter, tmp_path / 'norm_stats.json'
+    )
     assert np.array_equal(found.statistics['actions'].q01, stats(seed=7)['actions'].q01)
     assert found.policy.relative_joints == (True,) * 5 + (False,)
     assert any('must hold statistics of relative actions' in note for note in found.notes)
@@ -147,12 +175,17 @@ def test_settings_without_statistics(adapter):
     same = adapter_beside.merged(beside.read(POLICIES / RELATIVE), adapter)
     assert same_statistics(same.statistics, beside.read(POLICIES / RELATIVE).statistics)
     with pytest.raises(
-        UserError, match="actions are relative, unlike the base's, got none; name those of its training"
+        UserError,
+        match="actions are relative, unlike the base's, got none; name those of its training",
     ):
         adapter_beside.merged(beside.read(POLICIES / 'lerobot_0_4_4'), adapter)
     edit(adapter / 'config.json', lambda x: x['normalization_mapping'].update(ACTION='QUANTILE10'))
     bare = beside.Beside(beside.read(POLICIES / RELATIVE).policy, stats())
-    with pytest.raises(UserError, match=r'none of the base with .*q10.*; name those of its training with --stats'):
+    with pytest.raises(
+        UserError,
+        match=r'none of the base with .*q10.*; name those of its '
+        r'training with --stats',
+    ):
         adapter_beside.merged(bare, adapter)
     edit(adapter / 'config.json', lambda x: x.update(type='pi0'))
     with pytest.raises(UserError, match='expected a pi05 policy'):
@@ -160,32 +193,53 @@ def test_settings_without_statistics(adapter):
 
 
 @pytest.mark.parametrize('absent', ['policy_preprocessor', 'policy_postprocessor'])
-@pytest.mark.parametrize(('own', 'factor'), [(RELATIVE, 2.0), ('lerobot_mean_std', 3.0), ('lerobot_min_max', 0.5)])
-def test_one_of_an_adapters_two_processors_tells_the_statistics_of_both(adapter, own, factor, absent):
+@pytest.mark.parametrize(
+    ('own', 'factor'), [(RELATIVE, 2.0), ('lerobot_mean_std', 3.0), ('lerobot_min_max', 0.5)]
+)
+def test_one_of_an_adapters_two_processors_tells_the_statistics_of_both(
+    adapter, own, factor, absent
+):
     add_lerobots(adapter, own, factor)
     want = beside.read(adapter)
     for file in adapter.glob(f'{absent}*'):
         file.unlink()
     found = adapter_beside.merged(beside.read(POLICIES / RELATIVE), adapter)
-    assert same_statistics(found.statistics, want.statistics) and found.policy.actions == want.policy.actions
-    assert 'statistics, relative joints' in found.notes[0] and 'statistics of actions' in found.notes[0]
-    assert any(f'no {absent}.json: state and actions are normalised as policy_' in note for note in found.notes)
+    assert (
+        same_statistics(found.statistics, want.statistics)
+        and found.policy.actions == want.policy.actions
+    )
+    assert (
+        'statistics, relative joints' in found.notes[0]
+        and 'statistics of actions' in found.notes[0]
+    )
+    assert any(
+        f'no {absent}.json: state and actions are normalised as policy_' in note
+        for note in found.notes
+    )
 
 
 def test_the_note_says_whose_the_statistics_are(adapter, tmp_path):
     base = beside.read(POLICIES / RELATIVE)
     (tmp_path / 'named.json').write_text(norm_stats_json(stats(seed=7)))
     bare = adapter_beside.merged(base, adapter, tmp_path / 'named.json')
-    assert any(f"settings are the base's, statistics those of {tmp_path}/named.json" in note for note in bare.notes)
+    assert any(
+        f"settings are the base's, statistics those of {tmp_path}/named.json" in note
+        for note in bare.notes
+    )
     assert not any('name them with --stats' in note for note in bare.notes)
     files = {file.name for file in (POLICIES / RELATIVE).glob('policy_*')}
     add_lerobots(adapter, RELATIVE, drop=files)  # config.json alone
     theirs = adapter_beside.merged(base, adapter)
-    assert theirs.notes[0].startswith("statistics are the base's") and 'name them with --stats' in theirs.notes[0]
+    assert (
+        theirs.notes[0].startswith("statistics are the base's")
+        and 'name them with --stats' in theirs.notes[0]
+    )
     assert "relative joints, cameras and prompt are from LeRobot's config.json" in theirs.notes[0]
     assert not any('hold no statistics' in note for note in theirs.notes)
     named = adapter_beside.merged(base, adapter, tmp_path / 'named.json')
-    assert named.notes[0].startswith(f'statistics are from {tmp_path}/named.json, as told; relative joints')
+    assert named.notes[0].startswith(
+        f'statistics are from {tmp_path}/named.json, as told; relative joints'
+    )
     assert 'statistics of' not in named.notes[0]
 
 
@@ -194,14 +248,20 @@ def test_the_adapters_horizon_is_the_merged_policys(adapter):
     assert adapter_beside.sized(opened, adapter) == (opened, ())
     add_lerobots(adapter, RELATIVE)
     found, notes = adapter_beside.sized(opened, adapter)
-    assert found.config.action_horizon == 4 and notes == ('action_horizon is 4, as in adapter; 10 in the base',)
+    assert found.config.action_horizon == 4 and notes == (
+        'action_horizon is 4, as in adapter; 10 in the base',
+    )
     edit(adapter / 'config.json', lambda x: x.update(chunk_size=0))
-    with pytest.raises(UserError, match='expected action_horizon of at least 1 in .*config.json, got 0'):
+    with pytest.raises(
+        UserError, match='expected action_horizon of at least 1 in .*config.json, got 0'
+    ):
         adapter_beside.sized(opened, adapter)
 
 
 def test_an_adapter_within_a_training_or_an_export_is_found(adapter):
-    assert adapter_beside.home(adapter) == adapter and adapter_beside.home(adapter.parent) == adapter
+    assert (
+        adapter_beside.home(adapter) == adapter and adapter_beside.home(adapter.parent) == adapter
+    )
     step = adapter.parent.parent / 'step'
     shutil.copytree(adapter, step / 'pretrained_model')
     assert adapter_beside.home(step) == step / 'pretrained_model'
@@ -214,7 +274,9 @@ def test_a_file_of_an_adapter_and_a_run_are_refused_with_the_folder_to_name(adap
     run = adapter.parent.parent / 'training'
     for step in ('000020', '000100'):
         shutil.copytree(adapter, run / 'checkpoints' / step / 'pretrained_model')
-    with pytest.raises(UserError, match='with 2 steps; name one of them: --adapter=.*/000100/pretrained_model$'):
+    with pytest.raises(
+        UserError, match='with 2 steps; name one of them: --adapter=.*/000100/pretrained_model$'
+    ):
         adapter_beside.home(run)
 
 
@@ -223,6 +285,10 @@ def test_a_file_of_an_adapter_and_a_run_are_refused_with_the_folder_to_name(adap
 def test_an_adapter_named_alone_is_told_from_its_base(adapter, part, named):
     add_lerobots(adapter, RELATIVE)
     edit(adapter / 'adapter_config.json', lambda x: x.update(base_model_name_or_path=named))
-    with pytest.raises(UserError, match=rf'merge them: .*--checkpoint={named or "BASE"} --adapter={adapter}') as caught:
+    with pytest.raises(
+        UserError,
+        match=rf'merge them: .*--checkpoint={named or "BASE"} '
+        rf'--adapter={adapter}',
+    ) as caught:
         checkpoint.load(adapter / part)
     assert ('it names lerobot/pi05_base' in str(caught.value)) == (named is not None)

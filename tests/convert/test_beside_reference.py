@@ -1,6 +1,8 @@
-"""LeRobot and openpi load what is written for them, and compute the same as before the conversion (marker `reference`).
+"""LeRobot and openpi load what is written for them, and compute the same as before the conversion
+(marker `reference`).
 
-Run inside an environment with LeRobot, or openpi, beside this project; a test whose library is absent fails.
+Run inside an environment with LeRobot, or openpi, beside this project; a test whose library is
+absent fails.
 """
 
 import dataclasses
@@ -37,13 +39,18 @@ def load_pipelines(folder):
     """LeRobot's own loader, with a stand-in for the gated tokenizer."""
     import transformers
     from lerobot.processor import PolicyProcessorPipeline
-    from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
+    from lerobot.processor.converters import (
+        policy_action_to_transition,
+        transition_to_policy_action,
+    )
 
     importlib.import_module('lerobot.policies.pi05.processor_pi05')  # registers its steps
     special = {'pad_token': '<pad>', 'bos_token': '<bos>'}
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=small_tokenizer(), **special)
     before = PolicyProcessorPipeline.from_pretrained(
-        folder, config_filename='policy_preprocessor.json', overrides={'tokenizer_processor': {'tokenizer': fast}}
+        folder,
+        config_filename='policy_preprocessor.json',
+        overrides={'tokenizer_processor': {'tokenizer': fast}},
     )
     after = PolicyProcessorPipeline.from_pretrained(
         folder,
@@ -55,7 +62,8 @@ def load_pipelines(folder):
 
 
 @pytest.mark.parametrize(
-    'source', ['openpi', 'lerobot_0_4_4', 'lerobot_mean_std', 'lerobot_min_max', 'lerobot_quantile10']
+    'source',
+    ['openpi', 'lerobot_0_4_4', 'lerobot_mean_std', 'lerobot_min_max', 'lerobot_quantile10'],
 )
 def test_lerobot_loads_and_computes_the_same(tmp_path, source):
     import torch
@@ -74,9 +82,14 @@ def test_lerobot_loads_and_computes_the_same(tmp_path, source):
     moved = found.statistics['state'].std > 0
     np.testing.assert_allclose(got[moved], want[moved], atol=2e-7)
     actions = after(torch.from_numpy(raw['model_actions'][0])).numpy()
-    np.testing.assert_allclose(actions, denormalize(raw['model_actions'][0], found.statistics['actions']), atol=3e-5)
-    tokens = batch['observation.language.tokens'][0][batch['observation.language.attention_mask'][0]]
-    padded = dataclasses.replace(found.policy, prompt_state_dim=32 if len(tokens) > 50 else 0)  # by LeRobot's version
+    np.testing.assert_allclose(
+        actions, denormalize(raw['model_actions'][0], found.statistics['actions']), atol=3e-5
+    )
+    tokens = batch['observation.language.tokens'][0][
+        batch['observation.language.attention_mask'][0]
+    ]
+    # by LeRobot's version
+    padded = dataclasses.replace(found.policy, prompt_state_dim=32 if len(tokens) > 50 else 0)
     views = {name: raw[name] for name in CAMERAS}
     tokenizer = load_tokenizer(ROOT / 'assets' / 'tokenizer' / 'tokenizer.json')
     ours = model_inputs(views, raw['state'], TASK, padded, found.statistics, tokenizer, 28)
@@ -95,8 +108,12 @@ def test_lerobot_reads_relative_actions(tmp_path):
     next(step for step in after.steps if hasattr(step, 'relative_step')).relative_step = relative
     raw = raw_inputs()
     before({'observation.state': torch.from_numpy(raw['state']), 'task': TASK})
-    actions = np.stack([after(step[None])[0].numpy() for step in torch.from_numpy(raw['model_actions'][0])])
-    np.testing.assert_allclose(actions, np.load(POLICIES / 'lerobot_0_6_1' / 'reference.npz')['actions'][0], atol=1e-6)
+    actions = np.stack(
+        [after(step[None])[0].numpy() for step in torch.from_numpy(raw['model_actions'][0])]
+    )
+    np.testing.assert_allclose(
+        actions, np.load(POLICIES / 'lerobot_0_6_1' / 'reference.npz')['actions'][0], atol=1e-6
+    )
     assert relative._build_mask(6) == list(found.policy.relative_joints)
 
 
@@ -111,7 +128,11 @@ def test_openpi_loads_and_computes_the_same(tmp_path, source, layout):
     raw = raw_inputs()
     got = openpi.transforms.Normalize(stats, use_quantiles=True)({'state': raw['state']})['state']
     moved = found.statistics['state'].std > 0
-    np.testing.assert_allclose(got[moved], normalize(raw['state'], found.statistics['state'])[moved], atol=2e-6)
+    np.testing.assert_allclose(
+        got[moved], normalize(raw['state'], found.statistics['state'])[moved], atol=2e-6
+    )
     undo = openpi.transforms.Unnormalize(stats, use_quantiles=True)
     actions = undo({'state': got, 'actions': raw['model_actions'].astype(np.float64)})['actions']
-    np.testing.assert_allclose(actions, denormalize(raw['model_actions'], found.statistics['actions']), atol=3e-5)
+    np.testing.assert_allclose(
+        actions, denormalize(raw['model_actions'], found.statistics['actions']), atol=3e-5
+    )

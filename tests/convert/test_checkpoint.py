@@ -1,4 +1,6 @@
-"""Checkpoints of all layouts: the same numbers, there and back, and one sentence for each kind of damage."""
+"""Checkpoints of all layouts: the same numbers, there and back, and one sentence for each kind of
+damage.
+"""
 
 import ast
 import dataclasses
@@ -23,7 +25,11 @@ from sigma_jax.convert.pieces import pieces
 from sigma_jax.errors import UserError
 from tests import golden
 
-LAYOUTS = {'jax': 'openpi_jax', 'lerobot': 'lerobot.safetensors', 'openpi-pytorch': 'openpi_pytorch.safetensors'}
+LAYOUTS = {
+    'jax': 'openpi_jax',
+    'lerobot': 'lerobot.safetensors',
+    'openpi-pytorch': 'openpi_pytorch.safetensors',
+}
 EMBED, LM_HEAD = 'model.' + pytorch.EMBED, 'model.' + pytorch.LM_HEAD
 ACTION = 'model.action_in_proj.weight'
 
@@ -74,7 +80,9 @@ def test_all_layouts_hold_the_same_tree(loaded, golden_params):
     assert [one.format for one in loaded.values()] == ['openpi-jax', 'lerobot', 'openpi-pytorch']
     assert all(isinstance(x, np.ndarray) for x in trees.flatten(loaded['jax'].params).values())
     notes = ' '.join(loaded['lerobot'].notes)
-    assert 'gemma_expert.lm_head.weight is unused' in notes and 'lm_head equals embed_tokens' in notes
+    assert (
+        'gemma_expert.lm_head.weight is unused' in notes and 'lm_head equals embed_tokens' in notes
+    )
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -98,12 +106,16 @@ def test_exports_hold_every_tensor_that_the_originals_load_strictly(loaded, tmp_
     assert {key: (x.shape, x.dtype) for key, x in ours.items()} == {
         key: (x.shape, x.dtype) for key, x in theirs.items()
     }
-    differ = {pytorch.canonical(key) for key, x in ours.items() if x.tobytes() != theirs[key].tobytes()}
+    differ = {
+        pytorch.canonical(key) for key, x in ours.items() if x.tobytes() != theirs[key].tobytes()
+    }
     assert differ == {pytorch.EXPERT_HEAD}
 
 
 def test_a_stopped_conversion_leaves_nothing(loaded, tmp_path):
-    """Also where the stop comes from outside; the rest of a kill is cleared by the next conversion."""
+    """Also where the stop comes from outside; the rest of a kill is cleared by the next
+    conversion.
+    """
     opened = source.open_source(golden.FIXTURE / LAYOUTS['lerobot'])
     (tmp_path / '.out.part').mkdir()
     (tmp_path / '.out.part/model.safetensors').write_bytes(b'half')
@@ -117,7 +129,9 @@ def test_a_stopped_conversion_leaves_nothing(loaded, tmp_path):
             checkpoint.convert(opened, tmp_path / 'out', layout, progress=stop)
         assert not list(tmp_path.iterdir())
     seen = []
-    checkpoint.convert(opened, tmp_path / 'out', 'jax', progress=lambda done, total: seen.append((done, total)))
+    checkpoint.convert(
+        opened, tmp_path / 'out', 'jax', progress=lambda done, total: seen.append((done, total))
+    )
     assert seen[-1][0] == seen[-1][1] == 4 * 356080 and seen == sorted(seen)
 
 
@@ -148,11 +162,16 @@ def test_large_tables_pass_by_rows(loaded, tmp_path, monkeypatch):
     monkeypatch.setattr('sigma_jax.convert.pieces.PIECE', 4096)  # elements: the table has 512 * 64
     monkeypatch.setattr('sigma_jax.convert.leaves.WHOLE', 1000)
     cut = [
-        piece for piece in pieces({p: x.shape for p, x in trees.flatten(loaded['jax'].params).items()}) if piece.rows
+        piece
+        for piece in pieces({p: x.shape for p, x in trees.flatten(loaded['jax'].params).items()})
+        if piece.rows
     ]
     assert [piece.rows.start for piece in cut] == list(range(0, 512, 64))
     there = save(loaded['jax'], tmp_path / 'there', 'jax')
-    assert len(list((there / 'params/params.PaliGemma.llm.embedder.input_embedding').glob('[0-9]*'))) == 8
+    assert (
+        len(list((there / 'params/params.PaliGemma.llm.embedder.input_embedding').glob('[0-9]*')))
+        == 8
+    )
     back = save(checkpoint.load(there), tmp_path / 'back', 'lerobot')
     assert trees.digest(checkpoint.load(back).params) == trees.digest(loaded['jax'].params)
     with ocp.PyTreeCheckpointer() as reader:
@@ -162,10 +181,14 @@ def test_large_tables_pass_by_rows(loaded, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_dtypes_follow_the_originals(loaded, tmp_path, dtype):
-    found = checkpoint.load(checkpoint.save(loaded['jax'], golden.FIXTURE, tmp_path / 'out', 'jax', dtype=dtype))
+    found = checkpoint.load(
+        checkpoint.save(loaded['jax'], golden.FIXTURE, tmp_path / 'out', 'jax', dtype=dtype)
+    )
     kinds = {path: x.dtype for path, x in trees.flatten(found.params).items()}
     half = {path for path, kind in kinds.items() if kind == ml_dtypes.bfloat16}
-    assert {pytorch.dtype_group(path) for path in half} == (set(checkpoint.HALF) if dtype == 'bfloat16' else set())
+    assert {pytorch.dtype_group(path) for path in half} == (
+        set(checkpoint.HALF) if dtype == 'bfloat16' else set()
+    )
     assert all('norm' not in path and '/img/' not in path for path in half)
 
 
@@ -175,7 +198,9 @@ def test_a_converted_folder_tells_where_it_came_from(loaded, tmp_path):
     shutil.copy(golden.DATA.parents[1] / 'assets/pi05_tiny/norm_stats.json', source)
     out = checkpoint.save(loaded['lerobot'], source, tmp_path / 'out')
     record = json.loads((out / 'source.json').read_text())
-    assert record['digest'] == trees.digest(loaded['lerobot'].params) and record['format'] == 'lerobot'
+    assert (
+        record['digest'] == trees.digest(loaded['lerobot'].params) and record['format'] == 'lerobot'
+    )
     assert record['parameters'] == 356080 and len(record['notes']) > 2
     both = [json.loads((folder / 'norm_stats.json').read_text()) for folder in (source, out)]
     assert both[0] == both[1] and len(both[0]['norm_stats']['state']['q01']) == 6
@@ -184,11 +209,15 @@ def test_a_converted_folder_tells_where_it_came_from(loaded, tmp_path):
 
 
 def read_table(name):
-    rows = (line.split('\t') for line in (golden.DATA / 'full_size' / name).read_text().splitlines())
+    rows = (
+        line.split('\t') for line in (golden.DATA / 'full_size' / name).read_text().splitlines()
+    )
     return {row[0]: ast.literal_eval(row[1]) for row in rows}
 
 
-@pytest.mark.parametrize('name', ['lerobot_keys.tsv', 'lerobot_keys_new_transformers.tsv', 'openpi_pytorch_keys.tsv'])
+@pytest.mark.parametrize(
+    'name', ['lerobot_keys.tsv', 'lerobot_keys_new_transformers.tsv', 'openpi_pytorch_keys.tsv']
+)
 def test_the_table_covers_the_full_size_names_and_shapes(name):
     want = {pytorch.canonical(key): shape for key, shape in read_table(name).items()}
     assert len(want) == 813
@@ -216,7 +245,9 @@ def test_table_names_every_leaf_once_and_forms_are_inverse():
     assert all((x == 1).all() for x in filled.values())
 
 
-@pytest.mark.parametrize('shape', [(pytorch.BLOCK - 1, 3), (2 * pytorch.BLOCK, 5), (3 * pytorch.BLOCK + 7, 2)])
+@pytest.mark.parametrize(
+    'shape', [(pytorch.BLOCK - 1, 3), (2 * pytorch.BLOCK, 5), (3 * pytorch.BLOCK + 7, 2)]
+)
 @pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16])
 def test_transposing_moves_every_number_of_matrices_larger_than_a_block(shape, dtype):
     matrix = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
@@ -228,7 +259,9 @@ def test_half_precision_stays_half_precision(lerobot, folder, tmp_path):
     half = {key: x.astype(ml_dtypes.bfloat16) for key, x in lerobot.items()}
     first = checkpoint.load(folder(half))
     again = checkpoint.load(checkpoint.save(first, tmp_path, tmp_path / 'out'))
-    back = load_file(checkpoint.save(again, tmp_path, tmp_path / 'torch', 'lerobot') / 'model.safetensors')
+    back = load_file(
+        checkpoint.save(again, tmp_path, tmp_path / 'torch', 'lerobot') / 'model.safetensors'
+    )
     for tree in (first.params, again.params):
         assert {x.dtype for x in trees.flatten(tree).values()} == {np.dtype(ml_dtypes.bfloat16)}
     unused = 'model.' + pytorch.EXPERT_HEAD
@@ -239,12 +272,16 @@ def test_half_precision_stays_half_precision(lerobot, folder, tmp_path):
 def test_a_table_that_was_trained_apart_from_the_head_wins(lerobot, folder):
     """The originals read `embed_tokens`; fine-tuning moves it and leaves the unused head behind."""
     found = checkpoint.load(folder(lerobot | {LM_HEAD: lerobot[LM_HEAD] + 1}))
-    assert np.array_equal(found.params['PaliGemma']['llm']['embedder']['input_embedding'], lerobot[EMBED])
+    assert np.array_equal(
+        found.params['PaliGemma']['llm']['embedder']['input_embedding'], lerobot[EMBED]
+    )
     assert 'lm_head differs from embed_tokens and is left out' in found.notes
 
 
 def test_spellings_of_other_versions(lerobot, folder):
-    renamed = {key.replace('vision_tower.vision_model.', 'vision_tower.'): x for key, x in lerobot.items()}
+    renamed = {
+        key.replace('vision_tower.vision_model.', 'vision_tower.'): x for key, x in lerobot.items()
+    }
     found = checkpoint.load(folder(renamed))
     want = trees.digest(checkpoint.load(golden.FIXTURE / LAYOUTS['lerobot']).params)
     assert trees.digest(found.params) == want
@@ -269,7 +306,10 @@ def test_sharded_files(lerobot, tmp_path, folder):
             checkpoint.load(tmp_path)
 
     refused(json.dumps({'weight_map': {'x': '../a.safetensors'}}), 'the index points elsewhere')
-    refused(json.dumps({'weight_map': {'x': 'c.safetensors'}}), 'names shards that are not there: c.safetensors')
+    refused(
+        json.dumps({'weight_map': {'x': 'c.safetensors'}}),
+        'names shards that are not there: c.safetensors',
+    )
     refused('{"weight_map"', 'expected .*index.json to map tensors to files')
     refused('[]', 'expected .*index.json to map tensors to files')
 
@@ -279,16 +319,19 @@ def test_sharded_files(lerobot, tmp_path, folder):
     [
         (lambda x: x.pop(ACTION), r'\(1 differences\): missing action_in_proj.weight'),
         (lambda x: x.pop('model.time_mlp_in.bias'), r'\(1 differences\): missing time_mlp_in.bias'),
-        (lambda x: x.pop(EMBED) is x.pop(LM_HEAD), 'none that tell vocab; missing .*embed_tokens.weight'),
+        (lambda x: x.pop(EMBED) is x.pop(LM_HEAD), 'none that tell vocab; missing '
+                                                   '.*embed_tokens.weight'),
         (lambda x: x.update(extra=np.zeros(1)), 'unexpected extra'),
         (
             lambda x: x.update({'model.time_mlp_in.weight': np.zeros((48, 47))}),
             r'time_mlp_in.weight: expected shape \(48, 48\), got \(48, 47\)',
         ),
-        (lambda x: x.update({ACTION: np.zeros(48)}), r'expected shape \(48, 8\), got \(48,\).*got F64'),
+        (lambda x: x.update({ACTION: np.zeros(48)}), r'expected shape \(48, 8\), got \(48,\).*got '
+                                                     r'F64'),
         (
             lambda x: x.update({f'model.{pytorch.EXPERT}layers.1.mlp.up_proj.weight': np.zeros((96, 48), np.float16)}),
-            'layers.1.mlp.up_proj.weight: expected float32 as the rest of the action expert, got float16',
+            'layers.1.mlp.up_proj.weight: expected float32 as the rest of the action expert, got '
+            'float16',
         ),
     ],
 )  # fmt: skip
@@ -348,10 +391,14 @@ def test_leaves_under_value_as_openpis_training_saves_them(golden_params, tmp_pa
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda x: x.pop('time_mlp_in/bias'), r'\(1 differences\): missing time_mlp_in/bias \(48,\)'),
-        (lambda x: x.pop('PaliGemma/img/pos_embedding'), 'none that tell tokens; .*PaliGemma/img/pos_embedding'),
-        (lambda x: x.update({'time_mlp_in/bias': np.zeros(3)}), r'in/bias: expected shape \(48,\), got \(3,\)'),
-        (lambda x: x.update({'action_in_proj/kernel': np.zeros(())}), r'kernel: expected shape \(8, 48\), got \(\)'),
+        (lambda x: x.pop('time_mlp_in/bias'), r'\(1 differences\): missing time_mlp_in/bias '
+                                              r'\(48,\)'),
+        (lambda x: x.pop('PaliGemma/img/pos_embedding'), 'none that tell tokens; '
+                                                         '.*PaliGemma/img/pos_embedding'),
+        (lambda x: x.update({'time_mlp_in/bias': np.zeros(3)}), r'in/bias: expected shape \(48,\), '
+                                                                r'got \(3,\)'),
+        (lambda x: x.update({'action_in_proj/kernel': np.zeros(())}), r'kernel: expected shape '
+                                                                      r'\(8, 48\), got \(\)'),
         (lambda x: x.update(extra=np.zeros(3)), r'unexpected extra \(3,\)'),
     ],
 )  # fmt: skip
@@ -369,10 +416,17 @@ def test_an_orbax_folder_with_lost_files(tmp_path):
     shutil.copytree(golden.FIXTURE / 'openpi_jax', out)
     (out / 'params' / 'manifest.ocdbt').unlink()
     script = golden.DATA.parents[1] / 'convert_weights.py'
-    command = [sys.executable, str(script), f'--checkpoint={out}', f'--out={tmp_path / "converted"}']
+    command = [
+        sys.executable,
+        str(script),
+        f'--checkpoint={out}',
+        f'--out={tmp_path / "converted"}',
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     (sentence,) = re.findall('^error: .*', run.stderr, re.MULTILINE)
-    assert run.returncode == 2 and re.search('expected an orbax checkpoint in .*copy it again', sentence)
+    assert run.returncode == 2 and re.search(
+        'expected an orbax checkpoint in .*copy it again', sentence
+    )
     assert not (tmp_path / 'converted').exists()
 
 

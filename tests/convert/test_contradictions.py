@@ -1,4 +1,6 @@
-"""Files beside one another that say different things: one note says which counts, and both say it afterwards."""
+"""Files beside one another that say different things: one note says which counts, and both say it
+afterwards.
+"""
 
 import dataclasses
 import json
@@ -28,7 +30,9 @@ def test_lerobots_config_is_written_with_the_horizon_that_counts(tmp_path, chunk
     settings = json.loads((place / 'config.json').read_text())
     assert (settings['chunk_size'], settings['num_inference_steps']) == (10, 10)
     notes = ' '.join(json.loads((tmp_path / 'out' / 'source.json').read_text())['notes'])
-    assert (f"chunk_size is {chunk} in LeRobot's config.json; sigma_config.json's 10 is used" in notes) == (chunk != 10)
+    assert (
+        f"chunk_size is {chunk} in LeRobot's config.json; sigma_config.json's 10 is used" in notes
+    ) == (chunk != 10)
     assert ('num_inference_steps is 3' in notes) == (steps == 3)
 
 
@@ -61,12 +65,16 @@ def test_processors_edited_beside_policy_json_are_noted(tmp_path, name, change, 
 
     edit(tmp_path / 'out' / 'policy_preprocessor.json', edited)
     after = beside.read(tmp_path / 'out')
-    assert f"policy.json differs from LeRobot's processors beside it in {told}; policy.json is used" in after.notes
+    assert (
+        f"policy.json differs from LeRobot's processors beside it in {told}; policy.json is used"
+    ) in after.notes
     assert after.policy == before.policy
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('name', ['openpi', 'lerobot_0_4_4', 'lerobot_0_6_1', 'lerobot_mean_std', 'lerobot_min_max'])
+@pytest.mark.parametrize(
+    'name', ['openpi', 'lerobot_0_4_4', 'lerobot_0_6_1', 'lerobot_mean_std', 'lerobot_min_max']
+)
 def test_a_folder_of_ours_never_differs_from_itself(tmp_path, name, layout):
     write(beside.read(POLICIES / name), tmp_path / 'out', layout)
     assert not any('differs from' in note for note in beside.read(tmp_path / 'out').notes)

@@ -1,4 +1,5 @@
-"""Damaged checkpoints: each is refused in a sentence that names the tensor; none crashes, none loads wrongly.
+"""Damaged checkpoints: each is refused in a sentence that names the tensor; none crashes, none
+loads wrongly.
 
 A seed decides file, tensor and damage; 20 seeds run with the suite, 200 with `pytest -m slow`.
 """
@@ -41,12 +42,17 @@ def undamaged(tmp_path_factory):
     """One converted folder of each layout, digests beside the weights."""
     base = tmp_path_factory.mktemp('undamaged')
     loaded = checkpoint.load(golden.FIXTURE / 'lerobot.safetensors')
-    return {x: checkpoint.save(loaded, base, base / x, x) for x in ('jax', 'lerobot', 'openpi-pytorch')}
+    return {
+        x: checkpoint.save(loaded, base, base / x, x) for x in ('jax', 'lerobot', 'openpi-pytorch')
+    }
 
 
 def leaf_of(name):
     """Our path of a tensor."""
-    shapes = {path: leaf.shape for path, leaf in trees.flatten(pi05.abstract_params(golden.config())).items()}
+    shapes = {
+        path: leaf.shape
+        for path, leaf in trees.flatten(pi05.abstract_params(golden.config())).items()
+    }
     owners = {piece.name: piece.path for piece in pieces(shapes)} | {
         pytorch.LM_HEAD: 'PaliGemma/llm/embedder/input_embedding'
     }
@@ -65,7 +71,9 @@ def change_tensors(tensors, name, kind, rng):
         del tensors[name]
         tensors[f'{name}x'] = array
     elif kind == 'transposed':
-        tensors[name] = np.ascontiguousarray(array.T) if array.T.shape != array.shape else array[:-1]
+        tensors[name] = (
+            np.ascontiguousarray(array.T) if array.T.shape != array.shape else array[:-1]
+        )
     elif kind == 'dtype':
         tensors[name] = array.astype(DTYPES[rng.integers(len(DTYPES))])
     elif kind == 'values':
@@ -78,7 +86,9 @@ def damage(seed, undamaged, folder):
     """A copy of one of the folders, damaged as `seed` says."""
     rng = np.random.default_rng(seed)
     layout = str(rng.choice(list(undamaged)))
-    kind = str(rng.choice(['truncated', 'removed', 'added', 'renamed', 'transposed', 'dtype', 'values']))
+    kind = str(
+        rng.choice(['truncated', 'removed', 'added', 'renamed', 'transposed', 'dtype', 'values'])
+    )
     shutil.copytree(undamaged[layout], folder)
     if kind != 'values' and rng.random() < 0.5:
         (folder / source.RECORD).unlink()  # most checkpoints have no digests
@@ -90,7 +100,9 @@ def damage(seed, undamaged, folder):
         return Damaged(folder, kind, ('no tensor can be found', 'without .*(weight|bias)'))
     tensors = load_file(file)
     unread = [
-        name for name in tensors if pytorch.canonical(name) in UNREAD and (len(tensors) == 113 or 'expert' in name)
+        name
+        for name in tensors
+        if pytorch.canonical(name) in UNREAD and (len(tensors) == 113 or 'expert' in name)
     ]
     name = str(rng.choice([name for name in tensors if name not in unread]))
     changed = change_tensors(tensors, name, kind, rng)
@@ -104,12 +116,18 @@ def damage(seed, undamaged, folder):
 def damage_orbax(folder, kind, rng):
     """Damage to a chunk's file, or to the tree that Orbax writes."""
     if kind == 'truncated':
-        chunks = sorted(x for x in (folder / 'params').rglob('*') if x.is_file() and not x.name.startswith(('.', '_')))
+        chunks = sorted(
+            x
+            for x in (folder / 'params').rglob('*')
+            if x.is_file() and not x.name.startswith(('.', '_'))
+        )
         chunk = chunks[rng.integers(len(chunks))]
         if chunk.name == 'commit_success.txt':
             chunk = chunks[0]
         chunk.write_bytes(chunk.read_bytes()[: rng.integers(chunk.stat().st_size)])
-        return Damaged(folder, kind, (re.escape(chunk.parent.name.removeprefix('params.').replace('.', '/')),))
+        return Damaged(
+            folder, kind, (re.escape(chunk.parent.name.removeprefix('params.').replace('.', '/')),)
+        )
     with ocp.PyTreeCheckpointer() as reader:
         flat = trees.flatten(reader.restore((folder / 'params').absolute())['params'])
     name = str(rng.choice(sorted(flat)))
@@ -126,7 +144,9 @@ def refused(seed, undamaged, tmp_path):
     out = tmp_path / f'out{seed}'
     for attempt in (
         lambda: checkpoint.load(damaged.folder),
-        lambda: checkpoint.convert(source.open_source(damaged.folder), out, ('jax', 'lerobot')[seed % 2]),
+        lambda: checkpoint.convert(
+            source.open_source(damaged.folder), out, ('jax', 'lerobot')[seed % 2]
+        ),
     ):
         with pytest.raises(UserError) as caught:
             attempt()

@@ -1,4 +1,6 @@
-"""Statistics of a data set that --stats names: exact where its rows are, doubted where they are not."""
+"""Statistics of a data set that --stats names: exact where its rows are, doubted where they are
+not.
+"""
 
 import json
 import shutil
@@ -21,12 +23,17 @@ PICK = golden.DATA.parents[1] / 'assets' / 'so101_pickplace'
 
 def rows(root):
     table = pq.read_table(root / 'data')
-    return {name: np.array(table[name].to_pylist()) for name in ('observation.state', 'action', 'episode_index')}
+    return {
+        name: np.array(table[name].to_pylist())
+        for name in ('observation.state', 'action', 'episode_index')
+    }
 
 
 def found(root, scalings=None, joints=(), horizon=50):
     notes = []
-    return find_statistics(root, scalings or LEROBOT.scalings(), joints, horizon, notes.append), notes
+    return find_statistics(
+        root, scalings or LEROBOT.scalings(), joints, horizon, notes.append
+    ), notes
 
 
 @pytest.mark.parametrize('root', [SETS / 'v3.0', SETS / 'v2.1', PICK], ids=['v3.0', 'v2.1', 'pick'])
@@ -49,27 +56,36 @@ def test_the_note_says_what_the_stated_ones_would_have_done():
     stated = json.loads((SETS / 'v3.0' / 'meta' / 'stats.json').read_text())['observation.state']
     x = rows(SETS / 'v3.0')['observation.state']
     share = ((x < stated['q01']) | (x > stated['q99'])).mean(0)
-    assert f'{share.mean():.0%} of state lie outside ({share.min():.1%} to {share.max():.1%} by joint)' in notes[0]
+    assert (
+        f'{share.mean():.0%} of state lie outside ({share.min():.1%} to {share.max():.1%} by joint)'
+    ) in notes[0]
 
 
-@pytest.mark.parametrize(('joints', 'horizon'), [((True,) * 5 + (False,), 8), ((False, True) * 3, 20)])
+@pytest.mark.parametrize(
+    ('joints', 'horizon'), [((True,) * 5 + (False,), 8), ((False, True) * 3, 20)]
+)
 def test_statistics_of_relative_actions_are_of_whole_chunks(joints, horizon):
     statistics, notes = found(PICK, joints=joints, horizon=horizon)
     data, parts = rows(PICK), []
     for index in np.unique(data['episode_index']):
         of = data['episode_index'] == index
         state, action = data['observation.state'][of], data['action'][of]
-        parts += [action[i : i + horizon] - joints * state[i] for i in range(len(action) - horizon + 1)]
+        parts += [
+            action[i : i + horizon] - joints * state[i] for i in range(len(action) - horizon + 1)
+        ]
     want = np.concatenate(parts)
     for key, level in (('q01', 0.01), ('q99', 0.99), ('max', 1)):
-        np.testing.assert_allclose(getattr(statistics['actions'], key), np.quantile(want, level, axis=0), atol=1e-4)
+        np.testing.assert_allclose(
+            getattr(statistics['actions'], key), np.quantile(want, level, axis=0), atol=1e-4
+        )
     assert f'of chunks of {horizon}, each from the state at its start' in notes[-1]
     assert not any('must hold' in note for note in notes)
 
 
 def test_relative_actions_without_a_whole_chunk_are_refused():
     with pytest.raises(
-        UserError, match='an episode of 900 rows in .* for statistics of relative actions, got 6 actions'
+        UserError,
+        match='an episode of 900 rows in .* for statistics of relative actions, got 6 actions',
     ):
         found(SETS / 'v3.0', joints=(True,) * 6, horizon=900)
     with pytest.raises(UserError, match='expected 4 actions and an episode of 5 rows'):
@@ -86,7 +102,10 @@ def test_without_rows_the_stated_ones_are_doubted_by_single_episodes(tmp_path):
     stated = json.loads((root / 'meta' / 'stats.json').read_text())
     assert statistics['actions'].q99.tolist() == stated['action']['q99']
     assert 'not checked against its rows' in notes[0] and 'is not here' in notes[0]
-    assert 'q01..q99 of state are averages of those of its 3 episodes, no quantiles: about 6% of the values' in notes[1]
+    assert (
+        'q01..q99 of state are averages of those of its 3 episodes, no quantiles: about 6% of '
+        'the values'
+    ) in notes[1]
     assert any('absolute actions' in note for note in found(root, joints=(True,) * 6)[1])
 
 
@@ -96,7 +115,10 @@ def test_without_rows_and_episodes_the_moments_are_asked(tmp_path):
     body = json.loads((root / 'meta' / 'stats.json').read_text())
     body['action'] |= {'q01': [-0.1] * 6, 'q99': [0.1] * 6}
     (root / 'meta' / 'stats.json').write_text(json.dumps(body))
-    assert any(note.startswith('q01..q99 of actions 0, 1, 2, 3, 4, 5 cannot be quantiles') for note in found(root)[1])
+    assert any(
+        note.startswith('q01..q99 of actions 0, 1, 2, 3, 4, 5 cannot be quantiles')
+        for note in found(root)[1]
+    )
 
 
 def test_damaged_rows_are_said_and_the_stated_ones_taken(tmp_path):
@@ -111,19 +133,26 @@ def test_no_video_is_needed(tmp_path):
     want = found(root)[0]
     table = pq.read_table(root / 'data/chunk-000/episode_000000.parquet')
     assert len(table) == 30 and want['state'].q01.shape == (6,)
-    bare = shutil.copytree(SETS / 'v3.0', tmp_path / 'bare', ignore=shutil.ignore_patterns('videos'))
+    bare = shutil.copytree(
+        SETS / 'v3.0', tmp_path / 'bare', ignore=shutil.ignore_patterns('videos')
+    )
     assert 'exact statistics of its 75 rows' in found(bare)[1][0]
 
 
 def test_a_policys_own_quantiles_are_kept_and_doubted(tmp_path):
-    """LeRobot trains by what its data set states; the numbers stay, as the policy knows no others."""
+    """LeRobot trains by what its data set states; the numbers stay, as the policy knows no
+    others.
+    """
     folder = shutil.copytree(golden.DATA / 'policies' / 'lerobot_0_6_1', tmp_path / 'policy')
     from safetensors.numpy import load_file, save_file
 
     for file in folder.glob('policy_*.safetensors'):
         body = load_file(file)
         centre = body['observation.state.mean']
-        save_file(body | {'observation.state.q01': centre - 0.1, 'observation.state.q99': centre + 0.1}, file)
+        save_file(
+            body | {'observation.state.q01': centre - 0.1, 'observation.state.q99': centre + 0.1},
+            file,
+        )
     read = beside.read(folder)
     (note,) = [note for note in read.notes if note.startswith('q01..q99 of state')]
     assert 'cannot be quantiles' in note and 'the policy keeps them' in note

@@ -22,7 +22,10 @@ CONFIG = {'d_model': 64, 'state_dim': 3, 'action_dim': 3}
 def file(tmp_path):
     """Heads with a scalar, a transposed view and half precision among them."""
     rng = np.random.default_rng(0)
-    flat = {'vision/theta_t': np.array(0.5, np.float32), 'language/w': rng.standard_normal((3, 2)).T}
+    flat = {
+        'vision/theta_t': np.array(0.5, np.float32),
+        'language/w': rng.standard_normal((3, 2)).T,
+    }
     tree = trees.unflatten(flat | {'action/b': rng.standard_normal(4).astype(ml_dtypes.bfloat16)})
     return heads.save_heads(tree, tmp_path / 'new' / 'sigma.safetensors', CONFIG), tree
 
@@ -32,7 +35,9 @@ def test_sigmas_own_heads_come_back_bitwise(tmp_path):
         lambda f, b: objective.init_sigma(jax.random.key(0), small_sigma.sigma_objective(), f, b),
         *(small_sigma.frozen(), small_sigma.make_batch()),
     )
-    tree = jax.tree.map(lambda x: np.random.default_rng(0).standard_normal(x.shape).astype(x.dtype), start)
+    tree = jax.tree.map(
+        lambda x: np.random.default_rng(0).standard_normal(x.shape).astype(x.dtype), start
+    )
     out = heads.save_heads(tree, tmp_path / 'sigma.safetensors', CONFIG)
     found, config = heads.load_heads(out, expected=tree)
     assert trees.digest(found) == trees.digest(tree) and SigmaConfig(**config).state_dim == 3
@@ -43,7 +48,9 @@ def test_every_kind_of_leaf_comes_back_with_settings_and_version(file):
     out, tree = file
     found, config = heads.load_heads(out)
     assert trees.digest(found) == trees.digest(tree) and config == CONFIG
-    assert found['vision']['theta_t'].shape == () and found['action']['b'].dtype == ml_dtypes.bfloat16
+    assert (
+        found['vision']['theta_t'].shape == () and found['action']['b'].dtype == ml_dtypes.bfloat16
+    )
     assert np.array_equal(found['language']['w'], tree['language']['w'])
     with safe_open(out, 'np') as opened:
         assert opened.metadata()['sigma_jax'] == __version__
@@ -60,7 +67,10 @@ def test_nothing_is_overwritten_and_names_are_checked(file):
     ('metadata', 'message'),
     [
         ({'format': 'pt'}, "expected Sigma's heads in .*, got safetensors of format 'pt'"),
-        ({'format_version': '2', 'sigma_jax': '9.9'}, "expected version 1 .*, got '2', written by sigma_jax 9.9"),
+        (
+            {'format_version': '2', 'sigma_jax': '9.9'},
+            "expected version 1 .*, got '2', written by sigma_jax 9.9",
+        ),
         ({'config': '{'}, 'expected the settings of the heads'),
         ({'digest': '0'}, 'expected in .* the heads that were written, got others'),
     ],
@@ -92,6 +102,11 @@ def test_damage_is_refused(file, tmp_path):
     refused('the heads that were written, got others')
     out.write_bytes(whole[:-1])
     refused('expected a whole safetensors file')
-    metadata = {'format': heads.FORMAT, 'format_version': '1', 'digest': '', 'config': json.dumps(CONFIG)}
+    metadata = {
+        'format': heads.FORMAT,
+        'format_version': '1',
+        'digest': '',
+        'config': json.dumps(CONFIG),
+    }
     save_file({'a': np.zeros(1), 'a/b': np.zeros(1)}, out, metadata=metadata)
     refused('the heads that were written, got others')

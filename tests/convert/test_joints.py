@@ -46,7 +46,9 @@ def test_every_reader_finds_one_flag_an_action(tmp_path, flags, width, want, lay
     found = converted(tmp_path / 'out', around, layout)
     assert found.policy.relative_joints == want
     notes = json.loads((tmp_path / 'out' / 'source.json').read_text())['notes']
-    assert any('the others are absolute' in note for note in notes) == (any(flags) and len(flags) < width)
+    assert any('the others are absolute' in note for note in notes) == (
+        any(flags) and len(flags) < width
+    )
     if layout == 'lerobot':
         theirs = lerobot_policy.read(tmp_path / 'out').policy.relative_joints
         assert theirs == (want if any(want) else ())
@@ -55,14 +57,19 @@ def test_every_reader_finds_one_flag_an_action(tmp_path, flags, width, want, lay
 @pytest.mark.parametrize(('flags', 'width'), [((True,) * 7, 6), ((True, False, False), 2)])
 def test_more_flags_than_actions_are_refused(tmp_path, flags, width):
     around = beside.Beside(dataclasses.replace(OURS, relative_joints=flags), stats(width))
-    with pytest.raises(UserError, match=f'expected relative_joints of the {width} actions .*, got {len(flags)}; mend'):
+    with pytest.raises(
+        UserError,
+        match=f'expected relative_joints of the {width} actions .*, got {len(flags)}; mend',
+    ):
         converted(tmp_path / 'out', around)
     assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('width', [9, 18, 32])
 def test_more_actions_than_the_model_has_are_refused(tmp_path, width):
-    with pytest.raises(UserError, match=f'expected statistics of up to 8 actions, .* got {width}; take'):
+    with pytest.raises(
+        UserError, match=f'expected statistics of up to 8 actions, .* got {width}; take'
+    ):
         converted(tmp_path / 'out', beside.Beside(OURS, stats(width)))
     assert not (tmp_path / 'out').exists()
 
@@ -73,7 +80,9 @@ def test_statistics_of_one_quantity_alone_are_refused(tmp_path, absent):
     file.write_text(norm_stats_json({name: one for name, one in stats().items() if name != absent}))
     (tmp_path / 'policy.json').write_text(to_json(OPENPI))
     for read in (lambda: find_statistics(file, OPENPI.scalings()), lambda: beside.read(tmp_path)):
-        with pytest.raises(UserError, match=f'statistics of state and actions in .*; take a file that has {absent}'):
+        with pytest.raises(
+            UserError, match=f'statistics of state and actions in .*; take a file that has {absent}'
+        ):
             read()
 
 

@@ -1,4 +1,6 @@
-"""Statistics that are named stand in every file that any reader takes; those that stood there before, in none."""
+"""Statistics that are named stand in every file that any reader takes; those that stood there
+before, in none.
+"""
 
 import dataclasses
 import json
@@ -32,7 +34,9 @@ def named(tmp_path):
 
 
 def every(out):
-    """{where: normalised state} by every file with statistics in a folder, each as its own reader uses it."""
+    """{where: normalised state} by every file with statistics in a folder, each as its own reader
+    uses it.
+    """
     x, found = np.linspace(-4, 9, 6, dtype=np.float32), {}
     for file in out.rglob('norm_stats.json'):
         body = json.loads(file.read_text())['norm_stats']['state']
@@ -59,33 +63,55 @@ def holds_one(out):
 def test_named_statistics_stand_in_every_file(tmp_path, named, source, layout):
     write(beside.read(POLICIES / source, stats=named), tmp_path / 'out', layout)
     places = holds_one(tmp_path / 'out')
-    assert 'norm_stats.json' in places and ('assets/so101/norm_stats.json' in places) == (source == 'openpi')
+    assert 'norm_stats.json' in places and ('assets/so101/norm_stats.json' in places) == (
+        source == 'openpi'
+    )
     lerobot = [place for place in places if place.endswith('.safetensors')]
     assert len(lerobot) == (2 if source != 'openpi' or layout == 'lerobot' else 0)
-    write(beside.read(tmp_path / 'out', layout), tmp_path / 'again', 'lerobot')  # and after the next conversion
+    # and after the next conversion
+    write(beside.read(tmp_path / 'out', layout), tmp_path / 'again', 'lerobot')
     assert len(holds_one(tmp_path / 'again')) >= 3
 
 
 def test_all_else_in_lerobots_files_stays(tmp_path, named):
     folder = pathlib.Path(shutil.copytree(POLICIES / 'lerobot_0_6_1', tmp_path / 'policy'))
-    edit(folder / 'policy_preprocessor.json', lambda x: x['steps'].append({'class': 'mine.Blur', 'config': {'n': 3}}))
+    edit(
+        folder / 'policy_preprocessor.json',
+        lambda x: x['steps'].append({'class': 'mine.Blur', 'config': {'n': 3}}),
+    )
     for layout, place in (('lerobot', '.'), ('jax', 'lerobot')):
         write(beside.read(folder, stats=named), tmp_path / layout, layout)
         for file in ('policy_preprocessor.json', 'policy_postprocessor.json', 'config.json'):
-            assert json.loads((tmp_path / layout / place / file).read_text()) == json.loads((folder / file).read_text())
+            assert json.loads((tmp_path / layout / place / file).read_text()) == json.loads(
+                (folder / file).read_text()
+            )
         states = {file.name for file in (tmp_path / layout / place).glob('*.safetensors')}
         assert states == {file.name for file in folder.glob('*.safetensors')}
         kept = load_file(folder / 'policy_preprocessor_step_3_normalizer_processor.safetensors')
-        new = load_file(tmp_path / layout / place / 'policy_preprocessor_step_3_normalizer_processor.safetensors')
+        new = load_file(
+            tmp_path
+            / layout
+            / place
+            / 'policy_preprocessor_step_3_normalizer_processor.safetensors'
+        )
         assert all(np.array_equal(new[key], x) for key, x in kept.items() if 'images' in key)
-        assert not {'action.min', 'observation.state.max'} & new.keys()  # of the numbers that were there before
+        # of the numbers that were there before
+        assert not {'action.min', 'observation.state.max'} & new.keys()
 
 
 def test_another_width_is_told_in_lerobots_features(tmp_path):
     (tmp_path / 'named.json').write_text(norm_stats_json(stats(4)))
-    write(beside.read(POLICIES / 'lerobot_0_4_4', stats=tmp_path / 'named.json'), tmp_path / 'out', 'jax')
+    write(
+        beside.read(POLICIES / 'lerobot_0_4_4', stats=tmp_path / 'named.json'),
+        tmp_path / 'out',
+        'jax',
+    )
     config = json.loads((tmp_path / 'out' / 'lerobot' / 'config.json').read_text())
-    assert config['output_features']['action']['shape'] == config['input_features']['observation.state']['shape'] == [4]
+    assert (
+        config['output_features']['action']['shape']
+        == config['input_features']['observation.state']['shape']
+        == [4]
+    )
     assert len(lerobot_policy.read(tmp_path / 'out' / 'lerobot').statistics['actions'].mean) == 4
 
 
@@ -111,7 +137,9 @@ def test_of_several_robots_none_stays_beside_statistics_from_elsewhere(tmp_path,
     assert holds_one(tmp_path / 'out') == {'norm_stats.json', 'assets/robot/norm_stats.json'}
     assert 'assets of me/arm, you/hand are left out' in ' '.join(notes)
     kept = write(beside.read(folder, 'openpi-jax'), tmp_path / 'kept')  # nothing was chosen
-    assert len(list((tmp_path / 'kept').rglob('norm_stats.json'))) == 2 and 'name their source' in ' '.join(kept)
+    assert len(
+        list((tmp_path / 'kept').rglob('norm_stats.json'))
+    ) == 2 and 'name their source' in ' '.join(kept)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -125,7 +153,9 @@ def test_numbers_edited_in_a_converted_folder_reach_every_file_of_the_next(tmp_p
 
 def test_changed_settings_reach_lerobots_carried_files(tmp_path):
     first = beside.read(POLICIES / 'lerobot_0_6_1')
-    absolute = dataclasses.replace(first, policy=dataclasses.replace(first.policy, relative_joints=()))
+    absolute = dataclasses.replace(
+        first, policy=dataclasses.replace(first.policy, relative_joints=())
+    )
     write(absolute, tmp_path / 'out', 'jax')
     assert lerobot_policy.read(tmp_path / 'out' / 'lerobot').policy.relative_joints == ()
 
@@ -149,20 +179,36 @@ def test_flags_as_wide_as_the_model_are_cut_to_the_named_statistics(tmp_path, na
 @pytest.mark.parametrize('width', [4, 7])
 def test_statistics_of_another_robot_are_refused_for_relative_joints(tmp_path, width):
     (tmp_path / 'named.json').write_text(norm_stats_json(stats(width)))
-    with pytest.raises(UserError, match=f'expected statistics of 6 actions, .* got {width} in .*named.json'):
+    with pytest.raises(
+        UserError, match=f'expected statistics of 6 actions, .* got {width} in .*named.json'
+    ):
         beside.read(POLICIES / 'lerobot_0_6_1', stats=tmp_path / 'named.json')
 
 
 @pytest.mark.parametrize(
     ('mine', 'theirs', 'told'),
     [
-        ('lerobot_mean_std', 'lerobot_0_6_1', 'which none are relative, .* of whose policy 0, 1, 2, 3, 4 are relative'),
-        ('lerobot_0_4_4', 'lerobot_0_6_1', 'which none are relative, .* of whose policy 0, 1, 2, 3, 4 are relative'),
-        ('lerobot_0_6_1', 'lerobot_min_max', 'which 0, 1, 2, 3, 4 are relative, .* of whose policy none are relative'),
+        (
+            'lerobot_mean_std',
+            'lerobot_0_6_1',
+            'which none are relative, .* of whose policy 0, 1, 2, 3, 4 are relative',
+        ),
+        (
+            'lerobot_0_4_4',
+            'lerobot_0_6_1',
+            'which none are relative, .* of whose policy 0, 1, 2, 3, 4 are relative',
+        ),
+        (
+            'lerobot_0_6_1',
+            'lerobot_min_max',
+            'which 0, 1, 2, 3, 4 are relative, .* of whose policy none are relative',
+        ),
     ],
 )
 @pytest.mark.parametrize('place', ['', 'lerobot', 'jax', 'jax/norm_stats.json', 'jax/assets/robot'])
-def test_statistics_of_relative_actions_are_refused_for_absolute_ones(tmp_path, mine, theirs, told, place):
+def test_statistics_of_relative_actions_are_refused_for_absolute_ones(
+    tmp_path, mine, theirs, told, place
+):
     named = POLICIES / theirs
     if place:
         layout = place.partition('/')[0]
@@ -184,7 +230,12 @@ def test_statistics_of_other_relative_joints_are_refused(tmp_path):
 
 @pytest.mark.parametrize('mine', [POLICIES / 'openpi', golden.FIXTURE / 'lerobot.safetensors'])
 def test_where_nothing_tells_of_relative_joints_a_note_does(mine):
-    found = beside.read(mine, 'lerobot' if mine.suffix else 'openpi-jax', stats=POLICIES / 'lerobot_0_6_1')
+    found = beside.read(
+        mine, 'lerobot' if mine.suffix else 'openpi-jax', stats=POLICIES / 'lerobot_0_6_1'
+    )
     (note,) = [note for note in found.notes if 'of whose policy' in note]
-    assert '0, 1, 2, 3, 4 are relative, but nothing' in note and 'correct relative_joints in policy.json' in note
+    assert (
+        '0, 1, 2, 3, 4 are relative, but nothing' in note
+        and ('correct relative_joints in policy.json') in note
+    )
     assert found.policy.relative_joints == ()

@@ -1,4 +1,6 @@
-"""LoRA factors in openpi's own checkpoints: recognised, refused with the way on, merged as openpi computes them."""
+"""LoRA factors in openpi's own checkpoints: recognised, refused with the way on, merged as openpi
+computes them.
+"""
 
 import json
 import os
@@ -51,7 +53,9 @@ def merged(folder, out, alpha=None, rslora=False):
 
 
 def factored(path, x, w, a, b, scale):
-    """One layer's matrix applied to `x` with its factors, by the equations of openpi's Einsum and FeedForward."""
+    """One layer's matrix applied to `x` with its factors, by the equations of openpi's Einsum and
+    FeedForward.
+    """
     if 'attn_vec' in path:
         inner = np.einsum('btnh,nhl->btl', x, a)
         return np.einsum('btnh,nhd->btd', x, w) + scale * np.einsum('btl,nld->btd', inner, b)
@@ -68,13 +72,20 @@ def factored(path, x, w, a, b, scale):
 
 def plain(path, x, w):
     """The same without factors."""
-    equation = {'attn_vec': 'btnh,nhd->btd', 'q_ein': 'btd,ndh->btnh', 'kv_': 'bsd,ckdh->cbskh', 'gat': 'btd,cdm->cbtm'}
+    equation = {
+        'attn_vec': 'btnh,nhd->btd',
+        'q_ein': 'btd,ndh->btnh',
+        'kv_': 'bsd,ckdh->cbskh',
+        'gat': 'btd,cdm->cbtm',
+    }
     found = [one for name, one in equation.items() if name in path]
     return np.einsum(found[0] if found else 'btm,md->btd', x, w)
 
 
 def check(got, weights, made, scale, ranks, **which):
-    """Every matrix with factors does what openpi's two paths do; every other leaf is the base's, bit for bit."""
+    """Every matrix with factors does what openpi's two paths do; every other leaf is the base's,
+    bit for bit.
+    """
     rng, seen = np.random.default_rng(5), set()
     for suffix in ranks:
         for leaf, stem in matrices(suffix, **which).items():
@@ -107,7 +118,9 @@ def test_factors_are_merged_as_openpi_applies_them(openpi, weights, tmp_path, ki
     got, record = merged(folder, tmp_path / 'out')
     check(got, weights, made, {'': 1, '_1': 1}, ranks, **which)
     (note,) = (one for one in record['notes'] if 'LoRA' in one)
-    assert ('language model' in note) == ('' in ranks) and ('action expert' in note) == ('_1' in ranks)
+    assert ('language model' in note) == ('' in ranks) and ('action expert' in note) == (
+        '_1' in ranks
+    )
     assert ('alpha 16 in attention of the language model (assumed' in note) == (
         kind in ('both', 'language', 'attention')
     )
@@ -115,13 +128,21 @@ def test_factors_are_merged_as_openpi_applies_them(openpi, weights, tmp_path, ki
 
 @pytest.mark.parametrize(
     ('alpha', 'rslora', 'scale'),
-    [((8.0,), False, (2, 8 / 6)), ((8.0, 3.0), False, (2, 0.5)), ((8.0, 3.0), True, (4, 3 / 6**0.5))],
+    [
+        ((8.0,), False, (2, 8 / 6)),
+        ((8.0, 3.0), False, (2, 0.5)),
+        ((8.0, 3.0), True, (4, 3 / 6**0.5)),
+    ],
 )
-def test_alpha_is_as_told_and_scales_attention_alone(openpi, weights, tmp_path, alpha, rslora, scale):
+def test_alpha_is_as_told_and_scales_attention_alone(
+    openpi, weights, tmp_path, alpha, rslora, scale
+):
     folder, made = openpi({'': 4, '_1': 6})
     got, record = merged(folder, tmp_path / 'out', alpha, rslora)
     check(got, weights, made, dict(zip(('', '_1'), scale, strict=True)), ('', '_1'))
-    assert any('alpha 8 in attention of the language model (as told' in note for note in record['notes'])
+    assert any(
+        'alpha 8 in attention of the language model (as told' in note for note in record['notes']
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,16 +151,29 @@ def test_alpha_is_as_told_and_scales_attention_alone(openpi, weights, tmp_path, 
         ({'': 16, '_1': 32}, {}, '(rank 16 in the language model, rank 32 in the action expert)'),
         ({'_1': 7}, {}, '(rank 7 in the action expert)'),
         ({'': 2}, ATTENTION, '(rank 2 in attention of the language model)'),
-        ({'': 2, '_1': 9}, FEED_FORWARD, 'rank 2 in feed-forward of the language model, rank 9 in feed-forward of'),
+        (
+            {'': 2, '_1': 9},
+            FEED_FORWARD,
+            'rank 2 in feed-forward of the language model, rank 9 in feed-forward of',
+        ),
     ],
 )
-def test_unasked_they_are_named_and_refused_with_the_flag(openpi, command, tmp_path, ranks, which, said):  # noqa: F811
+def test_unasked_they_are_named_and_refused_with_the_flag(
+    openpi,
+    command,  # noqa: F811
+    tmp_path,
+    ranks,
+    which,
+    said,
+):
     folder, _ = openpi(ranks, **which)
     for path in (folder, folder / 'params'):
         status, printed = command(f'--checkpoint={path}', f'--out={tmp_path / "out"}')
         assert status == 2 and 'LoRA factors of openpi (rank' in printed and said in printed
         assert 'convert_weights.py --merge_lora' in printed and len(printed) < 400
-        known = which == FEED_FORWARD or all({'': 16, '_1': 32}[suffix] == rank for suffix, rank in ranks.items())
+        known = which == FEED_FORWARD or all(
+            {'': 16, '_1': 32}[suffix] == rank for suffix, rank in ranks.items()
+        )
         assert ('--lora_alpha=ALPHA' in printed) != known
     with pytest.raises(UserError, match='--merge_lora'):
         checkpoint.load(folder)
@@ -150,12 +184,22 @@ def test_the_command_merges_in_float32_and_any_layout(openpi, command, weights, 
     folder, made = openpi({'': 4, '_1': 4})
     arguments = (f'--checkpoint={folder}', f'--out={tmp_path / "out"}', '--merge_lora')
     status, printed = command(*arguments)
-    assert status == 2 and 'expected --lora_alpha for LoRA factors' in printed and 'got none' in printed
+    assert (
+        status == 2
+        and 'expected --lora_alpha for LoRA factors' in printed
+        and 'got none' in printed
+    )
     status, printed = command(*arguments, '--lora_alpha=6', '--dtype=bfloat16')
     assert status == 2 and 'expected --dtype=float32 with --merge_lora, got bfloat16' in printed
     status, printed = command(*arguments, '--lora_alpha=6,2', '--layout=lerobot')
     assert status == 0 and 'are merged in: alpha 6 in attention' in printed
-    check(trees.flatten(checkpoint.load(tmp_path / 'out').params), weights, made, {'': 1.5, '_1': 0.5}, ('', '_1'))
+    check(
+        trees.flatten(checkpoint.load(tmp_path / 'out').params),
+        weights,
+        made,
+        {'': 1.5, '_1': 0.5},
+        ('', '_1'),
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +216,9 @@ def test_the_command_merges_in_float32_and_any_layout(openpi, command, weights, 
 )
 def test_what_cannot_be_told(command, tmp_path, flags, message):  # noqa: F811
     for name in ('openpi_jax', 'lerobot.safetensors'):
-        status, printed = command(f'--checkpoint={golden.FIXTURE / name}', f'--out={tmp_path / "out"}', *flags)
+        status, printed = command(
+            f'--checkpoint={golden.FIXTURE / name}', f'--out={tmp_path / "out"}', *flags
+        )
         assert status == 2 and message in printed and not (tmp_path / 'out').exists()
 
 
@@ -191,7 +237,9 @@ def test_a_frozen_base_in_bfloat16_is_merged_in_float32(openpi, weights, tmp_pat
 def test_factors_that_do_not_fit_are_named(openpi, weights, tmp_path):
     place = f'{LLM}layers/attn/q_einsum/'
     folder, _ = openpi({'': 4}, drop=(f'{place}lora_b',))
-    with pytest.raises(UserError, match='expected both LoRA factors of .*q_einsum/w .* got lora_a alone'):
+    with pytest.raises(
+        UserError, match='expected both LoRA factors of .*q_einsum/w .* got lora_a alone'
+    ):
         source.open_source(folder)
     shapes = {path: x.shape for path, x in weights.items()} | {f'{place}lora_a': (3, 8, 64, 4)}
     for wrong in ((3, 8, 5, 16), (3, 8, 16, 4), (4, 16)):
@@ -202,10 +250,16 @@ def test_factors_that_do_not_fit_are_named(openpi, weights, tmp_path):
 
 
 def test_every_leaf_is_read_once(openpi, tmp_path, monkeypatch):
-    """A stack of layers has up to 4.8 GB: slices and their factors take turns without reading it again."""
+    """A stack of layers has up to 4.8 GB: slices and their factors take turns without reading it
+    again.
+    """
     folder, made = openpi({'': 16, '_1': 32})
     read, fetched = LeafReader._fetch, []
-    monkeypatch.setattr(LeafReader, '_fetch', lambda self, path, store: fetched.append(path) or read(self, path, store))
+    monkeypatch.setattr(
+        LeafReader,
+        '_fetch',
+        lambda self, path, store: fetched.append(path) or read(self, path, store),
+    )
     opened = source.open_source(folder, openpi_lora.Rule())
     checkpoint.convert(opened, tmp_path / 'out', 'lerobot', 'float32', opened.factors.merge)
     assert len(fetched) == len(set(fetched)) == len(opened.shapes) + len(made)
@@ -214,21 +268,37 @@ def test_every_leaf_is_read_once(openpi, tmp_path, monkeypatch):
 @pytest.mark.reference
 @pytest.mark.parametrize('rslora', [False, True])
 @pytest.mark.parametrize('ranks', [(4, 6), (16, None), (None, 32)])
-def test_openpi_computes_the_same_with_factors_and_with_merged_weights(openpi, weights, tmp_path, ranks, rslora):
+def test_openpi_computes_the_same_with_factors_and_with_merged_weights(
+    openpi, weights, tmp_path, ranks, rslora
+):
     """openpi's own Gemmas, with its LoRA modules and without."""
     present = {suffix: rank for suffix, rank in zip(('', '_1'), ranks, strict=True) if rank}
     folder, made = openpi(present)
     got, _ = merged(folder, tmp_path / 'out', (7.0, 3.0), rslora)
     config, rng = json.loads((golden.FIXTURE / 'config.json').read_text()), np.random.default_rng(3)
     widths = [config[name]['width'] for name in ('vlm', 'action_expert')]
-    given = {f'x{n}': rng.normal(size=(2, 5 + n, width)).astype(np.float32) for n, width in enumerate(widths)}
+    given = {
+        f'x{n}': rng.normal(size=(2, 5 + n, width)).astype(np.float32)
+        for n, width in enumerate(widths)
+    }
     given['condition'] = rng.normal(size=(2, widths[1])).astype(np.float32)
     for kind, tree in (('base', weights), ('lora', made), ('merged', got)):
-        given |= {f'{kind}:{p.removeprefix(LLM)}': np.asarray(x) for p, x in tree.items() if p.startswith(LLM)}
+        given |= {
+            f'{kind}:{p.removeprefix(LLM)}': np.asarray(x)
+            for p, x in tree.items()
+            if p.startswith(LLM)
+        }
     np.savez(tmp_path / 'in.npz', **given)
-    (tmp_path / 'in.json').write_text(json.dumps(config | {'ranks': ranks, 'alphas': (7.0, 3.0), 'rslora': rslora}))
+    (tmp_path / 'in.json').write_text(
+        json.dumps(config | {'ranks': ranks, 'alphas': (7.0, 3.0), 'rslora': rslora})
+    )
     script = pathlib.Path(openpi_factors.__file__)
-    run = [os.environ['REFERENCE_OPENPI'], str(script), str(tmp_path / 'in.npz'), str(tmp_path / 'out.npz')]
+    run = [
+        os.environ['REFERENCE_OPENPI'],
+        str(script),
+        str(tmp_path / 'in.npz'),
+        str(tmp_path / 'out.npz'),
+    ]
     subprocess.run(run, check=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''})
     out = np.load(tmp_path / 'out.npz')
     for n in (0, 1):

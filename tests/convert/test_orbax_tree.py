@@ -1,4 +1,6 @@
-"""Which weights of an Orbax checkpoint are read: averaged ones wherever they are, and which were taken is said."""
+"""Which weights of an Orbax checkpoint are read: averaged ones wherever they are, and which were
+taken is said.
+"""
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -17,8 +19,12 @@ def save(folder, tree):
 @pytest.fixture(scope='module')
 def weights(golden_params):
     """(raw, averaged): the latter are the golden ones."""
-    averaged = trees.unflatten({path: np.asarray(x) for path, x in trees.flatten(golden_params).items()})
-    raw = trees.unflatten({path: np.asarray(x) + 1 for path, x in trees.flatten(golden_params).items()})
+    averaged = trees.unflatten(
+        {path: np.asarray(x) for path, x in trees.flatten(golden_params).items()}
+    )
+    raw = trees.unflatten(
+        {path: np.asarray(x) + 1 for path, x in trees.flatten(golden_params).items()}
+    )
     return raw, averaged
 
 
@@ -30,7 +36,11 @@ TREES = {
     'both': lambda raw, ema: {'params': raw, 'ema_params': ema},
     'nested': lambda raw, ema: {'params': {'params': raw}, 'ema_params': {'params': ema}},
     'nnx': lambda raw, ema: {'params': valued(raw), 'ema_params': valued(ema), 'step': np.ones(())},
-    'state': lambda raw, ema: {'params': raw, 'ema_params': ema, 'opt_state': {'0': {'mu': raw, 'nu': raw}}},
+    'state': lambda raw, ema: {
+        'params': raw,
+        'ema_params': ema,
+        'opt_state': {'0': {'mu': raw, 'nu': raw}},
+    },
     'within': lambda raw, ema: {'train_state': {'params': raw, 'ema_params': ema}},
 }
 
@@ -51,7 +61,10 @@ def test_weights_under_two_names_alone(weights, tmp_path):
 
 
 def test_a_raw_train_state_says_so(weights, tmp_path):
-    save(tmp_path / 'train_state', {'params': weights[0], 'opt_state': {'0': {'mu': weights[1]}}, 'step': np.ones(())})
+    save(
+        tmp_path / 'train_state',
+        {'params': weights[0], 'opt_state': {'0': {'mu': weights[1]}}, 'step': np.ones(())},
+    )
     for path in (tmp_path, tmp_path / 'train_state'):
         found = checkpoint.load(path)
         assert trees.digest(found.params) == trees.digest(weights[0])
@@ -64,14 +77,19 @@ def test_a_step_of_openpis_training(weights, tmp_path):
     for path in (tmp_path, tmp_path / 'train_state'):
         found = checkpoint.load(path)
         assert trees.digest(found.params) == trees.digest(weights[1])
-        assert found.notes[0].startswith('params/ is taken') and 'train_state/ is left out' in found.notes[0]
+        assert (
+            found.notes[0].startswith('params/ is taken')
+            and 'train_state/ is left out' in found.notes[0]
+        )
 
 
 def test_what_cannot_be_chosen_is_refused(weights, tmp_path):
     save(tmp_path / 'one/params', {'student': weights[0], 'teacher': weights[1]})
     with pytest.raises(UserError, match='expected one set of weights in .*`student`, `teacher`'):
         source.open_source(tmp_path / 'one')
-    save(tmp_path / 'two/train_state', {'opt_state': {'0': {'mu': weights[0]}}, 'step': np.ones(())})
+    save(
+        tmp_path / 'two/train_state', {'opt_state': {'0': {'mu': weights[0]}}, 'step': np.ones(())}
+    )
     with pytest.raises(UserError, match='got a train state without them'):
         source.open_source(tmp_path / 'two')
 
@@ -83,9 +101,14 @@ def test_a_folder_of_averaged_weights_beside_the_raw_ones(weights, tmp_path):
         (
             tmp_path,
             weights[1],
-            'ema_params/ is taken, as openpi serves it: averaged weights (EMA); params/ is left out',
+            'ema_params/ is taken, as openpi serves it: averaged weights (EMA); params/ is left '
+            'out',
         ),
-        (tmp_path / 'params', weights[0], 'params/ is taken, as named: the averaged weights (EMA) lie in ema_params/'),
+        (
+            tmp_path / 'params',
+            weights[0],
+            'params/ is taken, as named: the averaged weights (EMA) lie in ema_params/',
+        ),
     ):
         found = checkpoint.load(named)
         assert trees.digest(found.params) == trees.digest(expected)
@@ -93,7 +116,9 @@ def test_a_folder_of_averaged_weights_beside_the_raw_ones(weights, tmp_path):
 
 
 @pytest.mark.parametrize('kept', ['PaliGemma/img', 'action_in_proj', 'PaliGemma/llm'])
-def test_averaged_weights_that_are_not_whole_are_refused_with_what_they_lack(weights, tmp_path, kept):
+def test_averaged_weights_that_are_not_whole_are_refused_with_what_they_lack(
+    weights, tmp_path, kept
+):
     raw, averaged = weights
     whole = trees.flatten(averaged)
     part = {path: x for path, x in whole.items() if path.startswith(kept)}
@@ -101,5 +126,7 @@ def test_averaged_weights_that_are_not_whole_are_refused_with_what_they_lack(wei
     with pytest.raises(UserError, match='`ema_params` without') as caught:
         source.open_source(tmp_path)
     lacks = sorted(set(whole) - set(part))
-    assert f'without {len(lacks)} of {len(whole)} leaves of `params`: {lacks[0]}, ' in str(caught.value)
+    assert f'without {len(lacks)} of {len(whole)} leaves of `params`: {lacks[0]}, ' in str(
+        caught.value
+    )
     assert 'save it whole, or `params` alone' in str(caught.value)

@@ -1,4 +1,6 @@
-"""Adapters of the PEFT library: names, shapes and order of rows, peft's own files and LeRobot's numbers with them."""
+"""Adapters of the PEFT library: names, shapes and order of rows, peft's own files and LeRobot's
+numbers with them.
+"""
 
 import dataclasses
 import functools
@@ -53,7 +55,11 @@ def factors():
 def torch_names():
     """Shape of every matrix in LeRobot's file, by module."""
     tensors = load_file(golden.FIXTURE / 'lerobot.safetensors')
-    return {name.removesuffix('.weight'): x.shape for name, x in tensors.items() if name.endswith('.weight')}
+    return {
+        name.removesuffix('.weight'): x.shape
+        for name, x in tensors.items()
+        if name.endswith('.weight')
+    }
 
 
 def same(one, other):
@@ -65,7 +71,9 @@ def edit(source, out, settings=None, tensors=lambda x: x):
     shutil.copytree(source, out)
     file = out / 'adapter_config.json'
     file.write_text(json.dumps(json.loads(file.read_text()) | (settings or {})))
-    save_file(tensors(load_file(source / 'adapter_model.safetensors')), out / 'adapter_model.safetensors')
+    save_file(
+        tensors(load_file(source / 'adapter_model.safetensors')), out / 'adapter_model.safetensors'
+    )
     return out
 
 
@@ -73,19 +81,30 @@ def test_pairs_lie_beside_lerobots_matrices(factors, torch_names, tmp_path):
     out = peft.save(factors, CONFIG, abstract(), tmp_path / 'adapter', base='base')
     adapter = load_file(out / 'adapter_model.safetensors')
     settings = json.loads((out / 'adapter_config.json').read_text())
-    modules = {re.fullmatch(r'base_model\.model\.(.*)\.lora_[AB]\.weight', key)[1] for key in adapter}
-    assert {name for name in torch_names if re.fullmatch(settings['target_modules'], name)} == modules
+    modules = {
+        re.fullmatch(r'base_model\.model\.(.*)\.lora_[AB]\.weight', key)[1] for key in adapter
+    }
+    assert {
+        name for name in torch_names if re.fullmatch(settings['target_modules'], name)
+    } == modules
     assert len(modules) == 2 * 3 * 7 + 2 * 6 + 1 and len(adapter) == 2 * len(modules)
     for name in modules:
         rows, columns = torch_names[name]
         assert adapter[f'base_model.model.{name}.lora_A.weight'].shape == (3, columns)
         assert adapter[f'base_model.model.{name}.lora_B.weight'].shape == (rows, 3)
-    assert (settings['r'], settings['lora_alpha'], settings['bias'], settings['peft_type']) == (3, 8, 'none', 'LORA')
+    assert (settings['r'], settings['lora_alpha'], settings['bias'], settings['peft_type']) == (
+        3,
+        8,
+        'none',
+        'LORA',
+    )
     assert settings['base_model_name_or_path'] == 'base' and settings['task_type'] is None
 
 
 def test_rows_and_columns_are_in_pytorchs_order(factors, golden_params, tmp_path):
-    """W' = W + alpha / r B A holds in PyTorch's layout, matrix by matrix, for the weights that `lora.merge` gives."""
+    """W' = W + alpha / r B A holds in PyTorch's layout, matrix by matrix, for the weights that
+    `lora.merge` gives.
+    """
     peft.save(factors, CONFIG, abstract(), tmp_path / 'adapter', layout='openpi-pytorch')
     adapter = load_file(tmp_path / 'adapter' / 'adapter_model.safetensors')
     base = trees.flatten(golden_params)
@@ -94,10 +113,15 @@ def test_rows_and_columns_are_in_pytorchs_order(factors, golden_params, tmp_path
     for rule in pytorch.RULES:
         for index, name in rule.names(base[rule.path].shape[0]):
             key = f'base_model.model.{name.removesuffix(".weight")}.lora_'
-            old, new = (rule.form.to_torch(np.asarray(tree[rule.path][index])) for tree in (base, merged))
+            old, new = (
+                rule.form.to_torch(np.asarray(tree[rule.path][index])) for tree in (base, merged)
+            )
             delta = 0.0
             if f'{key}A.weight' in adapter:
-                delta, seen = 8 / 3 * adapter[f'{key}B.weight'] @ adapter[f'{key}A.weight'], seen + 1
+                delta, seen = (
+                    8 / 3 * adapter[f'{key}B.weight'] @ adapter[f'{key}A.weight'],
+                    seen + 1,
+                )
             np.testing.assert_allclose(new, old + delta, rtol=0, atol=1e-5)
     assert 2 * seen == len(adapter)
 
@@ -105,7 +129,9 @@ def test_rows_and_columns_are_in_pytorchs_order(factors, golden_params, tmp_path
 @pytest.mark.parametrize('layout', ['lerobot', 'openpi-pytorch'])
 @pytest.mark.parametrize('vision_model', [True, False])
 def test_there_and_back_bitwise(factors, tmp_path, layout, vision_model):
-    out = peft.save(factors, CONFIG, abstract(), tmp_path / 'adapter', layout, vision_model=vision_model)
+    out = peft.save(
+        factors, CONFIG, abstract(), tmp_path / 'adapter', layout, vision_model=vision_model
+    )
     back = peft.load(out, abstract())
     assert same(back.factors, factors) and back.notes == ()
     assert dataclasses.replace(back.config, patterns=PATTERNS) == CONFIG
@@ -116,7 +142,9 @@ def test_half_precision_stays_if_asked(factors, tmp_path):
     half = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), factors)
     stored = peft.save(half, CONFIG, abstract(), tmp_path / 'stored', dtype='stored')
     assert same(peft.load(stored, abstract()).factors, half)
-    wide = peft.load(peft.save(half, CONFIG, golden.config(), tmp_path / 'wide'), golden.config()).factors
+    wide = peft.load(
+        peft.save(half, CONFIG, golden.config(), tmp_path / 'wide'), golden.config()
+    ).factors
     assert same(wide, jax.tree.map(lambda x: x.astype(np.float32), half))
 
 
@@ -129,9 +157,12 @@ def test_lerobots_numbers_with_pefts_adapter(golden_params, name):
     time = i['time'][:, None, None]
     x_t = time * i['noise'] + (1 - time) * i['actions']
     velocity = quick.jit(lambda: model.velocity(golden.observation(), x_t, i['time']))()
-    sampled = quick.jit(lambda: model._apply('sample_actions', i['sample_noise'], golden.observation()))()
+    sampled = quick.jit(
+        lambda: model._apply('sample_actions', i['sample_noise'], golden.observation())
+    )()
     np.testing.assert_allclose(velocity, want[f'{name}_velocity_float32_time'], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(velocity, want[f'{name}_velocity'], rtol=0, atol=2e-5)  # LeRobot's float64 time
+    # LeRobot's float64 time
+    np.testing.assert_allclose(velocity, want[f'{name}_velocity'], rtol=0, atol=2e-5)
     np.testing.assert_allclose(sampled, want[f'{name}_sampled_actions'], rtol=0, atol=1e-5)
     assert np.abs(want[f'{name}_velocity'] - want['base_velocity']).max() > 0.5
 
@@ -146,7 +177,11 @@ def test_lerobots_numbers_with_pefts_adapter(golden_params, name):
     ],
 )
 def test_spellings_of_names(tmp_path, old, new):
-    out = edit(STORED / 'everything', tmp_path / 'x', tensors=lambda x: {k.replace(old, new): v for k, v in x.items()})
+    out = edit(
+        STORED / 'everything',
+        tmp_path / 'x',
+        tensors=lambda x: {k.replace(old, new): v for k, v in x.items()},
+    )
     want = peft.load(STORED / 'everything', abstract())
     assert same(peft.load(out, abstract()).factors, want.factors)
 
@@ -155,16 +190,28 @@ def test_matrices_left_out_get_zeros(tmp_path):
     """LeRobot's default adapts q and v alone; peft can leave out layers."""
 
     def keep(tensors):
-        return {k: x for k, x in tensors.items() if re.search(r'gemma_expert.*layers\.[02]\..*[qv]_proj', k)}
+        return {
+            k: x
+            for k, x in tensors.items()
+            if re.search(r'gemma_expert.*layers\.[02]\..*[qv]_proj', k)
+        }
 
-    settings = {'target_modules': ['gemma_expert.model.layers.0.self_attn.q_proj', 'q_proj', 'v_proj']}
-    layers = {'layers_to_transform': [0, 2], 'exclude_modules': r'.*(language_model|vision_tower).*'}
+    settings = {
+        'target_modules': ['gemma_expert.model.layers.0.self_attn.q_proj', 'q_proj', 'v_proj']
+    }
+    layers = {
+        'layers_to_transform': [0, 2],
+        'exclude_modules': r'.*(language_model|vision_tower).*',
+    }
     out = edit(STORED / 'attention', tmp_path / 'x', settings | layers, keep)
-    found, whole = (trees.flatten(peft.load(x, abstract()).factors) for x in (out, STORED / 'attention'))
+    found, whole = (
+        trees.flatten(peft.load(x, abstract()).factors) for x in (out, STORED / 'attention')
+    )
     kv = 'PaliGemma/llm/layers/attn/kv_einsum_1/w'
     assert set(found) == {f'{p}/{half}' for p in (EXPERT_Q, kv) for half in 'ab'}
     for path, x in found.items():
-        used = (slice(None, None, 2), 1) if 'kv_' in path else slice(None, None, 2)  # layers 0 and 2; of k and v, v
+        # layers 0 and 2; of k and v, v
+        used = (slice(None, None, 2), 1) if 'kv_' in path else slice(None, None, 2)
         assert not x[1].any() and np.array_equal(x[used], whole[path][used]) and x[used].any()
     assert not found[f'{kv}/b'][:, 0].any()
     notes = ' '.join(peft.load(out, abstract()).notes)
@@ -181,7 +228,11 @@ def test_strengths_that_differ_are_kept(tmp_path):
         a, b = tensors[f'{key}A.weight'][:2], tensors[f'{key}B.weight'][:, :2].copy()
         return tensors | {f'{key}A.weight': a, f'{key}B.weight': b}
 
-    settings = {'use_rslora': True, 'rank_pattern': {narrow: 2}, 'alpha_pattern': {r'layers\.2\.self_attn\.q_proj': 5}}
+    settings = {
+        'use_rslora': True,
+        'rank_pattern': {narrow: 2},
+        'alpha_pattern': {r'layers\.2\.self_attn\.q_proj': 5},
+    }
     out = edit(STORED / 'attention', tmp_path / 'x', settings, cut)
     found = peft.load(out, abstract())
     assert found.config.rank == 4 and 'multiplied into their B' in found.notes[0]
@@ -192,7 +243,9 @@ def test_strengths_that_differ_are_kept(tmp_path):
         got = found.config.alpha / 4 * leaves[f'{EXPERT_Q}/b'][n] @ leaves[f'{EXPERT_Q}/a'][n]
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
     rslora = peft.load(edit(STORED / 'attention', tmp_path / 'y', {'use_rslora': True}), abstract())
-    assert rslora.config.alpha == 20 and same(rslora.factors, peft.load(STORED / 'attention', abstract()).factors)
+    assert rslora.config.alpha == 20 and same(
+        rslora.factors, peft.load(STORED / 'attention', abstract()).factors
+    )
 
 
 def test_one_slice_merged_is_the_merged_tree(factors, golden_params):
@@ -200,8 +253,11 @@ def test_one_slice_merged_is_the_merged_tree(factors, golden_params):
     for path, leaf in trees.flatten(golden_params).items():
         x = np.asarray(leaf)
         for depth in (0, 1, 2) if 'einsum' in path else (0, 1):
-            for index in np.ndindex(x.shape[:depth]) if path.startswith('PaliGemma/llm/layers') else [()]:
-                depth_fits = depth < 2 or 'kv_' in path or 'gating' in path  # q and o have no stacked matrices
+            for index in (
+                np.ndindex(x.shape[:depth]) if path.startswith('PaliGemma/llm/layers') else [()]
+            ):
+                # q and o have no stacked matrices
+                depth_fits = depth < 2 or 'kv_' in path or 'gating' in path
                 if depth_fits:
                     piece = merge_piece(path, index, x[index], factors, pi05.LAYOUTS, CONFIG.alpha)
                     np.testing.assert_allclose(piece, want[path][index], rtol=0, atol=1e-5)
@@ -216,18 +272,30 @@ def projections(tensors):
     """An adapter of LeRobot's default kind: with an input projection that has no side path here."""
     key, rng = 'base_model.model.model.action_in_proj.lora_', np.random.default_rng(0)
     sizes = {'A': (4, 8), 'B': (48, 4)}
-    return tensors | {f'{key}{h}.weight': rng.standard_normal(s).astype(np.float32) for h, s in sizes.items()}
+    return tensors | {
+        f'{key}{h}.weight': rng.standard_normal(s).astype(np.float32) for h, s in sizes.items()
+    }
 
 
 def test_matrices_without_a_side_path_can_be_merged(golden_params, tmp_path):
-    settings = {'target_modules': r'.*(language_model|gemma_expert).*\.self_attn\.[qkvo]_proj|model\.action_in_proj'}
+    settings = {
+        'target_modules': r'.*(language_model|gemma_expert).*\.self_attn\.[qkvo]_proj|model\.action_in_proj'
+    }
     out = edit(STORED / 'attention', tmp_path / 'x', settings, projections)
-    with pytest.raises(UserError, match='action_in_proj.lora_A.weight: this matrix has no side path here; merge'):
+    with pytest.raises(
+        UserError, match='action_in_proj.lora_A.weight: this matrix has no side path here; merge'
+    ):
         peft.load(out, abstract())
     found = peft.load(out, abstract(), peft.MERGE_LAYOUTS)
     merged = lora.merge(golden_params, found.factors, peft.MERGE_LAYOUTS, found.config.alpha)
-    tensors, key = load_file(out / 'adapter_model.safetensors'), 'base_model.model.model.action_in_proj.lora_'
-    want = golden_params['action_in_proj']['kernel'].T + 2.5 * tensors[f'{key}B.weight'] @ tensors[f'{key}A.weight']
+    tensors, key = (
+        load_file(out / 'adapter_model.safetensors'),
+        'base_model.model.model.action_in_proj.lora_',
+    )
+    want = (
+        golden_params['action_in_proj']['kernel'].T
+        + 2.5 * tensors[f'{key}B.weight'] @ tensors[f'{key}A.weight']
+    )
     np.testing.assert_allclose(merged['action_in_proj']['kernel'], want.T, rtol=0, atol=1e-5)
 
 
@@ -243,8 +311,10 @@ def test_matrices_without_a_side_path_can_be_merged(golden_params, tmp_path):
         ({'r': 'x'}, 'expected the settings of a LoRA adapter'),
         ({'target_modules': '('}, 'expected the settings of a LoRA adapter'),
         ({'r': 5}, r'q_proj.lora_A.weight: expected shape \(5, 64\), got \(4, 64\)'),
-        ({'target_modules': ['q_proj', 'k_proj', 'v_proj']}, 'o_proj.lora_A.weight: target_modules does not select it'),
-        ({'target_modules': '.*_proj'}, r'missing .*vision_model.*q_proj, which target_modules selects'),
+        ({'target_modules': ['q_proj', 'k_proj', 'v_proj']}, 'o_proj.lora_A.weight: '
+                                                             'target_modules does not select it'),
+        ({'target_modules': '.*_proj'}, r'missing .*vision_model.*q_proj, which target_modules '
+                                        r'selects'),
     ],
 )  # fmt: skip
 def test_settings_that_are_no_plain_lora_of_these_tensors(tmp_path, settings, message):
@@ -259,13 +329,20 @@ KEY = f'base_model.model.model.{Q_NAME.format(n=1)}.lora_A.weight'
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda x: x.pop(KEY), r'\(1 differences\): missing .*layers.1.self_attn.q_proj.lora_A.weight'),
+        (lambda x: x.pop(KEY), r'\(1 differences\): missing '
+                               r'.*layers.1.self_attn.q_proj.lora_A.weight'),
         (lambda x: [x.pop(k) for k in list(x) if 'layers.1.' in k], r'\(8 differences\).*1.self_attn.o_proj, which'),
-        (lambda x: x.update({KEY: x[KEY].T.copy()}), r'q_proj.lora_A.weight: expected shape \(4, 48\), got \(48, 4\)'),
-        (lambda x: x.update({KEY: x[KEY].astype(np.float16)}), 'expected dtype float32 .*, got float16'),
-        (lambda x: x.update({KEY.replace('.w', '.other.w'): x.pop(KEY)}), r"several adapters \['None', 'other'\]"),
-        (lambda x: x.update({KEY.removeprefix('base_model.model.'): x[KEY]}), 'repeats another spelling'),
-        (lambda x: x.update({KEY.replace('q_proj', 'r_proj'): x[KEY]}), 'unexpected .*r_proj.*closest: .*_proj'),
+        (lambda x: x.update({KEY: x[KEY].T.copy()}), r'q_proj.lora_A.weight: expected shape \(4, '
+                                                     r'48\), got \(48, 4\)'),
+        (lambda x: x.update({KEY: x[KEY].astype(np.float16)}), 'expected dtype float32 .*, got '
+                                                               'float16'),
+        (lambda x: x.update({KEY.replace('.w', '.other.w'): x.pop(KEY)}), r"several adapters "
+                                                                          r"\['None', 'other'\]"),
+        (lambda x: x.update({KEY.removeprefix('base_model.model.'): x[KEY]}), 'repeats another '
+                                                                              'spelling'),
+        (lambda x: x.update({KEY.replace('q_proj', 'r_proj'): x[KEY]}), 'unexpected '
+                                                                        '.*r_proj.*closest: '
+                                                                        '.*_proj'),
         (lambda x: x.update({KEY.replace('lora_A', 'lora_embedding_A'): x[KEY]}), 'unexpected .*lora_embedding_A'),
         (lambda x: x.clear(), r'\(24 differences\)'),
     ],
@@ -288,10 +365,19 @@ def test_folders_and_factors_that_are_none(factors, tmp_path):
             peft.load(out, abstract())
 
     weights = 'adapter_model.safetensors'
-    refused("got .'adapter_model.bin'.; pickled", lambda x: (x / weights).rename(x / 'adapter_model.bin'))
+    refused(
+        "got .'adapter_model.bin'.; pickled",
+        lambda x: (x / weights).rename(x / 'adapter_model.bin'),
+    )
     refused('expected adapter_config.json in', lambda x: (x / 'adapter_config.json').unlink())
-    refused('expected the settings of a LoRA adapter', lambda x: (x / 'adapter_config.json').write_text('{'))
-    refused('expected a whole safetensors file', lambda x: (x / weights).write_bytes((x / weights).read_bytes()[:-1]))
+    refused(
+        'expected the settings of a LoRA adapter',
+        lambda x: (x / 'adapter_config.json').write_text('{'),
+    )
+    refused(
+        'expected a whole safetensors file',
+        lambda x: (x / weights).write_bytes((x / weights).read_bytes()[:-1]),
+    )
     with pytest.raises(UserError, match="got 'jax' and 'float32'; choose"):
         peft.save(factors, CONFIG, abstract(), tmp_path / 'y', layout='jax')
     with pytest.raises(UserError, match='the LoRA factors does not fit the model'):

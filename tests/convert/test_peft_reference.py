@@ -57,10 +57,16 @@ def differences(one, other):
 
 
 def agree(one, other):
-    """LeRobot's float64 time alone moves the velocity by 1.4e-5 (tests/data/peft_tiny/README.md)."""
+    """LeRobot's float64 time alone moves the velocity by 1.4e-5
+    (tests/data/peft_tiny/README.md).
+    """
     found = differences(one, other)
     print(found)
-    return found['velocity_float32_time'] < 1e-5 and found['sampled_actions'] < 1e-5 and found['velocity'] < 2e-5
+    return (
+        found['velocity_float32_time'] < 1e-5
+        and found['sampled_actions'] < 1e-5
+        and found['velocity'] < 2e-5
+    )
 
 
 def test_the_policy_is_the_golden_one_bit_by_bit():
@@ -71,7 +77,9 @@ def test_the_policy_is_the_golden_one_bit_by_bit():
 
 @pytest.mark.parametrize('patterns', [GEMMA, EVERYTHING])
 @pytest.mark.parametrize('layout', ['lerobot', 'openpi-pytorch'])
-def test_peft_loads_our_adapter_and_lerobot_computes_our_numbers(params, tmp_path, patterns, layout):
+def test_peft_loads_our_adapter_and_lerobot_computes_our_numbers(
+    params, tmp_path, patterns, layout
+):
     from peft import PeftModel
 
     factors, config = random_factors(params, patterns)
@@ -89,12 +97,17 @@ def test_peft_loads_our_adapter_and_lerobot_computes_our_numbers(params, tmp_pat
     }
 
 
-@pytest.mark.parametrize('target_modules', list(lerobot_tiny.ADAPTERS.values()) + [['q_proj', 'v_proj', 'fc1']])
+@pytest.mark.parametrize(
+    'target_modules', list(lerobot_tiny.ADAPTERS.values()) + [['q_proj', 'v_proj', 'fc1']]
+)
 def test_we_load_pefts_adapter_and_compute_lerobots_numbers(params, tmp_path, target_modules):
     model = lerobot_tiny.adapted(target_modules, seed=3, use_rslora=True)
     model.save_pretrained(tmp_path)
     adapter = peft.load(tmp_path, params)
-    assert agree(lerobot_tiny.compute(model.base_model.model.model), ours(params, adapter.factors, adapter.config))
+    assert agree(
+        lerobot_tiny.compute(model.base_model.model.model),
+        ours(params, adapter.factors, adapter.config),
+    )
 
 
 def test_lerobots_factory_loads_an_export(make_run, base, tmp_path, monkeypatch):  # noqa: F811
@@ -110,7 +123,11 @@ def test_lerobots_factory_loads_an_export(make_run, base, tmp_path, monkeypatch)
     export_run(workdir, out, base_model=str(folder))
     config = PreTrainedConfig.from_pretrained(out / 'adapter')
     config.pretrained_path, config.device = out / 'adapter', 'cpu'
-    monkeypatch.setattr(factory, 'dataset_to_policy_features', lambda _: config.input_features | config.output_features)
+    monkeypatch.setattr(
+        factory,
+        'dataset_to_policy_features',
+        lambda _: config.input_features | config.output_features,
+    )
     data = types.SimpleNamespace(features={}, stats=None, camera_keys=[])
     policy = factory.make_policy(config, ds_meta=data).eval()
     found = lerobot_tiny.compute(policy.base_model.model.model)
@@ -118,13 +135,19 @@ def test_lerobots_factory_loads_an_export(make_run, base, tmp_path, monkeypatch)
 
 
 def lerobots_default():
-    """What LeRobot adapts unless told otherwise: q and v of the action expert, and projections of the actions."""
+    """What LeRobot adapts unless told otherwise: q and v of the action expert, and projections of
+    the actions.
+    """
     return lerobot_tiny.policy()._get_default_peft_targets()['target_modules']
 
 
-@pytest.mark.parametrize('target_modules', [*lerobot_tiny.ADAPTERS.values(), 'default', r'.*dense|.*time_mlp_(in|out)'])
+@pytest.mark.parametrize(
+    'target_modules', [*lerobot_tiny.ADAPTERS.values(), 'default', r'.*dense|.*time_mlp_(in|out)']
+)
 def test_our_merged_weights_are_pefts(params, tmp_path, target_modules):
-    model = lerobot_tiny.adapted(lerobots_default() if target_modules == 'default' else target_modules)
+    model = lerobot_tiny.adapted(
+        lerobots_default() if target_modules == 'default' else target_modules
+    )
     model.save_pretrained(tmp_path / 'adapter')
     want = model.merge_and_unload().state_dict()
     adapter = peft.load(tmp_path / 'adapter', params, peft.MERGE_LAYOUTS)
@@ -132,7 +155,11 @@ def test_our_merged_weights_are_pefts(params, tmp_path, target_modules):
     found = checkpoint.Checkpoint(jax.tree.map(np.asarray, merged), golden.config(), 'lerobot')
     checkpoint.save(found, tmp_path, tmp_path / 'merged', layout='lerobot')
     tensors = load_file(tmp_path / 'merged' / 'model.safetensors')
-    worst = max(float(np.abs(x - want[k].numpy()).max()) for k, x in tensors.items() if 'gemma_expert.lm_head' not in k)
+    worst = max(
+        float(np.abs(x - want[k].numpy()).max())
+        for k, x in tensors.items()
+        if 'gemma_expert.lm_head' not in k
+    )
     print(worst)
     assert worst < 1e-6 and trees.digest(merged) != trees.digest(params)
 
@@ -141,7 +168,11 @@ def test_stored_files_are_what_peft_and_lerobot_give(tmp_path):
     lerobot_tiny.write(tmp_path)
     stored = golden.DATA / 'peft_tiny'
     for name in lerobot_tiny.ADAPTERS:
-        one, other = (load_file(folder / name / 'adapter_model.safetensors') for folder in (tmp_path, stored))
-        assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+        one, other = (
+            load_file(folder / name / 'adapter_model.safetensors') for folder in (tmp_path, stored)
+        )
+        assert one.keys() == other.keys() and all(
+            np.array_equal(one[key], other[key]) for key in one
+        )
     one, other = (dict(np.load(folder / 'outputs.npz')) for folder in (tmp_path, stored))
     assert max(differences(one, other).values()) < 1e-6

@@ -1,4 +1,5 @@
-"""LeRobot computes what we do from the files that we write, and its own statistics are what we say (`reference`).
+"""LeRobot computes what we do from the files that we write, and its own statistics are what we say
+(`reference`).
 
 LeRobot runs in an environment of its own: its interpreter is in REFERENCE_LEROBOT (0.6.1).
 """
@@ -58,7 +59,11 @@ print(json.dumps({'relative': listed(relative), 'whole': listed(whole), 'parts':
 
 def lerobot(code, *arguments):
     """Runs code inside LeRobot's environment; returns what it prints last."""
-    environment = os.environ | {'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    environment = os.environ | {
+        'HF_HUB_OFFLINE': '1',
+        'OMP_NUM_THREADS': '1',
+        'CUDA_VISIBLE_DEVICES': '',
+    }
     command = [os.environ['REFERENCE_LEROBOT'], '-c', code, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd='/')
     assert done.returncode == 0, done.stderr[-2000:]
@@ -69,7 +74,10 @@ def wide_policy(folder):
     """LeRobot's relative policy with eight states and seven actions, the gripper absolute."""
     shutil.copytree(POLICIES / RELATIVE, folder)
     names = ['x', 'y', 'z', 'roll', 'pitch', 'yaw', 'gripper']
-    edit(folder / 'policy_preprocessor.json', lambda x: x['steps'][2]['config'].update(action_names=names))
+    edit(
+        folder / 'policy_preprocessor.json',
+        lambda x: x['steps'][2]['config'].update(action_names=names),
+    )
     rng = np.random.default_rng(3)
     drawn = {'state': rng.normal(1, 4, (99, 8)), 'actions': rng.normal(0, 2, (99, 7))}
     statistics = {name: compute_statistics(x) for name, x in drawn.items()}
@@ -78,7 +86,9 @@ def wide_policy(folder):
 
 
 def policies(tmp_path):
-    """{name: what is written for LeRobot}: adapters merged, statistics named, a state wider than the actions."""
+    """{name: what is written for LeRobot}: adapters merged, statistics named, a state wider than
+    the actions.
+    """
     base, out = beside.read(POLICIES / RELATIVE), {}
     for own, factor in ((RELATIVE, 2.0), ('lerobot_mean_std', 1.5), ('lerobot_quantile10', 0.5)):
         adapter = tmp_path / f'adapter_{own}'
@@ -102,12 +112,16 @@ def test_lerobots_processors_compute_what_we_do_from_every_file_that_we_write(tm
                 continue
             write(around, tmp_path / f'{name}_{layout}', layout)
             folder = tmp_path / f'{name}_{layout}' / inner
-            for kind in ('pre', 'post'):  # the tokenizer is a gated file, and no number depends on it
+            # the tokenizer is a gated file, and no number depends on it
+            for kind in ('pre', 'post'):
                 edit(folder / f'policy_{kind}processor.json', lambda x: x.update(
                     steps=[s for s in x['steps'] if 'token' not in s['registry_name']]))  # fmt: skip
             rng = np.random.default_rng(5)
             widths = [len(around.statistics[key].mean) for key in ('state', 'actions')]
-            raw = {'state': rng.normal(3, 9, (1, widths[0])), 'actions': rng.normal(3, 9, (1, 5, widths[1]))}
+            raw = {
+                'state': rng.normal(3, 9, (1, widths[0])),
+                'actions': rng.normal(3, 9, (1, 5, widths[1])),
+            }
             np.savez(folder / 'raw.npz', **{key: x.astype(np.float32) for key, x in raw.items()})
             folders[folder] = around
     lerobot(PROCESS, *folders)
@@ -119,7 +133,9 @@ def test_lerobots_processors_compute_what_we_do_from_every_file_that_we_write(tm
         want = {'state': raw['state'], 'actions': raw['actions'] - origin}
         for key, x in want.items():
             ours = normalize(x.astype(np.float32), around.statistics[key])
-            np.testing.assert_allclose(theirs[key][..., moved[key]], ours[..., moved[key]], rtol=2e-6, atol=2e-6)
+            np.testing.assert_allclose(
+                theirs[key][..., moved[key]], ours[..., moved[key]], rtol=2e-6, atol=2e-6
+            )
         np.testing.assert_allclose(theirs['back'], raw['actions'], atol=2e-4)
 
 
@@ -128,10 +144,19 @@ def test_statistics_of_relative_chunks_and_joined_quantiles_are_lerobots(tmp_pat
     np.savez(tmp_path / 'rows.npz', **data)
     theirs = json.loads(lerobot(STATISTICS, tmp_path)[0])
     flags, notes = (True,) * 5 + (False,), []
-    ours = dataset_stats.read(pathlib.Path(PICK), LEROBOT.scalings(), flags, 20, notes.append)['actions']
+    ours = dataset_stats.read(pathlib.Path(PICK), LEROBOT.scalings(), flags, 20, notes.append)[
+        'actions'
+    ]
     wide = np.array(theirs['relative']['max']) - theirs['relative']['min']
     # their sums are float32, their quantiles of 5000 bins
-    for key, tolerance in (('min', 1e-6), ('max', 1e-6), ('mean', 1e-4), ('std', 1e-4), ('q01', 2e-3), ('q99', 2e-3)):
+    for key, tolerance in (
+        ('min', 1e-6),
+        ('max', 1e-6),
+        ('mean', 1e-4),
+        ('std', 1e-4),
+        ('q01', 2e-3),
+        ('q99', 2e-3),
+    ):
         off = np.abs(getattr(ours, key) - theirs['relative'][key]) / wide
         print(key, off.max())
         assert off.max() < tolerance, key
@@ -140,4 +165,5 @@ def test_statistics_of_relative_chunks_and_joined_quantiles_are_lerobots(tmp_pat
     low, high = (np.array(theirs['whole'][key]) for key in ('q01', 'q99'))
     true = ((data['action'] < low) | (data['action'] > high)).mean(0)
     print('outside', true, 'by episodes', share)
-    np.testing.assert_allclose(share, true, atol=0.1)  # an arm at rest has many equal values between two quantiles
+    # an arm at rest has many equal values between two quantiles
+    np.testing.assert_allclose(share, true, atol=0.1)

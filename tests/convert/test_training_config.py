@@ -1,4 +1,6 @@
-"""What openpi keeps in its training config: read where it is written, told by flags, else assumed and said so."""
+"""What openpi keeps in its training config: read where it is written, told by flags, else assumed
+and said so.
+"""
 
 import dataclasses
 import json
@@ -56,10 +58,13 @@ def sizes_of(folder):
 def test_what_nothing_says_is_assumed_and_said(openpi, tmp_path):
     record = convert(openpi('mine/run/9'), tmp_path / 'out')
     line = said(record)
-    assert "action_horizon 50, sample_steps 10, a prompt with the robot's state (as openpi by default)" in line
+    assert (
+        "action_horizon 50, sample_steps 10, a prompt with the robot's state (as openpi by default)"
+    ) in line
     assert '--action_horizon, --sample_steps, --prompt_state' in line and '\n' not in line
     assert sizes_of(tmp_path / 'out') == (50, 10, 0)
-    again = convert(tmp_path / 'out', tmp_path / 'again', 'lerobot')  # the second reader is told too
+    # the second reader is told too
+    again = convert(tmp_path / 'out', tmp_path / 'again', 'lerobot')
     assert said(again) == line and said(convert(tmp_path / 'again', tmp_path / 'third')) == line
 
 
@@ -67,12 +72,15 @@ def test_what_nothing_says_is_assumed_and_said(openpi, tmp_path):
 def test_openpis_public_configs_are_known_by_name(openpi, tmp_path, place):
     record = convert(openpi(place), tmp_path / 'out')
     assert sizes_of(tmp_path / 'out') == (10, 10, NO_STATE)
-    assert "action_horizon 10, sample_steps 10, a prompt without state (as openpi's public config pi05_libero" in said(
-        record
-    )
+    assert (
+        "action_horizon 10, sample_steps 10, a prompt without state (as openpi's public config "
+        'pi05_libero'
+    ) in said(record)
 
 
-@pytest.mark.parametrize(('name', 'horizon'), [('pi05_droid', 15), ('pi05_full_droid_finetune', 16), ('pi05_base', 50)])
+@pytest.mark.parametrize(
+    ('name', 'horizon'), [('pi05_droid', 15), ('pi05_full_droid_finetune', 16), ('pi05_base', 50)]
+)
 def test_horizons_of_other_public_configs(openpi, tmp_path, name, horizon):
     convert(openpi(name), tmp_path / 'out')
     assert sizes_of(tmp_path / 'out') == (horizon, 10, 0)
@@ -96,7 +104,11 @@ def test_what_is_told_reaches_every_layout_and_comes_back(openpi, tmp_path, layo
         assert json.loads((tmp_path / 'out/config.json').read_text())['action_horizon'] == 7
     if layout == 'lerobot':
         config = json.loads((tmp_path / 'out/config.json').read_text())
-        assert (config['chunk_size'], config['n_action_steps'], config['num_inference_steps']) == (7, 7, 4)
+        assert (config['chunk_size'], config['n_action_steps'], config['num_inference_steps']) == (
+            7,
+            7,
+            4,
+        )
         (tmp_path / 'out/policy.json').unlink()  # LeRobot's own files say it too
         found = beside.read(tmp_path / 'out').policy.prompt_state_dim
         assert found == (NO_STATE if prompt == 'none' else 32 if found else 0)
@@ -104,7 +116,9 @@ def test_what_is_told_reaches_every_layout_and_comes_back(openpi, tmp_path, layo
 
 def test_a_prompt_without_state_is_written_with_pi0s_step_and_said(openpi, tmp_path):
     record = convert(openpi('mine'), tmp_path / 'out', 'lerobot', prompt_state='none')
-    assert any('the prompt has no state' in note and 'underscores' in note for note in record['notes'])
+    assert any(
+        'the prompt has no state' in note and 'underscores' in note for note in record['notes']
+    )
     steps = json.loads((tmp_path / 'out/policy_preprocessor.json').read_text())['steps']
     names = [step.get('registry_name', step.get('class')).rpartition('.')[2] for step in steps]
     assert names[names.index('tokenizer_processor') - 1] == 'Pi0NewLineProcessor'
@@ -122,7 +136,9 @@ def test_processors_without_any_prompt_step_are_named(tmp_path):
     body['steps'].insert(3, {'registry_name': 'pi0_new_line_processor', 'config': {}})
     file.write_text(json.dumps(body))
     found = beside.read(tmp_path / 'policy')
-    assert found.policy.prompt_state_dim == NO_STATE and not any('neither' in note for note in found.notes)
+    assert found.policy.prompt_state_dim == NO_STATE and not any(
+        'neither' in note for note in found.notes
+    )
 
 
 def lerobot_folder(tmp_path):
@@ -139,15 +155,24 @@ def lerobot_folder(tmp_path):
 
 
 def test_what_lerobot_writes_is_read_and_what_is_told_over_it_is_noted(tmp_path, monkeypatch):
-    monkeypatch.setattr('sigma_jax.convert.sizes._vision_heads', lambda width, hints: golden.config().vision.heads)
+    monkeypatch.setattr(
+        'sigma_jax.convert.sizes._vision_heads', lambda width, hints: golden.config().vision.heads
+    )
     folder = lerobot_folder(tmp_path)
     record = convert(folder, tmp_path / 'out')
     assert said(record) == '' and sizes_of(tmp_path / 'out') == (4, 6, 0)
     record = convert(folder, tmp_path / 'told', 'lerobot', action_horizon=3, prompt_state='none')
     assert 'action_horizon 3, as told; written is 4' in record['notes']
-    assert "a prompt without state, as told; written is a prompt with the robot's state" in record['notes']
+    assert (
+        "a prompt without state, as told; written is a prompt with the robot's state"
+        in record['notes']
+    )
     config = json.loads((tmp_path / 'told/config.json').read_text())
-    assert (config['chunk_size'], config['n_action_steps'], config['num_inference_steps']) == (3, 3, 6)
+    assert (config['chunk_size'], config['n_action_steps'], config['num_inference_steps']) == (
+        3,
+        3,
+        6,
+    )
     kept = convert(folder, tmp_path / 'kept', 'lerobot')
     assert (tmp_path / 'kept/policy_preprocessor.json').read_bytes() == (
         folder / 'policy_preprocessor.json'
@@ -180,7 +205,9 @@ def test_what_cannot_be_told(told, message):
 
 
 def test_the_horizon_told_gives_openpis_actions(openpi, tmp_path):
-    """Fifty noisy actions attend to each other: with the assumed horizon the first ten come out otherwise."""
+    """Fifty noisy actions attend to each other: with the assumed horizon the first ten come out
+    otherwise.
+    """
     convert(openpi('mine'), tmp_path / 'told', action_horizon=10)
     convert(tmp_path / 'mine', tmp_path / 'assumed')
     noise, want = golden.inputs()['sample_noise'], golden.outputs()['sampled_actions']
@@ -188,7 +215,9 @@ def test_the_horizon_told_gives_openpis_actions(openpi, tmp_path):
     for name in ('told', 'assumed'):
         loaded = checkpoint.load(tmp_path / name)
         config = dataclasses.replace(loaded.config, dtype='float32')
-        more = np.random.default_rng(0).normal(size=(len(noise), config.action_horizon - 10, noise.shape[2]))
+        more = np.random.default_rng(0).normal(
+            size=(len(noise), config.action_horizon - 10, noise.shape[2])
+        )
         given = np.concatenate([noise, more.astype(np.float32)], axis=1)
         bound = BoundPi05(config, loaded.params)
         got = np.asarray(bound._apply('sample_actions', given, golden.observation()))[:, :10]
@@ -198,7 +227,9 @@ def test_the_horizon_told_gives_openpis_actions(openpi, tmp_path):
 
 @pytest.mark.parametrize('place', ['mine/run/9', 'pi05_libero/run/9'])
 def test_a_folder_that_was_not_converted_is_described_with_what_was_assumed(openpi, place):
-    described = assembly.describe_base(defaults.get_config().to_dict() | {'base': str(openpi(place))})
+    described = assembly.describe_base(
+        defaults.get_config().to_dict() | {'base': str(openpi(place))}
+    )
     (note,) = described.notes
     values = 'action_horizon 10' if 'libero' in place else 'action_horizon 50'
     assert note.startswith(f'assumed, as no file here says it: {values}, sample_steps 10')
@@ -206,5 +237,16 @@ def test_a_folder_that_was_not_converted_is_described_with_what_was_assumed(open
 
 
 def test_a_folder_that_was_told_has_nothing_to_say(openpi, tmp_path):
-    convert(openpi('mine/run/9'), tmp_path / 'out', action_horizon=10, sample_steps=5, prompt_state='none')
-    assert assembly.describe_base(defaults.get_config().to_dict() | {'base': str(tmp_path / 'out')}).notes == ()
+    convert(
+        openpi('mine/run/9'),
+        tmp_path / 'out',
+        action_horizon=10,
+        sample_steps=5,
+        prompt_state='none',
+    )
+    assert (
+        assembly.describe_base(
+            defaults.get_config().to_dict() | {'base': str(tmp_path / 'out')}
+        ).notes
+        == ()
+    )

@@ -1,4 +1,6 @@
-"""`verify` on the golden fixture: every quantity is compared, a wrong one is found, and a bad fixture is refused."""
+"""`verify` on the golden fixture: every quantity is compared, a wrong one is found, and a bad
+fixture is refused.
+"""
 
 import json
 import shutil
@@ -37,7 +39,9 @@ def test_every_golden_quantity_is_equal():
     rows = verify.verify(LEROBOT, golden.FIXTURE)
     named = [row.quantity + ('_openpi' if row.source == 'openpi' else '') for row in rows]
     assert named == list(golden.outputs()) and len(rows) == 28
-    assert all(row.verdict in ('equal', 'equal (<= 0.0001)') for row in rows) and verify.passed(rows)
+    assert all(row.verdict in ('equal', 'equal (<= 0.0001)') for row in rows) and verify.passed(
+        rows
+    )
     exact = {row.quantity for row in rows if row.verdict == 'equal'}
     assert exact == {'prefix_mask', 'prefix_positions', 'suffix_positions'}
     assert max(row.max_abs for row in rows) < 6e-5 and min(row.cosine for row in rows) > 1 - 1e-9
@@ -45,7 +49,9 @@ def test_every_golden_quantity_is_equal():
 
 def test_a_wrong_weight_shows_where_it_acts_and_not_before(tmp_path):
     tensors = load_file(LEROBOT)
-    tensors['model.paligemma_with_expert.paligemma.model.language_model.layers.2.input_layernorm.weight'] *= 1.05
+    tensors[
+        'model.paligemma_with_expert.paligemma.model.language_model.layers.2.input_layernorm.weight'
+    ] *= 1.05
     checkpoint = tmp_path / 'checkpoint'
     checkpoint.mkdir()
     save_file(tensors, checkpoint / 'model.safetensors')
@@ -66,7 +72,10 @@ def test_other_cameras_first_tokens_unknown_quantities_and_bfloat16(tmp_path):
     i, o = golden.inputs(), golden.outputs()
     names = {'cam0': 'observation.images.up', 'cam1': 'side_openpi'}
     inputs = {new + end: i[old + end] for old, new in names.items() for end in ('', '_mask')}
-    inputs |= {old + end: None for old in names for end in ('', '_mask')} | {'time': None, 'noise': None}
+    inputs |= {old + end: None for old in names for end in ('', '_mask')} | {
+        'time': None,
+        'noise': None,
+    }
     kept = {
         'image_embeddings_side_openpi': o['image_embeddings_cam1'][:, :3],
         'sampled_actions': o['sampled_actions'],
@@ -76,7 +85,9 @@ def test_other_cameras_first_tokens_unknown_quantities_and_bfloat16(tmp_path):
     folder = write(tmp_path / 'fixture', inputs, only() | kept, **config)
     actions, image, unknown = verify.verify(LEROBOT, folder, dtype='bfloat16')
     assert (image.quantity, image.source) == ('image_embeddings_side_openpi', 'lerobot 0.6')
-    assert 1e-4 < image.max_rel < 0.05 and image.verdict == actions.verdict == 'equal (cosine >= 0.999)'
+    assert 1e-4 < image.max_rel < 0.05 and image.verdict == actions.verdict == (
+        'equal (cosine >= 0.999)'
+    )
     assert unknown == verify.Row('wrist_force', 'lerobot 0.6', None, None, None, 'unknown')
     assert verify.passed([image, unknown]) and not verify.passed([unknown])
 
@@ -88,12 +99,22 @@ def test_numbers_of_a_row_are_those_of_numpy():
     mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 1, 1, 0]], bool)
     ours[0, 3] = 100.0  # a masked row
     row = verify.compare('x', 'y', ours, theirs, 1e-2, mask=mask)
-    a, b = (np.concatenate([x[0, :2], x[1], x[2, 1:3]]).astype(np.float64).ravel() for x in (ours, theirs))
-    assert row.max_abs == np.abs(a - b).max() and row.max_rel == np.abs(a - b).max() / np.abs(b).max()
-    np.testing.assert_allclose(row.cosine, (a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()), rtol=1e-12)
+    a, b = (
+        np.concatenate([x[0, :2], x[1], x[2, 1:3]]).astype(np.float64).ravel()
+        for x in (ours, theirs)
+    )
+    assert (
+        row.max_abs == np.abs(a - b).max() and row.max_rel == np.abs(a - b).max() / np.abs(b).max()
+    )
+    np.testing.assert_allclose(
+        row.cosine, (a * b).sum() / np.sqrt((a**2).sum() * (b**2).sum()), rtol=1e-12
+    )
     assert row.verdict == 'equal (<= 0.01)' and not row.differs
     assert verify.compare('x', 'y', ours, theirs, 1e-2).verdict == 'DIFFERS (> 0.01)'
-    assert verify.compare('x', 'y', -ours, theirs, 1e-2, half=True, mask=mask).verdict == 'DIFFERS (cosine < 0.999)'
+    assert (
+        verify.compare('x', 'y', -ours, theirs, 1e-2, half=True, mask=mask).verdict
+        == 'DIFFERS (cosine < 0.999)'
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +123,8 @@ def test_numbers_of_a_row_are_those_of_numpy():
         (np.zeros((2, 3)), np.zeros((2, 3)), 'equal (<= 0.1)'),
         (np.full((2, 3), 1e-9), np.zeros((2, 3)), 'DIFFERS (> 0.1)'),  # nothing is close to zero
         (np.array([[1, np.nan]]), np.array([[1.0, 1.0]]), 'DIFFERS (ours is not finite)'),
-        (np.array([[100, 101]]), np.array([[100, 102]]), 'DIFFERS (expected the same)'),  # positions: to the digit
+        # positions: to the digit
+        (np.array([[100, 101]]), np.array([[100, 102]]), 'DIFFERS (expected the same)'),
     ],
 )
 def test_edges_of_a_comparison(ours, theirs, verdict):
@@ -116,11 +138,26 @@ def test_edges_of_a_comparison(ours, theirs, verdict):
         ({'inputs': {'time': None}}, 'expected time in .*inputs.npz'),
         ({'inputs': {'sample_noise': None}}, 'expected sample_noise in .*inputs.npz'),
         ({'cameras': ['cam0', 'wrist']}, 'expected wrist, wrist_mask in .*inputs.npz'),
-        ({'inputs': {'cam0': np.zeros((3, 57, 56, 3))}}, r'cam0: expected \(3, 56, 56, 3\), got \(3, 57, 56, 3\)'),
+        (
+            {'inputs': {'cam0': np.zeros((3, 57, 56, 3))}},
+            r'cam0: expected \(3, 56, 56, 3\), got '
+            r'\(3, 57, 56, 3\)',
+        ),
         ({'inputs': {'time': np.zeros(2)}}, r'time: expected \(3,\), got \(2,\)'),
-        ({'inputs': {'noise': np.zeros((3, 9, 8))}}, r'noise: expected \(3, 10, 8\), got \(3, 9, 8\)'),
-        ({'inputs': {'tokens': np.zeros(3, int)}}, r'expected tokens of shape \(batch, length\) .* got \(3,\)'),
-        ({'inputs': {'tokens': np.full((3, 24), 512)}}, 'expected token ids from 0 to 511 .* got 0 to 512'),
+        (
+            {'inputs': {'noise': np.zeros((3, 9, 8))}},
+            r'noise: expected \(3, 10, 8\), got \(3, 9, '
+            r'8\)',
+        ),
+        (
+            {'inputs': {'tokens': np.zeros(3, int)}},
+            r'expected tokens of shape \(batch, length\) .* '
+            r'got \(3,\)',
+        ),
+        (
+            {'inputs': {'tokens': np.full((3, 24), 512)}},
+            'expected token ids from 0 to 511 .* got 0 to 512',
+        ),
     ],
 )
 def test_inputs_that_do_not_fit_the_model(tmp_path, changes, message):
@@ -132,21 +169,37 @@ def test_inputs_that_do_not_fit_the_model(tmp_path, changes, message):
 def test_a_fixture_of_another_model(tmp_path):
     vlm = json.loads((golden.FIXTURE / 'config.json').read_text())['vlm'] | {'depth': 18}
     found = fixture.read_fixture(write(tmp_path / 'fixture', vocab_size=257152, vlm=vlm))
-    with pytest.raises(UserError, match='vocab_size 257152 in the fixture, 512 in the checkpoint; vlm.depth 18 in'):
+    with pytest.raises(
+        UserError, match='vocab_size 257152 in the fixture, 512 in the checkpoint; vlm.depth 18 in'
+    ):
         fixture.check_sizes(found, golden.config())
-    fewer = fixture.read_fixture(write(tmp_path / 'fewer', vocab_size=None, vlm=None, siglip=None, action_expert=None))
+    fewer = fixture.read_fixture(
+        write(tmp_path / 'fewer', vocab_size=None, vlm=None, siglip=None, action_expert=None)
+    )
     assert fixture.check_sizes(fewer, golden.config()) is None
 
 
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'outputs': {'loss': np.full((3, 10, 8), np.nan)}}, 'expected finite numbers in loss of .*outputs.npz'),
-        ({'outputs': {'loss': np.array([None, 1])}}, 'expected numpy arrays in .*outputs.npz, got: .*pickle'),
-        ({'outputs': {'loss': np.array(['a'])}}, 'expected numbers in loss of .*outputs.npz, got dtype <U1'),
+        (
+            {'outputs': {'loss': np.full((3, 10, 8), np.nan)}},
+            'expected finite numbers in loss of .*outputs.npz',
+        ),
+        (
+            {'outputs': {'loss': np.array([None, 1])}},
+            'expected numpy arrays in .*outputs.npz, got: .*pickle',
+        ),
+        (
+            {'outputs': {'loss': np.array(['a'])}},
+            'expected numbers in loss of .*outputs.npz, got dtype <U1',
+        ),
         ({'outputs': only()}, 'expected quantities in .*outputs.npz, got none'),
         ({'cameras': None}, "expected 'cameras' and 'num_steps' in .*config.json, got KeyError"),
-        ({'cameras': 'cam0'}, 'expected names of cameras and a number of steps in .*config.json, got cam0, 10'),
+        (
+            {'cameras': 'cam0'},
+            'expected names of cameras and a number of steps in .*config.json, got cam0, 10',
+        ),
         ({'num_steps': 0}, 'expected names of cameras and a number of steps'),
     ],
 )
@@ -164,14 +217,26 @@ def test_damaged_fixtures_and_wrong_arguments(tmp_path):
     whole = (folder / 'inputs.npz').read_bytes()
     for length in (0, 100, len(whole) // 2):
         (folder / 'inputs.npz').write_bytes(whole[:length])
-        with pytest.raises(UserError, match='expected numpy arrays in .*inputs.npz, got: .*; copy it again'):
+        with pytest.raises(
+            UserError, match='expected numpy arrays in .*inputs.npz, got: .*; copy it again'
+        ):
             verify.verify(LEROBOT, folder)
-    with pytest.raises(UserError, match="expected one of float32, bfloat16 to compute in, got 'float16'"):
+    with pytest.raises(
+        UserError, match="expected one of float32, bfloat16 to compute in, got 'float16'"
+    ):
         verify.verify(LEROBOT, golden.FIXTURE, dtype='float16')
 
 
 def test_quantities_of_another_shape():
-    with pytest.raises(UserError, match=r'expected velocity of shape \(3, 10, 8\) in outputs.npz, got \(3, 10, 7\)'):
+    with pytest.raises(
+        UserError,
+        match=r'expected velocity of shape \(3, 10, 8\) in outputs.npz, '
+        r'got \(3, 10, 7\)',
+    ):
         verify.compare('velocity', 'lerobot', np.zeros((3, 10, 8)), np.zeros((3, 10, 7)), 1e-4)
-    with pytest.raises(UserError, match=r'expected loss of shape \(3, 10, 8\) in outputs.npz, got \(3, 9, 8\)'):
+    with pytest.raises(
+        UserError,
+        match=r'expected loss of shape \(3, 10, 8\) in outputs.npz, got '
+        r'\(3, 9, 8\)',
+    ):
         verify.compare('loss', 'lerobot', np.zeros((3, 10, 8)), np.zeros((3, 9, 8)), 1e-4)

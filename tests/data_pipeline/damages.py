@@ -187,7 +187,10 @@ def table(name: str, columns: dict[str, Any], **options: Any) -> Damage:
 
 def extension_type(root: Path) -> None:
     """A column whose type is a pickle, as pyarrow before 14.0.1 loaded it."""
-    entries = {b'ARROW:extension:name': b'arrow.py_extension_type', b'ARROW:extension:metadata': hostile()}
+    entries = {
+        b'ARROW:extension:name': b'arrow.py_extension_type',
+        b'ARROW:extension:metadata': hostile(),
+    }
     old = pq.read_table(root / PARQUET).drop(['action'])
     field = pa.field('action', pa.string(), metadata=entries)
     pq.write_table(old.append_column(field, pa.array(['x'] * LENGTH)), root / PARQUET)
@@ -197,12 +200,16 @@ def hostile() -> bytes:
     return pickle.dumps(Payload())
 
 
-def video(count: int = LENGTH, fps: int = recordings.FPS, size: tuple[int, int] = SIZE, **stream: str) -> Damage:
+def video(
+    count: int = LENGTH, fps: int = recordings.FPS, size: tuple[int, int] = SIZE, **stream: str
+) -> Damage:
     """Another video: `codec`, `pix_fmt` and `format` (of the container) as given."""
 
     def damage(root: Path) -> None:
         with av.open(str(root / VIDEO), 'w', format=stream.get('format', 'mp4')) as container:
-            track = cast(av.VideoStream, container.add_stream(stream.get('codec', 'libx264'), rate=fps))
+            track = cast(
+                av.VideoStream, container.add_stream(stream.get('codec', 'libx264'), rate=fps)
+            )
             track.height, track.width, track.pix_fmt = *size, stream.get('pix_fmt', 'yuv420p')
             for i in range(count):
                 picture = np.full((*size, 3), 4 * i, np.uint8)
@@ -216,7 +223,9 @@ def sound(root: Path) -> None:
     """An mp4 without pictures."""
     with av.open(str(root / VIDEO), 'w') as container:
         track = container.add_stream('aac', rate=8000, layout='mono')
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format='fltp', layout='mono')
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format='fltp', layout='mono'
+        )
         frame.sample_rate = 8000
         container.mux(track.encode(frame))
         container.mux(track.encode())
@@ -243,5 +252,8 @@ def huge_png(width: int, height: int) -> bytes:
     """A few bytes that claim a picture of any size."""
     header = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
     body = b'IDAT' + zlib.compress(bytes(1000))
-    chunks = [struct.pack('>I', len(part) - 4) + part + struct.pack('>I', zlib.crc32(part)) for part in (header, body)]
+    chunks = [
+        struct.pack('>I', len(part) - 4) + part + struct.pack('>I', zlib.crc32(part))
+        for part in (header, body)
+    ]
     return b'\x89PNG\r\n\x1a\n' + b''.join(chunks)

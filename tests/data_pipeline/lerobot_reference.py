@@ -1,7 +1,8 @@
 """LeRobot's own reader in an environment of its own, which REFERENCE_LEROBOT names.
 
-Run as a script there: `python lerobot_reference.py CAMERA ROWS OUT.npz DATA...` writes the pictures at the rows
-of every episode by both of its video readers. torchcodec needs shared libraries of FFmpeg 4 to 8 on LD_LIBRARY_PATH.
+Run as a script there: `python lerobot_reference.py CAMERA ROWS OUT.npz DATA...` writes the pictures
+at the rows of every episode by both of its video readers. torchcodec needs shared libraries of
+FFmpeg 4 to 8 on LD_LIBRARY_PATH.
 """
 
 import json
@@ -16,11 +17,22 @@ import numpy as np
 BACKENDS = ('torchcodec', 'pyav')
 
 
-def pictures(roots: list[pathlib.Path], camera: str, rows: list[int]) -> list[dict[str, list[list[np.ndarray | None]]]]:
-    """For every data set {reader: for every episode the picture at each row, None where LeRobot refuses}."""
+def pictures(
+    roots: list[pathlib.Path], camera: str, rows: list[int]
+) -> list[dict[str, list[list[np.ndarray | None]]]]:
+    """For every data set {reader: for every episode the picture at each row, None where LeRobot
+    refuses}.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out = pathlib.Path(folder) / 'out.npz'
-        command = [os.environ['REFERENCE_LEROBOT'], __file__, camera, json.dumps(rows), str(out), *map(str, roots)]
+        command = [
+            os.environ['REFERENCE_LEROBOT'],
+            __file__,
+            camera,
+            json.dumps(rows),
+            str(out),
+            *map(str, roots),
+        ]
         offline = {'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
         done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -29,7 +41,12 @@ def pictures(roots: list[pathlib.Path], camera: str, rows: list[int]) -> list[di
     results = []
     for n in range(len(roots)):
         episodes = 1 + max(int(name.split('/')[2]) for name in read if name.startswith(f'{n}/'))
-        results.append({b: [[read[f'{n}/{b}/{e}/{r}'] for r in rows] for e in range(episodes)] for b in BACKENDS})
+        results.append(
+            {
+                b: [[read[f'{n}/{b}/{e}/{r}'] for r in rows] for e in range(episodes)]
+                for b in BACKENDS
+            }
+        )
     return results
 
 

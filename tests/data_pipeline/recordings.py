@@ -1,4 +1,6 @@
-"""LeRobot v2.1 data sets made on the spot, small enough for a test, and the settings to prepare them."""
+"""LeRobot v2.1 data sets made on the spot, small enough for a test, and the settings to prepare
+them.
+"""
 
 import io
 import json
@@ -55,8 +57,12 @@ def config(source: Path, **changes: Any) -> DataConfig:
     return DataConfig.from_settings(SETTINGS | {'source': str(source)} | changes)
 
 
-def record(root: Path, lengths: tuple[int, ...], *, kind: str = 'image', seed: int = 0, width: int = 6) -> Path:
-    """Writes a v2.1 data set of random walks with pictures that tell their frame; `kind` is 'image' or 'video'."""
+def record(
+    root: Path, lengths: tuple[int, ...], *, kind: str = 'image', seed: int = 0, width: int = 6
+) -> Path:
+    """Writes a v2.1 data set of random walks with pictures that tell their frame; `kind` is 'image'
+    or 'video'.
+    """
     rng = np.random.default_rng(seed)
     first = 0
     for index, length in enumerate(lengths):
@@ -73,7 +79,9 @@ def record(root: Path, lengths: tuple[int, ...], *, kind: str = 'image', seed: i
     return root
 
 
-def episode_columns(rng: np.random.Generator, index: int, length: int, first: int, width: int) -> dict[str, Any]:
+def episode_columns(
+    rng: np.random.Generator, index: int, length: int, first: int, width: int
+) -> dict[str, Any]:
     """The parquet columns of one episode."""
     walk = np.cumsum(rng.normal(size=(length + 1, width)), axis=0).astype(np.float32)
     frame = np.arange(length)
@@ -90,8 +98,16 @@ def episode_columns(rng: np.random.Generator, index: int, length: int, first: in
 
 def write_meta(root: Path, lengths: tuple[int, ...], kind: str, width: int) -> None:
     """Writes info.json, tasks.jsonl and episodes.jsonl."""
-    image = {'dtype': kind, 'shape': list(picture(0, 0, CAMERAS[0]).shape), 'names': ['height', 'width', 'channels']}
-    vector = {'dtype': 'float32', 'shape': [width], 'names': [f'joint_{i}.pos' for i in range(width)]}
+    image = {
+        'dtype': kind,
+        'shape': list(picture(0, 0, CAMERAS[0]).shape),
+        'names': ['height', 'width', 'channels'],
+    }
+    vector = {
+        'dtype': 'float32',
+        'shape': [width],
+        'names': [f'joint_{i}.pos' for i in range(width)],
+    }
     info = {
         'codebase_version': 'v2.1',
         'fps': FPS,
@@ -110,7 +126,9 @@ def write_meta(root: Path, lengths: tuple[int, ...], kind: str, width: int) -> N
 
 def picture(episode: int, frame: int, camera: str) -> np.ndarray:
     """A flat colour that names episode, frame and camera."""
-    return np.full((24, 32, 3), (20 * frame % 256, 40 * episode % 256, 200 * (camera == CAMERAS[0])), np.uint8)
+    return np.full(
+        (24, 32, 3), (20 * frame % 256, 40 * episode % 256, 200 * (camera == CAMERAS[0])), np.uint8
+    )
 
 
 def png(frame: np.ndarray) -> bytes:
@@ -126,7 +144,9 @@ def video_path(index: int, camera: str) -> str:
 
 
 def write_video(path: Path, frames: list[np.ndarray], first: int = 0) -> None:
-    """Writes an H.264 file with one frame a picture, the first of them shown `first` frames late."""
+    """Writes an H.264 file with one frame a picture, the first of them shown `first` frames
+    late.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), 'w') as container:
         stream = container.add_stream('libx264', rate=FPS)
@@ -139,7 +159,9 @@ def write_video(path: Path, frames: list[np.ndarray], first: int = 0) -> None:
 
 
 def to_v30(old: Path, new: Path, lengths: tuple[int, ...], per_file: int) -> Path:
-    """Writes a v2.1 video recording again as v3.0, with `per_file` episodes in each parquet and video file."""
+    """Writes a v2.1 video recording again as v3.0, with `per_file` episodes in each parquet and
+    video file.
+    """
     shutil.copytree(old / 'meta', new / 'meta')
     rows = []
     for number, start in enumerate(range(0, len(lengths), per_file)):
@@ -153,14 +175,22 @@ def to_v30(old: Path, new: Path, lengths: tuple[int, ...], per_file: int) -> Pat
     write_table(new / 'meta/episodes/chunk-000/file-000.parquet', pa.Table.from_pylist(rows))
     write_table(new / 'meta/tasks.parquet', pa.table({'task_index': [0, 1], 'task': list(TASKS)}))
     place = 'chunk-{chunk_index:03d}/file-{file_index:03d}'
-    paths = {'data_path': f'data/{place}.parquet', 'video_path': 'videos/{video_key}/' + place + '.mp4'}
+    paths = {
+        'data_path': f'data/{place}.parquet',
+        'video_path': 'videos/{video_key}/' + place + '.mp4',
+    }
     edit_info(new, codebase_version='v3.0', **paths)
     return new
 
 
 def episode_row(index: int, length: int, file: int, frames_before: int) -> dict[str, Any]:
     """A row of v3.0's meta/episodes."""
-    row: dict[str, Any] = {'episode_index': index, 'length': length, 'data/chunk_index': 0, 'data/file_index': file}
+    row: dict[str, Any] = {
+        'episode_index': index,
+        'length': length,
+        'data/chunk_index': 0,
+        'data/file_index': file,
+    }
     for camera in CAMERAS:
         place = {'chunk_index': 0, 'file_index': file, 'from_timestamp': frames_before / FPS}
         row |= {f'videos/{camera}/{field}': value for field, value in place.items()}
@@ -180,9 +210,13 @@ def edit_info(root: Path, **changes: Any) -> None:
 
 
 def edit_columns(root: Path, index: int, **changes: Any) -> None:
-    """Overwrites columns of an episode's parquet file; None drops one. Double underscores stand for dots."""
+    """Overwrites columns of an episode's parquet file; None drops one. Double underscores stand for
+    dots.
+    """
     path = root / f'data/chunk-000/episode_{index:06d}.parquet'
     table = pq.read_table(path)
     columns = {name: table[name] for name in table.column_names}
     columns |= {name.replace('__', '.'): value for name, value in changes.items()}
-    pq.write_table(pa.table({name: value for name, value in columns.items() if value is not None}), path)
+    pq.write_table(
+        pa.table({name: value for name, value in columns.items() if value is not None}), path
+    )

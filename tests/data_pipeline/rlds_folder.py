@@ -1,4 +1,6 @@
-"""RLDS data sets made on the spot: TFDS's own serialiser, and TFRecord files framed by an independent checksum."""
+"""RLDS data sets made on the spot: TFDS's own serialiser, and TFRecord files framed by an
+independent checksum.
+"""
 
 import io
 import struct
@@ -77,16 +79,22 @@ def write(
     state_width: int = 7,
     tasks: Callable[[int, int], str] | None = None,
 ) -> Path:
-    """Writes a TFDS folder of the split 'train', the episodes spread over `files`; `tasks` of (episode, step)."""
+    """Writes a TFDS folder of the split 'train', the episodes spread over `files`; `tasks` of
+    (episode, step).
+    """
     root.mkdir(parents=True)
     known = features(state_width)
     serializer = tfds.core.example_serializer.ExampleSerializer(known.get_serialized_info())
     episodes = [episode(n, length, state_width) for n, length in enumerate(lengths)]
     for index, one in enumerate(episodes if tasks else ()):
-        one['steps'] = [step | {'language_instruction': tasks(index, n)} for n, step in enumerate(one['steps'])]
+        one['steps'] = [
+            step | {'language_instruction': tasks(index, n)} for n, step in enumerate(one['steps'])
+        ]
     encoded = [known.encode_example(one) for one in episodes]
     records = [serializer.get_tf_example(one).SerializeToString() for one in encoded]
-    parts = [records[n * len(records) // files : (n + 1) * len(records) // files] for n in range(files)]
+    parts = [
+        records[n * len(records) // files : (n + 1) * len(records) // files] for n in range(files)
+    ]
     for n, part in enumerate(parts):
         path = root / f'robot-train.{kind}-{n:05d}-of-{files:05d}'
         if kind == 'tfrecord':

@@ -11,7 +11,8 @@ from sigma_jax.backbones.tokenizer import Codec
 class Spy:
     """Encodes as `codec` does, in a worker process that has started no client only.
 
-    Grain itself imports jax; what must not happen there is that jax starts a backend, which would take a GPU's memory.
+    Grain itself imports jax; what must not happen there is that jax starts a backend, which would
+    take a GPU's memory.
     """
 
     def __init__(self, codec: Codec) -> None:
@@ -26,8 +27,15 @@ class Spy:
         bridge = sys.modules.get('jax._src.xla_bridge')
         maps = Path('/proc/self/maps')
         driver = 'libcuda.so' in maps.read_text() if maps.exists() else False
-        if driver or (bridge and bridge.backends_are_initialized()) or multiprocessing.parent_process() is None:
-            raise RuntimeError('expected a worker without an accelerator client, got one with, or the parent process')
+        if (
+            driver
+            or (bridge and bridge.backends_are_initialized())
+            or multiprocessing.parent_process() is None
+        ):
+            raise RuntimeError(
+                'expected a worker without an accelerator client, got one with, '
+                'or the parent process'
+            )
         return self.codec.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:

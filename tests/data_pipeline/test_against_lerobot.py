@@ -1,7 +1,8 @@
 """Windows, numbers and frames are those that LeRobot 0.4.4's own reader gives (marker `reference`).
 
-Run inside an environment with lerobot 0.4.4 and torch beside this project. Videos are decoded by PyAV on both sides, so
-that frames must be equal bit by bit. LeRobot 0.4.4 reads v3.0 only: v2.1 data sets go through its own converter first.
+Run inside an environment with lerobot 0.4.4 and torch beside this project. Videos are decoded by
+PyAV on both sides, so that frames must be equal bit by bit. LeRobot 0.4.4 reads v3.0 only: v2.1
+data sets go through its own converter first.
 """
 
 import importlib
@@ -34,8 +35,13 @@ def as_pixels(picture) -> np.ndarray:
 
 
 def compare(ours: Dataset, theirs) -> int:
-    """Asserts that every window of every episode is the same on both sides; returns how many there were."""
-    assert len(theirs) == sum(entry.length for entry in ours.episodes.values()) and theirs.fps == ours.fps
+    """Asserts that every window of every episode is the same on both sides; returns how many there
+    were.
+    """
+    assert (
+        len(theirs) == sum(entry.length for entry in ours.episodes.values())
+        and theirs.fps == ours.fps
+    )
     first = np.cumsum([0, *[ours.episodes[i].length for i in sorted(ours.episodes)]])
     count = 0
     for number, index in enumerate(sorted(ours.episodes)):
@@ -52,7 +58,11 @@ def compare(ours: Dataset, theirs) -> int:
             assert np.array_equal(item['action'].numpy(), table.actions[n])
             assert np.array_equal(~item['action_is_pad'].numpy(), table.action_mask[n])
             for camera in ours.cameras:
-                assert np.array_equal(as_pixels(item[camera]), frames[camera][n]), (index, row, camera)
+                assert np.array_equal(as_pixels(item[camera]), frames[camera][n]), (
+                    index,
+                    row,
+                    camera,
+                )
             count += 1
     return count
 
@@ -91,7 +101,9 @@ def moving(episode: int, length: int, camera: int) -> np.ndarray:
 def twenty(request, tmp_path_factory) -> Path:
     """A v3.0 data set of 20 episodes and 2 cameras, one video file a camera."""
     out = tmp_path_factory.mktemp(request.param) / 'data'
-    with LeRobotWriter(out, Recording(JOINTS, ('up', 'side'), 96, 128), VideoSettings(request.param, gop=20)) as writer:
+    with LeRobotWriter(
+        out, Recording(JOINTS, ('up', 'side'), 96, 128), VideoSettings(request.param, gop=20)
+    ) as writer:
         for n in range(EPISODES):
             rng, length = np.random.default_rng(n), 24 + n
             walk = np.cumsum(rng.normal(size=(length + 1, 6)), axis=0).astype(np.float32)

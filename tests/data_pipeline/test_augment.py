@@ -1,4 +1,6 @@
-"""Augmentation: openpi's geometry and colours against independent numpy, and what it must leave alone."""
+"""Augmentation: openpi's geometry and colours against independent numpy, and what it must leave
+alone.
+"""
 
 import colorsys
 import itertools
@@ -25,7 +27,9 @@ def smooth(side: int = 40) -> np.ndarray:
 
 
 def came_from(side: int, geometry: Geometry) -> np.ndarray:
-    """Coordinates [2 h h] in the source, by the matrices of augmax: translation @ scale @ rotation."""
+    """Coordinates [2 h h] in the source, by the matrices of augmax: translation @ scale @
+    rotation.
+    """
     c, s = np.cos(geometry.angle), np.sin(geometry.angle)
     grid = np.mgrid[0:side, 0:side] - (side / 2 - 0.5)
     turned = np.tensordot(np.array([[c, s], [-s, c]]), grid, axes=1)
@@ -33,13 +37,18 @@ def came_from(side: int, geometry: Geometry) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    'geometry', [Geometry(0.95, 0.08, (0.7, -0.9)), Geometry(1.0, -0.06, (0, 0)), Geometry(0.6, 0, (-8, 5))]
+    'geometry',
+    [Geometry(0.95, 0.08, (0.7, -0.9)), Geometry(1.0, -0.06, (0, 0)), Geometry(0.6, 0, (-8, 5))],
 )
 def test_geometry_is_augmax_s_chain_with_black_borders(geometry):
     image = smooth()
     at = came_from(40, geometry)
     want = np.stack(
-        [ndimage.map_coordinates(image[..., z].astype(float), at, order=1, mode='grid-constant') for z in range(3)], -1
+        [
+            ndimage.map_coordinates(image[..., z].astype(float), at, order=1, mode='grid-constant')
+            for z in range(3)
+        ],
+        -1,
     )
     assert np.abs(augment.move(image, geometry) - want).max() <= 1.01
     nearest = ndimage.map_coordinates(image[..., 0], at, order=0, mode='grid-constant')
@@ -58,7 +67,10 @@ def test_no_crop_and_no_rotation_is_the_identity():
 def test_draws_are_openpi_s():
     draws = [augment.draw_geometry(AugmentConfig(), 224, RNG) for _ in range(400)]
     assert {draw.scale for draw in draws} == {212 / 224}  # int(0.95 * 224)
-    shifts, angles = np.array([draw.shift for draw in draws]), np.rad2deg([draw.angle for draw in draws])
+    shifts, angles = (
+        np.array([draw.shift for draw in draws]),
+        np.rad2deg([draw.angle for draw in draws]),
+    )
     for axis in shifts.T:
         assert 5.8 < axis.max() <= 6 and -6 <= axis.min() < -5.8
     assert 4.9 < angles.max() <= 5 and -5 <= angles.min() < -4.9
@@ -95,32 +107,52 @@ def test_colours_are_augmax_s_in_hsv(brightness, amount, hue, saturation):
 
 def element(views: int = 3) -> dict[str, np.ndarray]:
     depth = RNG.integers(0, 900, (2, 2, 40, 40, 1)).astype(np.float32) / 1000
-    return {'images': np.stack([np.stack([smooth()] * views)] * 2), 'depth': depth, 'state': np.ones((2, 6))}
+    return {
+        'images': np.stack([np.stack([smooth()] * views)] * 2),
+        'depth': depth,
+        'state': np.ones((2, 6)),
+    }
 
 
 def test_wrist_views_keep_their_geometry_and_depth_follows_its_camera():
-    change = Augment(AugmentConfig(colour_share=0.0), ('up', 'left_wrist', 'side'), ('up_depth', 'left_wrist_depth'))
+    change = Augment(
+        AugmentConfig(colour_share=0.0),
+        ('up', 'left_wrist', 'side'),
+        ('up_depth', 'left_wrist_depth'),
+    )
     before = element()
     kept = {key: value.copy() for key, value in before.items()}
     after = change.random_map(before, np.random.default_rng(3))
-    assert all(np.array_equal(before[key], kept[key]) for key in before), 'decoded windows may be cached'
+    assert all(np.array_equal(before[key], kept[key]) for key in before), (
+        'decoded windows may be cached'
+    )
     assert np.array_equal(after['images'][:, 1], before['images'][:, 1])
-    assert np.array_equal(after['images'][:, 0], after['images'][:, 2])  # one draw for all that move
+    # one draw for all that move
+    assert np.array_equal(after['images'][:, 0], after['images'][:, 2])
     assert np.array_equal(after['images'][0], after['images'][1])  # and for all windows of a run
     assert np.mean(after['images'][:, 0] != before['images'][:, 0]) > 0.5
     geometry = augment.draw_geometry(change.config, 40, np.random.default_rng(3))
-    assert np.array_equal(after['depth'][1, 0], augment.move_nearest(before['depth'][1, 0], geometry))
-    assert np.array_equal(after['depth'][:, 1], before['depth'][:, 1]) and after['state'] is before['state']
+    assert np.array_equal(
+        after['depth'][1, 0], augment.move_nearest(before['depth'][1, 0], geometry)
+    )
+    assert (
+        np.array_equal(after['depth'][:, 1], before['depth'][:, 1])
+        and after['state'] is before['state']
+    )
 
 
 def test_colours_change_in_every_view():
-    change = Augment(AugmentConfig(crop=1.0, rotation=0.0, colour_share=1.0), ('up', 'left_wrist', 'side'))
+    change = Augment(
+        AugmentConfig(crop=1.0, rotation=0.0, colour_share=1.0), ('up', 'left_wrist', 'side')
+    )
     images = element()['images']
     after = change.random_map({'images': images}, np.random.default_rng(1))['images']
     assert all(np.mean(after[:, i] != images[:, i]) > 0.5 for i in range(3))
 
 
-@pytest.mark.parametrize('wrong', [{'crop': 0.0}, {'crop': 1.1}, {'rotation': 90.0}, {'hue': -0.1}, {'contrast': 2.0}])
+@pytest.mark.parametrize(
+    'wrong', [{'crop': 0.0}, {'crop': 1.1}, {'rotation': 90.0}, {'hue': -0.1}, {'contrast': 2.0}]
+)
 def test_amounts_that_make_no_sense(wrong):
     with pytest.raises(UserError, match='Expected a crop above 0'):
         AugmentConfig(**wrong)
@@ -132,7 +164,13 @@ def test_resume_is_exact_and_pictures_alone_change(tmp_path):
     tokenizer = load_tokenizer(recordings.SETTINGS['tokenizer'])
 
     def loader(**options):
-        settings = {'batch_size': 2, 'sequence_length': 2, 'shuffle': True, 'num_epochs': None, 'drop_remainder': True}
+        settings = {
+            'batch_size': 2,
+            'sequence_length': 2,
+            'shuffle': True,
+            'num_epochs': None,
+            'drop_remainder': True,
+        }
         return make_loader(out, 'train', tokenizer=tokenizer, seed=5, **settings, **options)
 
     first = loader(augment=AugmentConfig())
@@ -149,4 +187,6 @@ def test_resume_is_exact_and_pictures_alone_change(tmp_path):
         batch = next(plain)
         assert all(np.array_equal(batch[key], changed[key]) for key in batch if key != 'images')
         assert batch['images'].shape == changed['images'].shape
-    assert any(not np.array_equal(a['images'], b['images']) for a, b in zip(taken, loader(), strict=False))
+    assert any(
+        not np.array_equal(a['images'], b['images']) for a, b in zip(taken, loader(), strict=False)
+    )

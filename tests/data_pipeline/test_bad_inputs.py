@@ -13,7 +13,17 @@ from sigma_jax.data.shards import SPLITS
 from sigma_jax.errors import UserError
 from tests.data_pipeline import damages as d
 from tests.data_pipeline import recordings
-from tests.data_pipeline.bad_inputs import EPISODE, IMAGES, INFO, LISTS, NEW, OLD, PICTURES, ROWS, WHOLE
+from tests.data_pipeline.bad_inputs import (
+    EPISODE,
+    IMAGES,
+    INFO,
+    LISTS,
+    NEW,
+    OLD,
+    PICTURES,
+    ROWS,
+    WHOLE,
+)
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +39,10 @@ def expected(intact, tmp_path_factory) -> dict[str, dict[str, bytes]]:
     outs = {kind: tmp_path_factory.mktemp('out') / 'out' for kind in intact}
     for kind, root in intact.items():
         prepare(recordings.config(root, shard_size=2), outs[kind])
-    return {kind: {path.name: path.read_bytes() for path in out.glob('sigma-*')} for kind, out in outs.items()}
+    return {
+        kind: {path.name: path.read_bytes() for path in out.glob('sigma-*')}
+        for kind, out in outs.items()
+    }
 
 
 def damaged(kind: str, damage: d.Damage, intact: dict[str, Path], folder: Path, **settings: str):
@@ -41,7 +54,9 @@ def damaged(kind: str, damage: d.Damage, intact: dict[str, Path], folder: Path, 
 
 
 def is_one_sentence(text: str) -> bool:
-    return text.startswith('Expected') and ', got ' in text and text.endswith('.') and '\n' not in text
+    return (
+        text.startswith('Expected') and ', got ' in text and text.endswith('.') and '\n' not in text
+    )
 
 
 def test_the_table_is_long_enough() -> None:
@@ -71,13 +86,17 @@ def test_a_bad_episode_can_be_left_out(name: str, intact, expected, tmp_path, mo
     assert list(meta['bad_episodes']) == ['1'] and words in meta['bad_episodes']['1']
     assert sum(meta['dropped'][split].get('bad episode', 0) for split in SPLITS) == 1
     assert sorted(index for split in SPLITS for index in meta['splits'][split]) == [0, 2]
-    assert 1 not in np.concatenate([read_index(tmp_path / 'out', split).episode for split in SPLITS])
+    assert 1 not in np.concatenate(
+        [read_index(tmp_path / 'out', split).episode for split in SPLITS]
+    )
     assert not (tmp_path / d.MARK).exists()
 
 
 def test_a_parquet_file_that_claims_too_much_is_not_read(intact, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(lerobot_files, 'FREE_GROWTH', 2**20)
-    config = damaged(OLD, d.table(d.PARQUET, {'action': ['0' * 2**23]}, compression='zstd'), intact, tmp_path)
+    config = damaged(
+        OLD, d.table(d.PARQUET, {'action': ['0' * 2**23]}, compression='zstd'), intact, tmp_path
+    )
     with pytest.raises(UserError, match='got a claim of 1 rows and 83886'):
         lerobot_files.read_parquet(Path(config.source) / d.PARQUET)
     assert lerobot_files.read_schema(Path(config.source) / d.PARQUET).names == ['action']

@@ -1,4 +1,6 @@
-"""Settings that do not fit a data set end in one sentence: what was expected, what came, what to do next."""
+"""Settings that do not fit a data set end in one sentence: what was expected, what came, what to do
+next.
+"""
 
 import shutil
 import subprocess
@@ -19,11 +21,15 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture(scope='module')
 def intact(tmp_path_factory) -> Path:
-    return recordings.record(tmp_path_factory.mktemp('intact'), (LENGTH, LENGTH, LENGTH), kind='video')
+    return recordings.record(
+        tmp_path_factory.mktemp('intact'), (LENGTH, LENGTH, LENGTH), kind='video'
+    )
 
 
 def is_one_sentence(text: str) -> bool:
-    return text.startswith('Expected') and ', got ' in text and text.endswith('.') and '\n' not in text
+    return (
+        text.startswith('Expected') and ', got ' in text and text.endswith('.') and '\n' not in text
+    )
 
 
 SETTINGS = {
@@ -43,10 +49,16 @@ SETTINGS = {
     'statistics': ({'stats_from': 'nowhere.json'}, 'nowhere.json'),
     'prompt': ({'max_prompt_len': 9}, 'at most 9 tokens'),
     'tokenizer': ({'tokenizer': 'nowhere.json'}, 'nowhere.json'),
-    'prompt without less than a state': ({'prompt_state_dim': -2}, 'data.prompt_state_dim of at least -1'),
+    'prompt without less than a state': (
+        {'prompt_state_dim': -2},
+        'data.prompt_state_dim of at least -1',
+    ),
     'no motion': ({'min_motion': float('nan')}, 'a number for data.min_motion, got nan'),
     'no norm': ({'min_action_norm': float('nan')}, 'a number for data.min_action_norm, got nan'),
-    'a camera twice': ({'cameras': (recordings.CAMERAS[0],) * 2}, f"'{recordings.CAMERAS[0]}' twice"),
+    'a camera twice': (
+        {'cameras': (recordings.CAMERAS[0],) * 2},
+        f"'{recordings.CAMERAS[0]}' twice",
+    ),
     'split seed': ({'split_seed': -1}, 'data.split_seed of at least 0, got -1'),
     'a prompt of one state': ({'prompt_state_dim': 1}, 'data.prompt_state_dim of at least 6'),
     'a prompt of all states but one': ({'prompt_state_dim': 5}, 'got 5; set it to 0'),
@@ -67,7 +79,9 @@ def test_prompts_as_wide_as_the_robot_or_wider_are_planned(width: int, intact: P
     ],
 )
 def test_a_column_twice(columns: tuple[str, str], setting: str, intact: Path) -> None:
-    with pytest.raises(UserError, match=f"different names in data.{setting}, got '.*' twice") as caught:
+    with pytest.raises(
+        UserError, match=f"different names in data.{setting}, got '.*' twice"
+    ) as caught:
         open_dataset(intact, *columns)
     assert is_one_sentence(str(caught.value))
 
@@ -87,7 +101,9 @@ def test_why_no_episode_is_left_to_train_on(count: int, rest: str, intact: Path)
     config = recordings.config(intact, train_episodes=(0, 1), calibration_episodes=(2,))
     with pytest.raises(UserError) as caught:
         make_plan(open_dataset(intact), config, bad)
-    told = ' | '.join(f'episode {i}: Expected a file of {i}, got none; fetch it' for i in range(min(count, 3)))
+    told = ' | '.join(
+        f'episode {i}: Expected a file of {i}, got none; fetch it' for i in range(min(count, 3))
+    )
     assert f'({told}{rest})' in str(caught.value) and 'data.train_episodes' in str(caught.value)
     assert 'min_motion' not in str(caught.value) and is_one_sentence(str(caught.value))
 
@@ -115,7 +131,9 @@ def test_the_script_exits_with_a_sentence(problem: str, intact: Path, tmp_path) 
         shutil.copytree(intact, root)
         edit_info(root, codebase_version='v1.6')
     command = [sys.executable, 'prepare_data.py', f'--source={root}', f'--out={tmp_path / "out"}']
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 2
     assert 'Traceback' not in done.stderr
     assert ('does not exist' if problem == 'missing' else "got 'v1.6'") in done.stderr

@@ -1,4 +1,6 @@
-"""A place in the data is a number of batches: any count of worker processes goes on from any other's."""
+"""A place in the data is a number of batches: any count of worker processes goes on from any
+other's.
+"""
 
 import functools
 import itertools
@@ -67,7 +69,9 @@ def test_the_states_of_grain_as_written_here_are_its_own(workers):
 
 @pytest.mark.parametrize(('before', 'after'), list(itertools.product(WORKERS, WORKERS)))
 def test_every_count_of_workers_goes_on_from_every_other(before, after, whole):
-    """At every place of three epochs; what `after` would start is not started, as `Batches` alone decides where."""
+    """At every place of three epochs; what `after` would start is not started, as `Batches` alone
+    decides where.
+    """
     asked = []
 
     def start(rest):
@@ -126,16 +130,29 @@ def test_a_place_may_be_set_again_while_batches_are_taken(whole):
 
 
 @pytest.mark.parametrize(
-    'state', [{}, {'next_index': 'x'}, {'next_index': -1}, {'iterators_in_use_states': [{}]}, {'workers_state': {}}]
+    'state',
+    [
+        {},
+        {'next_index': 'x'},
+        {'next_index': -1},
+        {'iterators_in_use_states': [{}]},
+        {'workers_state': {}},
+    ],
 )
 def test_what_is_no_place_is_refused(state):
-    with pytest.raises(UserError, match=r'expected the place of a loader in its data \(next_index\), got'):
+    with pytest.raises(
+        UserError,
+        match=r'expected the place of a loader in its data '
+        r'\(next_index\), got',
+    ):
         batches().set_state(state)
 
 
 def test_a_place_beyond_the_data_is_refused():
     with pytest.raises(
-        UserError, match=r'expected a place within the 2 batches of the data, got batch 3; .*batch_size'
+        UserError,
+        match=r'expected a place within the 2 batches of the data, got batch 3; '
+        r'.*batch_size',
     ):
         batches(epochs=1).set_state({'next_index': 3})
     assert np.shape(take(batches(epochs=1), 1)) == (1, SIZE)

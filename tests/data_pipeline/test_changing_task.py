@@ -1,4 +1,6 @@
-"""A task that changes within an episode: every window is told what was asked for at its own first frame."""
+"""A task that changes within an episode: every window is told what was asked for at its own first
+frame.
+"""
 
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from tests.data_pipeline import recordings, rlds_folder
 
 LENGTHS = (40, 44, 36)
 SPLITS = {'train_episodes': (0, 1), 'calibration_episodes': (2,), 'test_episodes': ()}
-CHANGES = [(20,), (1,), (4, 8, 9, 33)]  # frames at which the task turns from one to the other and back
+# frames at which the task turns from one to the other and back
+CHANGES = [(20,), (1,), (4, 8, 9, 33)]
 
 
 def tasks_of(length: int, changes: tuple[int, ...], first: int) -> np.ndarray:
@@ -35,7 +38,9 @@ def changing(root: Path, changes: tuple[int, ...], kind: str = 'image') -> Path:
 
 @pytest.mark.parametrize('changes', CHANGES, ids=str)
 def test_every_window_of_a_lerobot_set_is_told_its_own_task(tmp_path, changes):
-    """In the shards' text_id, in the prompt and in the text that the loader gives; whichever comes first."""
+    """In the shards' text_id, in the prompt and in the text that the loader gives; whichever comes
+    first.
+    """
     prepare(recordings.config(changing(tmp_path / 'source', changes), **SPLITS), tmp_path / 'out')
     meta, tokenizer = read_meta(tmp_path / 'out'), load_tokenizer(recordings.SETTINGS['tokenizer'])
     statistics = read_norm_stats(tmp_path / 'out/norm_stats.json')['state']
@@ -48,14 +53,18 @@ def test_every_window_of_a_lerobot_set_is_told_its_own_task(tmp_path, changes):
                 assert meta['tasks'][batch['text_id'][at]] == want
                 assert tokenizer.decode(batch['text'][at][batch['text_mask'][at]]) == want
                 state = normalize(dataset.read_episode(index).state[frame], statistics)
-                assert tokenizer.decode(batch['prompt'][at][batch['prompt_mask'][at]]) == pi05_prompt(want, state)
+                assert tokenizer.decode(
+                    batch['prompt'][at][batch['prompt_mask'][at]]
+                ) == pi05_prompt(want, state)
                 seen.add((index, want))
     assert {(0, task) for task in recordings.TASKS} <= seen, 'both tasks within one episode'
 
 
 def test_a_v30_set_with_several_episodes_a_file_too(tmp_path):
     changing(tmp_path / 'old', (20,), kind='video')
-    dataset = open_dataset(recordings.to_v30(tmp_path / 'old', tmp_path / 'new', LENGTHS, per_file=2))
+    dataset = open_dataset(
+        recordings.to_v30(tmp_path / 'old', tmp_path / 'new', LENGTHS, per_file=2)
+    )
     for index, length in enumerate(LENGTHS):
         want = [recordings.TASKS[n] for n in tasks_of(length, (20,), index % 2)]
         assert list(dataset.read_episode(index).tasks) == want
@@ -87,7 +96,9 @@ def test_instructions_that_are_neither_one_nor_one_a_step_are_refused(tmp_path, 
     del record['steps/language_instruction'].bytes_list.value[2:]
     monkeypatch.setattr(type(dataset), '_parse', lambda *_: record)
     with pytest.raises(
-        UserError, match=r'an instruction a step \(6\), or one, in .* of episode 0, got 2; name another'
+        UserError,
+        match=r'an instruction a step \(6\), or one, in .* of episode 0, got 2; name '
+        r'another',
     ):
         dataset.read_episode(0)
     del record['steps/language_instruction'].bytes_list.value[1:]

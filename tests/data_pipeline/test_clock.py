@@ -1,4 +1,6 @@
-"""Timestamps of a robot's own clock: the row's frame, or one sentence; never the frame of another row."""
+"""Timestamps of a robot's own clock: the row's frame, or one sentence; never the frame of another
+row.
+"""
 
 import json
 import re
@@ -26,13 +28,19 @@ RIGHT = {
     'rate 30.1': np.arange(LENGTH) / 30.1,
 }
 OFF = {
-    'rate 29.2': (np.arange(LENGTH) / 29.2, 'got 0.3425 s at frame 10, +0.27 frames off (+1.62 at frame 59)'),
+    'rate 29.2': (
+        np.arange(LENGTH) / 29.2,
+        'got 0.3425 s at frame 10, +0.27 frames off (+1.62 at frame 59)',
+    ),
     'rate 30.9': (np.arange(LENGTH) / 30.9, 'at frame 9, -0.26 frames off (-1.72 at frame 59)'),
     'rate 29.7': (np.arange(LENGTH) / 29.7, 'at frame 25, +0.25 frames off'),
     'rate 25': (np.arange(LENGTH) / 25, 'at frame 2, +0.40 frames off'),
     'from 10 ms on': (STEADY + 0.010, 'got 0.0100 s at frame 0, +0.30 frames off'),
     'from 16 ms before': (STEADY - 0.016, 'got -0.0160 s at frame 0, -0.48 frames off'),
-    'one frame late from row 40 on': (STEADY + (np.arange(LENGTH) >= 40) / FPS, 'a step of 2.00 frames at frame 39'),
+    'one frame late from row 40 on': (
+        STEADY + (np.arange(LENGTH) >= 40) / FPS,
+        'a step of 2.00 frames at frame 39',
+    ),
     'slipping between rows 20 and 23': (
         STEADY + np.interp(np.arange(LENGTH), [20, 23], [0, 1]) / FPS,
         'at frame 21, +0.33 frames off (+1.00',
@@ -61,15 +69,21 @@ def rows_of(frames: list[np.ndarray]) -> list[int]:
 
 
 @pytest.mark.parametrize('name', RIGHT)
-def test_a_clock_within_a_quarter_frame_gives_each_row_its_frame(name: str, steady, tmp_path) -> None:
+def test_a_clock_within_a_quarter_frame_gives_each_row_its_frame(
+    name: str, steady, tmp_path
+) -> None:
     episode = open_dataset(with_clock(steady, tmp_path, RIGHT[name])).read_episode(0)
     assert rows_of(list(episode.frames(CAMERA, range(12)))) == list(range(12))
-    whole = zip(episode.frames(CAMERA), open_dataset(steady).read_episode(0).frames(CAMERA), strict=True)
+    whole = zip(
+        episode.frames(CAMERA), open_dataset(steady).read_episode(0).frames(CAMERA), strict=True
+    )
     assert all(np.array_equal(ours, frame) for ours, frame in whole)
 
 
 @pytest.mark.parametrize('name', OFF)
-def test_a_clock_that_runs_away_is_refused_before_any_row_is_asked_for(name: str, steady, tmp_path) -> None:
+def test_a_clock_that_runs_away_is_refused_before_any_row_is_asked_for(
+    name: str, steady, tmp_path
+) -> None:
     times, words = OFF[name]
     dataset = open_dataset(with_clock(steady, tmp_path, times))
     with pytest.raises(UserError, match=re.escape(words)) as caught:
@@ -79,8 +93,12 @@ def test_a_clock_that_runs_away_is_refused_before_any_row_is_asked_for(name: str
 
 
 @pytest.mark.parametrize(('stride', 'rate'), [(36, 29.2), (34, 30.9), (59, 29.5)])
-def test_windows_that_happen_to_hit_frames_are_no_excuse(stride: int, rate: float, steady, tmp_path) -> None:
-    """Rows 0 and `stride` lie within a quarter frame of some frame; the latter's is that of a neighbour."""
+def test_windows_that_happen_to_hit_frames_are_no_excuse(
+    stride: int, rate: float, steady, tmp_path
+) -> None:
+    """Rows 0 and `stride` lie within a quarter frame of some frame; the latter's is that of a
+    neighbour.
+    """
     root = with_clock(steady, tmp_path, np.arange(LENGTH) / rate)
     settings = {'stride': stride, 'horizon': 1, 'chunk': 1, 'split_fractions': (1.0, 0.0, 0.0)}
     with pytest.raises(UserError, match='frames off'):
@@ -113,18 +131,26 @@ def test_pictures_in_cells_belong_to_their_rows_whatever_the_clock(name: str, tm
 
 
 @pytest.mark.parametrize(('row', 'value'), [(7, 0.1), (29, -1.0)])
-def test_a_clock_that_runs_back_is_refused_beside_cells_too(row: int, value: float, tmp_path) -> None:
+def test_a_clock_that_runs_back_is_refused_beside_cells_too(
+    row: int, value: float, tmp_path
+) -> None:
     root = recordings.record(tmp_path, (30,))
     times = np.arange(30) / FPS
     times[row] = value
     recordings.edit_columns(root, 0, timestamp=times)
-    with pytest.raises(UserError, match=f'timestamps that rise in episode 0, .* at frame {row - 1};'):
+    with pytest.raises(
+        UserError, match=f'timestamps that rise in episode 0, .* at frame {row - 1};'
+    ):
         open_dataset(root).read_episode(0)
 
 
 @pytest.mark.reference
-def test_lerobot_gives_no_other_frame_where_one_is_given_and_does_not_read_what_is_refused(tmp_path) -> None:
-    """By both of its readers: of shaken rows it refuses most, of a clock that runs away it gives never all rows."""
+def test_lerobot_gives_no_other_frame_where_one_is_given_and_does_not_read_what_is_refused(
+    tmp_path,
+) -> None:
+    """By both of its readers: of shaken rows it refuses most, of a clock that runs away it gives
+    never all rows.
+    """
     clocks = RIGHT | {name: times for name, (times, _) in OFF.items()}
     roots, rows = [], [0, 12, 36, 59]
     for n, times in enumerate(clocks.values()):
@@ -141,7 +167,10 @@ def test_lerobot_gives_no_other_frame_where_one_is_given_and_does_not_read_what_
             for reader, (pictures,) in theirs.items()
         }
         if name in RIGHT:
-            ours = [films.number_of(x) for x in open_dataset(root).read_episode(0).frames(films.CAMERA, rows)]
+            ours = [
+                films.number_of(x)
+                for x in open_dataset(root).read_episode(0).frames(films.CAMERA, rows)
+            ]
             assert ours == rows and all(
                 x in (None, row) for xs in told.values() for x, row in zip(xs, rows, strict=True)
             )

@@ -1,4 +1,6 @@
-"""A video's colours are read as its tags say: matrix and range, against the formula of the standards in numpy."""
+"""A video's colours are read as its tags say: matrix and range, against the formula of the
+standards in numpy.
+"""
 
 import json
 from fractions import Fraction
@@ -25,11 +27,17 @@ MATRICES = {
 }
 RANGES = {'untagged': 0, 'limited': 1, 'full': 2}
 PATCH, ROWS, COLUMNS = 16, 6, 8
-LOSSLESS = {'libx264': {'qp': '0'}, 'libx265': {'x265-params': 'lossless=1:log-level=none'}, 'libsvtav1': {'crf': '1'}}
+LOSSLESS = {
+    'libx264': {'qp': '0'},
+    'libx265': {'x265-params': 'lossless=1:log-level=none'},
+    'libsvtav1': {'crf': '1'},
+}
 
 
 def colours() -> np.ndarray:
-    """Y, Cb, Cr of 48 patches: the corners of the limited range and what lies between, none out of RGB by far."""
+    """Y, Cb, Cr of 48 patches: the corners of the limited range and what lies between, none out of
+    RGB by far.
+    """
     grid = np.random.default_rng(0).integers(0, 256, (ROWS * COLUMNS, 3))
     luma, blue, red = (16, 126, 235), (64, 128, 192), (64, 128, 192)
     grid[:27] = np.stack(np.meshgrid(luma, blue, red, indexing='ij'), -1).reshape(-1, 3)
@@ -38,7 +46,9 @@ def colours() -> np.ndarray:
 
 
 def expected(matrix: str, span: str) -> np.ndarray:
-    """RGB of the patches by ITU-R BT.601, 709, 2020, SMPTE 240M and the FCC's rule; 8 bits, clipped."""
+    """RGB of the patches by ITU-R BT.601, 709, 2020, SMPTE 240M and the FCC's rule; 8 bits,
+    clipped.
+    """
     _, red, blue = MATRICES[matrix]
     y, cb, cr = np.moveaxis(colours().astype(float), -1, 0)
     y, cb, cr = (y, cb - 128, cr - 128) if span == 'full' else (
@@ -48,7 +58,15 @@ def expected(matrix: str, span: str) -> np.ndarray:
     return np.clip(np.stack([r, (y - red * r - blue * b) / (1 - red - blue), b], -1), 0, 255)
 
 
-def write(path: Path, matrix: str, span: str, *, codec: str = 'libx264', pix: str = 'yuv444p', count: int = 2) -> None:
+def write(
+    path: Path,
+    matrix: str,
+    span: str,
+    *,
+    codec: str = 'libx264',
+    pix: str = 'yuv444p',
+    count: int = 2,
+) -> None:
     """A video of the patches whose planes are exactly these numbers, tagged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     planes = colours().repeat(PATCH, 0).repeat(PATCH, 1)
@@ -56,13 +74,19 @@ def write(path: Path, matrix: str, span: str, *, codec: str = 'libx264', pix: st
     with av.open(str(path), 'w') as out:
         stream = cast(av.VideoStream, out.add_stream(codec, rate=30, options=LOSSLESS[codec]))
         stream.height, stream.width, stream.pix_fmt = *planes.shape[:2], pix
-        stream.codec_context.colorspace, stream.codec_context.color_range = MATRICES[matrix][0], RANGES[span]
+        stream.codec_context.colorspace, stream.codec_context.color_range = (
+            MATRICES[matrix][0],
+            RANGES[span],
+        )
         for i in range(count):
             frame = av.VideoFrame(planes.shape[1], planes.shape[0], pix)
             for n, plane in enumerate(frame.planes):
                 step = 2 if n and '420' in pix else 1
                 values = planes[::step, ::step, n] * (4 if deep else 1)
-                wide = np.zeros((plane.height, plane.line_size // (2 if deep else 1)), np.uint16 if deep else np.uint8)
+                wide = np.zeros(
+                    (plane.height, plane.line_size // (2 if deep else 1)),
+                    np.uint16 if deep else np.uint8,
+                )
                 wide[:, : values.shape[1]] = values
                 plane.update(wide.tobytes())
             frame.colorspace, frame.color_range = MATRICES[matrix][0], RANGES[span]
@@ -94,7 +118,9 @@ def test_colours_follow_the_tags(matrix: str, span: str, pix: str, tmp_path) -> 
 @pytest.mark.parametrize(
     ('codec', 'pix'), [('libx265', 'yuv420p'), ('libx264', 'yuv420p10le'), ('libsvtav1', 'yuv420p')]
 )
-def test_colours_follow_the_tags_of_other_codecs(matrix: str, span: str, codec: str, pix: str, tmp_path) -> None:
+def test_colours_follow_the_tags_of_other_codecs(
+    matrix: str, span: str, codec: str, pix: str, tmp_path
+) -> None:
     write(tmp_path / 'v.mp4', matrix, span, codec=codec, pix=pix)
     assert worst(tmp_path / 'v.mp4', matrix, span) <= 4
 
@@ -108,17 +134,31 @@ def test_another_matrix_or_range_would_be_seen() -> None:
 
 @pytest.mark.reference
 def test_lerobot_reads_the_same_colours(tmp_path) -> None:
-    """By torchcodec, within 3 levels; PyAV 15, which LeRobot 0.6.1 pins, takes all tags for BT.601 of limited range."""
-    kinds = [(matrix, span) for matrix in ('untagged', 'bt709', 'bt601, 525 lines', 'bt2020') for span in RANGES]
+    """By torchcodec, within 3 levels; PyAV 15, which LeRobot 0.6.1 pins, takes all tags for BT.601
+    of limited range.
+    """
+    kinds = [
+        (matrix, span)
+        for matrix in ('untagged', 'bt709', 'bt601, 525 lines', 'bt2020')
+        for span in RANGES
+    ]
     roots = []
     for matrix, span in kinds:
         root = films.write_dataset(tmp_path / f'{matrix}-{span}', [2])
         write(root / films.VIDEO.format(0), matrix, span, pix='yuv420p')
         features = json.loads((root / 'meta/info.json').read_text())['features']
-        features[films.CAMERA] = features[films.CAMERA] | {'shape': [ROWS * PATCH, COLUMNS * PATCH, 3]}
+        features[films.CAMERA] = features[films.CAMERA] | {
+            'shape': [ROWS * PATCH, COLUMNS * PATCH, 3]
+        }
         recordings.edit_info(root, features=features)
         roots.append(root)
     found = lerobot_reference.pictures(roots, films.CAMERA, [1])
     for (matrix, span), root, theirs in zip(kinds, roots, found, strict=True):
-        (picture,), (frame,) = theirs['torchcodec'][0], open_dataset(root).read_episode(0).frames(films.CAMERA, [1])
-        assert picture is not None and np.abs(centres(picture) - centres(frame)).max() <= 3, (matrix, span)
+        (picture,), (frame,) = (
+            theirs['torchcodec'][0],
+            open_dataset(root).read_episode(0).frames(films.CAMERA, [1]),
+        )
+        assert picture is not None and np.abs(centres(picture) - centres(frame)).max() <= 3, (
+            matrix,
+            span,
+        )

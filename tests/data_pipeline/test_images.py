@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sigma_jax.data.images import bilinear, content_box, decode_image, encode_jpeg, padded_with, resize_with_pad
+from sigma_jax.data.images import (
+    bilinear,
+    content_box,
+    decode_image,
+    encode_jpeg,
+    padded_with,
+    resize_with_pad,
+)
 from tests import golden
 from tests.data.resize.make_reference import SHAPES, TARGETS, key, picture, sampled
 
@@ -17,9 +24,16 @@ def noise(height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ('shape', 'size', 'inner'),
-    [((480, 640), 224, (168, 224)), ((640, 480), 224, (224, 168)), ((96, 128), 56, (42, 56)), ((100, 30), 33, (33, 9))],
+    [
+        ((480, 640), 224, (168, 224)),
+        ((640, 480), 224, (224, 168)),
+        ((96, 128), 56, (42, 56)),
+        ((100, 30), 33, (33, 9)),
+    ],
 )
-def test_picture_is_centred_between_black_bars(shape: tuple[int, int], size: int, inner: tuple[int, int]) -> None:
+def test_picture_is_centred_between_black_bars(
+    shape: tuple[int, int], size: int, inner: tuple[int, int]
+) -> None:
     image = np.full((*shape, 3), 200, np.uint8)
     lit = resize_with_pad(image, size, size)[..., 0] > 0
     rows, cols = np.flatnonzero(lit.any(1)), np.flatnonzero(lit.any(0))
@@ -44,7 +58,9 @@ def test_right_size_is_untouched(style: str) -> None:
 
 @pytest.mark.parametrize('shape', SHAPES, ids=lambda shape: 'x'.join(map(str, shape)))
 def test_pixels_of_the_public_implementations(shape: tuple[int, int]) -> None:
-    """20 shapes, two sizes: openpi's client exactly, its JAX version within 1 of 255, LeRobot's but for rounding."""
+    """20 shapes, two sizes: openpi's client exactly, its JAX version within 1 of 255, LeRobot's but
+    for rounding.
+    """
     openpi, lerobot = (np.load(REFERENCE / f'{name}.npz') for name in ('openpi', 'lerobot'))
     for target in TARGETS:
         name, image = key(shape, target), picture(*shape)
@@ -95,7 +111,11 @@ def test_a_large_jpeg_keeps_brightness_and_halves_colour() -> None:
     smooth = np.linspace(30, 220, 224).astype(np.uint8)
     grey = np.broadcast_to(smooth[:, None, None], (224, 224, 3))
     stripes = np.zeros((224, 224, 3), np.uint8)
-    stripes[:, ::2, 0], stripes[:, 1::2, 2] = 200, 200  # columns of one pixel, told apart by colour alone
+    # columns of one pixel, told apart by colour alone
+    stripes[:, ::2, 0], stripes[:, 1::2, 2] = 200, 200
     assert np.abs(decode_image(encode_jpeg(grey)).astype(int) - grey).max() <= 2
-    large, small = decode_image(encode_jpeg(stripes)), decode_image(encode_jpeg(stripes[:112, :112]))
+    large, small = (
+        decode_image(encode_jpeg(stripes)),
+        decode_image(encode_jpeg(stripes[:112, :112])),
+    )
     assert np.ptp(small[50, 50:60, 0]) > 150 and np.ptp(large[50, 50:60, 0]) < 100

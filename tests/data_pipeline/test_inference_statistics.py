@@ -1,4 +1,6 @@
-"""What a checkpoint was trained with decides how its inputs are normalised, whatever the data at hand say."""
+"""What a checkpoint was trained with decides how its inputs are normalised, whatever the data at
+hand say.
+"""
 
 import json
 import shutil
@@ -36,7 +38,11 @@ def other_base(small_run, tmp_path_factory):
 
 @pytest.mark.parametrize('source', ['base', 'shards'])
 def test_training_takes_those_that_the_config_asks_for(small_run, other_base, source):
-    config = flow_config(small_run.shards) | {'base': str(other_base), 'trainable': ('lora',), 'stats_from': source}
+    config = flow_config(small_run.shards) | {
+        'base': str(other_base),
+        'trainable': ('lora',),
+        'stats_from': source,
+    }
     run = Run(config)
     folder = other_base if source == 'base' else small_run.shards
     want = read_norm_stats(folder / 'norm_stats.json')
@@ -61,6 +67,9 @@ def test_evaluation_on_other_shards_keeps_those_of_training(small_run, tmp_path)
     trained = types.SimpleNamespace(config=config, base=types.SimpleNamespace(policy=OURS))
     batch = next(runner.list_batches(trained, shards, 'train', 2))
     state = Records(shards, 'train')[int(batch['record'][0, 0])].state
-    want, not_these = (read_norm_stats(folder / 'norm_stats.json')['state'] for folder in (small_run.shards, shards))
+    want, not_these = (
+        read_norm_stats(folder / 'norm_stats.json')['state']
+        for folder in (small_run.shards, shards)
+    )
     np.testing.assert_allclose(batch['state'][0, 0], normalize(state, want), rtol=1e-5)
     assert np.abs(batch['state'][0, 0] - normalize(state, not_these)).max() > 0.01

@@ -1,4 +1,6 @@
-"""`--inspect`: everything meta.json knows is printed, and the sheet shows windows of every split."""
+"""`--inspect`: everything meta.json knows is printed, and the sheet shows windows of every
+split.
+"""
 
 import io
 from pathlib import Path
@@ -35,9 +37,20 @@ def test_every_setting_count_and_digest_is_printed(out: Path) -> None:
     for title, rows in sections(meta):
         console.print(prepare_data.section_table(title, rows))
     text = written.getvalue()
-    for name in set(recordings.SETTINGS) - {'source', 'tokenizer'} | set(meta['files']) | set(meta['versions']):
+    for name in (
+        set(recordings.SETTINGS) - {'source', 'tokenizer'}
+        | set(meta['files'])
+        | set(meta['versions'])
+    ):
         assert name in text, name
-    for part in (meta['source'], meta['source_digest'][:12], 'up 24×32', '1 bad episode', 'episode 1 ', *meta['tasks']):
+    for part in (
+        meta['source'],
+        meta['source_digest'][:12],
+        'up 24×32',
+        '1 bad episode',
+        'episode 1 ',
+        *meta['tasks'],
+    ):
         assert part in text, part
     assert all(f'{meta["windows"][split]} windows of' in text for split in meta['splits'])
     assert 'got "cannot identify image file' in text
@@ -45,7 +58,9 @@ def test_every_setting_count_and_digest_is_printed(out: Path) -> None:
 
 def test_text_of_a_data_set_is_no_markup() -> None:
     written = io.StringIO()
-    Console(file=written, width=80).print(prepare_data.section_table('tasks', [('[bold]', '[link=x]lift[/link]')]))
+    Console(file=written, width=80).print(
+        prepare_data.section_table('tasks', [('[bold]', '[link=x]lift[/link]')])
+    )
     assert '[link=x]lift[/link]' in written.getvalue() and '[bold]' in written.getvalue()
 
 
@@ -57,13 +72,19 @@ def test_text_of_a_data_set_is_no_markup() -> None:
         (8, [*[('train', n) for n in (5, 15, 25, 35, 45, 55)], ('calibration', 5), ('test', 1)]),
     ],
 )
-def test_windows_are_spread_over_splits_and_over_each(wanted: int, chosen: list[tuple[str, int]]) -> None:
+def test_windows_are_spread_over_splits_and_over_each(
+    wanted: int, chosen: list[tuple[str, int]]
+) -> None:
     assert choose_windows({'train': 60, 'calibration': 10, 'test': 2}, wanted) == chosen
 
 
 def test_no_window_is_drawn_twice_and_empty_splits_are_left_out() -> None:
     chosen = choose_windows({'train': 3, 'calibration': 0, 'test': 2}, 50)
-    assert sorted(set(chosen)) == sorted(chosen) == [('test', 0), ('test', 1), *[('train', n) for n in range(3)]]
+    assert (
+        sorted(set(chosen))
+        == sorted(chosen)
+        == [('test', 0), ('test', 1), *[('train', n) for n in range(3)]]
+    )
     with pytest.raises(UserError, match='at least one window'):
         choose_windows({'train': 3}, 0)
 
@@ -75,11 +96,14 @@ def test_the_sheet_lies_beside_the_shards_and_changes_nothing_else(out: Path) ->
     assert 'contact_sheet.png: written' in written.getvalue()
     png = (out / 'contact_sheet.png').read_bytes()
     assert png == sheet.contact_sheet(out, 2)  # the same shards, the same picture
-    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.suffix != '.png'} == before
+    assert {
+        path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.suffix != '.png'
+    } == before
     with Image.open(io.BytesIO(png)) as image:
         shown = np.unique(np.asarray(image.convert('RGB')).reshape(-1, 3), axis=0).tolist()
     picture = Records(out, 'train')[choose_windows(read_meta(out)['windows'], 2)[0][1]].images[0]
-    assert picture[16, 16].tolist() in shown  # nothing is blended: the stored pixels are on the sheet
+    # nothing is blended: the stored pixels are on the sheet
+    assert picture[16, 16].tolist() in shown
 
 
 def test_lines_are_the_actions_and_padding_is_told_apart(out: Path) -> None:
@@ -98,12 +122,23 @@ def test_lines_are_the_actions_and_padding_is_told_apart(out: Path) -> None:
 
 def test_text_does_not_overlap(out: Path) -> None:
     records = Records(out, 'train')
-    long = 'put the very small pink brick that lies left of the bowl into the transparent box and close the lid'
-    figure = sheet._draw(read_meta(out), [records[0], records[1]], [('train #0', 'episode 0, frame 0', long[:30])] * 2)
+    long = (
+        'put the very small pink brick that lies left of the bowl into the transparent box and '
+        'close the lid'
+    )
+    figure = sheet._draw(
+        read_meta(out),
+        [records[0], records[1]],
+        [('train #0', 'episode 0, frame 0', long[:30])] * 2,
+    )
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
-    boxes = [text.get_window_extent(renderer) for axes in figure.axes for text in [*axes.texts, axes.title]]
+    boxes = [
+        text.get_window_extent(renderer)
+        for axes in figure.axes
+        for text in [*axes.texts, axes.title]
+    ]
     boxes += [text.get_window_extent(renderer) for text in figure.texts]
     boxes = [box for box in boxes if box.width > 1]
     assert len(boxes) >= 2 * 3 + 8 + 3

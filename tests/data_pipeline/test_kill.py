@@ -1,4 +1,6 @@
-"""A preparation in a process of its own: too little room, a second writer, kills while episodes are tried."""
+"""A preparation in a process of its own: too little room, a second writer, kills while episodes are
+tried.
+"""
 
 import hashlib
 import signal
@@ -12,7 +14,8 @@ from sigma_jax.data.prepare import prepare
 from tests.data_pipeline import damages, recordings
 
 REPOSITORY = Path(__file__).parents[2]
-# a dot when the imports are done and one for every step; ends as the script does: a sentence and status 2
+# a dot when the imports are done and one for every step; ends as the script does: a sentence and
+# status 2
 CHILD = """
 import os, resource, sys
 from sigma_jax.data.prepare import prepare
@@ -32,7 +35,9 @@ except UserError as error:
 """
 
 
-def start(source: Path, out: Path, limit: int = 0, on_bad_episode: str = 'error') -> subprocess.Popen:
+def start(
+    source: Path, out: Path, limit: int = 0, on_bad_episode: str = 'error'
+) -> subprocess.Popen:
     """A preparation under way; `limit` in bytes a file."""
     command = [sys.executable, '-c', CHILD, str(source), str(out), str(limit), on_bad_episode]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -64,13 +69,21 @@ def finish(source: Path, out: Path, on_bad_episode: str = 'error') -> None:
     prepare(recordings.config(source, stride=1, shard_size=6, on_bad_episode=on_bad_episode), out)
 
 
-@pytest.mark.parametrize('limit', [400, 13_000])  # bytes: the first file does not fit; some shards do
-def test_no_room_is_told_and_the_run_continues_when_there_is_some(limit: int, source, expected, tmp_path) -> None:
+# bytes: the first file does not fit; some shards do
+@pytest.mark.parametrize('limit', [400, 13_000])
+def test_no_room_is_told_and_the_run_continues_when_there_is_some(
+    limit: int, source, expected, tmp_path
+) -> None:
     stopped = start(source, tmp_path / 'out', limit)
     message = stopped.communicate()[1].decode()
-    assert stopped.returncode == 2 and 'got a full disk; free some and run the same command again.' in message
+    assert (
+        stopped.returncode == 2
+        and ('got a full disk; free some and run the same command again.') in message
+    )
     found = contents(tmp_path / 'out')
-    assert found.keys() < expected.keys() and all(expected[name] == digest for name, digest in found.items())
+    assert found.keys() < expected.keys() and all(
+        expected[name] == digest for name, digest in found.items()
+    )
     finish(source, tmp_path / 'out')
     assert contents(tmp_path / 'out') == expected
 
@@ -98,4 +111,7 @@ def test_kills_while_episodes_are_tried_change_nothing(source, tmp_path) -> None
     for name in ('killed', 'undisturbed'):
         finish(source, tmp_path / name, on_bad_episode='skip')
     assert contents(tmp_path / 'killed') == contents(tmp_path / 'undisturbed')
-    assert b'"1": "Expected a readable video at videos/chunk-000/' in (tmp_path / 'killed/meta.json').read_bytes()
+    assert (
+        b'"1": "Expected a readable video at videos/chunk-000/'
+        in (tmp_path / 'killed/meta.json').read_bytes()
+    )

@@ -10,7 +10,9 @@ LENGTHS = {0: 20, 1: 25, 2: 30}
 
 
 def drawn(episode: int, frame: int, camera: str) -> np.ndarray:
-    """What a golden frame showed before lossy video: red tells the frame, blue the episode, a green bar both ends."""
+    """What a golden frame showed before lossy video: red tells the frame, blue the episode, a green
+    bar both ends.
+    """
     image = np.zeros((96, 128, 3))
     image[..., 0] = 5 * frame
     image[:, frame : frame + 8, 1] = 200
@@ -50,13 +52,19 @@ def test_no_other_golden_frame_fits_better(version: str) -> None:
 @pytest.mark.parametrize('version', ['v2.1', 'v3.0'])
 def test_golden_columns(version: str) -> None:
     dataset = open_dataset(recordings.GOLDEN / version)
-    assert (dataset.fps, dataset.state_names[0], len(dataset.action_names)) == (30, 'shoulder_pan.pos', 6)
+    assert (dataset.fps, dataset.state_names[0], len(dataset.action_names)) == (
+        30,
+        'shoulder_pan.pos',
+        6,
+    )
     assert sorted(set(dataset.tasks.values())) == ['pick up the lego', 'place it in the box']
     for index, length in LENGTHS.items():
         episode = dataset.read_episode(index)
         assert len(episode) == length
         assert episode.task == ('place it in the box' if index == 1 else 'pick up the lego')
-        np.testing.assert_allclose(episode.state, np.arange(length)[:, None] * np.ones(6), atol=0.06)
+        np.testing.assert_allclose(
+            episode.state, np.arange(length)[:, None] * np.ones(6), atol=0.06
+        )
         np.testing.assert_allclose(episode.timestamps, np.arange(length) / 30, atol=1e-6)
 
 
@@ -72,13 +80,22 @@ def test_v30_with_several_files_equals_v21(tmp_path) -> None:
     old = open_dataset(recordings.record(tmp_path / 'old', lengths, kind='video'))
     new = open_dataset(recordings.to_v30(tmp_path / 'old', tmp_path / 'new', lengths, per_file=2))
     assert new.tasks == old.tasks and sorted(new.episodes) == sorted(old.episodes)
-    drawings = {(i, j): recordings.picture(i, j, 'side') for i, length in enumerate(lengths) for j in range(length)}
+    drawings = {
+        (i, j): recordings.picture(i, j, 'side')
+        for i, length in enumerate(lengths)
+        for j in range(length)
+    }
     for index in old.episodes:
         a, b = old.read_episode(index), new.read_episode(index)
         assert np.array_equal(a.actions, b.actions) and a.tasks == b.tasks
         for dataset in (old, new):
-            frames = list(dataset.read_episode(index).frames(recordings.CAMERAS[1], range(1, len(a), 2)))
-            fits = [min(drawings, key=lambda at: np.abs(frame - drawings[at].astype(int)).mean()) for frame in frames]
+            frames = list(
+                dataset.read_episode(index).frames(recordings.CAMERAS[1], range(1, len(a), 2))
+            )
+            fits = [
+                min(drawings, key=lambda at: np.abs(frame - drawings[at].astype(int)).mean())
+                for frame in frames
+            ]
             assert fits == [(index, row) for row in range(1, len(a), 2)]
 
 

@@ -1,4 +1,6 @@
-"""Depth as LeRobot 0.6 stores it: 12-bit codes in video, TIFF in cells, each in its unit; 0 is no reading."""
+"""Depth as LeRobot 0.6 stores it: 12-bit codes in video, TIFF in cells, each in its unit; 0 is no
+reading.
+"""
 
 import io
 import itertools
@@ -43,7 +45,9 @@ RANGES = [
 
 
 def codes_of(metres: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    """12-bit codes of distances, by definition: even steps from depth_min to depth_max, or in the logarithm."""
+    """12-bit codes of distances, by definition: even steps from depth_min to depth_max, or in the
+    logarithm.
+    """
     one = {'depth_min': 0.01, 'depth_max': 10.0, 'shift': 3.5, 'use_log': True} | settings
     low, high, at = one['depth_min'], one['depth_max'], metres.astype(np.float64)
     if one['use_log']:
@@ -82,7 +86,12 @@ def encoded(values: np.ndarray, kind: str = 'TIFF', tag: int | None = None) -> b
 def add_feature(root: Path, kind: str, **info: Any) -> None:
     features = json.loads((root / 'meta/info.json').read_text())['features']
     told = {'info': info} if info else {}
-    features[DEPTH] = {'dtype': kind, 'shape': [*SIZE, 1], 'names': ['height', 'width', 'channels'], **told}
+    features[DEPTH] = {
+        'dtype': kind,
+        'shape': [*SIZE, 1],
+        'names': ['height', 'width', 'channels'],
+        **told,
+    }
     recordings.edit_info(root, features=features)
 
 
@@ -101,7 +110,9 @@ def with_cells(root: Path, cell, **info: Any) -> Path:
     recordings.record(root, LENGTHS)
     for index, length in enumerate(LENGTHS):
         path = root / f'data/chunk-000/episode_{index:06d}.parquet'
-        cells = [{'bytes': cell(scene(index, n)), 'path': f'frame-{n:06d}.tiff'} for n in range(length)]
+        cells = [
+            {'bytes': cell(scene(index, n)), 'path': f'frame-{n:06d}.tiff'} for n in range(length)
+        ]
         pq.write_table(pq.read_table(path).append_column(DEPTH, pa.array(cells)), path)
     add_feature(root, 'image', **info)
     return root
@@ -109,7 +120,10 @@ def with_cells(root: Path, cell, **info: Any) -> Path:
 
 CELLS = {
     'TIFF of 16 bits, mm': (encoded, {'depth_unit': 'mm'}),
-    'PNG of 16 bits, mm': (lambda mm: encoded(mm, 'PNG'), {'depth_unit': 'mm', 'is_depth_map': True}),
+    'PNG of 16 bits, mm': (
+        lambda mm: encoded(mm, 'PNG'),
+        {'depth_unit': 'mm', 'is_depth_map': True},
+    ),
     'TIFF of floats, m': (lambda mm: encoded(mm.astype(np.float32) / 1000), {'depth_unit': 'm'}),
     'TIFF of floats, mm': (lambda mm: encoded(mm.astype(np.float32)), {'depth_unit': 'mm'}),
     'TIFF of floats, not said': (lambda mm: encoded(mm.astype(np.float32) / 1000), {}),
@@ -129,7 +143,9 @@ def test_every_code_is_its_distance_and_the_lowest_is_none():
     for settings in RANGES:
         quantiser = Quantiser(**settings)
         metres = quantiser.metres(codes)
-        assert metres.dtype == np.float32 and metres[0, 0] == 0 and (metres.reshape(-1)[1:] > 0).all()
+        assert (
+            metres.dtype == np.float32 and metres[0, 0] == 0 and (metres.reshape(-1)[1:] > 0).all()
+        )
         assert metres.reshape(-1)[-1] == pytest.approx(quantiser.depth_max, rel=1e-5)
         assert np.array_equal(codes_of(metres, settings).reshape(-1)[1:], codes.reshape(-1)[1:])
 
@@ -141,7 +157,9 @@ def test_maps_in_video_come_in_metres(tmp_path, settings):
     one = {'depth_min': 0.01, 'depth_max': 10.0} | settings
     step = (one['depth_max'] + 3.5) * math.log(13.5 / 3.51) / 4095 + one['depth_max'] * 2e-3
     for index in (0, 2):
-        for row, depth in zip((3, 11), dataset.read_episode(index).frames(DEPTH, [3, 11]), strict=True):
+        for row, depth in zip(
+            (3, 11), dataset.read_episode(index).frames(DEPTH, [3, 11]), strict=True
+        ):
             want = scene(index, row) / 1000
             assert depth.shape == (*SIZE, 1) and depth.dtype == np.float32
             inside = (want > one['depth_min']) & (want < one['depth_max'])
@@ -159,9 +177,13 @@ def test_maps_in_cells_come_in_metres(tmp_path, name):
 
 
 @pytest.mark.parametrize('kind', ['TIFF', 'PNG'])
-@pytest.mark.parametrize(('tag', 'seen'), [(3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1))])
+@pytest.mark.parametrize(
+    ('tag', 'seen'), [(3, lambda x: x[::-1, ::-1]), (6, lambda x: np.rot90(x, -1))]
+)
 def test_maps_that_lie_on_their_side_are_turned(tmp_path, tag, seen, kind):
-    root = with_cells(tmp_path, lambda mm: encoded(np.rot90(mm, tag == 6), kind, tag), depth_unit='mm')
+    root = with_cells(
+        tmp_path, lambda mm: encoded(np.rot90(mm, tag == 6), kind, tag), depth_unit='mm'
+    )
     stored = np.rot90(scene(1, 4), tag == 6) / 1000
     depth = next(iter(open_dataset(root).read_episode(1).frames(DEPTH, [4])))
     np.testing.assert_allclose(depth[..., 0], seen(stored), rtol=1e-6)
@@ -187,23 +209,48 @@ def test_readings_without_a_unit_stay_what_they_are(tmp_path):
 @pytest.mark.parametrize(
     ('make', 'exact', 'told'),
     [
-        (lambda root: with_video(root, RANGES[1], depth_unit='mm'), False, '12-bit codes of 0.1 to 4 m, logarithmic'),
-        (lambda root: with_video(root, RANGES[2], depth_unit='m'), False, '12-bit codes of 0 to 2 m, linear'),
-        (lambda root: with_cells(root, encoded, depth_unit='mm', is_depth_map=True), True, 'readings in mm'),
-        (lambda root: with_cells(root, CELLS['TIFF of floats, NaN'][0], depth_unit='m'), True, 'readings in m'),
+        (
+            lambda root: with_video(root, RANGES[1], depth_unit='mm'),
+            False,
+            '12-bit codes of 0.1 to 4 m, logarithmic',
+        ),
+        (
+            lambda root: with_video(root, RANGES[2], depth_unit='m'),
+            False,
+            '12-bit codes of 0 to 2 m, linear',
+        ),
+        (
+            lambda root: with_cells(root, encoded, depth_unit='mm', is_depth_map=True),
+            True,
+            'readings in mm',
+        ),
+        (
+            lambda root: with_cells(root, CELLS['TIFF of floats, NaN'][0], depth_unit='m'),
+            True,
+            'readings in m',
+        ),
     ],
 )
 def test_they_reach_the_batch_in_metres_and_gaps_stay_gaps(tmp_path, make, exact, told):
     source, out = make(tmp_path / 'data'), tmp_path / 'out'
-    settings = {'image_size': 28, 'train_episodes': (0, 1), 'calibration_episodes': (2,), 'depth_scale': 0.0005}
+    settings = {
+        'image_size': 28,
+        'train_episodes': (0, 1),
+        'calibration_episodes': (2,),
+        'depth_scale': 0.0005,
+    }
     prepare(recordings.config(source, depth=(DEPTH,), **settings), out)
     assert told in read_meta(out)['depth_told']['up_depth']
     tokenizer = load_tokenizer(recordings.SETTINGS['tokenizer'])
     batch = next(make_loader(out, 'train', batch_size=1, sequence_length=2, tokenizer=tokenizer))
     top, left, rows, cols = content_box(SIZE, 28, 28)
-    down, across = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in ((rows, SIZE[0]), (cols, SIZE[1])))
+    down, across = (
+        ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in ((rows, SIZE[0]), (cols, SIZE[1]))
+    )
     for at in np.ndindex(1, 2):
-        want = scene(int(batch['episode'][at]), int(batch['frame'][at]))[np.ix_(down, across)] / 1000
+        want = (
+            scene(int(batch['episode'][at]), int(batch['frame'][at]))[np.ix_(down, across)] / 1000
+        )
         got = batch['depth'][at][0, top : top + rows, left : left + cols, 0]
         inside = want <= (2 if 'linear' in told else 4)
         assert np.array_equal(got == 0, want == 0), 'no gap is filled, none grows'
@@ -218,8 +265,13 @@ def test_a_map_without_any_reading_is_absent(tmp_path):
     settings = {'image_size': 28, 'train_episodes': (0, 1), 'calibration_episodes': (2,)}
     prepare(recordings.config(source, depth=(DEPTH,), **settings), tmp_path / 'out')
     tokenizer = load_tokenizer(recordings.SETTINGS['tokenizer'])
-    batches = make_loader(tmp_path / 'out', 'train', batch_size=1, sequence_length=1, tokenizer=tokenizer)
-    seen = {int(batch['episode'].item()): bool(batch['depth_mask'].item()) for batch in itertools.islice(batches, 8)}
+    batches = make_loader(
+        tmp_path / 'out', 'train', batch_size=1, sequence_length=1, tokenizer=tokenizer
+    )
+    seen = {
+        int(batch['episode'].item()): bool(batch['depth_mask'].item())
+        for batch in itertools.islice(batches, 8)
+    }
     assert seen == {0: False, 1: True}
 
 
@@ -230,7 +282,11 @@ def test_distances_in_units():
     whole = np.arange(2**16, dtype=np.uint16)[None]
     assert np.array_equal(in_units((whole * 0.001).astype(np.float32), 0.001, 0), whole)
     assert in_units(whole, 0.5, 0) is whole
-    with pytest.raises(UserError, match=r'Expected depth up to 6.5535 m .* in episode 3, got 65.53.* m; raise'):
+    with pytest.raises(
+        UserError,
+        match=r'Expected depth up to 6.5535 m .* in episode 3, got '
+        r'65.53.* m; raise',
+    ):
         in_units(metres, 0.0001, 3)
 
 
@@ -245,8 +301,18 @@ def test_distances_in_units():
         ('video', [24, 32, 1], {'info': {'is_depth_map': True}}, True),
         ('video', [24, 32, 1], {'video_info': {'video.is_depth_map': True}}, True),
         ('video', [24, 32, 1], {}, False),
-        ('video', [24, 32, 3], {'info': {'video.is_depth_map': True, 'video.pix_fmt': 'gray12le'}}, True),
-        ('video', [24, 32, 3], {'info': {'video.is_depth_map': True, 'video.pix_fmt': 'yuv420p'}}, False),
+        (
+            'video',
+            [24, 32, 3],
+            {'info': {'video.is_depth_map': True, 'video.pix_fmt': 'gray12le'}},
+            True,
+        ),
+        (
+            'video',
+            [24, 32, 3],
+            {'info': {'video.is_depth_map': True, 'video.pix_fmt': 'yuv420p'}},
+            False,
+        ),
         ('float32', [24], {'info': {'is_depth_map': True}}, False),
     ],
 )
@@ -257,7 +323,10 @@ def test_which_features_are_depth(kind, shape, info, depth):
 @pytest.mark.parametrize(
     ('stated', 'message'),
     [
-        ({'video.depth_min': 4.0, 'video.depth_max': 4.0}, 'Expected 0 <= depth_min < depth_max .* got {.*4.0'),
+        (
+            {'video.depth_min': 4.0, 'video.depth_max': 4.0},
+            'Expected 0 <= depth_min < depth_max .* got {.*4.0',
+        ),
         ({'video.depth_max': 'far'}, "got {'depth_max': 'far'}"),
         ({'video.depth_max': float('nan')}, "got {'depth_max': nan}"),
         ({'video.depth_min': -1.0}, "got {'depth_min': -1.0}"),
@@ -274,13 +343,18 @@ def test_ranges_that_are_none(tmp_path, stated, message):
 @pytest.mark.parametrize(
     ('cell', 'info', 'message'),
     [
-        (lambda mm: encoded(mm)[:900], {}, 'Expected a depth picture as PNG in .*up_depth, episode 0, frame 0 .or'),
+        (lambda mm: encoded(mm)[:900], {}, 'Expected a depth picture as PNG in .*up_depth, '
+                                           'episode 0, frame 0 .or'),
         (lambda mm: b'II*\0' + bytes(40), {}, 'Expected a depth picture as PNG in'),
         (lambda mm: encoded(mm[:5]), {}, 'Expected depth of 24 x 32 pixels in .*, got 5 x 32'),
-        (lambda mm: encoded(mm.astype(np.uint8)), {}, 'Expected 16-bit depth in .*, got a picture of mode L'),
-        (lambda mm: encoded(-mm.astype(np.float32)), {}, 'Expected depth of 0 or more in .*frame 0, got -1056;'),
-        (lambda mm: encoded(mm.astype(np.int32) + 2**16), {}, 'Expected depth of 0 to 65535 in .*, got 66'),
-        (encoded, {'depth_unit': 'inch'}, "Expected depth_unit 'm' or 'mm' for .*up_depth.*, got 'inch'"),
+        (lambda mm: encoded(mm.astype(np.uint8)), {}, 'Expected 16-bit depth in .*, got a '
+                                                      'picture of mode L'),
+        (lambda mm: encoded(-mm.astype(np.float32)), {}, 'Expected depth of 0 or more in .*frame '
+                                                         '0, got -1056;'),
+        (lambda mm: encoded(mm.astype(np.int32) + 2**16), {}, 'Expected depth of 0 to 65535 in '
+                                                              '.*, got 66'),
+        (encoded, {'depth_unit': 'inch'}, "Expected depth_unit 'm' or 'mm' for .*up_depth.*, got "
+                                          "'inch'"),
     ],
 )  # fmt: skip
 def test_cells_that_hold_no_depth(tmp_path, cell, info, message):
@@ -299,7 +373,9 @@ def test_video_of_another_kind_is_no_depth(tmp_path):
 
 def test_depth_among_the_cameras_is_told_where_it_belongs(tmp_path):
     root = with_video(tmp_path / 'data', {})
-    with pytest.raises(UserError, match='depth has a setting of its own, as in --config.data.depth="') as told:
+    with pytest.raises(
+        UserError, match='depth has a setting of its own, as in --config.data.depth="'
+    ) as told:
         prepare(recordings.config(root, cameras=(recordings.CAMERAS[0], DEPTH)), tmp_path / 'out')
     assert f"('{DEPTH}',)" in str(told.value)
 
@@ -308,16 +384,25 @@ def test_colours_in_a_whole_tiff_are_read_and_depth_is_told_as_such():
     colours = recordings.picture(1, 2, 'up')
     assert np.array_equal(decode_cell({'bytes': encoded(colours)}, SIZE, 'up', Path()), colours)
     for depth in (scene(0, 0), scene(0, 0).astype(np.float32)):
-        with pytest.raises(UserError, match='Expected 8-bit colour in up, got mode .*, as depth is stored') as caught:
+        with pytest.raises(
+            UserError, match='Expected 8-bit colour in up, got mode .*, as depth is stored'
+        ) as caught:
             decode_cell({'bytes': encoded(depth)}, SIZE, 'up', Path())
-        assert 'give it one channel by its shape in meta/info.json and name it in data.depth' in str(caught.value)
+        assert (
+            'give it one channel by its shape in meta/info.json and name it in data.depth'
+            in str(caught.value)
+        )
 
 
-@pytest.mark.parametrize(('mode', 'kind'), [('LA', 'PNG'), ('1', 'PNG'), ('CMYK', 'JPEG'), ('CMYK', 'TIFF')])
+@pytest.mark.parametrize(
+    ('mode', 'kind'), [('LA', 'PNG'), ('1', 'PNG'), ('CMYK', 'JPEG'), ('CMYK', 'TIFF')]
+)
 def test_other_kinds_of_colour_are_not_called_depth(mode, kind):
     stored = io.BytesIO()
     Image.fromarray(recordings.picture(1, 2, 'up')).convert(mode).save(stored, kind)
-    with pytest.raises(UserError, match=f'Expected 8-bit colour in up, .*got mode {mode}; store it as RGB') as caught:
+    with pytest.raises(
+        UserError, match=f'Expected 8-bit colour in up, .*got mode {mode}; store it as RGB'
+    ) as caught:
         decode_cell({'bytes': stored.getvalue()}, SIZE, 'up', Path())
     assert 'depth' not in str(caught.value)
 
@@ -326,7 +411,9 @@ def test_other_kinds_of_colour_are_not_called_depth(mode, kind):
 def test_another_format_is_told_without_addresses(kind):
     stored = io.BytesIO()
     Image.fromarray(recordings.picture(1, 2, 'up')).save(stored, kind)
-    with pytest.raises(UserError, match='got "cannot identify image file"; .* store it as one of these') as caught:
+    with pytest.raises(
+        UserError, match='got "cannot identify image file"; .* store it as one of these'
+    ) as caught:
         decode_cell({'bytes': stored.getvalue()}, SIZE, 'up', Path())
     assert ' at 0x' not in str(caught.value)
 
@@ -341,7 +428,9 @@ def test_a_camera_of_8_bit_grey_is_read_where_the_advice_is_followed(tmp_path):
     features = json.loads((root / 'meta/info.json').read_text())['features']
     features[camera]['shape'][-1] = 1
     recordings.edit_info(root, features=features)
-    with pytest.raises(UserError, match='got a picture of mode L; .* give it three channels by its shape'):
+    with pytest.raises(
+        UserError, match='got a picture of mode L; .* give it three channels by its shape'
+    ):
         list(open_dataset(root).read_episode(0).frames(camera, [0]))
     features[camera]['shape'][-1] = 3
     recordings.edit_info(root, features=features)
@@ -353,7 +442,9 @@ def test_a_lost_episode_of_depth_is_left_out_where_that_is_asked_for(tmp_path):
     root = with_video(tmp_path / 'data', {})
     path = root / recordings.video_path(1, DEPTH)
     path.write_bytes(path.read_bytes()[:900])
-    meta = prepare(recordings.config(root, depth=(DEPTH,), on_bad_episode='skip'), tmp_path / 'out').meta
+    meta = prepare(
+        recordings.config(root, depth=(DEPTH,), on_bad_episode='skip'), tmp_path / 'out'
+    ).meta
     assert list(meta['bad_episodes']) == ['1'] and DEPTH in meta['bad_episodes']['1']
     assert len(Records(tmp_path / 'out', 'train')) > 0
 
@@ -406,17 +497,24 @@ def test_lerobot_gives_the_same_distances(tmp_path):
     codes = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     for n, settings in enumerate(RANGES):
         metres = Quantiser(**settings).metres(codes)
-        np.testing.assert_allclose(metres[codes > 0], found[f'm{n}'][codes > 0], rtol=2e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            metres[codes > 0], found[f'm{n}'][codes > 0], rtol=2e-6, atol=1e-6
+        )
         apart = np.abs(in_units(metres, 0.001, 0) - found[f'mm{n}'])[codes > 0]
-        assert apart.max() <= 1 and (apart > 0).mean() < 1e-3, 'but for the rounding of a few halves'
+        assert apart.max() <= 1 and (apart > 0).mean() < 1e-3, (
+            'but for the rounding of a few halves'
+        )
     for name in ('video', 'linear', 'image', 'float'):
         dataset = open_dataset(tmp_path / name)
         assert dataset.depths == (DEPTH,) and dataset.cameras == ()
-        ours = np.concatenate([np.stack([*dataset.read_episode(i).frames(DEPTH)]) for i in (0, 1)])[..., 0]
+        ours = np.concatenate([np.stack([*dataset.read_episode(i).frames(DEPTH)]) for i in (0, 1)])[
+            ..., 0
+        ]
         gaps = found[f'{name} made'] == 0
         assert np.array_equal(ours == 0, gaps) and gaps.any()
         np.testing.assert_allclose(ours[~gaps], found[f'{name} m'][~gaps], rtol=2e-6, atol=1e-6)
         units = np.stack([in_units(one, 0.001, 0) for one in ours])
         assert np.array_equal(units[~gaps], np.rint(found[f'{name} mm'][~gaps]))
-        nearest = {'video': 10, 'linear': 0, 'image': 0, 'float': 0}[name]  # what LeRobot makes of a gap, mm
+        # what LeRobot makes of a gap, mm
+        nearest = {'video': 10, 'linear': 0, 'image': 0, 'float': 0}[name]
         assert (found[f'{name} mm'][gaps] == nearest).all()

@@ -15,7 +15,12 @@ from sigma_jax.data.records import Records
 from tests.data_pipeline import recordings
 
 LENGTHS = (20, 22, 21)
-EVENT = [('role', pa.string()), ('content', pa.string()), ('style', pa.string()), ('camera', pa.string())]
+EVENT = [
+    ('role', pa.string()),
+    ('content', pa.string()),
+    ('style', pa.string()),
+    ('camera', pa.string()),
+]
 EVENT += [('tool_calls', pa.list_(pa.string()))]
 KINDS = {
     'language_persistent': pa.list_(pa.struct([*EVENT, ('timestamp', pa.float32())])),
@@ -25,20 +30,34 @@ KINDS = {
 
 def spoken(column: str, episode: int, frame: int) -> list[dict]:
     """What stands at a frame: a plan for all of an episode, an event every third frame."""
-    one = {'role': 'user', 'content': f'größer, {episode}', 'style': 'plan', 'camera': None, 'tool_calls': None}
+    one = {
+        'role': 'user',
+        'content': f'größer, {episode}',
+        'style': 'plan',
+        'camera': None,
+        'tool_calls': None,
+    }
     if column == 'language_persistent':
         return [{**one, 'timestamp': 0.5}]
     calls = [json.dumps({'name': 'say', 'n': frame})]
-    return [] if frame % 3 else [{**one, 'content': f'{frame}', 'style': 'vqa', 'tool_calls': calls}]
+    return (
+        [] if frame % 3 else [{**one, 'content': f'{frame}', 'style': 'vqa', 'tool_calls': calls}]
+    )
 
 
 def as_json(column: pa.Array) -> pa.Array:
-    """The same with tool calls of Arrow's own JSON type, as LeRobot writes them; none of them may be missing."""
+    """The same with tool calls of Arrow's own JSON type, as LeRobot writes them; none of them may
+    be missing.
+    """
     events, offsets = column.flatten(), column.offsets
     calls = events.field('tool_calls')
     texts = pa.ExtensionArray.from_storage(pa.json_(), calls.flatten())
-    parts = [events.field(name) for name, _ in EVENT[:-1]] + [pa.ListArray.from_arrays(calls.offsets, texts)]
-    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(parts, [name for name, _ in EVENT]))
+    parts = [events.field(name) for name, _ in EVENT[:-1]] + [
+        pa.ListArray.from_arrays(calls.offsets, texts)
+    ]
+    return pa.ListArray.from_arrays(
+        offsets, pa.StructArray.from_arrays(parts, [name for name, _ in EVENT])
+    )
 
 
 def with_language(root: Path, columns: tuple[str, ...]) -> Path:
@@ -50,7 +69,9 @@ def with_language(root: Path, columns: tuple[str, ...]) -> Path:
         path = root / f'data/chunk-000/episode_{episode:06d}.parquet'
         table = pq.read_table(path)
         for column in columns:
-            storage = pa.array([spoken(column, episode, frame) for frame in range(length)], KINDS[column])
+            storage = pa.array(
+                [spoken(column, episode, frame) for frame in range(length)], KINDS[column]
+            )
             own = as_json(storage) if column == 'language_events' else storage
             table = table.append_column(column, own)
         pq.write_table(table, path)

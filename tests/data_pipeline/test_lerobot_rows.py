@@ -1,4 +1,6 @@
-"""An episode's rows are found where they are, whatever file the metadata of v3.0 name; what is missing is told."""
+"""An episode's rows are found where they are, whatever file the metadata of v3.0 name; what is
+missing is told.
+"""
 
 import json
 import os
@@ -33,8 +35,12 @@ def data_path(file: int) -> str:
     return f'data/chunk-000/file-{file:03d}.parquet'
 
 
-def record(root: Path, lies_in: Sequence[int | tuple[int, ...]], named: Sequence[int]) -> tuple[Path, Dataset]:
-    """A v3.0 recording whose episodes lie where `lies_in` says (a tuple: cut over files), and the v2.1 one it was."""
+def record(
+    root: Path, lies_in: Sequence[int | tuple[int, ...]], named: Sequence[int]
+) -> tuple[Path, Dataset]:
+    """A v3.0 recording whose episodes lie where `lies_in` says (a tuple: cut over files), and the
+    v2.1 one it was.
+    """
     old = recordings.record(root / 'old', LENGTHS, kind='video')
     new = recordings.to_v30(old, root / 'new', LENGTHS, per_file=len(LENGTHS))
     whole = pq.read_table(new / data_path(0))
@@ -43,7 +49,9 @@ def record(root: Path, lies_in: Sequence[int | tuple[int, ...]], named: Sequence
     for index, places in enumerate(lies_in):
         rows = whole.filter(pc.field('episode_index') == index)
         files = places if isinstance(places, tuple) else (places,)
-        for file, piece in zip(files, np.array_split(np.arange(len(rows)), len(files)), strict=True):
+        for file, piece in zip(
+            files, np.array_split(np.arange(len(rows)), len(files)), strict=True
+        ):
             parts.setdefault(file, []).append(rows.take(piece))
     for file, tables in parts.items():
         recordings.write_table(new / data_path(file), pa.concat_tables(tables))
@@ -51,8 +59,14 @@ def record(root: Path, lies_in: Sequence[int | tuple[int, ...]], named: Sequence
     first = np.cumsum([0, *LENGTHS]).tolist()
     for row, file in zip(episodes, named, strict=True):
         at = row['episode_index']
-        row |= {'data/file_index': file, 'dataset_from_index': first[at], 'dataset_to_index': first[at + 1]}
-    recordings.write_table(new / 'meta/episodes/chunk-000/file-000.parquet', pa.Table.from_pylist(episodes))
+        row |= {
+            'data/file_index': file,
+            'dataset_from_index': first[at],
+            'dataset_to_index': first[at + 1],
+        }
+    recordings.write_table(
+        new / 'meta/episodes/chunk-000/file-000.parquet', pa.Table.from_pylist(episodes)
+    )
     tell_lerobot(new)
     return new, open_dataset(old)
 
@@ -62,7 +76,11 @@ def tell_lerobot(root: Path) -> None:
     features = json.loads((root / 'meta/info.json').read_text())['features']
     features['timestamp'] = {'dtype': 'float32', 'shape': [1], 'names': None}
     features |= {key: {'dtype': 'int64', 'shape': [1], 'names': None} for key in INDEX_COLUMNS}
-    sizes = {'total_episodes': len(LENGTHS), 'total_frames': sum(LENGTHS), 'total_tasks': len(recordings.TASKS)}
+    sizes = {
+        'total_episodes': len(LENGTHS),
+        'total_frames': sum(LENGTHS),
+        'total_tasks': len(recordings.TASKS),
+    }
     recordings.edit_info(root, features=features, splits={'train': f'0:{len(LENGTHS)}'}, **sizes)
     tasks = {task: number for number, task in enumerate(recordings.TASKS)}
     recordings.write_table(root / 'meta/tasks.parquet', tasks_table(tasks))
@@ -71,8 +89,14 @@ def tell_lerobot(root: Path) -> None:
 def assert_same(one: Dataset, other: Dataset) -> None:
     for index in other.episodes:
         a, b = one.read_episode(index), other.read_episode(index)
-        assert np.array_equal(a.state, b.state) and np.array_equal(a.actions, b.actions) and a.tasks == b.tasks
-        assert np.array_equal(a.timestamps, b.timestamps) and np.array_equal(a.frame_index, b.frame_index)
+        assert (
+            np.array_equal(a.state, b.state)
+            and np.array_equal(a.actions, b.actions)
+            and a.tasks == b.tasks
+        )
+        assert np.array_equal(a.timestamps, b.timestamps) and np.array_equal(
+            a.frame_index, b.frame_index
+        )
         for camera in recordings.CAMERAS:
             errors = [
                 np.abs(x.astype(int) - recordings.picture(index, n, camera)).max()
@@ -144,7 +168,9 @@ def test_other_files_are_read_only_where_the_index_is_wrong(tmp_path, monkeypatc
 def test_rows_that_are_nowhere_are_told(tmp_path, kept, got):
     new, _ = record(tmp_path, *MOVED['one episode in the next file'])
     pq.write_table(pq.read_table(new / data_path(1)).filter(kept), new / data_path(1))
-    with pytest.raises(UserError, match=f'Expected 8 rows .* of episode 2 in .*file-000.parquet, got {got};'):
+    with pytest.raises(
+        UserError, match=f'Expected 8 rows .* of episode 2 in .*file-000.parquet, got {got};'
+    ):
         open_dataset(new).read_episode(2)
 
 
@@ -173,7 +199,9 @@ def test_a_data_file_that_is_not_there_is_told(tmp_path):
     (new / data_path(1)).unlink()
     dataset = open_dataset(new)
     assert len(dataset.read_episode(1)) == LENGTHS[1]
-    with pytest.raises(UserError, match='Expected a parquet file at .*file-001.parquet, got nothing there'):
+    with pytest.raises(
+        UserError, match='Expected a parquet file at .*file-001.parquet, got nothing there'
+    ):
         dataset.read_episode(2)
 
 
@@ -181,8 +209,12 @@ def test_parts_of_other_types_are_told(tmp_path):
     new, _ = record(tmp_path, [0, (0, 1), 1, 1, 1], [0, 0, 1, 1, 1])
     table = pq.read_table(new / data_path(1))
     texts = pa.array([['x'] * 6] * len(table))
-    pq.write_table(table.set_column(table.column_names.index(STATE), STATE, texts), new / data_path(1))
-    with pytest.raises(UserError, match='Expected the parts of episode 1 to have columns of the same types'):
+    pq.write_table(
+        table.set_column(table.column_names.index(STATE), STATE, texts), new / data_path(1)
+    )
+    with pytest.raises(
+        UserError, match='Expected the parts of episode 1 to have columns of the same types'
+    ):
         open_dataset(new).read_episode(1)
 
 
@@ -216,12 +248,16 @@ def test_lerobot_reads_the_same_rows(tmp_path, name):
     new, _ = record(tmp_path, *MOVED[name])
     env = os.environ | {'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path / 'home')}
     keys = [STATE, ACTION, 'episode_index', recordings.CAMERAS[0]]
-    subprocess.run([python, '-c', LEROBOT, new, tmp_path / 'theirs.npz', *keys], check=True, env=env)
+    subprocess.run(
+        [python, '-c', LEROBOT, new, tmp_path / 'theirs.npz', *keys], check=True, env=env
+    )
     theirs, ours = np.load(tmp_path / 'theirs.npz'), open_dataset(new)
     episodes = [ours.read_episode(index) for index in ours.episodes]
     assert np.array_equal(theirs[STATE], np.concatenate([one.state for one in episodes]))
     assert np.array_equal(theirs[ACTION], np.concatenate([one.actions for one in episodes]))
-    assert theirs['episode_index'].tolist() == [one.index for one in episodes for _ in range(len(one))]
+    assert theirs['episode_index'].tolist() == [
+        one.index for one in episodes for _ in range(len(one))
+    ]
     assert theirs['task'].tolist() == [task for one in episodes for task in one.tasks]
     frames = np.concatenate([list(one.frames(recordings.CAMERAS[0])) for one in episodes])
     pixels = np.rint(theirs[recordings.CAMERAS[0]].transpose(0, 2, 3, 1) * 255)

@@ -19,10 +19,14 @@ COUNTING = {'kind': 'range', 'name': None, 'start': 0, 'stop': 3, 'step': 1}
 
 
 def tasks_file(root: Path, columns: dict[str, Any], index: list | None = None) -> Path:
-    """meta/tasks.parquet with columns in this order; `index` is what pandas says of the frame's index."""
+    """meta/tasks.parquet with columns in this order; `index` is what pandas says of the frame's
+    index.
+    """
     table = pa.table(columns)
     if index is not None:
-        table = table.replace_schema_metadata({'pandas': json.dumps({'index_columns': index, 'columns': []})})
+        table = table.replace_schema_metadata(
+            {'pandas': json.dumps({'index_columns': index, 'columns': []})}
+        )
     (root / 'meta').mkdir()
     pq.write_table(table, root / 'meta/tasks.parquet')
     return root
@@ -35,14 +39,27 @@ def tasks_file(root: Path, columns: dict[str, Any], index: list | None = None) -
         ({'task': TEXTS, 'task_index': [0, 1, 2]}, ['task']),
         ({'task_index': [0, 1, 2], '__index_level_0__': TEXTS}, ['__index_level_0__']),
         ({'task_index': [0, 1, 2], 'instruction': TEXTS}, ['instruction']),
-        ({'language_instruction': pa.array(TEXTS, pa.large_string()), 'task_index': [0, 1, 2]}, None),
+        (
+            {'language_instruction': pa.array(TEXTS, pa.large_string()), 'task_index': [0, 1, 2]},
+            None,
+        ),
         ({'task_index': [0, 1, 2], 'task': TEXTS}, [COUNTING]),
         ({'task_index': [0, 1, 2], 'text': pa.array(TEXTS).dictionary_encode()}, [COUNTING]),
         ({'task': TEXTS, 'task_index': [0, 1, 2]}, ['task_index']),
-        ({'task_index': pa.array([2, 0, 1], pa.int32()), 'name': [TEXTS[2], *TEXTS[:2]], 'n': [5, 6, 7]}, ['name']),
+        (
+            {
+                'task_index': pa.array([2, 0, 1], pa.int32()),
+                'name': [TEXTS[2], *TEXTS[:2]],
+                'n': [5, 6, 7],
+            },
+            ['name'],
+        ),
         ({'task_index': [0, 1, 2], 'task': ['short'] * 3, 'long': TEXTS}, ['long']),
         ({'task_index': [0, 1, 2], 'task': TEXTS, 'robot': ['a', 'b', 'c']}, None),
-        ({'task_index': [0, 1, 2], '__index_level_0__': [9, 8, 7], 'task': TEXTS}, ['__index_level_0__']),
+        (
+            {'task_index': [0, 1, 2], '__index_level_0__': [9, 8, 7], 'task': TEXTS},
+            ['__index_level_0__'],
+        ),
     ],
 )
 def test_the_text_is_found(tmp_path, columns, index):
@@ -52,15 +69,21 @@ def test_the_text_is_found(tmp_path, columns, index):
 @pytest.mark.parametrize('names', [('category', 'prompt'), ('a', 'b', 'c')])
 def test_two_texts_of_unknown_names_are_ambiguous(tmp_path, names):
     root = tasks_file(tmp_path, {'task_index': [0, 1, 2], **dict.fromkeys(names, TEXTS)})
-    with pytest.raises(UserError, match="may be the instruction, rename the one that is it to 'task'") as caught:
+    with pytest.raises(
+        UserError, match="may be the instruction, rename the one that is it to 'task'"
+    ) as caught:
         read_tasks(root, 'v3.0')
     assert f'any of the texts {list(names)} may' in str(caught.value)
 
 
-@pytest.mark.parametrize('metadata', [b'', b'{"index_columns": 3}', b'[]', b'\xff', b'{"index_columns": [["a"]]}'])
+@pytest.mark.parametrize(
+    'metadata', [b'', b'{"index_columns": 3}', b'[]', b'\xff', b'{"index_columns": [["a"]]}']
+)
 def test_metadata_that_say_nothing_do_no_harm(tmp_path, metadata):
     root = tasks_file(tmp_path, {'task_index': [0, 1, 2], 'task': TEXTS})
-    table = pq.read_table(root / 'meta/tasks.parquet').replace_schema_metadata({b'pandas': metadata})
+    table = pq.read_table(root / 'meta/tasks.parquet').replace_schema_metadata(
+        {b'pandas': metadata}
+    )
     pq.write_table(table, root / 'meta/tasks.parquet')
     assert read_tasks(root, 'v3.0') == WANT
 
@@ -68,7 +91,11 @@ def test_metadata_that_say_nothing_do_no_harm(tmp_path, metadata):
 @pytest.mark.parametrize(
     ('columns', 'index', 'got'),
     [
-        ({'task_index': [0, 1, 2], 'one': TEXTS, 'two': TEXTS}, [COUNTING], "got .'task_index', 'one', 'two'.; fetch"),
+        (
+            {'task_index': [0, 1, 2], 'one': TEXTS, 'two': TEXTS},
+            [COUNTING],
+            "got .'task_index', 'one', 'two'.; fetch",
+        ),
         ({'task_index': [0, 1, 2], 'n': [4, 5, 6]}, ['n'], "got .'task_index', 'n'.; fetch"),
         ({'task': TEXTS}, ['task'], "got .'task'.; fetch"),
         ({'task_index': [0, 1, 1], 'x': TEXTS}, ['x'], 'one of them twice'),
@@ -101,7 +128,9 @@ def test_frames_that_lerobot_writes_are_read_as_lerobot_reads_them(tmp_path):
     assert python, 'set REFERENCE_LEROBOT to a Python that has lerobot 0.6.1'
     names = ['task', None, 'instruction', 'task_name', 'index']
     arguments = [str(tmp_path), json.dumps(names), json.dumps(TEXTS)]
-    done = subprocess.run([python, '-c', LEROBOT, *arguments], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [python, '-c', LEROBOT, *arguments], check=True, capture_output=True, text=True
+    )
     for name, line in zip(names, done.stdout.splitlines(), strict=True):
         theirs = {int(number): text for number, text in json.loads(line).items()}
         assert read_tasks(tmp_path / str(name), 'v3.0') == theirs == WANT, name

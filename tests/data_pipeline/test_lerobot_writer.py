@@ -1,4 +1,6 @@
-"""The LeRobot v3.0 writer against a data set that lerobot 0.4.4 itself wrote, and its statistics against numpy."""
+"""The LeRobot v3.0 writer against a data set that lerobot 0.4.4 itself wrote, and its statistics
+against numpy.
+"""
 
 import json
 from pathlib import Path
@@ -58,7 +60,12 @@ def test_files_and_info_are_those_of_lerobot(written):
 
 
 @pytest.mark.parametrize(
-    'name', ['data/chunk-000/file-000.parquet', 'meta/episodes/chunk-000/file-000.parquet', 'meta/tasks.parquet']
+    'name',
+    [
+        'data/chunk-000/file-000.parquet',
+        'meta/episodes/chunk-000/file-000.parquet',
+        'meta/tasks.parquet',
+    ],
 )
 def test_columns_and_types_are_those_of_lerobot(written, name):
     ours, theirs = (pq.read_schema(root / name) for root in (written, GOLDEN))
@@ -68,12 +75,14 @@ def test_columns_and_types_are_those_of_lerobot(written, name):
 
 def test_metadata_for_datasets_and_pandas(written):
     def features(root):
-        return json.loads(pq.read_schema(root / 'data/chunk-000/file-000.parquet').metadata[b'huggingface'])['info'][
-            'features'
-        ]
+        return json.loads(
+            pq.read_schema(root / 'data/chunk-000/file-000.parquet').metadata[b'huggingface']
+        )['info']['features']
 
     def index_columns(root):
-        return json.loads(pq.read_schema(root / 'meta/tasks.parquet').metadata[b'pandas'])['index_columns']
+        return json.loads(pq.read_schema(root / 'meta/tasks.parquet').metadata[b'pandas'])[
+            'index_columns'
+        ]
 
     assert features(written) == features(GOLDEN)
     assert index_columns(written) == index_columns(GOLDEN)
@@ -81,14 +90,17 @@ def test_metadata_for_datasets_and_pandas(written):
 
 def test_episode_rows_say_where_things_are(written):
     ours, theirs = (
-        pq.read_table(root / 'meta/episodes/chunk-000/file-000.parquet').to_pylist() for root in (written, GOLDEN)
+        pq.read_table(root / 'meta/episodes/chunk-000/file-000.parquet').to_pylist()
+        for root in (written, GOLDEN)
     )
     for row, golden in zip(ours, theirs, strict=True):
         places = [name for name in golden if not name.startswith('stats/')]
         assert {name: row[name] for name in places} == {name: golden[name] for name in places}
         for key in ('min', 'max', 'mean', 'std', 'count'):  # lerobot's quantiles are estimates
             for feature in ('frame_index', 'index', 'episode_index', 'timestamp'):
-                assert row[f'stats/{feature}/{key}'] == pytest.approx(golden[f'stats/{feature}/{key}'])
+                assert row[f'stats/{feature}/{key}'] == pytest.approx(
+                    golden[f'stats/{feature}/{key}']
+                )
 
 
 def test_values_come_back(written):
@@ -116,14 +128,21 @@ def test_video_frames_come_back_in_order_at_their_times(written, camera):
     np.testing.assert_allclose([frame.time for frame in frames], np.arange(75) / 30, atol=1e-6)
     errors = np.abs(images - expected).mean(axis=(1, 2, 3))
     assert errors.max() < 6
-    assert (np.abs(images[1:] - expected[:-1]).mean(axis=(1, 2, 3)) > errors[1:]).all()  # off by one is worse
+    # off by one is worse
+    assert (np.abs(images[1:] - expected[:-1]).mean(axis=(1, 2, 3)) > errors[1:]).all()
 
 
 def test_total_statistics_are_exact(written):
     stats = json.loads((written / 'meta/stats.json').read_text())
     golden = json.loads((GOLDEN / 'meta/stats.json').read_text())
-    assert {key: set(value) for key, value in stats.items()} == {key: set(value) for key, value in golden.items()}
-    states = np.concatenate([episode(index)[0] for index in range(3)]).astype(np.float32).astype(np.float64)
+    assert {key: set(value) for key, value in stats.items()} == {
+        key: set(value) for key, value in golden.items()
+    }
+    states = (
+        np.concatenate([episode(index)[0] for index in range(3)])
+        .astype(np.float32)
+        .astype(np.float64)
+    )
     np.testing.assert_allclose(stats['observation.state']['std'], states.std(axis=0))
     np.testing.assert_allclose(stats['observation.state']['q99'], np.quantile(states, 0.99, axis=0))
     assert stats['index']['count'] == [75]
@@ -134,7 +153,9 @@ def test_image_statistics_equal_numpy_on_the_sampled_frames():
     images = np.random.default_rng(0).integers(0, 256, size=(50, 6, 8, 3), dtype=np.uint8)
     images[..., 2] //= 3
     chosen = images[lerobot_stats.sampled_frames(50)].reshape(-1, 3) / 255
-    stats = lerobot_stats.image_stats(lerobot_stats.image_histogram(images), len(lerobot_stats.sampled_frames(50)))
+    stats = lerobot_stats.image_stats(
+        lerobot_stats.image_histogram(images), len(lerobot_stats.sampled_frames(50))
+    )
     for key in ('min', 'max', 'mean', 'std'):
         np.testing.assert_allclose(np.reshape(stats[key], 3), getattr(chosen, key)(axis=0))
     for key, level in lerobot_stats.QUANTILES.items():
@@ -143,14 +164,20 @@ def test_image_statistics_equal_numpy_on_the_sampled_frames():
 
 
 def test_an_exception_leaves_nothing_behind(tmp_path):
-    with pytest.raises(RuntimeError, match='on purpose'), LeRobotWriter(tmp_path / 'set', RECORDING) as writer:
+    with (
+        pytest.raises(RuntimeError, match='on purpose'),
+        LeRobotWriter(tmp_path / 'set', RECORDING) as writer,
+    ):
         writer.add_episode(*episode(0))
         raise RuntimeError('on purpose')
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_episode_leaves_nothing_behind(tmp_path):
-    with pytest.raises(UserError, match='at least one episode'), LeRobotWriter(tmp_path / 'set', RECORDING):
+    with (
+        pytest.raises(UserError, match='at least one episode'),
+        LeRobotWriter(tmp_path / 'set', RECORDING),
+    ):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -176,7 +203,8 @@ def broken(change):
 
 
 @pytest.mark.parametrize(
-    ('change', 'message'), [('nan', 'NaN'), ('short', 'actions of shape'), ('camera', 'side'), ('size', '48')]
+    ('change', 'message'),
+    [('nan', 'NaN'), ('short', 'actions of shape'), ('camera', 'side'), ('size', '48')],
 )
 def test_bad_episodes_are_refused(tmp_path, change, message):
     writer = LeRobotWriter(tmp_path / 'set', RECORDING)

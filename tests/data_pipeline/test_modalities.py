@@ -1,4 +1,6 @@
-"""Depth and audio from a LeRobot data set to the gradients of the vision workspace; absent ones leave no trace."""
+"""Depth and audio from a LeRobot data set to the gradients of the vision workspace; absent ones
+leave no trace.
+"""
 
 import dataclasses
 import io
@@ -34,7 +36,9 @@ BOTH = {'depth': (DEPTH,), 'audio': AUDIO}
 
 def depth_map(episode: int, frame: int) -> np.ndarray:
     """16-bit readings that use all bits and name episode and frame; some are missing."""
-    readings = np.random.default_rng((episode, frame)).integers(0, 2**16, (24, 32)).astype(np.uint16)
+    readings = (
+        np.random.default_rng((episode, frame)).integers(0, 2**16, (24, 32)).astype(np.uint16)
+    )
     readings[:3] = 0
     return readings
 
@@ -50,11 +54,18 @@ def add_modalities(root: Path, kind: str = 'float32') -> Path:
     for index, length in enumerate(LENGTHS):
         path = root / f'data/chunk-000/episode_{index:06d}.parquet'
         table = pq.read_table(path)
-        cells = [{'bytes': encode_depth(depth_map(index, frame)), 'path': None} for frame in range(length)]
+        cells = [
+            {'bytes': encode_depth(depth_map(index, frame)), 'path': None}
+            for frame in range(length)
+        ]
         table = table.append_column(DEPTH, pa.array(cells))
         pq.write_table(table.append_column(AUDIO, pa.array(list(samples(index, kind)))), path)
     features = json.loads((root / 'meta/info.json').read_text())['features']
-    features[DEPTH] = {'dtype': 'image', 'shape': [24, 32, 1], 'names': ['height', 'width', 'channels']}
+    features[DEPTH] = {
+        'dtype': 'image',
+        'shape': [24, 32, 1],
+        'names': ['height', 'width', 'channels'],
+    }
     features[AUDIO] = {'dtype': kind, 'shape': [SAMPLES], 'names': None}
     recordings.edit_info(root, features=features)
     return root
@@ -68,20 +79,32 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def shards(source, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp('shards') / 'out'
-    settings = {'image_size': 28, 'train_episodes': (0, 1), 'calibration_episodes': (2,), 'depth_scale': 0.002}
+    settings = {
+        'image_size': 28,
+        'train_episodes': (0, 1),
+        'calibration_episodes': (2,),
+        'depth_scale': 0.002,
+    }
     prepare(recordings.config(source, **settings, **BOTH), out)
     return out
 
 
 def first_batch(shards: Path, **options):
     tokenizer = load_tokenizer(recordings.SETTINGS['tokenizer'])
-    return next(make_loader(shards, 'train', batch_size=2, sequence_length=2, tokenizer=tokenizer, **options))
+    return next(
+        make_loader(
+            shards, 'train', batch_size=2, sequence_length=2, tokenizer=tokenizer, **options
+        )
+    )
 
 
 def test_every_reading_and_every_sample_arrives(shards):
     batch, meta = first_batch(shards), read_meta(shards)
     top, left, rows, cols = content_box((24, 32), 28, 28)
-    known = {key: meta[key] for key in ('depth_names', 'depth', 'depth_scale', 'audio', 'audio_samples', 'audio_dtype')}
+    known = {
+        key: meta[key]
+        for key in ('depth_names', 'depth', 'depth_scale', 'audio', 'audio_samples', 'audio_dtype')
+    }
     assert known == {
         'depth_names': ['up_depth'], 'depth': [DEPTH], 'depth_scale': 0.002, 'audio': AUDIO,
         'audio_samples': SAMPLES, 'audio_dtype': 'float32',
@@ -94,7 +117,10 @@ def test_every_reading_and_every_sample_arrives(shards):
     for at in np.ndindex(2, 2):
         episode, frame = int(batch['episode'][at]), int(batch['frame'][at])
         assert np.array_equal(batch['audio'][at], samples(episode, 'float32')[frame])
-        metres, readings = batch['depth'][at][0, ..., 0], depth_map(episode, frame) * np.float32(0.002)
+        metres, readings = (
+            batch['depth'][at][0, ..., 0],
+            depth_map(episode, frame) * np.float32(0.002),
+        )
         inside = metres[top : top + rows, left : left + cols]
         want = readings[((np.arange(rows) + 0.5) * 24 / rows).astype(int)][
             :, ((np.arange(cols) + 0.5) * 32 / cols).astype(int)
@@ -117,7 +143,11 @@ def test_int16_samples_come_as_fractions(tmp_path):
     prepare(recordings.config(source, audio=AUDIO), tmp_path / 'out')
     record, index = Records(tmp_path / 'out', 'train')[3], Records(tmp_path / 'out', 'train').index
     want = samples(int(index.episode[3]), 'int16')[index.frame[3]] / np.float32(2**15)
-    assert record.depth is None and np.array_equal(record.audio, want) and record.audio.dtype == np.float32
+    assert (
+        record.depth is None
+        and np.array_equal(record.audio, want)
+        and record.audio.dtype == np.float32
+    )
     assert set(first_batch(tmp_path / 'out')) & {'depth', 'depth_mask', 'audio'} == {'audio'}
 
 
@@ -125,10 +155,14 @@ def test_data_without_them_is_as_before(source, tmp_path):
     prepare(recordings.config(source), tmp_path / 'out')
     meta = read_meta(tmp_path / 'out')
     assert (
-        not {'depth_names', 'audio_samples', 'audio_dtype'} & set(meta) and meta['depth'] == [] and meta['audio'] == ''
+        not {'depth_names', 'audio_samples', 'audio_dtype'} & set(meta)
+        and meta['depth'] == []
+        and meta['audio'] == ''
     )
     assert not set(first_batch(tmp_path / 'out')) & {'depth', 'depth_mask', 'audio'}
-    assert open_dataset(source).cameras == recordings.CAMERAS and open_dataset(source).depths == (DEPTH,)
+    assert open_dataset(source).cameras == recordings.CAMERAS and open_dataset(source).depths == (
+        DEPTH,
+    )
 
 
 def eight_bits() -> bytes:
@@ -157,8 +191,14 @@ def test_settings_that_fit_no_feature(source, tmp_path, settings, message):
 @pytest.mark.parametrize(
     ('cell', 'message'),
     [
-        (eight_bits(), 'Expected 16-bit depth in .*up_depth, episode 0, frame 0, got a picture of mode L'),
-        (encode_depth(np.zeros((5, 7), np.uint16)), 'Expected depth of 24 x 32 pixels in .*, got 5 x 7'),
+        (
+            eight_bits(),
+            'Expected 16-bit depth in .*up_depth, episode 0, frame 0, got a picture of mode L',
+        ),
+        (
+            encode_depth(np.zeros((5, 7), np.uint16)),
+            'Expected depth of 24 x 32 pixels in .*, got 5 x 7',
+        ),
         (encode_depth(depth_map(0, 0))[:200], 'Expected a depth picture as PNG in'),
         (None, 'Expected a depth picture as PNG in'),
     ],
@@ -167,7 +207,13 @@ def test_depth_that_is_none(tmp_path, cell, message):
     source = add_modalities(recordings.record(tmp_path / 'source', LENGTHS))
     cells = [{'bytes': cell, 'path': None}] * LENGTHS[0]
     recordings.edit_columns(
-        source, 0, **{DEPTH.replace('.', '__'): pa.array(cells, pa.struct({'bytes': pa.binary(), 'path': pa.string()}))}
+        source,
+        0,
+        **{
+            DEPTH.replace('.', '__'): pa.array(
+                cells, pa.struct({'bytes': pa.binary(), 'path': pa.string()})
+            )
+        },
     )
     with pytest.raises(UserError, match=message):
         list(open_dataset(source).read_episode(0).frames(DEPTH, [0]))
@@ -178,7 +224,9 @@ def test_samples_that_are_no_numbers(tmp_path):
     wave = samples(0, 'float32')
     wave[7, 3] = np.nan
     recordings.edit_columns(source, 0, **{AUDIO.replace('.', '__'): pa.array(list(wave))})
-    with pytest.raises(UserError, match='Expected finite samples .*episode 0, got NaN or infinity at frame 7'):
+    with pytest.raises(
+        UserError, match='Expected finite samples .*episode 0, got NaN or infinity at frame 7'
+    ):
         list(open_dataset(source).read_episode(0).frames(AUDIO))
 
 
@@ -187,13 +235,21 @@ def test_without_them_sigma_is_bitwise_one_that_never_had_them():
     batch = test_sigma.make_batch(g=1)
     params = quick.jit(lambda b: test_sigma.init(jax.random.key(0), b))(batch)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: x + np.float32(0.1) * rng.standard_normal(x.shape).astype(np.float32), params)
-    fewer = {k: v for k, v in params['vision'].items() if k not in ('depth_patch_embed', 'audio_patch_embed')}
+    params = jax.tree.map(
+        lambda x: x + np.float32(0.1) * rng.standard_normal(x.shape).astype(np.float32), params
+    )
+    fewer = {
+        k: v
+        for k, v in params['vision'].items()
+        if k not in ('depth_patch_embed', 'audio_patch_embed')
+    }
     assert len(params['vision']) - len(fewer) == 2
 
     def run(params, config, **inputs):
         given = dataclasses.replace(batch, observation=batch.observation.replace(**inputs))
-        forward = quick.jit(lambda p, b: test_sigma.sequence(p, b, test_sigma.Ablation(), config=config)[1])
+        forward = quick.jit(
+            lambda p, b: test_sigma.sequence(p, b, test_sigma.Ablation(), config=config)[1]
+        )
         return jax.tree.leaves(forward(params, given))
 
     got = run(params, test_sigma.CONFIG, depth=None, audio=None)

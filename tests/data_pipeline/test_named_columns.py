@@ -1,4 +1,6 @@
-"""Data sets whose states, actions and cameras have other names than LeRobot's own, as those of openpi's examples."""
+"""Data sets whose states, actions and cameras have other names than LeRobot's own, as those of
+openpi's examples.
+"""
 
 import json
 import re
@@ -20,17 +22,26 @@ from tests.data_pipeline import recordings, rlds_folder
 
 LENGTHS = (20, 22, 21)
 STATE, ACTION = 'observation.state', 'action'
-OPENPI = {STATE: 'state', ACTION: 'actions', recordings.CAMERAS[0]: 'image', recordings.CAMERAS[1]: 'wrist_image'}
+OPENPI = {
+    STATE: 'state',
+    ACTION: 'actions',
+    recordings.CAMERAS[0]: 'image',
+    recordings.CAMERAS[1]: 'wrist_image',
+}
 
 
 def renamed(root: Path, names: dict[str, str], kind: str = 'image') -> Path:
     """A recording under other names, in info.json, in the files and in the folders of videos."""
     recordings.record(root, LENGTHS, kind=kind)
     features = json.loads((root / 'meta/info.json').read_text())['features']
-    recordings.edit_info(root, features={names.get(key, key): value for key, value in features.items()})
+    recordings.edit_info(
+        root, features={names.get(key, key): value for key, value in features.items()}
+    )
     for path in root.glob('data/*/*.parquet'):
         table = pq.read_table(path)
-        pq.write_table(table.rename_columns([names.get(name, name) for name in table.column_names]), path)
+        pq.write_table(
+            table.rename_columns([names.get(name, name) for name in table.column_names]), path
+        )
     for camera in recordings.CAMERAS if kind == 'video' else ():
         folder = root / 'videos/chunk-000' / camera
         folder.rename(folder.with_name(names[camera]))
@@ -40,7 +51,10 @@ def renamed(root: Path, names: dict[str, str], kind: str = 'image') -> Path:
 def split(root: Path, column: str, into: dict[str, int]) -> None:
     """Cuts a column of vectors into several; a part of one number becomes a column of scalars."""
     info = json.loads((root / 'meta/info.json').read_text())
-    parts = {name: {'dtype': 'float32', 'shape': [width], 'names': [name]} for name, width in into.items()}
+    parts = {
+        name: {'dtype': 'float32', 'shape': [width], 'names': [name]}
+        for name, width in into.items()
+    }
     kept = {key: value for key, value in info['features'].items() if key != column}
     recordings.edit_info(root, features=kept | parts)
     for path in root.glob('data/*/*.parquet'):
@@ -71,7 +85,9 @@ def test_the_same_numbers_and_pictures_under_other_names(tmp_path, kind):
         one, other = dataset.read_episode(index), plain.read_episode(index)
         assert np.array_equal(one.state, other.state) and np.array_equal(one.actions, other.actions)
         for ours, theirs in zip(dataset.cameras, recordings.CAMERAS, strict=True):
-            assert np.array_equal(list(one.frames(ours, [3, 8])), list(other.frames(theirs, [3, 8])))
+            assert np.array_equal(
+                list(one.frames(ours, [3, 8])), list(other.frames(theirs, [3, 8]))
+            )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +105,9 @@ def test_the_same_numbers_and_pictures_under_other_names(tmp_path, kind):
 )  # fmt: skip
 def test_what_the_message_advises_works(tmp_path, names, want):
     root = renamed(tmp_path, names)
-    with pytest.raises(UserError, match="Expected a feature '(observation.state|action)' in .*info.json, got") as told:
+    with pytest.raises(
+        UserError, match="Expected a feature '(observation.state|action)' in .*info.json, got"
+    ) as told:
         open_source(root)
     advice = followed(str(told.value))
     assert advice == want
@@ -111,8 +129,12 @@ def test_states_in_several_columns_stand_side_by_side(tmp_path):
     dataset = open_source(root, followed(str(told.value)))
     assert np.array_equal(dataset.read_episode(2).state, plain.read_episode(2).state)
     assert dataset.state_names[4:] == ('joint_position.4', 'gripper_position')
-    turned = open_source(root, {'state_column': 'gripper_position, joint_position', 'action_column': 'actions'})
-    assert np.array_equal(turned.read_episode(2).state, np.roll(plain.read_episode(2).state, 1, axis=1))
+    turned = open_source(
+        root, {'state_column': 'gripper_position, joint_position', 'action_column': 'actions'}
+    )
+    assert np.array_equal(
+        turned.read_episode(2).state, np.roll(plain.read_episode(2).state, 1, axis=1)
+    )
     assert turned.state_names[:2] == ('gripper_position', 'joint_position.0')
 
 
@@ -124,14 +146,18 @@ def test_states_and_actions_are_no_audio(tmp_path):
 def test_they_are_prepared_and_told_in_meta(tmp_path):
     root = renamed(tmp_path / 'data', OPENPI)
     settings = data_so101.get_config().data
-    settings.update(source=str(root), cameras=('image', 'wrist_image'), image_size=24, min_motion=0.0)
+    settings.update(
+        source=str(root), cameras=('image', 'wrist_image'), image_size=24, min_motion=0.0
+    )
     settings.update(state_column='state', action_column='actions')
     meta = prepare(DataConfig.from_settings(settings.to_dict()), tmp_path / 'out').meta
     assert (meta['state_column'], meta['action_column']) == ('state', 'actions')
     assert meta['camera_names'] == ['image', 'wrist_image']
     records = Records(tmp_path / 'out', 'train')
     episode, frame = int(records.index.episode[1]), int(records.index.frame[1])
-    assert np.array_equal(records[1].state, open_dataset(root, 'state', 'actions').read_episode(episode).state[frame])
+    assert np.array_equal(
+        records[1].state, open_dataset(root, 'state', 'actions').read_episode(episode).state[frame]
+    )
     seen = records[1].images[1, 6:18].astype(int)
     assert np.abs(seen - recordings.picture(episode, frame, recordings.CAMERAS[1])[0, 0]).max() <= 3
 
@@ -146,10 +172,21 @@ def test_a_preparation_of_other_columns_is_another_one(tmp_path):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'state_column': 'stat'}, "Expected a feature 'stat' in .*, got .*--config.data.state_column=state"),
+        (
+            {'state_column': 'stat'},
+            "Expected a feature 'stat' in .*, got .*--config.data.state_column=state",
+        ),
         ({'state_column': ''}, 'Expected a feature named by data.state_column in'),
-        ({'state_column': 'state,image', 'action_column': 'actions'}, r"Expected 'image' of shape \[1\] to \[32\] in"),
-        ({'state_column': 'state,' * 6, 'action_column': 'actions'}, r'Expected 1 to 32 numbers in .*, got 36 in'),
+        (
+            {'state_column': 'state,image', 'action_column': 'actions'},
+            r"Expected 'image' of shape "
+            r'\[1\] to \[32\] in',
+        ),
+        (
+            {'state_column': 'state,' * 6, 'action_column': 'actions'},
+            r'Expected 1 to 32 numbers in '
+            r'.*, got 36 in',
+        ),
     ],
 )
 def test_names_that_do_not_fit(tmp_path, settings, message):
@@ -160,14 +197,21 @@ def test_names_that_do_not_fit(tmp_path, settings, message):
 def test_a_name_in_the_metadata_alone_is_told(tmp_path):
     root = renamed(tmp_path, OPENPI)
     features = json.loads((root / 'meta/info.json').read_text())['features']
-    recordings.edit_info(root, features={STATE: features.pop('state'), ACTION: features.pop('actions'), **features})
-    with pytest.raises(UserError, match='where meta/info.json calls a column otherwise than the file, correct it'):
+    recordings.edit_info(
+        root, features={STATE: features.pop('state'), ACTION: features.pop('actions'), **features}
+    )
+    with pytest.raises(
+        UserError, match='where meta/info.json calls a column otherwise than the file, correct it'
+    ):
         open_dataset(root).read_episode(0)
 
 
 def test_other_sources_have_settings_of_their_own(tmp_path):
     rlds_folder.write(tmp_path / '1.0.0', (6, 7))
-    with pytest.raises(UserError, match='only for LeRobot data sets, got .*; use data.rlds.state and data.rlds.action'):
+    with pytest.raises(
+        UserError,
+        match='only for LeRobot data sets, got .*; use data.rlds.state and data.rlds.action',
+    ):
         open_source(tmp_path, {'rlds': {'fps': 10.0}, 'state_column': 'state'})
 
 

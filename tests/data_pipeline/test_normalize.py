@@ -72,7 +72,9 @@ def test_near_constant_joints_are_reported_and_bounded(jitter: float) -> None:
     statistics = compute_statistics(values)
     assert statistics.near_constant.tolist() == [False, True, False]
     assert np.abs(normalize(values, statistics)[:, 1] + 1).max() < 0.01
-    np.testing.assert_allclose(denormalize(normalize(values, statistics), statistics), values, atol=1e-4)
+    np.testing.assert_allclose(
+        denormalize(normalize(values, statistics), statistics), values, atol=1e-4
+    )
 
 
 def test_a_joint_that_moves_rarely_and_far_is_bounded() -> None:
@@ -106,8 +108,14 @@ def test_file_is_openpis_and_comes_back_exactly(tmp_path) -> None:
     [
         ('{"norm_stats": {"state": {"mean": [0]}}}', 'mean, std, q01 and q99'),
         ('not json', 'norm_stats.json'),
-        ('{"norm_stats": {"state": {"mean": [0], "std": [1], "q01": [0, 1], "q99": [1]}}}', 'different lengths'),
-        ('{"norm_stats": {"state": {"mean": [0], "std": [NaN], "q01": [0], "q99": [1]}}}', 'not finite'),
+        (
+            '{"norm_stats": {"state": {"mean": [0], "std": [1], "q01": [0, 1], "q99": [1]}}}',
+            'different lengths',
+        ),
+        (
+            '{"norm_stats": {"state": {"mean": [0], "std": [NaN], "q01": [0], "q99": [1]}}}',
+            'not finite',
+        ),
         ('{"norm_stats": {"state": {"mean": [0], "std": [1], "q01": [0], "q99": [1]}}}', 'got 1'),
         ('{"norm_stats": {}}', 'got 0'),
     ],
@@ -124,7 +132,9 @@ def whole(scaling: Scaling) -> Statistics:
     """Statistics with every column; the last dimension never moved."""
     values = np.concatenate([VALUES, np.full((len(VALUES), 1), 7.0)], axis=1)
     levels = {'q10': 0.1, 'q90': 0.9}
-    more = {'min': values.min(0), 'max': values.max(0)} | {k: np.quantile(values, q, axis=0) for k, q in levels.items()}
+    more = {'min': values.min(0), 'max': values.max(0)} | {
+        k: np.quantile(values, q, axis=0) for k, q in levels.items()
+    }
     return dataclasses.replace(compute_statistics(values), **more, scaling=scaling)
 
 
@@ -133,10 +143,13 @@ ALL = [Scaling(mode, formula) for formula, modes in FORMULAS.items() for mode in
 
 @pytest.mark.parametrize('scaling', ALL, ids=lambda s: f'{s.formula}-{s.mode}')
 def test_every_mode_is_the_affine_map_of_its_low_and_span(scaling: Scaling) -> None:
-    """What a step on the accelerator computes by, `low` and `span`, is what the loader computes by."""
+    """What a step on the accelerator computes by, `low` and `span`, is what the loader computes
+    by.
+    """
     statistics = whole(scaling)
     x = np.random.default_rng(5).normal(0, 50, (40, 4)).astype(np.float32)
-    moving = slice(0, 3) if scaling.formula != 'sigma' else slice(0, 4)  # a range of 1e-8 leaves no digits
+    # a range of 1e-8 leaves no digits
+    moving = slice(0, 3) if scaling.formula != 'sigma' else slice(0, 4)
     affine = (x - statistics.low) / statistics.span * 2 - 1
     np.testing.assert_allclose(normalize(x, statistics)[:, moving], affine[:, moving], atol=2e-5)
     back = denormalize(normalize(x, statistics), statistics)
@@ -175,7 +188,10 @@ def test_a_joint_that_never_moved_as_each_original_has_it() -> None:
 
 def test_precision_is_the_original_s() -> None:
     x = VALUES.astype(np.float32)[:, :3]
-    kinds = {formula: normalize(x, whole(Scaling('quantile', formula)).cut(3)).dtype for formula in FORMULAS}
+    kinds = {
+        formula: normalize(x, whole(Scaling('quantile', formula)).cut(3)).dtype
+        for formula in FORMULAS
+    }
     assert kinds == {'sigma': np.float32, 'openpi': np.float64, 'lerobot': np.float32}
 
 

@@ -1,4 +1,6 @@
-"""One raw frame, state and task: the same model inputs and actions as LeRobot's and openpi's own pipelines."""
+"""One raw frame, state and task: the same model inputs and actions as LeRobot's and openpi's own
+pipelines.
+"""
 
 import dataclasses
 import pathlib
@@ -24,12 +26,18 @@ def tokenizer():
 
 
 def read(folder):
-    """(policy, statistics) of a stored policy; openpi's files leave cameras and mode to its training config."""
+    """(policy, statistics) of a stored policy; openpi's files leave cameras and mode to its
+    training config.
+    """
     found = beside.read(POLICIES / folder)
     own = {}
     if folder.startswith('openpi'):
         mode = 'mean_std' if folder == 'openpi_mean_std' else 'quantile'
-        own = {'cameras': CAMERAS, 'state': Scaling(mode, 'openpi'), 'actions': Scaling(mode, 'openpi')}
+        own = {
+            'cameras': CAMERAS,
+            'state': Scaling(mode, 'openpi'),
+            'actions': Scaling(mode, 'openpi'),
+        }
     policy = dataclasses.replace(found.policy, **own)
     return policy, policy.scale(found.statistics)
 
@@ -40,7 +48,12 @@ def frames():
 
 
 def test_there_are_references_of_both_libraries_and_all_modes():
-    assert len(FOLDERS) == 8 and {'lerobot_0_4_4', 'lerobot_0_6_1', 'lerobot_mean_std', 'openpi'} <= set(FOLDERS)
+    assert len(FOLDERS) == 8 and {
+        'lerobot_0_4_4',
+        'lerobot_0_6_1',
+        'lerobot_mean_std',
+        'openpi',
+    } <= set(FOLDERS)
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
@@ -66,9 +79,12 @@ def test_actions_are_those_of_the_original(folder):
 
 
 def test_versions_of_lerobot_differ_in_padding_and_prompt():
-    old, new = (np.load(POLICIES / f'lerobot_{version}' / 'reference.npz') for version in ('0_4_4', '0_6_1'))
+    old, new = (
+        np.load(POLICIES / f'lerobot_{version}' / 'reference.npz') for version in ('0_4_4', '0_6_1')
+    )
     assert old['images'].min() == -3 and new['images'].min() == -1
-    assert old['prompt_mask'].sum() - new['prompt_mask'].sum() == 26  # the padded entries, a token each
+    # the padded entries, a token each
+    assert old['prompt_mask'].sum() - new['prompt_mask'].sum() == 26
 
 
 def test_an_absent_camera_is_black_and_masked(tokenizer):
@@ -85,9 +101,20 @@ def test_inputs_that_do_not_fit(tokenizer):
 
     def refused(message, views=None, state=raw_inputs()['state'], policy=policy):
         with pytest.raises(UserError, match=message):
-            model_inputs(frames() if views is None else views, state, TASK, policy, statistics, tokenizer, SIDE)
+            model_inputs(
+                frames() if views is None else views,
+                state,
+                TASK,
+                policy,
+                statistics,
+                tokenizer,
+                SIDE,
+            )
 
     refused(r"cameras out of \('up', 'side'\), got \['wrist'\]", {'wrist': frames()['up']})
     refused(r"cameras out of \('up', 'side'\), got none", {})
     refused('Expected numbers in the normalised state', state=raw_inputs()['state'] * np.nan)
-    refused('Expected a prompt of at most 20 tokens, got 38', policy=dataclasses.replace(policy, max_prompt_len=20))
+    refused(
+        'Expected a prompt of at most 20 tokens, got 38',
+        policy=dataclasses.replace(policy, max_prompt_len=20),
+    )

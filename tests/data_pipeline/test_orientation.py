@@ -1,4 +1,6 @@
-"""Pictures and videos that lie on their side are seen as LeRobot sees them; a cell may name a file instead."""
+"""Pictures and videos that lie on their side are seen as LeRobot sees them; a cell may name a file
+instead.
+"""
 
 import io
 import json
@@ -53,7 +55,9 @@ def encoded(image: np.ndarray, kind: str, tag: int | None, **more) -> bytes:
         exif = Image.Exif()
         exif[TAG] = tag
         more['exif'] = exif
-    picture.save(buffer, kind, **({'quality': 100, 'subsampling': 0} if kind == 'JPEG' else {}), **more)
+    picture.save(
+        buffer, kind, **({'quality': 100, 'subsampling': 0} if kind == 'JPEG' else {}), **more
+    )
     return buffer.getvalue()
 
 
@@ -79,7 +83,9 @@ def test_a_tagged_picture_is_turned(tag: int, kind: str, tmp_path) -> None:
     stored = encoded(drawing(), kind, tag, **({'lossless': True} if kind == 'WEBP' else {}))
     turned = TURNS[tag](drawing())
     for name, shape in (('as seen', turned.shape[:2]), ('as stored', (24, 32))):
-        found = read(with_cells(tmp_path / name, [{'bytes': stored, 'path': None}] * 3, shape), row=2)
+        found = read(
+            with_cells(tmp_path / name, [{'bytes': stored, 'path': None}] * 3, shape), row=2
+        )
         assert found.shape == turned.shape
         assert np.abs(found.astype(int) - turned).max() <= (4 if kind == 'JPEG' else 0)
 
@@ -90,8 +96,12 @@ def test_a_tag_without_a_meaning_turns_nothing(tag: int | None, tmp_path) -> Non
     assert np.array_equal(read(root), drawing())
 
 
-@pytest.mark.parametrize(('tag', 'shape'), [(3, (32, 24)), (None, (32, 24)), (6, (24, 24)), (1, (32, 24))])
-def test_a_size_that_is_neither_stored_nor_seen_is_refused(tag: int | None, shape: tuple[int, int], tmp_path) -> None:
+@pytest.mark.parametrize(
+    ('tag', 'shape'), [(3, (32, 24)), (None, (32, 24)), (6, (24, 24)), (1, (32, 24))]
+)
+def test_a_size_that_is_neither_stored_nor_seen_is_refused(
+    tag: int | None, shape: tuple[int, int], tmp_path
+) -> None:
     root = with_cells(tmp_path, [{'bytes': encoded(drawing(), 'PNG', tag), 'path': None}], shape)
     with pytest.raises(UserError, match=f'{shape[0]} x {shape[1]} pixels .* got 24 x 32'):
         read(root)
@@ -106,7 +116,9 @@ def test_a_cell_may_name_a_file_of_the_data_set(form: str, kind: str, tmp_path) 
     stored = encoded(drawing(), kind, 8) if form == 'name beside bytes' else None
     path = {'absolute': str(root / place), 'name beside bytes': 'frame-000001.png'}.get(form, place)
     with_cells(root, [path if form == 'text' else {'bytes': stored, 'path': path}], (32, 24))
-    assert np.abs(read(root).astype(int) - TURNS[8](drawing())).max() <= (4 if kind == 'JPEG' else 0)
+    assert np.abs(read(root).astype(int) - TURNS[8](drawing())).max() <= (
+        4 if kind == 'JPEG' else 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +137,9 @@ def test_a_cell_may_name_a_file_of_the_data_set(form: str, kind: str, tmp_path) 
         (None, 'neither bytes nor a path'),
     ],
 )
-def test_a_path_that_leads_nowhere_or_out_is_refused(path: str | None, words: str, tmp_path) -> None:
+def test_a_path_that_leads_nowhere_or_out_is_refused(
+    path: str | None, words: str, tmp_path
+) -> None:
     root = with_cells(tmp_path / 'data', [{'bytes': None, 'path': path}])
     (tmp_path / 'secret.png').write_bytes(recordings.png(drawing()))
     (root / 'link.png').symlink_to(tmp_path / 'secret.png')
@@ -134,12 +148,17 @@ def test_a_path_that_leads_nowhere_or_out_is_refused(path: str | None, words: st
     assert 'episode 0, frame 0' in str(caught.value) or words == 'got a link to'
 
 
-def turned_film(root: Path, right: tuple, down: tuple, shape: tuple[int, int] | None = None) -> Path:
+def turned_film(
+    root: Path, right: tuple, down: tuple, shape: tuple[int, int] | None = None
+) -> Path:
     films.write_dataset(root, [12, 10])
     films.set_matrix(root / films.VIDEO.format(0), right, down)
     if shape:
         features = json.loads((root / 'meta/info.json').read_text())['features']
-        recordings.edit_info(root, features=features | {films.CAMERA: features[films.CAMERA] | {'shape': [*shape, 3]}})
+        recordings.edit_info(
+            root,
+            features=features | {films.CAMERA: features[films.CAMERA] | {'shape': [*shape, 3]}},
+        )
     return root
 
 
@@ -150,10 +169,15 @@ def test_a_video_is_turned_as_its_container_says(name: str, tmp_path) -> None:
     seen = np.rot90(np.zeros((films.HEIGHT, films.WIDTH)), quarters).shape
     for shape in (None, seen):
         root = turned_film(tmp_path / str(shape), right, down, shape)
-        frames = zip(*(open_dataset(x).read_episode(1).frames(films.CAMERA) for x in (root, plain)), strict=True)
+        frames = zip(
+            *(open_dataset(x).read_episode(1).frames(films.CAMERA) for x in (root, plain)),
+            strict=True,
+        )
         told = [films.number_of(np.rot90(found, -quarters)) for found, stored in frames]
         assert told == list(range(12, 22))
-        first, stored = (next(open_dataset(x).read_episode(1).frames(films.CAMERA, [3])) for x in (root, plain))
+        first, stored = (
+            next(open_dataset(x).read_episode(1).frames(films.CAMERA, [3])) for x in (root, plain)
+        )
         assert np.array_equal(first, np.rot90(stored, quarters))
 
 
@@ -167,8 +191,13 @@ def test_a_video_that_is_mirrored_or_slanted_is_refused(name: str, tmp_path) -> 
 @pytest.mark.reference
 def test_lerobot_turns_videos_by_the_same_quarters(tmp_path) -> None:
     """By torchcodec, which it prefers; its PyAV reader leaves them as they are stored."""
-    roots = [turned_film(tmp_path / str(n), right, down) for n, (right, down, _) in enumerate(MATRICES.values())]
-    for root, theirs in zip(roots, lerobot_reference.pictures(roots, films.CAMERA, [0, 7]), strict=True):
+    roots = [
+        turned_film(tmp_path / str(n), right, down)
+        for n, (right, down, _) in enumerate(MATRICES.values())
+    ]
+    for root, theirs in zip(
+        roots, lerobot_reference.pictures(roots, films.CAMERA, [0, 7]), strict=True
+    ):
         for index in (0, 1):
             ours = open_dataset(root).read_episode(index).frames(films.CAMERA, [0, 7])
             for picture, frame in zip(theirs['torchcodec'][index], ours, strict=True):
@@ -178,7 +207,11 @@ def test_lerobot_turns_videos_by_the_same_quarters(tmp_path) -> None:
 @pytest.mark.reference
 def test_lerobot_turns_pictures_in_cells_the_same_way(tmp_path) -> None:
     root = films.write_dataset(tmp_path, [16])
-    cells = [{'bytes': encoded(drawing(), kind, tag), 'path': None} for kind in ('PNG', 'JPEG') for tag in TURNS]
+    cells = [
+        {'bytes': encoded(drawing(), kind, tag), 'path': None}
+        for kind in ('PNG', 'JPEG')
+        for tag in TURNS
+    ]
     films.replace_video_by_cells(root, cells, (24, 32))
     (theirs,) = lerobot_reference.pictures([root], films.CAMERA, list(range(16)))
     ours = open_dataset(root).read_episode(0).frames(films.CAMERA)

@@ -47,10 +47,14 @@ def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
 
 
-def test_default_walks_every_window_once_in_record_order(shards: Path, tokenizer: Tokenizer) -> None:
+def test_default_walks_every_window_once_in_record_order(
+    shards: Path, tokenizer: Tokenizer
+) -> None:
     index = read_index(shards, 'train')
     batches = list(make_loader(shards, 'train', batch_size=7, tokenizer=tokenizer))
-    record, mask = (np.concatenate([batch[key][:, 0] for batch in batches]) for key in ('record', 'mask'))
+    record, mask = (
+        np.concatenate([batch[key][:, 0] for batch in batches]) for key in ('record', 'mask')
+    )
     assert record[mask].tolist() == list(range(len(index)))
     assert len(record) % 7 == 0 and np.all(record[~mask] == -1)
     frames = np.concatenate([batch['frame'][:, 0] for batch in batches])
@@ -58,21 +62,33 @@ def test_default_walks_every_window_once_in_record_order(shards: Path, tokenizer
     assert all(batch['reset'].all() for batch in batches)
 
 
-def test_contents_are_those_of_the_recording(shards: Path, source: Path, tokenizer: Tokenizer) -> None:
+def test_contents_are_those_of_the_recording(
+    shards: Path, source: Path, tokenizer: Tokenizer
+) -> None:
     statistics = read_norm_stats(shards / 'norm_stats.json')['state']
     dataset, meta = open_dataset(source), read_meta(shards)
     for batch in make_loader(shards, 'train', batch_size=4, sequence_length=3, tokenizer=tokenizer):
         for at in zip(*np.nonzero(batch['mask']), strict=True):
-            episode, frame = dataset.read_episode(int(batch['episode'][at])), int(batch['frame'][at])
+            episode, frame = (
+                dataset.read_episode(int(batch['episode'][at])),
+                int(batch['frame'][at]),
+            )
             assert np.array_equal(batch['actions'][at], episode.actions[frame : frame + 16])
             state = normalize(episode.state[frame], statistics)
             np.testing.assert_allclose(batch['state'][at], state, rtol=1e-6)
             prompt = batch['prompt'][at][batch['prompt_mask'][at]]
             assert tokenizer.decode(prompt) == pi05_prompt(episode.tasks[frame], state)
-            assert tokenizer.decode(batch['text'][at][batch['text_mask'][at]]) == episode.tasks[frame]
+            assert (
+                tokenizer.decode(batch['text'][at][batch['text_mask'][at]]) == episode.tasks[frame]
+            )
             assert meta['tasks'][batch['text_id'][at]] == episode.tasks[frame]
             assert not batch['prompt'][at][~batch['prompt_mask'][at]].any()
-            assert np.abs(batch['images'][at][0, 16, 16].astype(int) - picture(episode.index, frame)).max() < 8
+            assert (
+                np.abs(
+                    batch['images'][at][0, 16, 16].astype(int) - picture(episode.index, frame)
+                ).max()
+                < 8
+            )
         assert batch['image_mask'].all() and batch['action_mask'][batch['mask']].all()
         assert not batch['base'].any()
 
@@ -81,7 +97,9 @@ def picture(episode: int, frame: int) -> np.ndarray:
     return recordings.picture(episode, frame, recordings.CAMERAS[0])[0, 0].astype(int)
 
 
-def test_sequences_are_consecutive_and_reset_where_they_start(shards: Path, tokenizer: Tokenizer) -> None:
+def test_sequences_are_consecutive_and_reset_where_they_start(
+    shards: Path, tokenizer: Tokenizer
+) -> None:
     seen = []
     for batch in make_loader(shards, 'train', batch_size=2, sequence_length=4, tokenizer=tokenizer):
         for row in range(2):
@@ -95,12 +113,16 @@ def test_sequences_are_consecutive_and_reset_where_they_start(shards: Path, toke
 
 
 def test_whole_episodes_reset_once(shards: Path, tokenizer: Tokenizer) -> None:
-    batches = list(make_loader(shards, 'train', batch_size=4, sequence_length=None, tokenizer=tokenizer))
+    batches = list(
+        make_loader(shards, 'train', batch_size=4, sequence_length=None, tokenizer=tokenizer)
+    )
     assert len(batches) == 1
     batch = batches[0]
     assert batch['episode'][:, 0].tolist() == [0, 1, 3, 4]
     assert batch['reset'].sum(1).tolist() == [1, 1, 1, 1] and batch['reset'][:, 0].all()
-    assert batch['mask'].sum(1).tolist() == [len(range(0, LENGTHS[i] - 15, 4)) for i in (0, 1, 3, 4)]
+    assert batch['mask'].sum(1).tolist() == [
+        len(range(0, LENGTHS[i] - 15, 4)) for i in (0, 1, 3, 4)
+    ]
 
 
 def test_dropped_windows_reset_the_memory(source: Path, tokenizer: Tokenizer, tmp_path) -> None:
@@ -108,7 +130,9 @@ def test_dropped_windows_reset_the_memory(source: Path, tokenizer: Tokenizer, tm
     index = read_index(tmp_path / 'out', 'train')
     gaps = (np.diff(index.frame) != 4) & (np.diff(index.episode) == 0)
     assert gaps.any()
-    for batch in make_loader(tmp_path / 'out', 'train', batch_size=1, sequence_length=None, tokenizer=tokenizer):
+    for batch in make_loader(
+        tmp_path / 'out', 'train', batch_size=1, sequence_length=None, tokenizer=tokenizer
+    ):
         real = batch['mask'][0]
         jumps = np.diff(batch['frame'][0][real], prepend=-100) != 4
         assert np.array_equal(batch['reset'][0][real], jumps)
@@ -119,18 +143,32 @@ def test_cut_sequences_keeps_each_window_once() -> None:
     nothing = np.zeros(8)
     index = Index(episode, nothing, nothing, nothing.astype(bool), nothing, nothing)
     assert cut_sequences(index, 2).tolist() == [[0, 1], [2, 3], [4, -1], [5, 6], [7, -1]]
-    assert cut_sequences(index, None).tolist() == [[0, 1, 2, 3, 4], [5, 6, -1, -1, -1], [7, -1, -1, -1, -1]]
+    assert cut_sequences(index, None).tolist() == [
+        [0, 1, 2, 3, 4],
+        [5, 6, -1, -1, -1],
+        [7, -1, -1, -1, -1],
+    ]
     assert fill_batches(cut_sequences(index, 2), 3).tolist()[-1] == [-1, -1]
 
 
 def training_loader(shards: Path, tokenizer: Tokenizer, **options):
-    settings = {'batch_size': 3, 'sequence_length': 2, 'seed': 7, 'shuffle': True, 'num_epochs': None}
-    return make_loader(shards, 'train', tokenizer=tokenizer, drop_remainder=True, **(settings | options))
+    settings = {
+        'batch_size': 3,
+        'sequence_length': 2,
+        'seed': 7,
+        'shuffle': True,
+        'num_epochs': None,
+    }
+    return make_loader(
+        shards, 'train', tokenizer=tokenizer, drop_remainder=True, **(settings | options)
+    )
 
 
 @pytest.mark.parametrize('stop', [0, 1, 5, 13])
 @pytest.mark.parametrize('cache', [False, True])
-def test_resume_is_bitwise_at_any_step(stop: int, cache: bool, shards: Path, tokenizer: Tokenizer) -> None:
+def test_resume_is_bitwise_at_any_step(
+    stop: int, cache: bool, shards: Path, tokenizer: Tokenizer
+) -> None:
     first = training_loader(shards, tokenizer, cache=cache)
     for _ in range(stop):
         next(first)
@@ -153,7 +191,9 @@ def test_seed_fixes_the_order_and_epochs_differ(shards: Path, tokenizer: Tokeniz
     assert first[:runs] != first[runs : 2 * runs]
 
 
-def test_worker_processes_give_the_same_batches_resume_and_start_no_client(shards: Path, tokenizer: Tokenizer) -> None:
+def test_worker_processes_give_the_same_batches_resume_and_start_no_client(
+    shards: Path, tokenizer: Tokenizer
+) -> None:
     spying = dataclasses.replace(tokenizer, codec=Spy(tokenizer.codec))
     options = {'state_noise': 0.2, 'augment': AugmentConfig()}
     here, there = (
@@ -183,16 +223,22 @@ def test_records_are_those_that_tfds_reads(shards: Path) -> None:
             assert np.array_equal(getattr(got, name), want[name])
 
 
-def test_statistics_of_a_checkpoint_win_over_those_of_the_shards(shards: Path, tokenizer: Tokenizer) -> None:
+def test_statistics_of_a_checkpoint_win_over_those_of_the_shards(
+    shards: Path, tokenizer: Tokenizer
+) -> None:
     own = read_norm_stats(shards / 'norm_stats.json')
-    other = {key: dataclasses.replace(one, q01=one.q01 - 5, q99=one.q99 + 9) for key, one in own.items()}
+    other = {
+        key: dataclasses.replace(one, q01=one.q01 - 5, q99=one.q99 + 9) for key, one in own.items()
+    }
     batch = next(make_loader(shards, 'train', batch_size=4, tokenizer=tokenizer, norm_stats=other))
     state = Records(shards, 'train')[0].state
     np.testing.assert_allclose(batch['state'][0, 0], normalize(state, other['state']), rtol=1e-6)
     text = tokenizer.decode(batch['prompt'][0, 0][batch['prompt_mask'][0, 0]])
     task = read_meta(shards)['tasks'][batch['text_id'][0, 0]]
     assert (
-        text == pi05_prompt(task, normalize(state, other['state'])) != pi05_prompt(task, normalize(state, own['state']))
+        text
+        == pi05_prompt(task, normalize(state, other['state']))
+        != pi05_prompt(task, normalize(state, own['state']))
     )
 
 
@@ -204,7 +250,9 @@ def test_baselines_lie_beside_their_windows(shards: Path, tokenizer: Tokenizer) 
     np.savez(shards / 'baselines-test.npz', base=base)
     options = {'batch_size': count, 'tokenizer': tokenizer, 'baselines': 'pi05'}
     assert np.array_equal(next(make_loader(shards, 'test', **options))['base'][:, 0], base[:, 0])
-    assert np.array_equal(next(make_loader(shards, 'test', baseline_sample=1, **options))['base'][:, 0], base[:, 1])
+    assert np.array_equal(
+        next(make_loader(shards, 'test', baseline_sample=1, **options))['base'][:, 0], base[:, 1]
+    )
     mean = next(make_loader(shards, 'test', baseline_sample=None, **options))['base'][:, 0]
     np.testing.assert_allclose(mean, base.mean(1), atol=1e-6)
     with pytest.raises(UserError, match='sample below 2'):
@@ -245,8 +293,12 @@ def test_empty_split_is_refused(source: Path, tokenizer: Tokenizer, tmp_path) ->
     assert read_meta(tmp_path / 'out')['windows']['test'] == 0
 
 
-def test_jitter_touches_the_prompt_alone_and_is_fixed_by_the_seed(shards: Path, tokenizer: Tokenizer) -> None:
-    plain, noisy, again = (next(training_loader(shards, tokenizer, state_noise=noise)) for noise in (0.0, 0.5, 0.5))
+def test_jitter_touches_the_prompt_alone_and_is_fixed_by_the_seed(
+    shards: Path, tokenizer: Tokenizer
+) -> None:
+    plain, noisy, again = (
+        next(training_loader(shards, tokenizer, state_noise=noise)) for noise in (0.0, 0.5, 0.5)
+    )
     assert equal(noisy, again) and not np.array_equal(noisy['prompt'], plain['prompt'])
     rest = [key for key in plain if key not in ('prompt', 'prompt_mask')]
     assert equal({key: noisy[key] for key in rest}, {key: plain[key] for key in rest})
@@ -256,8 +308,12 @@ def test_relative_statistics_subtract_the_state_in_relative_joints(shards: Path)
     records, own = Records(shards, 'train'), read_norm_stats(shards / 'norm_stats.json')
     joints = np.arange(len(own['actions'].low)) < 2
     pairs = [(records[n].state, records[n].actions) for n in range(len(records))]
-    values = np.concatenate([actions - np.where(joints, state, 0) for state, actions in pairs]).astype(np.float64)
+    values = np.concatenate(
+        [actions - np.where(joints, state, 0) for state, actions in pairs]
+    ).astype(np.float64)
     got = relative_statistics(shards, own, tuple(joints))
-    np.testing.assert_allclose(got['actions'].q99, np.quantile(values, 0.99, axis=0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        got['actions'].q99, np.quantile(values, 0.99, axis=0), rtol=1e-6, atol=1e-6
+    )
     np.testing.assert_allclose(got['actions'].mean, values.mean(0), rtol=1e-6, atol=1e-6)
     assert got['state'] is own['state'] and relative_statistics(shards, own, ()) == own

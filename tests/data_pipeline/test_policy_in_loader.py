@@ -1,4 +1,6 @@
-"""The loader and the preparation follow a policy: its prompt, its padding, its normalisation, its resize."""
+"""The loader and the preparation follow a policy: its prompt, its padding, its normalisation, its
+resize.
+"""
 
 import dataclasses
 
@@ -54,16 +56,24 @@ def test_pictures_are_resized_in_the_style_that_was_asked_for(tmp_path, monkeypa
     for style, other in (('lerobot', 'openpi'), ('openpi', 'lerobot')):
         prepare(recordings.config(source, resize=style), tmp_path / style)
         meta = read_meta(tmp_path / style)
-        assert meta['resize'] == style and meta['camera_sizes'] == {'up': [96, 160], 'side': [96, 160]}
+        assert meta['resize'] == style and meta['camera_sizes'] == {
+            'up': [96, 160],
+            'side': [96, 160],
+        }
         frame = noise(meta['splits']['train'][0], 0, recordings.CAMERAS[0])
         stored = Records(tmp_path / style, 'train')[0].images[0].astype(int)
-        off, far = (np.abs(stored - resize_with_pad(frame, 32, 32, name)).mean() for name in (style, other))
+        off, far = (
+            np.abs(stored - resize_with_pad(frame, 32, 32, name)).mean() for name in (style, other)
+        )
         assert off < 3 < 10 < far
 
 
 def test_without_a_policy_nothing_changes(shards, tokenizer):
     plain, ours = first_batch(shards, tokenizer), first_batch(shards, tokenizer, policy=OURS)
-    assert all(np.array_equal(plain[key], ours[key]) for key in plain) and plain['images'].dtype == np.uint8
+    assert (
+        all(np.array_equal(plain[key], ours[key]) for key in plain)
+        and plain['images'].dtype == np.uint8
+    )
 
 
 def test_the_prompt_is_the_policy_s(shards, tokenizer):
@@ -93,11 +103,19 @@ def test_padding_that_is_not_black_comes_as_floats(shards, tokenizer):
     inside[top : top + rows, left : left + cols] = True
     assert batch['images'].dtype == np.float32 and not inside.all()
     assert np.all(batch['images'][..., ~inside, :] == -3)
-    assert np.array_equal(batch['images'][..., inside, :], unit_range(plain['images'])[..., inside, :])
-    (shards / 'meta.json').write_text((shards / 'meta.json').read_text().replace('"camera_sizes"', '"others"'))
-    with pytest.raises(UserError, match='Expected camera_sizes in the meta.json .*; prepare the shards again'):
+    assert np.array_equal(
+        batch['images'][..., inside, :], unit_range(plain['images'])[..., inside, :]
+    )
+    (shards / 'meta.json').write_text(
+        (shards / 'meta.json').read_text().replace('"camera_sizes"', '"others"')
+    )
+    with pytest.raises(
+        UserError, match='Expected camera_sizes in the meta.json .*; prepare the shards again'
+    ):
         first_batch(shards, tokenizer, policy=OLD)
-    (shards / 'meta.json').write_text((shards / 'meta.json').read_text().replace('"others"', '"camera_sizes"'))
+    (shards / 'meta.json').write_text(
+        (shards / 'meta.json').read_text().replace('"others"', '"camera_sizes"')
+    )
 
 
 def test_preparing_follows_the_base_where_the_config_leaves_it_open():

@@ -1,4 +1,6 @@
-"""Shards hold what was recorded, TFDS reads them, and a finished or foreign directory is left alone."""
+"""Shards hold what was recorded, TFDS reads them, and a finished or foreign directory is left
+alone.
+"""
 
 import hashlib
 import json
@@ -35,7 +37,11 @@ def out(source: Path, tmp_path_factory) -> Path:
 
 def contents(path: Path) -> dict[str, str]:
     """Digests of everything a preparation leaves behind."""
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in path.iterdir() if file.name != '.lock'}
+    return {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in path.iterdir()
+        if file.name != '.lock'
+    }
 
 
 def test_tfds_reads_the_shards_without_tensorflow(out: Path, source: Path) -> None:
@@ -49,7 +55,9 @@ def test_tfds_reads_the_shards_without_tensorflow(out: Path, source: Path) -> No
             assert np.array_equal(window['state'], episode.state[frame])
             assert window['task'].decode() == episode.tasks[frame]
             for name, camera in (('up', recordings.CAMERAS[0]), ('side', recordings.CAMERAS[1])):
-                expected = resize_with_pad(recordings.picture(episode.index, frame, camera), 32, 32).astype(int)
+                expected = resize_with_pad(
+                    recordings.picture(episode.index, frame, camera), 32, 32
+                ).astype(int)
                 assert np.abs(window['images'][name] - expected).mean() < 2
             count += 1
     assert count == sum(len(range(0, length - 15, 4)) for length in LENGTHS)
@@ -58,7 +66,9 @@ def test_tfds_reads_the_shards_without_tensorflow(out: Path, source: Path) -> No
 def test_images_are_stored_as_encoded_by_us(out: Path) -> None:
     skip = {'images': {'up': tfds.decode.SkipDecoding(), 'side': tfds.decode.SkipDecoding()}}
     window = tfds.builder_from_directory(str(out)).as_data_source('train', decoders=skip)[0]
-    picture = recordings.picture(window['episode_index'], window['frame_index'], recordings.CAMERAS[0])
+    picture = recordings.picture(
+        window['episode_index'], window['frame_index'], recordings.CAMERAS[0]
+    )
     assert window['images']['up'] == encode_jpeg(resize_with_pad(picture, 32, 32))
 
 
@@ -75,10 +85,16 @@ def test_meta_tells_settings_counts_and_digests(out: Path) -> None:
 
 def test_statistics_cover_every_frame_of_train_episodes_only(out: Path, source: Path) -> None:
     dataset = open_dataset(source)
-    states = np.concatenate([dataset.read_episode(i).state for i in read_meta(out)['splits']['train']])
+    states = np.concatenate(
+        [dataset.read_episode(i).state for i in read_meta(out)['splits']['train']]
+    )
     found = read_norm_stats(out / 'norm_stats.json')['state']
-    np.testing.assert_allclose(found.q01, np.quantile(states.astype(np.float64), 0.01, axis=0), rtol=1e-12)
-    np.testing.assert_allclose(found.q99, np.quantile(states.astype(np.float64), 0.99, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(
+        found.q01, np.quantile(states.astype(np.float64), 0.01, axis=0), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        found.q99, np.quantile(states.astype(np.float64), 0.99, axis=0), rtol=1e-12
+    )
 
 
 def test_motion_filter_touches_training_windows_only(source: Path, tmp_path) -> None:
@@ -86,20 +102,29 @@ def test_motion_filter_touches_training_windows_only(source: Path, tmp_path) -> 
     plain = prepare(recordings.config(source), tmp_path / 'plain').meta
     lost = plain['windows']['train'] - meta['windows']['train']
     assert 0 < lost == meta['dropped']['train']['avg_motion below min_motion']
-    assert {s: meta['windows'][s] for s in SPLITS[1:]} == {s: plain['windows'][s] for s in SPLITS[1:]}
+    assert {s: meta['windows'][s] for s in SPLITS[1:]} == {
+        s: plain['windows'][s] for s in SPLITS[1:]
+    }
 
 
 def test_later_frames_change_nothing_in_the_observation(source: Path, tmp_path) -> None:
-    """Causality (DESIGN 3.4): pictures and states of frames 1 to 15 are replaced; the window must not notice."""
+    """Causality (DESIGN 3.4): pictures and states of frames 1 to 15 are replaced; the window must
+    not notice.
+    """
     changed = recordings.record(tmp_path / 'changed', (16,), seed=5)
     original = recordings.record(tmp_path / 'original', (16,), seed=5)
     states = open_dataset(original).read_episode(0).state.copy()
     states[1:] += 100
     columns = {'observation.state': list(states)}
     for camera in recordings.CAMERAS:
-        frames = [recordings.picture(0, 0, camera), *(recordings.picture(9, 60 + i, camera) for i in range(15))]
+        frames = [
+            recordings.picture(0, 0, camera),
+            *(recordings.picture(9, 60 + i, camera) for i in range(15)),
+        ]
         columns[camera] = [{'bytes': recordings.png(frame), 'path': None} for frame in frames]
-    recordings.edit_columns(changed, 0, **{name.replace('.', '__'): value for name, value in columns.items()})
+    recordings.edit_columns(
+        changed, 0, **{name.replace('.', '__'): value for name, value in columns.items()}
+    )
     settings = {'train_episodes': (0,), 'tokenizer': ''}
     found = []
     for root in (original, changed):
@@ -114,7 +139,9 @@ def test_finished_directory_is_left_as_it_is(out: Path, source: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in out.iterdir() if file.name != '.lock'}
     result = prepare(recordings.config(source, shard_size=3), out)
     assert result.was_complete and result.meta == read_meta(out)
-    assert before == {file: file.stat().st_mtime_ns for file in out.iterdir() if file.name != '.lock'}
+    assert before == {
+        file: file.stat().st_mtime_ns for file in out.iterdir() if file.name != '.lock'
+    }
 
 
 def test_other_settings_are_refused(out: Path, source: Path) -> None:
@@ -138,7 +165,10 @@ def test_foreign_directory_is_refused(source: Path, tmp_path) -> None:
 
 
 def test_second_writer_is_refused(source: Path, tmp_path) -> None:
-    with writer_lock(tmp_path / 'out'), pytest.raises(UserError, match='another running preparation'):
+    with (
+        writer_lock(tmp_path / 'out'),
+        pytest.raises(UserError, match='another running preparation'),
+    ):
         prepare(recordings.config(source), tmp_path / 'out')
     assert not prepare(recordings.config(source), tmp_path / 'out').was_complete
 
@@ -155,7 +185,10 @@ def test_lost_shard_is_noticed(source: Path, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     'error',
-    [OSError(28, 'No space left on device'), RuntimeError('write() failed: No space left on device; at byte 9')],
+    [
+        OSError(28, 'No space left on device'),
+        RuntimeError('write() failed: No space left on device; at byte 9'),
+    ],
 )
 def test_full_disk_is_told_and_leaves_no_part(error: Exception, tmp_path) -> None:
     target = tmp_path / 'file'
@@ -166,13 +199,19 @@ def test_full_disk_is_told_and_leaves_no_part(error: Exception, tmp_path) -> Non
 
 
 def test_statistics_of_a_checkpoint_can_be_used(out: Path, source: Path, tmp_path) -> None:
-    config = recordings.config(source, stats_from=str(out / 'norm_stats.json'), train_episodes=(1,), tokenizer='')
+    config = recordings.config(
+        source, stats_from=str(out / 'norm_stats.json'), train_episodes=(1,), tokenizer=''
+    )
     prepare(config, tmp_path / 'out')
-    assert (tmp_path / 'out' / 'norm_stats.json').read_bytes() == (out / 'norm_stats.json').read_bytes()
+    assert (tmp_path / 'out' / 'norm_stats.json').read_bytes() == (
+        out / 'norm_stats.json'
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(('factor', 'told'), [(1.0, 0), (0.5, 2), (1.5, 0)])
-def test_named_statistics_that_most_rows_lie_outside_are_told(out: Path, source: Path, tmp_path, factor, told) -> None:
+def test_named_statistics_that_most_rows_lie_outside_are_told(
+    out: Path, source: Path, tmp_path, factor, told
+) -> None:
     body = json.loads((out / 'norm_stats.json').read_text())
     for entry in body['norm_stats'].values():
         low, high = np.array(entry['q01']), np.array(entry['q99'])
@@ -180,6 +219,10 @@ def test_named_statistics_that_most_rows_lie_outside_are_told(out: Path, source:
         entry['q01'], entry['q99'] = (middle - half).tolist(), (middle + half).tolist()
     named = tmp_path / 'norm_stats.json'
     named.write_text(json.dumps(body))
-    notes = prepare(recordings.config(source, stats_from=str(named)), tmp_path / 'out').meta['notes']
-    assert [name in note for name, note in zip(('state', 'actions'), notes, strict=False)] == [True] * told
+    notes = prepare(recordings.config(source, stats_from=str(named)), tmp_path / 'out').meta[
+        'notes'
+    ]
+    assert [name in note for name, note in zip(('state', 'actions'), notes, strict=False)] == [
+        True
+    ] * told
     assert len(notes) == told and all(str(named) in note for note in notes)

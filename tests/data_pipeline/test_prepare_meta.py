@@ -1,4 +1,6 @@
-"""meta.json says where shards came from, how they were made and what is missing; planning opens no video."""
+"""meta.json says where shards came from, how they were made and what is missing; planning opens no
+video.
+"""
 
 import dataclasses
 import hashlib
@@ -33,7 +35,9 @@ def test_every_setting_and_every_origin_is_there(source, tmp_path) -> None:
     assert {field.name for field in dataclasses.fields(DataConfig)} - PATHS <= meta.keys()
     assert {name: meta[name] for name in config.settings()} == config.settings()
     assert (meta['source'], meta['revision'], meta['source_version']) == (str(source), '', 'v2.1')
-    assert meta['tokenizer_digest'] == hashlib.sha256(Path(config.tokenizer).read_bytes()).hexdigest()
+    assert (
+        meta['tokenizer_digest'] == hashlib.sha256(Path(config.tokenizer).read_bytes()).hexdigest()
+    )
     assert meta['source_digest'] == identity_of(config, source)['source_digest']
     assert meta['bad_episodes'] == {}
 
@@ -43,7 +47,9 @@ def test_no_window_vanishes_without_a_reason(source, tmp_path) -> None:
     damaged = tmp_path / 'data'
     shutil.copytree(source, damaged)
     damages.keep(recordings.video_path(3, recordings.CAMERAS[1]), 0.5)(damaged)
-    meta = prepare(recordings.config(damaged, min_motion=2.4, on_bad_episode='skip'), tmp_path / 'out').meta
+    meta = prepare(
+        recordings.config(damaged, min_motion=2.4, on_bad_episode='skip'), tmp_path / 'out'
+    ).meta
     assert list(meta['bad_episodes']) == ['3']
     for split in SPLITS:
         dropped = dict(meta['dropped'][split])
@@ -71,13 +77,17 @@ def test_plan_and_quantiles_need_no_video(source, tmp_path, monkeypatch) -> None
     plan = make_plan(open_dataset(columns), recordings.config(columns))
     dataset = open_dataset(source)
     for quantity, name in (('state', 'state'), ('actions', 'actions')):
-        rows = np.concatenate([getattr(dataset.read_episode(i), name) for i in plan.splits['train']]).astype(np.float64)
+        rows = np.concatenate(
+            [getattr(dataset.read_episode(i), name) for i in plan.splits['train']]
+        ).astype(np.float64)
         assert np.array_equal(plan.statistics[quantity].q01, np.quantile(rows, 0.01, axis=0))
         assert np.array_equal(plan.statistics[quantity].q99, np.quantile(rows, 0.99, axis=0))
 
 
 def test_a_joint_that_hardly_moves_is_reported_and_clamped(source, tmp_path) -> None:
-    """Divided by its own range of 1e-6, a joint that moves once would be 1e6 in the loss (openpi #814)."""
+    """Divided by its own range of 1e-6, a joint that moves once would be 1e6 in the loss (openpi
+    #814).
+    """
     still = tmp_path / 'still'
     shutil.copytree(source, still)
     for index, length in enumerate(LENGTHS):
@@ -116,4 +126,6 @@ def test_bad_episodes_move_no_other_to_another_split(source) -> None:
     without = make_plan(open_dataset(source), recordings.config(source), {0: 'damaged'})
     assert {s: [i for i in plain.splits[s] if i != 0] for s in SPLITS} == without.splits
     with pytest.raises(UserError, match='Expected windows to train on, got none'):
-        make_plan(open_dataset(source), recordings.config(source), dict.fromkeys(range(5), 'damaged'))
+        make_plan(
+            open_dataset(source), recordings.config(source), dict.fromkeys(range(5), 'damaged')
+        )

@@ -1,4 +1,6 @@
-"""Quantiles that are none are told from mean, std, min and max, and from single episodes; real ones never are."""
+"""Quantiles that are none are told from mean, std, min and max, and from single episodes; real ones
+never are.
+"""
 
 import dataclasses
 import json
@@ -50,10 +52,16 @@ def far_apart(seed, widths=(1, 1), centres=(0, 4, -5, 8, 45, -38)):
 def test_averages_of_episodes_are_impossible_by_the_moments(seed, widths):
     episodes = far_apart(seed, widths)
     (text,), one = doubts(joined(episodes, 'averages')[0])
-    joints = '0, 1' if widths == (1, 1) else '1'  # a joint that moves as far in each episode as between them may
-    assert text.startswith(f'q01..q99 of state {joints} cannot be quantiles: by mean, std, min and max at least ')
+    # a joint that moves as far in each episode as between them may
+    joints = '0, 1' if widths == (1, 1) else '1'
+    assert text.startswith(
+        f'q01..q99 of state {joints} cannot be quantiles: by mean, std, min and max at least '
+    )
     assert text.endswith('as LeRobot up to 0.6.1 writes them, are such; mend it')
-    least, true = quantiles.least_outside(one), quantiles.share_outside(np.concatenate(episodes), one)
+    least, true = (
+        quantiles.least_outside(one),
+        quantiles.share_outside(np.concatenate(episodes), one),
+    )
     assert (least <= true).all() and least[1] > 0.05  # a bound, and one that tells something
 
 
@@ -68,7 +76,10 @@ def test_averages_that_the_moments_admit_are_told_by_their_width():
     rng = np.random.default_rng(0)
     episodes = [c + rng.uniform(-1, 1, (100, 1)) for c in rng.uniform(-1.2, 1.2, 40)]
     found, one = doubts(joined(episodes, 'averages')[0])
-    assert quantiles.least_outside(one).max() < 0.035 and quantiles.share_outside(np.concatenate(episodes), one) > 0.1
+    assert (
+        quantiles.least_outside(one).max() < 0.035
+        and quantiles.share_outside(np.concatenate(episodes), one) > 0.1
+    )
     assert len(found) == 1 and ' hardly quantiles: ' in found[0]
 
 
@@ -76,11 +87,16 @@ def test_the_widest_of_many_episodes_is_impossible():
     rng = np.random.default_rng(0)
     episodes = [rng.normal(0, 1, (100, 1)) for _ in range(400)] + [rng.normal(60, 1, (20, 1))]
     (text,), one = doubts(joined(episodes, 'envelopes')[0])
-    assert 'cannot be quantiles: by mean and std at most' in text and quantiles.most_beyond(one) < 0.005
+    assert (
+        'cannot be quantiles: by mean and std at most' in text
+        and quantiles.most_beyond(one) < 0.005
+    )
 
 
 @pytest.mark.parametrize('scaling', [LEROBOT, Scaling('quantile10', 'lerobot')])
-@pytest.mark.parametrize('kind', ['normal', 'uniform', 'arc', 'two', 'skewed', 'rare', 'constant', 'heavy', 'steps'])
+@pytest.mark.parametrize(
+    'kind', ['normal', 'uniform', 'arc', 'two', 'skewed', 'rare', 'constant', 'heavy', 'steps']
+)
 def test_true_quantiles_are_never_impossible(kind, scaling):
     rng = np.random.default_rng(1)
     draws = {
@@ -90,16 +106,23 @@ def test_true_quantiles_are_never_impossible(kind, scaling):
         'constant': np.full(4000, 3.3), 'steps': np.repeat(np.arange(8.0), 500),
     }  # fmt: skip
     found, one = doubts(entry(draws[kind]), scaling)
-    assert not [text for text in found if 'cannot' in text] and quantiles.least_outside(one).max() < 0.2 * 1.01
+    assert (
+        not [text for text in found if 'cannot' in text]
+        and quantiles.least_outside(one).max() < 0.2 * 1.01
+    )
     if kind not in ('rare', 'heavy'):
         assert not found
 
 
 def test_only_the_ends_in_use_are_doubted_and_absent_numbers_are_no_ground():
     whole = joined(far_apart(0), 'averages')[0]
-    assert not doubts(whole, Scaling('mean_std', 'lerobot'))[0] and not doubts(whole, Scaling('min_max', 'lerobot'))[0]
+    assert (
+        not doubts(whole, Scaling('mean_std', 'lerobot'))[0]
+        and not doubts(whole, Scaling('min_max', 'lerobot'))[0]
+    )
     halves = joined(far_apart(0, centres=(40, -40, 40, -40, 0, 0)), 'averages')[0]
-    assert not doubts(whole, Scaling('quantile10', 'lerobot'))[0]  # 10 % of the rows are far off, 20 % may be
+    # 10 % of the rows are far off, 20 % may be
+    assert not doubts(whole, Scaling('quantile10', 'lerobot'))[0]
     assert doubts(halves, Scaling('quantile10', 'lerobot'))[0][0].startswith('q10..q90 of state')
     bare = {key: whole[key] for key in ('mean', 'std', 'q01', 'q99')}
     assert doubts(bare)[0] == []  # without min and max anything may lie outside
@@ -123,4 +146,7 @@ def test_single_episodes_tell_how_a_whole_was_joined(how, seed):
     true = quantiles.share_outside(np.concatenate(episodes), one)
     np.testing.assert_allclose(quantiles.expected_outside(whole, parts), true, atol=0.03)
     assert quantiles.how_joined(entry(np.concatenate(episodes)), parts) == ''
-    assert quantiles.how_joined(parts[0], parts[:1]) == '' and quantiles.how_joined(parts[0], [parts[0]] * 4) == ''
+    assert (
+        quantiles.how_joined(parts[0], parts[:1]) == ''
+        and quantiles.how_joined(parts[0], [parts[0]] * 4) == ''
+    )

@@ -37,14 +37,20 @@ def finish(process: subprocess.Popen) -> int:
 
 def contents(path: Path) -> dict[str, str]:
     """Digests of the files under their final names."""
-    files = [file for file in path.iterdir() if file.is_file() and file.name != '.lock'] if path.is_dir() else []
+    files = (
+        [file for file in path.iterdir() if file.is_file() and file.name != '.lock']
+        if path.is_dir()
+        else []
+    )
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 @pytest.fixture(scope='module')
 def undisturbed(tmp_path_factory) -> tuple[Path, dict[str, str]]:
     """A source, and the files that a run without disturbance makes of it."""
-    source = recordings.record(tmp_path_factory.mktemp('source'), (80, 90, 100, 80, 70), kind='video')
+    source = recordings.record(
+        tmp_path_factory.mktemp('source'), (80, 90, 100, 80, 70), kind='video'
+    )
     out = tmp_path_factory.mktemp('undisturbed') / 'out'
     assert finish(start(source, out)) == 0
     return source, contents(out)
@@ -65,7 +71,8 @@ def test_five_kills_change_no_bit(undisturbed, tmp_path) -> None:
         for name, digest in contents(out).items():
             assert name == 'unfinished.json' or digest == expected[name], name
         counts.append(len(contents(out)))
-    assert counts == sorted(counts) and len(set(counts)) >= 3  # stopped at different places, nothing lost
+    # stopped at different places, nothing lost
+    assert counts == sorted(counts) and len(set(counts)) >= 3
     assert finish(start(source, out)) == 0
     assert contents(out) == expected
     assert not (out / '.incoming').exists() and not (out / 'unfinished.json').exists()

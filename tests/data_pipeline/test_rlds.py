@@ -27,7 +27,9 @@ def intact(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize('kind', ['tfrecord', 'array_record'])
 def test_episodes_equal_what_was_written(kind, tmp_path):
-    dataset = open_rlds(folder.write(tmp_path / '1.0.0', LENGTHS, kind=kind).parent, RldsSettings(**SETTINGS))
+    dataset = open_rlds(
+        folder.write(tmp_path / '1.0.0', LENGTHS, kind=kind).parent, RldsSettings(**SETTINGS)
+    )
     assert dataset.cameras == ('observation.images.image', 'observation.images.wrist_image')
     assert (dataset.fps, len(dataset.state_names), dataset.action_names[-2:]) == (
         10,
@@ -40,12 +42,18 @@ def test_episodes_equal_what_was_written(kind, tmp_path):
         assert len(episode) == length and episode.task == folder.TASKS[index % 2]
         assert np.array_equal(episode.state, [step['observation']['state'] for step in steps])
         assert np.array_equal(episode.actions[:, :6], [step['action']['arm'] for step in steps])
-        assert np.array_equal(episode.actions[:, 6], np.arange(length) % 2) and episode.actions.dtype == np.float32
+        assert (
+            np.array_equal(episode.actions[:, 6], np.arange(length) % 2)
+            and episode.actions.dtype == np.float32
+        )
         np.testing.assert_allclose(np.diff(episode.timestamps), 0.1)
         frames = list(episode.frames('observation.images.image', [1, 4]))
         assert np.array_equal(frames, [folder.picture(index, n) for n in (1, 4)])
         (wrist,) = episode.frames('observation.images.wrist_image', [2])
-        assert wrist.shape == (12, 32, 3) and np.abs(wrist.astype(int) - folder.picture(index, 2)[::2]).max() <= 3
+        assert (
+            wrist.shape == (12, 32, 3)
+            and np.abs(wrist.astype(int) - folder.picture(index, 2)[::2]).max() <= 3
+        )
 
 
 def test_numbers_equal_those_of_tfds_own_parser(intact):
@@ -60,7 +68,13 @@ def test_numbers_equal_those_of_tfds_own_parser(intact):
 
 def test_settings_map_columns_cameras_and_the_last_step(intact):
     cameras = {'observation.images.up': 'observation/wrist_image'}
-    more = {'cameras': cameras, 'task': 'do it', 'last_step': 'drop', 'state': 'action/arm', 'instruction': 'nowhere'}
+    more = {
+        'cameras': cameras,
+        'task': 'do it',
+        'last_step': 'drop',
+        'state': 'action/arm',
+        'instruction': 'nowhere',
+    }
     dataset = open_rlds(intact, RldsSettings(**SETTINGS | more))
     episode = dataset.read_episode(1)
     assert dataset.cameras == ('observation.images.up',) and dataset.tasks == {0: 'do it'}
@@ -70,7 +84,11 @@ def test_settings_map_columns_cameras_and_the_last_step(intact):
 def test_checksum_and_framing_are_tensorflows_own():
     path = Path(grain.__file__).parent / '_src/python/testdata/morris_sequence_first_5.tfrecord'
     assert path.is_file()
-    assert [tfrecord.read_record(place) for place in tfrecord.list_records(path)][:3] == [b'1', b'1 1', b'2 1']
+    assert [tfrecord.read_record(place) for place in tfrecord.list_records(path)][:3] == [
+        b'1',
+        b'1 1',
+        b'2 1',
+    ]
     assert crc32c(b'123456789') == 0xE3069283 and crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
     data = np.random.default_rng(0).bytes(70_003)
     assert tfrecord.masked_crc32c(data) == folder.masked(data)
@@ -89,20 +107,32 @@ def edit(path: Path, old: str, new: str) -> None:
 
 FILE = 'robot-train.tfrecord-00001-of-00002'
 DAMAGE = {
-    'no features': (lambda root: (root / 'features.json').unlink(), 'Expected one folder with features.json'),
-    'broken features': (lambda root: (root / 'features.json').write_text('{"a'), 'Expected the features of TFDS'),
+    'no features': (lambda root: (root / 'features.json').unlink(), 'Expected one folder with '
+                                                                    'features.json'),
+    'broken features': (lambda root: (root / 'features.json').write_text('{"a'), 'Expected the '
+                                                                                 'features of '
+                                                                                 'TFDS'),
     'a list': (lambda root: (root / 'features.json').write_text('[]'), "a feature 'steps'"),
-    'no steps': (lambda root: edit(root / 'features.json', '"steps"', '"frames"'), "a feature 'steps'"),
+    'no steps': (lambda root: edit(root / 'features.json', '"steps"', '"frames"'), 'a feature '
+                                                                                   "'steps'"),
     'no file': (lambda root: (root / FILE).unlink(), "Expected 2 files of the split 'train'"),
     'no records': (lambda root: [path.unlink() for path in root.glob('*.tfrecord*')], "got none; set data.rlds.split"),
-    'cut': (lambda root: (root / FILE).write_bytes((root / FILE).read_bytes()[:-9]), 'the file is cut short'),
-    'length': (lambda root: flip(root / FILE, 3), 'the length of a TFRecord with its checksum at 0'),
-    'claimed 10 GB': (lambda root: (root / FILE).write_bytes(claim(10**10)), 'a record of 10000000000 bytes'),
+    'cut': (lambda root: (root / FILE).write_bytes((root / FILE).read_bytes()[:-9]), 'the file '
+                                                                                     'is cut '
+                                                                                     'short'),
+    'length': (lambda root: flip(root / FILE, 3), 'the length of a TFRecord with its checksum at '
+                                                  '0'),
+    'claimed 10 GB': (lambda root: (root / FILE).write_bytes(claim(10**10)), 'a record of '
+                                                                             '10000000000 bytes'),
     'data': (lambda root: flip(root / FILE, 500), 'to match its checksum'),
-    'no example': (lambda root: (root / FILE).write_bytes(folder.frame(b'\xff\xff') * 2), 'a tf.train.Example as'),
-    'empty example': (lambda root: (root / FILE).write_bytes(folder.frame(b'') * 2), "'steps/observation/state' in"),
+    'no example': (lambda root: (root / FILE).write_bytes(folder.frame(b'\xff\xff') * 2), 'a '
+                                                                                          'tf.train.Example '
+                                                                                          'as'),
+    'empty example': (lambda root: (root / FILE).write_bytes(folder.frame(b'') * 2), "'steps/observation/state' "
+                                                                                     'in'),
     'counts': (lambda root: edit(root / 'dataset_info.json', '"2"', '"5"'), 'Expected 6 episodes'),
-    'broken info': (lambda root: (root / 'dataset_info.json').write_text('{'), 'Expected the splits of TFDS'),
+    'broken info': (lambda root: (root / 'dataset_info.json').write_text('{'), 'Expected the '
+                                                                               'splits of TFDS'),
     'width': (lambda root: edit(root / 'features.json', '"7"', '"5"'), 'Expected 5 numbers a step'),
 }  # fmt: skip
 
@@ -121,18 +151,24 @@ def test_damage_is_told_in_one_sentence(name, intact, tmp_path):
         dataset = open_rlds(root, RldsSettings(**SETTINGS))
         [dataset.read_episode(index) for index in dataset.episodes]
     text = str(caught.value)
-    assert expected in text and text.startswith('Expected') and ', got ' in text and '\n' not in text
+    assert (
+        expected in text and text.startswith('Expected') and ', got ' in text and '\n' not in text
+    )
 
 
 WRONG = {
     'fps': ({'fps': 0.0}, 'Expected the steps a second'),
     'fps kind': ({'fps': 'ten'}, "got 'ten'"),
     'split': ({'split': 'val'}, "got ['train']"),
-    'state': ({'state': 'observation/joints'}, "['action/arm', 'action/gripper', 'is_last', 'observation/state',"),
+    'state': ({'state': 'observation/joints'}, "['action/arm', 'action/gripper', 'is_last', "
+                                               "'observation/state',"),
     'picture as state': ({'state': 'observation/image'}, 'of kind tensor (data.rlds.state)'),
-    'too wide': ({'state': ('observation/state',) * 5}, 'data.rlds.state of 1 to 32 numbers, got 35'),
-    'instruction': ({'instruction': 'text'}, "['episode_metadata/file_path', 'language_instruction']"),
-    'camera': ({'cameras': {'up': 'observation/top'}}, "'observation/image', 'observation/wrist_image'"),
+    'too wide': ({'state': ('observation/state',) * 5}, 'data.rlds.state of 1 to 32 numbers, got '
+                                                        '35'),
+    'instruction': ({'instruction': 'text'}, "['episode_metadata/file_path', "
+                                             "'language_instruction']"),
+    'camera': ({'cameras': {'up': 'observation/top'}}, "'observation/image', "
+                                                       "'observation/wrist_image'"),
     'last step': ({'last_step': 'guess'}, "out of ('keep', 'drop')"),
 }  # fmt: skip
 

@@ -1,4 +1,6 @@
-"""Episodes are known by what they are; what a training has learned from is written into its folder."""
+"""Episodes are known by what they are; what a training has learned from is written into its
+folder.
+"""
 
 import dataclasses
 import json
@@ -16,7 +18,11 @@ from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings
 
 LENGTHS = (40, 44, 36)
-ONE_CAMERA = {'cameras': recordings.CAMERAS[:1], 'train_episodes': (0,), 'calibration_episodes': (1,)}
+ONE_CAMERA = {
+    'cameras': recordings.CAMERAS[:1],
+    'train_episodes': (0,),
+    'calibration_episodes': (1,),
+}
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +35,9 @@ def test_an_episode_is_its_states_and_actions(source, tmp_path):
     digest = seen.episode_digest(episode)
     again = recordings.to_v30(source, tmp_path / 'v30', LENGTHS, 2)
     assert digest == seen.episode_digest(open_dataset(again).read_episode(1))
-    assert digest == seen.episode_digest(dataclasses.replace(episode, index=7, tasks=('else',) * 44, readers={}))
+    assert digest == seen.episode_digest(
+        dataclasses.replace(episode, index=7, tasks=('else',) * 44, readers={})
+    )
     for name in ('state', 'actions'):
         values = getattr(episode, name).copy()
         values[-1, -1] = np.nextafter(values[-1, -1], np.float32(9e9))
@@ -42,7 +50,10 @@ def test_a_preparation_records_every_episode(source, tmp_path):
     meta = prepare(recordings.config(source, **ONE_CAMERA), tmp_path / 'out').meta
     wanted = {str(n): seen.episode_digest(open_dataset(source).read_episode(n)) for n in range(3)}
     assert {index: wanted[index] for index in meta[seen.DIGESTS]} == meta[seen.DIGESTS]
-    assert seen.of_split(meta, 'train') == {wanted['0']: 0} and seen.of_split({'splits': {}}, 'train') is None
+    assert (
+        seen.of_split(meta, 'train') == {wanted['0']: 0}
+        and seen.of_split({'splits': {}}, 'train') is None
+    )
 
 
 def test_folders_add_up_what_they_learned_from(tmp_path):
@@ -51,7 +62,9 @@ def test_folders_add_up_what_they_learned_from(tmp_path):
     for folder in (base, run):
         folder.mkdir()
     numbered = [{'1': 'a', '2': 'b'}, {'3': 'c'}, {'1': 'd'}]
-    first, second, third = ({seen.DIGESTS: of, 'splits': {'train': [int(n) for n in of]}} for of in numbered)
+    first, second, third = (
+        {seen.DIGESTS: of, 'splits': {'train': [int(n) for n in of]}} for of in numbered
+    )
     seen.note(base, first)
     seen.note(run, second, base)
     seen.note(run, third, base)
@@ -103,7 +116,9 @@ def test_older_shards_which_recorded_all_files_are_still_finished(source, tmp_pa
     config = recordings.config(source, **ONE_CAMERA)
     prepare(config, tmp_path / 'out')
     meta = read_meta(tmp_path / 'out')
-    older = {k: v for k, v in meta.items() if k != seen.DIGESTS} | {'source_digest': source_digest(source)}
+    older = {k: v for k, v in meta.items() if k != seen.DIGESTS} | {
+        'source_digest': source_digest(source)
+    }
     assert older['source_digest'] != meta['source_digest']
     (tmp_path / 'out' / 'meta.json').write_text(json.dumps(older))
     assert prepare(config, tmp_path / 'out').was_complete

@@ -1,4 +1,6 @@
-"""One door: every kind of data set opens by its path or hub id, and is prepared by the same code."""
+"""One door: every kind of data set opens by its path or hub id, and is prepared by the same
+code.
+"""
 
 from pathlib import Path
 
@@ -43,14 +45,20 @@ def test_cameras_get_our_names(tmp_path):
 @pytest.mark.parametrize('wrong', [{'front': 'wrist'}, {UP: SIDE}, {'a': UP, 'b': UP}])
 def test_camera_maps_that_do_not_fit(wrong, tmp_path):
     root = recordings.record(tmp_path, (5,))
-    with pytest.raises(UserError, match='Expected data.camera_map to map new names to different cameras'):
+    with pytest.raises(
+        UserError, match='Expected data.camera_map to map new names to different cameras'
+    ):
         sources.open_source(root, {'camera_map': wrong})
 
 
 def test_cameras_can_change_their_names_with_each_other(tmp_path):
-    swapped = sources.open_source(recordings.record(tmp_path, (5,)), {'camera_map': {UP: SIDE, SIDE: UP}})
+    swapped = sources.open_source(
+        recordings.record(tmp_path, (5,)), {'camera_map': {UP: SIDE, SIDE: UP}}
+    )
     plain = open_dataset(tmp_path)
-    assert np.array_equal(list(swapped.read_episode(0).frames(UP)), list(plain.read_episode(0).frames(SIDE)))
+    assert np.array_equal(
+        list(swapped.read_episode(0).frames(UP)), list(plain.read_episode(0).frames(SIDE))
+    )
 
 
 def test_rlds_makes_windows_like_any_other(tmp_path):
@@ -75,10 +83,18 @@ def test_rlds_is_prepared_by_the_same_code(tmp_path):
     settings = data_so101.get_config().data
     settings.rlds = RLDS | {'cameras': (('observation.images.up', 'observation/image'),)}
     settings.update(
-        source=str(root), cameras=('observation.images.up',), state_dim=0, max_prompt_len=200, image_size=24
+        source=str(root),
+        cameras=('observation.images.up',),
+        state_dim=0,
+        max_prompt_len=200,
+        image_size=24,
     )
     meta = prepare(DataConfig.from_settings(settings.to_dict()), tmp_path / 'out').meta
-    assert meta['source_version'] == 'RLDS robot 1.0.0' and meta['fps'] == 10 and meta['rlds']['fps'] == 10
+    assert (
+        meta['source_version'] == 'RLDS robot 1.0.0'
+        and meta['fps'] == 10
+        and meta['rlds']['fps'] == 10
+    )
     assert meta['tasks'] == list(rlds_folder.TASKS) and meta['camera_sizes'] == {'up': [24, 32]}
     records = Records(tmp_path / 'out', 'train')
     episode, frame = int(records.index.episode[1]), int(records.index.frame[1])
@@ -91,9 +107,16 @@ def test_a_damaged_rlds_episode_is_left_out_where_that_is_asked_for(tmp_path):
     root = rlds_folder.write(tmp_path / 'rlds', (20, 21, 22, 23, 24), files=5)
     damaged = root / 'robot-train.tfrecord-00002-of-00005'
     damaged.write_bytes(damaged.read_bytes()[:-1] + b'!')
-    changes = {'cameras': ('observation.images.image',), 'state_dim': 7, 'max_prompt_len': 200, 'rlds': RLDS}
+    changes = {
+        'cameras': ('observation.images.image',),
+        'state_dim': 7,
+        'max_prompt_len': 200,
+        'rlds': RLDS,
+    }
     meta = prepare(recordings.config(root, on_bad_episode='skip', **changes), tmp_path / 'out').meta
-    assert list(meta['bad_episodes']) == ['2'] and 'to match its checksum' in meta['bad_episodes']['2']
+    assert (
+        list(meta['bad_episodes']) == ['2'] and 'to match its checksum' in meta['bad_episodes']['2']
+    )
     assert {n for split in meta['splits'].values() for n in split} == {0, 1, 3, 4}
     assert meta['tasks'] == list(rlds_folder.TASKS)
 
@@ -137,8 +160,16 @@ def test_a_data_set_by_hub_id_and_revision(home, tmp_path):
         home(endpoint)
         settings = {'cameras': ('top',), 'camera_map': {'top': UP}}
         dataset = sources.open_source('robots/tiny@v1', settings)
-        names = [path.partition(f'{REVISION}/')[2] for kind, path, _ in asked if kind == 'GET' and '/resolve/' in path]
-    assert dataset.revision == REVISION and dataset.root.name == REVISION and dataset.cameras == ('top', SIDE)
+        names = [
+            path.partition(f'{REVISION}/')[2]
+            for kind, path, _ in asked
+            if kind == 'GET' and '/resolve/' in path
+        ]
+    assert (
+        dataset.revision == REVISION
+        and dataset.root.name == REVISION
+        and dataset.cameras == ('top', SIDE)
+    )
     assert any(UP in name for name in names) and not any(SIDE in name for name in names)
     one, other = dataset.read_episode(1), open_dataset(here).read_episode(1)
     assert np.array_equal(list(one.frames('top', [3, 9])), list(other.frames(UP, [3, 9])))
@@ -158,7 +189,16 @@ def window(episode: int, frame: int, horizon: int = 4, real: int = 4) -> TorchWi
     actions = (frame + np.arange(horizon, dtype=np.float32))[:, None] * np.ones(2, np.float32)
     mask = np.arange(horizon) < real
     images = np.full((1, 2, 2, 3), max(frame, 0), np.uint8)
-    return TorchWindow(images, np.full(3, frame, np.float32), actions, mask, f'task {frame // 4}', None, episode, frame)
+    return TorchWindow(
+        images,
+        np.full(3, frame, np.float32),
+        actions,
+        mask,
+        f'task {frame // 4}',
+        None,
+        episode,
+        frame,
+    )
 
 
 def test_windows_of_a_shard_join_where_they_follow_each_other():
@@ -173,11 +213,17 @@ def test_joined_windows_keep_states_actions_and_tasks(monkeypatch):
     run = tuple(Known(one, Path('shard'), n) for n, one in enumerate(shard))
     monkeypatch.setattr('sigma_jax.data.torch_shards.read_shard', lambda path, settings: shard)
     names = ('a', 'b', 'c')
-    dataset = TorchDataset(Path('here'), '.pt', 5.0, ('up',), names, names[:2], {}, {0: run}, TorchSettings())
+    dataset = TorchDataset(
+        Path('here'), '.pt', 5.0, ('up',), names, names[:2], {}, {0: run}, TorchSettings()
+    )
     episode = dataset.read_episode(0)
     assert len(episode) == 7 and np.array_equal(episode.actions[:, 0], np.arange(7))
     assert np.array_equal(episode.state[:, 0], [0, 0, 2, 2, 4, 4, 4])
     assert episode.tasks == ('task 0',) * 4 + ('task 1',) * 3
     assert [int(image.max()) for image in episode.frames('up', [0, 2, 4])] == [0, 2, 4]
-    with pytest.raises(UserError, match=r'starts \(\[0, 2, 4\]\), got 3; set data.horizon and data.stride'):
+    with pytest.raises(
+        UserError,
+        match=r'starts \(\[0, 2, 4\]\), got 3; set data.horizon and '
+        r'data.stride',
+    ):
         list(episode.frames('up', [3]))

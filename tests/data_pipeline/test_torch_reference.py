@@ -1,4 +1,5 @@
-"""`.pt` shards with torch itself: windows -> .pt -> windows is exact, and what others write is read.
+"""`.pt` shards with torch itself: windows -> .pt -> windows is exact, and what others write is
+read.
 
 Needs torch; `pytest -m reference`.
 """
@@ -58,7 +59,10 @@ def test_windows_to_pt_to_windows_is_exact(shards, exported):
                 one, other = getattr(window, name), getattr(record, name)
                 assert one.dtype == other.dtype and np.array_equal(one, other)
             assert window.text == records.meta['tasks'][records.index.text_id[n]]
-            assert (window.episode, window.frame) == (records.index.episode[n], records.index.frame[n])
+            assert (window.episode, window.frame) == (
+                records.index.episode[n],
+                records.index.frame[n],
+            )
             assert np.array_equal(window.base, base[n])
             place += 1
     assert place == len(back)
@@ -74,12 +78,20 @@ def test_plain_torch_reads_the_papers_entries(shards, exported):
     source = tfds.builder_from_directory(shards).as_data_source('train', decoders=skip)
     for n, sample in enumerate(samples):
         stored = source[n]
-        assert sample['vision_inputs'].dtype == torch.uint8 and sample['vision_inputs'].shape == (2, 32, 32, 3)
+        assert sample['vision_inputs'].dtype == torch.uint8 and sample['vision_inputs'].shape == (
+            2,
+            32,
+            32,
+            3,
+        )
         trajectory = sample['gt_action_trajectory']
         assert torch.equal(sample['gt_action_vector'], trajectory[0])
         assert torch.equal(sample['gt_action_chunk'], trajectory[:8])
         assert torch.equal(sample['base_action_trajectory'], torch.from_numpy(base[n, 0]))
-        assert sample['avg_action_l2'] == stored['avg_action_l2'] and sample['max_action_l2'] == stored['max_action_l2']
+        assert (
+            sample['avg_action_l2'] == stored['avg_action_l2']
+            and sample['max_action_l2'] == stored['max_action_l2']
+        )
         assert sample['text'] in recordings.TASKS
 
 
@@ -116,19 +128,31 @@ def test_a_failure_leaves_nothing(shards, tmp_path, monkeypatch):
 
 def test_episodes_of_shards_cut_into_the_same_windows(exported):
     dataset = open_source(exported)
-    assert (dataset.fps, dataset.cameras) == (30, recordings.CAMERAS) and dataset.state_names[0] == 'joint_0.pos'
+    assert (dataset.fps, dataset.cameras) == (30, recordings.CAMERAS) and dataset.state_names[
+        0
+    ] == 'joint_0.pos'
     assert sorted(dataset.origins.values()) == [0, 1, 2, 3]
     known = {(window.episode, window.frame): window for window in read_windows(exported)}
     for index in dataset.episodes:
         episode = dataset.read_episode(index)
         assert len(episode) == LENGTHS[dataset.origins[index]]
         table = cut_windows(episode, horizon=16, stride=4, tail='pad')
-        views = zip(*(episode.frames(camera, table.frame.tolist()) for camera in dataset.cameras), strict=True)
+        views = zip(
+            *(episode.frames(camera, table.frame.tolist()) for camera in dataset.cameras),
+            strict=True,
+        )
         for n, images in enumerate(views):
             window = known.pop((dataset.origins[index], int(table.frame[n])))
-            assert np.array_equal(images, window.images) and np.array_equal(table.state[n], window.state)
-            assert np.array_equal(table.action_mask[n], window.action_mask) and table.task[n] == window.text
-            assert np.array_equal(table.actions[n][window.action_mask], window.actions[window.action_mask])
+            assert np.array_equal(images, window.images) and np.array_equal(
+                table.state[n], window.state
+            )
+            assert (
+                np.array_equal(table.action_mask[n], window.action_mask)
+                and table.task[n] == window.text
+            )
+            assert np.array_equal(
+                table.actions[n][window.action_mask], window.actions[window.action_mask]
+            )
     assert not known
 
 
@@ -147,7 +171,10 @@ def test_shards_can_be_prepared_like_any_data_set(shards, exported, tmp_path):
     after = {key: numbers for split in SPLITS for key, numbers in rows(tmp_path / 'out', split)}
     assert {(of[episode], frame) for episode, frame in before} == set(after)
     for (episode, frame), numbers in before.items():
-        assert all(np.array_equal(one, other) for one, other in zip(numbers, after[of[episode], frame], strict=True))
+        assert all(
+            np.array_equal(one, other)
+            for one, other in zip(numbers, after[of[episode], frame], strict=True)
+        )
     with pytest.raises(UserError, match='set data.horizon and data.stride'):
         list(dataset.read_episode(0).frames(recordings.CAMERAS[0], [1]))
     with pytest.raises(UserError, match='got 9; correct the episode lists'):
@@ -175,12 +202,23 @@ def test_other_spellings_are_mapped(tmp_path):
     sample = foreign(torch)
     torch.save([sample, sample], tmp_path / 'shard_00000.pt')
     one, _ = read_windows(tmp_path, SETTINGS)
-    assert np.array_equal(one.images, np.moveaxis(sample['rgb'].numpy(), 1, -1)) and one.images.flags.c_contiguous
-    assert one.state.dtype == one.actions.dtype == np.float32 and (one.episode, one.base) == (-1, None)
+    assert (
+        np.array_equal(one.images, np.moveaxis(sample['rgb'].numpy(), 1, -1))
+        and one.images.flags.c_contiguous
+    )
+    assert one.state.dtype == one.actions.dtype == np.float32 and (one.episode, one.base) == (
+        -1,
+        None,
+    )
     dataset = open_source(tmp_path, {'torch_shards': dataclasses.asdict(SETTINGS)})
-    assert len(dataset.episodes) == 2 and dataset.cameras == ('observation.images.0', 'observation.images.1')
+    assert len(dataset.episodes) == 2 and dataset.cameras == (
+        'observation.images.0',
+        'observation.images.1',
+    )
     episode = dataset.read_episode(1)
-    assert len(episode) == 4 and np.array_equal(next(episode.frames('observation.images.1', [0])), one.images[1])
+    assert len(episode) == 4 and np.array_equal(
+        next(episode.frames('observation.images.1', [0])), one.images[1]
+    )
     with pytest.raises(UserError, match='Expected frames a second'):
         open_torch_shards(tmp_path, dataclasses.replace(SETTINGS, fps=0.0))
 

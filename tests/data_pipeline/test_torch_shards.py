@@ -1,4 +1,6 @@
-"""`.pt` shards without torch: hostile and damaged files are refused before anything could run, and the extra named."""
+"""`.pt` shards without torch: hostile and damaged files are refused before anything could run, and
+the extra named.
+"""
 
 import builtins
 import collections
@@ -52,7 +54,10 @@ REFUSED = {
     'extension': (b'\x80\x02\x82\x01.', 'EXT1'),
     'cut': (saved([{'text': 'lift'}])[:-4], 'a damaged pickle'),
     'torch itself': (b'\x80\x02ctorch\nload\n.', 'torch.load'),
-    'torch hub': (b'\x80\x02ctorch.hub\nload_state_dict_from_url\n.', 'torch.hub.load_state_dict_from_url'),
+    'torch hub': (
+        b'\x80\x02ctorch.hub\nload_state_dict_from_url\n.',
+        'torch.hub.load_state_dict_from_url',
+    ),
 }
 
 
@@ -116,7 +121,9 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize('version', ['2.5.1+cpu', '1.13.0'])
 def test_a_torch_that_lets_code_run_is_refused(version, monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(__version__=version))
-    with pytest.raises(UserError, match=f'Expected torch 2.6 or newer, got {version}'.replace('+', r'\+')):
+    with pytest.raises(
+        UserError, match=f'Expected torch 2.6 or newer, got {version}'.replace('+', r'\+')
+    ):
         torch_shards.import_torch()
     monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(__version__='2.13.0+cpu'))
     assert torch_shards.import_torch().__version__ == '2.13.0+cpu'

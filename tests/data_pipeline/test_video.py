@@ -1,4 +1,6 @@
-"""Seeking lands on the very frame, also where a video has no clean key frames; names in a file may be no text."""
+"""Seeking lands on the very frame, also where a video has no clean key frames; names in a file may
+be no text.
+"""
 
 from pathlib import Path
 
@@ -20,7 +22,13 @@ KINDS = {
 @pytest.fixture(scope='module')
 def videos(tmp_path_factory) -> dict[str, tuple[Path, list[np.ndarray]]]:
     """Files of moving texture, and their frames decoded from the first to the last."""
-    texture = np.random.default_rng(0).integers(0, 255, (30, 40, 3)).repeat(2, 0).repeat(2, 1).astype(np.uint8)
+    texture = (
+        np.random.default_rng(0)
+        .integers(0, 255, (30, 40, 3))
+        .repeat(2, 0)
+        .repeat(2, 1)
+        .astype(np.uint8)
+    )
     found = {}
     for kind, options in KINDS.items():
         path = tmp_path_factory.mktemp('videos') / 'video.mp4'
@@ -32,7 +40,10 @@ def videos(tmp_path_factory) -> dict[str, tuple[Path, list[np.ndarray]]]:
                 container.mux(stream.encode(picture))
             container.mux(stream.encode())
         with av.open(str(path)) as container:
-            found[kind] = path, [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)]
+            found[kind] = (
+                path,
+                [frame.to_ndarray(format='rgb24') for frame in container.decode(video=0)],
+            )
     return found
 
 
@@ -48,7 +59,9 @@ def test_a_frame_is_the_same_wherever_reading_starts(kind: str, first: int, vide
 
 def test_names_in_a_file_may_be_no_text(videos, tmp_path) -> None:
     path, frames = videos['closed']
-    (tmp_path / 'v.mp4').write_bytes(path.read_bytes().replace(b'VideoHandler', b'Video\xff\xff\xff\xffler'))
+    (tmp_path / 'v.mp4').write_bytes(
+        path.read_bytes().replace(b'VideoHandler', b'Video\xff\xff\xff\xffler')
+    )
     assert np.array_equal(next(read_frames(tmp_path / 'v.mp4', [0.0], FPS, 0.0)), frames[0])
 
 
@@ -58,7 +71,15 @@ def test_a_hole_is_an_error_and_not_painted_over(videos, tmp_path) -> None:
     data[len(data) // 3 : len(data) // 3 + 400] = bytes(400)
     (tmp_path / 'v.mp4').write_bytes(data)
     read = []
-    with pytest.raises(UserError, match=r'readable video at .*v.mp4 \(episode 7\), got "Invalid data'):
-        for frame in read_frames(tmp_path / 'v.mp4', [i / FPS for i in range(COUNT)], FPS, 0.0, name='episode 7'):
+    with pytest.raises(
+        UserError,
+        match=r'readable video at .*v.mp4 \(episode 7\), got "Invalid '
+        r'data',
+    ):
+        for frame in read_frames(
+            tmp_path / 'v.mp4', [i / FPS for i in range(COUNT)], FPS, 0.0, name='episode 7'
+        ):
             read.append(frame)
-    assert len(read) > 10 and all(np.array_equal(one, other) for one, other in zip(read, frames, strict=False))
+    assert len(read) > 10 and all(
+        np.array_equal(one, other) for one, other in zip(read, frames, strict=False)
+    )

@@ -1,4 +1,6 @@
-"""Videos with odd clocks: each row has its own frame, or the file is refused; a neighbour is never taken."""
+"""Videos with odd clocks: each row has its own frame, or the file is refused; a neighbour is never
+taken.
+"""
 
 import contextlib
 import json
@@ -39,7 +41,10 @@ RIGHT = {
     'late, but written from 0 on': late(1, container={**NO_EDITS, 'avoid_negative_ts': 'disabled'}),
     'one group': h264(options={'g': '500'}),
     'fragments': h264(container={'movflags': 'frag_keyframe+empty_moov'}),
-    'hevc, open groups': {'codec': 'libx265', 'options': {'x265-params': f'{QUIET}:open-gop=1:bframes=3'}},
+    'hevc, open groups': {
+        'codec': 'libx265',
+        'options': {'x265-params': f'{QUIET}:open-gop=1:bframes=3'},
+    },
     'hevc, 10 bits': {'codec': 'libx265', 'pix': 'yuv420p10le', 'options': {'x265-params': QUIET}},
     'av1, groups of 2': {'codec': 'libsvtav1', 'options': {'g': '2', 'crf': '30'}},
     'vp9': {'codec': 'libvpx-vp9', 'options': {'g': '12', 'deadline': 'realtime', 'cpu-used': '8'}},
@@ -60,9 +65,15 @@ REFUSED = {
     'late by one': (late(1), {e: 'got it at 0.033 s' for e in range(3)}),
     'late by two': (late(2), {e: 'got it at 0.066 s' for e in range(3)}),
     'late by nine': (late(9), {1: 'got it at 0.3'}),
-    'late by one, hevc': (late(1, codec='libx265', options={'x265-params': QUIET}), {2: 'got it at 0.033 s'}),
+    'late by one, hevc': (
+        late(1, codec='libx265', options={'x265-params': QUIET}),
+        {2: 'got it at 0.033 s'},
+    ),
     'late by two, one episode listed': (late(2, listed=[2]), {2: 'got it at 0.066 s'}),
-    'starts told 0.4 of a frame late': (h264(late=0.4 / 30), {e: 'Expected a frame at' for e in range(3)}),
+    'starts told 0.4 of a frame late': (
+        h264(late=0.4 / 30),
+        {e: 'Expected a frame at' for e in range(3)},
+    ),
     'a frame is skipped, but none is missing': (
         h264(pts=[*range(40), *range(41, 91)]),
         {1: 'Expected frame 41 of', 2: 'got frame 57 of 90; its clock skips'},
@@ -79,7 +90,10 @@ REFUSED = {
 
 
 def shown(root: Path, index: int, rows=None) -> list[int]:
-    return [films.number_of(frame) for frame in open_dataset(root).read_episode(index).frames(films.CAMERA, rows)]
+    return [
+        films.number_of(frame)
+        for frame in open_dataset(root).read_episode(index).frames(films.CAMERA, rows)
+    ]
 
 
 def first_row(index: int) -> int:
@@ -110,14 +124,20 @@ def test_episodes_before_a_skip_are_read_and_the_others_can_be_left_out(tmp_path
     film, _ = REFUSED['a frame is skipped, but none is missing']
     root = films.write_dataset(tmp_path / 'data', LENGTHS, **film)
     assert shown(root, 0) == list(range(30))
-    settings = {'cameras': (films.CAMERA,), 'split_fractions': (1.0, 0.0, 0.0), 'on_bad_episode': 'skip'}
+    settings = {
+        'cameras': (films.CAMERA,),
+        'split_fractions': (1.0, 0.0, 0.0),
+        'on_bad_episode': 'skip',
+    }
     prepare(recordings.config(root, **settings), tmp_path / 'out')
     meta = json.loads((tmp_path / 'out' / 'meta.json').read_text())
     assert meta['splits']['train'] == [0]
 
 
 def test_a_missing_frame_is_a_gap_and_nothing_moves(tmp_path) -> None:
-    """A file that lacks frame 40 and shows the others in time: rows 41 and on are where they were."""
+    """A file that lacks frame 40 and shows the others in time: rows 41 and on are where they
+    were.
+    """
     root = films.write_dataset(tmp_path, LENGTHS, **h264())
     kept = [i for i in range(90) if i != 40]
     films.write_film(root / films.VIDEO.format(0), kept, **h264(pts=kept))
@@ -130,7 +150,9 @@ def test_shaken_frames_are_not_called_a_short_video(tmp_path) -> None:
     film = h264(base=Fraction(1, 3000), pts=[100 * i + 30 * (i % 2) for i in range(90)])
     root = films.write_dataset(tmp_path, LENGTHS, **film)
     for rows, time in (([0, 1, 5], 0.033), ([2, 3], 0.1)):
-        with pytest.raises(UserError, match=f'Expected a frame at {time:.3f} s .* the clock is shaken') as caught:
+        with pytest.raises(
+            UserError, match=f'Expected a frame at {time:.3f} s .* the clock is shaken'
+        ) as caught:
             shown(root, 0, rows)
         assert 'shorter' not in str(caught.value)
 
@@ -158,25 +180,48 @@ def test_spare_frames_are_noted(numbers, listed: list[int] | None, frames: int, 
 
 def test_a_few_files_with_spare_frames_are_named_and_the_others_counted(tmp_path) -> None:
     """Format v2.1, and a camera under another name."""
-    root, camera = recordings.record(tmp_path, (8, 9, 10, 11, 12), kind='video'), recordings.CAMERAS[0]
+    root, camera = (
+        recordings.record(tmp_path, (8, 9, 10, 11, 12), kind='video'),
+        recordings.CAMERAS[0],
+    )
     for index in range(5):
         frames = [recordings.picture(index, i, camera) for i in range(8 + index + 2)]
         recordings.write_video(root / recordings.video_path(index, camera), frames)
-    notes = spare_notes(Renamed(open_dataset(root), {'top': camera}, ''), ('top', recordings.CAMERAS[1]))
+    notes = spare_notes(
+        Renamed(open_dataset(root), {'top': camera}, ''), ('top', recordings.CAMERAS[1])
+    )
     assert len(notes) == 4 and notes[-1] == 'and so do 2 more videos'
     assert notes[1].startswith(f'{recordings.video_path(1, camera)} holds 11 frames for 9 rows;')
 
 
 @pytest.mark.parametrize('lost', [[40], [3], [31, 61], [89]])
-def test_lost_frames_without_a_gap_put_every_episode_of_the_file_in_doubt(lost: list[int], tmp_path) -> None:
-    """Pictures one after another, fewer than rows: all after the lost one are those of another row."""
+def test_lost_frames_without_a_gap_put_every_episode_of_the_file_in_doubt(
+    lost: list[int], tmp_path
+) -> None:
+    """Pictures one after another, fewer than rows: all after the lost one are those of another
+    row.
+    """
     root = films.write_dataset(tmp_path / 'data', LENGTHS, **h264())
-    films.write_film(root / films.VIDEO.format(0), [i for i in range(90) if i not in lost], **h264())
+    films.write_film(
+        root / films.VIDEO.format(0), [i for i in range(90) if i not in lost], **h264()
+    )
     for index in range(3):
-        with pytest.raises(UserError, match=rf'Expected 90 frames .*episode {index}.* got {90 - len(lost)} that'):
+        with pytest.raises(
+            UserError,
+            match=rf'Expected 90 frames .*episode {index}.* got '
+            rf'{90 - len(lost)} that',
+        ):
             shown(root, index, [0, 1])
-    settings = {'cameras': (films.CAMERA,), 'split_fractions': (1.0, 0.0, 0.0), 'on_bad_episode': 'skip'}
-    with pytest.raises(UserError, match=r'episode 0: Expected 90 frames .* \| episode 2: .*data\.train_episodes'):
+    settings = {
+        'cameras': (films.CAMERA,),
+        'split_fractions': (1.0, 0.0, 0.0),
+        'on_bad_episode': 'skip',
+    }
+    with pytest.raises(
+        UserError,
+        match=r'episode 0: Expected 90 frames .* \| episode 2: '
+        r'.*data\.train_episodes',
+    ):
         prepare(recordings.config(root, **settings), tmp_path / 'out')
 
 
@@ -184,7 +229,9 @@ def test_a_gap_explains_only_the_frames_that_it_spans(tmp_path) -> None:
     root = films.write_dataset(tmp_path, LENGTHS, **h264())
     kept = [i for i in range(90) if i not in (40, 70)]
     films.write_film(root / films.VIDEO.format(0), kept, **h264(pts=[i - (i > 40) for i in kept]))
-    with pytest.raises(UserError, match='Expected 90 frames .* got 88 that end 1 before the last row'):
+    with pytest.raises(
+        UserError, match='Expected 90 frames .* got 88 that end 1 before the last row'
+    ):
         shown(root, 2, [0, 5])
 
 
@@ -195,15 +242,23 @@ def test_another_file_keeps_its_episodes_where_one_lost_a_frame(tmp_path) -> Non
     frames = [recordings.picture(1, i, camera) for i in range(10) if i != 4]
     recordings.write_video(root / recordings.video_path(1, camera), frames)
     assert len(list(open_dataset(root).read_episode(0).frames(camera, [0, 11]))) == 2
-    with pytest.raises(UserError, match='Expected 10 frames .* got 9 that end 1 before the last row'):
+    with pytest.raises(
+        UserError, match='Expected 10 frames .* got 9 that end 1 before the last row'
+    ):
         list(open_dataset(root).read_episode(1).frames(camera, [0, 1]))
 
 
 @pytest.mark.parametrize('listed', [None, [2]])
-def test_a_rate_that_slips_by_a_whole_frame_is_refused_where_it_hits_one(listed: list[int] | None, tmp_path) -> None:
-    """29.97 frames a second called 30: at the time of row 1000 is frame 999, to a tenth of a millisecond."""
+def test_a_rate_that_slips_by_a_whole_frame_is_refused_where_it_hits_one(
+    listed: list[int] | None, tmp_path
+) -> None:
+    """29.97 frames a second called 30: at the time of row 1000 is frame 999, to a tenth of a
+    millisecond.
+    """
     listed = listed or [0, 1, 2]
-    film = h264(base=Fraction(1001, 30000), options={'preset': 'ultrafast', 'g': '250'}, listed=listed)
+    film = h264(
+        base=Fraction(1001, 30000), options={'preset': 'ultrafast', 'g': '250'}, listed=listed
+    )
     root = films.write_dataset(tmp_path, [200, 800, 20], **film)
     with pytest.raises(UserError, match=r'not 30 a second|got 29\.97'):
         shown(root, 2, [0, 1, 9])
@@ -214,20 +269,27 @@ def test_a_rate_that_slips_by_a_whole_frame_is_refused_where_it_hits_one(listed:
 @pytest.mark.parametrize('pts', [[*range(1, 1800, 20), 1900], [0] * 30 + [3000] * 61])
 def test_a_clock_without_a_rate_is_refused_in_a_sentence(pts: list[int], tmp_path) -> None:
     root = films.write_dataset(tmp_path, [30, 20], **h264(options={'g': '1'}))
-    with contextlib.suppress(av.error.FFmpegError):  # the writer takes no second picture at one time
-        films.write_film(root / films.VIDEO.format(0), range(len(pts)), **h264(pts=pts, base=Fraction(1, 9000)))
+    # the writer takes no second picture at one time
+    with contextlib.suppress(av.error.FFmpegError):
+        films.write_film(
+            root / films.VIDEO.format(0), range(len(pts)), **h264(pts=pts, base=Fraction(1, 9000))
+        )
     with pytest.raises(UserError, match='Expected'):
         shown(root, 1, [0, 5, 19])
 
 
-@pytest.mark.parametrize(('suffix', 'codec'), [('mkv', 'libx264'), ('webm', 'libvpx-vp9'), ('webm', 'libsvtav1')])
+@pytest.mark.parametrize(
+    ('suffix', 'codec'), [('mkv', 'libx264'), ('webm', 'libvpx-vp9'), ('webm', 'libsvtav1')]
+)
 def test_other_containers(suffix: str, codec: str, tmp_path) -> None:
     """Matroska keeps milliseconds only."""
     root = films.write_dataset(tmp_path, LENGTHS)
     place = 'videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.' + suffix
     recordings.edit_info(root, video_path=place)
     path = (root / films.VIDEO.format(0)).with_suffix(f'.{suffix}')
-    options = {'g': '8', 'crf': '30'} | ({'deadline': 'realtime', 'cpu-used': '8'} if 'vpx' in codec else {})
+    options = {'g': '8', 'crf': '30'} | (
+        {'deadline': 'realtime', 'cpu-used': '8'} if 'vpx' in codec else {}
+    )
     films.write_film(path, range(90), codec=codec, options=options)
     assert shown(root, 2) == list(range(58, 90)) and shown(root, 1, [0, 27]) == [30, 57]
     films.write_film(path, range(90), codec=codec, options=options, pts=list(range(2, 92)))
@@ -253,20 +315,30 @@ def test_a_file_for_each_episode(start: int, tmp_path) -> None:
 
 @pytest.mark.reference
 def test_no_frame_differs_from_one_on_which_both_readers_of_lerobot_agree(tmp_path) -> None:
-    """What LeRobot reads by torchcodec and by PyAV alike is read here, or refused where a file skips though it holds a
-    frame for every row. LeRobot opens no part of the episodes."""
+    """What LeRobot reads by torchcodec and by PyAV alike is read here, or refused where a file
+    skips though it holds a frame for every row. LeRobot opens no part of the episodes."""
     known = {name: film for name, film in RIGHT.items() if 'listed' not in film}
     known |= {name: film for name, (film, _) in REFUSED.items() if 'listed' not in film}
-    roots = [films.write_dataset(tmp_path / str(n), LENGTHS, **film) for n, film in enumerate(known.values())]
+    roots = [
+        films.write_dataset(tmp_path / str(n), LENGTHS, **film)
+        for n, film in enumerate(known.values())
+    ]
     rows, agreed = [0, 5, 24], 0
-    for name, root, theirs in zip(known, roots, lerobot_reference.pictures(roots, films.CAMERA, rows), strict=True):
+    for name, root, theirs in zip(
+        known, roots, lerobot_reference.pictures(roots, films.CAMERA, rows), strict=True
+    ):
         for index in range(len(LENGTHS)):
             both = zip(theirs['torchcodec'][index], theirs['pyav'][index], strict=True)
-            told = [None if x is None or y is None else {*map(films.number_of, (x, y))} for x, y in both]
+            told = [
+                None if x is None or y is None else {*map(films.number_of, (x, y))} for x, y in both
+            ]
             try:
                 ours = shown(root, index, rows)
             except UserError:
-                assert all(numbers is None or len(numbers) > 1 for numbers in told) or 'skipped' in name, (name, index)
+                assert (
+                    all(numbers is None or len(numbers) > 1 for numbers in told)
+                    or 'skipped' in name
+                ), (name, index)
                 continue
             for frame, numbers in zip(ours, told, strict=True):
                 assert numbers is None or len(numbers) > 1 or numbers == {frame}, (name, index)

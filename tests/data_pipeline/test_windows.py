@@ -13,7 +13,9 @@ from sigma_jax.data.windows import concatenate, cut_windows, filter_windows, fir
 def episode(length: int, index: int = 0, actions: np.ndarray | None = None) -> Episode:
     ramp = np.arange(length, dtype=np.float32)[:, None] * np.ones((1, 2), np.float32)
     tasks = tuple(f'task {i // 10}' for i in range(length))
-    return Episode(index, ramp, ramp if actions is None else actions, ramp[:, 0], np.arange(length), tasks, {})
+    return Episode(
+        index, ramp, ramp if actions is None else actions, ramp[:, 0], np.arange(length), tasks, {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,8 @@ def test_padded_tails_repeat_the_last_action_and_say_so() -> None:
     assert windows.frame.tolist() == [0, 4, 8]
     assert windows.actions[2, :, 0].tolist() == [8, 9, 9, 9]
     assert windows.action_mask.tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
-    np.testing.assert_allclose(windows.avg_motion, np.sqrt(2))  # padding would pull the last one down
+    # padding would pull the last one down
+    np.testing.assert_allclose(windows.avg_motion, np.sqrt(2))
     np.testing.assert_allclose(windows.avg_action_l2[2], np.sqrt(2) * 8.5, rtol=1e-6)
 
 
@@ -45,7 +48,10 @@ def test_statistics_equal_their_formulas() -> None:
         norms = [np.sqrt((a**2).sum()) for a in part]
         steps = [np.sqrt(((b - a) ** 2).sum()) for a, b in itertools.pairwise(part)]
         expected = [np.mean(norms), np.max(norms), np.mean(steps), np.max(steps)]
-        found = [getattr(windows, name)[i] for name in ('avg_action_l2', 'max_action_l2', 'avg_motion', 'max_motion')]
+        found = [
+            getattr(windows, name)[i]
+            for name in ('avg_action_l2', 'max_action_l2', 'avg_motion', 'max_motion')
+        ]
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -86,7 +92,11 @@ def test_chains_do_not_cross_episodes() -> None:
 def test_splits_are_disjoint_complete_and_fixed_by_the_seed() -> None:
     none: dict[str, tuple[int, ...]] = {}
     splits = split_episodes(range(50), (0.6, 0.2, 0.2), 0, none)
-    assert {name: len(part) for name, part in splits.items()} == {'train': 30, 'calibration': 10, 'test': 10}
+    assert {name: len(part) for name, part in splits.items()} == {
+        'train': 30,
+        'calibration': 10,
+        'test': 10,
+    }
     assert sorted(index for part in splits.values() for index in part) == list(range(50))
     assert splits == split_episodes(range(49, -1, -1), (0.6, 0.2, 0.2), 0, none)
     assert splits != split_episodes(range(50), (0.6, 0.2, 0.2), 1, none)

@@ -23,7 +23,10 @@ def test_hold_refuses_other_widths():
 
 def test_mean_action_counts_valid_steps_only():
     actions = np.asarray([[[1.0], [10.0]], [[3.0], [99.0]]])
-    assert arms.mean_action(actions, np.asarray([[True, True], [True, False]])).tolist() == [[2.0], [10.0]]
+    assert arms.mean_action(actions, np.asarray([[True, True], [True, False]])).tolist() == [
+        [2.0],
+        [10.0],
+    ]
 
 
 def test_bias_fit_equals_numpy_polyfit():
@@ -33,7 +36,9 @@ def test_bias_fit_equals_numpy_polyfit():
     for t in range(4):
         for a in range(3):
             weight, bias = np.polyfit(base[mask[:, t], t, a], actions[mask[:, t], t, a], 1)
-            np.testing.assert_allclose((fit.weight[t, a], fit.bias[t, a]), (weight, bias), rtol=1e-8)
+            np.testing.assert_allclose(
+                (fit.weight[t, a], fit.bias[t, a]), (weight, bias), rtol=1e-8
+            )
 
 
 def test_bias_fit_undoes_an_affine_error():

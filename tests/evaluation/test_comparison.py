@@ -17,7 +17,11 @@ def arm(*seeds):
 
 @pytest.fixture(scope='module')
 def report():
-    arms = {'pi05': arm([2, 2, 4]), 'sigma': arm([1, 1, 2], [1, 2, 3]), 'no_tau': arm([2, 1, 2], [1, 1, 1])}
+    arms = {
+        'pi05': arm([2, 2, 4]),
+        'sigma': arm([1, 1, 2], [1, 2, 3]),
+        'no_tau': arm([2, 1, 2], [1, 1, 1]),
+    }
     return comparison.compare(arms, EPISODE, [('sigma', 'pi05'), ('sigma', 'no_tau')])
 
 
@@ -40,7 +44,14 @@ def test_contrasts_are_ratios_of_pooled_means(report):
 def test_every_arm_meets_its_references():
     arms = ['hold', 'pi05', 'pi05_lora', 'pi05_lora_mean8', 'sigma', 'no_tau', 'no_film']
     found = comparison.pairs(arms, ['pi05_lora'], ['no_tau', 'no_film'], 'sigma')
-    assert {other for one, other in found if one == 'sigma'} == {'pi05', 'pi05_lora', 'no_tau', 'no_film'}
+    assert {other for one, other in found if one == 'sigma'} == {
+        'pi05',
+        'pi05_lora',
+        'no_tau',
+        'no_film',
+    }
     assert ('hold', 'pi05_lora') in found and ('pi05_lora', 'pi05') in found
     assert len(found) == len(set(found)) and all(one != other for one, other in found)
-    assert comparison.pairs(arms, [], ['no_tau'], None) == [(name, 'pi05') for name in arms if name != 'pi05']
+    assert comparison.pairs(arms, [], ['no_tau'], None) == [
+        (name, 'pi05') for name in arms if name != 'pi05'
+    ]

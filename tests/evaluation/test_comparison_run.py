@@ -37,23 +37,43 @@ def save(folder, config, trainable):
 def shaken(trainable, seed):
     """No zero hides a path."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: np.float32(x + 0.2 * rng.standard_normal(x.shape)), jax.device_get(trainable))
+    return jax.tree.map(
+        lambda x: np.float32(x + 0.2 * rng.standard_normal(x.shape)), jax.device_get(trainable)
+    )
 
 
 @pytest.fixture(scope='module')
 def folder(small_run: SmallRun, tmp_path_factory):
-    """Rows sigma (two seeds), no_tau (the weights of sigma's first) and pi05_lora (untouched: B is zero)."""
+    """Rows sigma (two seeds), no_tau (the weights of sigma's first) and pi05_lora (untouched: B is
+    zero).
+    """
     rows = tmp_path_factory.mktemp('comparison') / 'rows'
     config = json.loads(json.dumps(small_run.config(steps=1)))
     parts = Parts(config, Devices(jax.local_devices()[:1]))
-    heads = jax.eval_shape(lambda: init_sigma(jax.random.key(0), parts.goal, parts.frozen, parts.example))
-    factors = lora.init_factors(jax.random.key(0), parts.base.params, pi05.LAYOUTS, parts.base.config.lora)
+    heads = jax.eval_shape(
+        lambda: init_sigma(jax.random.key(0), parts.goal, parts.frozen, parts.example)
+    )
+    factors = lora.init_factors(
+        jax.random.key(0), parts.base.params, pi05.LAYOUTS, parts.base.config.lora
+    )
     fresh = {'sigma': jax.tree.map(lambda x: np.zeros(x.shape), heads), 'lora': factors}
     for seed in (0, 1):
         save(rows / 'sigma' / f'seed{seed}', config | {'seed': seed}, shaken(fresh, seed))
-    save(rows / 'no_tau' / 'seed0', config | {'ablation': config['ablation'] | {'tau': 0.0}}, shaken(fresh, 0))
-    flow = flow_config(small_run.shards) | {'base': str(small_run.base), 'trainable': ('lora',), 'steps': 1}
-    save(rows / 'pi05_lora' / 'seed0', json.loads(json.dumps(flow | {'stats_from': 'base'})), {'lora': fresh['lora']})
+    save(
+        rows / 'no_tau' / 'seed0',
+        config | {'ablation': config['ablation'] | {'tau': 0.0}},
+        shaken(fresh, 0),
+    )
+    flow = flow_config(small_run.shards) | {
+        'base': str(small_run.base),
+        'trainable': ('lora',),
+        'steps': 1,
+    }
+    save(
+        rows / 'pi05_lora' / 'seed0',
+        json.loads(json.dumps(flow | {'stats_from': 'base'})),
+        {'lora': fresh['lora']},
+    )
     return rows.parent
 
 
@@ -78,7 +98,12 @@ def test_everything_asked_for_is_in_the_files(folder, report):
     schema.check_report(report)
     assert (folder / 'adapter.json').is_file()
     page = (folder / 'report.html').read_text()
-    for text in ('Does telepathy help?', 'Adapter under stress', 'Robustness', 'Parameters and compute'):
+    for text in (
+        'Does telepathy help?',
+        'Adapter under stress',
+        'Robustness',
+        'Parameters and compute',
+    ):
         assert text in page
     assert len(report['robustness']['rows']) == 2
     assert report['provenance']['test_reads'] == 0
@@ -87,23 +112,47 @@ def test_everything_asked_for_is_in_the_files(folder, report):
 
 def test_rows_are_arms_and_seeds_are_pooled(report):
     compared = report['comparison']
-    assert compared['full'] == 'sigma' and compared['no_tau'] == 'no_tau' and compared['tuned'] == ['pi05_lora']
+    assert (
+        compared['full'] == 'sigma'
+        and compared['no_tau'] == 'no_tau'
+        and compared['tuned'] == ['pi05_lora']
+    )
     arms = compared['arms']
-    assert arms['sigma']['seeds'] == [0, 1] and arms['pi05_lora']['seeds'] == [0] and arms['pi05']['seeds'] == []
-    assert {'pi05_lora_mean8', 'sigma+adapter', 'sigma_tau_off', 'pi05_mean2', 'hold', 'mean'} <= set(arms)
+    assert (
+        arms['sigma']['seeds'] == [0, 1]
+        and arms['pi05_lora']['seeds'] == [0]
+        and arms['pi05']['seeds'] == []
+    )
+    assert {
+        'pi05_lora_mean8',
+        'sigma+adapter',
+        'sigma_tau_off',
+        'pi05_mean2',
+        'hold',
+        'mean',
+    } <= set(arms)
     one = report['splits']['calibration']['arms']
     for name in ('pi05', 'hold', 'pi05_bias'):
         assert arms[name]['mse_trj']['value'] == pytest.approx(one[name]['mse_trj']['value'])
-    assert arms['sigma']['mse_trj']['by_seed'][0] == pytest.approx(one['sigma']['mse_trj']['value'], rel=1e-5)
+    assert arms['sigma']['mse_trj']['by_seed'][0] == pytest.approx(
+        one['sigma']['mse_trj']['value'], rel=1e-5
+    )
     assert ('sigma', 'no_tau') in {(c['arm'], c['against']) for c in compared['contrasts']}
 
 
 def test_costs_lie_beside_the_arms(folder, report):
     costs = report['comparison']['compute']
-    assert costs['sigma']['training_windows'] == 1 * 2 * 2 and costs['pi05_lora']['training_windows'] == 1 * 2 * 1
-    assert costs['sigma']['flops_in_all'] == costs['sigma']['flops_own'] + costs['pi05']['flops_in_all']
+    assert (
+        costs['sigma']['training_windows'] == 1 * 2 * 2
+        and costs['pi05_lora']['training_windows'] == 1 * 2 * 1
+    )
+    assert (
+        costs['sigma']['flops_in_all']
+        == costs['sigma']['flops_own'] + costs['pi05']['flops_in_all']
+    )
     assert 0 < costs['pi05_lora']['trainable_parameters'] < costs['sigma']['trainable_parameters']
-    forward = costs['sigma']['training_windows'] * costs['sigma']['flops_own']  # gradients cost once to twice as much
+    # gradients cost once to twice as much
+    forward = costs['sigma']['training_windows'] * costs['sigma']['flops_own']
     config = json.loads((folder / 'rows/sigma/seed0/config.json').read_text())
     samples = read_meta(config['shards'])['windows']['train'] * costs['pi05']['flops_in_all']
     assert 2 * forward < costs['sigma']['flops_training'] - samples < 3 * forward
@@ -111,7 +160,9 @@ def test_costs_lie_beside_the_arms(folder, report):
 
 
 def test_gates_of_training_hold_in_evaluation(report):
-    """The row trained without tau has the weights of Sigma's first seed: it must give what the switch gives there."""
+    """The row trained without tau has the weights of Sigma's first seed: it must give what the
+    switch gives there.
+    """
     arms = report['comparison']['arms']
     for key in ERRORS:
         assert arms['no_tau'][key]['by_seed'][0] == arms['sigma_tau_off'][key]['by_seed'][0]
@@ -122,13 +173,19 @@ def test_untouched_lora_samples_as_the_base_does(report):
     """The first of its samples has the noise of the base's first."""
     arms = report['comparison']['arms']
     for key in ERRORS:
-        assert arms['pi05_lora'][key]['value'] == pytest.approx(arms['pi05'][key]['value'], rel=1e-4)
-        assert arms['pi05_lora_mean8'][key]['value'] != pytest.approx(arms['pi05'][key]['value'], rel=1e-4)
+        assert arms['pi05_lora'][key]['value'] == pytest.approx(
+            arms['pi05'][key]['value'], rel=1e-4
+        )
+        assert arms['pi05_lora_mean8'][key]['value'] != pytest.approx(
+            arms['pi05'][key]['value'], rel=1e-4
+        )
 
 
 def test_base_sampled_again_is_what_lies_beside_the_shards(small_run):
     base = robustness.BasePolicy(small_run.shards, str(small_run.base))
-    batches = whole_episodes(small_run.shards, 'train', 1, base.config.tokenizer, base.statistics, base.policy)
+    batches = whole_episodes(
+        small_run.shards, 'train', 1, base.config.tokenizer, base.statistics, base.policy
+    )
     drawn, _, frame = in_order((batch, base.sample(batch)) for batch in batches)
     stored = read_baselines(small_run.shards, 'train', (len(frame), *drawn.shape[1:]))[:, 0]
     np.testing.assert_allclose(drawn, stored, rtol=1e-4, atol=1e-4)
@@ -138,4 +195,6 @@ def test_a_single_folder_is_evaluated_as_ever(folder, monkeypatch):
     alone = folder / 'rows' / 'sigma' / 'seed0'
     monkeypatch.setattr(sys, 'argv', ['evaluate.py', f'--workdir={alone}'])
     request = evaluate.request(evaluate.parse())
-    assert request == Request(alone), 'no rows, nothing beside what it always did, the report in its own folder'
+    assert request == Request(alone), (
+        'no rows, nothing beside what it always did, the report in its own folder'
+    )

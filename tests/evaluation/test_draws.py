@@ -20,21 +20,27 @@ def test_seeds_are_drawn_where_episodes_are_all_alike(levels):
     one = np.exp(intervals.draws(table, np.ones((1, 12)), 0, MANY))
     assert np.std(one) == pytest.approx(spread_of_means(levels), rel=0.03)
     other = np.exp(-intervals.draws(np.ones((1, 12)), table, 0, MANY))
-    assert np.std(other) == pytest.approx(spread_of_means(levels), rel=0.03), 'those of the reference are drawn too'
+    assert np.std(other) == pytest.approx(spread_of_means(levels), rel=0.03), (
+        'those of the reference are drawn too'
+    )
 
 
 def test_seeds_of_two_arms_are_drawn_apart():
     """Equal tables: had both arms the same seeds in a draw, no draw would differ from one."""
     table = np.array([1.0, 1.2, 1.4])[:, None] * np.ones(12)
     logs = intervals.draws(table, table, 0, MANY)
-    assert np.std(logs) == pytest.approx(np.sqrt(2) * spread_of_means([1.0, 1.2, 1.4]) / 1.2, rel=0.05)
+    assert np.std(logs) == pytest.approx(
+        np.sqrt(2) * spread_of_means([1.0, 1.2, 1.4]) / 1.2, rel=0.05
+    )
 
 
 def test_episodes_are_drawn_for_both_arms_together():
     hard = np.array([[1.0, 2.0, 4.0, 8.0]])
     assert np.std(intervals.draws(hard, 3 * hard, 0, MANY)) < 1e-12
     shares = np.exp(intervals.draws(hard, np.ones((1, 4)), 0, MANY))
-    assert np.std(shares) == pytest.approx(spread_of_means(hard[0]), rel=0.03), 'sums over episodes drawn, over four'
+    assert np.std(shares) == pytest.approx(spread_of_means(hard[0]), rel=0.03), (
+        'sums over episodes drawn, over four'
+    )
 
 
 @pytest.mark.parametrize('seeds', [2, 5])
@@ -42,5 +48,6 @@ def test_an_interval_is_as_wide_as_the_runs_differ(seeds):
     levels = 1 + 0.1 * np.arange(seeds)
     found = intervals.ratio(levels[:, None] * np.ones(12), np.ones((1, 12)))
     assert (
-        found.value == pytest.approx(levels.mean()) and found.low < found.value - 0.02 < found.value + 0.02 < found.high
+        found.value == pytest.approx(levels.mean())
+        and found.low < found.value - 0.02 < found.value + 0.02 < found.high
     )

@@ -29,7 +29,8 @@ def test_loops_count_as_often_as_they_run_and_jit_changes_nothing():
 
     once = 2 * 4 * 8 * 8
     assert flops.count(jax.jit(loop), np.ones((4, 8))) == 5 * once
-    with_options = jax.jit(loop, compiler_options={'xla_cpu_enable_fast_math': False})  # as on a GPU
+    # as on a GPU
+    with_options = jax.jit(loop, compiler_options={'xla_cpu_enable_fast_math': False})
     assert flops.count(with_options, np.ones((4, 8))) == 5 * once
     assert flops.count(jax.checkpoint(jax.vmap(loop)), np.ones((3, 4, 8))) == 15 * once
 
@@ -48,7 +49,8 @@ def test_fused_attention_counts_as_the_plain_one():
     """At lengths from which a GPU fuses, eight query heads on one of keys."""
     q, k = jnp.ones((2, 200, 8, 64), jnp.bfloat16), jnp.ones((2, 200, 1, 64), jnp.bfloat16)
     mask = jnp.ones((2, 200, 200), bool)
-    plain = flops.count(lambda *of: nn.attention(*of), q, k, k, mask)  # a function of its own: JAX keeps what it traced
+    # a function of its own: JAX keeps what it traced
+    plain = flops.count(lambda *of: nn.attention(*of), q, k, k, mask)
     with memory.pretend(9.0):
         jaxpr = jax.make_jaxpr(lambda *of: nn.attention(*of))(q, k, k, mask)
     assert 'dot_product_attention' in str(jaxpr)

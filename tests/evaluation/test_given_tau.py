@@ -1,4 +1,6 @@
-"""A tau from outside takes the inferred one's place in all that is downstream of pass 1, and nowhere else."""
+"""A tau from outside takes the inferred one's place in all that is downstream of pass 1, and
+nowhere else.
+"""
 
 import dataclasses
 
@@ -17,7 +19,19 @@ def sequence(params, batch, ablation, one_by_one=False):
     features, text = embed_observation(toy.BACKBONE, batch.observation, toy.CONFIG)
 
     def apply(observation, features, text, base, carry, reset, keys, method, given=None):
-        inputs = (toy.BACKBONE, observation, features, text, base, toy.SIGMA_A, carry, reset, ablation, keys, given)
+        inputs = (
+            toy.BACKBONE,
+            observation,
+            features,
+            text,
+            base,
+            toy.SIGMA_A,
+            carry,
+            reset,
+            ablation,
+            keys,
+            given,
+        )
         return Sigma(toy.CONFIG).apply({'params': params}, *inputs, method=method)
 
     return run_sequence(apply, toy.CONFIG, batch, features, text, one_by_one=one_by_one)[1]
@@ -48,17 +62,27 @@ def test_the_inferred_tau_given_back_changes_nothing(params, run):
 
 def test_another_tau_reaches_all_that_is_downstream(params, run):
     noise = np.random.default_rng(2).standard_normal(SHAPE)
-    usual, given = (run(params, batch, toy.gates()) for batch in (toy.make_batch(), with_tau(noise)))
-    assert np.array_equal(given.telepathy.tau, np.float32(noise)), 'the adapter sees the tau that was used'
+    usual, given = (
+        run(params, batch, toy.gates()) for batch in (toy.make_batch(), with_tau(noise))
+    )
+    assert np.array_equal(given.telepathy.tau, np.float32(noise)), (
+        'the adapter sees the tau that was used'
+    )
     for name in ('z_pool', 'memory', 'c_env', 'z_intent'):
-        np.testing.assert_allclose(getattr(given.telepathy, name), getattr(usual.telepathy, name), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            getattr(given.telepathy, name), getattr(usual.telepathy, name), rtol=1e-5, atol=1e-5
+        )
     np.testing.assert_allclose(given.c_act0, usual.c_act0, rtol=1e-5, atol=1e-5)
     for one, other in zip(
-        jax.tree.leaves((given.actions, given.c_act)), jax.tree.leaves((usual.actions, usual.c_act)), strict=True
+        jax.tree.leaves((given.actions, given.c_act)),
+        jax.tree.leaves((usual.actions, usual.c_act)),
+        strict=True,
     ):
         assert np.abs(one - other).max() > 1e-2
     by_film = run(params, with_tau(noise), toy.gates(film=0.0))
-    assert np.abs(by_film.actions.traj - given.actions.traj).max() > 1e-3, 'FiLM of pass 2 reads it too'
+    assert np.abs(by_film.actions.traj - given.actions.traj).max() > 1e-3, (
+        'FiLM of pass 2 reads it too'
+    )
 
 
 def test_a_closed_gate_lets_no_tau_through(params, run):

@@ -1,4 +1,6 @@
-"""Intervals over seeds and episodes hold the truth as often as they say, on synthetic data whose truth is known."""
+"""Intervals over seeds and episodes hold the truth as often as they say, on synthetic data whose
+truth is known.
+"""
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ SPREADS = {'seed': 0.1, 'episode': 0.5, 'both': 0.2, 'arm': 0.1}  # of logarithm
 
 
 def simulate(rng, seeds, others, episodes, seed=0.1, episode=0.5, both=0.2, arm=0.1):
-    """Two arms' tables [seeds, episodes] and the ratio of their expectations; a single seed is a fixed model.
+    """Two arms' tables [seeds, episodes] and the ratio of their expectations; a single seed is a
+    fixed model.
 
-    `episode` is what both arms share of an episode's difficulty, `arm` what is an arm's own of it, `both` what seed and
-    episode do together.
+    `episode` is what both arms share of an episode's difficulty, `arm` what is an arm's own of it,
+    `both` what seed and episode do together.
     """
     shared, counts = rng.normal(0, episode, episodes), rng.integers(20, 60, episodes)
 
@@ -41,29 +44,40 @@ def two_way(values, reference, seed):
     return intervals.ratio(values, reference, seed, resamples=300)
 
 
-@pytest.mark.parametrize(('seeds', 'others', 'episodes'), [(5, 5, 100), (5, 1, 100), (5, 5, 11), (3, 3, 30)])
+@pytest.mark.parametrize(
+    ('seeds', 'others', 'episodes'), [(5, 5, 100), (5, 1, 100), (5, 5, 11), (3, 3, 30)]
+)
 def test_coverage_is_near_95_per_cent(seeds, others, episodes):
-    lowest = 0.95 - 3 * (0.95 * 0.05 / TIMES) ** 0.5  # three standard errors of the simulation below
+    # three standard errors of the simulation below
+    lowest = 0.95 - 3 * (0.95 * 0.05 / TIMES) ** 0.5
     assert lowest <= coverage(two_way, seeds=seeds, others=others, episodes=episodes) <= 0.975
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'spreads', [{}, {'seed': 0.3}, {'seed': 0.02}, {'both': 0.5}, {'episode': 1.0, 'arm': 0.3}], ids=str
+    'spreads',
+    [{}, {'seed': 0.3}, {'seed': 0.02}, {'both': 0.5}, {'episode': 1.0, 'arm': 0.3}],
+    ids=str,
 )
 @pytest.mark.parametrize('others', [5, 1])
 def test_coverage_at_the_size_of_the_experiment(spreads, others):
-    """Five seeds, a hundred episodes, against five runs or one policy; 4000 simulations tell it to 0.35 points."""
+    """Five seeds, a hundred episodes, against five runs or one policy; 4000 simulations tell it to
+    0.35 points.
+    """
     found = coverage(two_way, 4000, seeds=5, others=others, episodes=100, **spreads)
     print(f'{spreads} against {others}: {100 * found:.2f} %')
     assert 0.93 <= found <= 0.97
 
 
 def test_taking_runs_for_one_run_covers_too_seldom():
-    """Only episodes drawn: blind to what another run would give, where runs differ more than episodes."""
+    """Only episodes drawn: blind to what another run would give, where runs differ more than
+    episodes.
+    """
 
     def episodes_alone(values, reference, seed):
-        return metrics.ratio_interval(values.mean(axis=0), reference.mean(axis=0), seed, resamples=300)
+        return metrics.ratio_interval(
+            values.mean(axis=0), reference.mean(axis=0), seed, resamples=300
+        )
 
     runs_differ = {'seeds': 5, 'others': 5, 'episodes': 100, 'seed': 0.3, 'both': 0.05}
     assert coverage(episodes_alone, 100, **runs_differ) < 0.5

@@ -7,7 +7,10 @@ from sigma_jax.evaluation import kept
 from sigma_jax.evaluation.kept import Measured
 
 ERRORS = {'mse_vec': np.arange(3.0), 'mse_trj': np.array([1.5, np.nan, 2.0])}
-FOUND = Measured({'sigma+adapter': (ERRORS, np.arange(4.0)), 'a b': (ERRORS, np.zeros(2))}, {'steps': 3, 'own': None})
+FOUND = Measured(
+    {'sigma+adapter': (ERRORS, np.arange(4.0)), 'a b': (ERRORS, np.zeros(2))},
+    {'steps': 3, 'own': None},
+)
 
 
 def ask(folder, made, key):
@@ -25,7 +28,9 @@ def test_the_same_is_measured_once_and_bitwise_kept(tmp_path):
     assert made == [1] and found.cost == FOUND.cost and list(found.arms) == list(FOUND.arms)
     for name, (errors, by_step) in FOUND.arms.items():
         assert by_step.tobytes() == found.arms[name][1].tobytes()
-        assert {k: x.tobytes() for k, x in errors.items()} == {k: x.tobytes() for k, x in found.arms[name][0].items()}
+        assert {k: x.tobytes() for k, x in errors.items()} == {
+            k: x.tobytes() for k, x in found.arms[name][0].items()
+        }
 
 
 def test_another_key_and_a_cleared_folder_are_measured_anew(tmp_path):

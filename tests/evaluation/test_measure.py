@@ -18,7 +18,10 @@ PARAMS = {'a': np.asarray([1.0, 3.0]), 'b': {'c': np.asarray([[-1.0, 1.0]])}}
 
 
 def splits(names=('train', 'calibration', 'test')):
-    return {name: replay([handmade.make_batch(name)], handmade.run_windows, sequence_length=2) for name in names}
+    return {
+        name: replay([handmade.make_batch(name)], handmade.run_windows, sequence_length=2)
+        for name in names
+    }
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +38,9 @@ def test_padding_is_dropped_and_windows_are_sorted():
 
 
 def test_arms_have_their_known_errors(report):
-    """Test episodes: three windows with the base 1 off, two with it 3 off; train: 1 off everywhere."""
+    """Test episodes: three windows with the base 1 off, two with it 3 off; train: 1 off
+    everywhere.
+    """
     arms = report['splits']['test']['arms']
     base = (3 * 1 + 2 * 9) / 5
     assert arms['pi05']['mse_vec']['value'] == base
@@ -60,7 +65,9 @@ def test_arms_have_their_known_errors(report):
 def test_mean_arm_uses_train_windows(report):
     """Train frames are (0, 4, 8) and (0, 4), so the mean line starts at 3.2."""
     starts = np.asarray([0, 4, 8, 0, 4])
-    assert report['splits']['test']['arms']['mean']['mse_vec']['value'] == pytest.approx(np.mean((starts - 3.2) ** 2))
+    assert report['splits']['test']['arms']['mean']['mse_vec']['value'] == pytest.approx(
+        np.mean((starts - 3.2) ** 2)
+    )
 
 
 def test_change_is_relative_to_the_base_and_paired(report):
@@ -106,7 +113,9 @@ def test_thresholds_decide_success():
 
 
 def test_memory_reset_every_sequence_length(report):
-    """tau grows with the windows since the last reset: 5, 10, 15 carried, 5, 10, 5 with resets every two."""
+    """tau grows with the windows since the last reset: 5, 10, 15 carried, 5, 10, 5 with resets
+    every two.
+    """
     arms = report['splits']['test']['arms']
     assert arms['sigma']['tau_l2'] == 9.0
     assert arms['sigma_reset']['tau_l2'] == 7.0
@@ -115,7 +124,9 @@ def test_memory_reset_every_sequence_length(report):
 
 
 def test_adapter_is_fitted_on_calibration_only(report):
-    """Half of the error repaired: the best scale is 2, the limit 1.25; calibration tells what is too far."""
+    """Half of the error repaired: the best scale is 2, the limit 1.25; calibration tells what is
+    too far.
+    """
     state = report['adapter']['state']
     assert state['max_scale'] == 1.25
     assert state['sigma_res'] == pytest.approx([math.sqrt((3 * 0.25 + 2 * 1.0) / 5)] * 2, rel=1e-5)
@@ -126,7 +137,9 @@ def test_adapter_is_fitted_on_calibration_only(report):
 
 
 def test_adapter_falls_back_where_the_residual_is_larger_than_ever(report):
-    """Episode 20 is like calibration and gets 1.25 of its residual; episode 21's residual is out of range."""
+    """Episode 20 is like calibration and gets 1.25 of its residual; episode 21's residual is out of
+    range.
+    """
     recorded = report['adapter']['windows']['test']
     assert recorded['scale'][0] == 1.25
     assert 0 < recorded['scale'][3] < 0.4
@@ -139,7 +152,9 @@ def test_two_by_two(report):
     table = report['telepathy_by_adapter']['test']
     arms = report['splits']['test']['arms']
     assert table['telepathy_on']['adapter_off']['mse_vec'] == arms['sigma']['mse_vec']['value']
-    assert table['telepathy_on']['adapter_on']['mse_vec'] == arms['sigma+adapter']['mse_vec']['value']
+    assert (
+        table['telepathy_on']['adapter_on']['mse_vec'] == arms['sigma+adapter']['mse_vec']['value']
+    )
     assert table['telepathy_off']['adapter_off']['mse_vec'] == arms['pi05']['mse_vec']['value']
 
 
@@ -152,12 +167,16 @@ def test_check_a_by_hand(report):
 def test_check_b_rows_are_batches_of_four(report):
     rows = report['check_b']['pi05_base']
     assert [row['batch'] for row in rows] == [0, 1, 2, 3]
-    assert [row['mse_vec'] for row in rows] == pytest.approx([1.0, 1.0, (4 + 4 + 1 + 1) / 4, (1 + 9 + 9) / 3])
+    assert [row['mse_vec'] for row in rows] == pytest.approx(
+        [1.0, 1.0, (4 + 4 + 1 + 1) / 4, (1 + 9 + 9) / 3]
+    )
     assert rows[0]['tau_l2'] == (5 + 10 + 15 + 5) / 4
 
 
 def test_several_base_samples_add_an_arm():
-    """Records are numbered in reverse, to show that samples follow the record and not the position."""
+    """Records are numbered in reverse, to show that samples follow the record and not the
+    position.
+    """
     batch = handmade.make_batch('test')
     truth = flatten(batch['actions'], 2)
     batch['record'] = np.arange(6)[::-1].reshape(2, 3)
@@ -169,18 +188,27 @@ def test_several_base_samples_add_an_arm():
 
 def test_padding_windows_to_a_common_length_changes_nothing(report):
     padded = {
-        name: replay([pad_windows(handmade.make_batch(name), 7)], handmade.run_windows, 2) for name in handmade.OFFSETS
+        name: replay([pad_windows(handmade.make_batch(name), 7)], handmade.run_windows, 2)
+        for name in handmade.OFFSETS
     }
-    assert measure.evaluate(padded, EvaluationConfig(), PARAMS, {'seed': 3}, ['pan', 'lift']) == report
+    assert (
+        measure.evaluate(padded, EvaluationConfig(), PARAMS, {'seed': 3}, ['pan', 'lift']) == report
+    )
 
 
 def test_report_is_strict_json(report):
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    assert measure.jsonable({'x': np.float32('nan'), 'y': (np.int64(2), 1 / 3)}) == {'x': None, 'y': [2, 0.3333333]}
+    assert measure.jsonable({'x': np.float32('nan'), 'y': (np.int64(2), 1 / 3)}) == {
+        'x': None,
+        'y': [2, 0.3333333],
+    }
 
 
 def test_order_of_batches_changes_nothing(report):
-    parts = [{key: value[i : i + 1] for key, value in handmade.make_batch('test').items()} for i in (1, 0)]
+    parts = [
+        {key: value[i : i + 1] for key, value in handmade.make_batch('test').items()}
+        for i in (1, 0)
+    ]
     data = splits(('train', 'calibration')) | {'test': replay(parts, handmade.run_windows, 2)}
     again = measure.evaluate(data, EvaluationConfig(), PARAMS, {'seed': 3}, ['pan', 'lift'])
     assert again == report

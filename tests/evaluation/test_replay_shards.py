@@ -57,7 +57,9 @@ def test_kept_batches_cannot_be_changed():
 def test_episodes_are_decoded_again_only_for_other_settings(small_run, monkeypatch):
     opened = []
     make = replay_shards.make_loader
-    monkeypatch.setattr(replay_shards, 'make_loader', lambda *a, **k: opened.append(1) or make(*a, **k))
+    monkeypatch.setattr(
+        replay_shards, 'make_loader', lambda *a, **k: opened.append(1) or make(*a, **k)
+    )
     decoded, statistics = Decoded(), small_run.shards / 'norm_stats.json'
     tokenizer = BaselineConfig().tokenizer
 

@@ -1,4 +1,6 @@
-"""Evaluation from real shards to files, with a stand-in for the trained model whose errors are known."""
+"""Evaluation from real shards to files, with a stand-in for the trained model whose errors are
+known.
+"""
 
 import io
 import json
@@ -26,15 +28,22 @@ DIGEST = 'of the base'
 
 @pytest.fixture(scope='module')
 def shards(tmp_path_factory):
-    """Shards of the golden LeRobot data, and two base samples a window: 1 above and 3 below the truth."""
+    """Shards of the golden LeRobot data, and two base samples a window: 1 above and 3 below the
+    truth.
+    """
     out = tmp_path_factory.mktemp('evaluation') / 'shards'
     settings = data_config.get_config().data.to_dict() | {'source': 'tests/data/lerobot/v3.0'}
     prepare(DataConfig.from_settings(settings), out)
     for split in runner.SPLITS:
         records = Records(out, split)
         truth = np.stack([records[i].actions for i in range(len(records))])
-        np.savez(out / f'baselines-{split}.npz', base=np.stack([truth + 1, truth - 3], axis=1).astype(np.float32))
-    (out / 'baselines.json').write_text(json.dumps({'base_digest': DIGEST, 'samples': 2, 'seed': 0}))
+        np.savez(
+            out / f'baselines-{split}.npz',
+            base=np.stack([truth + 1, truth - 3], axis=1).astype(np.float32),
+        )
+    (out / 'baselines.json').write_text(
+        json.dumps({'base_digest': DIGEST, 'samples': 2, 'seed': 0})
+    )
     return out
 
 
@@ -77,7 +86,9 @@ def test_hold_sees_the_raw_state(trained, shards, tmp_path):
     records = Records(shards, 'test')
     windows = [records[i] for i in range(len(records))]
     expected = np.mean([np.mean((w.actions[0].astype(float) - w.state) ** 2) for w in windows])
-    assert report['splits']['test']['arms']['hold']['mse_vec']['value'] == pytest.approx(expected, rel=1e-3)
+    assert report['splits']['test']['arms']['hold']['mse_vec']['value'] == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
 def test_provenance_names_its_sources(trained, tmp_path):
@@ -90,7 +101,9 @@ def test_provenance_names_its_sources(trained, tmp_path):
 
 
 def test_shards_of_another_base_are_refused(trained, tmp_path):
-    other = types.SimpleNamespace(**vars(trained) | {'base': types.SimpleNamespace(digest='another')})
+    other = types.SimpleNamespace(
+        **vars(trained) | {'base': types.SimpleNamespace(digest='another')}
+    )
     with pytest.raises(UserError, match='expected baselines of the policy another'):
         evaluate(other, tmp_path / 'run')
     assert not (tmp_path / 'run' / 'evaluations.jsonl').exists()
@@ -110,7 +123,9 @@ LOGS = {
 
 @pytest.mark.parametrize('name', LOGS)
 def test_a_damaged_log_of_evaluations_ends_none(name, trained, tmp_path):
-    """Every line that may have been an evaluation of the test split counts; what was there stays."""
+    """Every line that may have been an evaluation of the test split counts; what was there
+    stays.
+    """
     text, reads = LOGS[name]
     log = tmp_path / 'evaluations.jsonl'
     log.write_bytes(before := text if isinstance(text, bytes) else text.encode())
@@ -119,7 +134,9 @@ def test_a_damaged_log_of_evaluations_ends_none(name, trained, tmp_path):
         request = runner.Request(tmp_path, splits=('test',))
         report, _ = runner.run(request, told, lambda *_: trained)
         assert report['provenance']['test_reads'] == reads + more
-    assert log.read_bytes().startswith(before) and json.loads(log.read_text(errors='replace').splitlines()[-1])
+    assert log.read_bytes().startswith(before) and json.loads(
+        log.read_text(errors='replace').splitlines()[-1]
+    )
     damaged = name not in ('a line without its end', 'empty lines')
     assert ('evaluations.jsonl: line' in told.export_text()) == damaged
 
@@ -148,13 +165,18 @@ def test_a_folder_that_is_looked_at_is_not_left_behind(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('empty', 'advice'), [(('test',), '--splits=train,calibration'), (('train', 'test'), '--splits=calibration')]
+    ('empty', 'advice'),
+    [(('test',), '--splits=train,calibration'), (('train', 'test'), '--splits=calibration')],
 )
-def test_a_split_without_windows_is_told_before_the_work(empty, advice, trained, shards, tmp_path, monkeypatch):
+def test_a_split_without_windows_is_told_before_the_work(
+    empty, advice, trained, shards, tmp_path, monkeypatch
+):
     meta = runner.read_meta(shards)
     less = meta | {'windows': meta['windows'] | dict.fromkeys(empty, 0)}
     monkeypatch.setattr(runner, 'read_meta', lambda _: less)
-    with pytest.raises(UserError, match=f'expected windows in split {empty[0]} of .* got none; .*{advice}'):
+    with pytest.raises(
+        UserError, match=f'expected windows in split {empty[0]} of .* got none; .*{advice}'
+    ):
         evaluate(trained, tmp_path / 'run')
     assert not (tmp_path / 'run' / 'evaluations.jsonl').exists()
     splits = tuple(advice.partition('=')[2].split(','))
@@ -163,7 +185,9 @@ def test_a_split_without_windows_is_told_before_the_work(empty, advice, trained,
 
 @pytest.mark.parametrize('split', ['calibration', 'test'])
 def test_a_single_run_is_not_judged_by_what_it_learned_from(split, trained, shards, tmp_path):
-    """Its own shards are elsewhere, cut otherwise and of other files; `episodes.json` says the same without them."""
+    """Its own shards are elsewhere, cut otherwise and of other files; `episodes.json` says the same
+    without them.
+    """
     meta = json.loads((shards / 'meta.json').read_text())
     meta['splits']['train'], meta['source_digest'] = meta['splits'][split], 'of other files'
     (tmp_path / 'own').mkdir()
@@ -171,7 +195,9 @@ def test_a_single_run_is_not_judged_by_what_it_learned_from(split, trained, shar
     shutil.copy(shards / 'norm_stats.json', tmp_path / 'own')
     config = trained.config | {'shards': str(tmp_path / 'own')}
     other = types.SimpleNamespace(**vars(trained) | {'config': config})
-    with pytest.raises(UserError, match=f'expected episodes of the {split} split that .*run has not learned from'):
+    with pytest.raises(
+        UserError, match=f'expected episodes of the {split} split that .*run has not learned from'
+    ):
         evaluate(other, tmp_path / 'run', shards=shards)
     assert not (tmp_path / 'run' / 'evaluations.jsonl').exists()
     seen.note(tmp_path / 'run', meta)
@@ -184,7 +210,9 @@ def test_a_single_run_is_not_judged_by_what_it_learned_from(split, trained, shar
 def test_shards_without_a_record_are_evaluated_with_a_note(trained, shards, tmp_path):
     (tmp_path / 'own').mkdir()
     meta = json.loads((shards / 'meta.json').read_text()) | {'source_digest': 'of other files'}
-    (tmp_path / 'own' / 'meta.json').write_text(json.dumps({k: v for k, v in meta.items() if k != seen.DIGESTS}))
+    (tmp_path / 'own' / 'meta.json').write_text(
+        json.dumps({k: v for k, v in meta.items() if k != seen.DIGESTS})
+    )
     shutil.copy(shards / 'norm_stats.json', tmp_path / 'own')
     config = trained.config | {'shards': str(tmp_path / 'own')}
     other = types.SimpleNamespace(**vars(trained) | {'config': config})

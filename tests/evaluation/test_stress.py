@@ -48,12 +48,16 @@ def state(clean):
 def test_residuals_are_blown_up_around_the_base(clean):
     blown = stress.blown_up(clean['test'], 10.0)
     residual = clean['test'].predictions[CARRIED].actions.traj - clean['test'].base
-    np.testing.assert_allclose(blown.predictions[CARRIED].actions.traj - blown.base, 10 * residual, rtol=1e-5)
+    np.testing.assert_allclose(
+        blown.predictions[CARRIED].actions.traj - blown.base, 10 * residual, rtol=1e-5
+    )
     assert np.array_equal(blown.actions, clean['test'].actions)
 
 
 def test_tau_of_another_episode_comes_from_the_same_place(clean):
-    """Episode 20 has windows with |tau| 5, 10, 15, episode 21 with 5, 10: its last one serves twice."""
+    """Episode 20 has windows with |tau| 5, 10, 15, episode 21 with 5, 10: its last one serves
+    twice.
+    """
     norms = np.linalg.norm(stress.foreign(clean['test']), axis=1)
     assert norms.tolist() == [5, 10, 10, 5, 10]
     windows = stress.with_tau(batches(), TRAINED, clean['test'], stress.foreign(clean['test']))
@@ -62,12 +66,16 @@ def test_tau_of_another_episode_comes_from_the_same_place(clean):
 
 def test_noise_is_each_window_s_own(clean):
     noise = stress.noise(clean['test'], 2.0, seed=0)
-    assert np.array_equal(noise[3:], stress.noise(clean['test'].select(slice(3, None)), 2.0, seed=0))
+    assert np.array_equal(
+        noise[3:], stress.noise(clean['test'].select(slice(3, None)), 2.0, seed=0)
+    )
     assert len(np.unique(noise[:, 0])) == len(noise)
 
 
 def test_all_stresses_are_run_and_judged(clean, state):
-    found = stress.report(clean['test'], stress.every_stress(clean['test'], batches, TRAINED), state)
+    found = stress.report(
+        clean['test'], stress.every_stress(clean['test'], batches, TRAINED), state
+    )
     names = [row['stress'] for row in found['rows']]
     assert names[0] == 'residual × 10' and names[-1] == 'τ from another episode' and len(names) == 5
     for row in found['rows']:
@@ -82,7 +90,9 @@ def row(state, clean, error):
     run = clean.predictions[CARRIED]
     traj = clean.actions + np.float32(error)
     actions = run.actions.replace(vec=traj[:, 0], chk=traj[:, :2], traj=traj)
-    windows = stress.dataclasses.replace(clean, predictions={CARRIED: stress.dataclasses.replace(run, actions=actions)})
+    windows = stress.dataclasses.replace(
+        clean, predictions={CARRIED: stress.dataclasses.replace(run, actions=actions)}
+    )
     return stress.row('x', windows, state)
 
 
@@ -92,9 +102,13 @@ def test_what_counts_and_what_holds(clean, state):
     assert not near['informative'] and near['holds'] is blind
     trusting = row(state.replace(k_ratio=np.float32(0)), clean['test'], 100.0)
     assert trusting['informative'] and trusting['holds'] is False
-    text = verdicts({'rows': [far, near, trusting], 'without_stress': {'gain_kept': {'mse_vec': None}}})
+    text = verdicts(
+        {'rows': [far, near, trusting], 'without_stress': {'gain_kept': {'mse_vec': None}}}
+    )
     assert [line.split()[1] for line in text[:3]] == ['holds', 'uninformative', 'FAILS']
-    assert text[3] == 'without stress: uninformative, Sigma gains nothing that the adapter could keep'
+    assert text[3] == (
+        'without stress: uninformative, Sigma gains nothing that the adapter could keep'
+    )
 
 
 def test_the_least_gain_kept_decides():
@@ -116,5 +130,7 @@ def test_the_sweep_is_chosen_on_calibration(clean, state):
 def test_a_single_episode_has_no_foreign_tau(clean):
     alone = clean['test'].select(clean['test'].episode == 20)
     first = [{key: x[:1] for key, x in handmade.make_batch('test').items()}]
-    names = [s.name for s in stress.every_stress(alone, lambda: first, TRAINED) if isinstance(s, Stress)]
+    names = [
+        s.name for s in stress.every_stress(alone, lambda: first, TRAINED) if isinstance(s, Stress)
+    ]
     assert len(names) == 4 and 'τ from another episode' not in names

@@ -10,7 +10,13 @@ from sigma_jax.evaluation import trainings
 
 
 def make(folder, seed=0, step=3, **changes):
-    config = {'objective': 'sigma', 'trainable': ['sigma', 'lora'], 'seed': seed, 'steps': 3, 'ablation': {'tau': 1.0}}
+    config = {
+        'objective': 'sigma',
+        'trainable': ['sigma', 'lora'],
+        'seed': seed,
+        'steps': 3,
+        'ablation': {'tau': 1.0},
+    }
     folder.mkdir(parents=True)
     (folder / 'config.json').write_text(json.dumps(config | changes))
     if step:
@@ -36,19 +42,29 @@ def test_a_folder_of_rows(rows):
     make(rows / 'rows' / 'sigma' / 'seed12', 12, step=2)
     (rows / 'config.json').write_text('{}')  # of the program that trained them all
     found, left_out = trainings.find([str(rows)])
-    assert [(t.row, t.seed) for t in found if t.row == 'sigma'] == [('sigma', 0), ('sigma', 2), ('sigma', 10)]
+    assert [(t.row, t.seed) for t in found if t.row == 'sigma'] == [
+        ('sigma', 0),
+        ('sigma', 2),
+        ('sigma', 10),
+    ]
     assert {t.row: t.role for t in found} == {
         'no_film': 'ablation',
         'no_tau': 'no_tau',
         'pi05_lora': 'flow_matching',
         'sigma': 'full',
     }
-    assert left_out == [str(rows / 'rows' / 'sigma' / f'seed{n}') for n in (11, 12)], 'no checkpoint, and not the last'
+    assert left_out == [str(rows / 'rows' / 'sigma' / f'seed{n}') for n in (11, 12)], (
+        'no checkpoint, and not the last'
+    )
     assert trainings.lead(found).folder == rows / 'rows' / 'sigma' / 'seed0'
 
 
 def test_names_of_single_folders(tmp_path):
-    paths = [make(tmp_path / 'runs' / 'mine'), make(tmp_path / 'tuned' / 'seed3', 3), make(tmp_path / 'a', 1)]
+    paths = [
+        make(tmp_path / 'runs' / 'mine'),
+        make(tmp_path / 'tuned' / 'seed3', 3),
+        make(tmp_path / 'a', 1),
+    ]
     found, _ = trainings.find([paths[0], paths[1], f'mine={paths[2]}'])
     assert [(t.row, t.seed) for t in found] == [('mine', 0), ('tuned', 3), ('mine', 1)]
 
@@ -60,7 +76,9 @@ def test_a_sigma_without_lora_is_an_ablation(tmp_path):
 
 def test_seeds_of_a_row_differ_in_nothing_else(tmp_path):
     one, other = make(tmp_path / 'a'), make(tmp_path / 'b', 1, ablation={'tau': 0.0})
-    with pytest.raises(UserError, match='row x: expected trainings that differ in their seed alone.*ablation.tau'):
+    with pytest.raises(
+        UserError, match='row x: expected trainings that differ in their seed alone.*ablation.tau'
+    ):
         trainings.find([f'x={one}', f'x={other}'])
     with pytest.raises(UserError, match='row x: expected one training a seed, got seed 0 in'):
         trainings.find([f'x={one}', f'x={make(tmp_path / "c")}'])
@@ -69,14 +87,20 @@ def test_seeds_of_a_row_differ_in_nothing_else(tmp_path):
 @pytest.mark.parametrize('changes', [{'steps': 9}, {'loader': {'augment': True}}])
 def test_runs_of_other_lengths_or_data_are_no_seeds_of_one_row(tmp_path, changes):
     one, other = make(tmp_path / 'a'), make(tmp_path / 'b', 1, step=9, **changes)
-    with pytest.raises(UserError, match='row x: expected trainings that differ in their seed alone'):
+    with pytest.raises(
+        UserError, match='row x: expected trainings that differ in their seed alone'
+    ):
         trainings.find([f'x={one}', f'x={other}'])
 
 
 def test_with_and_without_tau_are_trained_alike(tmp_path):
     one = make(tmp_path / 'a', optimizer={'sigma_rate': 1})
     other = make(tmp_path / 'b', optimizer={'sigma_rate': 2}, ablation={'tau': 0.0})
-    with pytest.raises(UserError, match=r'with and without tau to be trained alike.*optimizer\.sigma_rate'):
+    with pytest.raises(
+        UserError,
+        match=r'with and without tau to be trained '
+        r'alike.*optimizer\.sigma_rate',
+    ):
         trainings.find([one, other])
     further = make(tmp_path / 'c', optimizer={'sigma_rate': 2}, ablation={'film': 0.0})
     assert len(trainings.find([one, further])[0]) == 2, 'other rows may be trained as they like'
@@ -104,19 +128,31 @@ def test_who_learned_from_an_episode_is_not_judged_by_it(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         (tmp_path / name / trainings.META).write_text('')
     monkeypatch.setattr(trainings, 'read_meta', lambda folder: metas[folder.name])
-    mine, far = (trainings.find([make(tmp_path / n, shards=str(tmp_path / n[1:]))])[0][0] for n in ('1own', '1other'))
-    with pytest.raises(UserError, match='has not learned from, got 1 of its own training episodes .*such as 3'):
+    mine, far = (
+        trainings.find([make(tmp_path / n, shards=str(tmp_path / n[1:]))])[0][0]
+        for n in ('1own', '1other')
+    )
+    with pytest.raises(
+        UserError, match='has not learned from, got 1 of its own training episodes .*such as 3'
+    ):
         trainings.check_held_out(mine, tmp_path / 'ours', 'test')
     trainings.check_held_out(mine, tmp_path / 'ours', 'train')
     trainings.check_held_out(far, tmp_path / 'ours', 'test')
 
 
 def shards(folder, **splits):
-    """Prepared shards as far as meta.json goes: what each of their episodes is, by split and number."""
+    """Prepared shards as far as meta.json goes: what each of their episodes is, by split and
+    number.
+    """
     folder.mkdir()
     digests = {str(number): what for of in splits.values() for number, what in of.items()}
     numbers = {split: list(splits.get(split, {})) for split in ('train', 'calibration', 'test')}
-    meta = {'schema': 1, 'source_digest': folder.name, 'splits': numbers, 'episode_digests': digests}
+    meta = {
+        'schema': 1,
+        'source_digest': folder.name,
+        'splits': numbers,
+        'episode_digests': digests,
+    }
     (folder / trainings.META).write_text(json.dumps(meta))
     return folder
 
@@ -127,9 +163,12 @@ def test_episodes_are_known_by_what_they_are(split, tmp_path):
     own = shards(tmp_path / 'own', train={1: 'a', 2: 'b'}, test={3: 'c'})
     training = trainings.find([make(tmp_path / 'run', shards=str(own))])[0][0]
     merged = shards(tmp_path / 'merged', train={0: 'x'}, **{split: {6: 'b', 7: 'y'}})
-    with pytest.raises(UserError, match=f'of the {split} split that .* got 1 .*such as 6, which was its episode 2'):
+    with pytest.raises(
+        UserError, match=f'of the {split} split that .* got 1 .*such as 6, which was its episode 2'
+    ):
         trainings.check_held_out(training, merged, split)
-    fresh = shards(tmp_path / 'fresh', train={1: 'a'}, **{split: {2: 'y', 3: 'c'}})  # the same numbers, other episodes
+    # the same numbers, other episodes
+    fresh = shards(tmp_path / 'fresh', train={1: 'a'}, **{split: {2: 'y', 3: 'c'}})
     assert trainings.check_held_out(training, fresh, split) == ''
     assert trainings.check_held_out(training, own, split) == ''
 
@@ -147,7 +186,9 @@ def test_a_folder_keeps_what_it_learned_from(tmp_path):
     with pytest.raises(UserError, match='such as 2;'):
         trainings.check_held_out(training, other, 'test')
     (training.folder / trainings.seen.FILE).unlink()
-    assert 'nothing says from which episodes it has learned' in trainings.check_held_out(training, other, 'test')
+    assert 'nothing says from which episodes it has learned' in trainings.check_held_out(
+        training, other, 'test'
+    )
 
 
 def test_what_cannot_be_known_is_told(tmp_path):
@@ -157,12 +198,16 @@ def test_what_cannot_be_known_is_told(tmp_path):
     assert 'episodes [3] of the test split are there again among those of train' in told
     older = shards(tmp_path / 'older', train={2: 'x'}, test={1: 'a'})
     meta = json.loads((older / trainings.META).read_text())
-    (older / trainings.META).write_text(json.dumps({k: v for k, v in meta.items() if k != 'episode_digests'}))
+    (older / trainings.META).write_text(
+        json.dumps({k: v for k, v in meta.items() if k != 'episode_digests'})
+    )
     assert 'do not say what their episodes are' in trainings.check_held_out(training, older, 'test')
 
 
 def test_folders_without_training(tmp_path):
-    with pytest.raises(UserError, match='expected a training folder at .*nowhere, got no config.json'):
+    with pytest.raises(
+        UserError, match='expected a training folder at .*nowhere, got no config.json'
+    ):
         trainings.find([str(tmp_path / 'nowhere')])
     make(tmp_path / 'rows' / 'sigma' / 'seed0', step=None)
     with pytest.raises(UserError, match='expected finished trainings in'):

@@ -24,7 +24,9 @@ def written(values, tmp_path):  # noqa: F811
 def test_the_text_opens_with_the_verdict(written, values):  # noqa: F811
     text = (written / summary.NAME).read_text()
     assert text.split('\n\n')[1] == contrasts.telepathy_verdict(values['comparison'])
-    assert 'Against its frozen base' in text and '## Robustness' in text and 'under stress' not in text
+    assert (
+        'Against its frozen base' in text and '## Robustness' in text and 'under stress' not in text
+    )
 
 
 def test_what_is_bold_excludes_zero(written, values):  # noqa: F811
@@ -40,10 +42,15 @@ def test_tables_are_whole_and_pictures_are_there(written, values):  # noqa: F811
     text = (written / summary.NAME).read_text()
     for block in re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE):
         assert len({line.count('|') for line in block.splitlines()}) == 1
-    assert sum(line.startswith('| ') for line in text.splitlines()) > len(values['comparison']['arms'])
+    assert sum(line.startswith('| ') for line in text.splitlines()) > len(
+        values['comparison']['arms']
+    )
     for name in re.findall(r'\]\((.*?)\)', text):
         assert (written / name).read_text().lstrip().startswith('<?xml')
 
 
 def test_a_changed_source_is_told():
-    assert [summary.short('0123456789abcdef' + end) for end in ('', '+')] == ['0123456789ab', '0123456789ab+']
+    assert [summary.short('0123456789abcdef' + end) for end in ('', '+')] == [
+        '0123456789ab',
+        '0123456789ab+',
+    ]

@@ -61,11 +61,16 @@ def test_a_failed_stage_is_told_and_comes_again(tmp_path):
 def test_it_ends_in_time_and_the_next_call_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(telepathy, 'GRACE', 0.5)
     place, out = tmp_path / 'log', tmp_path / 'out'
-    todo = [Stage('a', (sys.executable, '-c', SAVES.format(place=str(place)))), Stage('b', writes(place, 'b'))]
+    todo = [
+        Stage('a', (sys.executable, '-c', SAVES.format(place=str(place)))),
+        Stage('b', writes(place, 'b')),
+    ]
     start = time.monotonic()
     assert not telepathy.run(iter(todo), out, start + 4, quiet())
     assert time.monotonic() - start < 10 and place.read_text() == 'xs'
-    assert not telepathy.run(iter(todo), out, time.monotonic() + 0.9, quiet()), 'too late to begin a stage'
+    assert not telepathy.run(iter(todo), out, time.monotonic() + 0.9, quiet()), (
+        'too late to begin a stage'
+    )
     assert telepathy.run(iter(todo), out, NEVER, quiet()) and place.read_text() == 'xsxb'
 
 
@@ -100,20 +105,29 @@ def test_one_that_fails_beside_others_leaves_them_finished(tmp_path):
     well = Stage('b', writes(tmp_path / 'log', 'b'), beside=True)
     with pytest.raises(UserError, match='stage a: expected status 0, got 3'):
         telepathy.run(iter([fails, well]), tmp_path / 'out', NEVER, quiet(), 2)
-    assert telepathy.finished(well, tmp_path / 'out') and not telepathy.finished(fails, tmp_path / 'out')
+    assert telepathy.finished(well, tmp_path / 'out') and not telepathy.finished(
+        fails, tmp_path / 'out'
+    )
 
 
 def test_all_that_run_together_end_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(telepathy, 'GRACE', 0.5)
     places = [tmp_path / 'b', tmp_path / 'c']
-    todo = [Stage(x.name, (sys.executable, '-c', SAVES.format(place=str(x))), beside=True) for x in places]
+    todo = [
+        Stage(x.name, (sys.executable, '-c', SAVES.format(place=str(x))), beside=True)
+        for x in places
+    ]
     assert not telepathy.run(iter(todo), tmp_path / 'out', time.monotonic() + 4, quiet(), 2)
     assert [x.read_text() for x in places] == ['xs', 'xs']
 
 
 def test_those_that_share_a_gpu_take_its_memory_as_they_need_it():
     name = 'XLA_PYTHON_CLIENT_PREALLOCATE'
-    asks = (sys.executable, '-c', f'import os; raise SystemExit(3 if os.environ.get({name!r}) == "false" else 4)')
+    asks = (
+        sys.executable,
+        '-c',
+        f'import os; raise SystemExit(3 if os.environ.get({name!r}) == "false" else 4)',
+    )
     assert telepathy.call([asks], NEVER) == [4] and telepathy.call([asks, asks], NEVER) == [3, 3]
 
 
@@ -132,12 +146,20 @@ def test_the_scripts_know_every_argument(tmp_path, monkeypatch, size, quick):
         script, *arguments = stage.command[1:]
         source = (telepathy.ROOT / script).read_text()
         known = re.findall(r"(?:DEFINE_\w+|add|argument)\(\s*'(?:--)?(\w+)'", source)
-        assert {re.split('[.=]', x.removeprefix('--'))[0] for x in arguments} <= {*known, 'config'}, script
+        assert {re.split('[.=]', x.removeprefix('--'))[0] for x in arguments} <= {
+            *known,
+            'config',
+        }, script
         if script in ('train.py', 'prepare_data.py'):
-            file = next((x.split('=')[1] for x in arguments if x.startswith('--config=')), 'configs/data_so101.py')
+            file = next(
+                (x.split('=')[1] for x in arguments if x.startswith('--config=')),
+                'configs/data_so101.py',
+            )
             scripts.require_known(arguments, file, dict(scripts.flatten(scripts.load(file))))
     every = ' '.join(' '.join(stage.command) for stage in found)
-    assert '--config.steps=7' in every and every.count(f'--config.base={tmp_path}') == 1 + len(seeds)
+    assert '--config.steps=7' in every and every.count(f'--config.base={tmp_path}') == 1 + len(
+        seeds
+    )
 
 
 def test_episodes_are_split_for_good():
@@ -150,7 +172,10 @@ def test_plain_lora_gets_as_much_arithmetic_as_sigma():
     places = {'base': '', 'shards': '', 'model': scripts.load('configs/pi05_so101_mix.py')['model']}
     steps = telepathy.equal_steps(SIZES['tiny'], places, 50)
     sigma, lora = (scripts.load(f'configs/{name}_so101.py') | places for name in ('sigma', 'lora'))
-    spent = [compute.of_training(config | {'steps': n}) for config, n in ((sigma, 50), (lora, steps), (lora, 1))]
+    spent = [
+        compute.of_training(config | {'steps': n})
+        for config, n in ((sigma, 50), (lora, steps), (lora, 1))
+    ]
     assert abs(spent[0] - spent[1]) <= spent[2] / 2 and steps > 1
 
 
@@ -173,7 +198,9 @@ signal.signal(signal.SIGTERM, telepathy.stop)
 telepathy.call([(sys.executable, '-c', {SAVES.format(place=str(place))!r})], float('inf'))
 """
     command = [sys.executable, '-c', program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=telepathy.ROOT) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=telepathy.ROOT
+    ) as process:
         assert process.stdout is not None and process.stdout.readline() == 'ready\n'
         process.send_signal(number)
         assert process.wait(30) != 0 and place.read_text() == 'xs'

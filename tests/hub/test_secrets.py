@@ -1,4 +1,6 @@
-"""No message and no log line holds a token, wherever it came from and however a server repeats it."""
+"""No message and no log line holds a token, wherever it came from and however a server repeats
+it.
+"""
 
 import logging
 
@@ -13,7 +15,8 @@ from tests.hub_server import REVISION, serve
 
 FILES = {'config.json': b'{}', 'model.safetensors': b'weights'}
 INFO = '/revision/v1'
-PLAIN, USUAL = 'plainWordOfAServerOfOurOwn', 'hf_aVerySecretWord'  # a server of one's own gives tokens of any form
+# a server of one's own gives tokens of any form
+PLAIN, USUAL = 'plainWordOfAServerOfOurOwn', 'hf_aVerySecretWord'
 
 
 @pytest.fixture
@@ -48,20 +51,36 @@ def given(token, how, monkeypatch, tmp_path):
     return {}
 
 
-@pytest.mark.parametrize('said', ['not for {token}', 'header Authorization: Bearer {token} is refused', '{token}'])
+@pytest.mark.parametrize(
+    'said', ['not for {token}', 'header Authorization: Bearer {token} is refused', '{token}']
+)
 @pytest.mark.parametrize(
     ('token', 'how'),
-    [(PLAIN, 'environment'), (PLAIN, 'env file'), (USUAL, 'environment'), (PLAIN, 'logged in'), (USUAL, 'logged in')],
+    [
+        (PLAIN, 'environment'),
+        (PLAIN, 'env file'),
+        (USUAL, 'environment'),
+        (PLAIN, 'logged in'),
+        (USUAL, 'logged in'),
+    ],
 )
-def test_a_refusal_that_repeats_the_token_is_told_without_it(fetch, monkeypatch, tmp_path, caplog, token, how, said):
+def test_a_refusal_that_repeats_the_token_is_told_without_it(
+    fetch, monkeypatch, tmp_path, caplog, token, how, said
+):
     options = given(token, how, monkeypatch, tmp_path)
     with serve(FILES) as (endpoint, asked, troubles), caplog.at_level(logging.INFO):
         troubles[INFO] = [(403, said.format(token=token))]
         with pytest.raises(UserError) as caught:
             fetch(endpoint, **options)
-    assert any(token in headers.get('authorization', '') for _, _, headers in asked), 'it was sent, and came back'
+    assert any(token in headers.get('authorization', '') for _, _, headers in asked), (
+        'it was sent, and came back'
+    )
     assert token not in str(caught.value) and '<token>' in str(caught.value)
-    assert token not in caplog.text and caught.value.__cause__ is None and caught.value.__suppress_context__
+    assert (
+        token not in caplog.text
+        and caught.value.__cause__ is None
+        and caught.value.__suppress_context__
+    )
 
 
 @pytest.mark.parametrize('token', [PLAIN, USUAL])
@@ -71,13 +90,17 @@ def test_a_copy_from_before_is_used_without_a_word_of_the_token(fetch, monkeypat
         first = fetch(endpoint)
     assert first.commit == REVISION
     monkeypatch.setattr(
-        download, '_download', lambda *_: (_ for _ in ()).throw(UserError(f'cut while asking as {token}'))
+        download,
+        '_download',
+        lambda *_: (_ for _ in ()).throw(UserError(f'cut while asking as {token}')),
     )
     assert fetch(endpoint) == first
     assert 'using the copy fetched before' in caplog.text and token not in caplog.text
 
 
-@pytest.mark.parametrize('text', ['denied to hf_somebodyElses1', 'Authorization: Bearer abc.DEF-123 is unknown'])
+@pytest.mark.parametrize(
+    'text', ['denied to hf_somebodyElses1', 'Authorization: Bearer abc.DEF-123 is unknown']
+)
 def test_what_looks_like_a_token_is_hidden_whoever_it_belongs_to(text):
     got = scrub(text, ('another', None, ''))
     assert '<token>' in got and 'somebodyElses1' not in got and 'abc.DEF-123' not in got

@@ -26,41 +26,79 @@ EPISODE = np.repeat(np.arange(8), 4)
 def arm(level, seeds):
     rng = np.random.default_rng(0)
     base = np.exp(rng.normal(0, 0.5, 8))[EPISODE]
-    errors = [{key: level * (1 + 0.01 * n) * base for key in ERRORS} for n in range(max(len(seeds), 1))]
+    errors = [
+        {key: level * (1 + 0.01 * n) * base for key in ERRORS} for n in range(max(len(seeds), 1))
+    ]
     return PooledArm(errors, seeds, [np.linspace(level, 2 * level, 4)])
 
 
 def compared(no_tau=1.5):
     """Sigma at 1, the base at 2, plain LoRA at 1.6."""
-    levels = {'pi05': (2, ()), 'pi05_lora': (1.6, (0, 1)), 'pi05_lora_mean8': (1.4, (0, 1)), 'sigma': (1, (0, 1))}
-    levels |= {'sigma+adapter': (1.01, (0, 1)), 'no_tau': (no_tau, (0, 1)), 'no_film': (1.0, (0, 1))}
+    levels = {
+        'pi05': (2, ()),
+        'pi05_lora': (1.6, (0, 1)),
+        'pi05_lora_mean8': (1.4, (0, 1)),
+        'sigma': (1, (0, 1)),
+    }
+    levels |= {
+        'sigma+adapter': (1.01, (0, 1)),
+        'no_tau': (no_tau, (0, 1)),
+        'no_film': (1.0, (0, 1)),
+    }
     ablations = ['no_film', 'no_tau']
-    pairs = comparison.pairs(list(levels), ['pi05_lora'], ablations, 'sigma') + [('sigma', 'pi05_lora_mean8')]
+    pairs = comparison.pairs(list(levels), ['pi05_lora'], ablations, 'sigma') + [
+        ('sigma', 'pi05_lora_mean8')
+    ]
     arms = {name: arm(*of) for name, of in levels.items()}
-    seeds = {name: {'role': name, 'seeds': [0, 1], 'gates': {}} for name in ('pi05_lora', 'sigma', *ablations)}
+    seeds = {
+        name: {'role': name, 'seeds': [0, 1], 'gates': {}}
+        for name in ('pi05_lora', 'sigma', *ablations)
+    }
     seeds['no_tau']['gates'] = {'tau': 0.0, 'film': 1.0, 'tau_const': 0.0}
     seeds['no_film']['gates'] = {'ramp_speed': 'inf'}  # as JSON has it
-    cost = {'trainable_parameters': 1899171, 'steps': 150, 'training_windows': 2400, 'flops_own': 251600000}
-    facts = {'split': 'test', 'full': 'sigma', 'no_tau': 'no_tau', 'tuned': ['pi05_lora'], 'ablations': ablations}
-    facts |= {'rows': seeds, 'compute': {'sigma': cost | {'flops_in_all': None}}, 'left_out': ['rows/x/seed0']}
+    cost = {
+        'trainable_parameters': 1899171,
+        'steps': 150,
+        'training_windows': 2400,
+        'flops_own': 251600000,
+    }
+    facts = {
+        'split': 'test',
+        'full': 'sigma',
+        'no_tau': 'no_tau',
+        'tuned': ['pi05_lora'],
+        'ablations': ablations,
+    }
+    facts |= {
+        'rows': seeds,
+        'compute': {'sigma': cost | {'flops_in_all': None}},
+        'left_out': ['rows/x/seed0'],
+    }
     return measure.jsonable(facts | comparison.compare(arms, EPISODE, pairs))
 
 
 @pytest.fixture(scope='module')
 def values():
-    splits = {name: replay([handmade.make_batch(name)], handmade.run_windows, 2) for name in handmade.OFFSETS}
+    splits = {
+        name: replay([handmade.make_batch(name)], handmade.run_windows, 2)
+        for name in handmade.OFFSETS
+    }
     rows = [
         {'kind': 'none', 'level': 0, 'name': 'as recorded'},
         {'kind': 'delayed_state', 'level': 2, 'name': '8 frames old'},
     ]
-    error = {key: {'value': 2.0, 'change': {'value': -0.5, 'low': None, 'high': None}} for key in ERRORS}
+    error = {
+        key: {'value': 2.0, 'change': {'value': -0.5, 'low': None, 'high': None}} for key in ERRORS
+    }
     robust = {
         'split': 'test',
         'base_samples': 5,
         'rows': [row | {'arms': {'pi05': error, 'sigma': error}} for row in rows],
     }
     more = {'comparison': compared(), 'robustness': robust}
-    return measure.evaluate(splits, EvaluationConfig(), {'w': np.ones(3)}, {'seed': 3}, None, None, more)
+    return measure.evaluate(
+        splits, EvaluationConfig(), {'w': np.ones(3)}, {'seed': 3}, None, None, more
+    )
 
 
 @pytest.fixture(scope='module')
@@ -70,10 +108,18 @@ def page(values):
 
 def test_the_page_opens_with_sentence_table_and_plot(page):
     body = page.split('<body>')[1]
-    order = ['Does telepathy help?', 'class=verdict>Yes:', '<table>', 'src="data:image/svg+xml', '<h2>']
+    order = [
+        'Does telepathy help?',
+        'class=verdict>Yes:',
+        '<table>',
+        'src="data:image/svg+xml',
+        '<h2>',
+    ]
     places = [body.index(part) for part in order]
     assert places == sorted(places)
-    assert "Sigma's error against the same model trained without telepathy is 33" in page.replace('&#x27;', "'")
+    assert "Sigma's error against the same model trained without telepathy is 33" in page.replace(
+        '&#x27;', "'"
+    )
     assert '<script' not in page and not re.findall(r'(?:src|href)="?(?!data:)[a-z]', page)
 
 
@@ -83,7 +129,10 @@ def test_the_page_is_well_formed_and_its_pictures_parse(page):
     assert balance.wrong == [] and balance.open == []
     pictures = re.findall(r'data:image/svg\+xml;base64,([^"]*)', page)
     assert len(pictures) >= 8
-    assert all(ElementTree.fromstring(base64.b64decode(picture)).tag.endswith('svg') for picture in pictures)
+    assert all(
+        ElementTree.fromstring(base64.b64decode(picture)).tag.endswith('svg')
+        for picture in pictures
+    )
 
 
 def test_an_endless_ramp_is_told(page):
@@ -113,23 +162,33 @@ def changed(values, low, value, high, keys=ERRORS):
 def test_negative_and_open_results_are_said_plainly():
     usual = compared()
     sentence = contrasts.telepathy_verdict(usual)
-    assert sentence.startswith('Yes: on 8 held-out test episodes (2 runs with telepathy, 2 runs without)')
-    assert sentence.endswith('(95 % intervals over seeds and episodes).') and not contrasts.reading(usual)
+    assert sentence.startswith(
+        'Yes: on 8 held-out test episodes (2 runs with telepathy, 2 runs without)'
+    )
+    assert sentence.endswith('(95 % intervals over seeds and episodes).') and not contrasts.reading(
+        usual
+    )
     hurts = changed(usual, 0.1, 0.2, 0.3)
     assert contrasts.telepathy_verdict(hurts).startswith('No, it hurts:')
     unknown = changed(usual, -0.1, 0.02, 0.15)
     assert contrasts.telepathy_verdict(unknown).startswith('Not shown:')
-    assert 'no effect of telepathy is shown; effects from −10.0 % to +15.0 %' in contrasts.reading(unknown)
+    assert 'no effect of telepathy is shown; effects from −10.0 % to +15.0 %' in contrasts.reading(
+        unknown
+    )
     mixed = changed(unknown, 0.1, 0.2, 0.3, ERRORS[:1])
     assert contrasts.telepathy_verdict(mixed).startswith('No, in part it hurts:')
-    assert contrasts.reading(mixed).startswith('Telepathy hurts for the first action, no effect is shown')
+    assert contrasts.reading(mixed).startswith(
+        'Telepathy hurts for the first action, no effect is shown'
+    )
     both = changed(mixed, -0.3, -0.2, -0.1, ERRORS[1:])
     assert contrasts.telepathy_verdict(both).startswith('Mixed:')
 
 
 def test_without_the_decisive_row_nothing_is_claimed():
     values = compared() | {'no_tau': None}
-    assert contrasts.telepathy_verdict(values).startswith('Not tested: among these trainings there is no Sigma without')
+    assert contrasts.telepathy_verdict(values).startswith(
+        'Not tested: among these trainings there is no Sigma without'
+    )
     assert contrasts.reading(values) == ''
     assert [c['against'] for c in contrasts.parts_of(compared())] == ['no_tau', 'no_film']
 

@@ -41,8 +41,15 @@ def make_log(steps=120):
 
 @pytest.fixture(scope='module')
 def values():
-    splits = {name: replay([handmade.make_batch(name)], handmade.run_windows, 2) for name in handmade.OFFSETS}
-    facts = {'seed': 3, 'test_reads': 1, 'config': {'data': {'observation': 'first'}, 'loss': {'text': '<b>'}}}
+    splits = {
+        name: replay([handmade.make_batch(name)], handmade.run_windows, 2)
+        for name in handmade.OFFSETS
+    }
+    facts = {
+        'seed': 3,
+        'test_reads': 1,
+        'config': {'data': {'observation': 'first'}, 'loss': {'text': '<b>'}},
+    }
     return measure.evaluate(splits, EvaluationConfig(), {'w': np.ones(3)}, facts, ['pan', 'lift'])
 
 
@@ -68,13 +75,19 @@ class Balance(HTMLParser):
 
 def with_change(values, key, low, value, high):
     values = copy.deepcopy(values)
-    values['splits']['test']['arms']['sigma'][key]['change'] = {'value': value, 'low': low, 'high': high}
+    values['splits']['test']['arms']['sigma'][key]['change'] = {
+        'value': value,
+        'low': low,
+        'high': high,
+    }
     return values
 
 
 def test_verdict_states_the_known_result(values):
     sentence = tables.verdict(values)
-    assert sentence.startswith("Yes: on 2 held-out test episodes, Sigma's error against its frozen base is")
+    assert sentence.startswith(
+        "Yes: on 2 held-out test episodes, Sigma's error against its frozen base is"
+    )
     assert sentence.count('75.0 % lower [75.0, 75.0]') == 3
     assert sentence.endswith('(95 % intervals over episodes).')
 
@@ -95,13 +108,21 @@ def test_verdict_turns_with_the_evidence(values):
 
 @pytest.mark.parametrize(
     ('low', 'value', 'high', 'said'),
-    [(-0.3, -0.2, -0.1, 'lower'), (-0.3, -0.1, 0.1, 'open'), (-0.1, 0.1, 0.3, 'open'), (0.1, 0.2, 0.3, 'higher')]
+    [
+        (-0.3, -0.2, -0.1, 'lower'),
+        (-0.3, -0.1, 0.1, 'open'),
+        (-0.1, 0.1, 0.3, 'open'),
+        (0.1, 0.2, 0.3, 'higher'),
+    ]
     + [(None, -0.2, None, 'open'), (-0.1, 0.0, 0.0, 'open'), (0.0, 0.0, 0.1, 'open')],
 )
 def test_only_an_interval_without_zero_shows_a_side(values, low, value, high, said):
     assert tables.outcome({'low': low, 'value': value, 'high': high}) == said
     changed = with_change(values, 'mse_vec', low, value, high)
-    everywhere = {key: changed['splits']['test']['arms']['sigma']['mse_vec']['change'] for key in ('a', 'b', 'c')}
+    everywhere = {
+        key: changed['splits']['test']['arms']['sigma']['mse_vec']['change']
+        for key in ('a', 'b', 'c')
+    }
     words = {'lower': 'Yes:', 'higher': 'No:', 'open': 'Not shown:'}
     assert tables.answer(everywhere.values()) == words[said]
 
@@ -114,7 +135,9 @@ def test_without_test_the_sentence_does_not_claim_it(values):
 
 def test_simple_arms_are_named_where_they_win(values):
     """mse_vec of test: Sigma 1.05, the bias fit 1.6, hold 4."""
-    assert tables.against_simple(values) == 'Sigma is below hold, mean and pi05_bias in all three errors.'
+    assert tables.against_simple(values) == (
+        'Sigma is below hold, mean and pi05_bias in all three errors.'
+    )
     values = copy.deepcopy(values)
     values['splits']['test']['arms']['hold']['mse_vec']['value'] = 0.1
     assert tables.against_simple(values).endswith('it is not below hold (first action).')
@@ -143,7 +166,14 @@ def test_pictures_are_svg_that_parse(page):
 
 
 def test_page_shows_the_known_numbers(page):
-    for text in ('4.200', '−75.0 %', 'CHECK A', 'CHECK B', 'Times the test split of this run was read: 1.', '79.03'):
+    for text in (
+        '4.200',
+        '−75.0 %',
+        'CHECK A',
+        'CHECK B',
+        'Times the test split of this run was read: 1.',
+        '79.03',
+    ):
         assert text in page
     assert 'definitions are ours' in page and 'windows that it trained on' in page
     assert '&lt;b&gt;' in page and '<b>' not in page
@@ -176,7 +206,13 @@ def test_overlapping_windows_are_not_drawn_twice():
 
 
 def test_numbers_read_well():
-    assert [tables.number(x) for x in (12.0, 203.05, 0.069, None, 7)] == ['12.00', '203.1', '0.06900', '–', '7']
+    assert [tables.number(x) for x in (12.0, 203.05, 0.069, None, 7)] == [
+        '12.00',
+        '203.1',
+        '0.06900',
+        '–',
+        '7',
+    ]
     assert tables.change_text(-0.2) == '−20.0 %'
     assert tables.change_text(44.0) == '× 45'
 

@@ -1,4 +1,6 @@
-"""Every row of every table holds the numbers of the arm that it names: all numbers differ, and each is looked up."""
+"""Every row of every table holds the numbers of the arm that it names: all numbers differ, and each
+is looked up.
+"""
 
 import itertools
 import re
@@ -19,7 +21,10 @@ def fresh():
 
 
 def error():
-    return {'value': fresh(), 'change': {'value': -fresh() / 10, 'low': -fresh() / 5, 'high': -fresh() / 50}}
+    return {
+        'value': fresh(),
+        'change': {'value': -fresh() / 10, 'low': -fresh() / 5, 'high': -fresh() / 50},
+    }
 
 
 def rows_of(html):
@@ -37,7 +42,10 @@ def rows_of(html):
 def printed(table: Table):
     """The same of a table for the console."""
     columns = [list(column.cells) for column in table.columns]
-    return {row[0]: [re.sub(r'\[/?[a-z]*\]', '', str(cell)) for cell in row[1:]] for row in zip(*columns, strict=True)}
+    return {
+        row[0]: [re.sub(r'\[/?[a-z]*\]', '', str(cell)) for cell in row[1:]]
+        for row in zip(*columns, strict=True)
+    }
 
 
 def three(values):
@@ -49,7 +57,9 @@ def three(values):
 
 def arms():
     rates = ('success_rate', 'hard_sample_fraction', 'tau_l2', 'sem_align')
-    return {name: {key: error() for key in ERRORS} | {rate: fresh() for rate in rates} for name in ARMS}
+    return {
+        name: {key: error() for key in ERRORS} | {rate: fresh() for rate in rates} for name in ARMS
+    }
 
 
 @pytest.fixture
@@ -59,7 +69,10 @@ def split():
 
 def holds(cells, errors):
     """Each of three cells tells its own error."""
-    return all(all(part in cell for part in three(errors[key])) for cell, key in zip(cells, ERRORS, strict=True))
+    return all(
+        all(part in cell for part in three(errors[key]))
+        for cell, key in zip(cells, ERRORS, strict=True)
+    )
 
 
 def test_arms(split):
@@ -82,7 +95,8 @@ def test_arms_on_the_console(split):
         want = [tables.number(errors[key]['value']) for key in ERRORS]
         assert rows[name][::2] == want
         assert rows[name][1::2] == [
-            '' if name == 'pi05' else tables.percent(errors[key]['change']['value']) for key in ERRORS
+            '' if name == 'pi05' else tables.percent(errors[key]['change']['value'])
+            for key in ERRORS
         ]
 
 
@@ -94,15 +108,26 @@ def test_rates(split):
 
 
 def test_switches():
-    cells = {s: {a: {key: fresh() for key in ERRORS} for a in ('plain', 'adapted')} for s in ('tau_on', 'tau_off')}
-    rows = rows_of(tables.switch_table({'telepathy_by_adapter': {'test': cells}, 'splits': {'train': 0, 'test': 0}}))
+    cells = {
+        s: {a: {key: fresh() for key in ERRORS} for a in ('plain', 'adapted')}
+        for s in ('tau_on', 'tau_off')
+    }
+    rows = rows_of(
+        tables.switch_table(
+            {'telepathy_by_adapter': {'test': cells}, 'splits': {'train': 0, 'test': 0}}
+        )
+    )
     for switch, by_use in cells.items():
         for use, errors in by_use.items():
-            assert rows[f'{switch.replace("_", " ")}, {use}'] == [tables.number(errors[key]) for key in ERRORS]
+            assert rows[f'{switch.replace("_", " ")}, {use}'] == [
+                tables.number(errors[key]) for key in ERRORS
+            ]
 
 
 def checks():
-    group = [{'batch': n} | {key: fresh() for key in (*ERRORS, 'tau_l2', 'sem_align')} for n in range(3)]
+    group = [
+        {'batch': n} | {key: fresh() for key in (*ERRORS, 'tau_l2', 'sem_align')} for n in range(3)
+    ]
     return [{key: fresh() if key != 'batch' else n for key, n in one.items()} for one in group]
 
 
@@ -114,15 +139,23 @@ def test_checks_and_the_paper_s_averages():
     rows = rows_of(tables.check_b_table(report))
     for n, cells in enumerate(rows[str(n)] for n in range(3)):
         ours, base = report['check_b']['sigma'][n], report['check_b']['pi05_base'][n]
-        assert [cell.split() for cell in cells[:3]] == [[tables.number(x[key]) for x in (ours, base)] for key in ERRORS]
+        assert [cell.split() for cell in cells[:3]] == [
+            [tables.number(x[key]) for x in (ours, base)] for key in ERRORS
+        ]
         assert cells[3:] == [tables.number(ours[key]) for key in ('tau_l2', 'sem_align')]
     for group in ('sigma', 'pi05_base'):
         values = report['check_a'][group]
         told = [tables.number(values[key]) for key in ('heads_tensors', 'mean', 'std', 'rms')]
-        assert rows_of(tables.check_a_table(report))[group] == told == printed(console.check_a(report))[group]
+        assert (
+            rows_of(tables.check_a_table(report))[group]
+            == told
+            == printed(console.check_a(report))[group]
+        )
         keys = (*ERRORS, 'tau_l2', 'sem_align')
         for n, row in enumerate(report['check_b'][group]):
-            assert printed(console.check_b(report, group))[str(n)] == [tables.number(row[key]) for key in keys]
+            assert printed(console.check_b(report, group))[str(n)] == [
+                tables.number(row[key]) for key in keys
+            ]
     for key, cells in rows_of(tables.paper_table(report)).items():
         ours = [tables.number(report[group][key]) for group in ('sigma', 'pi05_base')]
         assert cells == [*ours, *tables.PAPER[key]]
@@ -132,9 +165,16 @@ def test_checks_and_the_paper_s_averages():
 def comparison():
     found = [
         {'arm': one, 'against': other} | {key: error()['change'] for key in ERRORS}
-        for one, other in [*((name, 'pi05') for name in ARMS[1:]), ('sigma', 'no_tau'), ('sigma', 'hold')]
+        for one, other in [
+            *((name, 'pi05') for name in ARMS[1:]),
+            ('sigma', 'no_tau'),
+            ('sigma', 'hold'),
+        ]
     ]
-    of = {name: {key: {'value': fresh()} for key in ERRORS} | {'seeds': list(range(n))} for n, name in enumerate(ARMS)}
+    of = {
+        name: {key: {'value': fresh()} for key in ERRORS} | {'seeds': list(range(n))}
+        for n, name in enumerate(ARMS)
+    }
     return {'arms': of, 'contrasts': found, 'full': 'sigma', 'no_tau': 'no_tau', 'tuned': ['hold'],
             'ablations': ['no_tau'], 'split': 'test'}  # fmt: skip
 
@@ -162,32 +202,52 @@ def test_contrasts(comparison):
             assert all(part in cell for part in told)
             if (line := shown.get(f'{found["arm"]}\n  {found["against"]}')) is not None:
                 assert all(part.removesuffix(' %') in line[n] for part in told)
-    assert {'sigma\n  no_tau', 'sigma\n  pi05', 'sigma+adapter\n  pi05', 'sigma\n  hold'} <= set(shown)
+    assert {'sigma\n  no_tau', 'sigma\n  pi05', 'sigma+adapter\n  pi05', 'sigma\n  hold'} <= set(
+        shown
+    )
 
 
 def test_costs():
-    keys = ('trainable_parameters', 'steps', 'training_windows', 'flops_own', 'flops_in_all', 'flops_training')
+    keys = (
+        'trainable_parameters',
+        'steps',
+        'training_windows',
+        'flops_own',
+        'flops_in_all',
+        'flops_training',
+    )
     costs = {name: {key: 1000 + next(NUMBERS) for key in keys} for name in ARMS}
     for name, cells in rows_of(contrasts.cost_table(costs)).items():
         cost = costs[name]
         assert [cells[n] for n in (0, 3, 4)] == [f'{cost[key]:,}' for key in keys[:3]]
-        assert [cells[n] for n in (1, 2, 5)] == [contrasts.operations(cost[key]) for key in keys[3:]]
+        assert [cells[n] for n in (1, 2, 5)] == [
+            contrasts.operations(cost[key]) for key in keys[3:]
+        ]
 
 
 def test_robustness():
     rows = [
-        {'kind': 'noise', 'level': n, 'name': f'level {n}', 'arms': {a: {k: error() for k in ERRORS} for a in ARMS}}
+        {
+            'kind': 'noise',
+            'level': n,
+            'name': f'level {n}',
+            'arms': {a: {k: error() for k in ERRORS} for a in ARMS},
+        }
         for n in range(3)
     ]
     found = rows_of(trials.robustness_section({'rows': rows, 'base_samples': 5, 'split': 'test'}))
     shown = printed(console.robustness_table(rows))
     for row in rows:
         cells = found[f'noise: {row["name"]}' if row['level'] else row['name']]
-        for cell, (key, name) in zip(cells, itertools.product(('mse_vec', 'mse_trj'), ARMS), strict=True):
+        for cell, (key, name) in zip(
+            cells, itertools.product(('mse_vec', 'mse_trj'), ARMS), strict=True
+        ):
             errors = row['arms'][name][key]
             assert cell.split()[0] == tables.number(errors['value'])
             assert name == 'pi05' or tables.percent(errors['change']['value']) in cell
-        assert shown[row['name']] == [tables.number(row['arms'][name]['mse_trj']['value']) for name in ARMS]
+        assert shown[row['name']] == [
+            tables.number(row['arms'][name]['mse_trj']['value']) for name in ARMS
+        ]
 
 
 def test_stress_and_the_adapter_s_sweep():
@@ -196,20 +256,38 @@ def test_stress_and_the_adapter_s_sweep():
         return both | {'stress': name, 'mean_scale': fresh(), 'holds': True, 'gain_kept': {}}
 
     bounds = {'informative': 1.2, 'adapter': 1.05, 'gain_kept': 0.9}
-    found = {'rows': [one('a'), one('b')], 'without_stress': one('calm'), 'bounds': bounds, 'split': 'test'}
+    found = {
+        'rows': [one('a'), one('b')],
+        'without_stress': one('calm'),
+        'bounds': bounds,
+        'split': 'test',
+    }
     rows = rows_of(trials.stress_section(found))
     for values in [*found['rows'], found['without_stress']]:
         cells = rows[values['stress']]
         for cell, key in zip(cells, ERRORS, strict=False):
-            assert cell.split()[::2] == [tables.number(values[arm][key]) for arm in ('sigma', 'adapter')]
+            assert cell.split()[::2] == [
+                tables.number(values[arm][key]) for arm in ('sigma', 'adapter')
+            ]
         assert cells[3:] == [tables.number(values['mean_scale']), 'holds']
-    worst = {v['stress']: [max(v[arm].values()) for arm in ('sigma', 'adapter')] for v in found['rows']}
+    worst = {
+        v['stress']: [max(v[arm].values()) for arm in ('sigma', 'adapter')] for v in found['rows']
+    }
     for line, (name, (plain, adapted)) in zip(trials.verdicts(found), worst.items(), strict=False):
-        assert line.startswith(f'{name}: holds (plain Sigma {plain:.2f} × base, with adapter {adapted:.2f} × base')
-    sweep = [{'min_scale': fresh(), 'max_scale': fresh(), 'calibration': fresh(), 'test': fresh()} for _ in range(3)]
+        assert line.startswith(
+            f'{name}: holds (plain Sigma {plain:.2f} × base, with adapter {adapted:.2f} × base'
+        )
+    sweep = [
+        {'min_scale': fresh(), 'max_scale': fresh(), 'calibration': fresh(), 'test': fresh()}
+        for _ in range(3)
+    ]
     html = trials.sweep_section({'sweep': {'rows': sweep, 'chosen': 1}})
     told = rows_of(html)
     for row in sweep:
-        first, *others = [tables.number(row[key]) for key in ('min_scale', 'max_scale', 'calibration', 'test')]
+        first, *others = [
+            tables.number(row[key]) for key in ('min_scale', 'max_scale', 'calibration', 'test')
+        ]
         assert told[first] == others
-    assert re.findall(r'<tr class=mark><td>(.*?)</td>', html) == [tables.number(sweep[1]['min_scale'])]
+    assert re.findall(r'<tr class=mark><td>(.*?)</td>', html) == [
+        tables.number(sweep[1]['min_scale'])
+    ]

@@ -26,7 +26,8 @@ def test_inverse_reaches_the_position_and_both_axes(arm, env, height):
         site = data.site('grasp')
         rotation = site.xmat.reshape(3, 3)
         assert np.linalg.norm(site.xpos - pose.position) < 1e-3
-        assert abs(np.degrees(np.arccos(rotation[2, 2])) - np.degrees(pose.tilt)) < 4  # approach axis
+        # approach axis
+        assert abs(np.degrees(np.arccos(rotation[2, 2])) - np.degrees(pose.tilt)) < 4
         wanted = np.array([np.cos(pose.yaw), np.sin(pose.yaw)])
         found = rotation[:2, 0] / np.linalg.norm(rotation[:2, 0])
         assert abs(wanted @ found) > np.cos(np.deg2rad(10))  # either way round
@@ -67,7 +68,11 @@ def test_holding_command_holds_the_arm_against_gravity(arm, env):
     sag = []
     for command in (joints, arm.holding_command(joints)):
         mujoco.mj_resetData(env.model, data)
-        place(env.model, data, Layout({'pink': (0.2, 0.3, 0.0), 'blue': (0.2, -0.3, 0.0)}, (0, 0.5, 0), (0, -0.5)))
+        place(
+            env.model,
+            data,
+            Layout({'pink': (0.2, 0.3, 0.0), 'blue': (0.2, -0.3, 0.0)}, (0, 0.5, 0), (0, -0.5)),
+        )
         data.qpos[arm.qpos_index[:BODY_JOINTS]] = joints
         data.ctrl[:BODY_JOINTS] = command
         mujoco.mj_step(env.model, data, 480)

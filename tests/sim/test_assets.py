@@ -13,7 +13,10 @@ def grid(n):
     x, y = np.meshgrid(np.linspace(0, 1, n + 1), np.linspace(0, 1, n + 1), indexing='ij')
     vertices = np.stack([x, y, np.zeros_like(x)], axis=-1).reshape(-1, 3)
     index = np.arange((n + 1) ** 2).reshape(n + 1, n + 1)
-    a, b, c, d = (part.reshape(-1) for part in (index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]))
+    a, b, c, d = (
+        part.reshape(-1)
+        for part in (index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:])
+    )
     return vertices, np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
 
 
@@ -50,9 +53,15 @@ def test_a_step_is_one_thirtieth_of_a_second():
 
 
 def test_place_puts_things_where_the_layout_says(env):
-    layout = Layout({'pink': (0.25, 0.03, 0.4), 'blue': (0.2, -0.1, 0.0)}, (0.2, 0.15, 0.3), (0.17, -0.2))
+    layout = Layout(
+        {'pink': (0.25, 0.03, 0.4), 'blue': (0.2, -0.1, 0.0)}, (0.2, 0.15, 0.3), (0.17, -0.2)
+    )
     place(env.model, env.data, layout)
     start = env.model.joint('pink_free').qposadr[0]
     np.testing.assert_allclose(env.data.qpos[start : start + 2], (0.25, 0.03))
-    np.testing.assert_allclose(2 * np.arctan2(env.data.qpos[start + 6], env.data.qpos[start + 3]), 0.4)
-    np.testing.assert_allclose(env.data.mocap_pos[env.model.body('plate').mocapid[0]][:2], (0.17, -0.2))
+    np.testing.assert_allclose(
+        2 * np.arctan2(env.data.qpos[start + 6], env.data.qpos[start + 3]), 0.4
+    )
+    np.testing.assert_allclose(
+        env.data.mocap_pos[env.model.body('plate').mocapid[0]][:2], (0.17, -0.2)
+    )

@@ -65,7 +65,9 @@ def test_tasks_of_the_mix_take_turns():
 
 def test_command_line_explains_itself_and_fails_with_one_sentence(tmp_path):
     def call(*arguments):
-        return subprocess.run([sys.executable, '-m', 'sigma_jax.sim', *arguments], capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, '-m', 'sigma_jax.sim', *arguments], capture_output=True, text=True
+        )
 
     helped = call('--help')
     assert helped.returncode == 0 and '--task-mix' in helped.stdout
@@ -81,7 +83,9 @@ def test_without_mujoco_the_first_use_says_what_to_install():
         'try: sigma_jax.sim.PickPlaceEnv\n'
         'except ValueError as error: print(error)'
     )
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True
+    )
     assert 'pip install sigma_jax[sim]' in result.stdout
 
 
@@ -102,8 +106,8 @@ def test_images_show_the_pink_brick_where_it_stands():
 
 ENDINGS = {
     'left open': 'env.render()',
-    'two, one closed and opened again': 'other = PickPlaceEnv(); other.reset(1); other.render(); other.close(); '
-    'other.render()',
+    'two, one closed and opened again': 'other = PickPlaceEnv(); other.reset(1); other.render(); '
+    'other.close(); other.render()',
     'gone before the end': 'env.render(); del env',
     'closed twice': 'env.render(); env.close(); env.close()',
 }
@@ -112,7 +116,9 @@ ENDINGS = {
 @pytest.mark.render
 @pytest.mark.parametrize('name', ENDINGS)
 def test_a_renderer_ends_silently_where_jax_came_first(name):
-    """JAX makes a finalizer when it first computes, whose hook at the exit is then the first, and runs last."""
+    """JAX makes a finalizer when it first computes, whose hook at the exit is then the first, and
+    runs last.
+    """
     code = (
         'import jax, weakref\n'
         'jax.jit(lambda x: x + 1)(1)\n'
@@ -139,7 +145,9 @@ def test_closed_loop_images_equal_those_rendered_from_the_recorded_configuration
 
 @pytest.mark.render
 def test_recording_twice_gives_the_same_data_set(tmp_path):
-    plan = Plan('target', 1, seed=3, height=48, width=64, video=VideoSettings('h264', 30, 30, 'fast'))
+    plan = Plan(
+        'target', 1, seed=3, height=48, width=64, video=VideoSettings('h264', 30, 30, 'fast')
+    )
     folders = [record(plan, tmp_path / name) for name in ('a', 'b')]
     for file in ('data/chunk-000/file-000.parquet', 'meta/stats.json', 'meta/info.json'):
         assert folders[0].joinpath(file).read_bytes() == folders[1].joinpath(file).read_bytes()

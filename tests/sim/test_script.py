@@ -1,4 +1,6 @@
-"""The scripted demonstrations: they succeed, are smooth, reproducible and differ between operators."""
+"""The scripted demonstrations: they succeed, are smooth, reproducible and differ between
+operators.
+"""
 
 import numpy as np
 import pytest
@@ -46,7 +48,8 @@ def test_actions_are_smooth_and_lead_the_states(env):
     assert np.abs(jerkiness).max() < 1.0
     moving = np.abs(speed[:, 0]) > 1
     lags = [
-        np.square(rollout.states[5:, 0] - rollout.actions[5 - lag : len(speed) + 1 - lag, 0]).mean() for lag in range(6)
+        np.square(rollout.states[5:, 0] - rollout.actions[5 - lag : len(speed) + 1 - lag, 0]).mean()
+        for lag in range(6)
     ]
     assert moving.any()
     assert 1 <= int(np.argmin(lags)) <= 5

@@ -1,4 +1,6 @@
-"""Training checkpoints: whole or not there, of this config or refused, averages kept for inference."""
+"""Training checkpoints: whole or not there, of this config or refused, averages kept for
+inference.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +13,22 @@ from sigma_jax.errors import UserError
 from sigma_jax.train_step import init_state, make_step
 from sigma_jax.training.checkpoints import Checkpoints, compare, flat, parameter_count
 
-CONFIG = {'seed': 0, 'steps': 9, 'sigma': {'d_tau': 4, 'sizes': (1, 2)}, 'ema': None, 'loader': {'num_workers': 0}}
+CONFIG = {
+    'seed': 0,
+    'steps': 9,
+    'sigma': {'d_tau': 4, 'sizes': (1, 2)},
+    'ema': None,
+    'loader': {'num_workers': 0},
+}
 
 
 def make_state(steps=0, ema=True):
     """A state after some steps down a quadratic, with Adam's moments and a running average."""
     optimizer = optax.adam(0.1)
     one = make_step(lambda w, *_: (jnp.sum(w['sigma']['w'] ** 2), {}), optimizer, 0.5)
-    state = init_state(0, {'sigma': {'w': jnp.arange(6.0).reshape(2, 3)}, 'lora': {}}, optimizer, ema)
+    state = init_state(
+        0, {'sigma': {'w': jnp.arange(6.0).reshape(2, 3)}, 'lora': {}}, optimizer, ema
+    )
     for _ in range(steps):
         state, _ = one(state, None, None, None)
     return state
@@ -44,7 +54,10 @@ def test_everything_comes_back_bitwise(folder, states):
         state, loader = checkpoints.restore(3, states[0], CONFIG)
         assert trees.digest(state) == trees.digest(states[3]) != trees.digest(states[2])
         assert jax.tree.structure(state) == jax.tree.structure(states[3])
-        assert loader == {'position': 3} and checkpoints.config(3)['sigma'] == {'d_tau': 4, 'sizes': [1, 2]}
+        assert loader == {'position': 3} and checkpoints.config(3)['sigma'] == {
+            'd_tau': 4,
+            'sizes': [1, 2],
+        }
         older, _ = checkpoints.restore(2, states[0], CONFIG)
         assert trees.digest(older) == trees.digest(states[2])
     assert sorted(p.name for p in folder.iterdir()) == ['step_2', 'step_3']
@@ -59,7 +72,9 @@ def test_inference_takes_the_running_average_where_there_is_one(folder, states, 
     with Checkpoints(tmp_path / 'plain', keep=2) as checkpoints:
         checkpoints.save(plain, {}, CONFIG)
     with Checkpoints(tmp_path / 'plain') as checkpoints:
-        assert np.array_equal(checkpoints.restore_trainable(1)['sigma']['w'], plain.trainable['sigma']['w'])
+        assert np.array_equal(
+            checkpoints.restore_trainable(1)['sigma']['w'], plain.trainable['sigma']['w']
+        )
 
 
 def test_another_config_is_refused_by_name(folder, states):
@@ -67,20 +82,36 @@ def test_another_config_is_refused_by_name(folder, states):
     with Checkpoints(folder) as checkpoints, pytest.raises(UserError) as caught:
         checkpoints.restore(3, states[0], other)
     text = str(caught.value)
-    for part in ('seed: saved 0, now 1', 'sigma.d_tau: saved 4, now 8', "sigma.new: saved 'absent', now 'x'"):
+    for part in (
+        'seed: saved 0, now 1',
+        'sigma.d_tau: saved 4, now 8',
+        "sigma.new: saved 'absent', now 'x'",
+    ):
         assert part in text
     assert 'sizes' not in text and 'choose another --workdir' in text
 
 
 def test_settings_that_may_change():
-    free = CONFIG | {'steps': 99, 'loader': {'num_workers': 4}, 'log': {'every': 1}, 'checkpoint': {'every': 3}}
-    assert compare(CONFIG, free) == [] and compare(CONFIG, CONFIG | {'ema': 0.5}) == ['ema: saved None, now 0.5']
+    free = CONFIG | {
+        'steps': 99,
+        'loader': {'num_workers': 4},
+        'log': {'every': 1},
+        'checkpoint': {'every': 3},
+    }
+    assert compare(CONFIG, free) == [] and compare(CONFIG, CONFIG | {'ema': 0.5}) == [
+        'ema: saved None, now 0.5'
+    ]
     assert flat(CONFIG)['sigma.d_tau'] == 4
 
 
 def test_a_state_with_other_leaves_is_refused(folder):
-    other = init_state(0, {'sigma': {'w': jnp.zeros((2, 3)), 'b': jnp.zeros(3)}, 'lora': {}}, optax.adam(0.1), True)
-    with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match='checkpoint 3 in .* cannot be read'):
+    other = init_state(
+        0, {'sigma': {'w': jnp.zeros((2, 3)), 'b': jnp.zeros(3)}, 'lora': {}}, optax.adam(0.1), True
+    )
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(UserError, match='checkpoint 3 in .* cannot be read'),
+    ):
         checkpoints.restore(3, other, CONFIG)
 
 
@@ -97,7 +128,11 @@ def test_a_damaged_checkpoint_says_so_and_names_the_one_before(folder, states, p
     file.write_bytes(file.read_bytes()[:-3])
     with Checkpoints(folder) as checkpoints, pytest.raises(UserError) as caught:
         checkpoints.restore(checkpoints.latest(), states[0], CONFIG)
-    assert 'checkpoint 3 in' in str(caught.value) and 'delete' in str(caught.value) and 'step_3' in str(caught.value)
+    assert (
+        'checkpoint 3 in' in str(caught.value)
+        and 'delete' in str(caught.value)
+        and 'step_3' in str(caught.value)
+    )
     with Checkpoints(folder) as checkpoints:
         assert checkpoints.restore(2, states[0], CONFIG)[1] == {'position': 2}
 
@@ -106,7 +141,10 @@ def test_an_emptied_checkpoint_is_refused_for_inference(folder):
     for file in (folder / 'step_3' / 'state').iterdir():
         if file.is_file():
             file.unlink()
-    with Checkpoints(folder) as checkpoints, pytest.raises(UserError, match='checkpoint 3 in .* cannot be read'):
+    with (
+        Checkpoints(folder) as checkpoints,
+        pytest.raises(UserError, match='checkpoint 3 in .* cannot be read'),
+    ):
         checkpoints.restore_trainable(3)
 
 
@@ -129,7 +167,11 @@ def test_low_precision_leaves_keep_their_type(tmp_path):
         checkpoints.save(init_state(0, leaves, optax.sgd(0.1)), {}, CONFIG)
     with Checkpoints(tmp_path) as checkpoints:
         found = checkpoints.restore_trainable(0)['sigma']
-    assert found['w'].dtype == jnp.bfloat16 and np.array_equal(found['w'], leaves['sigma']['w']) and found['n'] == 7
+    assert (
+        found['w'].dtype == jnp.bfloat16
+        and np.array_equal(found['w'], leaves['sigma']['w'])
+        and found['n'] == 7
+    )
 
 
 def test_an_empty_folder_has_none(tmp_path):
@@ -138,4 +180,7 @@ def test_an_empty_folder_has_none(tmp_path):
 
 
 def test_parameters_are_counted_by_group():
-    assert parameter_count({'sigma': {'w': np.zeros((2, 3)), 'b': np.zeros(3)}, 'lora': {}}) == {'sigma': 9, 'lora': 0}
+    assert parameter_count({'sigma': {'w': np.zeros((2, 3)), 'b': np.zeros(3)}, 'lora': {}}) == {
+        'sigma': 9,
+        'lora': 0,
+    }

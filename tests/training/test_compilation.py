@@ -1,4 +1,6 @@
-"""Starting fast: programs kept in the config's folder, the user's own or nowhere; tracing undisturbed."""
+"""Starting fast: programs kept in the config's folder, the user's own or nowhere; tracing
+undisturbed.
+"""
 
 import gc
 

@@ -1,4 +1,6 @@
-"""Frozen features on disk: the numbers that a step would compute, made once, made anew where they are stale."""
+"""Frozen features on disk: the numbers that a step would compute, made once, made anew where they
+are stale.
+"""
 
 import json
 import pathlib
@@ -45,18 +47,23 @@ def see(run):
 
 
 def test_cached_features_are_those_that_a_step_computes(run, see):
-    """To rounding: which products XLA takes depends on the number of windows in a batch. The file itself is exact."""
+    """To rounding: which products XLA takes depends on the number of windows in a batch. The file
+    itself is exact.
+    """
     plain = next(iter(run.make_loader(0)))
     run.add_features(lambda done, total: None)
     cached = next(iter(run.loader))
     assert set(cached) - set(plain) == {'features', 'text_embeddings'}
     seen = see(run.frozen, to_batch(plain).observation)
-    largest = np.abs(cached['features']).max()  # what a sum is rounded by goes with its summands, not with itself
+    # what a sum is rounded by goes with its summands, not with itself
+    largest = np.abs(cached['features']).max()
     np.testing.assert_allclose(seen.features, cached['features'], rtol=1e-6, atol=1e-6 * largest)
     assert np.array_equal(seen.text_embeddings, cached['text_embeddings'])
     loss = jax.jit(run.goal)
     inputs = run.state.trainable, run.frozen
-    one, other = (loss(*inputs, to_batch(b), run.ablation, jax.random.key(0), 3) for b in (plain, cached))
+    one, other = (
+        loss(*inputs, to_batch(b), run.ablation, jax.random.key(0), 3) for b in (plain, cached)
+    )
     chex.assert_trees_all_close(one, other, rtol=1e-5, atol=1e-7)
 
 
@@ -105,7 +112,9 @@ def test_numbers_survive_a_file_exactly(tmp_path, dtype):
     kept.folder.mkdir()
     numbers = np.asarray(np.random.default_rng(0).normal(size=(3, 2, 4)), jax.numpy.dtype(dtype))
     np.save(kept.part(1), kept.encode(numbers))
-    assert kept.window(FILE + 2).dtype == numbers.dtype and np.array_equal(kept.window(FILE + 2), numbers[2])
+    assert kept.window(FILE + 2).dtype == numbers.dtype and np.array_equal(
+        kept.window(FILE + 2), numbers[2]
+    )
     kept.part(1).write_bytes(b'no array')
     with pytest.raises(UserError, match='Expected frozen features in .*; delete'):
         kept.window(FILE)
@@ -123,5 +132,8 @@ def test_numbers_survive_a_file_exactly(tmp_path, dtype):
 def test_configs_whose_features_are_not_frozen(changes, message):
     config = flow_config(pathlib.Path('nowhere')) | {'objective': 'sigma', 'features': 'cache'}
     config |= {k: config[k] | v if isinstance(v, dict) else v for k, v in changes.items()}
-    with pytest.raises(UserError, match=message.replace('expected_pictures', 'expects pictures that stay as they are')):
+    with pytest.raises(
+        UserError,
+        match=message.replace('expected_pictures', 'expects pictures that stay as they are'),
+    ):
         features.check(config)

@@ -1,4 +1,6 @@
-"""A stopped, killed or full run continues to the same result; `benchmarks/kill_training.py` does more of it."""
+"""A stopped, killed or full run continues to the same result; `benchmarks/kill_training.py` does
+more of it.
+"""
 
 import errno
 import os
@@ -36,7 +38,9 @@ def test_three_kills_change_nothing(undisturbed, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_call_continues(undisturbed, tmp_path, monkeypatch, capsys, number):
+def test_a_signal_saves_and_the_same_call_continues(
+    undisturbed, tmp_path, monkeypatch, capsys, number
+):
     write = TrainLog.write
 
     def interrupted(log, step, values):
@@ -50,7 +54,9 @@ def test_a_signal_saves_and_the_same_call_continues(undisturbed, tmp_path, monke
             scripts.reports_user_errors(toy_run.work)(CONFIG, tmp_path)
     assert caught.value.code == 128 + number
     told = capsys.readouterr().err
-    assert f'stopped by {number.name}: step 7 is saved; run the same command again to continue' in told
+    assert (
+        f'stopped by {number.name}: step 7 is saved; run the same command again to continue' in told
+    )
     assert whole_steps(tmp_path / 'checkpoints')[-1] == 7
     toy_run.work(CONFIG, tmp_path)
     assert kill_training.differing(tmp_path, undisturbed) == []
@@ -66,14 +72,20 @@ def test_the_second_signal_does_what_it_always_does():
 
 def test_a_second_training_in_a_folder_stops_before_it_reads_anything(tmp_path, monkeypatch):
     monkeypatch.setattr(toy_run, 'ToyRun', lambda *_: pytest.fail('built a run'))
-    with writer_lock(tmp_path, 'training'), pytest.raises(UserError, match='got another running training; wait for it'):
+    with (
+        writer_lock(tmp_path, 'training'),
+        pytest.raises(UserError, match='got another running training; wait for it'),
+    ):
         toy_run.work(CONFIG, tmp_path)
 
 
 def test_another_config_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     toy_run.work(CONFIG | {'steps': 1}, tmp_path)
     monkeypatch.setattr(toy_run, 'ToyRun', lambda *_: pytest.fail('built a run'))
-    with pytest.raises(UserError, match='accumulate: saved 1, now 2; restore those values or choose another --workdir'):
+    with pytest.raises(
+        UserError,
+        match='accumulate: saved 1, now 2; restore those values or choose another --workdir',
+    ):
         toy_run.work(CONFIG | {'accumulate': 2}, tmp_path)
 
 
@@ -82,14 +94,20 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 @pytest.mark.parametrize('where', ['rows', 'board', 'checkpoint'])
 def test_a_full_disk_is_told_with_step_and_checkpoint(undisturbed, tmp_path, monkeypatch, where):
-    """Room ends at step 9, after the checkpoint of step 8; with room again the run ends as if nothing had been."""
+    """Room ends at step 9, after the checkpoint of step 8; with room again the run ends as if
+    nothing had been.
+    """
 
     def full(of, method):
         real = getattr(of, method)
 
         def stops(self, *arguments):
             if int(run[0].state.step) >= 9:
-                raise ValueError('RESOURCE_EXHAUSTED: No space left on device') if where == 'checkpoint' else FULL
+                raise (
+                    ValueError('RESOURCE_EXHAUSTED: No space left on device')
+                    if where == 'checkpoint'
+                    else FULL
+                )
             return real(self, *arguments)
 
         patch.setattr(of, method, stops)
@@ -98,11 +116,20 @@ def test_a_full_disk_is_told_with_step_and_checkpoint(undisturbed, tmp_path, mon
     with monkeypatch.context() as patch:
         build = toy_run.ToyRun
         patch.setattr(toy_run, 'ToyRun', lambda c: run.append(build(c)) or run[0])
-        full(*{'rows': (TrainLog, 'write'), 'board': (Board, 'write'), 'checkpoint': (Checkpoints, 'save')}[where])
+        full(
+            *{
+                'rows': (TrainLog, 'write'),
+                'board': (Board, 'write'),
+                'checkpoint': (Checkpoints, 'save'),
+            }[where]
+        )
         with pytest.raises(UserError) as caught:
             toy_run.work(CONFIG, tmp_path)
     told = str(caught.value)
-    assert f'step {12 if where == "checkpoint" else 9}: expected room in' in told and 'checkpoint 8 is whole' in told
+    assert (
+        f'step {12 if where == "checkpoint" else 9}: expected room in' in told
+        and 'checkpoint 8 is whole' in told
+    )
     toy_run.work(CONFIG, tmp_path)
     assert kill_training.differing(tmp_path, undisturbed) == []
 
@@ -126,10 +153,16 @@ def test_a_line_cut_short_is_left_out_and_the_board_follows_the_rows(tmp_path):
     for _ in range(2):
         with TrainLog(tmp_path, 2) as log:
             log.write(2, {'loss': 0.5})
-        assert kill_training.board(tmp_path) == [(0, 'loss', 1.0), (1, 'loss', 0.5), (2, 'loss', 0.5)]
+        assert kill_training.board(tmp_path) == [
+            (0, 'loss', 1.0),
+            (1, 'loss', 0.5),
+            (2, 'loss', 0.5),
+        ]
 
 
-@pytest.mark.parametrize(('section', 'key'), [('log', 'every'), ('checkpoint', 'every'), ('checkpoint', 'keep')])
+@pytest.mark.parametrize(
+    ('section', 'key'), [('log', 'every'), ('checkpoint', 'every'), ('checkpoint', 'keep')]
+)
 def test_intervals_of_nothing(tmp_path, section, key):
     with pytest.raises(UserError, match=rf'{section}\.{key}: expected at least 1'):
         toy_run.work(CONFIG | {section: CONFIG[section] | {key: 0}}, tmp_path / 'run')

@@ -1,4 +1,6 @@
-"""The memory forecast: exact where it claims to be, of the size that XLA plans elsewhere, and plain in its verdict."""
+"""The memory forecast: exact where it claims to be, of the size that XLA plans elsewhere, and plain
+in its verdict.
+"""
 
 import dataclasses
 import io
@@ -26,14 +28,22 @@ ADAM = make_optimizer(OptimizerConfig())
 
 def job(goal, trainable, **changes):
     """The step of a goal on the small batch; arrays serve as their own shapes."""
-    return memory.Job(goal, ADAM, trainable, small_sigma.frozen(), small_sigma.make_batch(), **changes)
+    return memory.Job(
+        goal, ADAM, trainable, small_sigma.frozen(), small_sigma.make_batch(), **changes
+    )
 
 
 def flow(remat=None):
     """Flow matching on the golden weights with factors for both experts."""
-    factors = dataclasses.replace(small_sigma.LORA, patterns=('.*/attn/(q|kv|attn_vec)_einsum(_1)?/w',))
+    factors = dataclasses.replace(
+        small_sigma.LORA, patterns=('.*/attn/(q|kv|attn_vec)_einsum(_1)?/w',)
+    )
     config = dataclasses.replace(small_sigma.PI05, lora=factors, remat=remat)
-    trainable = {'lora': lora.init_factors(jax.random.key(0), small_sigma.frozen().params, pi05.LAYOUTS, factors)}
+    trainable = {
+        'lora': lora.init_factors(
+            jax.random.key(0), small_sigma.frozen().params, pi05.LAYOUTS, factors
+        )
+    }
     return job(FlowMatching(config), trainable)
 
 
@@ -58,7 +68,11 @@ def test_what_stays_is_counted_to_the_byte():
     parts = memory.forecast(subject)
     state = init_state(0, subject.trainable, ADAM, ema=True)
     assert parts['frozen base'] == sum(x.nbytes for x in jax.tree.leaves(subject.frozen))
-    assert parts['trainable leaves'] == parts['running average'] == sum(x.nbytes for x in jax.tree.leaves(state.ema))
+    assert (
+        parts['trainable leaves']
+        == parts['running average']
+        == sum(x.nbytes for x in jax.tree.leaves(state.ema))
+    )
     assert parts['moments'] == sum(x.nbytes for x in jax.tree.leaves(state.opt_state))
     assert parts['batch'] == sum(x.nbytes for x in jax.tree.leaves(subject.batch))
 
@@ -66,7 +80,9 @@ def test_what_stays_is_counted_to_the_byte():
 def test_a_stored_base_has_the_bytes_that_storing_it_takes():
     params, how = small_sigma.frozen().params, quant.QuantConfig('nf4', (r'.*/mlp/.*',), tile=16)
     real = quant.store(params, pi05.STORED, how)
-    assert memory.size(memory.stored(params, how, lambda path: True)) == sum(x.nbytes for x in jax.tree.leaves(real))
+    assert memory.size(memory.stored(params, how, lambda path: True)) == sum(
+        x.nbytes for x in jax.tree.leaves(real)
+    )
     reads = small_sigma.sigma_objective().reads
     kept = trees.flatten(memory.stored(params, quant.QuantConfig(), reads))
     assert 0 < len(kept) < len(trees.flatten(params)) and all(map(reads, kept))
@@ -79,16 +95,25 @@ def test_residuals_are_those_of_a_real_vjp():
 
     def pullback(trainable, frozen, batch):
         def loss(t):
-            return subject.goal(t, frozen, batch, Ablation(), jax.random.key(0), jnp.zeros((), jnp.int32))
+            return subject.goal(
+                t, frozen, batch, Ablation(), jax.random.key(0), jnp.zeros((), jnp.int32)
+            )
 
         held = jax.tree.leaves(jax.vjp(loss, trainable, has_aux=True)[1])
-        return [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in held]
+        return [
+            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+            for x in held
+        ]
 
     def content(x):
         return x.shape, x.dtype, np.asarray(x).tobytes()
 
     inputs = {content(x) for x in jax.tree.leaves(given)}
-    held = [x for x in jax.tree.leaves(quick.jit(pullback)(*given)) if x.ndim and content(x) not in inputs]
+    held = [
+        x
+        for x in jax.tree.leaves(quick.jit(pullback)(*given))
+        if x.ndim and content(x) not in inputs
+    ]
     assert memory.residual_bytes(subject) == pytest.approx(
         sum(x.nbytes for x in held), rel=0.02
     )  # some equal an input by chance
@@ -106,9 +131,12 @@ def test_element_wise_values_are_read_through_to_their_sources():
 
 def test_remat_keeps_less_and_accumulation_halves_it():
     everything, little = memory.kept(flow()), memory.kept(flow('nothing_saveable'))
-    half = dataclasses.replace(flow(), batch=jax.tree.map(lambda x: x[:1], flow().batch), accumulate=2)
+    half = dataclasses.replace(
+        flow(), batch=jax.tree.map(lambda x: x[:1], flow().batch), accumulate=2
+    )
     assert little < everything / 3
-    assert 0.5 <= memory.kept(half) / everything < 0.6  # weights in another layout do not shrink with the batch
+    # weights in another layout do not shrink with the batch
+    assert 0.5 <= memory.kept(half) / everything < 0.6
     assert memory.forecast(half)['gradients'] == 2 * memory.size(half.trainable)
 
 
@@ -117,14 +145,18 @@ def test_attention_is_traced_as_the_card_would_run_it():
     names = {}
     for capability in (8.9, 9.0):
         with memory.pretend(capability):
-            traced = jax.make_jaxpr(lambda q, k: jax.grad(lambda q: nn.attention(q, k, k).sum(dtype=float))(q))(q, q)
+            traced = jax.make_jaxpr(
+                lambda q, k: jax.grad(lambda q: nn.attention(q, k, k).sum(dtype=float))(q)
+            )(q, q)
         names[capability] = {eqn.primitive.name for eqn in traced.eqns}
     assert 'dot_product_attention_fwd_by_shape' in names[9.0] - names[8.9]
     assert 'dot_product_attention_fwd_by_shape' not in str(jax.make_jaxpr(nn.attention)(q, q, q))
 
 
 def test_the_forecast_is_near_what_xla_plans():
-    """Widths at which activations count; the CPU's compiler plans like the GPU's, though it fuses less."""
+    """Widths at which activations count; the CPU's compiler plans like the GPU's, though it fuses
+    less.
+    """
     model = small_run.MODEL | {'action_horizon': 48}
     model |= {'language': small_run.EXPERT | {'width': 64, 'mlp_dim': 256, 'depth': 4}}
     model |= {'expert': small_run.EXPERT | {'depth': 4, 'adaptive': True}, 'dtype': 'float32'}
@@ -136,14 +168,19 @@ def test_the_forecast_is_near_what_xla_plans():
     gates = jax.tree.map(np.float32, Ablation())
     plan = step.lower(state, subject.frozen, subject.batch, gates).compile().memory_analysis()
     parts = memory.forecast(subject)
-    passing = sum(parts[name] for name in ('gradients', 'kept activations', 'largest layer', 'reserve'))
+    passing = sum(
+        parts[name] for name in ('gradients', 'kept activations', 'largest layer', 'reserve')
+    )
     assert sum(parts.values()) - passing == pytest.approx(plan.argument_size_in_bytes, rel=0.02)
     assert 0.6 < passing / plan.temp_size_in_bytes < 1.6
 
 
 def full_size(objective, batch, length, capability=9.0, **changes):
     """GiB of a full-size step by part."""
-    kind = {'objective': objective, 'trainable': ('lora',) if objective == 'flow_matching' else ('sigma', 'lora')}
+    kind = {
+        'objective': objective,
+        'trainable': ('lora',) if objective == 'flow_matching' else ('sigma', 'lora'),
+    }
     c = config() | kind | {'batch_size': batch, 'sequence_length': length} | changes
     with memory.pretend(capability):
         return {name: n / 2**30 for name, n in memory.forecast(memory_check.make_job(c)[0]).items()}
@@ -158,7 +195,9 @@ def test_full_size_lora_agrees_with_what_an_h100_took():
 
 @pytest.mark.slow
 def test_full_size_sigma_agrees_with_what_an_h100_took():
-    """Measured with 24 text tokens: arguments 8.2 GiB, temporary buffers 3.1; here 48 tokens are assumed."""
+    """Measured with 24 text tokens: arguments 8.2 GiB, temporary buffers 3.1; here 48 tokens are
+    assumed.
+    """
     assert 11.3 <= sum(full_size('sigma', 8, 4).values()) <= 1.2 * 11.3
 
 

@@ -1,4 +1,6 @@
-"""Half precision and rematerialisation change nothing that matters: gradients and loss curves beside the plain ones."""
+"""Half precision and rematerialisation change nothing that matters: gradients and loss curves
+beside the plain ones.
+"""
 
 import functools
 
@@ -22,7 +24,9 @@ STEPS = 200
 
 def sizes(dtype='float32', remat=None):
     """A very small pi0.5 of two layers, with LoRA's dropout."""
-    return assembly.pi05_config(small_run.MODEL | DEEP | {'dtype': dtype, 'remat': remat}, {'lora': small.LORA})
+    return assembly.pi05_config(
+        small_run.MODEL | DEEP | {'dtype': dtype, 'remat': remat}, {'lora': small.LORA}
+    )
 
 
 @functools.cache
@@ -31,8 +35,12 @@ def inputs():
     config, rng, batch = sizes(), np.random.default_rng(0), small.make_batch()
     params = jax.device_get(quick.jit(lambda key: pi05.init_params(key, config))(jax.random.key(0)))
     factors = lora.init_factors(jax.random.key(1), params, pi05.LAYOUTS, small.LORA)
-    params, factors = jax.tree.map(lambda x: np.float32(x + 0.1 * rng.standard_normal(x.shape)), (params, factors))
-    seen = batch.observation.replace(images=batch.observation.images[..., :28, :28, :], depth=None, audio=None)
+    params, factors = jax.tree.map(
+        lambda x: np.float32(x + 0.1 * rng.standard_normal(x.shape)), (params, factors)
+    )
+    seen = batch.observation.replace(
+        images=batch.observation.images[..., :28, :28, :], depth=None, audio=None
+    )
     lead = (*batch.mask.shape, config.action_horizon)
     actions, mask = np.resize(batch.actions, (*lead, small.A)), np.resize(batch.action_mask, lead)
     return (

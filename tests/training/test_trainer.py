@@ -1,4 +1,6 @@
-"""Training from shards to checkpoint: a stopped and continued run is the uninterrupted one, and errors that stop it."""
+"""Training from shards to checkpoint: a stopped and continued run is the uninterrupted one, and
+errors that stop it.
+"""
 
 import csv
 import dataclasses
@@ -39,7 +41,9 @@ def whole(small_run, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def stopped(small_run, tmp_path_factory):
-    """The same run, stopped at step 3 with checkpoint 2 as its newest, and continued: (work folder, last state)."""
+    """The same run, stopped at step 3 with checkpoint 2 as its newest, and continued: (work folder,
+    last state).
+    """
     workdir = tmp_path_factory.mktemp('stopped')
     with pytest.MonkeyPatch.context() as patch:
         write = TrainLog.write
@@ -76,7 +80,8 @@ def test_logged_metrics_are_the_same_to_the_last_digit(whole, stopped):
 
 def test_data_order_continues_where_it_stopped(whole, stopped):
     files = [
-        [w / 'checkpoints' / f'step_{n}' / 'loader' / 'metadata' for n in (2, 4, 5)] for w in (whole[0], stopped[0])
+        [w / 'checkpoints' / f'step_{n}' / 'loader' / 'metadata' for n in (2, 4, 5)]
+        for w in (whole[0], stopped[0])
     ]
     positions = [[json.loads(file.read_text()) for file in row] for row in files]
     assert positions[0] == positions[1] and positions[0][0] != positions[0][1] != positions[0][2]
@@ -98,7 +103,10 @@ def test_flow_matching_leaves_a_policy_with_its_statistics(small_run):
     assert found.config.vision.image_size == 28 and found.config.sample_steps == 2
     assert json.loads((small_run.base / 'norm_stats.json').read_text()).keys() == {'norm_stats'}
     start = assembly.load_base(flow_config(small_run.shards)).params
-    moved = [not np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (start, found.params)), strict=True)]
+    moved = [
+        not np.array_equal(x, y)
+        for x, y in zip(*map(jax.tree.leaves, (start, found.params)), strict=True)
+    ]
     assert sum(moved) > 0.8 * len(moved)
 
 
@@ -112,13 +120,19 @@ def test_a_policy_follows_its_run(small_run, tmp_path):
         return json.loads((policy / 'source.json').read_text())['digest']
 
     before, config = digest(), flow_config(small_run.shards)
-    assert set(seen.read(policy)) == set(seen.of_split(read_meta(small_run.shards), 'train')) == set(seen.read(run))
+    assert (
+        set(seen.read(policy))
+        == set(seen.of_split(read_meta(small_run.shards), 'train'))
+        == set(seen.read(run))
+    )
     trainer.train(config, run, QUIET)
     assert digest() == before, 'nothing was trained'
     trained = trainer.train(config | {'steps': 3}, run, QUIET)
     assert digest() != before and trainer.saved_at(policy) == 3
     found = checkpoint.load(policy).params
-    assert trees.digest(found) == trees.digest(jax.device_get(trained.ema or trained.trainable)['params'])
+    assert trees.digest(found) == trees.digest(
+        jax.device_get(trained.ema or trained.trainable)['params']
+    )
     assert sorted(path.name for path in run.iterdir() if 'policy' in path.name) == ['policy']
     (policy / 'source.json').unlink()
     trainer.train(config | {'steps': 4}, run, QUIET)
@@ -130,7 +144,11 @@ def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
     assert trained.provenance['step'] == 5 and trained.sequence_length == 2
     assert trained.base.digest == json.loads((small_run.base / 'source.json').read_text())['digest']
     average = jax.device_get(whole[1].ema)
-    assert trees.digest(trained.trainable) == trees.digest(average) != trees.digest(jax.device_get(whole[1].trainable))
+    assert (
+        trees.digest(trained.trainable)
+        == trees.digest(average)
+        != trees.digest(jax.device_get(whole[1].trainable))
+    )
     batch = next(
         pipeline.make_loader(
             small_run.shards, 'train', batch_size=2, sequence_length=2, baselines='pi05',
@@ -164,14 +182,20 @@ def nested(config, section, **changes):
     ('change', 'message'),
     [
         (lambda c: nested(c, 'sigma', widht=3), r"config.sigma has unknown keys \['widht'\]"),
-        (lambda c: nested(c, 'loss', hard_ratio=2.0), r'loss.hard_ratio: expected a share in \(0, 1\]'),
-        (lambda c: nested(c, 'lora', patterns=('.*/v_proj',)), "pattern '.*/v_proj' matches none of"),
+        (lambda c: nested(c, 'loss', hard_ratio=2.0), r'loss.hard_ratio: expected a share in \(0, '
+                                                      r'1\]'),
+        (lambda c: nested(c, 'lora', patterns=('.*/v_proj',)), "pattern '.*/v_proj' matches none "
+                                                               'of'),
         (lambda c: nested(c, 'lora', rank=0), 'lora.rank: expected at least 1, got 0'),
-        (lambda c: nested(c, 'lora', patterns=('.*/q_einsum_1/w',)), 'LoRA factors of .* would never learn'),
-        (lambda c: c | {'objective': 'behaviour'}, "expected 'sigma' or 'flow_matching', got 'behaviour'"),
+        (lambda c: nested(c, 'lora', patterns=('.*/q_einsum_1/w',)), 'LoRA factors of .* would '
+                                                                     'never learn'),
+        (lambda c: c | {'objective': 'behaviour'}, "expected 'sigma' or 'flow_matching', got "
+                                                   "'behaviour'"),
         (lambda c: c | {'trainable': ('sigma', 'heads')}, r"expected some of .*, got \['heads'\]"),
-        (lambda c: c | {'trainable': ('lora',)}, r"config.trainable: objective 'sigma' expects \('sigma',\)"),
-        (lambda c: c | {'trainable': ('sigma', 'params')}, r"config.trainable: objective 'sigma' expects \('sigma',\)"),
+        (lambda c: c | {'trainable': ('lora',)}, r"config.trainable: objective 'sigma' expects "
+                                                 r"\('sigma',\)"),
+        (lambda c: c | {'trainable': ('sigma', 'params')}, r"config.trainable: objective 'sigma' "
+                                                           r"expects \('sigma',\)"),
         (lambda c: c | {'shards': 'nowhere'}, 'Expected finished shards in nowhere'),
         (lambda c: c | {'base': 'nowhere'}, 'expected a checkpoint at nowhere'),
         (lambda c: c | {'batch_size': 0}, 'Expected batch_size and sequence_length of at least 1'),
@@ -185,19 +209,30 @@ def test_configs_that_cannot_be_meant(small_run, tmp_path, change, message):
 
 def test_another_base_than_the_baselines_were_made_with(small_run, tmp_path):
     loaded = checkpoint.load(small_run.base)
-    shifted = dataclasses.replace(loaded, params=jax.tree.map(lambda x: x + np.float32(1e-3), loaded.params))
+    shifted = dataclasses.replace(
+        loaded, params=jax.tree.map(lambda x: x + np.float32(1e-3), loaded.params)
+    )
     checkpoint.save(shifted, small_run.base, tmp_path / 'other')
-    with pytest.raises(UserError, match='expected baselines of the policy .*prepare the shards with the same --base'):
+    with pytest.raises(
+        UserError,
+        match='expected baselines of the policy .*prepare the shards with the same --base',
+    ):
         trainer.train(small_run.config(base=str(tmp_path / 'other')), tmp_path / 'run', QUIET)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_table(small_run, tmp_path):
     loaded = checkpoint.load(small_run.base)
     flat = trees.flatten(loaded.params)
-    flat['PaliGemma/llm/embedder/input_embedding'] = flat['PaliGemma/llm/embedder/input_embedding'][:100]
+    flat['PaliGemma/llm/embedder/input_embedding'] = flat['PaliGemma/llm/embedder/input_embedding'][
+        :100
+    ]
     smaller = dataclasses.replace(loaded.config, vocab_size=100)
     with pytest.raises(UserError, match=r'expected shape \(640, \d+\), got \(100, \d+\)'):
-        checkpoint.save(dataclasses.replace(loaded, params=trees.unflatten(flat)), small_run.base, tmp_path / 'other')
+        checkpoint.save(
+            dataclasses.replace(loaded, params=trees.unflatten(flat)),
+            small_run.base,
+            tmp_path / 'other',
+        )
     cut = dataclasses.replace(loaded, params=trees.unflatten(flat), config=smaller)
     checkpoint.save(cut, small_run.base, tmp_path / 'other')
     with pytest.raises(UserError, match='100'):
@@ -212,24 +247,52 @@ class Batches:
 
     def __next__(self):
         self.step += 1
-        one, actions = np.ones((1, 1)), np.full((1, 1, 2, 3), np.nan if self.step == self.bad else 0.5, np.float32)
-        names = ('images', 'image_mask', 'prompt', 'prompt_mask', 'text', 'text_mask', 'state', 'reset', 'mask')
-        numbers = {k: one.astype(int) for k in ('text_id', 'episode')} | {'frame': one.astype(int) * 7}
-        return dict.fromkeys(names, one) | numbers | {'actions': actions, 'action_mask': one[..., None] > 0}
+        one, actions = (
+            np.ones((1, 1)),
+            np.full((1, 1, 2, 3), np.nan if self.step == self.bad else 0.5, np.float32),
+        )
+        names = (
+            'images',
+            'image_mask',
+            'prompt',
+            'prompt_mask',
+            'text',
+            'text_mask',
+            'state',
+            'reset',
+            'mask',
+        )
+        numbers = {k: one.astype(int) for k in ('text_id', 'episode')} | {
+            'frame': one.astype(int) * 7
+        }
+        return (
+            dict.fromkeys(names, one)
+            | numbers
+            | {'actions': actions, 'action_mask': one[..., None] > 0}
+        )
 
     def get_state(self):
         return {'step': self.step}
 
 
-@pytest.mark.parametrize(('log', 'bad', 'at', 'kept'), [(1, 3, 3, 2), (100, 3, 3, 2), (100, 2, 2, 2), (4, 5, 5, 4)])
-def test_a_loss_that_is_not_finite_stops_and_never_reaches_a_checkpoint(tmp_path, log, bad, at, kept):
+@pytest.mark.parametrize(
+    ('log', 'bad', 'at', 'kept'), [(1, 3, 3, 2), (100, 3, 3, 2), (100, 2, 2, 2), (4, 5, 5, 4)]
+)
+def test_a_loss_that_is_not_finite_stops_and_never_reaches_a_checkpoint(
+    tmp_path, log, bad, at, kept
+):
     """The loop itself, around one matrix: checkpoints every 2 steps, also where no row is due."""
 
     def goal(trainable, frozen, batch, ablation, key, step):
         loss = jnp.mean((trainable['sigma']['w'] - batch.actions) ** 2)
         return loss, {'L_act': loss}
 
-    config = {'steps': 8, 'log': {'every': log, 'shares': 0}, 'checkpoint': {'every': 2}, 'objective': 'sigma'}
+    config = {
+        'steps': 8,
+        'log': {'every': log, 'shares': 0},
+        'checkpoint': {'every': 2},
+        'objective': 'sigma',
+    }
     state = init_state(0, {'sigma': {'w': jnp.zeros((2, 3))}}, optax.sgd(0.1))
     run = types.SimpleNamespace(
         config=config,
@@ -247,7 +310,9 @@ def test_a_loss_that_is_not_finite_stops_and_never_reaches_a_checkpoint(tmp_path
         trainer.progress_bar(QUIET) as progress,
     ):
         trainer.loop(run, Batches(bad), checkpoints, train_log, progress, config, Wish())
-    assert f'step {at}: expected finite losses' in str(caught.value) and '(1, 7)' in str(caught.value)
+    assert f'step {at}: expected finite losses' in str(caught.value) and '(1, 7)' in str(
+        caught.value
+    )
     with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
         assert checkpoints.latest() == kept
         assert np.isfinite(checkpoints.restore_trainable(kept)['sigma']['w']).all()
@@ -278,7 +343,9 @@ def test_shards_of_another_image_size(small_run, tmp_path, unread):
     shutil.copytree(small_run.shards, tmp_path / 'shards')
     meta = tmp_path / 'shards' / 'meta.json'
     meta.write_text(json.dumps(json.loads(meta.read_text()) | {'image_size': 56}))
-    with pytest.raises(UserError, match='expected images of 28 px, which the base takes, got 56 px'):
+    with pytest.raises(
+        UserError, match='expected images of 28 px, which the base takes, got 56 px'
+    ):
         trainer.train(small_run.config(shards=str(tmp_path / 'shards')), tmp_path / 'run', QUIET)
 
 

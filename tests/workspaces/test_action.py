@@ -21,18 +21,28 @@ def normal(*shape):
 
 
 def config(**changes):
-    return SigmaConfig(d_model=D, state_dim=3, action_dim=A, horizon=T, chunk=C, heads=2, action_width=Z, **changes)
+    return SigmaConfig(
+        d_model=D, state_dim=3, action_dim=A, horizon=T, chunk=C, heads=2, action_width=Z, **changes
+    )
 
 
 def test_condition_projector():
-    module, pooled, tau = action.ActionConditionProjector(Z, E, 'float32'), normal(B, D), normal(B, E)
+    module, pooled, tau = (
+        action.ActionConditionProjector(Z, E, 'float32'),
+        normal(B, D),
+        normal(B, E),
+    )
     p = ref.random_params(module, pooled, tau)
     x = np.concatenate([ref.layer_norm(pooled, p['norm']), tau], -1)
     assert ref.close(ref.call(module, p, pooled, tau), ref.mlp(x, p['mlp']))
 
 
 def test_query_generator():
-    module, state_tokens, c_act = action.ActionQueryGenerator(Q, Z, 2, 1, 'float32'), normal(B, N, D), normal(B, E)
+    module, state_tokens, c_act = (
+        action.ActionQueryGenerator(Q, Z, 2, 1, 'float32'),
+        normal(B, N, D),
+        normal(B, E),
+    )
     p = ref.random_params(module, state_tokens, c_act)
     seed, s = np.stack([p['seed']] * B), state_tokens @ p['w_s']['kernel']
     q_1 = ref.attention(seed, s, p['attention'], 2) + ref.dense(c_act, p['condition_bias'])[:, None]
@@ -56,7 +66,11 @@ def test_three_heads():
     x = np.concatenate([ref.layer_norm(pooled, p['norm']), tau], -1)
     y = ref.mlp(x, p['mlp']).reshape(B, 1 + C + T, A)
     g = ref.call(head, p, pooled, tau)
-    assert ref.close(g.vec, y[:, 0]) and ref.close(g.chk, y[:, 1 : 1 + C]) and ref.close(g.traj, y[:, 1 + C :])
+    assert (
+        ref.close(g.vec, y[:, 0])
+        and ref.close(g.chk, y[:, 1 : 1 + C])
+        and ref.close(g.traj, y[:, 1 + C :])
+    )
 
 
 def branches(base):
@@ -80,7 +94,9 @@ def test_a_zero_residual_changes_no_bit_and_still_has_a_gradient(zero):
     residual = np.full(5, zero, np.float32)
     total = quick.jit(action.add_residual)(base, residual)
     assert np.array_equal(np.asarray(total).view(np.int32), base.view(np.int32))
-    gradient = jax.grad(lambda r: jnp.sum(action.add_residual(base[:4], r) * jnp.arange(4.0)))(residual[:4])
+    gradient = jax.grad(lambda r: jnp.sum(action.add_residual(base[:4], r) * jnp.arange(4.0)))(
+        residual[:4]
+    )
     assert np.array_equal(gradient, np.arange(4.0))
 
 

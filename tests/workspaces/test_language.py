@@ -32,7 +32,9 @@ def memory_step(m_prev, z_pool, p):
 
 @pytest.fixture(scope='module')
 def workspace():
-    config = SigmaConfig(d_model=D, state_dim=3, action_dim=3, d_tau=E, num_factors=K, heads=2, action_width=8)
+    config = SigmaConfig(
+        d_model=D, state_dim=3, action_dim=3, d_tau=E, num_factors=K, heads=2, action_width=8
+    )
     return language.LanguageIntentWorkspace(config)
 
 
@@ -63,13 +65,24 @@ def test_infer_follows_the_paper(workspace):
     z_sem = ref.attention(np.stack([factors['query']] * B), h, factors['attention'], 2, MASK)
     z_pool = z_sem.mean(1)
     memory = memory_step(m_prev, z_pool, p['memory'])
-    c_env, c_beh, c_text = (summary(h, MASK, p[f'summary_{name}']) for name in ('env', 'beh', 'text'))
+    c_env, c_beh, c_text = (
+        summary(h, MASK, p[f'summary_{name}']) for name in ('env', 'beh', 'text')
+    )
     z_intent = ref.mlp(np.concatenate([memory, c_env, c_beh], -1), p['intent']['mlp'])
-    x = np.concatenate([ref.layer_norm(v) for v in (memory, z_intent, c_env, c_beh, z_pool, c_text)], -1)
+    x = np.concatenate(
+        [ref.layer_norm(v) for v in (memory, z_intent, c_env, c_beh, z_pool, c_text)], -1
+    )
     q = p['telepathy_projector']
     tau = ref.gelu(x @ q['w_1'] + q['b_1']) @ q['w_2'] + p['tau_const']
     expected = dict(
-        z_sem=z_sem, z_pool=z_pool, memory=memory, c_env=c_env, c_beh=c_beh, c_text=c_text, z_intent=z_intent, tau=tau
+        z_sem=z_sem,
+        z_pool=z_pool,
+        memory=memory,
+        c_env=c_env,
+        c_beh=c_beh,
+        c_text=c_text,
+        z_intent=z_intent,
+        tau=tau,
     )
     for name, value in expected.items():
         assert ref.close(getattr(got, name), value, 1e-4), name
@@ -80,7 +93,10 @@ def test_masked_tokens_weigh_nothing(workspace):
     p = ref.random_params(workspace, hidden, MASK, m_prev, method='infer')
     noisy = hidden + 5 * normal(B, S, D) * ~MASK[..., None]
     one, other = (ref.call(workspace, p, x, MASK, m_prev, method='infer') for x in (hidden, noisy))
-    assert all(ref.close(x, y, 1e-6) for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
+    assert all(
+        ref.close(x, y, 1e-6)
+        for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
 
 
 def test_constant_tau_is_one_vector_for_every_input(workspace):

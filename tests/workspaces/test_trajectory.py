@@ -38,7 +38,9 @@ def block(x, condition, context, mask, p):
 
 def reference(p, query, r_high, mask, c_act, x):
     """Deterministic steps along the line x_s = (1 - s) clean + s start, from s = 1 to s = 0."""
-    context = np.concatenate([query, ref.dense(ref.layer_norm(r_high, p['context_norm']), p['context_in'])], 1)
+    context = np.concatenate(
+        [query, ref.dense(ref.layer_norm(r_high, p['context_norm']), p['context_in'])], 1
+    )
     mask = np.concatenate([np.ones((B, Q), bool), mask], 1)
     for j in range(STEPS):
         y = x @ p['x_in'] + p['position']
@@ -64,19 +66,27 @@ def test_scanned_blocks_have_the_gradient_of_blocks_one_by_one(case):
 
     def gradient(stacked):
         def denoise(module):
-            return module.denoise(x, 1, condition, context, mask, module._stacked() if stacked else None)
+            return module.denoise(
+                x, 1, condition, context, mask, module._stacked() if stacked else None
+            )
 
-        return jax.grad(lambda p: jnp.sum(jnp.square(module.apply({'params': p}, method=denoise))))(p)
+        return jax.grad(lambda p: jnp.sum(jnp.square(module.apply({'params': p}, method=denoise))))(
+            p
+        )
 
     one_by_one, scanned = gradient(False), gradient(True)
-    assert not np.array_equal(*(jax.tree.leaves(one_by_one[f'blocks_{n}']['ffn'])[0] for n in range(2)))
+    assert not np.array_equal(
+        *(jax.tree.leaves(one_by_one[f'blocks_{n}']['ffn'])[0] for n in range(2))
+    )
     chex.assert_trees_all_close(scanned, one_by_one, rtol=1e-4, atol=1e-5)
 
 
 def test_a_zero_last_layer_returns_zeros_from_any_start(case):
     module, p, inputs = case
     assert set(p['out']) == {'kernel'}
-    assert not np.any(ref.call(module, p | {'out': {'kernel': 0 * p['out']['kernel']}}, *inputs, normal(B, T, A)))
+    assert not np.any(
+        ref.call(module, p | {'out': {'kernel': 0 * p['out']['kernel']}}, *inputs, normal(B, T, A))
+    )
 
 
 def test_the_last_prediction_is_the_output():

@@ -48,7 +48,11 @@ def test_modulator_is_film_behind_two_log_gates():
 
 
 def test_modulator_without_telepathy_or_biases_is_the_identity():
-    module, v_base, tau = vision.VisionModulator(0.0, -1.0, 'float32'), normal(B, V, D), normal(B, E)
+    module, v_base, tau = (
+        vision.VisionModulator(0.0, -1.0, 'float32'),
+        normal(B, V, D),
+        normal(B, E),
+    )
     p = ref.random_params(module, v_base, tau)
     p |= {'b_1': 0 * p['b_1'], 'b_2': 0 * p['b_2']}  # as they start
     assert np.array_equal(ref.call(module, p, v_base, 0 * tau), v_base)
@@ -59,7 +63,9 @@ def test_projector_state_encoder_and_block():
     features, state, x = normal(B, F, 6), normal(B, 3), normal(B, V, D)
     projector = vision.VisionProjector(D, 'float32')
     p = ref.random_params(projector, features)
-    assert ref.close(ref.call(projector, p, features), ref.mlp(ref.layer_norm(features, p['norm']), p['mlp']))
+    assert ref.close(
+        ref.call(projector, p, features), ref.mlp(ref.layer_norm(features, p['norm']), p['mlp'])
+    )
 
     encoder = vision.StateEncoder(2, D, 5, 'float32')
     p = ref.random_params(encoder, state)
@@ -72,7 +78,10 @@ def test_projector_state_encoder_and_block():
 
 
 def test_patch_embed_reads_squares_of_pixels():
-    module, images = vision.PatchEmbed(2, D, 'float32'), RNG.integers(0, 256, (B, 2, 4, 6, 3)).astype(np.uint8)
+    module, images = (
+        vision.PatchEmbed(2, D, 'float32'),
+        RNG.integers(0, 256, (B, 2, 4, 6, 3)).astype(np.uint8),
+    )
     p = ref.random_params(module, images)
     tokens = ref.call(module, p, images)
     assert tokens.shape == (B, 2 * 6, D)
@@ -110,11 +119,19 @@ def test_depth_and_audio_join_the_features_and_absent_inputs_are_no_tokens():
     module, everything = workspace_and_observation(depth=depth, audio=audio)
     features = normal(B, 4, D)
     p = ref.random_params(module, features, everything, method='perceive')
-    assert set(p) == {'projector', 'resampler', 'state_encoder', 'depth_patch_embed', 'audio_patch_embed'}
+    assert set(p) == {
+        'projector',
+        'resampler',
+        'state_encoder',
+        'depth_patch_embed',
+        'audio_patch_embed',
+    }
     full, state_tokens = ref.call(module, p, features, everything, method='perceive')
 
     def moved(**change):
-        v_base, states = ref.call(module, p, features, everything.replace(**change), method='perceive')
+        v_base, states = ref.call(
+            module, p, features, everything.replace(**change), method='perceive'
+        )
         assert np.array_equal(states, state_tokens)
         return np.abs(v_base - full).max(axis=(1, 2))
 
@@ -135,7 +152,8 @@ def test_depth_views_may_have_a_mask_of_their_own():
     features = normal(B, 4, D)
     p = ref.random_params(module, features, observation, method='perceive')
     full, other = (
-        ref.call(module, p, features, observation.replace(depth=x), method='perceive')[0] for x in (depth, depth + 3)
+        ref.call(module, p, features, observation.replace(depth=x), method='perceive')[0]
+        for x in (depth, depth + 3)
     )
     assert np.abs(full - other)[0].max() > 1e-4 and np.array_equal(full[1], other[1])
 
@@ -150,7 +168,9 @@ def test_film_gate_leaves_v_base_to_the_blocks():
     module, _ = workspace_and_observation()
     v_base, tau = normal(B, V, D), normal(B, 64)
     p = ref.random_params(module, v_base, tau, 1.0, method='modulate')
-    v_mod = vision.VisionModulator(0.0, 0.0, 'float32').apply({'params': p['modulator']}, v_base, tau)
+    v_mod = vision.VisionModulator(0.0, 0.0, 'float32').apply(
+        {'params': p['modulator']}, v_base, tau
+    )
     for gate, x in ((1.0, v_mod), (0.0, v_base)):
         tokens = ref.call(module, p, v_base, tau, gate, method='modulate')
         assert ref.close(tokens, ref.transformer_block(np.asarray(x), p['blocks_0'], 2), 1e-4)

@@ -1,10 +1,12 @@
-"""What LeRobot's processors and openpi's transforms make of one frame; run inside their own installation.
+"""What LeRobot's processors and openpi's transforms make of one frame; run inside their own
+installation.
 
     python make_reference.py lerobot OUT [--mode QUANTILES] [--relative]
     python make_reference.py openpi OUT [--mode mean_std]
 
-Writes OUT/reference.npz, and for LeRobot the files that its `save_pretrained` puts beside the weights. README.md has
-the versions and commands behind the stored ones. Needs numpy, tokenizers and one of the two libraries.
+Writes OUT/reference.npz, and for LeRobot the files that its `save_pretrained` puts beside the
+weights. README.md has the versions and commands behind the stored ones. Needs numpy, tokenizers and
+one of the two libraries.
 """
 
 import argparse
@@ -19,11 +21,20 @@ import tokenizers
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 CAMERAS, SIDE, HORIZON, LENGTH = ('up', 'side'), 28, 4, 48
 TASK = ' pick up_the brick\nand <place> it '
-JOINTS = ('shoulder_pan.pos', 'shoulder_lift.pos', 'elbow_flex.pos', 'wrist_flex.pos', 'wrist_roll.pos', 'gripper.pos')
+JOINTS = (
+    'shoulder_pan.pos',
+    'shoulder_lift.pos',
+    'elbow_flex.pos',
+    'wrist_flex.pos',
+    'wrist_roll.pos',
+    'gripper.pos',
+)
 
 
 def raw_inputs() -> dict[str, np.ndarray]:
-    """Two pictures that are not square, a state with entries outside the range, and normalised actions."""
+    """Two pictures that are not square, a state with entries outside the range, and normalised
+    actions.
+    """
     rng = np.random.default_rng(7)
     ramp = np.linspace(0, 255, 80)[None, :, None] * np.linspace(0.2, 1, 60)[:, None, None]
     up = np.clip(ramp + rng.normal(0, 20, (60, 80, 3)), 0, 255).astype(np.uint8)
@@ -37,16 +48,34 @@ def statistics() -> dict[str, dict[str, np.ndarray]]:
     """Of six joints in degrees; the last but one of the state never moved."""
     rng, out = np.random.default_rng(3), {}
     for name in ('state', 'actions'):
-        values = rng.normal(0, [20, 30, 25, 15, 0 if name == 'state' else 4, 10], (500, 6)) + [0, -60, 60, 20, 5, 15]
+        values = rng.normal(0, [20, 30, 25, 15, 0 if name == 'state' else 4, 10], (500, 6)) + [
+            0,
+            -60,
+            60,
+            20,
+            5,
+            15,
+        ]
         levels = {'q01': 0.01, 'q10': 0.1, 'q50': 0.5, 'q90': 0.9, 'q99': 0.99}
-        columns = {'min': values.min(0), 'max': values.max(0), 'mean': values.mean(0), 'std': values.std(0)}
-        out[name] = columns | {key: np.quantile(values, level, axis=0) for key, level in levels.items()}
+        columns = {
+            'min': values.min(0),
+            'max': values.max(0),
+            'mean': values.mean(0),
+            'std': values.std(0),
+        }
+        out[name] = columns | {
+            key: np.quantile(values, level, axis=0) for key, level in levels.items()
+        }
     return out
 
 
 def small_tokenizer() -> tokenizers.Tokenizer:
-    """The project's own small tokenizer, which the ordinary tests have; with a leading bos, as Gemma's."""
-    tokenizer = tokenizers.Tokenizer.from_file(str(ROOT / 'assets' / 'tokenizer' / 'tokenizer.json'))
+    """The project's own small tokenizer, which the ordinary tests have; with a leading bos, as
+    Gemma's.
+    """
+    tokenizer = tokenizers.Tokenizer.from_file(
+        str(ROOT / 'assets' / 'tokenizer' / 'tokenizer.json')
+    )
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single='<bos> $A', special_tokens=[('<bos>', 2)]
     )
@@ -81,7 +110,9 @@ def run_lerobot(out: pathlib.Path, mode: str, relative: bool) -> dict[str, np.nd
         },
         input_features={
             **{
-                f'observation.images.{name}': PolicyFeature(FeatureType.VISUAL, (3, *raw[name].shape[:2]))
+                f'observation.images.{name}': PolicyFeature(
+                    FeatureType.VISUAL, (3, *raw[name].shape[:2])
+                )
                 for name in CAMERAS
             },
             'observation.state': PolicyFeature(FeatureType.STATE, (6,)),
@@ -95,7 +126,8 @@ def run_lerobot(out: pathlib.Path, mode: str, relative: bool) -> dict[str, np.nd
     before.save_pretrained(out)
     after.save_pretrained(out)
     views = {
-        f'observation.images.{name}': torch.from_numpy(raw[name]).permute(2, 0, 1).float() / 255 for name in CAMERAS
+        f'observation.images.{name}': torch.from_numpy(raw[name]).permute(2, 0, 1).float() / 255
+        for name in CAMERAS
     }
     batch = before({**views, 'observation.state': torch.from_numpy(raw['state']), 'task': TASK})
     stand_in = types.SimpleNamespace(config=config, parameters=lambda: iter([torch.zeros(1)]))
@@ -112,22 +144,32 @@ def run_lerobot(out: pathlib.Path, mode: str, relative: bool) -> dict[str, np.nd
 
 
 def run_openpi(out: pathlib.Path, mode: str) -> dict[str, np.ndarray]:
-    """Normalize, ResizeImages, TokenizePrompt, and the images as `Observation.from_dict` scales them; Unnormalize."""
+    """Normalize, ResizeImages, TokenizePrompt, and the images as `Observation.from_dict` scales
+    them; Unnormalize.
+    """
     import openpi.models.tokenizer
     import openpi.shared.normalize
     import openpi.transforms
 
     raw = raw_inputs()
     stats = {
-        name: openpi.shared.normalize.NormStats(**{k: one[k] for k in ('mean', 'std', 'q01', 'q99')})
+        name: openpi.shared.normalize.NormStats(
+            **{k: one[k] for k in ('mean', 'std', 'q01', 'q99')}
+        )
         for name, one in statistics().items()
     }
     openpi.shared.normalize.save(out / 'assets' / 'so101', stats)
     tokenizer, inner = object.__new__(openpi.models.tokenizer.PaligemmaTokenizer), small_tokenizer()
     tokenizer._max_len = 200
-    tokenizer._tokenizer = types.SimpleNamespace(encode=lambda text, add_bos: inner.encode(text).ids)
+    tokenizer._tokenizer = types.SimpleNamespace(
+        encode=lambda text, add_bos: inner.encode(text).ids
+    )
     quantiles = mode != 'mean_std'
-    data: dict[str, Any] = {'image': {name: raw[name] for name in CAMERAS}, 'state': raw['state'], 'prompt': TASK}
+    data: dict[str, Any] = {
+        'image': {name: raw[name] for name in CAMERAS},
+        'state': raw['state'],
+        'prompt': TASK,
+    }
     for transform in (
         openpi.transforms.Normalize(stats, use_quantiles=quantiles),
         openpi.transforms.ResizeImages(SIDE, SIDE),
@@ -137,7 +179,9 @@ def run_openpi(out: pathlib.Path, mode: str) -> dict[str, np.ndarray]:
     undo = openpi.transforms.Unnormalize(stats, use_quantiles=quantiles)
     back = undo({'state': data['state'], 'actions': raw['model_actions']})
     return {
-        'images': np.stack([data['image'][name].astype(np.float32) / 255.0 * 2.0 - 1.0 for name in CAMERAS]),
+        'images': np.stack(
+            [data['image'][name].astype(np.float32) / 255.0 * 2.0 - 1.0 for name in CAMERAS]
+        ),
         'image_mask': np.ones(2, bool),
         'state': data['state'],
         'prompt': data['tokenized_prompt'].astype(np.int64),

@@ -1,8 +1,10 @@
-"""200 tasks and states, and the prompt texts that openpi and LeRobot build of them; run inside their installations.
+"""200 tasks and states, and the prompt texts that openpi and LeRobot build of them; run inside
+their installations.
 
     python make_reference.py openpi ; python make_reference.py lerobot
 
-Each adds its texts to prompts.json. `ids.mjs` then adds a digest of each text's token ids. README.md has versions.
+Each adds its texts to prompts.json. `ids.mjs` then adds a digest of each text's token ids.
+README.md has versions.
 """
 
 import json
@@ -22,18 +24,25 @@ WORDS = (
 )  # fmt: skip
 ODD = (
     '  leading spaces', 'trailing spaces   ', '\n\nnewlines\nin\nit\n', 'under_score__twice_', 'tab\tand\r\nreturn',
-    '', ' ', '___', '<bos>', '<eos> stop', 'say <bos>twice<bos>', '<pad><unk>', '<loc0123> <seg001>', '<image>',
+    '', ' ', '___', '<bos>', '<eos> stop', 'say <bos>twice<bos>', '<pad><unk>', '<loc0123> '
+                                                                                '<seg001>', '<image>',
     'Task: State: ;', 'a  b   c    d', '\u00a0nbsp\u00a0', '１２３', 'x' * 60, 'ﬁne ligature', '\ufeffbom', 'ａｂｃ',
     '🇩🇪🇨🇳', '\u2581lower\u2581block',
 )  # fmt: skip
 
 
 def prompts() -> list[dict]:
-    """Tasks of every kind; states of 1 to 14 joints, in and out of range, and on the very edges of bins."""
+    """Tasks of every kind; states of 1 to 14 joints, in and out of range, and on the very edges of
+    bins.
+    """
     rng, out = np.random.default_rng(11), []
     for n in range(COUNT):
         words = [WORDS[i] for i in rng.integers(0, len(WORDS), rng.integers(1, 12))]
-        task = ODD[n] if n < len(ODD) else str(rng.choice([' ', '_', '\n', '  '], p=[0.7, 0.1, 0.1, 0.1])).join(words)
+        task = (
+            ODD[n]
+            if n < len(ODD)
+            else str(rng.choice([' ', '_', '\n', '  '], p=[0.7, 0.1, 0.1, 0.1])).join(words)
+        )
         width = int(rng.integers(1, 15))
         state = rng.uniform(-1.3, 1.3, width)
         edges = rng.integers(-130, 131, width) / 128
@@ -62,7 +71,9 @@ def openpi_texts(cases: list[dict]) -> list[str]:
 
 
 def lerobot_texts(cases: list[dict]) -> list[str]:
-    """The text that LeRobot 0.4's `Pi05PrepareStateTokenizerProcessorStep` hands to the tokenizer."""
+    """The text that LeRobot 0.4's `Pi05PrepareStateTokenizerProcessorStep` hands to the
+    tokenizer.
+    """
     import torch
     from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
     from lerobot.processor.core import TransitionKey
@@ -70,7 +81,10 @@ def lerobot_texts(cases: list[dict]) -> list[str]:
     step, seen = Pi05PrepareStateTokenizerProcessorStep(max_state_dim=32), []
     for case in cases:
         observation = {'observation.state': torch.tensor([case['state']], dtype=torch.float32)}
-        data = {TransitionKey.OBSERVATION: observation, TransitionKey.COMPLEMENTARY_DATA: {'task': [case['task']]}}
+        data = {
+            TransitionKey.OBSERVATION: observation,
+            TransitionKey.COMPLEMENTARY_DATA: {'task': [case['task']]},
+        }
         seen += step(data)[TransitionKey.COMPLEMENTARY_DATA]['task']
     return seen
 

@@ -1,9 +1,11 @@
-"""Prompts without the state (openpi: `discrete_state_input=False`) by openpi's code; run where it is installed.
+"""Prompts without the state (openpi: `discrete_state_input=False`) by openpi's code; run where it
+is installed.
 
     python without_state.py TOKENIZER_JSON > without_state.json
 
-For each task of prompts.json: the texts that `PaligemmaTokenizer.tokenize` hands to sentencepiece without a state,
-and the ids that it makes of what the given tokenizer, in sentencepiece's place, gives for them. README.md has versions.
+For each task of prompts.json: the texts that `PaligemmaTokenizer.tokenize` hands to sentencepiece
+without a state, and the ids that it makes of what the given tokenizer, in sentencepiece's place,
+gives for them. README.md has versions.
 """
 
 import json

@@ -1,9 +1,11 @@
-"""What openpi's and LeRobot's `resize_with_pad` make of pictures of 20 shapes; run inside their own installations.
+"""What openpi's and LeRobot's `resize_with_pad` make of pictures of 20 shapes; run inside their own
+installations.
 
     python make_reference.py openpi        # writes openpi.npz: the client's (Pillow) and the JAX version
     python make_reference.py lerobot       # writes lerobot.npz: the PyTorch version on float32 pictures in 0..1
 
-README.md has versions and commands behind the stored ones. Of every result `SAMPLES` pixels are kept.
+README.md has versions and commands behind the stored ones. Of every result `SAMPLES` pixels are
+kept.
 """
 
 import pathlib
@@ -21,7 +23,9 @@ SHAPES = (
 
 
 def picture(rows: int, cols: int) -> np.ndarray:
-    """Edges, ramps and noise, in integers only, so that every numpy gives the same: uint8 [rows cols 3]."""
+    """Edges, ramps and noise, in integers only, so that every numpy gives the same: uint8 [rows
+    cols 3].
+    """
     y, x = np.mgrid[:rows, :cols]
     ramp = (x * 255 // max(1, cols - 1) + 3 * y) % 256
     board = ((x // 5 + y // 7) % 2) * 255
@@ -50,8 +54,12 @@ def main(library: str) -> None:
                 import openpi.shared.image_tools
                 import openpi_client.image_tools
 
-                out[f'{name}_client'] = sampled(openpi_client.image_tools.resize_with_pad(image, *target))
-                out[f'{name}_jax'] = sampled(np.asarray(openpi.shared.image_tools.resize_with_pad(image, *target)))
+                out[f'{name}_client'] = sampled(
+                    openpi_client.image_tools.resize_with_pad(image, *target)
+                )
+                out[f'{name}_jax'] = sampled(
+                    np.asarray(openpi.shared.image_tools.resize_with_pad(image, *target))
+                )
             else:
                 import torch
                 from lerobot.policies.common.vla_utils import resize_with_pad_torch
