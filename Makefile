@@ -12,12 +12,13 @@ RUN := demo_run
 CHECK := import sys; v = sys.version.split()[0]; \
 	sys.exit(0 if sys.version_info >= (3, 11) else f"expected Python 3.11 or newer, got {v}; name one: make PYTHON=python3.12")
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 
 help:
 	@echo 'make demo    convert the tiny pi0.5, prepare data, train Sigma, evaluate; about 5 minutes on two cores'
 	@echo 'make test    lint, formatting, types and tests, as continuous integration runs them'
 	@echo 'make lint    the first three of these'
+	@echo 'make docs    the documentation as pages, in site/; a warning is an error'
 	@echo 'make clean   remove the demo run and the environment'
 	@echo 'PYTHON=...   the interpreter to make the environment with (3.11 or newer)'
 
@@ -46,6 +47,16 @@ lint: $(VENV)/.for_test
 test: lint
 	$(BIN)/python -m pytest -n auto
 
+# --- documentation
+
+$(VENV)/.for_docs: setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) install --editable '.[docs]'
+	@touch $(VENV)/.for_demo $@
+
+docs: $(VENV)/.for_docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo site/index.html
+
 # --- demo: a step whose stamp exists is done
 
 demo: $(RUN)/table.txt
@@ -69,4 +80,4 @@ $(RUN)/table.txt: $(RUN)/.sigma
 	@mv $@.part $@
 
 clean:
-	rm -rf $(RUN) $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(RUN) $(VENV) site .pytest_cache .mypy_cache .ruff_cache *.egg-info
