@@ -79,6 +79,16 @@ def test_a_count_may_neither_grow_nor_fall_unrecorded(now, said):
     assert told.endswith(said) and bool(told) == bool(said)
 
 
+def test_below_its_target_a_count_is_free(tmp_path):
+    path = tmp_path / 'house.toml'
+    path.write_text('rooms = [30, 22]\n')
+    fallen = house.Count('rooms', 'rooms', 20, 30, 22, ())
+    house.lower([fallen], path)
+    assert fallen.told and path.read_text() == 'rooms = [22, 22]\n'
+    assert not any(house.Count('rooms', 'rooms', now, 22, 22, ()).told for now in (20, 22))
+    assert house.Count('rooms', 'rooms', 23, 22, 22, ()).told
+
+
 def test_lower_records_what_has_fallen_and_nothing_else(tmp_path):
     path = tmp_path / 'house.toml'
     path.write_text('[limits]\ndoors = [5, 1]\ndoors_over = [5, 0]\nmocks = [1, 0]\n')
