@@ -15,20 +15,15 @@ import sys
 from rich.console import Console
 from rich.table import Column, Table
 
-from sigma_jax.convert import (
-    adapter_beside,
-    beside,
-    checkpoint,
-    openpi_lora,
-    peft,
-    source,
-    verify,
-    writers,
-)
+from sigma_jax.cli import reports_user_errors, transfer_bar
+from sigma_jax.convert import assets as beside
+from sigma_jax.convert import checkpoint, source, writers
 from sigma_jax.convert.merge import merge_piece
-from sigma_jax.convert.told import PROMPTS, Told, as_told
+from sigma_jax.convert.openpi import lora
+from sigma_jax.convert.overrides import PROMPTS, Told, as_told
+from sigma_jax.convert.parity import verify
+from sigma_jax.convert.peft import adapter, assets
 from sigma_jax.errors import UserError
-from sigma_jax.scripts import reports_user_errors, transfer_bar
 
 CHECKPOINT = (
     'a .safetensors file, a folder with one, with a sharded set or with orbax params, or a hub id'
@@ -50,10 +45,10 @@ def convert(flags: argparse.Namespace, console: Console) -> int:
     )
     first = change = opened.factors.merge if opened.factors else None
     if flags.adapter:
-        folder = adapter_beside.home(flags.adapter)
-        found = peft.load(folder, opened.config, peft.MERGE_LAYOUTS)
-        opened, more = adapter_beside.sized(opened, folder)
-        around = adapter_beside.merged(
+        folder = assets.home(flags.adapter)
+        found = adapter.load(folder, opened.config, adapter.MERGE_LAYOUTS)
+        opened, more = assets.sized(opened, folder)
+        around = assets.merged(
             around, folder, flags.stats, flags.action_horizon or opened.config.action_horizon
         )
         for note in (*found.notes, *more):
@@ -66,7 +61,7 @@ def convert(flags: argparse.Namespace, console: Console) -> int:
                 piece.index,
                 array,
                 found.factors,
-                peft.MERGE_LAYOUTS,
+                adapter.MERGE_LAYOUTS,
                 found.config.alpha,
             )
 
@@ -86,10 +81,10 @@ def convert(flags: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def lora_rule(flags: argparse.Namespace) -> openpi_lora.Rule | None:
+def lora_rule(flags: argparse.Namespace) -> lora.Rule | None:
     """How openpi's LoRA factors are to be merged, None where they are not."""
     if flags.merge_lora:
-        return openpi_lora.Rule.told(flags.lora_alpha, flags.rslora)
+        return lora.Rule.told(flags.lora_alpha, flags.rslora)
     if flags.lora_alpha is not None or flags.rslora:
         alone = '--rslora' if flags.lora_alpha is None else '--lora_alpha'
         raise UserError(f'expected {alone} with --merge_lora, got it alone; give both')
@@ -135,7 +130,7 @@ def prove(flags: argparse.Namespace, console: Console) -> int:
 def export(flags: argparse.Namespace, console: Console) -> int:
     """Writes what a training run gives to others."""
     # needs the data packages, which a conversion does without
-    from sigma_jax.export import export_run
+    from sigma_jax.training.export import export_run
 
     with console.status(f'exporting {flags.workdir}'):
         out = export_run(

@@ -17,12 +17,13 @@ import pathlib
 
 from rich.console import Console
 
-from sigma_jax import adapter
-from sigma_jax.evaluation import runner, trainings
+from sigma_jax.cli import reports_user_errors
+from sigma_jax.evaluation import runner
+from sigma_jax.evaluation.compare import runs
 from sigma_jax.evaluation.measure import EvaluationConfig
+from sigma_jax.evaluation.report.console import show
 from sigma_jax.evaluation.trained import read_config
-from sigma_jax.report.console import show
-from sigma_jax.scripts import reports_user_errors
+from sigma_jax.sigma import adapter
 from sigma_jax.training.compilation import keep_programs
 
 
@@ -41,10 +42,10 @@ def main() -> None:
 
 def request(arguments: argparse.Namespace) -> runner.Request:
     """What the command line asks for. Raises UserError for folders that do not go together."""
-    found, left_out = trainings.find(arguments.workdir)
-    head = trainings.lead(found)
+    found, left_out = runs.find(arguments.workdir)
+    head = runs.lead(found)
     several = len(found) > 1 or left_out
-    out = arguments.out or (trainings.split_name(arguments.workdir[0])[1] if several else None)
+    out = arguments.out or (runs.split_name(arguments.workdir[0])[1] if several else None)
     return runner.Request(
         head.folder,
         arguments.shards,

@@ -11,7 +11,7 @@ Stopped at any instant, the same command continues. A finished directory is left
 targets are the data's own. With --inspect
 nothing is prepared: what the directory holds is printed, and windows of it are drawn into its
 contact_sheet.png. With --export_pt they are written as the paper's shard_*.pt
-(sigma_jax/data/torch_shards.py), which --source reads as well.
+(sigma_jax/data/pt/shards.py), which --source reads as well.
 """
 
 import functools
@@ -34,18 +34,20 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sigma_jax import assembly, baselines, fitting
-from sigma_jax.data.contact_sheet import contact_sheet
-from sigma_jax.data.inspect import sections
-from sigma_jax.data.meta import camera_names, read_meta
-from sigma_jax.data.plan import DataConfig
-from sigma_jax.data.prepare import Result, prepare, welcome
+from sigma_jax.cli import run_with_config
+from sigma_jax.data.shards.contact_sheet import contact_sheet
+from sigma_jax.data.shards.export_pt import export
+from sigma_jax.data.shards.meta import camera_names, read_meta
+from sigma_jax.data.shards.plan import DataConfig
+from sigma_jax.data.shards.prepare import Result, prepare, welcome
+from sigma_jax.data.shards.summary import sections
 from sigma_jax.data.sources import Dataset
-from sigma_jax.data.torch_export import export
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
-from sigma_jax.policy import Policy
-from sigma_jax.scripts import run_with_config
+from sigma_jax.policies import base_actions
+from sigma_jax.processing import fitting
+from sigma_jax.processing.spec import Policy
+from sigma_jax.training import build
 
 _OUT = flags.DEFINE_string(
     'out', None, 'folder for the shards; new, empty, or one to continue', required=True
@@ -136,15 +138,15 @@ def section_table(title: str, rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def fitting_base(config: ConfigDict, sampled: bool = True) -> assembly.Base:
+def fitting_base(config: ConfigDict, sampled: bool = True) -> build.Base:
     """The base, its weights unread. Raises UserError where it does not fit these windows, to be
     `sampled` on them.
     """
-    settings = assembly.build(baselines.BaselineConfig, config.baselines.to_dict(), 'baselines')
-    base = baselines.describe_policy(settings)
+    settings = build.build(base_actions.BaselineConfig, config.baselines.to_dict(), 'baselines')
+    base = base_actions.describe_policy(settings)
     if sampled:
-        baselines.check_policy(base, settings, config.data.horizon)
-    assembly.check_image_size(base, config.data.image_size)
+        base_actions.check_policy(base, settings, config.data.horizon)
+    build.check_image_size(base, config.data.image_size)
     keys = config.data.cameras
     views = {
         'camera_names': camera_names(keys),
@@ -159,13 +161,13 @@ def accept_robot(config: ConfigDict, console: Console) -> Callable[[Dataset], No
     """Says, before a data set is cut, where its robot is not the base's; to be sampled, it has to
     be.
     """
-    base = baselines.describe_policy(
-        assembly.build(baselines.BaselineConfig, config.baselines.to_dict(), 'baselines')
+    base = base_actions.describe_policy(
+        build.build(base_actions.BaselineConfig, config.baselines.to_dict(), 'baselines')
     )
 
     def accept(dataset: Dataset) -> None:
         try:
-            baselines.check_robot(
+            base_actions.check_robot(
                 base, {'state_names': dataset.state_names, 'action_names': dataset.action_names}
             )
         except UserError as error:
@@ -207,9 +209,9 @@ def sample_baselines(settings: ConfigDict, console: Console) -> None:
     """Runs the base policy on every window under a progress bar."""
     with progress_bar(console) as bar:
         task = bar.add_task('baselines', total=None)
-        baselines.write_baselines(
+        base_actions.write_baselines(
             _OUT.value,
-            assembly.build(baselines.BaselineConfig, settings.to_dict(), 'baselines'),
+            build.build(base_actions.BaselineConfig, settings.to_dict(), 'baselines'),
             functools.partial(_advance, bar, task),
         )
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from sigma_jax.ablations import side_by_side
-from sigma_jax.scripts import load, run_with_config
+from sigma_jax.cli import load, run_with_config
 from sigma_jax.training import memory_check, trainer
 from sigma_jax.training.compilation import keep_programs
 from sigma_jax.training.devices import use_all_cores

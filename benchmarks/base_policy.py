@@ -11,11 +11,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sigma_jax import metrics
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.records import Records, read_baselines
-from sigma_jax.evaluation import arms
-from sigma_jax.scripts import reports_user_errors
+from sigma_jax.cli import reports_user_errors
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.records import Records, read_baselines
+from sigma_jax.evaluation import arms, metrics
 from sigma_jax.types import Actions
 
 

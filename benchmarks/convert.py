@@ -26,10 +26,10 @@ from rich.table import Table
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.convert import pytorch
+from sigma_jax.convert import weight_names
 from sigma_jax.convert.checkpoint import target_dtype
-from sigma_jax.convert.pieces import pieces
-from sigma_jax.convert.tensors import DTYPES, TensorFiles, TensorWriter
+from sigma_jax.convert.slices import pieces
+from sigma_jax.convert.tensor_files import DTYPES, TensorFiles, TensorWriter
 
 ROOT = pathlib.Path(__file__).parents[1]
 LIMIT_GIB, LIMIT_RATIO = 3.0, 2.0
@@ -46,9 +46,9 @@ def lerobot_tensors(
     for piece in pieces(shapes, whole=True):
         shape = piece.form.to_torch(np.broadcast_to(np.int8(0), piece.shape)).shape
         found[f'model.{piece.name}'] = (shape, target_dtype(piece.path, DTYPES['F32'], dtype))
-    rows, kind = found[f'model.{pytorch.EMBED}']
-    found[f'model.{pytorch.LM_HEAD}'] = (rows, kind)
-    found[f'model.{pytorch.EXPERT_HEAD}'] = ((rows[0], config.expert.width), kind)
+    rows, kind = found[f'model.{weight_names.EMBED}']
+    found[f'model.{weight_names.LM_HEAD}'] = (rows, kind)
+    found[f'model.{weight_names.EXPERT_HEAD}'] = ((rows[0], config.expert.width), kind)
     return found
 
 
@@ -121,10 +121,12 @@ def check(out: pathlib.Path, file: pathlib.Path) -> int:
     flat, tensors = trees.flatten(params), TensorFiles([file])
     wide = flat['PaliGemma/llm/layers/mlp/gating_einsum'][-1, 1]
     last = len(flat['PaliGemma/llm/layers/mlp/gating_einsum']) - 1
-    up = tensors.read(f'model.{pytorch.PALIGEMMA}language_model.layers.{last}.mlp.up_proj.weight')
+    up = tensors.read(
+        f'model.{weight_names.PALIGEMMA}language_model.layers.{last}.mlp.up_proj.weight'
+    )
     assert np.array_equal(wide.T, up)
     assert np.array_equal(
-        flat['PaliGemma/llm/embedder/input_embedding'], tensors.read(f'model.{pytorch.EMBED}')
+        flat['PaliGemma/llm/embedder/input_embedding'], tensors.read(f'model.{weight_names.EMBED}')
     )
     return len(flat)
 

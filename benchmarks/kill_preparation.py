@@ -25,8 +25,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs import data_so101  # noqa: E402
-from sigma_jax.data.plan import DataConfig  # noqa: E402
-from sigma_jax.data.prepare import prepare  # noqa: E402
+from sigma_jax.data.shards.plan import DataConfig  # noqa: E402
+from sigma_jax.data.shards.prepare import prepare  # noqa: E402
 from sigma_jax.errors import UserError  # noqa: E402
 
 PASSING = ('.lock', '.incoming', 'unfinished.json')  # not part of the result
@@ -60,7 +60,7 @@ def kill_often(
     nothing differed.
     """
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['sigma_jax.data.prepare'])
+    context.set_forkserver_preload(['sigma_jax.data.shards.prepare'])
     stages: collections.Counter[int] = collections.Counter()
     killed, finished, wrong, out = 0, 0, [], folder / 'out-0'
     while killed < kills or digests(out).keys() < expected.keys():

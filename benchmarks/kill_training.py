@@ -36,9 +36,9 @@ from tensorboardX.proto import event_pb2  # noqa: E402
 
 from configs import data_so101, pi05_so101_mix  # noqa: E402
 from sigma_jax import trees  # noqa: E402
-from sigma_jax.data.plan import DataConfig  # noqa: E402
-from sigma_jax.data.prepare import prepare  # noqa: E402
-from sigma_jax.data.tfrecord import list_records, read_record  # noqa: E402
+from sigma_jax.data.rlds.tfrecord import list_records, read_record  # noqa: E402
+from sigma_jax.data.shards.plan import DataConfig  # noqa: E402
+from sigma_jax.data.shards.prepare import prepare  # noqa: E402
 from sigma_jax.errors import UserError  # noqa: E402
 from sigma_jax.training import trainer  # noqa: E402
 from sigma_jax.training.checkpoints import whole_steps  # noqa: E402

@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from configs import data_so101
-from sigma_jax.backbones.tokenizer import load_tokenizer
-from sigma_jax.data.lerobot_tables import Recording
-from sigma_jax.data.lerobot_video import VideoSettings
-from sigma_jax.data.lerobot_writer import LeRobotWriter
-from sigma_jax.data.pipeline import make_loader
-from sigma_jax.data.plan import DataConfig
-from sigma_jax.data.prepare import prepare
+from sigma_jax.data.lerobot.tables import Recording
+from sigma_jax.data.lerobot.writer import LeRobotWriter
+from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.plan import DataConfig
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.video.encode import VideoSettings
+from sigma_jax.processing.tokenizer import load_tokenizer
 
 HERE = pathlib.Path(__file__).parent
 HEIGHT, WIDTH, FPS, SIZE, HORIZON, WORKERS = 480, 640, 30, 224, 16, 2

@@ -58,7 +58,7 @@ def measure(flags: argparse.Namespace) -> None:
     """The step in JAX: prints the rows of `verify` as one line of JSON, after what they took."""
     import jax
 
-    from sigma_jax.convert.verify import verify
+    from sigma_jax.convert.parity.verify import verify
 
     start = time.perf_counter()
     rows = verify(flags.checkpoint, flags.fixture, LIMIT, flags.dtypes)

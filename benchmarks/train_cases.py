@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import defaults
-from sigma_jax import assembly, compiler, trees
+from sigma_jax import trees, xla
 from sigma_jax.backbones import pi05
-from sigma_jax.lora import LoraConfig
-from sigma_jax.objective import unnormalize_actions
-from sigma_jax.optimizer import OptimizerConfig, make_optimizer
-from sigma_jax.train_step import init_state, make_step
+from sigma_jax.nn.lora import LoraConfig
+from sigma_jax.objectives.objective import unnormalize_actions
+from sigma_jax.training import build as assembly
 from sigma_jax.training.compilation import uncollected
+from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Batch, Frozen, Observation
 
 PyTree = Any
@@ -188,7 +189,7 @@ def compiled(
     """(the program, seconds to trace and compile it)."""
     start = time.perf_counter()
     with uncollected():
-        program = compiler.jit(function, triton, **options).lower(*inputs).compile()
+        program = xla.jit(function, triton, **options).lower(*inputs).compile()
     return program, time.perf_counter() - start
 
 

@@ -19,9 +19,9 @@ def get_config() -> ConfigDict:
     # (LeRobot's names)
     data.state_column = 'observation.state'  # openpi's conversions: 'state'
     data.action_column = 'action'  # openpi's conversions: 'actions'
-    # for RLDS: fps, and columns; sigma_jax/data/rlds_open.py names all settings and their defaults
+    # for RLDS: fps, and columns; sigma_jax/data/rlds/open.py names all settings and their defaults
     data.rlds = {}
-    # for .pt shards of others: fps, keys, channels_first (sigma_jax/data/torch_shards.py)
+    # for .pt shards of others: fps, keys, channels_first (sigma_jax/data/pt/shards.py)
     data.torch_shards = {}
     # order of the model's views (names as in svla_so101_pickplace)
     data.cameras = ('observation.images.up', 'observation.images.side')

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     c.ema = config_dict.placeholder(float)
     # decoding processes; keep decoded windows in memory
     c.loader = ConfigDict({'num_workers': 0, 'cache': True})
-    # crops, turns and recolours training pictures as openpi does (data/augment.py)
+    # crops, turns and recolours training pictures as openpi does (data/loader/augment.py)
     c.loader.augment = False
     # SigLIP's features and text embeddings: '' computes them in every step, 'cache' once, beside
     # the shards
@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     # jax.checkpoint policy
     c.model.remat = config_dict.placeholder(str)
 
-    c.quant = ConfigDict()  # how the frozen base is stored on the device (sigma_jax/quant.py)
+    c.quant = ConfigDict()  # how the frozen base is stored on the device (sigma_jax/nn/quant.py)
     # 'stored': as in its folder; 'bfloat16': all but what is read in float32, with model.dtype
     # bfloat16 the same to the last bit; 'int8', 'nf4': so for the leaves of `patterns`, bfloat16
     # for the others
@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     c.lora.alpha = 16.0  # (ours)
     c.lora.dropout = 0.05  # (ours; the paper gives no figure)
 
-    c.sigma = ConfigDict()  # see sigma_jax/workspaces/config.py for all sizes
+    c.sigma = ConfigDict()  # see sigma_jax/sigma/config.py for all sizes
     c.sigma.horizon = 16  # horizon_T (paper 4.1)
     c.sigma.chunk = 8  # (ours)
     c.sigma.d_tau = 64  # (derived from Table 1)

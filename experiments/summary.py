@@ -7,12 +7,12 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sigma_jax.evaluation.metrics import ERRORS
+from sigma_jax.evaluation.report import contrasts, forest
+from sigma_jax.evaluation.report.tables import change_text, number
+from sigma_jax.evaluation.report.trials import verdicts
 from sigma_jax.evaluation.runner import PAGE, REPORT
 from sigma_jax.files import atomic_write
-from sigma_jax.metrics import ERRORS
-from sigma_jax.report import contrasts, forest
-from sigma_jax.report.tables import change_text, number
-from sigma_jax.report.trials import verdicts
 
 NAME, PARTS, AGAINST = 'README.md', 'parts.svg', 'against.svg'
 NAMED = {'base': 'base_digest', 'shards': 'shards_digest', 'commit': 'commit'}

@@ -20,9 +20,9 @@ import optax
 from rich.console import Console
 
 from sigma_jax.evaluation.trained import read_newest
-from sigma_jax.train_step import init_state, make_step
 from sigma_jax.training import trainer
 from sigma_jax.training.devices import Devices
+from sigma_jax.training.step import init_state, make_step
 from tests import toy_run
 
 COUNTS = (1, 2, 4)

@@ -13,11 +13,12 @@ from tests.two_devices import OPTIMIZER, STEPS, apart, wide
 
 # isort: split
 from configs import ablations as config
-from sigma_jax import lora, objective
 from sigma_jax.ablations import stacked
 from sigma_jax.backbones import pi05
-from sigma_jax.train_step import init_state, make_step
+from sigma_jax.nn import lora
+from sigma_jax.objectives import objective
 from sigma_jax.training.devices import Devices
+from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Frozen
 from tests import small_sigma as small
 

@@ -8,9 +8,9 @@ import pathlib
 from rich.console import Console
 
 from configs import data_so101, defaults
-from sigma_jax import baselines
-from sigma_jax.data.plan import DataConfig
-from sigma_jax.data.prepare import prepare
+from sigma_jax.data.shards.plan import DataConfig
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.policies import base_actions
 from sigma_jax.training import trainer
 from tests import golden
 
@@ -56,9 +56,9 @@ class SmallRun:
             | changes
         )
 
-    def baseline_config(self, **changes) -> baselines.BaselineConfig:
+    def baseline_config(self, **changes) -> base_actions.BaselineConfig:
         """Two draws a window, four windows a batch."""
-        return baselines.BaselineConfig(
+        return base_actions.BaselineConfig(
             **{'base': str(self.base), 'samples': 2, 'batch_size': 4} | changes
         )
 
@@ -89,5 +89,5 @@ def make(root: pathlib.Path) -> SmallRun:
     }
     prepare(DataConfig.from_settings(settings), run.shards)
     trainer.train(flow_config(run.shards), run.flow, QUIET)
-    baselines.write_baselines(run.shards, run.baseline_config())
+    base_actions.write_baselines(run.shards, run.baseline_config())
     return run

@@ -8,12 +8,13 @@ import functools
 import jax
 import numpy as np
 
-from sigma_jax import lora, objective
 from sigma_jax.backbones import pi05
 from sigma_jax.convert import checkpoint
-from sigma_jax.curriculum import CurriculumConfig
-from sigma_jax.losses import LossConfig
-from sigma_jax.sigma import SigmaConfig
+from sigma_jax.nn import lora
+from sigma_jax.objectives import objective
+from sigma_jax.sigma.curriculum import CurriculumConfig
+from sigma_jax.sigma.losses import LossConfig
+from sigma_jax.sigma.model import SigmaConfig
 from sigma_jax.types import Ablation, Batch, Frozen, Observation
 from tests import golden, quick
 

@@ -14,35 +14,26 @@ PACKAGE = ROOT / 'sigma_jax'
 # A module imports from its own row and from rows above, never from below. A folder's name stands
 # for its modules.
 ROWS = (
-    ('__init__', 'errors', 'files', 'hub', 'settings', 'workers'),
-    ('types', 'backbones.tokenizer', 'backbones.small_tokenizer'),
-    ('trees', 'data', 'policy', 'fitting'),
-    ('nn', 'lora', 'quant', 'compiler'),
-    ('backbones', 'workspaces'),
-    ('sigma', 'losses', 'convert'),
-    ('curriculum', 'adapter', 'metrics', 'optimizer', 'ablations.stacked'),
-    ('objective', 'report'),
-    ('train_step', 'assembly', 'sampled', 'baselines'),
-    ('training', 'export'),
+    ('__init__', 'errors', 'files', 'hub', 'settings', 'data.loader.workers'),
+    ('types', 'trees'),
+    ('processing',),
+    ('data',),
+    ('nn', 'xla'),
+    ('backbones',),
+    ('sigma', 'ablations.stacked'),
+    ('convert',),
+    ('objectives',),
+    ('policies',),
+    ('training',),
     ('ablations',),
     ('evaluation',),
-    ('scripts', 'sim'),
+    ('cli', 'sim'),
 )
 # Pure functions of arrays: no files, no clock, no printing.
-PURE: tuple[str, ...] = (
-    'types',
-    'trees',
-    'nn',
-    'lora',
-    'quant',
-    'workspaces',
-    'sigma',
-    'losses',
-    'curriculum',
-)
-PURE += ('adapter', 'metrics', 'optimizer', 'objective', 'ablations.stacked', 'train_step')
-PURE += ('evaluation.intervals', 'evaluation.comparison', 'evaluation.perturb', 'evaluation.flops')
-PURE += ('backbones.base', 'backbones.gemma', 'backbones.siglip', 'backbones.pi05')
+PURE: tuple[str, ...] = ('types', 'trees', 'nn', 'sigma', 'backbones', 'objectives')
+PURE += ('ablations.stacked', 'training.step', 'training.optimizer')
+PURE += ('evaluation.metrics', 'evaluation.compare.intervals', 'evaluation.compare.contrasts')
+PURE += ('evaluation.stress.perturb', 'evaluation.cost.flops')
 EFFECTS = {
     'io',
     'json',

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sigma_jax import quant, trees
+from sigma_jax import trees
+from sigma_jax.nn import quant
 from sigma_jax.training import memory_check
 from sigma_jax.types import Ablation
 

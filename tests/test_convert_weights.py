@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 import convert_weights
-from sigma_jax import lora, trees
+from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.convert import checkpoint, peft
+from sigma_jax.convert import checkpoint
+from sigma_jax.convert.peft import adapter as peft
+from sigma_jax.nn import lora
 from tests import golden
 
 ADAPTER = golden.DATA / 'peft_tiny'

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sigma_jax import lora, sampled
 from sigma_jax.backbones import pi05
-from sigma_jax.objective import FlowMatching, init_sigma
-from sigma_jax.optimizer import OptimizerConfig, make_optimizer
-from sigma_jax.train_step import init_state, make_step
+from sigma_jax.nn import lora
+from sigma_jax.objectives.objective import FlowMatching, init_sigma
+from sigma_jax.policies import sampling
+from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sigma_jax.training.step import init_state, make_step
 from tests import golden
 from tests import small_sigma as small
 
@@ -141,5 +142,5 @@ def test_the_start_of_weights_and_factors(frozen):
 
 def test_the_sampler(frozen):
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), small.make_batch())
-    run = sampled.make_sampler(sampled.bind_frozen(HALF), 0, 2, HALF.action_horizon)
+    run = sampling.make_sampler(sampling.bind_frozen(HALF), 0, 2, HALF.action_horizon)
     assert in_float32(run, frozen.params, frozen.stats, batch)

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sigma_jax import lora, objective
-from sigma_jax import nn as shared
 from sigma_jax.backbones import gemma, pi05
-from sigma_jax.train_step import accumulated
+from sigma_jax.nn import layers as shared
+from sigma_jax.nn import lora
+from sigma_jax.objectives import objective
+from sigma_jax.training.step import accumulated
 from sigma_jax.types import Ablation
 from tests import golden, quick
 from tests import small_sigma as small

@@ -16,7 +16,7 @@ import types
 import numpy as np
 import pytest
 
-from sigma_jax.convert import fixture, verify
+from sigma_jax.convert.parity import fixture, verify
 from tests import golden
 
 TOOLS = pathlib.Path(__file__).parents[1] / 'tools'

@@ -68,7 +68,7 @@ def test_a_list_that_cannot_be_run_is_told(tmp_path):
         ({'code': 5, 'ran': 0}, 'error'),  # nothing was selected
         ({'code': 0, 'ran': 0}, 'error'),
         ({'code': 2}, 'error'),  # a module that does not import: no bug that anyone would plant
-        ({'code': 1, 'failed': 'test_a', 'foreign': ['sigma_jax.nn']}, 'error'),
+        ({'code': 1, 'failed': 'test_a', 'foreign': ['sigma_jax.nn.layers']}, 'error'),
     ],
 )
 def test_what_a_run_says(tmp_path, answer, outcome):

@@ -10,14 +10,15 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import data_so101
-from sigma_jax import assembly, scripts
-from sigma_jax.curriculum import CurriculumConfig, make_schedules
-from sigma_jax.data.plan import DataConfig
+from sigma_jax import cli
+from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.errors import UserError
-from sigma_jax.lora import LoraConfig
-from sigma_jax.losses import LossConfig
-from sigma_jax.quant import QuantConfig
+from sigma_jax.nn.lora import LoraConfig
+from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.settings import check_row
+from sigma_jax.sigma.curriculum import CurriculumConfig, make_schedules
+from sigma_jax.sigma.losses import LossConfig
+from sigma_jax.training import build
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / 'configs').glob('*.py') if 'get_config' in path.read_text())
@@ -51,7 +52,7 @@ ELSEWHERE = {
 
 def rows(file):
     """Names of the settings of a config that are rows."""
-    found = dict(scripts.flatten(scripts.load(str(file))))
+    found = dict(cli.flatten(cli.load(str(file))))
     return [name for name, value in found.items() if isinstance(value, tuple)]
 
 
@@ -59,7 +60,7 @@ def given(file, argument):
     """The config that a command line describes."""
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=[])
-    scripts.parse_flags(['script.py', f'--config={file}', argument], str(file), values)
+    cli.parse_flags(['script.py', f'--config={file}', argument], str(file), values)
     return holder.value.to_dict()
 
 
@@ -69,9 +70,9 @@ def take(config, name):
     if section == 'data':
         return getattr(DataConfig.from_settings(config['data']), key)
     if not section:
-        assembly.check_groups(config)
+        build.check_groups(config)
         return config[key]
-    made = assembly.build(SECTIONS[section], config[section], section)
+    made = build.build(SECTIONS[section], config[section], section)
     if section == 'curriculum':
         make_schedules(made)
     return getattr(made, key)
@@ -99,7 +100,7 @@ def test_rows_of_any_length_and_kind_end_well(file):
                 'expected' in str(error) or '--help' in str(error)
             )
             continue
-        before = dict(scripts.flatten(scripts.load(str(file))))[name]
+        before = dict(cli.flatten(cli.load(str(file))))[name]
         assert isinstance(found, tuple)
         if name in ('curriculum.sem', 'curriculum.intent', 'curriculum.tau', 'loss.action_weights'):
             assert len(found) == len(before), (name, value)
@@ -151,11 +152,11 @@ SENTENCES = [
 @pytest.mark.parametrize(('section', 'kind', 'name', 'value', 'sentence'), SENTENCES)
 def test_the_sentence_names_setting_number_and_kind(section, kind, name, value, sentence):
     with pytest.raises(UserError, match=sentence):
-        assembly.build(kind, {name: value}, section)
+        build.build(kind, {name: value}, section)
 
 
 def test_what_fits_is_taken_as_it_is():
-    made = assembly.build(CurriculumConfig, {'sem': [0, 1.5], 'tau': (0.0, 0.1)}, 'curriculum')
+    made = build.build(CurriculumConfig, {'sem': [0, 1.5], 'tau': (0.0, 0.1)}, 'curriculum')
     assert made.sem == (0, 1.5) and made.tau == (0.0, 0.1)
     check_row('x', None, tuple[float, ...] | None)
     check_row('x', 'no row at all', str)

@@ -15,14 +15,16 @@ import numpy as np
 
 jnp.float32 = jnp.float64  # before the model is imported
 
-from sigma_jax import assembly, lora, objective  # noqa: E402
 from sigma_jax.backbones import pi05  # noqa: E402
-from sigma_jax.curriculum import CurriculumConfig  # noqa: E402
-from sigma_jax.losses import LossConfig  # noqa: E402
-from sigma_jax.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
-from sigma_jax.sigma import SigmaConfig  # noqa: E402
-from sigma_jax.train_step import init_state, make_step  # noqa: E402
+from sigma_jax.nn import lora  # noqa: E402
+from sigma_jax.objectives import objective  # noqa: E402
+from sigma_jax.sigma.curriculum import CurriculumConfig  # noqa: E402
+from sigma_jax.sigma.losses import LossConfig  # noqa: E402
+from sigma_jax.sigma.model import SigmaConfig  # noqa: E402
+from sigma_jax.training import build  # noqa: E402
 from sigma_jax.training.devices import Devices  # noqa: E402
+from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
+from sigma_jax.training.step import init_state, make_step  # noqa: E402
 from sigma_jax.types import Frozen  # noqa: E402
 from tests import small_run  # noqa: E402
 from tests import small_sigma as small  # noqa: E402
@@ -80,7 +82,7 @@ def summary(trainable, one, other):
 def sizes(dropout):
     """The smallest pi0.5 of the tests, all of it in float64."""
     factors = dataclasses.replace(small.LORA, dropout=dropout)
-    return assembly.pi05_config(
+    return build.pi05_config(
         small_run.MODEL | {'dtype': 'float64', 'remat': None}, {'lora': factors}
     )
 

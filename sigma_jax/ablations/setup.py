@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from sigma_jax import assembly
 from sigma_jax.ablations import stacked
 from sigma_jax.ablations.stacked import Member
 from sigma_jax.errors import UserError
-from sigma_jax.optimizer import OptimizerConfig, make_optimizer
-from sigma_jax.train_step import TrainState, init_state, make_step
-from sigma_jax.training import memory, memory_check
+from sigma_jax.training import build, memory, memory_check
 from sigma_jax.training.devices import Devices
+from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.training.run import Parts
+from sigma_jax.training.step import TrainState, init_state, make_step
 from sigma_jax.types import Batch, Frozen
 
 # members whose intermediate results a core's caches can take; measured (benchmarks/ablations.py)
@@ -41,7 +40,7 @@ class AblationRun(Parts):
         self.members = list(members)
         self.loader = self.make_loader(config['loader']['num_workers'])
         settings = dict(config['optimizer']) | {'total_steps': config['steps']}
-        optimizer = make_optimizer(assembly.build(OptimizerConfig, settings, 'optimizer'))
+        optimizer = make_optimizer(build.build(OptimizerConfig, settings, 'optimizer'))
         states = {
             seed: jax.device_get(self._start(seed, optimizer))
             for seed in {member.seed for member in members}
@@ -58,7 +57,7 @@ class AblationRun(Parts):
     def _start(self, seed: int, optimizer) -> TrainState:
         """The state of a run with this seed before its first step."""
         config = dict(self.config) | {'seed': seed}
-        trainable, self.frozen = assembly.make_trainable(
+        trainable, self.frozen = build.make_trainable(
             config, self.base, self.goal, self.frozen, self.example
         )
         return init_state(seed, trainable, optimizer, config['ema'] is not None)

@@ -24,10 +24,10 @@ from sigma_jax.ablations import setup, stacked
 from sigma_jax.ablations.setup import AblationRun
 from sigma_jax.ablations.stacked import ALIVE, Member, Rows
 from sigma_jax.ablations.table import summary, table
-from sigma_jax.data import seen
+from sigma_jax.data.shards import seen
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write, writer_lock
-from sigma_jax.training import features, trainer
+from sigma_jax.training import feature_cache, trainer
 from sigma_jax.training.checkpoints import Checkpoints, parameter_count
 from sigma_jax.training.compilation import uncollected
 from sigma_jax.training.logs import TrainLog
@@ -52,7 +52,7 @@ def train(
     config, members = with_grid(config, grid)
     trainer.check_intervals(config)
     setup.check(config)
-    cached = features.check(config)
+    cached = feature_cache.check(config)
     plain = json.loads(json.dumps(config))
     with contextlib.ExitStack() as held:
         if known := workdir.is_dir():

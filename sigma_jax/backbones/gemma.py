@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from sigma_jax import quant
-from sigma_jax.lora import Layout, LoraConfig
-from sigma_jax.nn import attention, dropout, project, remat_policy
+from sigma_jax.nn import quant
+from sigma_jax.nn.layers import attention, dropout, project, remat_policy
+from sigma_jax.nn.lora import Layout, LoraConfig
 
 QUERY = Layout('ndh', 'd', 'nh')
 KEY_VALUE = Layout('ckdh', 'd', 'kh')

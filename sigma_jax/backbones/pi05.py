@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.backbones import gemma, siglip
-from sigma_jax.lora import LoraConfig
+from sigma_jax.nn.lora import LoraConfig
 from sigma_jax.types import Observation
 
 PyTree = Any

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sigma_jax.lora import Layout, LoraConfig
-from sigma_jax.nn import attention, project
+from sigma_jax.nn.layers import attention, project
+from sigma_jax.nn.lora import Layout, LoraConfig
 
 DENSE = Layout('io', 'i', 'o')
 HEADS_IN = Layout('dnh', 'd', 'nh')

@@ -9,8 +9,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from sigma_jax.backbones.tokenizer import clean_task
 from sigma_jax.errors import UserError
+from sigma_jax.processing.tokenizer import clean_task
 
 SPECIAL = ('<pad>', '<eos>', '<bos>', '<unk>')
 SPACE = '\u0120'  # how byte-level BPE writes a space

@@ -17,12 +17,13 @@ import numpy as np
 
 from sigma_jax import files, trees
 from sigma_jax.backbones.pi05 import Pi05Config
-from sigma_jax.convert import beside, joints, pytorch, sizes, training_config
+from sigma_jax.convert import assets, joints, sizes, weight_names
 from sigma_jax.convert.digests import Digests
-from sigma_jax.convert.pieces import Piece, pieces
+from sigma_jax.convert.openpi import training_config
+from sigma_jax.convert.openpi.training_config import RECORD
+from sigma_jax.convert.slices import Piece, pieces
 from sigma_jax.convert.source import Source, from_memory, open_source
-from sigma_jax.convert.tensors import DTYPES
-from sigma_jax.convert.training_config import RECORD
+from sigma_jax.convert.tensor_files import DTYPES
 from sigma_jax.convert.writers import open_writer
 from sigma_jax.errors import UserError, few
 
@@ -82,7 +83,7 @@ def convert(
     dtype: str = 'stored',
     change: Callable[[Piece, np.ndarray], np.ndarray] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    around: beside.Beside | None = None,
+    around: assets.Beside | None = None,
 ) -> dict:
     """Writes `source` to a new folder, whole or not at all; returns the record that it also writes.
 
@@ -93,7 +94,7 @@ def convert(
     beside them, and where statistics, relative joints and the model tell of other numbers of
     actions.
     """
-    around = _fitted(around or beside.read(source.folder, source.format), source.config)
+    around = _fitted(around or assets.read(source.folder, source.format), source.config)
     shapes = source.shapes
     dtypes = {path: target_dtype(path, one, dtype) for path, one in source.dtypes.items()}
     todo = list(pieces(shapes))
@@ -116,10 +117,10 @@ def convert(
                 progress(done, total)
         _check_digests(source, before.leaves)
         half = DTYPES['BF16'] in {
-            dtypes[path] for path in dtypes if pytorch.dtype_group(path) in HALF
+            dtypes[path] for path in dtypes if weight_names.dtype_group(path) in HALF
         }
         notes = list(
-            beside.write(folder, layout, around, source.config, 'bfloat16' if half else 'float32')
+            assets.write(folder, layout, around, source.config, 'bfloat16' if half else 'float32')
         )
         assumed = {**source.assumed, **around.assumed}
         notes += training_config.assumption_notes(
@@ -133,12 +134,12 @@ def convert(
     return record
 
 
-def _fitted(around: beside.Beside, config: Pi05Config) -> beside.Beside:
+def _fitted(around: assets.Beside, config: Pi05Config) -> assets.Beside:
     """`around` with as many flags as actions, and with the model's sizes for LeRobot's config.json;
     notes on both.
     """
     policy, notes = joints.fitted(around.policy, around.statistics, config.action_dim)
-    return beside.sized(
+    return assets.sized(
         dataclasses.replace(around, policy=policy, notes=(*around.notes, *notes)), config
     )
 
@@ -147,7 +148,9 @@ def target_dtype(path: str, stored: np.dtype, dtype: str) -> np.dtype:
     """The dtype that a leaf is written in."""
     if dtype == 'float32':
         return DTYPES['F32']
-    return DTYPES['BF16'] if dtype == 'bfloat16' and pytorch.dtype_group(path) in HALF else stored
+    return (
+        DTYPES['BF16'] if dtype == 'bfloat16' and weight_names.dtype_group(path) in HALF else stored
+    )
 
 
 def _size(piece: Piece, dtypes: Mapping[str, np.dtype]) -> int:
@@ -158,7 +161,7 @@ def _record(source: Source, layout: str, more: Iterable[str], leaves: Mapping[st
     notes = [*source.notes, *more]
     if layout != 'jax':
         notes.append(
-            f'{pytorch.EXPERT_HEAD} is unused and written as zeros, which loaders of '
+            f'{weight_names.EXPERT_HEAD} is unused and written as zeros, which loaders of '
             'this layout ask for'
         )
     return {

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from sigma_jax.convert.lerobot_policy import ACTION, STATE, NormStats, read_json
-from sigma_jax.data import lerobot, quantiles
-from sigma_jax.data.lerobot_stats import numeric_stats
-from sigma_jax.data.normalize import Scaling, Statistics, first_joints, statistics_from
+from sigma_jax.convert.lerobot.read import ACTION, STATE, NormStats, read_json
+from sigma_jax.data.lerobot import dataset as lerobot
+from sigma_jax.data.lerobot.stats import numeric_stats
 from sigma_jax.errors import UserError
+from sigma_jax.processing import quantiles
+from sigma_jax.processing.normalize import Scaling, Statistics, first_joints, statistics_from
 
 FEATURES = {'state': STATE, 'actions': ACTION}
 HORIZON = 50  # pi0.5's own

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from sigma_jax import trees
-from sigma_jax.convert.pieces import Piece
+from sigma_jax.convert.slices import Piece
 
 AHEAD = 3  # slices waiting while the next is read
 

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from sigma_jax import __version__, files, trees
-from sigma_jax.convert import whole_file
+from sigma_jax.convert import small_file
 from sigma_jax.errors import UserError
 
 PyTree = Any
@@ -52,7 +52,7 @@ def load_heads(
     not fit.
     """
     file = pathlib.Path(file)
-    tensors, metadata = whole_file.read(file)
+    tensors, metadata = small_file.read(file)
     if metadata.get('format') != FORMAT:
         raise UserError(
             f"expected Sigma's heads in {file}, got safetensors of format "

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
-from sigma_jax.data.normalize import Statistics
 from sigma_jax.errors import UserError
-from sigma_jax.policy import POLICY_FILE, Policy
+from sigma_jax.processing.normalize import Statistics
+from sigma_jax.processing.spec import POLICY_FILE, Policy
 
 
 def fitted(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sigma_jax import lora
+from sigma_jax.nn import lora
 
 PyTree = Any
 

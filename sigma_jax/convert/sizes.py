@@ -16,7 +16,7 @@ import numpy as np
 from sigma_jax.backbones.gemma import GemmaConfig
 from sigma_jax.backbones.pi05 import Pi05Config
 from sigma_jax.backbones.siglip import SiglipConfig
-from sigma_jax.convert import pytorch
+from sigma_jax.convert import weight_names
 from sigma_jax.errors import UserError, few
 
 CONFIG_FILE = 'sigma_config.json'
@@ -87,7 +87,7 @@ def _hints(data: Mapping) -> dict:
 
 
 def infer(
-    shapes: Shapes, hints: Mapping, spell: Callable[[pytorch.Rule], str] = lambda r: r.name
+    shapes: Shapes, hints: Mapping, spell: Callable[[weight_names.Rule], str] = lambda r: r.name
 ) -> Pi05Config:
     """Sizes of the model from PyTorch tensors under canonical names; those that most of them agree
     on.
@@ -99,7 +99,9 @@ def infer(
     votes = _votes(shapes)
     if unknown := [axis for axis in AXES if axis not in votes]:
         absent = [
-            spell(rule).replace('{n}', '*') for rule in pytorch.RULES if not _matches(rule, shapes)
+            spell(rule).replace('{n}', '*')
+            for rule in weight_names.RULES
+            if not _matches(rule, shapes)
         ]
         raise UserError(
             'expected the tensors of a pi0.5, got none that tell '
@@ -110,7 +112,7 @@ def infer(
     kv_heads = _positive(hints, 'kv_heads', 1)
     side = math.isqrt(size['tokens'])
     if side**2 != size['tokens']:
-        (rule,) = (rule for rule in pytorch.RULES if 'tokens' in rule.axes)
+        (rule,) = (rule for rule in weight_names.RULES if 'tokens' in rule.axes)
         raise UserError(
             f'{spell(rule)}: expected a square number of rows, got {size["tokens"]}; copy it again'
         )
@@ -150,7 +152,7 @@ def infer(
 def _votes(shapes: Shapes) -> dict[str, collections.Counter]:
     """What each tensor says of each axis it has."""
     votes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    for rule in pytorch.RULES:
+    for rule in weight_names.RULES:
         found = _matches(rule, shapes)
         if found and '{n}' in rule.name:
             depth = 'i.depth' if 'vision_tower' in rule.name else 'depth'
@@ -162,7 +164,7 @@ def _votes(shapes: Shapes) -> dict[str, collections.Counter]:
     return votes
 
 
-def _matches(rule: pytorch.Rule, shapes: Shapes) -> dict[str, int]:
+def _matches(rule: weight_names.Rule, shapes: Shapes) -> dict[str, int]:
     """{tensor: layer} of the tensors that a rule names and whose rank fits; layer 0 where nothing
     is stacked.
     """
@@ -212,7 +214,7 @@ def _positive(hints: Mapping, key: str, default: int) -> int:
 def from_jax_shapes(shapes: Shapes, hints: Mapping) -> Pi05Config:
     """Sizes from the leaves of openpi's JAX tree; only horizon and steps come from `hints`."""
     tensors, found = {}, dict(hints)
-    for rule in pytorch.RULES:
+    for rule in weight_names.RULES:
         # missing, or of another rank
         with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):
             *_, (index, name) = rule.names(shapes[rule.path][0])

@@ -12,20 +12,13 @@ import numpy as np
 
 from sigma_jax import trees
 from sigma_jax.backbones.pi05 import Pi05Config, abstract_params
-from sigma_jax.convert import (
-    fit,
-    openpi_lora,
-    orbax_tree,
-    other_models,
-    pytorch,
-    sizes,
-    torch_names,
-    training_config,
-)
-from sigma_jax.convert.leaves import LeafReader
-from sigma_jax.convert.pieces import Piece, pieces
-from sigma_jax.convert.tensors import READ_AS, TensorFiles, find_files
-from sigma_jax.convert.training_config import RECORD
+from sigma_jax.convert import orbax_tree, other_models, sizes, torch_names, validate, weight_names
+from sigma_jax.convert.openpi import lora as openpi_lora
+from sigma_jax.convert.openpi import training_config
+from sigma_jax.convert.openpi.training_config import RECORD
+from sigma_jax.convert.orbax_leaves import LeafReader
+from sigma_jax.convert.slices import Piece, pieces
+from sigma_jax.convert.tensor_files import READ_AS, TensorFiles, find_files
 from sigma_jax.errors import UserError
 from sigma_jax.hub.download import local_path
 
@@ -119,7 +112,7 @@ def _open_orbax(
     found = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}
     trees.check_same(abstract_params(config), trees.unflatten(found), str(params))
     dtypes = {path: reader.dtypes[path] for path in shapes}
-    fit.check_dtypes(dtypes, {path: path for path in dtypes}, str(params))
+    validate.check_dtypes(dtypes, {path: path for path in dtypes}, str(params))
     factors = (
         openpi_lora.open_factors(reader.shapes, pairs, reader.whole, lora, str(params))
         if pairs
@@ -152,11 +145,11 @@ def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
         piece.name: piece
         for piece in pieces({path: leaf.shape for path, leaf in leaves.items()}, whole=True)
     }
-    fit.check_tensors(files, stored, owner, where)
+    validate.check_tensors(files, stored, owner, where)
     tensors = {name: READ_AS[files.dtype(key)] for name, key in stored.items()}
     if wide := sum(files.dtype(key) == 'F64' for key in stored.values()):
         notes.append(f'{wide} tensors of float64 are read as float32')
-    fit.check_dtypes(tensors, {name: piece.path for name, piece in owner.items()}, where)
+    validate.check_dtypes(tensors, {name: piece.path for name, piece in owner.items()}, where)
     return Source(
         path.name,
         folder,
@@ -173,15 +166,15 @@ def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
 def _resolve_table(stored: dict[str, str], files: TensorFiles) -> list[str]:
     """Leaves one name for the token table in `stored`, drops known-unused tensors, and says so."""
     notes = (
-        [f'{pytorch.EXPERT_HEAD} is unused and left out']
-        if stored.pop(pytorch.EXPERT_HEAD, None)
+        [f'{weight_names.EXPERT_HEAD} is unused and left out']
+        if stored.pop(weight_names.EXPERT_HEAD, None)
         else []
     )
-    head = stored.pop(pytorch.LM_HEAD, None)
-    if head and pytorch.EMBED not in stored:
-        stored[pytorch.EMBED] = head
+    head = stored.pop(weight_names.LM_HEAD, None)
+    if head and weight_names.EMBED not in stored:
+        stored[weight_names.EMBED] = head
     elif head:
-        same = _equal(files, head, stored[pytorch.EMBED])
+        same = _equal(files, head, stored[weight_names.EMBED])
         notes.append(f'lm_head {"equals" if same else "differs from"} embed_tokens and is left out')
     return notes
 

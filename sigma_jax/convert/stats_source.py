@@ -5,12 +5,13 @@ LeRobot data set.
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-from sigma_jax.convert import dataset_stats, lerobot_policy
-from sigma_jax.convert.lerobot_policy import NormStats
-from sigma_jax.data import quantiles
-from sigma_jax.data.normalize import Scaling, read_both, statistics_from
+from sigma_jax.convert import dataset_stats
+from sigma_jax.convert.lerobot import read
+from sigma_jax.convert.lerobot.read import NormStats
 from sigma_jax.errors import UserError
-from sigma_jax.policy import read_policy
+from sigma_jax.processing import quantiles
+from sigma_jax.processing.normalize import Scaling, read_both, statistics_from
+from sigma_jax.processing.spec import read_policy
 
 NORM_STATS = 'norm_stats.json'
 EXACT = 'name the data set itself with --stats: exact ones are computed from its rows'
@@ -44,7 +45,7 @@ def find_statistics(
         return _doubted(read_both((direct or assets)[0], scalings=scalings), note)
     if data:
         return dataset_stats.read(path, scalings, relative_joints, horizon, note)
-    if lerobot_policy.is_here(path) and (found := lerobot_policy.read(path).statistics):
+    if read.is_here(path) and (found := read.read(path).statistics):
         return _doubted(
             {name: statistics_from(one.columns(), scalings[name]) for name, one in found.items()},
             note,
@@ -88,11 +89,7 @@ def _flags_beside(path: pathlib.Path) -> tuple[bool, ...] | None:
         if (own := read_policy(home)) is not None:
             return own.relative_joints
     data = (folder / 'meta' / 'info.json').is_file()
-    return (
-        lerobot_policy.read(folder).policy.relative_joints
-        if not data and lerobot_policy.is_here(folder)
-        else None
-    )
+    return read.read(folder).policy.relative_joints if not data and read.is_here(folder) else None
 
 
 def asset_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:

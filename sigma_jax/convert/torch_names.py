@@ -5,7 +5,7 @@ combination.
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from sigma_jax.convert import pytorch
+from sigma_jax.convert import weight_names
 from sigma_jax.convert.orbax_tree import is_averaged
 from sigma_jax.errors import UserError, few
 
@@ -42,7 +42,7 @@ def resolve(names: Iterable[str], where: str) -> Names:
         prefix, own = _parts(name)
         if prefix is None and own.rpartition('.')[2] in COUNTERS:
             continue
-        group = found.setdefault(pytorch.canonical(own), {})
+        group = found.setdefault(weight_names.canonical(own), {})
         if (prefix or ()) in group:
             raise _twice(where, [group[prefix or ()], name])
         group[prefix or ()] = name
@@ -63,7 +63,7 @@ def _parts(name: str) -> tuple[Prefix | None, str]:
     no pi0.5's.
     """
     parts = [part for part in name.split('.') if part not in WRAPPERS]
-    places = [n for n, part in enumerate(parts) if part in pytorch.TOPS]
+    places = [n for n, part in enumerate(parts) if part in weight_names.TOPS]
     return (
         (tuple(parts[: places[0]]), '.'.join(parts[places[0] :]))
         if places

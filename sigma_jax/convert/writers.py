@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from sigma_jax.convert import pytorch
+from sigma_jax.convert import weight_names
 from sigma_jax.convert.digests import AHEAD
-from sigma_jax.convert.leaves import LeafWriter
-from sigma_jax.convert.pieces import Piece
-from sigma_jax.convert.tensors import WEIGHTS, TensorWriter
+from sigma_jax.convert.orbax_leaves import LeafWriter
+from sigma_jax.convert.slices import Piece
+from sigma_jax.convert.tensor_files import WEIGHTS, TensorWriter
 from sigma_jax.errors import UserError
 
 Put = Callable[[Piece, np.ndarray], Any]
@@ -69,22 +69,22 @@ def _torch_writer(
     """LeRobot's set has the token table twice, openpi's as `lm_head` alone; both have an unused
     expert head.
     """
-    tables = [pytorch.LM_HEAD, pytorch.EMBED] if prefix else [pytorch.LM_HEAD]
+    tables = [weight_names.LM_HEAD, weight_names.EMBED] if prefix else [weight_names.LM_HEAD]
     tensors: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-    for rule in pytorch.RULES:
+    for rule in weight_names.RULES:
         shape, dtype = shapes[rule.path], dtypes[rule.path]
         for index, name in rule.names(shape[0]):
             stub = rule.form.to_torch(np.broadcast_to(np.int8(0), shape[len(index) :]))
             tensors[prefix + name] = (stub.shape, dtype)
-    table = tensors.pop(prefix + pytorch.EMBED)
+    table = tensors.pop(prefix + weight_names.EMBED)
     tensors |= dict.fromkeys((prefix + name for name in tables), table)
     width = tensors[f'{prefix}time_mlp_in.bias'][0][0]
-    tensors[prefix + pytorch.EXPERT_HEAD] = ((table[0][0], width), table[1])
+    tensors[prefix + weight_names.EXPERT_HEAD] = ((table[0][0], width), table[1])
     with TensorWriter(folder / WEIGHTS, tensors) as writer:
 
         def write(piece: Piece, array: np.ndarray) -> None:
             tensor, row = piece.form.to_torch(array), piece.rows.start if piece.rows else 0
-            for name in tables if piece.name == pytorch.EMBED else [piece.name]:
+            for name in tables if piece.name == weight_names.EMBED else [piece.name]:
                 writer.write(prefix + name, tensor, row)
 
         yield write

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from sigma_jax.data import lerobot
 from sigma_jax.data.episode import Episode
-from sigma_jax.data.lerobot_joints import ACTION, STATE
-from sigma_jax.data.rlds_open import RldsSettings, is_rlds, open_rlds
-from sigma_jax.data.torch_dataset import open_torch_shards
-from sigma_jax.data.torch_shards import PATTERN, TorchSettings
+from sigma_jax.data.lerobot import dataset as lerobot
+from sigma_jax.data.lerobot.joints import ACTION, STATE
+from sigma_jax.data.pt.dataset import open_torch_shards
+from sigma_jax.data.pt.shards import PATTERN, TorchSettings
+from sigma_jax.data.rlds.open import RldsSettings, is_rlds, open_rlds
 from sigma_jax.errors import UserError
 from sigma_jax.hub import download
 

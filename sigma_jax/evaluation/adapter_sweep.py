@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax import adapter
-from sigma_jax.adapter import AdapterState
 from sigma_jax.evaluation.replay import CARRIED, Windows, views
+from sigma_jax.sigma import adapter
+from sigma_jax.sigma.adapter import AdapterState
 
 LEAST = (0.0, 0.25, 0.5, 0.75, 1.0)
 LARGEST = (0.5, 0.75, 1.0, 1.25, 1.5)

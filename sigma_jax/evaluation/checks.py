@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from sigma_jax import metrics
+from sigma_jax.evaluation import metrics
+from sigma_jax.evaluation.metrics import ERRORS, Thresholds
 from sigma_jax.evaluation.replay import CARRIED, TAU_OFF, Windows
-from sigma_jax.metrics import ERRORS, Thresholds
 from sigma_jax.types import PyTree
 
 BASE = 'pi05'

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax import adapter, metrics
-from sigma_jax.adapter import AdapterConfig, AdapterState
-from sigma_jax.evaluation import adapter_sweep, arms, checks
+from sigma_jax.evaluation import adapter_sweep, arms, checks, metrics
 from sigma_jax.evaluation.checks import ADAPTED, BASE
+from sigma_jax.evaluation.metrics import ERRORS, Thresholds
 from sigma_jax.evaluation.replay import CARRIED, RESET, TAU_OFF, Prediction, Windows, views
-from sigma_jax.metrics import ERRORS, Thresholds
+from sigma_jax.sigma import adapter
+from sigma_jax.sigma.adapter import AdapterConfig, AdapterState
 from sigma_jax.types import Actions, PyTree
 
 SCHEMA, SCHEMA_VERSION = 'sigma_jax.evaluation', 2

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 
 from sigma_jax import __version__
-from sigma_jax.baselines import RECORD
-from sigma_jax.data.meta import META
+from sigma_jax.data.shards.meta import META
 from sigma_jax.errors import UserError
+from sigma_jax.policies.base_actions import RECORD
 
 LOG = 'evaluations.jsonl'
 

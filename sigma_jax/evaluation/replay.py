@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sigma_jax.errors import UserError
-from sigma_jax.metrics import cosine
+from sigma_jax.evaluation.metrics import cosine
 from sigma_jax.types import Ablation, Actions, SigmaOutput
 
 NumpyBatch = dict[str, np.ndarray]

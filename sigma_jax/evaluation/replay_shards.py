@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from sigma_jax.backbones.tokenizer import load_tokenizer
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.normalize import Statistics, denormalize, read_norm_stats
-from sigma_jax.data.pipeline import make_loader
-from sigma_jax.data.records import read_baselines, read_index
+from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.records import read_baselines, read_index
 from sigma_jax.evaluation.replay import RUNS, NumpyBatch, Windows, pad_windows, replay
-from sigma_jax.policy import Policy
+from sigma_jax.processing.normalize import Statistics, denormalize, read_norm_stats
+from sigma_jax.processing.spec import Policy
+from sigma_jax.processing.tokenizer import load_tokenizer
 
 SPLITS = ('train', 'calibration', 'test')
 ROOM = 2 * 2**30  # bytes of decoded batches that an evaluation keeps

@@ -13,13 +13,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from sigma_jax.adapter import AdapterState
-from sigma_jax.baselines import check_baselines
-from sigma_jax.data.meta import read_meta
+from sigma_jax.data.shards.meta import read_meta
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation import comparison_run, compute, kept, measure, robustness, stress
+from sigma_jax.evaluation import measure
+from sigma_jax.evaluation.compare import cache
+from sigma_jax.evaluation.compare import run as comparison_run
+from sigma_jax.evaluation.compare.runs import Training, check_held_out
+from sigma_jax.evaluation.cost import compute
 from sigma_jax.evaluation.measure import EvaluationConfig, evaluate
-from sigma_jax.evaluation.perturb import every_level
 from sigma_jax.evaluation.provenance import check_log, count_test_reads, provenance
 from sigma_jax.evaluation.replay import Windows
 from sigma_jax.evaluation.replay_shards import (
@@ -29,12 +30,15 @@ from sigma_jax.evaluation.replay_shards import (
     replay_split,
     whole_episodes,
 )
+from sigma_jax.evaluation.report import page
+from sigma_jax.evaluation.report.schema import check_report
+from sigma_jax.evaluation.report.tables import headline
+from sigma_jax.evaluation.stress import robustness, stress
+from sigma_jax.evaluation.stress.perturb import every_level
 from sigma_jax.evaluation.trained import Library, Trained
-from sigma_jax.evaluation.trainings import Training, check_held_out
 from sigma_jax.files import atomic_write
-from sigma_jax.report import page
-from sigma_jax.report.schema import check_report
-from sigma_jax.report.tables import headline
+from sigma_jax.policies.base_actions import check_baselines
+from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training import trainer
 
 REPORT, PAGE, ADAPTER = 'sigma_eval_report.json', 'report.html', 'adapter.json'
@@ -237,7 +241,7 @@ def write(result: dict, out: pathlib.Path, log: pathlib.Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         atomic_write(out / name, text)
-    kept.clear(out)
+    cache.clear(out)
 
 
 def check_splits(splits: tuple[str, ...], stress: bool = False) -> None:

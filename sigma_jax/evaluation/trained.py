@@ -8,8 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from sigma_jax import assembly, compiler, quant, sampled
+from sigma_jax import xla
 from sigma_jax.errors import UserError
+from sigma_jax.nn import quant
+from sigma_jax.policies import sampling
+from sigma_jax.training import build
 from sigma_jax.training.checkpoints import FREE, Checkpoints, parameter_count
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Parts
@@ -46,7 +49,7 @@ class Library:
         key = json.dumps({k: v for k, v in config.items() if k not in left_out}, sort_keys=True)
         if key not in self._opened:
             parts = Parts(config, Devices(jax.local_devices()[:1]))
-            self._opened[key] = parts, compiler.jit(make(parts))
+            self._opened[key] = parts, xla.jit(make(parts))
         return self._opened[key]
 
 
@@ -115,7 +118,7 @@ class Trained:
     def inputs(self, batch: Mapping[str, np.ndarray], ablation: Ablation) -> tuple:
         """What `forward` takes."""
         gates = jax.tree.map(lambda x: np.asarray(x, np.float32), ablation)
-        return self.trainable, self.frozen, assembly.to_batch(batch), gates
+        return self.trainable, self.frozen, build.to_batch(batch), gates
 
 
 class TrainedPolicy:
@@ -130,8 +133,8 @@ class TrainedPolicy:
         step, self.trainable = read_newest(workdir)
 
         def make(parts: Parts) -> Callable:
-            return sampled.make_sampler(
-                sampled.bind_tuned(parts.goal.config), seed, draws, parts.meta['horizon']
+            return sampling.make_sampler(
+                sampling.bind_tuned(parts.goal.config), seed, draws, parts.meta['horizon']
             )
 
         parts, self.run = library.open(self.config, make)
@@ -145,7 +148,7 @@ class TrainedPolicy:
 
     def sample(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """[b g m t a]; the noise of a window is that of the base's samples."""
-        return sampled.in_parts(
+        return sampling.in_parts(
             self.run, (self.trainable, self.frozen.params), self.frozen.stats, batch
         )
 

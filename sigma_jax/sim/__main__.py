@@ -22,7 +22,7 @@ def main() -> int:
     """Records a data set; returns the exit status."""
     arguments = _parser().parse_args()
     try:
-        from sigma_jax.data.lerobot_video import VideoSettings
+        from sigma_jax.data.video.encode import VideoSettings
         from sigma_jax.sim.record import Demonstration, Plan, record
 
         video = VideoSettings(arguments.codec, arguments.crf, arguments.gop)

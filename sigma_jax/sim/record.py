@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sigma_jax.data.lerobot_video import VideoSettings
-from sigma_jax.data.lerobot_writer import LeRobotWriter, Recording
+from sigma_jax.data.lerobot.writer import LeRobotWriter, Recording
+from sigma_jax.data.loader.workers import end_with_parent
+from sigma_jax.data.video.encode import VideoSettings
 from sigma_jax.errors import UserError
 from sigma_jax.sim.env import HEIGHT, WIDTH, PickPlaceEnv
 from sigma_jax.sim.scene import CAMERAS, FPS, JOINTS
 from sigma_jax.sim.tasks import MIXES
-from sigma_jax.workers import end_with_parent
 
 MAX_ATTEMPTS = 20
 JOINT_NAMES = tuple(f'{name}.pos' for name in JOINTS)

@@ -14,8 +14,8 @@ import orbax.checkpoint as ocp
 
 from sigma_jax import trees
 from sigma_jax.errors import UserError
-from sigma_jax.train_step import TrainState
 from sigma_jax.training.signals import Stopped
+from sigma_jax.training.step import TrainState
 
 PyTree = Any
 # settings that may change between a run and its continuation

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sigma_jax import compiler
+from sigma_jax import xla
 from sigma_jax.errors import UserError
 
 PyTree = Any
@@ -55,7 +55,7 @@ class Devices:
                 'in_shardings': (whole, whole, rows, whole),
                 'out_shardings': (whole, whole),
             }
-        return compiler.jit(step, **options)
+        return xla.jit(step, **options)
 
     def jit_rows(self, step: Callable, triton: bool = False) -> Callable:
         """A step of `stacked.side_by_side`, compiled: each device has its own rows, all of them the
@@ -63,13 +63,13 @@ class Devices:
         """
         options: dict[str, Any] = {'donate_argnums': 0, 'triton': triton}
         if self.count == 1:
-            return compiler.jit(step, **options)
+            return xla.jit(step, **options)
         whole, rows = PartitionSpec(), PartitionSpec(AXIS)
         inputs = (rows, whole, whole, rows)
         apart = jax.shard_map(
             step, mesh=self._mesh, in_specs=inputs, out_specs=rows, check_vma=False
         )
-        return compiler.jit(apart, **options)
+        return xla.jit(apart, **options)
 
     def check(self, batch_size: int, accumulate: int) -> None:
         """Raises UserError where a batch cannot be divided evenly into micro-batches and these over

@@ -21,10 +21,12 @@ import optax
 from jax.extend import core
 from jaxtyping import Array, Float
 
-from sigma_jax import lora, nn, objective, quant, trees
+from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.train_step import init_state
+from sigma_jax.nn import layers, lora, quant
+from sigma_jax.objectives import objective
 from sigma_jax.training import fusion
+from sigma_jax.training.step import init_state
 from sigma_jax.types import Ablation, Batch, Frozen
 
 PyTree = Any
@@ -110,7 +112,7 @@ def pretend(capability: float) -> Iterator[None]:
         bias = jnp.zeros(0, q.dtype) if mask is None else jnp.where(mask, 0, -1).astype(q.dtype)
         return _fused(q, k, v, bias)
 
-    fuses = mock.patch.object(nn, 'fuses', lambda q, k: nn.fusible(q, k, capability))
+    fuses = mock.patch.object(layers, 'fuses', lambda q, k: layers.fusible(q, k, capability))
     with fuses, mock.patch.object(jax.nn, 'dot_product_attention', attention):
         yield
 

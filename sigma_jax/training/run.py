@@ -9,18 +9,19 @@ from typing import Any
 
 import jax
 
-from sigma_jax import assembly, compiler, fitting
-from sigma_jax.backbones.tokenizer import check_vocab, load_tokenizer
-from sigma_jax.baselines import check_baselines
-from sigma_jax.data import normalize, pipeline
-from sigma_jax.data.augment import AugmentConfig
-from sigma_jax.data.features import Features
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.records import relative_statistics
-from sigma_jax.optimizer import OptimizerConfig, make_optimizer
-from sigma_jax.train_step import init_state, make_step
-from sigma_jax.training import features
+from sigma_jax import xla
+from sigma_jax.data.loader import loader
+from sigma_jax.data.loader.augment import AugmentConfig
+from sigma_jax.data.loader.feature_cache import Features
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.records import relative_statistics
+from sigma_jax.policies.base_actions import check_baselines
+from sigma_jax.processing import fitting, normalize
+from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
+from sigma_jax.training import build, feature_cache
 from sigma_jax.training.devices import Devices, local_devices
+from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Frozen
 
 
@@ -34,15 +35,15 @@ class Parts:
     def __init__(self, config: Mapping, devices: Devices):
         self.config, self.devices = config, devices
         self.features: Features | None = None
-        self.base = assembly.describe_base(config)
+        self.base = build.describe_base(config)
         self.shards = pathlib.Path(config['shards'])
         self.meta = read_meta(self.shards)
-        assembly.check_images(self.base, self.meta)
+        build.check_images(self.base, self.meta)
         own = normalize.read_norm_stats(self.shards / 'norm_stats.json')
         self.tokenizer = load_tokenizer(config['tokenizer'])
         check_vocab(self.tokenizer, self.base.config.vocab_size)
         wants_base = config['objective'] == 'flow_matching' and config['stats_from'] == 'base'
-        base_stats = assembly.robot_statistics(self.base, self.meta) if wants_base else None
+        base_stats = build.robot_statistics(self.base, self.meta) if wants_base else None
         widest = self.base.config.action_dim
         self.relative_joints = fitting.of_shards(
             config['relative_joints'], self.base.policy, self.meta, widest
@@ -53,15 +54,15 @@ class Parts:
         self.loader_stats = base_stats or own
         if config['objective'] == 'sigma':
             check_baselines(self.shards, self.base.digest)
-        self.example = assembly.to_batch(next(iter(self.make_loader(num_workers=0))))
-        self.goal: Any = assembly.make_objective(config, self.base, self.example)
-        assembly.check_groups(config)
-        self.base = assembly.load_base(config)
+        self.example = build.to_batch(next(iter(self.make_loader(num_workers=0))))
+        self.goal: Any = build.make_objective(config, self.base, self.example)
+        build.check_groups(config)
+        self.base = build.load_base(config)
         if config['objective'] == 'sigma':
             check_baselines(self.shards, self.base.digest)
-        stats = assembly.frozen_stats(own, self.policy_stats, self.relative_joints)
+        stats = build.frozen_stats(own, self.policy_stats, self.relative_joints)
         self.frozen = devices.everywhere(
-            Frozen(assembly.store_base(config, self.base, self.goal), stats)
+            Frozen(build.store_base(config, self.base, self.goal), stats)
         )
 
     def add_features(self, progress: Callable[[int, int], None]) -> None:
@@ -70,24 +71,24 @@ class Parts:
 
         `progress` is told (windows done, windows in all) while that goes on.
         """
-        see = functools.partial(compiler.jit(self.goal.see), self.frozen)
-        made_by = features.identity(self.config, self.base, self.shards)
+        see = functools.partial(xla.jit(self.goal.see), self.frozen)
+        made_by = feature_cache.identity(self.config, self.base, self.shards)
         windows = self.meta['windows']['train']
-        self.features = features.prepare(
+        self.features = feature_cache.prepare(
             made_by, self.shards, 'train', windows, see, self.in_order, progress
         )
 
     def in_order(self, batch_size: int):
         """Every training window once, in record order, leaves [b 1 ...]."""
         given: dict[str, Any] = {'norm_stats': self.loader_stats, 'policy': self.base.policy}
-        return pipeline.make_loader(
+        return loader.make_loader(
             self.shards, 'train', batch_size=batch_size, tokenizer=self.tokenizer, **given
         )
 
     def make_loader(self, num_workers: int):
         """Training batches without end, from the first one on."""
         c = self.config
-        return pipeline.make_loader(
+        return loader.make_loader(
             self.shards,
             'train',
             batch_size=c['batch_size'],
@@ -120,11 +121,11 @@ class Run(Parts):
         accumulate = config.get('accumulate', 1)
         devices.check(config['batch_size'], accumulate)
         settings = dict(config['optimizer']) | {'total_steps': config['steps']}
-        optimizer = make_optimizer(assembly.build(OptimizerConfig, settings, 'optimizer'))
-        self.ablation = assembly.make_ablation(config)
+        optimizer = make_optimizer(build.build(OptimizerConfig, settings, 'optimizer'))
+        self.ablation = build.make_ablation(config)
         super().__init__(config, devices)
         self.loader = self.make_loader(config['loader']['num_workers'])
-        trainable, self.frozen = assembly.make_trainable(
+        trainable, self.frozen = build.make_trainable(
             config, self.base, self.goal, self.frozen, self.example
         )
         self.frozen = devices.everywhere(self.frozen)
@@ -142,7 +143,7 @@ class Run(Parts):
 
     def shares(self, batch, key) -> dict[str, jax.Array]:
         """Gradient norm of each loss term; costs four backward passes."""
-        measure = compiler.jit(self.goal.alignment_share)
+        measure = xla.jit(self.goal.alignment_share)
         return measure(
             self.state.trainable, self.frozen, batch, self.ablation, key, self.state.step
         )

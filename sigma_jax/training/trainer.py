@@ -18,21 +18,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sigma_jax import assembly, quant
-from sigma_jax.convert import beside, checkpoint
+from sigma_jax.convert import assets, checkpoint
 from sigma_jax.convert.source import RECORD
-from sigma_jax.data import seen
+from sigma_jax.data.shards import seen
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write, is_full_disk, replaced_folder, writer_lock
-from sigma_jax.objective import overlay
-from sigma_jax.train_step import TrainState
-from sigma_jax.training import features
+from sigma_jax.nn import quant
+from sigma_jax.objectives.objective import overlay
+from sigma_jax.training import build, feature_cache
 from sigma_jax.training.checkpoints import Checkpoints, parameter_count, whole_steps
 from sigma_jax.training.compilation import uncollected
 from sigma_jax.training.finite import Recent
 from sigma_jax.training.logs import TrainLog
 from sigma_jax.training.run import Run
 from sigma_jax.training.signals import Stopped, Wish, deaf_children, stop_wish
+from sigma_jax.training.step import TrainState
 from sigma_jax.types import Batch
 
 TRAINED = 'trained here'  # the format in a saved policy's record
@@ -54,7 +54,7 @@ def train(
     console, workdir = console or Console(), pathlib.Path(workdir)
     plain = json.loads(json.dumps(config))
     check_intervals(config)
-    cached = features.check(config)
+    cached = feature_cache.check(config)
     with contextlib.ExitStack() as held:
         if known := workdir.is_dir():
             held.enter_context(writer_lock(workdir, 'training'))
@@ -155,7 +155,7 @@ def next_batch(batches: Any, first: bool) -> Batch:
     one.
     """
     with deaf_children() if first else contextlib.nullcontext():
-        return assembly.to_batch(next(batches))
+        return build.to_batch(next(batches))
 
 
 def loop(
@@ -227,8 +227,8 @@ def save_policy(run: Run, out: pathlib.Path, console: Console, changed: bool = F
         return
     trained_params = (run.state.ema or run.state.trainable)['params']
     params = jax.tree.map(np.asarray, overlay(run.frozen.params, trained_params))
-    base = beside.read(run.base.folder) if run.base.folder else beside.Beside(run.base.policy)
-    around = beside.trained_with(
+    base = assets.read(run.base.folder) if run.base.folder else assets.Beside(run.base.policy)
+    around = assets.trained_with(
         base, run.policy_stats, run.relative_joints, run.meta['camera_names']
     )
     trained = checkpoint.Checkpoint(params, run.base.config, TRAINED, (f'{step} steps',))

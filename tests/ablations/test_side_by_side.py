@@ -12,17 +12,17 @@ import optax
 import pytest
 
 from configs import ablations as config
-from sigma_jax import assembly, trees
+from sigma_jax import trees
 from sigma_jax.ablations import side_by_side, stacked
 from sigma_jax.ablations.stacked import Member
 from sigma_jax.ablations.table import summary, table
-from sigma_jax.backbones.tokenizer import load_tokenizer
-from sigma_jax.data import pipeline
+from sigma_jax.data.loader import loader
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained import load_for_evaluation
-from sigma_jax.train_step import init_state, make_step
-from sigma_jax.training import trainer
+from sigma_jax.processing.tokenizer import load_tokenizer
+from sigma_jax.training import build, trainer
 from sigma_jax.training.logs import TABLE_1, TrainLog
+from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation
 from tests import toy_run
 from tests.small_run import QUIET, flow_config
@@ -201,9 +201,9 @@ def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     )
     tokenizer = load_tokenizer(trained.config['tokenizer'])
     settings = {'batch_size': 2, 'sequence_length': 2, 'baselines': 'pi05', 'tokenizer': tokenizer}
-    batch = next(pipeline.make_loader(small_run.shards, 'train', **settings))
+    batch = next(loader.make_loader(small_run.shards, 'train', **settings))
     gates = jax.tree.map(np.float32, Ablation())
-    want = trained.forward(alone.ema, trained.frozen, assembly.to_batch(batch), gates)
+    want = trained.forward(alone.ema, trained.frozen, build.to_batch(batch), gates)
     for got, expected in zip(
         *map(jax.tree.leaves, (trained.predict(batch, Ablation()), want)), strict=True
     ):

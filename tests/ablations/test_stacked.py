@@ -10,7 +10,7 @@ import pytest
 from configs import ablations as config
 from sigma_jax.ablations import stacked
 from sigma_jax.errors import UserError
-from sigma_jax.train_step import init_state, make_step
+from sigma_jax.training.step import init_state, make_step
 
 ROWS = dict(config.get_config().to_dict()['rows'])
 SEEDS = (3, 5)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sigma_jax import lora, trees
+from sigma_jax import trees
 from sigma_jax.backbones import pi05
+from sigma_jax.nn import lora
 from tests import golden, quick
 
 

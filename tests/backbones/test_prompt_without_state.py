@@ -9,12 +9,12 @@ import subprocess
 import numpy as np
 import pytest
 
-from sigma_jax.backbones.tokenizer import NO_STATE, encode_parts, load_tokenizer, prompt_parts
-from sigma_jax.data.observation import model_inputs
-from sigma_jax.data.pipeline import make_loader
-from sigma_jax.data.prepare import prepare
+from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
-from sigma_jax.policy import OPENPI, OURS
+from sigma_jax.processing.observation import model_inputs
+from sigma_jax.processing.spec import OPENPI, OURS
+from sigma_jax.processing.tokenizer import NO_STATE, encode_parts, load_tokenizer, prompt_parts
 from tests.convert.test_beside import stats_json
 from tests.data_pipeline import recordings
 

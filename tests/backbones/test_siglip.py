@@ -7,7 +7,7 @@ import pytest
 
 from sigma_jax.backbones.gemma import RMSNorm
 from sigma_jax.backbones.siglip import layer_norm
-from sigma_jax.workspaces import language
+from sigma_jax.sigma import language
 
 
 class Norm(nn.Module):

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sigma_jax.convert import adapter_beside, beside, checkpoint, lerobot_policy, source
-from sigma_jax.data.normalize import Scaling, compute_statistics, norm_stats_json
+from sigma_jax.convert import assets as beside
+from sigma_jax.convert import checkpoint, source
+from sigma_jax.convert.lerobot import read
+from sigma_jax.convert.peft import assets
 from sigma_jax.errors import UserError
-from sigma_jax.policy import OPENPI, OURS, to_json
+from sigma_jax.processing.normalize import Scaling, compute_statistics, norm_stats_json
+from sigma_jax.processing.spec import OPENPI, OURS, to_json
 from tests import golden
 from tests.convert.test_beside import edit, same_statistics, write
 
@@ -56,7 +59,7 @@ def add_lerobots(adapter, source, factor=1.0, drop=()):
 def test_lerobots_processors_beside_an_adapter_count(adapter, tmp_path, own, factor, layout):
     add_lerobots(adapter, own, factor)
     base, want = beside.read(POLICIES / RELATIVE), beside.read(adapter)
-    found = adapter_beside.merged(base, adapter)
+    found = assets.merged(base, adapter)
     assert found.policy == want.policy and same_statistics(found.statistics, want.statistics)
     note = found.notes[0]
     assert (
@@ -69,7 +72,7 @@ def test_lerobots_processors_beside_an_adapter_count(adapter, tmp_path, own, fac
     again = beside.read(tmp_path / 'out', layout)
     assert again.policy == want.policy and same_statistics(again.statistics, want.statistics)
     theirs = tmp_path / 'out' if layout == 'lerobot' else tmp_path / 'out' / 'lerobot'
-    assert same_statistics(lerobot_policy.read(theirs).statistics, want.statistics)
+    assert same_statistics(read.read(theirs).statistics, want.statistics)
     # the merged policy is none of peft's
     settings = json.loads((theirs / 'config.json').read_text())
     assert settings['use_peft'] is False and settings['pretrained_path'] is None
@@ -80,7 +83,7 @@ def test_an_export_of_ours_beside_an_adapter_counts(adapter, tmp_path):
     base = beside.Beside(dataclasses.replace(OURS, relative_joints=(True,) * 6), stats(seed=1))
     trained = beside.trained_with(base, stats(seed=2), (False,) * 6, ('wrist', 'top'))
     beside.write(adapter, 'lerobot', trained, golden.config())
-    found = adapter_beside.merged(base, adapter)
+    found = assets.merged(base, adapter)
     assert found.policy == trained.policy and same_statistics(found.statistics, trained.statistics)
     assert 'from policy.json beside the adapter' in found.notes[0] and 'cameras' in found.notes[0]
     (adapter / 'norm_stats.json').unlink()  # the statistics of the export itself lie above
@@ -89,7 +92,7 @@ def test_an_export_of_ours_beside_an_adapter_counts(adapter, tmp_path):
             file.unlink()
     (adapter.parent / 'export.json').write_text('{"config": {"objective": "flow_matching"}}')
     (adapter.parent / 'norm_stats.json').write_text(norm_stats_json(stats(seed=3)))
-    assert same_statistics(adapter_beside.merged(base, adapter).statistics, stats(seed=3))
+    assert same_statistics(assets.merged(base, adapter).statistics, stats(seed=3))
 
 
 @pytest.mark.parametrize(
@@ -111,11 +114,11 @@ def test_an_export_without_a_word_in_the_adapters_folder_is_known_by_its_record(
     (adapter.parent / 'export.json').write_text(
         json.dumps({'config': {'objective': 'flow_matching'} | config})
     )
-    found = adapter_beside.merged(base, adapter)
+    found = assets.merged(base, adapter)
     assert found.policy.relative_joints == flags and found.statistics['actions'].scaling == scaling
     assert np.array_equal(found.statistics['state'].q01, stats(seed=4)['state'].q01)
     edit(adapter.parent / 'export.json', lambda x: x['config'].update(objective='sigma'))
-    sigma = adapter_beside.merged(base, adapter)  # those are in the units of the heads
+    sigma = assets.merged(base, adapter)  # those are in the units of the heads
     assert sigma.statistics is None and "settings are the base's" in sigma.notes[-1]
 
 
@@ -124,7 +127,7 @@ def test_bare_statistics_beside_an_adapter_count(adapter, place):
     base = beside.read(POLICIES / 'openpi')
     (adapter / place).parent.mkdir(parents=True, exist_ok=True)
     (adapter / place).write_text(norm_stats_json(stats(seed=5)))
-    found = adapter_beside.merged(base, adapter)
+    found = assets.merged(base, adapter)
     assert found.policy == base.policy and np.array_equal(
         found.statistics['state'].q99, stats(seed=5)['state'].q99
     )
@@ -139,20 +142,20 @@ def test_bare_statistics_beside_an_adapter_count(adapter, place):
         with pytest.raises(
             UserError, match='statistics of one robot beside the adapter .*; name one: --stats'
         ):
-            adapter_beside.merged(base, adapter)
+            assets.merged(base, adapter)
 
 
 def test_what_the_base_assumes_stays_assumed_unless_the_adapter_tells(adapter):
     base = beside.Beside(OURS, stats(), assumed={'prompt_state': 'openpi by default'})
     shutil.copy(golden.DATA / 'policies/openpi/assets/so101/norm_stats.json', adapter)
-    assert adapter_beside.merged(base, adapter).assumed == base.assumed
+    assert assets.merged(base, adapter).assumed == base.assumed
     (adapter / 'policy.json').write_text(to_json(OURS))
-    assert adapter_beside.merged(base, adapter).assumed == {}
+    assert assets.merged(base, adapter).assumed == {}
 
 
 def test_a_folder_that_says_nothing_takes_the_bases_and_says_so(adapter):
     base = beside.read(POLICIES / RELATIVE)
-    found = adapter_beside.merged(base, adapter)
+    found = assets.merged(base, adapter)
     assert found.policy == base.policy and same_statistics(found.statistics, base.statistics)
     assert found.files == base.files and 'name them with --stats' in found.notes[-1]
 
@@ -160,7 +163,7 @@ def test_a_folder_that_says_nothing_takes_the_bases_and_says_so(adapter):
 def test_named_statistics_count_before_the_adapters(adapter, tmp_path):
     add_lerobots(adapter, RELATIVE, 2.0)
     (tmp_path / 'norm_stats.json').write_text(norm_stats_json(stats(seed=7)))
-    found = adapter_beside.merged(
+    found = assets.merged(
         beside.read(POLICIES / 'lerobot_0_4_4'), adapter, tmp_path / 'norm_stats.json'
     )
     assert np.array_equal(found.statistics['actions'].q01, stats(seed=7)['actions'].q01)
@@ -172,13 +175,13 @@ def test_settings_without_statistics(adapter):
     """config.json alone: its settings, and the base's numbers where they mean the same."""
     files = {file.name for file in (POLICIES / RELATIVE).glob('policy_*')}
     add_lerobots(adapter, RELATIVE, drop=files)
-    same = adapter_beside.merged(beside.read(POLICIES / RELATIVE), adapter)
+    same = assets.merged(beside.read(POLICIES / RELATIVE), adapter)
     assert same_statistics(same.statistics, beside.read(POLICIES / RELATIVE).statistics)
     with pytest.raises(
         UserError,
         match="actions are relative, unlike the base's, got none; name those of its training",
     ):
-        adapter_beside.merged(beside.read(POLICIES / 'lerobot_0_4_4'), adapter)
+        assets.merged(beside.read(POLICIES / 'lerobot_0_4_4'), adapter)
     edit(adapter / 'config.json', lambda x: x['normalization_mapping'].update(ACTION='QUANTILE10'))
     bare = beside.Beside(beside.read(POLICIES / RELATIVE).policy, stats())
     with pytest.raises(
@@ -186,10 +189,10 @@ def test_settings_without_statistics(adapter):
         match=r'none of the base with .*q10.*; name those of its '
         r'training with --stats',
     ):
-        adapter_beside.merged(bare, adapter)
+        assets.merged(bare, adapter)
     edit(adapter / 'config.json', lambda x: x.update(type='pi0'))
     with pytest.raises(UserError, match='expected a pi05 policy'):
-        adapter_beside.merged(bare, adapter)
+        assets.merged(bare, adapter)
 
 
 @pytest.mark.parametrize('absent', ['policy_preprocessor', 'policy_postprocessor'])
@@ -203,7 +206,7 @@ def test_one_of_an_adapters_two_processors_tells_the_statistics_of_both(
     want = beside.read(adapter)
     for file in adapter.glob(f'{absent}*'):
         file.unlink()
-    found = adapter_beside.merged(beside.read(POLICIES / RELATIVE), adapter)
+    found = assets.merged(beside.read(POLICIES / RELATIVE), adapter)
     assert (
         same_statistics(found.statistics, want.statistics)
         and found.policy.actions == want.policy.actions
@@ -221,7 +224,7 @@ def test_one_of_an_adapters_two_processors_tells_the_statistics_of_both(
 def test_the_note_says_whose_the_statistics_are(adapter, tmp_path):
     base = beside.read(POLICIES / RELATIVE)
     (tmp_path / 'named.json').write_text(norm_stats_json(stats(seed=7)))
-    bare = adapter_beside.merged(base, adapter, tmp_path / 'named.json')
+    bare = assets.merged(base, adapter, tmp_path / 'named.json')
     assert any(
         f"settings are the base's, statistics those of {tmp_path}/named.json" in note
         for note in bare.notes
@@ -229,14 +232,14 @@ def test_the_note_says_whose_the_statistics_are(adapter, tmp_path):
     assert not any('name them with --stats' in note for note in bare.notes)
     files = {file.name for file in (POLICIES / RELATIVE).glob('policy_*')}
     add_lerobots(adapter, RELATIVE, drop=files)  # config.json alone
-    theirs = adapter_beside.merged(base, adapter)
+    theirs = assets.merged(base, adapter)
     assert (
         theirs.notes[0].startswith("statistics are the base's")
         and 'name them with --stats' in theirs.notes[0]
     )
     assert "relative joints, cameras and prompt are from LeRobot's config.json" in theirs.notes[0]
     assert not any('hold no statistics' in note for note in theirs.notes)
-    named = adapter_beside.merged(base, adapter, tmp_path / 'named.json')
+    named = assets.merged(base, adapter, tmp_path / 'named.json')
     assert named.notes[0].startswith(
         f'statistics are from {tmp_path}/named.json, as told; relative joints'
     )
@@ -245,9 +248,9 @@ def test_the_note_says_whose_the_statistics_are(adapter, tmp_path):
 
 def test_the_adapters_horizon_is_the_merged_policys(adapter):
     opened = source.open_source(golden.FIXTURE / 'lerobot.safetensors')
-    assert adapter_beside.sized(opened, adapter) == (opened, ())
+    assert assets.sized(opened, adapter) == (opened, ())
     add_lerobots(adapter, RELATIVE)
-    found, notes = adapter_beside.sized(opened, adapter)
+    found, notes = assets.sized(opened, adapter)
     assert found.config.action_horizon == 4 and notes == (
         'action_horizon is 4, as in adapter; 10 in the base',
     )
@@ -255,29 +258,27 @@ def test_the_adapters_horizon_is_the_merged_policys(adapter):
     with pytest.raises(
         UserError, match='expected action_horizon of at least 1 in .*config.json, got 0'
     ):
-        adapter_beside.sized(opened, adapter)
+        assets.sized(opened, adapter)
 
 
 def test_an_adapter_within_a_training_or_an_export_is_found(adapter):
-    assert (
-        adapter_beside.home(adapter) == adapter and adapter_beside.home(adapter.parent) == adapter
-    )
+    assert assets.home(adapter) == adapter and assets.home(adapter.parent) == adapter
     step = adapter.parent.parent / 'step'
     shutil.copytree(adapter, step / 'pretrained_model')
-    assert adapter_beside.home(step) == step / 'pretrained_model'
+    assert assets.home(step) == step / 'pretrained_model'
 
 
 @pytest.mark.parametrize('name', ['adapter_model.safetensors', 'adapter_config.json'])
 def test_a_file_of_an_adapter_and_a_run_are_refused_with_the_folder_to_name(adapter, name):
     with pytest.raises(UserError, match=f'got the file .*{name}; name --adapter={adapter}$'):
-        adapter_beside.home(adapter / name)
+        assets.home(adapter / name)
     run = adapter.parent.parent / 'training'
     for step in ('000020', '000100'):
         shutil.copytree(adapter, run / 'checkpoints' / step / 'pretrained_model')
     with pytest.raises(
         UserError, match='with 2 steps; name one of them: --adapter=.*/000100/pretrained_model$'
     ):
-        adapter_beside.home(run)
+        assets.home(run)
 
 
 @pytest.mark.parametrize('named', ['lerobot/pi05_base', None])

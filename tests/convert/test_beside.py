@@ -12,17 +12,18 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sigma_jax.convert import beside, lerobot_policy
+from sigma_jax.convert import assets
+from sigma_jax.convert.lerobot import read
 from sigma_jax.convert.stats_source import find_statistics
-from sigma_jax.data.normalize import (
+from sigma_jax.errors import UserError
+from sigma_jax.processing.normalize import (
     Scaling,
     Statistics,
     compute_statistics,
     norm_stats_json,
     normalize,
 )
-from sigma_jax.errors import UserError
-from sigma_jax.policy import LEROBOT, OPENPI, OURS
+from sigma_jax.processing.spec import LEROBOT, OPENPI, OURS
 from tests import golden
 
 POLICIES = golden.DATA / 'policies'
@@ -39,7 +40,7 @@ def copied(tmp_path):
 
 def write(found, out, layout='jax', dtype='float32'):
     out.mkdir()
-    return beside.write(out, layout, found, golden.config(), dtype)
+    return assets.write(out, layout, found, golden.config(), dtype)
 
 
 def same_statistics(one, other):
@@ -63,7 +64,7 @@ def stats_json(mode='quantile', formula='sigma'):
 
 
 def test_what_lerobot_s_files_say():
-    old, new = (beside.read(POLICIES / name) for name in ('lerobot_0_4_4', 'lerobot_0_6_1'))
+    old, new = (assets.read(POLICIES / name) for name in ('lerobot_0_4_4', 'lerobot_0_6_1'))
     assert (old.policy.prompt_state_dim, old.policy.image_padding) == (32, -3)
     assert (new.policy.prompt_state_dim, new.policy.image_padding) == (0, -1)
     assert old.policy.relative_joints == () and new.policy.relative_joints == (True,) * 5 + (False,)
@@ -82,11 +83,11 @@ def test_what_lerobot_s_files_say():
     assert np.array_equal(
         old.statistics['state'].q99.astype(np.float32), stored['observation.state.q99']
     )
-    assert beside.read(POLICIES / 'lerobot_mean_std').policy.state == Scaling('mean_std', 'lerobot')
+    assert assets.read(POLICIES / 'lerobot_mean_std').policy.state == Scaling('mean_std', 'lerobot')
 
 
 def test_what_openpi_s_files_say(tmp_path):
-    found = beside.read(POLICIES / 'openpi' / 'params', 'openpi-jax')
+    found = assets.read(POLICIES / 'openpi' / 'params', 'openpi-jax')
     given = json.loads((POLICIES / 'dataset_stats.json').read_text())
     assert (
         found.policy == OPENPI and found.statistics['state'].q01.tolist() == given['state']['q01']
@@ -95,11 +96,11 @@ def test_what_openpi_s_files_say(tmp_path):
     assert 'relative_joints' in found.notes[0]
     shutil.copytree(POLICIES / 'openpi' / 'assets' / 'so101', tmp_path / 'assets' / 'droid')
     shutil.copytree(POLICIES / 'openpi' / 'assets' / 'so101', tmp_path / 'assets' / 'trossen')
-    several = beside.read(tmp_path)
+    several = assets.read(tmp_path)
     assert several.statistics is None and '(droid, trossen): name their source' in several.notes[1]
-    chosen = beside.read(tmp_path, stats=tmp_path / 'assets' / 'droid')
+    chosen = assets.read(tmp_path, stats=tmp_path / 'assets' / 'droid')
     assert same_statistics(chosen.statistics, found.statistics) and len(chosen.notes) == 1
-    bare = beside.read(golden.FIXTURE / 'lerobot.safetensors', 'lerobot')
+    bare = assets.read(golden.FIXTURE / 'lerobot.safetensors', 'lerobot')
     assert (
         bare.policy == LEROBOT and bare.statistics is None and 'name their source' in bare.notes[0]
     )
@@ -108,7 +109,7 @@ def test_what_openpi_s_files_say(tmp_path):
 def test_our_own_folders_keep_their_meaning(tmp_path):
     (tmp_path / 'norm_stats.json').write_text(norm_stats_json(stats_json()))
     (tmp_path / 'sigma_config.json').write_text('{}')
-    found = beside.read(tmp_path, 'openpi-jax')
+    found = assets.read(tmp_path, 'openpi-jax')
     assert (
         found.policy == OURS
         and same_statistics(found.statistics, stats_json())
@@ -119,9 +120,9 @@ def test_our_own_folders_keep_their_meaning(tmp_path):
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('source', SOURCES)
 def test_every_layout_computes_as_its_source_did_and_back(tmp_path, source, layout):
-    first = beside.read(POLICIES / source)
+    first = assets.read(POLICIES / source)
     write(first, tmp_path / 'there', layout)
-    there = beside.read(tmp_path / 'there', layout)
+    there = assets.read(tmp_path / 'there', layout)
     assert there.policy == first.policy and same_statistics(there.statistics, first.statistics)
     assert there.files.keys() == first.files.keys() or source == 'openpi' or layout != 'lerobot'
     back = 'openpi-pytorch' if source == 'openpi' else 'lerobot'
@@ -136,10 +137,10 @@ def test_every_layout_computes_as_its_source_did_and_back(tmp_path, source, layo
 
 @pytest.mark.parametrize('source', ['openpi', 'lerobot_0_6_1'])
 def test_files_written_for_lerobot_say_the_same_to_its_reader(tmp_path, source):
-    first = beside.read(POLICIES / source)
+    first = assets.read(POLICIES / source)
     bare = dataclasses.replace(first, files={})
     notes = write(bare, tmp_path / 'out', 'lerobot', 'bfloat16')
-    found = lerobot_policy.read(tmp_path / 'out')
+    found = read.read(tmp_path / 'out')
     assert found.policy.relative_joints == first.policy.relative_joints
     assert found.policy.cameras == first.policy.cameras and found.policy.state.mode == 'quantile'
     for name, one in found.statistics.items():
@@ -161,7 +162,7 @@ def test_files_written_for_lerobot_say_the_same_to_its_reader(tmp_path, source):
 
 
 def test_files_written_for_openpi_normalise_alike(tmp_path):
-    first = beside.read(POLICIES / 'lerobot_mean_std')
+    first = assets.read(POLICIES / 'lerobot_mean_std')
     notes = write(first, tmp_path / 'out', 'openpi-pytorch', 'bfloat16')
     assert any('rename assets/robot' in note for note in notes) and any(
         'as quantiles' in note for note in notes
@@ -179,7 +180,7 @@ def test_files_written_for_openpi_normalise_alike(tmp_path):
 
 
 def test_our_guard_of_still_joints_is_written_as_a_range_to_others(tmp_path):
-    ours = beside.Beside(OURS, stats_json())
+    ours = assets.Beside(OURS, stats_json())
     assert ours.statistics['state'].near_constant.tolist() == [False, True, False]
     notes = write(ours, tmp_path / 'lerobot', 'lerobot')
     assert any('state 1 hardly move: q99 is written' in note for note in notes)
@@ -187,36 +188,36 @@ def test_our_guard_of_still_joints_is_written_as_a_range_to_others(tmp_path):
     x = np.array([[1, 7.3, -2.5]], np.float32)
     want = normalize(x, ours.statistics['state'])
     for found in (
-        lerobot_policy.read(tmp_path / 'lerobot').statistics,
+        read.read(tmp_path / 'lerobot').statistics,
         find_statistics(tmp_path / 'openpi' / 'assets' / 'robot', OPENPI.scalings()),
     ):
         np.testing.assert_allclose(normalize(x, found['state']), want, atol=2e-6)
-    assert same_statistics(beside.read(tmp_path / 'lerobot').statistics, ours.statistics)
+    assert same_statistics(assets.read(tmp_path / 'lerobot').statistics, ours.statistics)
 
 
 def test_changed_settings_replace_the_source_s_own_files(tmp_path):
-    first = beside.read(POLICIES / 'lerobot_0_6_1')
+    first = assets.read(POLICIES / 'lerobot_0_6_1')
     absolute = dataclasses.replace(
         first, policy=dataclasses.replace(first.policy, relative_joints=())
     )
     write(absolute, tmp_path / 'out', 'lerobot')
-    assert lerobot_policy.read(tmp_path / 'out').policy.relative_joints == ()
+    assert read.read(tmp_path / 'out').policy.relative_joints == ()
     other = dataclasses.replace(first.statistics['state'], q99=first.statistics['state'].q99 + 1)
     moved = dataclasses.replace(first, statistics=first.statistics | {'state': other})
     write(moved, tmp_path / 'moved', 'lerobot')
     assert np.array_equal(
-        lerobot_policy.read(tmp_path / 'moved').statistics['state'].q99, np.float32(other.q99)
+        read.read(tmp_path / 'moved').statistics['state'].q99, np.float32(other.q99)
     )
 
 
 def test_files_that_contradict_each_other_are_named(tmp_path):
-    write(beside.Beside(OURS, stats_json()), tmp_path / 'out', 'lerobot')
-    assert beside.read(tmp_path / 'out').notes == ()
+    write(assets.Beside(OURS, stats_json()), tmp_path / 'out', 'lerobot')
+    assert assets.read(tmp_path / 'out').notes == ()
     changed = {
         name: dataclasses.replace(one, q99=one.q99 + 1) for name, one in stats_json().items()
     }
     (tmp_path / 'out' / 'norm_stats.json').write_text(norm_stats_json(changed))
-    found = beside.read(tmp_path / 'out')
+    found = assets.read(tmp_path / 'out')
     assert same_statistics(found.statistics, changed)
     assert found.notes == (
         "norm_stats.json differs from LeRobot's processors beside it; norm_stats.json is used",
@@ -225,11 +226,11 @@ def test_files_that_contradict_each_other_are_named(tmp_path):
 
 def test_sizes_beside_lerobot_s_files_do_not_make_them_ours(copied):
     (copied / 'sigma_config.json').write_text('{}')
-    assert beside.read(copied).policy == beside.read(POLICIES / 'lerobot_0_4_4').policy
+    assert assets.read(copied).policy == assets.read(POLICIES / 'lerobot_0_4_4').policy
 
 
 def test_the_dtype_of_the_weights_is_told_in_lerobot_s_own_config(tmp_path):
-    write(beside.read(POLICIES / 'lerobot_0_4_4'), tmp_path / 'out', 'lerobot', 'bfloat16')
+    write(assets.read(POLICIES / 'lerobot_0_4_4'), tmp_path / 'out', 'lerobot', 'bfloat16')
     before, after = (
         json.loads((p / 'config.json').read_text())
         for p in (POLICIES / 'lerobot_0_4_4', tmp_path / 'out')
@@ -238,14 +239,14 @@ def test_the_dtype_of_the_weights_is_told_in_lerobot_s_own_config(tmp_path):
 
 
 def test_what_is_not_known_is_said(tmp_path):
-    notes = write(beside.Beside(OURS), tmp_path / 'out', 'lerobot')
+    notes = write(assets.Beside(OURS), tmp_path / 'out', 'lerobot')
     assert any('cameras of this policy are not known' in note for note in notes)
     assert any('statistics of state and actions are not known' in note for note in notes)
     assert (
         not list((tmp_path / 'out').glob('*.safetensors'))
         and not (tmp_path / 'out' / 'norm_stats.json').exists()
     )
-    assert lerobot_policy.read(tmp_path / 'out').statistics is None
+    assert read.read(tmp_path / 'out').statistics is None
 
 
 def test_steps_and_renames_that_are_not_carried_out_are_named(copied):
@@ -254,7 +255,7 @@ def test_steps_and_renames_that_are_not_carried_out_are_named(copied):
     body['steps'][0]['config']['rename_map'] = {'observation.images.front': 'observation.images.up'}
     body['steps'].append({'class': 'mine.Blur', 'config': {}})
     file.write_text(json.dumps(body))
-    notes = beside.read(copied).notes
+    notes = assets.read(copied).notes
     assert 'processor step mine.Blur is not carried out here' in notes
     assert any('LeRobot renames its inputs' in note and 'images.front' in note for note in notes)
 
@@ -275,12 +276,12 @@ def test_a_rename_map_goes_into_every_layout_and_back(tmp_path, layout, renames)
         tmp_path / 'policy' / 'policy_preprocessor.json',
         lambda x: x['steps'][0]['config'].update(rename_map=renames),
     )
-    first = beside.read(tmp_path / 'policy')
+    first = assets.read(tmp_path / 'policy')
     assert dict(first.policy.rename_map) == renames
     write(dataclasses.replace(first, files={}), tmp_path / 'out', layout)
-    assert beside.read(tmp_path / 'out', layout).policy == first.policy
+    assert assets.read(tmp_path / 'out', layout).policy == first.policy
     if layout == 'lerobot':
-        assert dict(lerobot_policy.read(tmp_path / 'out').policy.rename_map) == renames
+        assert dict(read.read(tmp_path / 'out').policy.rename_map) == renames
 
 
 @pytest.mark.parametrize('names', [None, ['j0', 'j1', 'j2', 'j3', 'j4', 'gripper.pos']])
@@ -292,7 +293,7 @@ def test_relative_flags_are_as_many_as_the_statistics_have_numbers(tmp_path, nam
         folder / 'policy_preprocessor.json',
         lambda x: x['steps'][2]['config'].update(action_names=names),
     )
-    assert lerobot_policy.read(folder).policy.relative_joints == (True,) * 5 + (names is None,)
+    assert read.read(folder).policy.relative_joints == (True,) * 5 + (names is None,)
 
 
 @pytest.mark.parametrize(
@@ -325,14 +326,14 @@ def test_lerobot_files_that_cannot_be_used(copied, name, change, message):
     change(body)
     (copied / name).write_text(json.dumps(body))
     with pytest.raises(UserError, match=message) as caught:
-        beside.read(copied)
+        assets.read(copied)
     assert '\n' not in str(caught.value)
 
 
 def test_damaged_files(copied):
     def refused(message):
         with pytest.raises(UserError, match=message):
-            beside.read(copied)
+            assets.read(copied)
 
     whole = load_file(copied / NORMALIZER)
     save_file({k: x for k, x in whole.items() if k != 'observation.state.q99'}, copied / NORMALIZER)
@@ -347,7 +348,7 @@ def test_damaged_files(copied):
 
 def test_statistics_from_wherever_they_are(tmp_path):
     scalings = LEROBOT.scalings()
-    own = beside.read(POLICIES / 'lerobot_0_4_4').statistics
+    own = assets.read(POLICIES / 'lerobot_0_4_4').statistics
     assert same_statistics(find_statistics(POLICIES / 'lerobot_0_4_4', scalings), own)
     data = find_statistics(golden.DATA / 'lerobot' / 'v3.0', scalings)
     rows = np.array(pq.read_table(golden.DATA / 'lerobot' / 'v3.0' / 'data')['action'].to_pylist())

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from sigma_jax.backbones.pi05 import Pi05Config
-from sigma_jax.backbones.tokenizer import load_tokenizer
-from sigma_jax.convert import beside
-from sigma_jax.data.normalize import denormalize, normalize
-from sigma_jax.data.observation import model_inputs
-from sigma_jax.policy import OPENPI
+from sigma_jax.convert import assets
+from sigma_jax.processing.normalize import denormalize, normalize
+from sigma_jax.processing.observation import model_inputs
+from sigma_jax.processing.spec import OPENPI
+from sigma_jax.processing.tokenizer import load_tokenizer
 from tests import golden
 from tests.data.policies.make_reference import CAMERAS, ROOT, TASK, raw_inputs, small_tokenizer
 
@@ -27,11 +27,11 @@ VIEWS = {f'observation.images.{name}' for name in CAMERAS}
 
 def written(source, out, layout):
     """(what was written from, the folder): a full-size policy, LeRobot's own files regenerated."""
-    found = beside.read(POLICIES / source)
+    found = assets.read(POLICIES / source)
     if source == 'openpi':
         found = dataclasses.replace(found, policy=dataclasses.replace(OPENPI, cameras=CAMERAS))
     bare = dataclasses.replace(found, files={})
-    beside.write(out, layout, bare, Pi05Config(), 'bfloat16')
+    assets.write(out, layout, bare, Pi05Config(), 'bfloat16')
     return bare, out
 
 

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.convert import checkpoint, leaves, pytorch, sizes, source
-from sigma_jax.convert.pieces import pieces
+from sigma_jax.convert import checkpoint, orbax_leaves, sizes, source, weight_names
+from sigma_jax.convert.slices import pieces
 from sigma_jax.errors import UserError
 from tests import golden
 
@@ -30,7 +30,8 @@ LAYOUTS = {
     'lerobot': 'lerobot.safetensors',
     'openpi-pytorch': 'openpi_pytorch.safetensors',
 }
-EMBED, LM_HEAD = 'model.' + pytorch.EMBED, 'model.' + pytorch.LM_HEAD
+EMBED, LM_HEAD = 'model.' + weight_names.EMBED, 'model.' + weight_names.LM_HEAD
+UP_PROJECTION = f'model.{weight_names.EXPERT}layers.1.mlp.up_proj.weight'
 ACTION = 'model.action_in_proj.weight'
 
 
@@ -107,9 +108,11 @@ def test_exports_hold_every_tensor_that_the_originals_load_strictly(loaded, tmp_
         key: (x.shape, x.dtype) for key, x in theirs.items()
     }
     differ = {
-        pytorch.canonical(key) for key, x in ours.items() if x.tobytes() != theirs[key].tobytes()
+        weight_names.canonical(key)
+        for key, x in ours.items()
+        if x.tobytes() != theirs[key].tobytes()
     }
-    assert differ == {pytorch.EXPERT_HEAD}
+    assert differ == {weight_names.EXPERT_HEAD}
 
 
 def test_a_stopped_conversion_leaves_nothing(loaded, tmp_path):
@@ -137,7 +140,7 @@ def test_a_stopped_conversion_leaves_nothing(loaded, tmp_path):
 
 def test_a_stop_waits_for_the_writes_under_way(loaded, tmp_path, monkeypatch):
     """Otherwise they would write into the folder while it is cleared, and some of it would stay."""
-    late, write = ThreadPoolExecutor(1), leaves.LeafWriter.write
+    late, write = ThreadPoolExecutor(1), orbax_leaves.LeafWriter.write
 
     def write_late(self, path, index, piece):
         def work():
@@ -150,7 +153,7 @@ def test_a_stop_waits_for_the_writes_under_way(loaded, tmp_path, monkeypatch):
     def stop(done, total):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(leaves.LeafWriter, 'write', write_late)
+    monkeypatch.setattr(orbax_leaves.LeafWriter, 'write', write_late)
     opened = source.open_source(golden.FIXTURE / LAYOUTS['lerobot'])
     with pytest.raises(KeyboardInterrupt):
         checkpoint.convert(opened, tmp_path / 'out', 'jax', progress=stop)
@@ -159,8 +162,8 @@ def test_a_stop_waits_for_the_writes_under_way(loaded, tmp_path, monkeypatch):
 
 
 def test_large_tables_pass_by_rows(loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr('sigma_jax.convert.pieces.PIECE', 4096)  # elements: the table has 512 * 64
-    monkeypatch.setattr('sigma_jax.convert.leaves.WHOLE', 1000)
+    monkeypatch.setattr('sigma_jax.convert.slices.PIECE', 4096)  # elements: the table has 512 * 64
+    monkeypatch.setattr('sigma_jax.convert.orbax_leaves.WHOLE', 1000)
     cut = [
         piece
         for piece in pieces({p: x.shape for p, x in trees.flatten(loaded['jax'].params).items()})
@@ -186,7 +189,7 @@ def test_dtypes_follow_the_originals(loaded, tmp_path, dtype):
     )
     kinds = {path: x.dtype for path, x in trees.flatten(found.params).items()}
     half = {path for path, kind in kinds.items() if kind == ml_dtypes.bfloat16}
-    assert {pytorch.dtype_group(path) for path in half} == (
+    assert {weight_names.dtype_group(path) for path in half} == (
         set(checkpoint.HALF) if dtype == 'bfloat16' else set()
     )
     assert all('norm' not in path and '/img/' not in path for path in half)
@@ -219,16 +222,16 @@ def read_table(name):
     'name', ['lerobot_keys.tsv', 'lerobot_keys_new_transformers.tsv', 'openpi_pytorch_keys.tsv']
 )
 def test_the_table_covers_the_full_size_names_and_shapes(name):
-    want = {pytorch.canonical(key): shape for key, shape in read_table(name).items()}
+    want = {weight_names.canonical(key): shape for key, shape in read_table(name).items()}
     assert len(want) == 813
     leaves, got = trees.flatten(pi05.abstract_params(pi05.Pi05Config())), {}
-    for rule in pytorch.RULES:
+    for rule in weight_names.RULES:
         shape = leaves[rule.path].shape
         for index, tensor in rule.names(shape[0]):
             stub = np.broadcast_to(np.int8(0), shape[len(index) :])  # one byte, whatever the shape
             got[tensor] = rule.form.to_torch(stub).shape
-    assert want.pop(pytorch.EXPERT_HEAD) == (257152, 1024)
-    assert want.pop(pytorch.LM_HEAD) == got[pytorch.EMBED]
+    assert want.pop(weight_names.EXPERT_HEAD) == (257152, 1024)
+    assert want.pop(weight_names.LM_HEAD) == got[weight_names.EMBED]
     assert got == want
     config = sizes.infer(want, {})
     assert config == pi05.Pi05Config()
@@ -237,7 +240,7 @@ def test_the_table_covers_the_full_size_names_and_shapes(name):
 def test_table_names_every_leaf_once_and_forms_are_inverse():
     leaves = trees.flatten(pi05.abstract_params(golden.config()))
     filled = {path: np.zeros(leaf.shape, int) for path, leaf in leaves.items()}
-    for rule in pytorch.RULES:
+    for rule in weight_names.RULES:
         for index, _ in rule.names(leaves[rule.path].shape[0]):
             filled[rule.path][index] += 1
             piece = np.random.default_rng(0).standard_normal(filled[rule.path][index].shape)
@@ -246,12 +249,13 @@ def test_table_names_every_leaf_once_and_forms_are_inverse():
 
 
 @pytest.mark.parametrize(
-    'shape', [(pytorch.BLOCK - 1, 3), (2 * pytorch.BLOCK, 5), (3 * pytorch.BLOCK + 7, 2)]
+    'shape',
+    [(weight_names.BLOCK - 1, 3), (2 * weight_names.BLOCK, 5), (3 * weight_names.BLOCK + 7, 2)],
 )
 @pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16])
 def test_transposing_moves_every_number_of_matrices_larger_than_a_block(shape, dtype):
     matrix = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-    got = pytorch.transpose(matrix)
+    got = weight_names.transpose(matrix)
     assert got.dtype == dtype and got.flags.c_contiguous and np.array_equal(got, matrix.T)
 
 
@@ -264,7 +268,7 @@ def test_half_precision_stays_half_precision(lerobot, folder, tmp_path):
     )
     for tree in (first.params, again.params):
         assert {x.dtype for x in trees.flatten(tree).values()} == {np.dtype(ml_dtypes.bfloat16)}
-    unused = 'model.' + pytorch.EXPERT_HEAD
+    unused = 'model.' + weight_names.EXPERT_HEAD
     assert not np.any(back.pop(unused)) and set(back) | {unused} == set(half)
     assert all(x.tobytes() == half[key].tobytes() for key, x in back.items())
 
@@ -326,10 +330,12 @@ def test_sharded_files(lerobot, tmp_path, folder):
             lambda x: x.update({'model.time_mlp_in.weight': np.zeros((48, 47))}),
             r'time_mlp_in.weight: expected shape \(48, 48\), got \(48, 47\)',
         ),
-        (lambda x: x.update({ACTION: np.zeros(48)}), r'expected shape \(48, 8\), got \(48,\).*got '
-                                                     r'F64'),
         (
-            lambda x: x.update({f'model.{pytorch.EXPERT}layers.1.mlp.up_proj.weight': np.zeros((96, 48), np.float16)}),
+            lambda x: x.update({ACTION: np.zeros(48)}),
+            r'expected shape \(48, 8\), got \(48,\).*got F64',
+        ),
+        (
+            lambda x: x.update({UP_PROJECTION: np.zeros((96, 48), np.float16)}),
             'layers.1.mlp.up_proj.weight: expected float32 as the rest of the action expert, got '
             'float16',
         ),

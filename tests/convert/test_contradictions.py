@@ -9,10 +9,10 @@ import shutil
 
 import pytest
 
-from sigma_jax.backbones.tokenizer import NO_STATE
-from sigma_jax.convert import beside, checkpoint, source
-from sigma_jax.convert.told import Told, as_told
+from sigma_jax.convert import assets, checkpoint, source
+from sigma_jax.convert.overrides import Told, as_told
 from sigma_jax.errors import UserError
+from sigma_jax.processing.tokenizer import NO_STATE
 from tests import golden
 from tests.convert.test_beside import LAYOUTS, edit, write
 
@@ -25,7 +25,7 @@ def test_lerobots_config_is_written_with_the_horizon_that_counts(tmp_path, chunk
     policy = pathlib.Path(shutil.copytree(POLICIES / 'lerobot_0_6_1', tmp_path / 'policy'))
     edit(policy / 'config.json', lambda x: x.update(chunk_size=chunk, num_inference_steps=steps))
     opened = source.open_source(golden.FIXTURE / 'lerobot.safetensors')
-    checkpoint.convert(opened, tmp_path / 'out', layout, around=beside.read(policy))
+    checkpoint.convert(opened, tmp_path / 'out', layout, around=assets.read(policy))
     place = tmp_path / 'out' if layout == 'lerobot' else tmp_path / 'out' / 'lerobot'
     settings = json.loads((place / 'config.json').read_text())
     assert (settings['chunk_size'], settings['num_inference_steps']) == (10, 10)
@@ -54,8 +54,8 @@ def test_lerobots_config_is_written_with_the_horizon_that_counts(tmp_path, chunk
     ],
 )
 def test_processors_edited_beside_policy_json_are_noted(tmp_path, name, change, told):
-    write(beside.read(POLICIES / 'lerobot_0_6_1'), tmp_path / 'out', 'lerobot')
-    before = beside.read(tmp_path / 'out')
+    write(assets.read(POLICIES / 'lerobot_0_6_1'), tmp_path / 'out', 'lerobot')
+    before = assets.read(tmp_path / 'out')
     assert not any('differs from' in note for note in before.notes)
 
     def edited(body):
@@ -64,7 +64,7 @@ def test_processors_edited_beside_policy_json_are_noted(tmp_path, name, change, 
                 step['config'].update(change)
 
     edit(tmp_path / 'out' / 'policy_preprocessor.json', edited)
-    after = beside.read(tmp_path / 'out')
+    after = assets.read(tmp_path / 'out')
     assert (
         f"policy.json differs from LeRobot's processors beside it in {told}; policy.json is used"
     ) in after.notes
@@ -76,8 +76,8 @@ def test_processors_edited_beside_policy_json_are_noted(tmp_path, name, change, 
     'name', ['openpi', 'lerobot_0_4_4', 'lerobot_0_6_1', 'lerobot_mean_std', 'lerobot_min_max']
 )
 def test_a_folder_of_ours_never_differs_from_itself(tmp_path, name, layout):
-    write(beside.read(POLICIES / name), tmp_path / 'out', layout)
-    assert not any('differs from' in note for note in beside.read(tmp_path / 'out').notes)
+    write(assets.read(POLICIES / name), tmp_path / 'out', layout)
+    assert not any('differs from' in note for note in assets.read(tmp_path / 'out').notes)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_folder_of_ours_never_differs_from_itself(tmp_path, name, layout):
      ('lerobot_0_4_4', 32, ''), ('lerobot_0_6_1', NO_STATE, 'has no state')],
 )  # fmt: skip
 def test_a_prompt_that_carried_processors_cannot_say_is_noted(tmp_path, name, width, told):
-    found = beside.read(POLICIES / name)
+    found = assets.read(POLICIES / name)
     other = dataclasses.replace(found.policy, prompt_state_dim=width)
     notes = write(dataclasses.replace(found, policy=other, notes=()), tmp_path / 'out', 'lerobot')
     about = [note for note in notes if 'prompt' in note]
@@ -99,5 +99,5 @@ def test_more_than_anybody_means_is_refused(name, value):
     with pytest.raises(UserError, match=f'expected --{name} of up to 1000, got {value}; give'):
         Told(**{name: value})
     opened = source.open_source(golden.FIXTURE / 'lerobot.safetensors')
-    found, _ = as_told(opened, beside.read(POLICIES / 'openpi'), Told(**{name: 1000}))
+    found, _ = as_told(opened, assets.read(POLICIES / 'openpi'), Told(**{name: 1000}))
     assert getattr(found.config, name) == 1000

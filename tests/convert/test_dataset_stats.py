@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sigma_jax.convert import beside
+from sigma_jax.convert import assets
 from sigma_jax.convert.stats_source import find_statistics
-from sigma_jax.data.normalize import Scaling
 from sigma_jax.errors import UserError
-from sigma_jax.policy import LEROBOT
+from sigma_jax.processing.normalize import Scaling
+from sigma_jax.processing.spec import LEROBOT
 from tests import golden
 from tests.data_pipeline import recordings
 
@@ -153,8 +153,8 @@ def test_a_policys_own_quantiles_are_kept_and_doubted(tmp_path):
             body | {'observation.state.q01': centre - 0.1, 'observation.state.q99': centre + 0.1},
             file,
         )
-    read = beside.read(folder)
+    read = assets.read(folder)
     (note,) = [note for note in read.notes if note.startswith('q01..q99 of state')]
     assert 'cannot be quantiles' in note and 'the policy keeps them' in note
     stats = golden.DATA.parents[1] / 'assets' / 'pi05_tiny' / 'norm_stats.json'
-    assert not any('q01..q99' in note for note in beside.read(folder, stats=stats).notes)
+    assert not any('q01..q99' in note for note in assets.read(folder, stats=stats).notes)

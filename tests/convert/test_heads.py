@@ -9,10 +9,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from sigma_jax import __version__, objective, trees
+from sigma_jax import __version__, trees
 from sigma_jax.convert import heads
 from sigma_jax.errors import UserError
-from sigma_jax.sigma import SigmaConfig
+from sigma_jax.objectives import objective
+from sigma_jax.sigma.model import SigmaConfig
 from tests import small_sigma
 
 CONFIG = {'d_model': 64, 'state_dim': 3, 'action_dim': 3}

@@ -8,11 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-from sigma_jax.convert import beside, checkpoint, lerobot_policy, source
+from sigma_jax.convert import assets, checkpoint, source
+from sigma_jax.convert.lerobot import read as lerobot_policy
 from sigma_jax.convert.stats_source import find_statistics
-from sigma_jax.data.normalize import compute_statistics, norm_stats_json
 from sigma_jax.errors import UserError
-from sigma_jax.policy import OPENPI, OURS, to_json
+from sigma_jax.processing.normalize import compute_statistics, norm_stats_json
+from sigma_jax.processing.spec import OPENPI, OURS, to_json
 from tests import golden
 from tests.convert.test_beside import LAYOUTS, edit
 
@@ -27,7 +28,7 @@ def stats(width=6):
 
 def converted(out, around, layout='jax'):
     checkpoint.convert(source.open_source(WEIGHTS), out, layout, around=around)
-    return beside.read(out)
+    return assets.read(out)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -42,7 +43,7 @@ def converted(out, around, layout='jax'):
     ],
 )
 def test_every_reader_finds_one_flag_an_action(tmp_path, flags, width, want, layout):
-    around = beside.Beside(dataclasses.replace(OURS, relative_joints=flags), stats(width))
+    around = assets.Beside(dataclasses.replace(OURS, relative_joints=flags), stats(width))
     found = converted(tmp_path / 'out', around, layout)
     assert found.policy.relative_joints == want
     notes = json.loads((tmp_path / 'out' / 'source.json').read_text())['notes']
@@ -56,7 +57,7 @@ def test_every_reader_finds_one_flag_an_action(tmp_path, flags, width, want, lay
 
 @pytest.mark.parametrize(('flags', 'width'), [((True,) * 7, 6), ((True, False, False), 2)])
 def test_more_flags_than_actions_are_refused(tmp_path, flags, width):
-    around = beside.Beside(dataclasses.replace(OURS, relative_joints=flags), stats(width))
+    around = assets.Beside(dataclasses.replace(OURS, relative_joints=flags), stats(width))
     with pytest.raises(
         UserError,
         match=f'expected relative_joints of the {width} actions .*, got {len(flags)}; mend',
@@ -70,7 +71,7 @@ def test_more_actions_than_the_model_has_are_refused(tmp_path, width):
     with pytest.raises(
         UserError, match=f'expected statistics of up to 8 actions, .* got {width}; take'
     ):
-        converted(tmp_path / 'out', beside.Beside(OURS, stats(width)))
+        converted(tmp_path / 'out', assets.Beside(OURS, stats(width)))
     assert not (tmp_path / 'out').exists()
 
 
@@ -79,7 +80,7 @@ def test_statistics_of_one_quantity_alone_are_refused(tmp_path, absent):
     file = tmp_path / 'norm_stats.json'
     file.write_text(norm_stats_json({name: one for name, one in stats().items() if name != absent}))
     (tmp_path / 'policy.json').write_text(to_json(OPENPI))
-    for read in (lambda: find_statistics(file, OPENPI.scalings()), lambda: beside.read(tmp_path)):
+    for read in (lambda: find_statistics(file, OPENPI.scalings()), lambda: assets.read(tmp_path)):
         with pytest.raises(
             UserError, match=f'statistics of state and actions in .*; take a file that has {absent}'
         ):

@@ -13,8 +13,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sigma_jax import trees
-from sigma_jax.convert import checkpoint, openpi_lora, source
-from sigma_jax.convert.leaves import LeafReader
+from sigma_jax.convert import checkpoint, source
+from sigma_jax.convert.openpi import lora
+from sigma_jax.convert.orbax_leaves import LeafReader
 from sigma_jax.errors import UserError
 from tests import golden
 from tests.convert import openpi_factors
@@ -47,7 +48,7 @@ def openpi(weights, tmp_path):
 
 def merged(folder, out, alpha=None, rslora=False):
     """(weights, record) of a conversion with the factors merged in."""
-    opened = source.open_source(folder, openpi_lora.Rule(alpha, rslora))
+    opened = source.open_source(folder, lora.Rule(alpha, rslora))
     record = checkpoint.convert(opened, out, 'jax', 'float32', opened.factors.merge)
     return trees.flatten(checkpoint.load(out).params), record
 
@@ -244,9 +245,9 @@ def test_factors_that_do_not_fit_are_named(openpi, weights, tmp_path):
     shapes = {path: x.shape for path, x in weights.items()} | {f'{place}lora_a': (3, 8, 64, 4)}
     for wrong in ((3, 8, 5, 16), (3, 8, 16, 4), (4, 16)):
         given = shapes | {f'{place}lora_b': wrong}
-        _, pairs = openpi_lora.split(given)
+        _, pairs = lora.split(given)
         with pytest.raises(UserError, match='as openpi shapes them, got'):
-            openpi_lora.open_factors(given, pairs, lambda path: None, openpi_lora.Rule(), 'x')
+            lora.open_factors(given, pairs, lambda path: None, lora.Rule(), 'x')
 
 
 def test_every_leaf_is_read_once(openpi, tmp_path, monkeypatch):
@@ -260,7 +261,7 @@ def test_every_leaf_is_read_once(openpi, tmp_path, monkeypatch):
         '_fetch',
         lambda self, path, store: fetched.append(path) or read(self, path, store),
     )
-    opened = source.open_source(folder, openpi_lora.Rule())
+    opened = source.open_source(folder, lora.Rule())
     checkpoint.convert(opened, tmp_path / 'out', 'lerobot', 'float32', opened.factors.merge)
     assert len(fetched) == len(set(fetched)) == len(opened.shapes) + len(made)
 

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sigma_jax import lora, trees
+from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.convert import peft, pytorch
+from sigma_jax.convert import weight_names
 from sigma_jax.convert.merge import merge_piece
+from sigma_jax.convert.peft import adapter as peft
 from sigma_jax.errors import UserError
+from sigma_jax.nn import lora
 from tests import golden, quick
 
 STORED = golden.DATA / 'peft_tiny'
@@ -110,7 +112,7 @@ def test_rows_and_columns_are_in_pytorchs_order(factors, golden_params, tmp_path
     base = trees.flatten(golden_params)
     merged = trees.flatten(lora.merge(golden_params, factors, pi05.LAYOUTS, CONFIG.alpha))
     seen = 0
-    for rule in pytorch.RULES:
+    for rule in weight_names.RULES:
         for index, name in rule.names(base[rule.path].shape[0]):
             key = f'base_model.model.{name.removesuffix(".weight")}.lora_'
             old, new = (

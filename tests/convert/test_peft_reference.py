@@ -11,13 +11,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sigma_jax import lora, trees
+from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.convert import beside, checkpoint, peft, source
-from sigma_jax.export import export_run
+from sigma_jax.convert import assets, checkpoint, source
+from sigma_jax.convert.peft import adapter as peft
+from sigma_jax.nn import lora
+from sigma_jax.training.export import export_run
 from tests import golden
 from tests.convert import lerobot_tiny
-from tests.test_export import LORA, base, make_run, shards  # noqa: F401
+from tests.training.test_export import (
+    LORA,
+    base,  # noqa: F401
+    make_run,  # noqa: F401
+    shards,  # noqa: F401
+)
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings('ignore')]
 GEMMA = ('.*/attn/(q|kv|attn_vec)_einsum(_1)?/w',)
@@ -118,7 +125,7 @@ def test_lerobots_factory_loads_an_export(make_run, base, tmp_path, monkeypatch)
 
     folder, out = tmp_path / 'base', tmp_path / 'out'
     checkpoint.convert(source.open_source(base[0]), folder, 'lerobot')
-    beside.write(folder, 'lerobot', beside.read(base[0]), golden.config())
+    assets.write(folder, 'lerobot', assets.read(base[0]), golden.config())
     workdir, steps = make_run('flow_matching', ('lora',), scale=0.2)
     export_run(workdir, out, base_model=str(folder))
     config = PreTrainedConfig.from_pretrained(out / 'adapter')

@@ -14,10 +14,13 @@ import subprocess
 import numpy as np
 import pytest
 
-from sigma_jax.convert import adapter_beside, beside, dataset_stats, lerobot_restate
-from sigma_jax.data import quantiles
-from sigma_jax.data.normalize import compute_statistics, first_joints, normalize
-from sigma_jax.policy import LEROBOT
+from sigma_jax.convert import assets as beside
+from sigma_jax.convert import dataset_stats
+from sigma_jax.convert.lerobot import restate
+from sigma_jax.convert.peft import assets
+from sigma_jax.processing import quantiles
+from sigma_jax.processing.normalize import compute_statistics, first_joints, normalize
+from sigma_jax.processing.spec import LEROBOT
 from tests import golden
 from tests.convert.test_adapter_beside import RELATIVE, add_lerobots
 from tests.convert.test_beside import edit, write
@@ -81,7 +84,7 @@ def wide_policy(folder):
     rng = np.random.default_rng(3)
     drawn = {'state': rng.normal(1, 4, (99, 8)), 'actions': rng.normal(0, 2, (99, 7))}
     statistics = {name: compute_statistics(x) for name, x in drawn.items()}
-    lerobot_restate.restate(folder, {file.name: file for file in folder.iterdir()}, statistics)
+    restate.restate(folder, {file.name: file for file in folder.iterdir()}, statistics)
     return beside.read(folder)
 
 
@@ -94,7 +97,7 @@ def policies(tmp_path):
         adapter = tmp_path / f'adapter_{own}'
         shutil.copytree(golden.DATA / 'peft_tiny' / 'attention', adapter)
         add_lerobots(adapter, own, factor)
-        out[f'adapter_{own}_merged'] = adapter_beside.merged(base, adapter)
+        out[f'adapter_{own}_merged'] = assets.merged(base, adapter)
     out['named'] = beside.read(POLICIES / RELATIVE, stats=PICK, horizon=20)
     out['wide'] = wide_policy(tmp_path / 'wide_source')
     flags = (True,) * 6 + (False,)

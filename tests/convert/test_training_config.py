@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from configs import defaults
-from sigma_jax import assembly
 from sigma_jax.backbones.pi05 import BoundPi05
-from sigma_jax.backbones.tokenizer import NO_STATE
-from sigma_jax.convert import beside, checkpoint, sizes, source
-from sigma_jax.convert.told import Told, as_told
+from sigma_jax.convert import assets, checkpoint, sizes, source
+from sigma_jax.convert.overrides import Told, as_told
 from sigma_jax.errors import UserError
-from sigma_jax.policy import read_policy
+from sigma_jax.processing.spec import read_policy
+from sigma_jax.processing.tokenizer import NO_STATE
+from sigma_jax.training import build
 from tests import golden
 
 OPENPI = golden.FIXTURE / 'openpi_jax'
@@ -39,7 +39,7 @@ def openpi(tmp_path):
 
 def convert(folder, out, layout='jax', **told):
     opened = source.open_source(folder)
-    opened, around = as_told(opened, beside.read(opened.folder, opened.format), Told(**told))
+    opened, around = as_told(opened, assets.read(opened.folder, opened.format), Told(**told))
     return checkpoint.convert(opened, out, layout, around=around)
 
 
@@ -110,7 +110,7 @@ def test_what_is_told_reaches_every_layout_and_comes_back(openpi, tmp_path, layo
             4,
         )
         (tmp_path / 'out/policy.json').unlink()  # LeRobot's own files say it too
-        found = beside.read(tmp_path / 'out').policy.prompt_state_dim
+        found = assets.read(tmp_path / 'out').policy.prompt_state_dim
         assert found == (NO_STATE if prompt == 'none' else 32 if found else 0)
 
 
@@ -131,11 +131,11 @@ def test_processors_without_any_prompt_step_are_named(tmp_path):
     body = json.loads(file.read_text())
     body['steps'] = [step for step in body['steps'] if 'prepare_state' not in step['registry_name']]
     file.write_text(json.dumps(body))
-    found = beside.read(tmp_path / 'policy')
+    found = assets.read(tmp_path / 'policy')
     assert found.policy.prompt_state_dim == 0 and any('neither' in note for note in found.notes)
     body['steps'].insert(3, {'registry_name': 'pi0_new_line_processor', 'config': {}})
     file.write_text(json.dumps(body))
-    found = beside.read(tmp_path / 'policy')
+    found = assets.read(tmp_path / 'policy')
     assert found.policy.prompt_state_dim == NO_STATE and not any(
         'neither' in note for note in found.notes
     )
@@ -186,7 +186,7 @@ def test_openpis_pytorch_config_says_the_horizon_alone(openpi, tmp_path):
     for name in ('model.safetensors', 'config.json'):
         shutil.copy(tmp_path / 'torch' / name, theirs)
     assert sizes.read_hints(theirs) == {'action_horizon': 12}
-    found = beside.read(theirs, 'openpi-pytorch')
+    found = assets.read(theirs, 'openpi-pytorch')
     assert list(found.assumed) == ['prompt_state']
 
 
@@ -227,9 +227,7 @@ def test_the_horizon_told_gives_openpis_actions(openpi, tmp_path):
 
 @pytest.mark.parametrize('place', ['mine/run/9', 'pi05_libero/run/9'])
 def test_a_folder_that_was_not_converted_is_described_with_what_was_assumed(openpi, place):
-    described = assembly.describe_base(
-        defaults.get_config().to_dict() | {'base': str(openpi(place))}
-    )
+    described = build.describe_base(defaults.get_config().to_dict() | {'base': str(openpi(place))})
     (note,) = described.notes
     values = 'action_horizon 10' if 'libero' in place else 'action_horizon 50'
     assert note.startswith(f'assumed, as no file here says it: {values}, sample_steps 10')
@@ -245,8 +243,6 @@ def test_a_folder_that_was_told_has_nothing_to_say(openpi, tmp_path):
         prompt_state='none',
     )
     assert (
-        assembly.describe_base(
-            defaults.get_config().to_dict() | {'base': str(tmp_path / 'out')}
-        ).notes
+        build.describe_base(defaults.get_config().to_dict() | {'base': str(tmp_path / 'out')}).notes
         == ()
     )

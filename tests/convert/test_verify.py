@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sigma_jax.convert import fixture, verify
+from sigma_jax.convert.parity import fixture, verify
 from sigma_jax.errors import UserError
 from tests import golden
 

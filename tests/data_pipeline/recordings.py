@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from sigma_jax.data.plan import DataConfig
+from sigma_jax.data.shards.plan import DataConfig
 
 FPS = 30
 GOLDEN = Path(__file__).parents[1] / 'data' / 'lerobot'

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sigma_jax.backbones.tokenizer import Codec
+from sigma_jax.processing.tokenizer import Codec
 
 
 class Spy:

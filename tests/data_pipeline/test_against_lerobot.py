@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sigma_jax.data.images import resize_with_pad
-from sigma_jax.data.lerobot import Dataset, open_dataset
-from sigma_jax.data.lerobot_tables import Recording
-from sigma_jax.data.lerobot_video import VideoSettings
-from sigma_jax.data.lerobot_writer import LeRobotWriter
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Records
-from sigma_jax.data.windows import cut_windows
+from sigma_jax.data.lerobot.dataset import Dataset, open_dataset
+from sigma_jax.data.lerobot.tables import Recording
+from sigma_jax.data.lerobot.writer import LeRobotWriter
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Records
+from sigma_jax.data.shards.windows import cut_windows
+from sigma_jax.data.video.encode import VideoSettings
+from sigma_jax.processing.images import resize_with_pad
 from tests.data_pipeline import recordings
 
 pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings('ignore')]

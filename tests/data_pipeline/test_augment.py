@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sigma_jax.backbones.tokenizer import load_tokenizer
-from sigma_jax.data import augment
-from sigma_jax.data.augment import Augment, AugmentConfig, Colours, Geometry
-from sigma_jax.data.pipeline import make_loader
-from sigma_jax.data.prepare import prepare
+from sigma_jax.data.loader import augment
+from sigma_jax.data.loader.augment import Augment, AugmentConfig, Colours, Geometry
+from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
+from sigma_jax.processing.tokenizer import load_tokenizer
 from tests.data_pipeline import recordings
 
 RNG = np.random.default_rng(0)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sigma_jax.data import lerobot_files
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import read_index
-from sigma_jax.data.shards import SPLITS
+from sigma_jax.data.lerobot import files
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import read_index
+from sigma_jax.data.shards.tfds import SPLITS
 from sigma_jax.errors import UserError
 from tests.data_pipeline import damages as d
 from tests.data_pipeline import recordings
@@ -93,10 +93,10 @@ def test_a_bad_episode_can_be_left_out(name: str, intact, expected, tmp_path, mo
 
 
 def test_a_parquet_file_that_claims_too_much_is_not_read(intact, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(lerobot_files, 'FREE_GROWTH', 2**20)
+    monkeypatch.setattr(files, 'FREE_GROWTH', 2**20)
     config = damaged(
         OLD, d.table(d.PARQUET, {'action': ['0' * 2**23]}, compression='zstd'), intact, tmp_path
     )
     with pytest.raises(UserError, match='got a claim of 1 rows and 83886'):
-        lerobot_files.read_parquet(Path(config.source) / d.PARQUET)
-    assert lerobot_files.read_schema(Path(config.source) / d.PARQUET).names == ['action']
+        files.read_parquet(Path(config.source) / d.PARQUET)
+    assert files.read_schema(Path(config.source) / d.PARQUET).names == ['action']

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.plan import make_plan
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.shards.plan import make_plan
 from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings
 from tests.data_pipeline.recordings import edit_info

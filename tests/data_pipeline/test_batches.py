@@ -10,8 +10,8 @@ import grain
 import numpy as np
 import pytest
 
-from sigma_jax.data import pipeline
-from sigma_jax.data.batches import Batches, batches_taken
+from sigma_jax.data.loader import loader
+from sigma_jax.data.loader.batches import Batches, batches_taken
 from sigma_jax.errors import UserError
 
 RUNS, SIZE = 7, 3  # seven runs in batches of three: no epoch ends with a batch
@@ -31,7 +31,7 @@ def data(epochs=None):
 
 
 def batches(workers=0, epochs=None):
-    return Batches(data(epochs), functools.partial(pipeline._started, num_workers=workers))
+    return Batches(data(epochs), functools.partial(loader._started, num_workers=workers))
 
 
 def take(iterator, count):
@@ -60,7 +60,7 @@ def of_grain(workers, taken):
 
 @pytest.mark.parametrize('workers', WORKERS)
 def test_the_states_of_grain_as_written_here_are_its_own(workers):
-    running = iter(pipeline._started(data(), workers))
+    running = iter(loader._started(data(), workers))
     try:
         assert running.get_state() == of_grain(workers, 0)
     finally:

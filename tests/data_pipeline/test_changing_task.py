@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sigma_jax.backbones.tokenizer import load_tokenizer, pi05_prompt
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.normalize import normalize, read_norm_stats
-from sigma_jax.data.pipeline import make_loader
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.rlds_open import RldsSettings, open_rlds
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.rlds.open import RldsSettings, open_rlds
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
+from sigma_jax.processing.normalize import normalize, read_norm_stats
+from sigma_jax.processing.tokenizer import load_tokenizer, pi05_prompt
 from tests.data_pipeline import recordings, rlds_folder
 
 LENGTHS = (40, 44, 36)

@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.video import read_frames
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.video.decode import read_frames
 from tests.data_pipeline import films, lerobot_reference, recordings
 
 # tag of the matrix in H.273: the weights of red and blue in brightness

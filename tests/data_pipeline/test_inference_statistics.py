@@ -9,11 +9,11 @@ import types
 import numpy as np
 import pytest
 
-from sigma_jax.baselines import BaselineConfig, load_policy
-from sigma_jax.data.normalize import normalize, read_norm_stats
-from sigma_jax.data.records import Records
+from sigma_jax.data.shards.records import Records
 from sigma_jax.evaluation import runner
-from sigma_jax.policy import OURS
+from sigma_jax.policies.base_actions import BaselineConfig, load_policy
+from sigma_jax.processing.normalize import normalize, read_norm_stats
+from sigma_jax.processing.spec import OURS
 from sigma_jax.training.run import Run
 from tests.data_pipeline import recordings
 from tests.small_run import flow_config

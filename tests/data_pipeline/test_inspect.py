@@ -12,11 +12,11 @@ from PIL import Image
 from rich.console import Console
 
 import prepare_data
-from sigma_jax.data import contact_sheet as sheet
-from sigma_jax.data.inspect import choose_windows, sections
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Records
+from sigma_jax.data.shards import contact_sheet as sheet
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Records
+from sigma_jax.data.shards.summary import choose_windows, sections
 from sigma_jax.errors import UserError
 from tests.data_pipeline import damages, recordings
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sigma_jax.data.prepare import prepare
+from sigma_jax.data.shards.prepare import prepare
 from tests.data_pipeline import damages, recordings
 
 REPOSITORY = Path(__file__).parents[2]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sigma_jax.data.lerobot import open_dataset
+from sigma_jax.data.lerobot.dataset import open_dataset
 from tests.data_pipeline import recordings
 
 LENGTHS = {0: 20, 1: 25, 2: 30}

@@ -18,18 +18,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sigma_jax.backbones.tokenizer import load_tokenizer
-from sigma_jax.data.images import content_box
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.lerobot_cells import ORIENTATION
-from sigma_jax.data.lerobot_depth import Quantiser, depth_keys
-from sigma_jax.data.lerobot_images import decode_cell
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.modalities import in_units
-from sigma_jax.data.pipeline import make_loader
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Records
+from sigma_jax.data.lerobot.cells import ORIENTATION
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.lerobot.depth import Quantiser, depth_keys
+from sigma_jax.data.lerobot.images import decode_cell
+from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.modalities import in_units
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
+from sigma_jax.processing.images import content_box
+from sigma_jax.processing.tokenizer import load_tokenizer
 from tests.data_pipeline import recordings
 
 DEPTH = 'observation.images.up_depth'

@@ -9,9 +9,9 @@ import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.proto import tf_example_pb2
 
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Records
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Records
 from tests.data_pipeline import recordings
 
 LENGTHS = (20, 22, 21)

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from sigma_jax.data import lerobot_rows
-from sigma_jax.data.lerobot import ACTION, STATE, Dataset, open_dataset
-from sigma_jax.data.lerobot_tables import INDEX_COLUMNS, tasks_table
+from sigma_jax.data.lerobot import rows as lerobot_rows
+from sigma_jax.data.lerobot.dataset import ACTION, STATE, Dataset, open_dataset
+from sigma_jax.data.lerobot.tables import INDEX_COLUMNS, tasks_table
 from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sigma_jax.data.lerobot_tasks import read_tasks
+from sigma_jax.data.lerobot.tasks import read_tasks
 from sigma_jax.errors import UserError
 
 TEXTS = ['lift the brick', 'push it away', 'wave']

@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from sigma_jax.data import lerobot_stats
-from sigma_jax.data.lerobot_tables import Recording
-from sigma_jax.data.lerobot_video import VideoSettings
-from sigma_jax.data.lerobot_writer import LeRobotWriter
+from sigma_jax.data.lerobot import stats as lerobot_stats
+from sigma_jax.data.lerobot.tables import Recording
+from sigma_jax.data.lerobot.writer import LeRobotWriter
+from sigma_jax.data.video.encode import VideoSettings
 from sigma_jax.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / 'data' / 'lerobot' / 'v3.0'

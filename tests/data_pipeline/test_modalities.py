@@ -14,19 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sigma_jax import baselines
-from sigma_jax.backbones.tokenizer import load_tokenizer
-from sigma_jax.data.images import content_box, decode_depth, encode_depth, resize_depth
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.pipeline import make_loader
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Records
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
+from sigma_jax.policies import base_actions
+from sigma_jax.processing.images import content_box, decode_depth, encode_depth, resize_depth
+from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import trainer
-from tests import quick, test_sigma
+from tests import quick
 from tests.data_pipeline import recordings
 from tests.moments import moments
+from tests.sigma import test_model
 from tests.small_run import QUIET
 
 DEPTH, AUDIO, SAMPLES = 'observation.images.up_depth', 'observation.audio', 24
@@ -231,9 +232,9 @@ def test_samples_that_are_no_numbers(tmp_path):
 
 
 def test_without_them_sigma_is_bitwise_one_that_never_had_them():
-    never = dataclasses.replace(test_sigma.CONFIG, use_depth=False, use_audio=False)
-    batch = test_sigma.make_batch(g=1)
-    params = quick.jit(lambda b: test_sigma.init(jax.random.key(0), b))(batch)
+    never = dataclasses.replace(test_model.CONFIG, use_depth=False, use_audio=False)
+    batch = test_model.make_batch(g=1)
+    params = quick.jit(lambda b: test_model.init(jax.random.key(0), b))(batch)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: x + np.float32(0.1) * rng.standard_normal(x.shape).astype(np.float32), params
@@ -248,19 +249,19 @@ def test_without_them_sigma_is_bitwise_one_that_never_had_them():
     def run(params, config, **inputs):
         given = dataclasses.replace(batch, observation=batch.observation.replace(**inputs))
         forward = quick.jit(
-            lambda p, b: test_sigma.sequence(p, b, test_sigma.Ablation(), config=config)[1]
+            lambda p, b: test_model.sequence(p, b, test_model.Ablation(), config=config)[1]
         )
         return jax.tree.leaves(forward(params, given))
 
-    got = run(params, test_sigma.CONFIG, depth=None, audio=None)
+    got = run(params, test_model.CONFIG, depth=None, audio=None)
     want = run(params | {'vision': fewer}, never)
     assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
-    present = run(params, test_sigma.CONFIG)
+    present = run(params, test_model.CONFIG)
     assert not any(np.array_equal(a, b) for a, b in zip(present[:3], got[:3], strict=True))
 
 
 def test_a_training_step_reaches_both(small_run, shards, tmp_path):
-    baselines.write_baselines(shards, small_run.baseline_config(samples=1))
+    base_actions.write_baselines(shards, small_run.baseline_config(samples=1))
     config = small_run.config(shards=str(shards), steps=1)
     config['sigma'] |= {'use_depth': True, 'use_audio': True, 'patch_size': 14, 'audio_patch': 8}
     state = trainer.train(config, tmp_path / 'run', QUIET)

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs import data_so101
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.plan import DataConfig
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Records
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.shards.plan import DataConfig
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Records
 from sigma_jax.data.sources import open_source
 from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings, rlds_folder

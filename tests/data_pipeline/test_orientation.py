@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from sigma_jax.data.lerobot import open_dataset
+from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.errors import UserError
 from tests.data_pipeline import films, lerobot_reference, recordings
 

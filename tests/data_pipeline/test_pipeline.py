@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from sigma_jax.backbones.tokenizer import Tokenizer, load_tokenizer, pi05_prompt
-from sigma_jax.data.augment import AugmentConfig
-from sigma_jax.data.images import decode_image
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.normalize import normalize, read_norm_stats
-from sigma_jax.data.pipeline import make_loader
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Index, Records, read_index, relative_statistics
-from sigma_jax.data.sequences import cut_sequences, fill_batches
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.loader.augment import AugmentConfig
+from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.loader.sequences import cut_sequences, fill_batches
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Index, Records, read_index, relative_statistics
 from sigma_jax.errors import UserError
+from sigma_jax.processing.images import decode_image
+from sigma_jax.processing.normalize import normalize, read_norm_stats
+from sigma_jax.processing.tokenizer import Tokenizer, load_tokenizer, pi05_prompt
 from tests.data_pipeline import recordings
 from tests.data_pipeline.spy import Spy
 

@@ -9,15 +9,15 @@ import pytest
 
 import prepare_data
 from configs import data_so101
-from sigma_jax.backbones.tokenizer import load_tokenizer, pi05_prompt
-from sigma_jax.data.images import BLACK, content_box, resize_with_pad, unit_range
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.normalize import normalize, read_norm_stats
-from sigma_jax.data.pipeline import make_loader
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Records
+from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
-from sigma_jax.policy import LEROBOT, OPENPI, OURS
+from sigma_jax.processing.images import BLACK, content_box, resize_with_pad, unit_range
+from sigma_jax.processing.normalize import normalize, read_norm_stats
+from sigma_jax.processing.spec import LEROBOT, OPENPI, OURS
+from sigma_jax.processing.tokenizer import load_tokenizer, pi05_prompt
 from tests.data_pipeline import recordings
 
 OLD = dataclasses.replace(LEROBOT, prompt_state_dim=32, image_padding=-3.0)

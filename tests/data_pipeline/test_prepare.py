@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from sigma_jax.data.images import encode_jpeg, resize_with_pad
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.normalize import read_norm_stats
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Records
-from sigma_jax.data.shards import SPLITS, incoming, writer_lock
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Records
+from sigma_jax.data.shards.tfds import SPLITS, incoming, writer_lock
 from sigma_jax.errors import UserError
+from sigma_jax.processing.images import encode_jpeg, resize_with_pad
+from sigma_jax.processing.normalize import read_norm_stats
 from tests.data_pipeline import recordings
 
 LENGTHS = (40, 17, 33, 24, 12)

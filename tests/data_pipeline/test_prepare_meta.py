@@ -11,13 +11,13 @@ import av
 import numpy as np
 import pytest
 
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.normalize import compute_statistics, normalize, read_norm_stats
-from sigma_jax.data.plan import DataConfig, make_plan
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.resume import identity_of
-from sigma_jax.data.shards import SPLITS
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.shards.plan import DataConfig, make_plan
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.resume import identity_of
+from sigma_jax.data.shards.tfds import SPLITS
 from sigma_jax.errors import UserError
+from sigma_jax.processing.normalize import compute_statistics, normalize, read_norm_stats
 from tests.data_pipeline import damages, recordings
 
 LENGTHS = (40, 17, 33, 24, 12)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from sigma_jax.data import tfrecord
-from sigma_jax.data.crc32c import crc32c
-from sigma_jax.data.rlds_open import RldsSettings, open_rlds
+from sigma_jax.data.rlds import tfrecord
+from sigma_jax.data.rlds.crc32c import crc32c
+from sigma_jax.data.rlds.open import RldsSettings, open_rlds
 from sigma_jax.errors import UserError
 from tests.data_pipeline import rlds_folder as folder
 

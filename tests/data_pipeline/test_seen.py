@@ -9,11 +9,11 @@ import shutil
 import numpy as np
 import pytest
 
-from sigma_jax.data import seen
-from sigma_jax.data.digests import source_digest
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.prepare import prepare
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.shards import seen
+from sigma_jax.data.shards.digests import source_digest
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings
 

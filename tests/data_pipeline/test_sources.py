@@ -10,13 +10,13 @@ import pytest
 
 from configs import data_so101
 from sigma_jax.data import sources
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.plan import DataConfig, make_plan
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Records
-from sigma_jax.data.rlds import RldsDataset
-from sigma_jax.data.torch_dataset import Known, TorchDataset, _runs
-from sigma_jax.data.torch_shards import TorchSettings, TorchWindow
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.pt.dataset import Known, TorchDataset, _runs
+from sigma_jax.data.pt.shards import TorchSettings, TorchWindow
+from sigma_jax.data.rlds.dataset import RldsDataset
+from sigma_jax.data.shards.plan import DataConfig, make_plan
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
 from sigma_jax.hub import download
 from tests.data_pipeline import recordings, rlds_folder
@@ -211,7 +211,7 @@ def test_windows_of_a_shard_join_where_they_follow_each_other():
 def test_joined_windows_keep_states_actions_and_tasks(monkeypatch):
     shard = [window(0, 0), window(0, 2), window(0, 4, real=3)]
     run = tuple(Known(one, Path('shard'), n) for n, one in enumerate(shard))
-    monkeypatch.setattr('sigma_jax.data.torch_shards.read_shard', lambda path, settings: shard)
+    monkeypatch.setattr('sigma_jax.data.pt.shards.read_shard', lambda path, settings: shard)
     names = ('a', 'b', 'c')
     dataset = TorchDataset(
         Path('here'), '.pt', 5.0, ('up',), names, names[:2], {}, {0: run}, TorchSettings()

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from sigma_jax.data import torch_export, torch_shards
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Records
-from sigma_jax.data.shards import SPLITS
+from sigma_jax.data.pt import shards as torch_shards
+from sigma_jax.data.pt.dataset import open_torch_shards
+from sigma_jax.data.pt.shards import TorchSettings, read_windows
+from sigma_jax.data.shards import export_pt
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Records
+from sigma_jax.data.shards.tfds import SPLITS
+from sigma_jax.data.shards.windows import cut_windows
 from sigma_jax.data.sources import open_source
-from sigma_jax.data.torch_dataset import open_torch_shards
-from sigma_jax.data.torch_shards import TorchSettings, read_windows
-from sigma_jax.data.windows import cut_windows
 from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings
 from tests.data_pipeline.test_torch_shards import REFUSED, write
@@ -41,7 +42,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def exported(shards):
-    torch_export.export(shards, shards.parent / 'pt', shard_size=10)
+    export_pt.export(shards, shards.parent / 'pt', shard_size=10)
     return shards.parent / 'pt'
 
 
@@ -106,11 +107,11 @@ def test_torch_itself_refuses_what_the_first_look_would_let_through(tmp_path, mo
 
 
 def test_the_same_windows_make_the_same_files(shards, exported):
-    torch_export.export(shards, shards.parent / 'again', shard_size=10)
+    export_pt.export(shards, shards.parent / 'again', shard_size=10)
     for path in exported.iterdir():
         assert path.read_bytes() == (shards.parent / 'again' / path.name).read_bytes()
     with pytest.raises(UserError, match='not to exist yet'):
-        torch_export.export(shards, shards.parent / 'again')
+        export_pt.export(shards, shards.parent / 'again')
 
 
 def test_a_failure_leaves_nothing(shards, tmp_path, monkeypatch):
@@ -122,7 +123,7 @@ def test_a_failure_leaves_nothing(shards, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, 'save', full)
     with pytest.raises(UserError, match=r'Expected to write shard_00000.pt .* free some room'):
-        torch_export.export(shards, tmp_path / 'out')
+        export_pt.export(shards, tmp_path / 'out')
     assert not list(tmp_path.iterdir())
 
 

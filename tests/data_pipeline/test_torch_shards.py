@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sigma_jax.data import torch_export, torch_shards
-from sigma_jax.data.torch_pickle import check_pickle
+from sigma_jax.data.pt import shards
+from sigma_jax.data.pt.safety import check_pickle
+from sigma_jax.data.shards import export_pt
 from sigma_jax.errors import UserError
 
 REACHED: list[str] = []
@@ -66,7 +67,7 @@ def test_a_pickle_with_anything_else_is_refused_and_not_run(name, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     data, expected = REFUSED[name]
     with pytest.raises(UserError) as caught:
-        torch_shards.read_shard(write(tmp_path / 'shard_00000.pt', data))
+        shards.read_shard(write(tmp_path / 'shard_00000.pt', data))
     text = str(caught.value)
     assert expected in text and 'nothing of it was run' in text and '\n' not in text
     assert not REACHED and not (tmp_path / 'reached').exists()
@@ -115,7 +116,7 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / 'shard_00000.pt', saved([{'text': 'lift'}]))
     without_torch(monkeypatch)
     with pytest.raises(UserError, match=r"got none installed; pip install 'sigma_jax\[torch\]'"):
-        list(torch_shards.read_windows(path.parent))
+        list(shards.read_windows(path.parent))
 
 
 @pytest.mark.parametrize('version', ['2.5.1+cpu', '1.13.0'])
@@ -124,21 +125,21 @@ def test_a_torch_that_lets_code_run_is_refused(version, monkeypatch):
     with pytest.raises(
         UserError, match=f'Expected torch 2.6 or newer, got {version}'.replace('+', r'\+')
     ):
-        torch_shards.import_torch()
+        shards.import_torch()
     monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(__version__='2.13.0+cpu'))
-    assert torch_shards.import_torch().__version__ == '2.13.0+cpu'
+    assert shards.import_torch().__version__ == '2.13.0+cpu'
 
 
 def test_arguments_and_folders(tmp_path):
     with pytest.raises(UserError, match=r'Expected shard_\*.pt in'):
-        torch_shards.list_shards(tmp_path)
+        shards.list_shards(tmp_path)
     with pytest.raises(UserError, match='shard_size of at least 1, got 0'):
-        torch_export.export(tmp_path, tmp_path / 'out', shard_size=0)
+        export_pt.export(tmp_path, tmp_path / 'out', shard_size=0)
     with pytest.raises(UserError, match=r'got no meta.json; run prepare_data.py'):
-        torch_export.export(tmp_path, tmp_path / 'out')
-    assert torch_shards.read_meta(tmp_path) == {} and not (tmp_path / 'out').exists()
+        export_pt.export(tmp_path, tmp_path / 'out')
+    assert shards.read_meta(tmp_path) == {} and not (tmp_path / 'out').exists()
     (tmp_path / 'meta.json').write_text('{"dataset": "of another origin"}')
-    assert torch_shards.read_meta(tmp_path) == {}
+    assert shards.read_meta(tmp_path) == {}
     (tmp_path / 'meta.json').write_text('{')
     with pytest.raises(UserError, match='Expected JSON in'):
-        torch_shards.read_meta(tmp_path)
+        shards.read_meta(tmp_path)

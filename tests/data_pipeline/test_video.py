@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from sigma_jax.data.video import read_frames
+from sigma_jax.data.video.decode import read_frames
 from sigma_jax.errors import UserError
 
 FPS, COUNT = 30, 90

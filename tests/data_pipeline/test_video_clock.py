@@ -10,10 +10,10 @@ from pathlib import Path
 import av
 import pytest
 
-from sigma_jax.data.lerobot import open_dataset
-from sigma_jax.data.prepare import prepare
+from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.data.sources import Renamed
-from sigma_jax.data.spare_frames import spare_notes
+from sigma_jax.data.video.spare_frames import spare_notes
 from sigma_jax.errors import UserError
 from tests.data_pipeline import films, lerobot_reference, recordings
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sigma_jax.data.lerobot import open_dataset
+from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings
 

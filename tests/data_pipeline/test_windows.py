@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sigma_jax.data.episode import Episode
-from sigma_jax.data.splits import split_episodes
-from sigma_jax.data.windows import concatenate, cut_windows, filter_windows, first_windows
+from sigma_jax.data.shards.splits import split_episodes
+from sigma_jax.data.shards.windows import concatenate, cut_windows, filter_windows, first_windows
 
 
 def episode(length: int, index: int = 0, actions: np.ndarray | None = None) -> Episode:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sigma_jax.evaluation import comparison
-from sigma_jax.evaluation.comparison import PooledArm
-from sigma_jax.metrics import ERRORS
+from sigma_jax.evaluation.compare import contrasts
+from sigma_jax.evaluation.compare.contrasts import PooledArm
+from sigma_jax.evaluation.metrics import ERRORS
 
 EPISODE = np.asarray([3, 3, 7])
 
@@ -22,7 +22,7 @@ def report():
         'sigma': arm([1, 1, 2], [1, 2, 3]),
         'no_tau': arm([2, 1, 2], [1, 1, 1]),
     }
-    return comparison.compare(arms, EPISODE, [('sigma', 'pi05'), ('sigma', 'no_tau')])
+    return contrasts.compare(arms, EPISODE, [('sigma', 'pi05'), ('sigma', 'no_tau')])
 
 
 def test_errors_of_every_seed_and_episode_are_kept(report):
@@ -43,7 +43,7 @@ def test_contrasts_are_ratios_of_pooled_means(report):
 
 def test_every_arm_meets_its_references():
     arms = ['hold', 'pi05', 'pi05_lora', 'pi05_lora_mean8', 'sigma', 'no_tau', 'no_film']
-    found = comparison.pairs(arms, ['pi05_lora'], ['no_tau', 'no_film'], 'sigma')
+    found = contrasts.pairs(arms, ['pi05_lora'], ['no_tau', 'no_film'], 'sigma')
     assert {other for one, other in found if one == 'sigma'} == {
         'pi05',
         'pi05_lora',
@@ -52,6 +52,6 @@ def test_every_arm_meets_its_references():
     }
     assert ('hold', 'pi05_lora') in found and ('pi05_lora', 'pi05') in found
     assert len(found) == len(set(found)) and all(one != other for one, other in found)
-    assert comparison.pairs(arms, [], ['no_tau'], None) == [
+    assert contrasts.pairs(arms, [], ['no_tau'], None) == [
         (name, 'pi05') for name in arms if name != 'pi05'
     ]

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 import evaluate
-from sigma_jax import lora
 from sigma_jax.backbones import pi05
-from sigma_jax.data.meta import read_meta
-from sigma_jax.data.records import read_baselines
-from sigma_jax.evaluation import robustness
-from sigma_jax.evaluation.perturb import every_level
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.records import read_baselines
+from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.replay_shards import in_order, whole_episodes
+from sigma_jax.evaluation.report import schema
 from sigma_jax.evaluation.runner import Request
-from sigma_jax.metrics import ERRORS
-from sigma_jax.objective import init_sigma
-from sigma_jax.report import schema
-from sigma_jax.train_step import TrainState
+from sigma_jax.evaluation.stress import robustness
+from sigma_jax.evaluation.stress.perturb import every_level
+from sigma_jax.nn import lora
+from sigma_jax.objectives.objective import init_sigma
 from sigma_jax.training.checkpoints import Checkpoints
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Parts
+from sigma_jax.training.step import TrainState
 from tests.small_run import SmallRun, flow_config
 
 

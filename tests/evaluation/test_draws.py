@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sigma_jax.evaluation import intervals
+from sigma_jax.evaluation.compare import intervals
 
 MANY = 20_000
 

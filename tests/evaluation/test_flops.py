@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax import nn
-from sigma_jax.evaluation import flops
+from sigma_jax.evaluation.cost import flops
+from sigma_jax.nn import layers
 from sigma_jax.training import memory
 
 
@@ -50,8 +50,8 @@ def test_fused_attention_counts_as_the_plain_one():
     q, k = jnp.ones((2, 200, 8, 64), jnp.bfloat16), jnp.ones((2, 200, 1, 64), jnp.bfloat16)
     mask = jnp.ones((2, 200, 200), bool)
     # a function of its own: JAX keeps what it traced
-    plain = flops.count(lambda *of: nn.attention(*of), q, k, k, mask)
+    plain = flops.count(lambda *of: layers.attention(*of), q, k, k, mask)
     with memory.pretend(9.0):
-        jaxpr = jax.make_jaxpr(lambda *of: nn.attention(*of))(q, k, k, mask)
+        jaxpr = jax.make_jaxpr(lambda *of: layers.attention(*of))(q, k, k, mask)
     assert 'dot_product_attention' in str(jaxpr)
     assert flops.of_jaxpr(jaxpr.jaxpr) == plain == 2 * 2 * (2 * 200 * 200 * 8 * 64)

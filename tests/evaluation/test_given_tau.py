@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from sigma_jax.sigma import Sigma, embed_observation, run_sequence
+from sigma_jax.sigma.model import Sigma, embed_observation, run_sequence
 from tests import quick
-from tests import test_sigma as toy
+from tests.sigma import test_model as toy
 
 SHAPE = (toy.B, toy.G, toy.CONFIG.d_tau)
 

@@ -5,8 +5,8 @@ truth is known.
 import numpy as np
 import pytest
 
-from sigma_jax import metrics
-from sigma_jax.evaluation import intervals
+from sigma_jax.evaluation import metrics
+from sigma_jax.evaluation.compare import intervals
 
 TIMES = 500  # simulations
 SPREADS = {'seed': 0.1, 'episode': 0.5, 'both': 0.2, 'arm': 0.1}  # of logarithms

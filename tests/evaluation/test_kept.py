@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sigma_jax.evaluation import kept
-from sigma_jax.evaluation.kept import Measured
+from sigma_jax.evaluation.compare import cache
+from sigma_jax.evaluation.compare.cache import Measured
 
 ERRORS = {'mse_vec': np.arange(3.0), 'mse_trj': np.array([1.5, np.nan, 2.0])}
 FOUND = Measured(
@@ -18,7 +18,7 @@ def ask(folder, made, key):
         made.append(key)
         return FOUND
 
-    return kept.once(folder, 'sigma-seed0', {'key': key}, make)
+    return cache.once(folder, 'sigma-seed0', {'key': key}, make)
 
 
 def test_the_same_is_measured_once_and_bitwise_kept(tmp_path):
@@ -37,7 +37,7 @@ def test_another_key_and_a_cleared_folder_are_measured_anew(tmp_path):
     made: list = []
     for key in (1, 2):
         ask(tmp_path, made, key)
-    kept.clear(tmp_path)
+    cache.clear(tmp_path)
     ask(tmp_path, made, 2)
     assert made == [1, 2, 2]
 
@@ -46,6 +46,6 @@ def test_another_key_and_a_cleared_folder_are_measured_anew(tmp_path):
 def test_a_damaged_file_is_made_again(tmp_path, size):
     made: list = []
     ask(tmp_path, made, 1)
-    file = tmp_path / kept.FOLDER / 'sigma-seed0.npz'
+    file = tmp_path / cache.FOLDER / 'sigma-seed0.npz'
     file.write_bytes(file.read_bytes()[:size])
     assert ask(tmp_path, made, 1).cost == FOUND.cost and made == [1, 1]

@@ -9,9 +9,9 @@ import pytest
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation import measure
 from sigma_jax.evaluation.measure import EvaluationConfig
+from sigma_jax.evaluation.metrics import Thresholds
 from sigma_jax.evaluation.replay import flatten, pad_windows, replay, reset_every
 from sigma_jax.evaluation.runner import check_splits, count_test_reads
-from sigma_jax.metrics import Thresholds
 from tests import handmade
 
 PARAMS = {'a': np.asarray([1.0, 3.0]), 'b': {'c': np.asarray([[-1.0, 1.0]])}}

@@ -5,8 +5,8 @@ touched.
 import numpy as np
 import pytest
 
-from sigma_jax.evaluation import perturb
-from sigma_jax.evaluation.perturb import Perturbation
+from sigma_jax.evaluation.stress import perturb
+from sigma_jax.evaluation.stress.perturb import Perturbation
 
 
 @pytest.fixture

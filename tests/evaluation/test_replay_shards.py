@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from sigma_jax.baselines import BaselineConfig
-from sigma_jax.data.normalize import read_norm_stats
 from sigma_jax.evaluation import replay_shards
 from sigma_jax.evaluation.replay_shards import Decoded, whole_episodes
-from sigma_jax.policy import OURS
+from sigma_jax.policies.base_actions import BaselineConfig
+from sigma_jax.processing.normalize import read_norm_stats
+from sigma_jax.processing.spec import OURS
 
 
 class Source:

@@ -12,14 +12,14 @@ import pytest
 from rich.console import Console
 
 import configs.data_so101 as data_config
-from sigma_jax.adapter import from_dict
-from sigma_jax.data import seen
-from sigma_jax.data.plan import DataConfig
-from sigma_jax.data.prepare import prepare
-from sigma_jax.data.records import Records
+from sigma_jax.data.shards import seen
+from sigma_jax.data.shards.plan import DataConfig
+from sigma_jax.data.shards.prepare import prepare
+from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation import runner
-from sigma_jax.policy import OURS
+from sigma_jax.processing.spec import OURS
+from sigma_jax.sigma.adapter import from_dict
 from sigma_jax.types import Ablation
 from tests import handmade
 

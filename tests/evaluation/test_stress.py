@@ -5,11 +5,12 @@ import types
 import numpy as np
 import pytest
 
-from sigma_jax.evaluation import adapter_sweep, measure, stress
+from sigma_jax.evaluation import adapter_sweep, measure
 from sigma_jax.evaluation.measure import EvaluationConfig
 from sigma_jax.evaluation.replay import CARRIED, replay
-from sigma_jax.evaluation.stress import Stress
-from sigma_jax.report.trials import verdicts
+from sigma_jax.evaluation.report.trials import verdicts
+from sigma_jax.evaluation.stress import stress
+from sigma_jax.evaluation.stress.stress import Stress
 from sigma_jax.types import Ablation
 from tests import handmade
 

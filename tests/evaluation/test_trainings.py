@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation import trainings
+from sigma_jax.evaluation.compare import runs
 
 
 def make(folder, seed=0, step=3, **changes):
@@ -41,7 +41,7 @@ def test_a_folder_of_rows(rows):
     make(rows / 'rows' / 'sigma' / 'seed11', 11, step=None)
     make(rows / 'rows' / 'sigma' / 'seed12', 12, step=2)
     (rows / 'config.json').write_text('{}')  # of the program that trained them all
-    found, left_out = trainings.find([str(rows)])
+    found, left_out = runs.find([str(rows)])
     assert [(t.row, t.seed) for t in found if t.row == 'sigma'] == [
         ('sigma', 0),
         ('sigma', 2),
@@ -56,7 +56,7 @@ def test_a_folder_of_rows(rows):
     assert left_out == [str(rows / 'rows' / 'sigma' / f'seed{n}') for n in (11, 12)], (
         'no checkpoint, and not the last'
     )
-    assert trainings.lead(found).folder == rows / 'rows' / 'sigma' / 'seed0'
+    assert runs.lead(found).folder == rows / 'rows' / 'sigma' / 'seed0'
 
 
 def test_names_of_single_folders(tmp_path):
@@ -65,12 +65,12 @@ def test_names_of_single_folders(tmp_path):
         make(tmp_path / 'tuned' / 'seed3', 3),
         make(tmp_path / 'a', 1),
     ]
-    found, _ = trainings.find([paths[0], paths[1], f'mine={paths[2]}'])
+    found, _ = runs.find([paths[0], paths[1], f'mine={paths[2]}'])
     assert [(t.row, t.seed) for t in found] == [('mine', 0), ('tuned', 3), ('mine', 1)]
 
 
 def test_a_sigma_without_lora_is_an_ablation(tmp_path):
-    found, _ = trainings.find([make(tmp_path / 'a', trainable=['sigma'])])
+    found, _ = runs.find([make(tmp_path / 'a', trainable=['sigma'])])
     assert found[0].role == 'ablation'
 
 
@@ -79,9 +79,9 @@ def test_seeds_of_a_row_differ_in_nothing_else(tmp_path):
     with pytest.raises(
         UserError, match='row x: expected trainings that differ in their seed alone.*ablation.tau'
     ):
-        trainings.find([f'x={one}', f'x={other}'])
+        runs.find([f'x={one}', f'x={other}'])
     with pytest.raises(UserError, match='row x: expected one training a seed, got seed 0 in'):
-        trainings.find([f'x={one}', f'x={make(tmp_path / "c")}'])
+        runs.find([f'x={one}', f'x={make(tmp_path / "c")}'])
 
 
 @pytest.mark.parametrize('changes', [{'steps': 9}, {'loader': {'augment': True}}])
@@ -90,7 +90,7 @@ def test_runs_of_other_lengths_or_data_are_no_seeds_of_one_row(tmp_path, changes
     with pytest.raises(
         UserError, match='row x: expected trainings that differ in their seed alone'
     ):
-        trainings.find([f'x={one}', f'x={other}'])
+        runs.find([f'x={one}', f'x={other}'])
 
 
 def test_with_and_without_tau_are_trained_alike(tmp_path):
@@ -101,21 +101,21 @@ def test_with_and_without_tau_are_trained_alike(tmp_path):
         match=r'with and without tau to be trained '
         r'alike.*optimizer\.sigma_rate',
     ):
-        trainings.find([one, other])
+        runs.find([one, other])
     further = make(tmp_path / 'c', optimizer={'sigma_rate': 2}, ablation={'film': 0.0})
-    assert len(trainings.find([one, further])[0]) == 2, 'other rows may be trained as they like'
+    assert len(runs.find([one, further])[0]) == 2, 'other rows may be trained as they like'
 
 
 def test_one_training_may_be_looked_at_before_its_end_but_not_compared(tmp_path):
     early, late = make(tmp_path / 'a', step=1), make(tmp_path / 'b')
-    assert [str(t.folder) for t in trainings.find([early])[0]] == [early]
-    found, left_out = trainings.find([early, late])
+    assert [str(t.folder) for t in runs.find([early])[0]] == [early]
+    found, left_out = runs.find([early, late])
     assert [str(t.folder) for t in found] == [late] and left_out == [early]
 
 
 def test_a_name_stands_before_one_training(rows):
     with pytest.raises(UserError, match='expected mine= before one training'):
-        trainings.find([f'mine={rows}'])
+        runs.find([f'mine={rows}'])
 
 
 def test_who_learned_from_an_episode_is_not_judged_by_it(tmp_path, monkeypatch):
@@ -126,18 +126,18 @@ def test_who_learned_from_an_episode_is_not_judged_by_it(tmp_path, monkeypatch):
     }
     for name in metas:
         (tmp_path / name).mkdir()
-        (tmp_path / name / trainings.META).write_text('')
-    monkeypatch.setattr(trainings, 'read_meta', lambda folder: metas[folder.name])
+        (tmp_path / name / runs.META).write_text('')
+    monkeypatch.setattr(runs, 'read_meta', lambda folder: metas[folder.name])
     mine, far = (
-        trainings.find([make(tmp_path / n, shards=str(tmp_path / n[1:]))])[0][0]
+        runs.find([make(tmp_path / n, shards=str(tmp_path / n[1:]))])[0][0]
         for n in ('1own', '1other')
     )
     with pytest.raises(
         UserError, match='has not learned from, got 1 of its own training episodes .*such as 3'
     ):
-        trainings.check_held_out(mine, tmp_path / 'ours', 'test')
-    trainings.check_held_out(mine, tmp_path / 'ours', 'train')
-    trainings.check_held_out(far, tmp_path / 'ours', 'test')
+        runs.check_held_out(mine, tmp_path / 'ours', 'test')
+    runs.check_held_out(mine, tmp_path / 'ours', 'train')
+    runs.check_held_out(far, tmp_path / 'ours', 'test')
 
 
 def shards(folder, **splits):
@@ -153,7 +153,7 @@ def shards(folder, **splits):
         'splits': numbers,
         'episode_digests': digests,
     }
-    (folder / trainings.META).write_text(json.dumps(meta))
+    (folder / runs.META).write_text(json.dumps(meta))
     return folder
 
 
@@ -161,60 +161,60 @@ def shards(folder, **splits):
 def test_episodes_are_known_by_what_they_are(split, tmp_path):
     """In another folder, by another number, with another digest of all files."""
     own = shards(tmp_path / 'own', train={1: 'a', 2: 'b'}, test={3: 'c'})
-    training = trainings.find([make(tmp_path / 'run', shards=str(own))])[0][0]
+    training = runs.find([make(tmp_path / 'run', shards=str(own))])[0][0]
     merged = shards(tmp_path / 'merged', train={0: 'x'}, **{split: {6: 'b', 7: 'y'}})
     with pytest.raises(
         UserError, match=f'of the {split} split that .* got 1 .*such as 6, which was its episode 2'
     ):
-        trainings.check_held_out(training, merged, split)
+        runs.check_held_out(training, merged, split)
     # the same numbers, other episodes
     fresh = shards(tmp_path / 'fresh', train={1: 'a'}, **{split: {2: 'y', 3: 'c'}})
-    assert trainings.check_held_out(training, fresh, split) == ''
-    assert trainings.check_held_out(training, own, split) == ''
+    assert runs.check_held_out(training, fresh, split) == ''
+    assert runs.check_held_out(training, own, split) == ''
 
 
 def test_a_folder_keeps_what_it_learned_from(tmp_path):
     """Its shards cut anew, or gone."""
     own = shards(tmp_path / 'own', train={1: 'a', 2: 'b'}, test={3: 'c'})
-    training = trainings.find([make(tmp_path / 'run', shards=str(own))])[0][0]
-    trainings.seen.note(training.folder, trainings.read_meta(own))
+    training = runs.find([make(tmp_path / 'run', shards=str(own))])[0][0]
+    runs.seen.note(training.folder, runs.read_meta(own))
     shutil.rmtree(own)
     again = shards(tmp_path / 'own', train={1: 'a', 3: 'c'}, test={2: 'b'})
     with pytest.raises(UserError, match='got 1 of its own training episodes .*such as 2;'):
-        trainings.check_held_out(training, again, 'test')
+        runs.check_held_out(training, again, 'test')
     other = again.rename(tmp_path / 'moved')
     with pytest.raises(UserError, match='such as 2;'):
-        trainings.check_held_out(training, other, 'test')
-    (training.folder / trainings.seen.FILE).unlink()
-    assert 'nothing says from which episodes it has learned' in trainings.check_held_out(
+        runs.check_held_out(training, other, 'test')
+    (training.folder / runs.seen.FILE).unlink()
+    assert 'nothing says from which episodes it has learned' in runs.check_held_out(
         training, other, 'test'
     )
 
 
 def test_what_cannot_be_known_is_told(tmp_path):
     own = shards(tmp_path / 'own', train={1: 'a'}, test={3: 'a', 4: 'c'})
-    training = trainings.find([make(tmp_path / 'run', shards=str(own))])[0][0]
-    told = trainings.check_held_out(training, own, 'test')
+    training = runs.find([make(tmp_path / 'run', shards=str(own))])[0][0]
+    told = runs.check_held_out(training, own, 'test')
     assert 'episodes [3] of the test split are there again among those of train' in told
     older = shards(tmp_path / 'older', train={2: 'x'}, test={1: 'a'})
-    meta = json.loads((older / trainings.META).read_text())
-    (older / trainings.META).write_text(
+    meta = json.loads((older / runs.META).read_text())
+    (older / runs.META).write_text(
         json.dumps({k: v for k, v in meta.items() if k != 'episode_digests'})
     )
-    assert 'do not say what their episodes are' in trainings.check_held_out(training, older, 'test')
+    assert 'do not say what their episodes are' in runs.check_held_out(training, older, 'test')
 
 
 def test_folders_without_training(tmp_path):
     with pytest.raises(
         UserError, match='expected a training folder at .*nowhere, got no config.json'
     ):
-        trainings.find([str(tmp_path / 'nowhere')])
+        runs.find([str(tmp_path / 'nowhere')])
     make(tmp_path / 'rows' / 'sigma' / 'seed0', step=None)
     with pytest.raises(UserError, match='expected finished trainings in'):
-        trainings.find([str(tmp_path)])
+        runs.find([str(tmp_path)])
 
 
 def test_no_sigma_no_report(tmp_path):
-    found, _ = trainings.find([make(tmp_path / 'a', objective='flow_matching', trainable=['lora'])])
+    found, _ = runs.find([make(tmp_path / 'a', objective='flow_matching', trainable=['lora'])])
     with pytest.raises(UserError, match='expected at least one training with objective sigma'):
-        trainings.lead(found)
+        runs.lead(found)

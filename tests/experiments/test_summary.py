@@ -6,9 +6,9 @@ import re
 import pytest
 
 from experiments import summary
-from sigma_jax.metrics import ERRORS
-from sigma_jax.report import contrasts, page
-from tests.report.test_contrasts import values  # noqa: F401
+from sigma_jax.evaluation.metrics import ERRORS
+from sigma_jax.evaluation.report import contrasts, page
+from tests.evaluation.report.test_contrasts import values  # noqa: F401
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from experiments import telepathy
 from experiments.telepathy import SIZES, Stage
-from sigma_jax import scripts
+from sigma_jax import cli
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation import compute
+from sigma_jax.evaluation.cost import compute
 
 NEVER = float('inf')
 SAVES = """
@@ -155,7 +155,7 @@ def test_the_scripts_know_every_argument(tmp_path, monkeypatch, size, quick):
                 (x.split('=')[1] for x in arguments if x.startswith('--config=')),
                 'configs/data_so101.py',
             )
-            scripts.require_known(arguments, file, dict(scripts.flatten(scripts.load(file))))
+            cli.require_known(arguments, file, dict(cli.flatten(cli.load(file))))
     every = ' '.join(' '.join(stage.command) for stage in found)
     assert '--config.steps=7' in every and every.count(f'--config.base={tmp_path}') == 1 + len(
         seeds
@@ -169,9 +169,9 @@ def test_episodes_are_split_for_good():
 
 
 def test_plain_lora_gets_as_much_arithmetic_as_sigma():
-    places = {'base': '', 'shards': '', 'model': scripts.load('configs/pi05_so101_mix.py')['model']}
+    places = {'base': '', 'shards': '', 'model': cli.load('configs/pi05_so101_mix.py')['model']}
     steps = telepathy.equal_steps(SIZES['tiny'], places, 50)
-    sigma, lora = (scripts.load(f'configs/{name}_so101.py') | places for name in ('sigma', 'lora'))
+    sigma, lora = (cli.load(f'configs/{name}_so101.py') | places for name in ('sigma', 'lora'))
     spent = [
         compute.of_training(config | {'steps': n})
         for config, n in ((sigma, 50), (lora, steps), (lora, 1))

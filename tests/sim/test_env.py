@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from sigma_jax.data.lerobot_video import VideoSettings
+from sigma_jax.data.video.encode import VideoSettings
 from sigma_jax.errors import UserError
 from sigma_jax.sim.env import PickPlaceEnv
 from sigma_jax.sim.record import Plan, record, roll_out

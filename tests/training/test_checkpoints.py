@@ -10,8 +10,8 @@ import pytest
 
 from sigma_jax import trees
 from sigma_jax.errors import UserError
-from sigma_jax.train_step import init_state, make_step
 from sigma_jax.training.checkpoints import Checkpoints, compare, flat, parameter_count
+from sigma_jax.training.step import init_state, make_step
 
 CONFIG = {
     'seed': 0,

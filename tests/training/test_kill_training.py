@@ -12,13 +12,13 @@ import pytest
 from orbax.checkpoint import checkpoint_manager
 
 from benchmarks import kill_training
-from sigma_jax import scripts
+from sigma_jax import cli
 from sigma_jax.errors import UserError
 from sigma_jax.files import writer_lock
-from sigma_jax.train_step import init_state
 from sigma_jax.training.checkpoints import Checkpoints, compare, whole_steps
 from sigma_jax.training.logs import Board, TrainLog, read_rows
 from sigma_jax.training.signals import stop_wish
+from sigma_jax.training.step import init_state
 from tests import toy_run
 from tests.toy_run import CONFIG
 
@@ -51,7 +51,7 @@ def test_a_signal_saves_and_the_same_call_continues(
     with monkeypatch.context() as patch:
         patch.setattr(TrainLog, 'write', interrupted)
         with pytest.raises(SystemExit) as caught:
-            scripts.reports_user_errors(toy_run.work)(CONFIG, tmp_path)
+            cli.reports_user_errors(toy_run.work)(CONFIG, tmp_path)
     assert caught.value.code == 128 + number
     told = capsys.readouterr().err
     assert (

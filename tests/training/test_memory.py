@@ -13,13 +13,14 @@ import pytest
 from rich.console import Console
 
 from configs import defaults
-from sigma_jax import lora, nn, quant, trees
+from sigma_jax import trees
 from sigma_jax.backbones import pi05
 from sigma_jax.errors import UserError
-from sigma_jax.objective import FlowMatching
-from sigma_jax.optimizer import OptimizerConfig, make_optimizer
-from sigma_jax.train_step import init_state, make_step
+from sigma_jax.nn import layers, lora, quant
+from sigma_jax.objectives.objective import FlowMatching
 from sigma_jax.training import memory, memory_check
+from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation, Frozen
 from tests import quick, small_run, small_sigma
 
@@ -146,11 +147,13 @@ def test_attention_is_traced_as_the_card_would_run_it():
     for capability in (8.9, 9.0):
         with memory.pretend(capability):
             traced = jax.make_jaxpr(
-                lambda q, k: jax.grad(lambda q: nn.attention(q, k, k).sum(dtype=float))(q)
+                lambda q, k: jax.grad(lambda q: layers.attention(q, k, k).sum(dtype=float))(q)
             )(q, q)
         names[capability] = {eqn.primitive.name for eqn in traced.eqns}
     assert 'dot_product_attention_fwd_by_shape' in names[9.0] - names[8.9]
-    assert 'dot_product_attention_fwd_by_shape' not in str(jax.make_jaxpr(nn.attention)(q, q, q))
+    assert 'dot_product_attention_fwd_by_shape' not in str(
+        jax.make_jaxpr(layers.attention)(q, q, q)
+    )
 
 
 def test_the_forecast_is_near_what_xla_plans():

@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sigma_jax import assembly, lora, objective, trees
+from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.optimizer import OptimizerConfig, make_optimizer
-from sigma_jax.train_step import init_state, make_step
+from sigma_jax.nn import lora
+from sigma_jax.objectives import objective
+from sigma_jax.training import build
+from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Frozen
 from tests import quick, small_run
 from tests import small_sigma as small
@@ -24,7 +27,7 @@ STEPS = 200
 
 def sizes(dtype='float32', remat=None):
     """A very small pi0.5 of two layers, with LoRA's dropout."""
-    return assembly.pi05_config(
+    return build.pi05_config(
         small_run.MODEL | DEEP | {'dtype': dtype, 'remat': remat}, {'lora': small.LORA}
     )
 

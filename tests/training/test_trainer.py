@@ -15,19 +15,20 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from sigma_jax import assembly, trees
-from sigma_jax.backbones.tokenizer import load_tokenizer
+from sigma_jax import trees
 from sigma_jax.convert import checkpoint
-from sigma_jax.data import pipeline, seen
-from sigma_jax.data.meta import read_meta
+from sigma_jax.data.loader import loader
+from sigma_jax.data.shards import seen
+from sigma_jax.data.shards.meta import read_meta
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained import load_for_evaluation
-from sigma_jax.train_step import init_state, make_step
-from sigma_jax.training import trainer
+from sigma_jax.processing.tokenizer import load_tokenizer
+from sigma_jax.training import build, trainer
 from sigma_jax.training.checkpoints import Checkpoints
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.logs import TABLE_1, TrainLog
 from sigma_jax.training.signals import Wish
+from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation
 from tests.small_run import QUIET, flow_config
 
@@ -102,7 +103,7 @@ def test_flow_matching_leaves_a_policy_with_its_statistics(small_run):
     found = checkpoint.load(small_run.base)
     assert found.config.vision.image_size == 28 and found.config.sample_steps == 2
     assert json.loads((small_run.base / 'norm_stats.json').read_text()).keys() == {'norm_stats'}
-    start = assembly.load_base(flow_config(small_run.shards)).params
+    start = build.load_base(flow_config(small_run.shards)).params
     moved = [
         not np.array_equal(x, y)
         for x, y in zip(*map(jax.tree.leaves, (start, found.params)), strict=True)
@@ -150,7 +151,7 @@ def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
         != trees.digest(jax.device_get(whole[1].trainable))
     )
     batch = next(
-        pipeline.make_loader(
+        loader.make_loader(
             small_run.shards, 'train', batch_size=2, sequence_length=2, baselines='pi05',
             tokenizer=load_tokenizer('assets/tokenizer/tokenizer.json'),
         )
@@ -158,8 +159,8 @@ def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
     output = trained.predict(batch, Ablation())
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(output))
     gates = jax.tree.map(np.float32, Ablation())
-    batch = assembly.to_batch(batch)
-    goal = assembly.make_objective(small_run.config(), trained.base, batch)
+    batch = build.to_batch(batch)
+    goal = build.make_objective(small_run.config(), trained.base, batch)
     want = jax.jit(goal.forward)(average, trained.frozen, batch, gates)
     for got, expected in zip(jax.tree.leaves(output), jax.tree.leaves(want), strict=True):
         assert np.array_equal(got, expected)

@@ -1,0 +1,459 @@
+"""What lies beside weights: statistics, processors, policy settings, tokenizer; read from and
+written for any layout.
+
+Every folder we write has `policy.json` and `norm_stats.json`, which say how the policy computes
+whatever its origin, and besides them what the layout's own loader looks for. Files of the source go
+along as they are: LeRobot's at their place in LeRobot's layout, under `lerobot/` in the others;
+openpi's under `assets/` in all.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sigma_jax.backbones.pi05 import Pi05Config
+from sigma_jax.convert.dataset_stats import HORIZON
+from sigma_jax.convert.lerobot import read as lerobot_policy
+from sigma_jax.convert.lerobot import restate
+from sigma_jax.convert.lerobot import write as lerobot_files
+from sigma_jax.convert.lerobot.read import NormStats, read_json
+from sigma_jax.convert.openpi import assets as openpi_assets
+from sigma_jax.convert.openpi import training_config
+from sigma_jax.convert.openpi.training_config import PROMPT
+from sigma_jax.convert.stats_source import NORM_STATS, asset_files, find_statistics, other_joints
+from sigma_jax.errors import UserError
+from sigma_jax.processing import quantiles
+from sigma_jax.processing.normalize import Statistics, norm_stats_json, read_both
+from sigma_jax.processing.spec import (
+    LEROBOT,
+    OPENPI,
+    OURS,
+    POLICY_FILE,
+    Policy,
+    read_policy,
+    to_json,
+)
+from sigma_jax.processing.tokenizer import NO_STATE
+
+CARRIED = ('tokenizer.json', 'tokenizer.model')
+UNDER = 'lerobot'  # where LeRobot's own files lie in other layouts
+OWN = 'sigma_config.json'  # what every folder of ours has, also from before there was policy.json
+KEPT = (
+    'the policy keeps them, as it was trained by them; for a new training prepare_data.py '
+    'computes exact ones'
+)
+TRAINING = 'train_config.json'  # says how a policy came about, not what it is
+THEIRS = (lerobot_policy.CONFIG, lerobot_policy.BEFORE, lerobot_policy.AFTER)
+# LeRobot's names
+SIZES = {training_config.HORIZON: 'chunk_size', training_config.STEPS: 'num_inference_steps'}
+TRAIN_CONFIG = (
+    "whether actions are relative, and the cameras' order, stand in openpi's training config: "
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """`statistics` are scaled as `policy` says, None where not known; `files` go along, by name in
+    the layout.
+
+    `assumed` names what of `policy` no file says, and where it comes from (`training_config`);
+    `told` holds sizes that LeRobot's config.json is to say, whatever it says. `joints_known`: a
+    file says which joints are relative.
+    """
+
+    policy: Policy
+    statistics: NormStats | None = None
+    files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    told: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    joints_known: bool = True
+
+
+def read(
+    folder: str | pathlib.Path,
+    format: str = '',
+    stats: str | pathlib.Path | None = None,
+    horizon: int = HORIZON,
+) -> Beside:
+    """What lies beside the weights in `folder` (or beside a file of weights).
+
+    `format` is that of the checkpoint ('lerobot', 'openpi-jax', 'openpi-pytorch'), for folders that
+    do not tell.
+    `stats` names other statistics: a norm_stats.json, a folder with one, a LeRobot policy or data
+    set, whose relative actions count in chunks of `horizon`.
+
+    Raises:
+      UserError: damaged files, another policy than pi0.5, statistics that the normalisation cannot
+        use.
+    """
+    folder = pathlib.Path(folder)
+    folder = folder if folder.is_dir() else folder.parent
+    folder = folder.parent if folder.name == 'params' else folder
+    found = _read(folder, format)
+    files = {**asset_files(folder), **found.files}
+    files |= {name: folder / name for name in CARRIED if (folder / name).is_file()}
+    around = dataclasses.replace(found, files=files)
+    if stats is not None:
+        return with_statistics(around, stats, horizon)
+    doubts = quantiles.doubts(found.statistics or {}, KEPT)
+    return dataclasses.replace(around, notes=(*found.notes, *doubts))
+
+
+def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HORIZON) -> Beside:
+    """`beside` with the statistics that `stats` names. Raises UserError as `read`."""
+    policy = beside.policy
+    notes = [note for note in beside.notes if 'name their source' not in note and KEPT not in note]
+    statistics = find_statistics(
+        stats, policy.scalings(), policy.relative_joints, horizon, notes.append
+    )
+    width, flags = len(statistics['actions'].mean), policy.relative_joints
+    if beside.statistics is None or len(flags) == Pi05Config.action_dim:
+        flags = flags[:width]  # as many as the model is wide, until the robot is known
+    if any(flags) and len(flags) != width:
+        raise UserError(
+            f'expected statistics of {len(flags)} actions, for which the policy says whether they '
+            f'are relative, got {width} in {stats}; name those of its own robot'
+        )
+    if other := other_joints(stats, flags, width):
+        if beside.joints_known:
+            raise UserError(
+                f'{other}; name statistics of such actions, the data set to compute them from, or '
+                f'mend {POLICY_FILE}'
+            )
+        notes.append(
+            f'{other}, but nothing beside these weights tells: correct relative_joints '
+            f'in {POLICY_FILE}'
+        )
+    policy = dataclasses.replace(policy, relative_joints=flags)
+    return dataclasses.replace(beside, policy=policy, statistics=statistics, notes=tuple(notes))
+
+
+def trained_with(
+    base: Beside, statistics: NormStats, relative_joints: Sequence[bool], cameras: Sequence[str]
+) -> Beside:
+    """How a policy trained on `base` sees the world: as its base, by the statistics and joints of
+    its training.
+    """
+    policy = dataclasses.replace(
+        base.policy,
+        relative_joints=tuple(relative_joints),
+        cameras=tuple(cameras),
+        rename_map=(),  # the cameras are the data's own
+        state=statistics['state'].scaling,
+        actions=statistics['actions'].scaling,
+    )
+    tokenizers = {name: path for name, path in base.files.items() if name in CARRIED}
+    return Beside(policy, statistics, tokenizers)
+
+
+def _read(folder: pathlib.Path, format: str) -> Beside:
+    own = read_policy(folder)
+    inner = folder / UNDER if (folder / UNDER).is_dir() else folder
+    lerobot = lerobot_policy.read(inner) if lerobot_policy.is_here(inner) else None
+    files = dict(lerobot.files) if lerobot else {}
+    if own is not None:
+        found = _read_own(folder, own)
+        stale = (
+            lerobot
+            and found.statistics
+            and lerobot.statistics
+            and not _same_statistics(found, lerobot)
+        )
+        notes: tuple[str, ...] = ()
+        if stale:
+            notes = (
+                f"{NORM_STATS} differs from LeRobot's processors beside it; {NORM_STATS} is used",
+            )
+        if (
+            lerobot
+            and lerobot_policy.BEFORE in lerobot.files
+            and (other := _stale_settings(own, lerobot.policy))
+        ):
+            notes += (
+                f"{POLICY_FILE} differs from LeRobot's processors beside it in {other}; "
+                f'{POLICY_FILE} is used',
+            )
+        assumed = {
+            k: v for k, v in training_config.recorded_assumptions(folder).items() if k == PROMPT
+        }
+        return dataclasses.replace(found, files=files, notes=notes, assumed=assumed)
+    if lerobot:
+        return Beside(lerobot.policy, lerobot.statistics, files, lerobot.notes)
+    if (folder / OWN).is_file() and not asset_files(folder):
+        return dataclasses.replace(_read_own(folder, OURS), joints_known=False)
+    if format == 'lerobot':
+        note = (
+            'no config.json and processors of LeRobot: computed as LeRobot 0.5 does by '
+            'default; name their source'
+        )
+        return dataclasses.replace(_read_own(folder, LEROBOT), notes=(note,), joints_known=False)
+    return _read_openpi(folder)
+
+
+def _stale_settings(own: Policy, theirs: Policy) -> str:
+    """What LeRobot's files say otherwise, of all that they can say, in words."""
+
+    def said(one: Policy) -> dict[str, object]:
+        last = max((number for number, flag in enumerate(one.relative_joints) if flag), default=-1)
+        return {
+            'relative joints': one.relative_joints[: last + 1],
+            'normalisation of the state': one.state.mode,
+            'normalisation of the actions': one.actions.mode,
+            'a prompt with the state': one.prompt_state_dim == NO_STATE,
+            'rename map': dict(one.rename_map),
+        }
+
+    mine = said(own)
+    return ', '.join(name for name, value in said(theirs).items() if value != mine[name])
+
+
+def _read_own(folder: pathlib.Path, policy: Policy) -> Beside:
+    file = folder / NORM_STATS
+    return Beside(policy, read_both(file, scalings=policy.scalings()) if file.is_file() else None)
+
+
+def _read_openpi(folder: pathlib.Path) -> Beside:
+    assets = asset_files(folder)
+    candidates = [folder / NORM_STATS] if (folder / NORM_STATS).is_file() else list(assets.values())
+    notes = [
+        TRAIN_CONFIG + f'write them into {POLICY_FILE} where they differ (relative_joints, cameras)'
+    ]
+    values, origin = training_config.assumed_values(folder)
+    policy, assumed = dataclasses.replace(OPENPI, prompt_state_dim=values[PROMPT]), {PROMPT: origin}
+    if len(candidates) == 1:
+        statistics = read_both(candidates[0], scalings=policy.scalings())
+        return Beside(policy, statistics, {}, tuple(notes), assumed, joints_known=False)
+    names = ', '.join(path.parent.name for path in candidates)
+    lack = (
+        f'assets hold statistics of several robots ({names})'
+        if candidates
+        else 'no norm_stats.json'
+    )
+    return Beside(
+        policy, None, {}, (*notes, f'{lack}: name their source'), assumed, joints_known=False
+    )
+
+
+def write(
+    folder: str | pathlib.Path,
+    layout: str,
+    beside: Beside,
+    config: Pi05Config,
+    dtype: str = 'float32',
+) -> tuple[str, ...]:
+    """Writes all of it into `folder`, for `layout` 'jax', 'lerobot' or 'openpi-pytorch'; returns
+    notes.
+
+    The notes say what is not known or what the layout cannot say. `dtype` ('float32', 'bfloat16')
+    is that of the weights, which LeRobot's and openpi's config.json name.
+    """
+    folder = pathlib.Path(folder)
+    (folder / POLICY_FILE).write_text(to_json(beside.policy))
+    if beside.statistics is not None:
+        (folder / NORM_STATS).write_text(norm_stats_json(beside.statistics))
+    lerobot, more = _write_lerobot(folder, layout, beside, config, dtype)
+    assets, others = _write_openpi(folder, layout, beside)
+    notes = [*beside.notes, *more, *others]
+    if layout == 'openpi-pytorch':
+        (folder / 'config.json').write_text(json.dumps(_openpi_config(config, dtype), indent=2))
+    tokenizers = {name: path for name, path in beside.files.items() if name in CARRIED}
+    _copy(folder, layout, {**assets, **tokenizers, **lerobot})
+    _tell_sizes(
+        (folder if layout == 'lerobot' else folder / UNDER) / lerobot_policy.CONFIG, beside.told
+    )
+    if layout == 'lerobot':
+        settings = read_json(folder / lerobot_policy.CONFIG)
+        if settings.get('dtype') != dtype:
+            (folder / lerobot_policy.CONFIG).write_text(
+                json.dumps(settings | {'dtype': dtype}, indent=4)
+            )
+    return tuple(notes)
+
+
+def _write_lerobot(
+    folder: pathlib.Path, layout: str, beside: Beside, config: Pi05Config, dtype: str
+) -> tuple[dict[str, pathlib.Path], list[str]]:
+    """Writes LeRobot's files where those at hand say something else; returns files to go along as
+    they are, and notes.
+
+    Other layouts carry LeRobot's files under `lerobot/`, where a later conversion, or LeRobot
+    itself, finds them.
+    """
+    theirs = {
+        name: path for name, path in beside.files.items() if '/' not in name and name not in CARRIED
+    }
+    home = folder if layout == 'lerobot' else folder / UNDER
+    if _same_lerobot(beside) or (layout != 'lerobot' and not _contradicts(beside, theirs)):
+        return theirs, _unsaid(beside) if layout == 'lerobot' else []
+    home.mkdir(exist_ok=True)
+    notes = lerobot_files.write(home, beside.policy, beside.statistics, config, dtype)
+    if beside.statistics is not None and _same_but_numbers(beside):
+        for file in home.glob('policy_*.safetensors'):
+            file.unlink()
+        restate.restate(home, theirs, beside.statistics)
+        notes = _unsaid(beside)
+    rest = {name: path for name, path in theirs.items() if name == TRAINING}
+    return rest, notes if layout == 'lerobot' else []
+
+
+def _unsaid(beside: Beside) -> list[str]:
+    """What LeRobot's files, which go along as they are, do not say: the prompt's state, where it is
+    another.
+    """
+    theirs = lerobot_policy.read(beside.files[lerobot_policy.CONFIG].parent).policy
+    if (beside.policy.prompt_state_dim or 0) == (theirs.prompt_state_dim or 0):
+        return []
+    return lerobot_files.prompt_notes(beside.policy, beside.statistics)
+
+
+def _contradicts(beside: Beside, theirs: Mapping[str, pathlib.Path]) -> bool:
+    """Whether LeRobot's files, whole or not, say something else than `beside`."""
+    if not any(name in theirs for name in THEIRS):
+        return False
+    found = lerobot_policy.read(next(iter(theirs.values())).parent)
+    if _other_settings(beside.policy, found.policy):
+        return True
+    if beside.statistics is None or found.statistics is None:
+        return beside.statistics is not None and any(
+            name.endswith('.safetensors') for name in theirs
+        )
+    return not _same_statistics(beside, found)
+
+
+def _other_settings(mine: Policy, theirs: Policy) -> bool:
+    if any(
+        getattr(mine, name) != getattr(theirs, name)
+        for name in ('state', 'actions', 'relative_joints')
+    ):
+        return True
+    if (mine.prompt_state_dim == NO_STATE) != (theirs.prompt_state_dim == NO_STATE):
+        return True
+    return dict(mine.rename_map) != dict(theirs.rename_map)
+
+
+def sized(beside: Beside, config: Pi05Config) -> Beside:
+    """`beside` that tells LeRobot's config.json the sizes of `config` where it says others; a note
+    says which count.
+    """
+    file, told, notes = beside.files.get(lerobot_policy.CONFIG), dict(beside.told), []
+    settings = read_json(file) if file else {}
+    for name, theirs in SIZES.items():
+        mine = getattr(config, name)
+        if name not in told and theirs in settings and settings[theirs] != mine:
+            told[name] = mine
+            notes.append(
+                f"{theirs} is {settings[theirs]} in LeRobot's {lerobot_policy.CONFIG}; "
+                f"{OWN}'s {mine} is used"
+            )
+    return dataclasses.replace(beside, told=told, notes=(*beside.notes, *notes))
+
+
+def _tell_sizes(file: pathlib.Path, told: Mapping[str, int]) -> None:
+    """Puts sizes that were told into LeRobot's config.json, where there is one."""
+    if not told or not file.is_file():
+        return
+    settings = read_json(file)
+    new = settings | {SIZES[name]: value for name, value in told.items()}
+    if training_config.HORIZON in told and 'n_action_steps' in settings:
+        new['n_action_steps'] = min(settings['n_action_steps'], told[training_config.HORIZON])
+    file.write_text(json.dumps(new, indent=4))
+
+
+def _same_but_numbers(beside: Beside) -> bool:
+    """Whether LeRobot's files are all at hand, and nothing but the statistics in them is to
+    change.
+    """
+    if any(name not in beside.files for name in THEIRS):
+        return False
+    return not _other_settings(
+        beside.policy, lerobot_policy.read(beside.files[lerobot_policy.CONFIG].parent).policy
+    )
+
+
+def _copy(folder: pathlib.Path, layout: str, files: Mapping[str, pathlib.Path]) -> None:
+    """The source's files, none of those that are there already."""
+    for name, path in files.items():
+        theirs = '/' not in name and name not in CARRIED
+        out = folder / UNDER / name if theirs and layout != 'lerobot' else folder / name
+        if not out.exists():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, out)
+            if name == lerobot_policy.CONFIG and theirs:
+                _whole(out)
+
+
+def _whole(file: pathlib.Path) -> None:
+    """Merged weights are no adapter any more, whatever the adapter's config.json said."""
+    settings = read_json(file)
+    if settings.get('use_peft'):
+        file.write_text(
+            json.dumps(settings | {'use_peft': False, 'pretrained_path': None}, indent=4)
+        )
+
+
+def _same_lerobot(beside: Beside) -> bool:
+    """Whether LeRobot's own files are at hand and still say what `beside` says."""
+    if any(name not in beside.files for name in THEIRS):
+        return False
+    found = lerobot_policy.read(beside.files[lerobot_policy.CONFIG].parent)
+    if _other_settings(beside.policy, found.policy):
+        return False
+    if beside.statistics is None or found.statistics is None:
+        return beside.statistics is found.statistics
+    return _same_statistics(beside, found)
+
+
+def _same_statistics(beside: Beside, found: lerobot_policy.Found) -> bool:
+    """Whether LeRobot's files hold, in float32, the numbers that would be written for it."""
+    ours, theirs = beside.statistics or {}, found.statistics or {}
+    return all(_same(lerobot_files.guarded(ours[name]), one) for name, one in theirs.items())
+
+
+def _same(one: Statistics, other: Statistics) -> bool:
+    mine, theirs = one.columns(), other.columns()
+    return all(
+        key in mine and np.array_equal(mine[key].astype(np.float32), x) for key, x in theirs.items()
+    )
+
+
+def _write_openpi(
+    folder: pathlib.Path, layout: str, beside: Beside
+) -> tuple[Mapping[str, pathlib.Path], list[str]]:
+    """`assets/<id>/norm_stats.json`, which openpi reads; another mode than quantiles is written as
+    quantiles.
+
+    Returns the assets of the source that go along, and notes.
+    """
+    theirs = {
+        name: path for name, path in beside.files.items() if name.startswith(openpi_assets.ASSETS)
+    }
+    assets = openpi_assets.current(theirs, beside.statistics, wanted=layout != 'lerobot')
+    notes = list(assets.notes)
+    if not assets.place:
+        return assets.kept, notes
+    out = folder / assets.place
+    out.parent.mkdir(parents=True)
+    out.write_text(assets.text)
+    if any(one.scaling.mode != 'quantile' for one in (beside.statistics or {}).values()):
+        notes.append(
+            f'{pathlib.PurePath(assets.place).parent} has the normalisation as '
+            'quantiles, which openpi uses'
+        )
+    if any(beside.policy.relative_joints):
+        notes.append("actions are relative: openpi's training config must say so (DeltaActions)")
+    return assets.kept, notes
+
+
+def _openpi_config(config: Pi05Config, dtype: str) -> dict[str, object]:
+    return {
+        'action_dim': config.action_dim,
+        'action_horizon': config.action_horizon,
+        'paligemma_variant': lerobot_files.variant(config.language, 'gemma_2b'),
+        'action_expert_variant': lerobot_files.variant(config.expert, 'gemma_300m'),
+        'precision': dtype,
+    }

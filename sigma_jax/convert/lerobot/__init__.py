@@ -1,0 +1,1 @@
+"""LeRobot's files beside a pi0.5: config.json and both processor pipelines, read and written."""

@@ -1,0 +1,82 @@
+"""Horizon, steps of sampling and the prompt's state as a caller tells them, over what is written or
+assumed.
+"""
+
+import dataclasses
+
+from sigma_jax.convert.assets import Beside
+from sigma_jax.convert.openpi.training_config import HORIZON, PROMPT, STEPS, prompt_text
+from sigma_jax.convert.source import Source
+from sigma_jax.errors import UserError
+from sigma_jax.processing.tokenizer import NO_STATE
+
+PROMPTS = ('robot', 'none', 'padded')
+
+MOST = 1000  # twenty times pi0.5's horizon, a hundred times its steps: nobody means more
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """None: not told. `prompt_state` is 'robot' (its own joints), 'none', or 'padded' to the
+    model's width.
+    """
+
+    action_horizon: int | None = None
+    sample_steps: int | None = None
+    prompt_state: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in (HORIZON, STEPS):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise UserError(
+                    f'expected --{name} of at least 1, got {value}; give what the '
+                    'policy was trained with'
+                )
+            if value is not None and value > MOST:
+                raise UserError(
+                    f'expected --{name} of up to {MOST}, got {value}; give what the policy was '
+                    'trained with'
+                )
+        if self.prompt_state is not None and self.prompt_state not in PROMPTS:
+            raise UserError(
+                f'expected --{PROMPT} among {", ".join(PROMPTS)}, got '
+                f'{self.prompt_state!r}; choose one'
+            )
+
+    def names(self) -> list[str]:
+        """What is told."""
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) is not None
+        ]
+
+
+def as_told(source: Source, around: Beside, told: Told) -> tuple[Source, Beside]:
+    """Both with what is told; where a file says otherwise, a note says which was taken."""
+    sizes = {
+        name: getattr(told, name) for name in (HORIZON, STEPS) if getattr(told, name) is not None
+    }
+    config = dataclasses.replace(source.config, **sizes)
+    policy, notes = around.policy, list(around.notes)
+    if told.prompt_state is not None:
+        width = {'robot': 0, 'none': NO_STATE, 'padded': config.action_dim}[told.prompt_state]
+        if PROMPT not in around.assumed and (policy.prompt_state_dim or 0) != width:
+            notes.append(
+                f'{prompt_text(width)}, as told; written is {prompt_text(policy.prompt_state_dim)}'
+            )
+        policy = dataclasses.replace(policy, prompt_state_dim=width)
+    for name, value in sizes.items():
+        if name not in source.assumed and value != getattr(source.config, name):
+            notes.append(f'{name} {value}, as told; written is {getattr(source.config, name)}')
+    if policy.action_steps is not None:  # no more than there are
+        policy = dataclasses.replace(
+            policy, action_steps=min(policy.action_steps, config.action_horizon)
+        )
+    left = {name: origin for name, origin in source.assumed.items() if name not in told.names()}
+    known = {name: origin for name, origin in around.assumed.items() if name not in told.names()}
+    around = dataclasses.replace(
+        around, policy=policy, notes=tuple(notes), assumed=known, told=sizes
+    )
+    return dataclasses.replace(source, config=config, assumed=left), around

@@ -1,0 +1,1 @@
+"""Parity fixtures and the proof against the numbers of a public implementation."""

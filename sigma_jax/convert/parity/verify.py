@@ -1,0 +1,235 @@
+"""Parity: our pi0.5 against what a public implementation computed from the same weights and inputs.
+
+Every quantity of a fixture is recomputed from the checkpoint and compared:
+
+    max_abs = max |ours - theirs|        max_rel = max_abs / max |theirs|        cosine over all elements
+
+In float32 a quantity is equal when max_rel is at most the tolerance (masks and positions: when all
+are the same). Where our side or theirs ran in bfloat16, rounding alone exceeds any such bound, and
+it is equal when its cosine is at least 0.999.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sigma_jax.backbones.pi05 import Pi05, Pi05Config, positions
+from sigma_jax.convert import checkpoint
+from sigma_jax.convert.parity.fixture import (
+    REMEDY,
+    Fixture,
+    check_inputs,
+    check_sizes,
+    read_fixture,
+)
+from sigma_jax.errors import UserError
+from sigma_jax.types import Observation, PyTree
+
+# bfloat16 keeps 8 bits; a wrong norm, mask or rotation lands far below (golden fixture's notes)
+COSINE = 0.999
+# a second implementation's numbers stand beside the first one's under this ending
+OPENPI = '_openpi'
+TRAINING = {
+    'time_cond',
+    'suffix_embeddings',
+    'suffix_positions',
+    'suffix_hidden',
+    'velocity',
+    'loss',
+}
+TOKENS = ('image_embeddings_', 'token_', 'prefix_')
+TRAINING_INPUTS, SAMPLING_INPUTS = {'actions', 'noise', 'time'}, {'sample_noise'}
+DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One compared quantity; the numbers are None where we do not compute it (`verdict`
+    'unknown').
+    """
+
+    quantity: str
+    source: str
+    max_abs: float | None
+    max_rel: float | None
+    cosine: float | None
+    verdict: str
+
+    @property
+    def differs(self) -> bool:
+        """Whether this row speaks against the checkpoint."""
+        return self.verdict.startswith('DIFFERS')
+
+
+def passed(rows: Iterable[Row]) -> bool:
+    """True when no quantity differs and at least one was compared: the exit status of `verify` is 0
+    then, else 1.
+    """
+    rows = list(rows)
+    return not any(row.differs for row in rows) and any(row.max_abs is not None for row in rows)
+
+
+def verify(
+    checkpoint_path: str | pathlib.Path,
+    fixture_dir: str | pathlib.Path,
+    tolerance: float = 1e-4,
+    dtype: str = 'float32',
+) -> list[Row]:
+    """Compares every quantity of the fixture's `outputs.npz`, in the order of the file.
+
+    `dtype` is what we compute in. Raises UserError for a checkpoint or fixture that cannot be read
+    or do not belong together; a quantity that we do not know is a row of its own.
+    """
+    if dtype not in DTYPES:
+        raise UserError(
+            f'expected one of {", ".join(DTYPES)} to compute in, got {dtype!r}; choose one of them'
+        )
+    fixture = read_fixture(fixture_dir)
+    loaded = checkpoint.load(checkpoint_path)
+    check_sizes(fixture, loaded.config)
+    config = dataclasses.replace(
+        loaded.config, dtype=dtype, sample_steps=fixture.config['num_steps']
+    )
+    names = {key: quantity_of(key, fixture.cameras) for key in fixture.outputs}
+    with jax.default_matmul_precision('highest' if dtype == 'float32' else 'default'):
+        ours = compute(config, loaded.params, fixture, {name for name, _ in names.values()})
+    half = 'bfloat16' in (dtype, fixture.config.get('dtype'))
+    rows = []
+    for key, (name, openpi) in names.items():
+        source = OPENPI[1:] if openpi else str(fixture.config.get('library', 'lerobot'))
+        theirs, mask = (
+            fixture.outputs[key],
+            ours.get('prefix_mask') if name == 'prefix_hidden' else None,
+        )
+        rows.append(compare(name, source, ours.get(name), theirs, tolerance, half, mask))
+    return rows
+
+
+def quantity_of(key: str, cameras: tuple[str, ...]) -> tuple[str, bool]:
+    """(name of the quantity, whether it is the second implementation's) of a key of
+    `outputs.npz`.
+    """
+    known = {f'image_embeddings_{camera}' for camera in cameras}
+    openpi = key.endswith(OPENPI) and key not in known
+    return (key.removesuffix(OPENPI) if openpi else key), openpi
+
+
+def compute(
+    config: Pi05Config, params: PyTree, fixture: Fixture, names: set[str]
+) -> dict[str, np.ndarray]:
+    """Ours of the quantities `names`, as numpy in float32; those that we do not know are left out.
+
+    Raises UserError for inputs that are missing or of another shape than the model's.
+    """
+    needed = TRAINING_INPUTS if names & TRAINING else set()
+    needed = needed | (SAMPLING_INPUTS if 'sampled_actions' in names else set())
+    check_inputs(fixture, config, needed)
+
+    @jax.jit  # what nobody asks for is not computed: XLA drops it
+    def run(variables, observation, inputs):
+        found: Any = Pi05(config).apply(
+            variables, observation, inputs, fixture.cameras, method=_quantities
+        )
+        return {name: x for name, x in found.items() if name in names or name == 'prefix_mask'}
+
+    inputs = {name: fixture.inputs[name] for name in needed}
+    found = run({'params': jax.device_put(params)}, fixture.observation(), inputs)
+    return {
+        name: np.asarray(x if x.dtype != jnp.bfloat16 else x.astype(jnp.float32))
+        for name, x in found.items()
+    }
+
+
+def _quantities(
+    model: Pi05, observation: Observation, inputs: Mapping, cameras: tuple[str, ...]
+) -> dict:
+    """All quantities whose inputs are there."""
+    embeddings, mask = model.embed_prefix(observation)
+    found = {
+        'prefix_embeddings': embeddings,
+        'prefix_mask': mask,
+        'prefix_positions': positions(mask),
+        'prefix_hidden': model.encode(embeddings, mask),
+    }
+    tokens = model.config.vision.tokens
+    *views, text = jnp.split(embeddings, [tokens * (n + 1) for n in range(len(cameras))], axis=1)
+    found |= {f'image_embeddings_{name}': view for name, view in zip(cameras, views, strict=True)}
+    found['token_embeddings'] = text
+    if 'time' in inputs:
+        found |= _training(
+            model, observation, mask, inputs['actions'], inputs['noise'], inputs['time']
+        )
+    if 'sample_noise' in inputs:
+        found['sampled_actions'] = model.sample_actions(inputs['sample_noise'], observation)
+    return found
+
+
+def _training(model: Pi05, observation: Observation, mask, actions, noise, time) -> dict:
+    """The training pass at x_t = t noise + (1 - t) actions, whose target is noise - actions."""
+    t = time[:, None, None]
+    x_t = t * noise + (1 - t) * actions
+    velocity = model.velocity(observation, x_t, time)
+    joint = jnp.concatenate([mask, jnp.ones(x_t.shape[:2], bool)], axis=1)
+    return {
+        'time_cond': model.time_condition(time),
+        'suffix_embeddings': model.embed_actions(x_t),
+        'suffix_positions': positions(joint)[:, mask.shape[1] :],
+        'suffix_hidden': model.action_hidden(observation, x_t, time),
+        'velocity': velocity,
+        'loss': (velocity - (noise - actions)) ** 2,
+    }
+
+
+def compare(
+    quantity: str,
+    source: str,
+    ours: np.ndarray | None,
+    theirs: np.ndarray,
+    tolerance: float,
+    half: bool = False,
+    mask: np.ndarray | None = None,
+) -> Row:
+    """One row; `mask` [b s] says which tokens count, `half` that a side ran in bfloat16.
+
+    Of prefix tokens (axis 1) `theirs` may hold the first alone. Raises UserError where the shapes
+    differ otherwise.
+    """
+    if ours is None:
+        return Row(quantity, source, None, None, None, 'unknown')
+    cut = ours[:, : theirs.shape[1]] if quantity.startswith(TOKENS) and theirs.ndim > 1 else ours
+    if cut.shape != theirs.shape:
+        raise UserError(
+            f'expected {quantity} of shape {ours.shape} in outputs.npz, got '
+            f'{theirs.shape}; {REMEDY}'
+        )
+    exact = theirs.dtype.kind in 'iub'
+    a, b = cut.astype(np.float64), theirs.astype(np.float64)
+    if mask is not None:
+        a, b = (x[mask[:, : x.shape[1]]] for x in (a, b))
+    if not np.isfinite(a).all():
+        return Row(quantity, source, np.inf, np.inf, 0.0, 'DIFFERS (ours is not finite)')
+    max_abs, scale = float(np.abs(a - b).max(initial=0)), float(np.abs(b).max(initial=0))
+    max_rel = max_abs / scale if scale else float(np.inf if max_abs else 0)
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    cosine = float(a.ravel() @ b.ravel()) / norms if norms else float(max_abs == 0)
+    return Row(
+        quantity,
+        source,
+        max_abs,
+        max_rel,
+        cosine,
+        _verdict(max_rel, cosine, tolerance, exact, half),
+    )
+
+
+def _verdict(max_rel: float, cosine: float, tolerance: float, exact: bool, half: bool) -> str:
+    if exact:
+        return 'equal' if max_rel == 0 else 'DIFFERS (expected the same)'
+    if half:
+        return f'equal (cosine >= {COSINE})' if cosine >= COSINE else f'DIFFERS (cosine < {COSINE})'
+    return f'equal (<= {tolerance:g})' if max_rel <= tolerance else f'DIFFERS (> {tolerance:g})'

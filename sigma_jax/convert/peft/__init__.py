@@ -1,0 +1,1 @@
+"""LoRA factors as adapters of the PEFT library."""

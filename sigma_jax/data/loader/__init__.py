@@ -1,0 +1,1 @@
+"""From shards to batches of sequences, in an order that a seed fixes."""

@@ -1,0 +1,1 @@
+"""RLDS data sets (TFDS folders with an episode a record) without TensorFlow."""

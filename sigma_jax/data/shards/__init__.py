@@ -1,0 +1,1 @@
+"""A data set becomes a folder of shards: planned, written, described, read at random."""

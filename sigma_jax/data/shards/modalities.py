@@ -1,0 +1,116 @@
+"""Optional inputs of a data set: depth maps and audio columns, chosen in the config (paper 3.1).
+
+Shards hold depth as whole multiples of `data.depth_scale` metres, 16 bits, and 0 where there is no
+reading. Nothing
+averages them: pictures shrink to the nearest reading, and there are no statistics of depth.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Num, UInt16
+
+from sigma_jax.data.episode import Episode
+from sigma_jax.data.lerobot.language import LANGUAGE
+from sigma_jax.data.shards.meta import camera_names
+from sigma_jax.data.shards.plan import DataConfig
+from sigma_jax.errors import UserError
+from sigma_jax.processing.images import encode_depth, resize_depth
+
+LARGEST = 2**16 - 1
+
+
+def check_modalities(dataset: Any, config: DataConfig) -> None:
+    """Raises UserError where `data.depth` or `data.audio` names nothing of its kind, or a scale is
+    not positive.
+    """
+    depths, audios = getattr(dataset, 'depths', ()), getattr(dataset, 'audios', {})
+    if unknown := [key for key in config.depth if key not in depths]:
+        raise UserError(
+            f'Expected data.depth out of the single-channel image features {list(depths)}, got '
+            f'{unknown}; name features of this data set, or none.'
+        )
+    if config.audio and config.audio not in audios:
+        raise UserError(
+            f"Expected data.audio out of the vector features {list(audios)}, got '{config.audio}'; "
+            'name a column of float32 or int16 samples, or none.'
+        )
+    for name in ('depth_scale', 'audio_rate'):
+        if not 0 < getattr(config, name) < np.inf:
+            raise UserError(
+                f'Expected data.{name} above 0, got {getattr(config, name)}; correct the config.'
+            )
+
+
+def describe_modalities(dataset: Any, config: DataConfig) -> dict[str, Any]:
+    """What meta.json says about them; nothing where there are none."""
+    found: dict[str, Any] = {}
+    if config.depth:
+        found['depth_names'] = camera_names(config.depth)
+        told = getattr(dataset, 'depth_told', {})
+        found['depth_told'] = {
+            name: told.get(key, '')
+            for name, key in zip(found['depth_names'], config.depth, strict=True)
+        }
+    if config.audio:
+        found['audio_samples'], found['audio_dtype'] = dataset.audios[config.audio]
+    if languages := getattr(dataset, 'languages', ()):
+        found['language_columns'] = list(languages)
+        found['language_told'] = (
+            "each record's field 'language' holds these as JSON; prompts are made of the task alone"
+        )
+    return found
+
+
+def record_features(dataset: Any, config: DataConfig) -> dict[str, Any]:
+    """The arguments of `shards.window_features` for them."""
+    audio = dataset.audios[config.audio] if config.audio else None
+    language = bool(getattr(dataset, 'languages', ()))
+    return {'depth': camera_names(config.depth), 'audio': audio, 'language': language}
+
+
+def record_fields(
+    episode: Episode, rows: list[int], config: DataConfig
+) -> Iterator[Mapping[str, Any]]:
+    """The fields `depth`, `audio`, `language` of the records at ascending `rows`, where wished for
+    or there.
+    """
+    names = camera_names(config.depth)
+    depth = [episode.frames(key, rows) for key in config.depth]
+    audio = episode.frames(config.audio, rows) if config.audio else None
+    language = episode.frames(LANGUAGE, rows) if LANGUAGE in episode.readers else None
+    for _ in rows:
+        fields: dict[str, Any] = {}
+        if depth:
+            readings = [
+                in_units(next(reader)[..., 0], config.depth_scale, episode.index)
+                for reader in depth
+            ]
+            maps = [encode_depth(resize_depth(reading, config.image_size)) for reading in readings]
+            fields['depth'] = dict(zip(names, maps, strict=True))
+        if audio is not None:
+            fields['audio'] = next(audio)
+        if language is not None:
+            fields['language'] = next(language)
+        yield fields
+
+
+def in_units(
+    depth: Num[np.ndarray, 'h x'], scale: float, episode: int
+) -> UInt16[np.ndarray, 'h x']:
+    """Metres as whole multiples of `scale`, 0 only where there is no reading; what has no unit
+    (uint16) stays.
+
+    Raises:
+      UserError: a distance that 16 bits do not hold.
+    """
+    if depth.dtype == np.uint16:
+        return depth
+    units = np.rint(depth.astype(np.float64) / scale)
+    if units.max(initial=0) > LARGEST:
+        raise UserError(
+            f'Expected depth up to {LARGEST * scale:g} m (65535 times data.depth_scale) in '
+            f'episode {episode}, got {depth.max():g} m; raise data.depth_scale.'
+        )
+    return np.where(depth > 0, np.maximum(units, 1), 0).astype(np.uint16)

@@ -1,0 +1,308 @@
+"""What a preparation will write, worked out from the columns alone: no video is decoded here."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sigma_jax.data.episode import Episode
+from sigma_jax.data.lerobot.joints import ACTION, STATE
+from sigma_jax.data.shards import windows as windows_lib
+from sigma_jax.data.shards.check_values import check_values
+from sigma_jax.data.shards.seen import episode_digest
+from sigma_jax.data.shards.splits import split_episodes
+from sigma_jax.data.shards.tfds import SPLITS
+from sigma_jax.data.shards.windows import Windows
+from sigma_jax.data.sources import Dataset
+from sigma_jax.errors import UserError
+from sigma_jax.processing import quantiles
+from sigma_jax.processing.images import STYLES
+from sigma_jax.processing.normalize import (
+    Statistics,
+    compute_statistics,
+    normalize,
+    read_norm_stats,
+)
+from sigma_jax.processing.tokenizer import (
+    clean_task,
+    encode_parts,
+    load_tokenizer,
+    pad_tokens,
+    prompt_parts,
+)
+from sigma_jax.settings import check_rows
+
+ON_BAD_EPISODE = ('error', 'skip')
+SHOWN = 3  # bad episodes whose reasons a message gives
+SOURCE_SETTINGS = ('camera_map', 'state_column', 'action_column', 'rlds', 'torch_shards')
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The `data` part of a config; configs/data_so101.py explains each value and where it comes
+    from.
+
+    The last six tell where the data are and under which names (`sigma_jax.data.sources`); a config
+    may leave them out.
+    """
+
+    source: str
+    cameras: tuple[str, ...]
+    image_size: int
+    resize: str
+    horizon: int
+    chunk: int
+    stride: int
+    min_motion: float
+    min_action_norm: float
+    tail: str
+    shard_size: int
+    split_fractions: tuple[float, ...]
+    split_seed: int
+    train_episodes: tuple[int, ...]
+    calibration_episodes: tuple[int, ...]
+    test_episodes: tuple[int, ...]
+    on_bad_episode: str
+    depth: tuple[str, ...]
+    depth_scale: float
+    audio: str
+    audio_rate: float
+    stats_from: str
+    tokenizer: str
+    max_prompt_len: int
+    max_text_len: int
+    state_dim: int
+    prompt_state_dim: int
+    camera_map: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    state_column: str = STATE
+    action_column: str = ACTION
+    env_file: str = ''
+    rlds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    torch_shards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> 'DataConfig':
+        """Builds it from a plain dictionary; an unknown or missing name raises UserError."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        wrong = sorted((known ^ set(settings)) - ({*SOURCE_SETTINGS, 'env_file'} - set(settings)))
+        if wrong:
+            problem = 'unknown' if wrong[0] in settings else 'missing'
+            raise UserError(
+                f"Expected the data settings {sorted(known)}, got {problem} '{wrong[0]}'; correct "
+                'the config.'
+            )
+        rows = {name: value for name, value in settings.items() if value not in (None, '')}
+        check_rows(cls, rows, 'config.data.')
+        return cls(**{**settings, 'resize': settings['resize'] or STYLES[0]})
+
+    def settings(self) -> dict[str, Any]:
+        """All settings that shape the result, as JSON would give them back; paths are told by
+        digests instead.
+        """
+        paths = {'source', 'tokenizer', 'stats_from', 'env_file'}
+        kept = {key: value for key, value in dataclasses.asdict(self).items() if key not in paths}
+        return json.loads(json.dumps(kept))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Windows per split, statistics of the train episodes, and what was left out and why.
+
+    `splits` names the episodes that are used, `digests` says what they are; `bad` holds the reasons
+    against those that cannot be used, `notes` what is odd and was done all the same.
+    """
+
+    splits: dict[str, list[int]]
+    windows: dict[str, Windows]
+    dropped: dict[str, dict[str, int]]
+    statistics: dict[str, Statistics]
+    bad: dict[int, str] = dataclasses.field(default_factory=dict)
+    digests: dict[int, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def shards(self, split: str, shard_size: int) -> list[Windows]:
+        """The windows of a split in pieces of `shard_size`, in order."""
+        table = self.windows[split]
+        starts = range(0, len(table), shard_size)
+        return [
+            table.take(np.arange(start, min(start + shard_size, len(table)))) for start in starts
+        ]
+
+
+def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {}) -> Plan:
+    """Cuts and filters windows, splits episodes and computes the statistics.
+
+    Episodes in `bad` (with a reason each) are left out after the split, so that the others stay
+    where they were.
+
+    Raises:
+      UserError: settings that do not fit the data set, damaged columns, or no window left to train
+        on.
+    """
+    splits, tables, dropped, columns = {}, {}, {}, {}
+    digests: dict[int, str] = {}
+    for name, indices in chosen_episodes(dataset, config).items():
+        splits[name] = [index for index in indices if index not in bad]
+        tables[name], dropped[name], columns[name] = _windows(
+            dataset, config, splits[name], name, digests
+        )
+        if left_out := len(indices) - len(splits[name]):
+            dropped[name]['bad episode'] = left_out
+    if bad and not splits['train']:
+        raise UserError(
+            'Expected windows to train on, got none as no episode can be read '
+            f'({bad_reasons(bad)}); repair these, or choose others in data.train_episodes.'
+        )
+    if not len(tables['train']):
+        raise UserError(
+            f'Expected windows to train on, got none out of {len(splits["train"])} episodes '
+            f'({dropped["train"]}); lower data.min_motion or data.horizon.'
+        )
+    statistics = {name: compute_statistics(values) for name, values in columns['train'].items()}
+    notes: tuple[str, ...] = ()
+    if config.stats_from:
+        statistics = read_norm_stats(
+            config.stats_from, {name: len(one.mean) for name, one in statistics.items()}
+        )
+        notes = tuple(
+            f'by the quantiles of {config.stats_from} {clause}; by those of this data, which are '
+            'taken where data.stats_from is left out, it would be 2%'
+            for clause in quantiles.misfits(columns['train'], statistics)
+        )
+    plan = Plan(splits, tables, dropped, statistics, dict(bad), digests, notes)
+    if config.tokenizer:
+        check_text_lengths(plan, config)
+    return plan
+
+
+def bad_reasons(bad: Mapping[int, str]) -> str:
+    """What is wrong with the first few bad episodes, and how many more there are."""
+    told = [f'episode {index}: {reason.rstrip(".")}' for index, reason in list(bad.items())[:SHOWN]]
+    return ' | '.join([*told, *([f'and {len(bad) - SHOWN} more'] if len(bad) > SHOWN else [])])
+
+
+def chosen_episodes(dataset: Dataset, config: DataConfig) -> dict[str, list[int]]:
+    """Episodes per split before any is left out; raises UserError for settings that do not fit the
+    data set.
+    """
+    _check(dataset, config)
+    explicit = {name: getattr(config, f'{name}_episodes') for name in SPLITS}
+    return split_episodes(
+        sorted(dataset.episodes), config.split_fractions, config.split_seed, explicit
+    )
+
+
+def check_text_lengths(plan: Plan, config: DataConfig) -> None:
+    """Raises UserError if the prompt or task of any window has more tokens than the config
+    allows.
+    """
+    tokenizer = load_tokenizer(config.tokenizer)
+    for table in plan.windows.values():
+        states = normalize(table.state, plan.statistics['state'])
+        for task, state in zip(table.task, states, strict=True):
+            parts = prompt_parts(task, state, config.prompt_state_dim)
+            pad_tokens(encode_parts(tokenizer, parts), config.max_prompt_len)
+        for task in sorted(set(table.task)):
+            pad_tokens(tokenizer.encode(clean_task(task)), config.max_text_len, 'text')
+
+
+def _check(dataset: Dataset, config: DataConfig) -> None:
+    unknown = [name for name in config.cameras if name not in dataset.cameras]
+    if unknown or not config.cameras:
+        depth = [name for name in unknown if name in getattr(dataset, 'depths', ())]
+        advice, setting, names = 'name cameras of this data set', 'cameras', tuple(dataset.cameras)
+        if depth:
+            advice, setting, names = 'depth has a setting of its own', 'depth', tuple(depth)
+        flag = f'--config.data.{setting}="{names}"'.replace(' ', '')
+        raise UserError(
+            f'Expected data.cameras out of {list(dataset.cameras)}, got {unknown or "none"}; '
+            f'{advice}, as in {flag} on the command line.'
+        )
+    if config.state_dim and len(dataset.state_names) != config.state_dim:
+        raise UserError(
+            f'Expected states of width {config.state_dim} (data.state_dim), got '
+            f'{len(dataset.state_names)} in {dataset.root}; choose the matching config or set '
+            'data.state_dim=0 to take any width.'
+        )
+    if config.on_bad_episode not in ON_BAD_EPISODE:
+        raise UserError(
+            f'Expected data.on_bad_episode out of {ON_BAD_EPISODE}, got '
+            f'{config.on_bad_episode!r}; correct the config.'
+        )
+    if config.resize not in STYLES:
+        raise UserError(
+            f'Expected data.resize out of {STYLES}, got {config.resize!r}; correct the config.'
+        )
+    check_values(config, len(dataset.state_names))
+    for name in (
+        'image_size',
+        'horizon',
+        'chunk',
+        'stride',
+        'shard_size',
+        'max_prompt_len',
+        'max_text_len',
+    ):
+        if getattr(config, name) < 1:
+            raise UserError(
+                f'Expected data.{name} of at least 1, got {getattr(config, name)}; '
+                'correct the config.'
+            )
+    if config.chunk > config.horizon:
+        raise UserError(
+            f'Expected data.chunk up to data.horizon={config.horizon}, got '
+            f'{config.chunk}; lower it.'
+        )
+
+
+def _windows(
+    dataset: Dataset, config: DataConfig, indices: list[int], split: str, digests: dict[int, str]
+) -> tuple[Windows, dict[str, int], dict[str, np.ndarray]]:
+    """Windows of a split's episodes, counts of those left out, and the episodes' columns (every
+    frame).
+
+    Adds what each episode is to `digests`.
+    """
+    tables, states, actions, short, tails = [], [], [], 0, 0
+    for index in indices:
+        episode = dataset.read_episode(index)
+        digests[index] = episode_digest(episode)
+        table = windows_lib.cut_windows(
+            episode, horizon=config.horizon, stride=config.stride, tail=config.tail
+        )
+        short += not len(table)
+        tails += len(range(0, len(episode), config.stride)) - len(table)
+        tables.append(table)
+        states.append(episode.state)
+        actions.append(episode.actions)
+    if not tables:
+        return _no_windows(dataset, config), {}, {}
+    table = windows_lib.concatenate(tables)
+    dropped = {'episode shorter than the horizon': short, 'tail shorter than the horizon': tails}
+    if split == 'train':
+        limits = {'min_motion': config.min_motion, 'min_action_norm': config.min_action_norm}
+        table, reasons = windows_lib.filter_windows(table, **limits)
+        dropped |= reasons
+    return table, dropped, {'state': np.concatenate(states), 'actions': np.concatenate(actions)}
+
+
+def _no_windows(dataset: Dataset, config: DataConfig) -> Windows:
+    nothing = (
+        np.zeros((1, len(dataset.state_names)), np.float32),
+        np.zeros((1, len(dataset.action_names)), np.float32),
+    )
+    one = Episode(0, *nothing, np.zeros(1), np.zeros(1, np.int64), ('',), {})
+    table = windows_lib.cut_windows(one, horizon=config.horizon, stride=config.stride, tail='pad')
+    return table.take(np.zeros(0, int))
+
+
+def describe_statistics(
+    statistics: Mapping[str, Statistics], names: Mapping[str, tuple[str, ...]]
+) -> dict[str, list[str]]:
+    """Names the near-constant dimensions, whose normalisation is clamped."""
+    return {
+        quantity: [names[quantity][i] for i in np.flatnonzero(one.near_constant)]
+        for quantity, one in statistics.items()
+    }

@@ -1,0 +1,116 @@
+"""A preparation that was stopped: whether a directory holds the same one, and how far it came."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sigma_jax.data.shards import tfds
+from sigma_jax.data.shards.digests import file_digest, source_digest
+from sigma_jax.data.shards.meta import META, SCHEMA
+from sigma_jax.data.shards.plan import SOURCE_SETTINGS, DataConfig
+from sigma_jax.data.sources import source_settings
+from sigma_jax.errors import UserError
+
+SOURCE = 'source_digest'
+# the settings of a preparation under way; gone when meta.json is there
+UNFINISHED = 'unfinished.json'
+LATER: dict[str, Any] = {  # settings that older directories do not name, as they were
+    'resize': 'openpi',
+    'on_bad_episode': 'error',
+    'depth': [],
+    'depth_scale': 0.001,
+    'audio': '',
+    'audio_rate': 16000,
+}
+
+
+def identity_of(config: DataConfig, root: Path) -> dict[str, Any]:
+    """What two preparations must share to have the same result; `root` is the folder of the data
+    set.
+    """
+    digests = {SOURCE: source_digest(root, pictures(config))}
+    for name in ('tokenizer', 'stats_from'):
+        path = Path(getattr(config, name))
+        digests[f'{name}_digest'] = (
+            file_digest(path) if path.is_file() else str(getattr(config, name))
+        )
+    return {'schema': SCHEMA, **digests, **config.settings()}
+
+
+def pictures(config: DataConfig) -> set[str]:
+    """The data set's own names of the features whose pictures a preparation reads."""
+    theirs = source_settings(dataclasses.asdict(config)).camera_map
+    return {theirs.get(name, name) for name in (*config.cameras, *config.depth)}
+
+
+def finished_meta(
+    out: Path, identity: Mapping[str, Any], root: Path | None = None
+) -> dict[str, Any] | None:
+    """The finished meta.json, or None for a new or unfinished directory with the same settings.
+
+    `root` is the folder of the data set: of what older preparations of it have recorded, all its
+    files are compared.
+    """
+    meta_path, unfinished_path = out / META, out / UNFINISHED
+    if meta_path.is_file():
+        meta = read_settings(meta_path)
+        _compare(meta, identity, out, 'finished', root)
+        gone = [name for name in meta['files'] if not (out / name).is_file()]
+        if gone:
+            raise UserError(
+                f'Expected {gone[0]} in {out}, got a directory without it; delete '
+                f'{out} and run again.'
+            )
+        clean_up(out)
+        return meta
+    if unfinished_path.is_file():
+        _compare(read_settings(unfinished_path), identity, out, 'unfinished', root)
+        return None
+    foreign = sorted(
+        path.name for path in out.iterdir() if path.name not in (tfds.LOCK, tfds.INCOMING)
+    )
+    if foreign:
+        raise UserError(
+            f'Expected a new or empty directory for --out, got {out} with {foreign[0]} in it; '
+            'name another.'
+        )
+    return None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns a JSON object of ours; damaged text raises UserError."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f'Expected settings as JSON in {path}, got "{error}"; delete {path.parent} and run '
+            'again.'
+        ) from error
+
+
+def _compare(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path, state: str, root: Path | None
+) -> None:
+    """Raises UserError where settings differ; older preparations have recorded all files of
+    `root`.
+    """
+    for key in wanted:
+        if key not in found and key in SOURCE_SETTINGS:
+            continue  # from before there were other sources, for which alone they count
+        have = found.get(key, LATER.get(key))
+        if have != wanted[key] and not (
+            key == SOURCE and root is not None and have == source_digest(root)
+        ):
+            raise UserError(
+                f'Expected the {state} preparation in {out} to have {key}={wanted[key]}, got '
+                f'{have}; name another --out, or delete this one to start over.'
+            )
+
+
+def clean_up(out: Path) -> None:
+    """Removes what only a preparation under way needs."""
+    (out / UNFINISHED).unlink(missing_ok=True)
+    shutil.rmtree(out / tfds.INCOMING, ignore_errors=True)

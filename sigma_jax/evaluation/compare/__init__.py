@@ -1,0 +1,1 @@
+"""Trainings against each other: found, replayed on the same episodes, contrasted with intervals."""

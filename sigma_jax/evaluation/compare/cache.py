@@ -1,0 +1,82 @@
+"""What one training gave on one split, kept on disk until the report is written: a stopped
+comparison continues.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import pathlib
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sigma_jax.evaluation import metrics
+from sigma_jax.files import atomic_write
+
+FOLDER = '.measured'
+ABOUT, BY_STEP = 'about', 'by_step'
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """Arms of one training by name: errors of every window, error by step of the window; its row of
+    costs.
+    """
+
+    arms: dict[str, tuple[metrics.Errors, Float[np.ndarray, 't']]]
+    cost: dict[str, Any]
+
+
+def once(
+    folder: pathlib.Path, name: str, key: Mapping[str, Any], make: Callable[[], Measured]
+) -> Measured:
+    """What `make` gives, or what it gave before an interruption for the same `key` (JSON-ready).
+
+    A file that is damaged, or of another key, is made again.
+    """
+    file = folder / FOLDER / f'{name}.npz'
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    try:
+        return read(file, digest)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    found = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(file, pack(found, digest))
+    return found
+
+
+def clear(folder: pathlib.Path) -> None:
+    """Removes what was kept: the report holds it now, and the next evaluation measures anew."""
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def pack(found: Measured, digest: str) -> bytes:
+    """As a .npz file: 'arm/quantity' to array, and the rest as JSON."""
+    arrays: dict[str, Any] = {ABOUT: np.array(json.dumps({'key': digest, 'cost': found.cost}))}
+    for name, (errors, by_step) in found.arms.items():
+        arrays |= {f'{name}/{quantity}': x for quantity, x in (*errors.items(), (BY_STEP, by_step))}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def read(file: pathlib.Path, digest: str) -> Measured:
+    """Raises ValueError where the file was made for another key, and what numpy raises for a
+    damaged one.
+    """
+    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+        about = json.loads(str(arrays[ABOUT]))
+        if about['key'] != digest:
+            raise ValueError(f'{file} was made for something else')
+        arms: dict[str, dict[str, np.ndarray]] = {}
+        for path in arrays.files:
+            if path != ABOUT:
+                name, _, quantity = path.rpartition('/')
+                arms.setdefault(name, {})[quantity] = arrays[path]
+    return Measured({name: (of, of.pop(BY_STEP)) for name, of in arms.items()}, about['cost'])

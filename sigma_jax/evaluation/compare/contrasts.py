@@ -1,0 +1,87 @@
+"""Rows of trainings against each other: seeds pooled, contrasts paired by episode (DESIGN 3.8).
+
+Pure numpy on errors of windows. Every arm brings a table of errors a seed; arms that need no
+training bring one.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from sigma_jax.evaluation import metrics
+from sigma_jax.evaluation.compare import intervals
+from sigma_jax.evaluation.metrics import ERRORS
+
+BASE = 'pi05'
+
+
+@dataclasses.dataclass(frozen=True)
+class PooledArm:
+    """An arm's errors: for each seed {mse_vec, mse_chk, mse_trj: [n]}; `seeds` is empty where
+    nothing was trained.
+    """
+
+    errors: Sequence[metrics.Errors]
+    seeds: tuple[int, ...] = ()
+    by_step: Sequence[Float[np.ndarray, 't']] = ()
+
+    def table(self, key: str, episode: Int[np.ndarray, 'n']) -> Float[np.ndarray, 's m']:
+        """Sums over the windows of each episode, a row a seed."""
+        return np.stack([metrics.sum_by_episode(errors[key], episode)[1] for errors in self.errors])
+
+
+def compare(
+    arms: Mapping[str, PooledArm],
+    episode: Int[np.ndarray, 'n'],
+    pairs: Sequence[tuple[str, str]],
+    seed: int = 0,
+) -> dict:
+    """Every arm with its interval over seeds and episodes, and the contrasts `pairs` (arm,
+    against).
+    """
+    return {
+        'num_windows': len(episode),
+        'num_episodes': len(np.unique(episode)),
+        'arms': {name: arm_report(arm, episode, seed) for name, arm in arms.items()},
+        'contrasts': [contrast(arms, pair, episode, seed) for pair in pairs],
+    }
+
+
+def arm_report(arm: PooledArm, episode: Int[np.ndarray, 'n'], seed: int) -> dict[str, Any]:
+    """Means with intervals, means of every seed, and the errors of every seed and episode."""
+    episodes, _, counts = metrics.sum_by_episode(episode, episode)
+    report: dict[str, Any] = {'seeds': list(arm.seeds)}
+    for key in ERRORS:
+        table = arm.table(key, episode)
+        report[key] = intervals.ratio(table, counts[None].astype(float), seed)._asdict()
+        report[key]['by_seed'] = table.sum(axis=1) / counts.sum()
+    if len(arm.by_step):
+        report['by_step'] = np.mean(arm.by_step, axis=0)
+    by_episode = {key: arm.table(key, episode) / counts for key in ERRORS}
+    return report | {'by_episode': {'episode': episodes, 'num_windows': counts} | by_episode}
+
+
+def contrast(
+    arms: Mapping[str, PooledArm], pair: tuple[str, str], episode: Int[np.ndarray, 'n'], seed: int
+) -> dict[str, Any]:
+    """Relative change of one arm's errors against another's, on the same windows."""
+    one, other = (arms[name] for name in pair)
+    changes = {
+        key: intervals.change(one.table(key, episode), other.table(key, episode), seed)._asdict()
+        for key in ERRORS
+    }
+    return {'arm': pair[0], 'against': pair[1]} | changes
+
+
+def pairs(
+    arms: Sequence[str], tuned: Sequence[str], ablations: Sequence[str], full: str | None
+) -> list:
+    """(arm, against): every arm against the base and against the tuned ones, the full model against
+    its ablations.
+    """
+    against_base = [(name, BASE) for name in arms if name != BASE]
+    against_tuned = [(name, one) for one in tuned for name in arms if name not in (BASE, *tuned)]
+    return against_base + against_tuned + [(full, name) for name in ablations if full is not None]

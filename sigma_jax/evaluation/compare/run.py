@@ -1,0 +1,291 @@
+"""Many trainings on the same episodes: each is opened, replayed or sampled, reduced to errors, and
+let go.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich.progress import Progress
+
+from sigma_jax import __version__
+from sigma_jax.data.shards.meta import META
+from sigma_jax.errors import UserError
+from sigma_jax.evaluation import measure, metrics
+from sigma_jax.evaluation.checks import ADAPTED, BASE
+from sigma_jax.evaluation.compare import cache, contrasts
+from sigma_jax.evaluation.compare.cache import Measured
+from sigma_jax.evaluation.compare.contrasts import PooledArm
+from sigma_jax.evaluation.compare.runs import FULL, NO_TAU, TUNED, Training, check_held_out, lead
+from sigma_jax.evaluation.cost import compute
+from sigma_jax.evaluation.measure import Arm, EvaluationConfig
+from sigma_jax.evaluation.provenance import commit
+from sigma_jax.evaluation.replay import CARRIED, TAU_OFF, NumpyBatch, Windows, views
+from sigma_jax.evaluation.replay_shards import (
+    Decoded,
+    count_batches,
+    in_order,
+    list_batches,
+    replay_split,
+    whole_episodes,
+)
+from sigma_jax.evaluation.trained import Library, Trained, TrainedPolicy
+from sigma_jax.policies.base_actions import RECORD, check_baselines
+from sigma_jax.sigma.adapter import AdapterState
+from sigma_jax.training import build
+from sigma_jax.training.checkpoints import whole_steps
+
+DRAWS = 8  # of a fine-tuned policy, for the mean (DESIGN 3.8)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is compared, on which split of which shards.
+
+    `opened` is the Sigma of the folder `lead`, open already, `splits` its replays, `state` its
+    adapter, where calibration episodes are evaluated too. What is measured is kept in `out` until
+    the report is there.
+    """
+
+    trainings: Sequence[Training]
+    lead: pathlib.Path
+    opened: Trained
+    splits: Mapping[str, Windows]
+    state: AdapterState | None
+    shards: pathlib.Path
+    split: str
+    episodes_at_once: int
+    config: EvaluationConfig
+    library: Library
+    bar: Progress
+    out: pathlib.Path
+    decoded: Decoded
+
+    @property
+    def windows(self) -> Windows:
+        """Of the split, as the opened Sigma replayed them."""
+        return self.splits[self.split]
+
+    @functools.cached_property
+    def one(self) -> NumpyBatch:
+        """A batch, for its shapes."""
+        return next(
+            iter(
+                list_batches(
+                    self.opened, self.shards, self.split, self.episodes_at_once, self.decoded
+                )
+            )
+        )
+
+    @functools.cached_property
+    def sample(self) -> int:
+        """Operations of a sample of the base for a window."""
+        return compute.of_sample(self.opened.base.config, build.to_batch(self.one))
+
+
+def compare_rows(inputs: Inputs) -> dict[str, Any]:
+    """The report's section `comparison`: arms by row, contrasts, what each row is and costs.
+
+    Arms that need no training come first; of the full Sigma also the adapter, fitted anew for each
+    seed, and the telepathy switch; a fine-tuned policy gives one sample and the mean of `DRAWS`.
+    """
+    judging = [inputs.split] + (['calibration'] if inputs.state is not None else [])
+    for training in inputs.trainings:
+        for split in judging:
+            check_held_out(training, inputs.shards, split)
+    rows, windows = by_row(inputs.trainings), inputs.windows
+    untrained = dataclasses.replace(windows, predictions={CARRIED: windows.predictions[CARRIED]})
+    simple = measure.make_arms(untrained, inputs.splits.get('train'), None)
+    arms = {
+        name: PooledArm([e], (), [b])
+        for name, (e, b) in reduced(simple, windows).items()
+        if name != CARRIED
+    }
+    facts = {}
+    for row, of in rows.items():
+        measured = [measure_once(inputs, training) for training in of]
+        mine = pooled(measured, [training.seed for training in of])
+        if taken := sorted(set(arms) & set(mine)):
+            raise UserError(
+                f'expected rows with names of their own, got {taken[0]!r}, an arm; '
+                'use --workdir=NAME=PATH'
+            )
+        arms |= mine
+        facts[row] = {
+            'role': of[0].role,
+            'seeds': [training.seed for training in of],
+            'gates': gates_of(of[0]),
+        }
+        facts[row]['compute'] = measured[0].cost
+    return {'split': inputs.split} | described(inputs, rows, facts, arms)
+
+
+def described(
+    inputs: Inputs,
+    rows: Mapping[str, list[Training]],
+    facts: dict[str, dict],
+    arms: Mapping[str, PooledArm],
+) -> dict[str, Any]:
+    """Roles of the rows, all contrasts that follow from them, and the costs."""
+    tuned = [row for row, of in rows.items() if of[0].role == TUNED]
+    sigmas = [row for row, of in rows.items() if of[0].role != TUNED]
+    head = lead(list(inputs.trainings))
+    full = head.row if head.role == FULL else None
+    against = contrasts.pairs(list(arms), tuned, [row for row in sigmas if row != full], full)
+    against += [(full, f'{row}_mean{DRAWS}') for row in tuned if full]
+    report = contrasts.compare(arms, inputs.windows.episode, against, inputs.config.seed)
+    no_tau = next((row for row in sigmas if rows[row][0].role == NO_TAU), None)
+    costs = {BASE: compute.cost(base=inputs.sample)} | {
+        row: values.pop('compute') for row, values in facts.items()
+    }
+    roles = {
+        'full': full,
+        'no_tau': no_tau,
+        'tuned': tuned,
+        'ablations': [row for row in sigmas if row != full],
+    }
+    return {'rows': facts, **roles, **report, 'compute': costs}
+
+
+def by_row(trainings: Sequence[Training]) -> dict[str, list[Training]]:
+    """Trainings of each row in the order of their seeds; fine-tuned policies first, then the full
+    Sigma.
+    """
+    order = {TUNED: 0, FULL: 1}
+    rows: dict[str, list[Training]] = {}
+    for training in sorted(trainings, key=lambda t: (order.get(t.role, 2), t.role != NO_TAU)):
+        rows.setdefault(training.row, []).append(training)
+    return {row: sorted(of, key=lambda t: t.seed) for row, of in rows.items()}
+
+
+def gates_of(training: Training) -> dict[str, Any]:
+    """The gates that a training's config names."""
+    return dict(training.config.get('ablation', {}))
+
+
+def measure_once(inputs: Inputs, training: Training) -> Measured:
+    """`of_policy` or `of_sigma`, read where an interrupted evaluation of the same has kept it."""
+    key = {
+        'training': [str(training.folder.resolve()), *newest(training.folder / 'checkpoints')],
+        'config': dict(training.config),
+        'role': training.role,
+        'shards': hashlib.sha256((inputs.shards / META).read_bytes()).hexdigest(),
+        'baselines': (inputs.shards / RECORD).read_text(),
+        'split': inputs.split,
+        'calibrated': inputs.state is not None,
+        'evaluation': dataclasses.asdict(inputs.config),
+        'source': commit() or __version__,
+    }
+    make = of_policy if training.role == TUNED else of_sigma
+    name = f'{training.row}-seed{training.seed}'
+    return cache.once(
+        inputs.out, name, json.loads(json.dumps(key, default=str)), lambda: make(inputs, training)
+    )
+
+
+def newest(folder: pathlib.Path) -> list[int]:
+    """Step of the newest checkpoint, and when it was written: another training may have taken its
+    place.
+    """
+    return [
+        n
+        for step in whole_steps(folder)[-1:]
+        for n in (step, (folder / f'step_{step}').stat().st_mtime_ns)
+    ]
+
+
+def reduced(
+    arms: Mapping[str, Arm], windows: Windows
+) -> dict[str, tuple[metrics.Errors, np.ndarray]]:
+    """{name: (errors of every window, error by step)}."""
+    return {
+        name: (
+            measure.errors_of(arm, windows),
+            metrics.error_by_step(
+                np.asarray(arm.actions.traj), windows.actions, windows.action_mask
+            ),
+        )
+        for name, arm in arms.items()
+    }
+
+
+def pooled(measured: Sequence[Measured], seeds: Sequence[int]) -> dict[str, PooledArm]:
+    """The arms of a row, its seeds together."""
+    return {
+        name: PooledArm(
+            [one.arms[name][0] for one in measured],
+            tuple(seeds),
+            [one.arms[name][1] for one in measured],
+        )
+        for name in measured[0].arms
+    }
+
+
+def of_policy(inputs: Inputs, training: Training) -> Measured:
+    """A fine-tuned policy: one sample, and the mean of all."""
+    policy = TrainedPolicy(training.folder, inputs.library, DRAWS, base_seed(inputs.shards))
+    check_baselines(inputs.shards, policy.base.digest)
+    batches = whole_episodes(
+        inputs.shards,
+        inputs.split,
+        inputs.episodes_at_once,
+        policy.config['tokenizer'],
+        policy.statistics,
+        policy.base.policy,
+        decoded=inputs.decoded,
+    )
+    total = count_batches(inputs.shards, inputs.split, inputs.episodes_at_once)
+    task = inputs.bar.add_task(f'{training.row} {training.seed}', total=total, note='')
+
+    def drawn():
+        for batch in batches:
+            yield batch, policy.sample(batch)
+            inputs.bar.advance(task)
+
+    samples, episode, frame = in_order(drawn())
+    windows = inputs.windows
+    assert np.array_equal(episode, windows.episode) and np.array_equal(frame, windows.frame)
+    of = {training.row: samples[:, 0], f'{training.row}_mean{DRAWS}': samples.mean(axis=1)}
+    arms = {name: Arm(views(trajectory, windows.chunk)) for name, trajectory in of.items()}
+    return Measured(
+        reduced(arms, windows), compute.cost(policy.parameter_counts, policy.config, inputs.sample)
+    )
+
+
+def of_sigma(inputs: Inputs, training: Training) -> Measured:
+    """A Sigma's own arm; of a full one also the adapter and the switch."""
+    same = training.folder == inputs.lead
+    trained = inputs.opened if same else Trained(training.folder, inputs.library)
+    check_baselines(inputs.shards, trained.base.digest)
+    whole = training.role == FULL
+    runs = (CARRIED, TAU_OFF) if whole else (CARRIED,)
+
+    def replay(split: str, runs: Sequence[str]) -> Windows:
+        name = f'{training.row} {training.seed}'
+        where = (inputs.shards, split, inputs.episodes_at_once, inputs.bar)
+        return replay_split(trained, *where, runs, name, inputs.decoded)
+
+    windows, state = (inputs.windows, inputs.state) if same else (replay(inputs.split, runs), None)
+    if whole and not same and inputs.state is not None:
+        state = measure.fit_adapter(replay('calibration', (CARRIED,)), inputs.config.adapter)
+    names = {CARRIED: training.row}
+    if whole:
+        names |= {CARRIED + ADAPTED: training.row + ADAPTED, TAU_OFF: f'{training.row}_tau_off'}
+    made = measure.make_arms(windows, None, state)
+    arms = {name: made[arm] for arm, name in names.items() if arm in made}
+    needs_base = None if float(gates_of(training).get('residual', 1.0)) == 0 else inputs.sample
+    own = compute.of_sigma(trained, inputs.one)
+    return Measured(
+        reduced(arms, windows),
+        compute.cost(trained.parameter_counts, trained.config, own, needs_base),
+    )
+
+
+def base_seed(shards: pathlib.Path) -> int:
+    """The seed that the base was sampled with."""
+    return json.loads((shards / RECORD).read_text())['seed']

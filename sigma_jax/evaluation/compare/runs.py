@@ -1,0 +1,240 @@
+"""Which trainings an evaluation compares: folders to rows, a row's seeds together (DESIGN 3.8)."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sigma_jax.data.shards import seen
+from sigma_jax.data.shards.meta import META, read_meta
+from sigma_jax.errors import UserError
+from sigma_jax.evaluation.trained import read_config
+from sigma_jax.training.checkpoints import compare, whole_steps
+from sigma_jax.types import Ablation
+
+FULL, NO_TAU, ABLATION, TUNED = 'full', 'no_tau', 'ablation', 'flow_matching'
+SEED_FOLDER = re.compile(r'seed_?\d+')
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training: the row it belongs to, its folder and config."""
+
+    row: str
+    folder: pathlib.Path
+    config: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """The seed it was trained with."""
+        return self.config['seed']
+
+    @property
+    def role(self) -> str:
+        """'full' Sigma, 'no_tau' (that gate alone off), another 'ablation', or 'flow_matching'."""
+        if self.config['objective'] != 'sigma':
+            return TUNED
+        gates = {
+            k: v
+            for k, v in self.config.get('ablation', {}).items()
+            if float(v) != vars(Ablation())[k]
+        }
+        if gates or 'lora' not in self.config['trainable']:
+            return (
+                NO_TAU if set(gates) == {'tau'} and 'lora' in self.config['trainable'] else ABLATION
+            )
+        return FULL
+
+
+def find(paths: Iterable[str]) -> tuple[list[Training], list[str]]:
+    """(trainings, folders left out) behind the command line's `--workdir`s, rows in the order
+    given.
+
+    A path is a training folder, or a folder with rows/<row>/seed<k>/ in it; `NAME=PATH` names the
+    row of a training folder, otherwise it is named by its folder, or by the one above where it is
+    called seed<k>. Of several trainings, those that stopped before their last step, such as one
+    that met NaN, are left out and told.
+
+    Raises UserError where there is no training, two with one seed in a row, or configs that differ
+    in more than that.
+    """
+    found: list[Training] = []
+    left_out: list[str] = []
+    for path in paths:
+        name, folder = split_name(path)
+        rows = sorted(
+            folder.glob('rows/*/seed*'), key=lambda p: (p.parent.name, seed_order(p.name))
+        )
+        if rows and name:
+            raise UserError(
+                f'--workdir: expected {name}= before one training, got {folder} with rows of '
+                'their own names'
+            )
+        if rows:
+            whole = {p for p in rows if finished(p)}
+            left_out += [str(p) for p in rows if p not in whole]
+            found += [Training(p.parent.name, p, read_config(p)) for p in rows if p in whole]
+        else:
+            found.append(Training(name or own_name(folder), folder, read_config(folder)))
+    if len(found) > 1:  # one alone may be looked at before its end
+        left_out += [str(one.folder) for one in found if not finished(one.folder)]
+        found = [one for one in found if finished(one.folder)]
+    if not found:
+        raise UserError(
+            f'expected finished trainings in {", ".join(paths)}, got none; run train.py to its end'
+        )
+    check(found)
+    return found, left_out
+
+
+def finished(folder: pathlib.Path) -> bool:
+    """Whether the newest checkpoint of a training is that of its last step."""
+    steps = whole_steps(folder / 'checkpoints')
+    return (
+        (folder / 'config.json').is_file()
+        and bool(steps)
+        and steps[-1] >= read_config(folder)['steps']
+    )
+
+
+def split_name(path: str) -> tuple[str, pathlib.Path]:
+    """'NAME=PATH' in its parts; a path that exists as it is has no name."""
+    name, sign, rest = path.partition('=')
+    if sign and '/' not in name and not pathlib.Path(path).exists():
+        return name, pathlib.Path(rest)
+    return '', pathlib.Path(path)
+
+
+def own_name(folder: pathlib.Path) -> str:
+    """The row's name that a folder suggests."""
+    folder = folder.resolve()
+    return folder.parent.name if SEED_FOLDER.fullmatch(folder.name) else folder.name
+
+
+def seed_order(name: str) -> int:
+    """seed10 comes after seed9."""
+    return int('0' + re.sub(r'\D', '', name))
+
+
+def check(found: list[Training]) -> None:
+    """Raises UserError where a row's trainings are not the same but for their seeds, or Sigma with
+    and without tau not the same but for that gate."""
+    first: dict[str, Training] = {}
+    seen: dict[tuple[str, int], Training] = {}
+    for training in found:
+        other = first.setdefault(training.row, training)
+        if differences := apart(other, training, 'seed'):
+            raise UserError(
+                f'row {training.row}: expected trainings that differ in their seed alone, got '
+                f'{other.folder} and {training.folder} with {"; ".join(differences[:3])}; name '
+                'rows apart with --workdir=NAME=PATH'
+            )
+        if (twice := seen.setdefault((training.row, training.seed), training)) is not training:
+            raise UserError(
+                f'row {training.row}: expected one training a seed, got seed {training.seed} in '
+                f'{twice.folder} and {training.folder}; leave one out'
+            )
+    by_role = {training.role: training for training in reversed(found)}
+    if FULL in by_role and NO_TAU in by_role:
+        full, without = by_role[FULL], by_role[NO_TAU]
+        if differences := apart(full, without, 'seed', 'ablation'):
+            raise UserError(
+                f'expected Sigma with and without tau to be trained alike, got {full.folder} and '
+                f'{without.folder} with {"; ".join(differences[:3])}; compare them in evaluations '
+                'of their own, or train one of them anew'
+            )
+
+
+def apart(one: Training, other: Training, *but: str) -> list[str]:
+    """Settings in which two trainings differ, sections in `but` and what changes no result left
+    out.
+    """
+    plain = [
+        {k: v for k, v in training.config.items() if k not in but} for training in (one, other)
+    ]
+    told = [(c.get('steps'), c.get('loader', {}).get('augment')) for c in plain]
+    names = ('steps', 'loader.augment')
+    more = [f'{n}: {a!r} and {b!r}' for n, a, b in zip(names, *told, strict=True) if a != b]
+    return compare(*plain) + more
+
+
+def check_held_out(training: Training, shards: pathlib.Path, split: str) -> str:
+    """Raises UserError where a training learned from episodes of a split that is to judge it.
+
+    Episodes count by what they are; where nothing says that of one side, by their numbers in the
+    same data set.
+    Returns what there is to tell: that nothing can be said, or that a data set has an episode
+    twice.
+    """
+    if split == 'train':
+        return ''
+    own = pathlib.Path(training.config['shards'])
+    ours, theirs = read_meta(shards), read_meta(own) if (own / META).is_file() else None
+    learned, judging = learned_from(training, theirs), seen.of_split(ours, split)
+    if learned is not None and judging is not None:
+        twice = {judging[digest]: learned[digest] for digest in judging if digest in learned}
+        if learned.keys() == (seen.of_split(ours, 'train') or {}).keys():  # these very shards
+            found = (
+                f'{shards}: episodes {sorted(twice)} of the {split} split are there again '
+                'among those of train'
+            )
+            return found if twice else ''
+        refuse(twice, training, split, own)
+    elif theirs is None:
+        return (
+            f'{training.folder}: nothing says from which episodes it has learned, neither its '
+            f'folder nor {own}'
+        )
+    elif own.resolve() != shards.resolve():
+        numbers = set(theirs['splits']['train']) & set(ours['splits'][split])
+        if theirs['source_digest'] != ours['source_digest']:
+            return (
+                f'{shards} or {own} do not say what their episodes are: {training.folder} may '
+                f'know those of {split}'
+            )
+        refuse({number: number for number in numbers}, training, split, own)
+    return ''
+
+
+def learned_from(training: Training, meta: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """{digest: episode} of what a training and its base have learned from, as far as it is
+    known.
+    """
+    found = seen.read(training.folder)
+    return found if found is not None or meta is None else seen.of_split(meta, 'train')
+
+
+def refuse(twice: Mapping[int, Any], training: Training, split: str, own: pathlib.Path) -> None:
+    """Raises UserError where there is an episode of a `split` that a training has learned from."""
+    if twice:
+        first = min(twice)
+        name = (
+            f'{first}'
+            if str(twice[first]) == str(first)
+            else (f'{first}, which was its episode {twice[first]}')
+        )
+        raise UserError(
+            f'expected episodes of the {split} split that {training.folder} has not learned from, '
+            f'got {len(twice)} of its own training episodes (in {own}), such as {name}; cut both '
+            'shards with the same splits'
+        )
+
+
+def lead(found: list[Training]) -> Training:
+    """The training whose own report the comparison extends: full Sigma (rather the row named
+    sigma), lowest seed.
+
+    Raises UserError where no Sigma is among them.
+    """
+    sigmas = [m for m in found if m.role != TUNED]
+    if not sigmas:
+        raise UserError(
+            f'expected at least one training with objective sigma, got {found[0].folder} and '
+            'others of flow matching alone; add one with --workdir'
+        )
+    order = [FULL, NO_TAU, ABLATION]
+    return min(
+        sigmas,
+        key=lambda m: (order.index(m.role), m.row != 'sigma', sigmas[0].row != m.row, m.seed),
+    )

@@ -1,0 +1,1 @@
+"""What a method costs beside its error: parameters, arithmetic, windows seen."""

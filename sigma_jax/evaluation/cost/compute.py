@@ -1,0 +1,113 @@
+"""What an arm costs beside its error: parameters that learn, arithmetic of a window, windows seen
+in training.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sigma_jax.backbones import pi05
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.evaluation.cost import flops
+from sigma_jax.policies import sampling
+from sigma_jax.training import build, memory_check
+from sigma_jax.types import Ablation, Batch
+
+
+def cost(
+    parameters: Mapping[str, int] | None = None,
+    config: Mapping[str, Any] | None = None,
+    own: int | None = None,
+    base: int | None = None,
+) -> dict[str, Any]:
+    """One arm's row.
+
+    `own` and `base` are floating-point operations a window: of the arm itself, and of sampling the
+    base that it starts from; None where the arm does neither. `parameters` are those of its groups;
+    the base's own do not learn.
+    """
+    learning = (
+        None if parameters is None else sum(n for group, n in parameters.items() if group != 'base')
+    )
+    parts = [x for x in (own, base) if x is not None]
+    return {
+        'trainable_parameters': learning,
+        'steps': None if config is None else config['steps'],
+        'training_windows': None if config is None else seen(config),
+        'flops_training': None if config is None else of_training(config),
+        'flops_own': own,
+        'flops_in_all': sum(parts) if parts else None,
+    }
+
+
+def single(trained: Any, batch: Mapping[str, Any]) -> dict[str, dict]:
+    """Rows of the base and of one Sigma."""
+    sample = of_sample(trained.base.config, build.to_batch(batch))
+    own = cost(trained.parameter_counts, trained.config, of_sigma(trained, batch), sample)
+    return {'pi05': cost(base=sample), 'sigma': own}
+
+
+def seen(config: Mapping[str, Any]) -> int:
+    """Windows that training has taken, each as often as it came."""
+    return config['steps'] * config['batch_size'] * config['sequence_length']
+
+
+def of_training(config: Mapping[str, Any]) -> int:
+    """Operations of a whole training: losses and gradients of all steps, the frozen policy's passes
+    included.
+
+    Sigma's also have one sample of the base for each window of its training split, where actions
+    are residuals on it. Counted as if no other feature were read from disk (`config.features`).
+    """
+    same = {
+        key: value
+        for key, value in config.items()
+        if key not in ('seed', 'ablation', 'ablations', 'steps')
+    }
+    step, sample = _of_parts(json.dumps(same, sort_keys=True))
+    sampled_windows = 0
+    if (
+        config['objective'] == 'sigma'
+        and float(config.get('ablation', {}).get('residual', 1.0)) != 0
+    ):
+        sampled_windows = read_meta(config['shards'])['windows']['train'] if config['shards'] else 0
+    return config['steps'] * step + sampled_windows * sample
+
+
+@functools.cache
+def _of_parts(config: str) -> tuple[int, int]:
+    """(operations of a step, of one sample of the base for one window)."""
+    job, _ = memory_check.make_job(json.loads(config))
+
+    def gradient(trainable, frozen, batch):
+        def loss(t):
+            return job.goal(
+                t, frozen, batch, Ablation(), jax.random.key(0), jnp.zeros((), jnp.int32)
+            )
+
+        return jax.grad(loss, has_aux=True)(trainable)
+
+    step = job.accumulate * flops.count(gradient, job.trainable, job.frozen, job.batch)
+    return step, of_sample(job.goal.config, job.batch)
+
+
+def of_sigma(trained: Any, batch: Mapping[str, Any]) -> int:
+    """Operations a window of Sigma's forward pass, SigLIP and both language passes included."""
+    return flops.count(trained.forward, *trained.inputs(batch, trained.gates)) // batch['mask'].size
+
+
+def of_sample(config: pi05.Pi05Config, batch: Batch) -> int:
+    """Operations of one sample of a policy for one window of `batch`; only shapes are read, no
+    weights needed.
+    """
+    lead = batch.mask.ndim
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[lead:]), x.dtype), batch)
+    names = ('action_low', 'action_span', 'relative', 'state_low', 'state_span')
+    stats = dict.fromkeys(names, jax.ShapeDtypeStruct(one.actions.shape[-1:], 'float32'))
+    params = jax.eval_shape(lambda: pi05.init_params(jax.random.key(0), config))
+    sample = sampling.make_sampler(sampling.bind_frozen(config), 0, 1, one.actions.shape[-2])
+    return flops.count(sample, params, stats, one)

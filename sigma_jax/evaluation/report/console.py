@@ -1,0 +1,133 @@
+"""What `evaluate.py` prints: a table a split, arms x three errors with the change against pi05;
+then the rest.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+
+from sigma_jax.evaluation.metrics import ERRORS
+from sigma_jax.evaluation.report.contrasts import (
+    limits_text,
+    parts_of,
+    reading,
+    references_of,
+    telepathy_verdict,
+)
+from sigma_jax.evaluation.report.tables import change_text, number, outcome, size, verdict
+from sigma_jax.evaluation.report.trials import verdicts
+
+PAINT = {'lower': 'green', 'higher': 'red', 'open': 'default'}
+
+
+def show(report: Mapping, console: Console, checks: bool = False) -> None:
+    """Everything that was asked for: tables first, then what they say in sentences."""
+    console.print(arms_tables(report))
+    if comparison := report.get('comparison'):
+        console.print(comparison_table(comparison))
+    if checks:
+        console.print(
+            Group(check_a(report), *(check_b(report, group) for group in report['check_b']))
+        )
+    if report.get('robustness'):
+        console.print(robustness_table(report['robustness']['rows']))
+    for line in verdicts(report['stress']) if report.get('stress') else ():
+        console.print(f'stress, {line}', highlight=False)
+    sentences = (
+        (telepathy_verdict(comparison), reading(comparison)) if comparison else (verdict(report),)
+    )
+    console.print(*sentences, highlight=False)
+
+
+def narrow(title: str, *columns: str) -> Table:
+    """A table without frame: the first column is text, the others are numbers."""
+    table = Table(
+        title=title,
+        title_justify='left',
+        title_style='bold',
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    for n, column in enumerate(columns):
+        table.add_column(column, justify='right' if n else 'left', no_wrap=True)
+    return table
+
+
+def comparison_table(comparison: Mapping) -> Table:
+    """Contrasts of the full Sigma, or all where there is none, with their intervals."""
+    table = narrow(f'{comparison["split"]}: contrasts, change in % [95 %]', 'arm, against', *ERRORS)
+    for contrast in parts_of(comparison) + references_of(comparison) or comparison['contrasts']:
+        cells = [
+            f'[{PAINT[outcome(contrast[key])]}]{interval_text(contrast[key])}[/]' for key in ERRORS
+        ]
+        table.add_row(f'{contrast["arm"]}\n  {contrast["against"]}', *cells)
+    return table
+
+
+def interval_text(change: Mapping) -> str:
+    """'−20.0' over '(−25.1, −14.2)'."""
+    value = change_text(change['value'], unit='')
+    return value if change['low'] is None else f'{value}\n({limits_text(change)})'
+
+
+def check_a(report: Mapping) -> Table:
+    """CHECK A of the paper: the heads, the same for both groups."""
+    keys = ('heads_tensors', 'mean', 'std', 'rms')
+    table = narrow('CHECK A', 'group', *keys)
+    for group, values in report['check_a'].items():
+        table.add_row(group, *(number(values[key]) for key in keys))
+    return table
+
+
+def check_b(report: Mapping, group: str) -> Table:
+    """CHECK B of the paper: single batches of one group."""
+    keys = (*ERRORS, 'tau_l2', 'sem_align')
+    table = narrow(f'CHECK B: {group}', 'batch', *keys)
+    for row in report['check_b'][group]:
+        table.add_row(str(row['batch']), *(number(row[key]) for key in keys))
+    return table
+
+
+def robustness_table(rows: Sequence[Mapping]) -> Table:
+    """mse_trj of each arm under every perturbation."""
+    table = narrow('robustness: mse_trj', 'observation', *rows[0]['arms'])
+    for row in rows:
+        table.add_row(
+            row['name'], *(number(arm['mse_trj']['value']) for arm in row['arms'].values())
+        )
+    return table
+
+
+def arms_tables(report: Mapping) -> Group:
+    """One table a split, narrow enough for 80 columns."""
+    return Group(*(split_table(name, values) for name, values in report['splits'].items()))
+
+
+def split_table(name: str, values: Mapping) -> Table:
+    """A row an arm: mean squared errors in raw units; a change whose interval excludes zero is
+    coloured.
+    """
+    table = Table(
+        title=f'{name}: {size(values)}',
+        title_justify='left',
+        title_style='bold',
+        box=box.SIMPLE_HEAD,
+        padding=0,
+    )
+    table.add_column('arm', no_wrap=True)
+    for key in ERRORS:
+        table.add_column(key, justify='right', no_wrap=True)
+        table.add_column('', justify='right', no_wrap=True)
+    for arm, errors in values['arms'].items():
+        cells = [cell for key in ERRORS for cell in error_cells(errors[key], arm)]
+        table.add_row(arm, *cells, style='bold' if arm == 'sigma' else None)
+    return table
+
+
+def error_cells(error: Mapping, arm: str) -> tuple[str, str]:
+    """'12.30' and '−20.0 %'; the base without a change."""
+    change = error['change']
+    text = '' if arm == 'pi05' else f'[{PAINT[outcome(change)]}]{change_text(change["value"])}[/]'
+    return number(error['value']), text

@@ -1,0 +1,203 @@
+"""Baselines: the frozen policy's own actions for every window, run once and stored beside the
+shards.
+
+`baselines-<split>.npz` holds `base` [m samples t a] in raw units, `baselines.json` what made it.
+The noise of a window is keyed by seed, episode, frame and sample, so it depends neither on the
+batch nor on the order.
+"""
+
+import dataclasses
+import io
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sigma_jax import xla
+from sigma_jax.data.loader import loader as pipeline
+from sigma_jax.data.shards import tfds
+from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.errors import UserError
+from sigma_jax.files import atomic_write
+from sigma_jax.policies import sampling
+from sigma_jax.processing import fitting
+from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
+from sigma_jax.training import build
+
+RECORD = 'baselines.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineConfig:
+    """Which policy, and how it is sampled."""
+
+    base: str = ''  # folder of a converted pi0.5
+    tokenizer: str = 'assets/tokenizer/tokenizer.json'
+    samples: int = 1  # draws a window
+    seed: int = 0
+    batch_size: int = 32
+    dtype: str = 'float32'
+
+
+def write_baselines(
+    shards_dir: str | pathlib.Path,
+    config: BaselineConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Samples the policy on all splits. Returns the record; finished splits of the same settings
+    are kept.
+
+    Raises UserError for shards, base or tokenizer that do not fit each other.
+    """
+    shards_dir, policy = pathlib.Path(shards_dir), describe_policy(config)
+    meta = read_meta(shards_dir)
+    check_policy(policy, config, meta['horizon'])
+    build.check_images(policy, meta)
+    robot = check_robot(policy, meta)
+    if not policy.digest:
+        policy = load_policy(config)
+    record = dataclasses.asdict(config) | {
+        'base': pathlib.Path(config.base).name,
+        'base_digest': policy.digest,
+    }
+    record.pop('batch_size')
+    finished = _finished(shards_dir, record)
+    todo = [split for split in tfds.SPLITS if meta['windows'][split] and split not in finished]
+    if todo and policy.params is None:  # half a minute at full size
+        policy = load_policy(config)
+    policy = dataclasses.replace(policy, norm_stats=robot)
+    total, done = sum(meta['windows'].values()), 0
+    progress(0, total)  # the first batch takes a while to compile
+    for split in tfds.SPLITS:
+        count = meta['windows'][split]
+        if split in todo:
+            arrays = _sample_split(
+                shards_dir, split, count, policy, config, lambda n, d=done: progress(d + n, total)
+            )
+            buffer = io.BytesIO()
+            np.savez(buffer, base=arrays)
+            atomic_write(shards_dir / f'baselines-{split}.npz', buffer.getvalue())
+            finished.append(split)
+            atomic_write(shards_dir / RECORD, json.dumps(record | {'finished': finished}, indent=1))
+        done += count
+        progress(done, total)
+    return record
+
+
+def describe_policy(config: BaselineConfig) -> build.Base:
+    """The converted policy and its statistics, its weights left unread."""
+    return build.describe_base(_base_config(config))
+
+
+def load_policy(config: BaselineConfig) -> build.Base:
+    """The converted policy with its weights. Raises UserError without `norm_stats.json` in its
+    folder.
+    """
+    policy = build.load_base(_base_config(config))
+    _check_statistics(policy, config)
+    return policy
+
+
+def _base_config(config: BaselineConfig) -> dict[str, Any]:
+    if not config.base:
+        raise UserError(
+            'expected a converted pi0.5 as the base, got none; name its folder '
+            '(convert_weights.py makes one)'
+        )
+    return {'base': config.base, 'model': {'dtype': config.dtype, 'remat': None}, 'lora': {}}
+
+
+def check_policy(policy: build.Base, config: BaselineConfig, horizon: int) -> None:
+    """Raises UserError where the policy cannot be sampled, with this tokenizer, for windows of
+    `horizon` actions.
+    """
+    _check_statistics(policy, config)
+    check_vocab(load_tokenizer(config.tokenizer), policy.config.vocab_size)
+    if policy.config.action_horizon < horizon:
+        raise UserError(
+            f'expected a policy with at least {horizon} action steps, got '
+            f'{policy.config.action_horizon} from {config.base}; prepare shards with a shorter '
+            'horizon'
+        )
+
+
+def check_robot(policy: build.Base, robot: Mapping[str, Any]) -> build.NormStats | None:
+    """The policy's statistics for a robot of these `state_names` and `action_names`.
+
+    Raises UserError where the policy knows another robot: too few numbers, or relative joints that
+    are not its own.
+    """
+    fitting.of_shards((), policy.policy, robot, policy.config.action_dim)
+    return build.robot_statistics(policy, robot)
+
+
+def _check_statistics(policy: build.Base, config: BaselineConfig) -> None:
+    if policy.norm_stats is None:
+        raise UserError(
+            f'expected norm_stats.json in {config.base}, got none; a policy is sampled in the '
+            'units it was trained in: copy the statistics of its training data there'
+        )
+
+
+def _finished(shards_dir: pathlib.Path, record: Mapping[str, Any]) -> list[str]:
+    file = shards_dir / RECORD
+    if not file.is_file():
+        return []
+    old = json.loads(file.read_text())
+    if differences := [k for k in record if old.get(k) != record[k]]:
+        raise UserError(
+            f'{file} was made with other settings ({", ".join(differences)}); '
+            f'delete {shards_dir}/baselines* and run again'
+        )
+    return [split for split in old['finished'] if (shards_dir / f'baselines-{split}.npz').is_file()]
+
+
+def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndarray:
+    """[m samples t a] float32, raw units, in record order."""
+    tokenizer, horizon = load_tokenizer(config.tokenizer), read_meta(shards_dir)['horizon']
+    loader = pipeline.make_loader(
+        shards_dir,
+        split,
+        batch_size=config.batch_size,
+        tokenizer=tokenizer,
+        norm_stats=policy.norm_stats,
+        policy=policy.policy,
+    )
+    relative = fitting.of_shards((), policy.policy, read_meta(shards_dir), policy.config.action_dim)
+    stats = build.frozen_stats(policy.norm_stats, policy.norm_stats, relative)
+    sampler = sampling.make_sampler(
+        sampling.bind_frozen(policy.config), config.seed, config.samples, horizon
+    )
+    sample, params = xla.jit(sampler), jax.device_put(policy.params)
+    out = np.zeros(
+        (count, config.samples, horizon, policy.norm_stats['actions'].low.shape[0]), np.float32
+    )
+    for batch in loader:
+        number = batch['record'][:, 0]
+        real = number >= 0
+        windows = build.to_batch({key: x[:, 0] for key, x in batch.items()})
+        out[number[real]] = np.asarray(sample(params, stats, windows))[real]
+        progress(int(number.max()) + 1)
+    return out
+
+
+def check_baselines(shards_dir: str | pathlib.Path, base_digest: str) -> None:
+    """Raises UserError when the baselines beside the shards are missing or come from another
+    policy.
+
+    `base_digest` '' is not known yet.
+    """
+    file = pathlib.Path(shards_dir) / RECORD
+    if not file.is_file():
+        raise UserError(
+            f'expected the baselines of the base policy in {shards_dir}, got none; run '
+            'prepare_data.py --base=DIR'
+        )
+    if base_digest and (got := json.loads(file.read_text())['base_digest']) != base_digest:
+        raise UserError(
+            f'expected baselines of the policy {base_digest[:12]} in {shards_dir}, got those of '
+            f'{got[:12]}; prepare the shards with the same --base as config.base'
+        )

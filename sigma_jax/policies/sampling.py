@@ -1,0 +1,76 @@
+"""Samples of a policy's own actions; the noise of a window is keyed by seed, episode, frame and
+draw alone.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sigma_jax.backbones.base import Backbone
+from sigma_jax.backbones.pi05 import BoundPi05, Pi05Config
+from sigma_jax.objectives import objective
+from sigma_jax.sigma.model import window_keys
+from sigma_jax.training import build
+from sigma_jax.types import Ablation, Batch, Frozen, PyTree
+
+AT_ONCE = 32  # windows sampled together
+
+# (weights, statistics, batch [b ...]) -> raw actions [b m t a]
+Sample = Callable[[PyTree, Mapping[str, Array], Batch], Float[Array, 'b m t a']]
+
+
+def make_sampler(bind: Callable[[PyTree], Backbone], seed: int, draws: int, horizon: int) -> Sample:
+    """A function to compile; `bind` gives the policy of some weights."""
+
+    def sample(weights, stats, batch):
+        backbone = bind(weights)
+
+        def draw(n):
+            keys = window_keys(
+                jax.random.fold_in(jax.random.key(seed), n), batch.episode, batch.frame
+            )
+            actions = backbone.sample_actions(keys, batch.observation)
+            origin = objective.action_origin(batch.observation.state, stats)
+            return origin + objective.unnormalize_actions(actions, stats)[:, :horizon]
+
+        return jax.lax.map(draw, jnp.arange(draws)).swapaxes(0, 1)
+
+    return sample
+
+
+def bind_frozen(config: Pi05Config) -> Callable[[PyTree], Backbone]:
+    """Weights are the base's own."""
+    return lambda params: BoundPi05(config, params)
+
+
+def bind_tuned(config: Pi05Config) -> Callable[[PyTree], Backbone]:
+    """Weights are (trainable, params): LoRA factors, or whole leaves, over the base's."""
+    return lambda weights: objective.bind(config, weights[0], Frozen(weights[1], {}), Ablation())
+
+
+def in_parts(
+    sample: Sample,
+    weights: PyTree,
+    stats: Mapping[str, Array],
+    batch: Mapping[str, Any],
+    at_once: int = AT_ONCE,
+) -> Float[np.ndarray, 'b g m t a']:
+    """`sample` on a batch [b g ...], `at_once` windows at a time whatever the batch, so that it
+    compiles once.
+    """
+    lead = batch['episode'].shape
+    flat = {key: x.reshape(-1, *x.shape[2:]) for key, x in batch.items()}
+    count, parts = lead[0] * lead[1], []
+    for start in range(0, count, at_once):
+        rows = np.minimum(np.arange(start, start + at_once), count - 1)
+        parts.append(
+            np.asarray(
+                sample(weights, stats, build.to_batch({k: x[rows] for k, x in flat.items()}))
+            )
+        )
+    drawn = np.concatenate(parts)[:count]
+    return drawn.reshape(*lead, *drawn.shape[1:])

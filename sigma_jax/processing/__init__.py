@@ -1,0 +1,1 @@
+"""From a robot's observation to a policy's inputs, and from its outputs to raw actions; numpy only."""

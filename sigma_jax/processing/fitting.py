@@ -1,0 +1,95 @@
+"""Does a robot fit a policy? Which of its actions are relative, and whether its cameras are the
+policy's, in order.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sigma_jax.errors import UserError
+from sigma_jax.processing.spec import Policy
+from sigma_jax.settings import check_row
+
+OTHER_ROBOT = (
+    'for another robot set config.relative_joints to one true or false an action and '
+    "config.stats_from='shards'"
+)
+
+
+def relative_joints(
+    given: Sequence[bool],
+    policy: Policy,
+    state_names: Sequence[str],
+    action_names: Sequence[str],
+    padded: int,
+) -> tuple[bool, ...]:
+    """Which of the robot's actions count from the state: one flag an action, or () where none does.
+
+    Args:
+      given: the run's own setting; empty leaves it to the base.
+      policy: the base's; as many flags as the model is wide (`padded`) are cut, as statistics of
+        that width are.
+
+    Raises:
+      UserError: flags that are not True or False, more actions than the model has, another number
+        of flags than of actions, or a relative action without a state to count from.
+    """
+    check_row('config.relative_joints', given, tuple[bool, ...])
+    flags, width = tuple(given) or policy.relative_joints, len(action_names)
+    whose = 'config.relative_joints' if tuple(given) else 'the base'
+    if not tuple(given) and len(flags) == padded > width:
+        flags = flags[:width]
+    if width > padded:
+        raise UserError(
+            f'expected a robot of up to {padded} actions, which the base has, got {width} in '
+            'these data; take a base that is as wide'
+        )
+    if not any(flags):
+        return flags if len(flags) == width else ()
+    if len(flags) != width:
+        raise UserError(
+            f'expected relative joints for the {width} actions of these data, got {len(flags)} '
+            f'flags from {whose}; {OTHER_ROBOT}'
+        )
+    if (last := int(np.flatnonzero(flags)[-1])) >= len(state_names):
+        raise UserError(
+            f'expected a state for each relative action, got {len(state_names)} states and action '
+            f'{last} relative in {whose}; {OTHER_ROBOT}'
+        )
+    return flags
+
+
+def of_shards(
+    given: Sequence[bool], policy: Policy, meta: Mapping[str, Any], padded: int
+) -> tuple[bool, ...]:
+    """`relative_joints` for the robot of some shards."""
+    return relative_joints(given, policy, meta['state_names'], meta['action_names'], padded)
+
+
+def check_cameras(policy: Policy, meta: Mapping[str, Any]) -> None:
+    """Raises UserError where the shards' cameras stand in another order than the policy's views
+    that they feed.
+    """
+    fed = [
+        policy.view(name, _key(meta, number)) for number, name in enumerate(meta['camera_names'])
+    ]
+    known = [view for view in fed if view in policy.cameras]
+    if known == [view for view in policy.cameras if view in known]:
+        return
+    pairs = list(zip(meta['camera_names'], fed, strict=True))
+    views = (*policy.cameras, *fed)
+    order = ', '.join(name for name, _ in sorted(pairs, key=lambda pair: views.index(pair[1])))
+    renamed = ', '.join(f'{name} as {view}' for name, view in pairs if name != view)
+    raise UserError(
+        f'expected cameras in the order of the base, {policy.cameras}, got {meta["camera_names"]} '
+        f'in the shards{f" ({renamed}, by its rename map)" if renamed else ""}; prepare them '
+        f'again with config.data.cameras in the order {order}'
+    )
+
+
+def _key(meta: Mapping[str, Any], number: int) -> str:
+    """The data set's own key of a camera, '' where the shards do not tell."""
+    keys = meta.get('cameras') or ()
+    key = str(keys[number]) if number < len(keys) else ''
+    return str(dict(meta.get('camera_map') or {}).get(key, key))

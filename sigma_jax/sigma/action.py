@@ -1,0 +1,235 @@
+"""Action trajectory workspace (paper 3.3): r_high, tau and state tokens -> three residuals, fused
+into commands.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from sigma_jax.sigma.config import SigmaConfig
+from sigma_jax.sigma.layers import (
+    Linear,
+    Mlp,
+    MultiHeadAttention,
+    Norm,
+    TransformerBlock,
+    keep,
+    masked_mean,
+)
+from sigma_jax.sigma.trajectory import TrajectoryDiT
+from sigma_jax.types import Actions
+
+
+class ActionConditionProjector(nn.Module):
+    """c_act = P_act(pool(r_high), tau): an MLP on the normalised pool beside tau (paper 3.3)."""
+
+    hidden: int
+    d_tau: int
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, pooled: Float[Array, 'b d'], tau: Float[Array, 'b e']
+    ) -> Float[Array, 'b e']:
+        x = jnp.concatenate([Norm(name='norm')(pooled), tau], axis=-1)
+        return Mlp(self.hidden, self.d_tau, self.dtype, name='mlp')(x)
+
+
+class ActionQueryGenerator(nn.Module):
+    """Q_1 = Attn(Q_seed, S W_s, S W_s) + b(c_act); q = LN(Ref(Q_1)), Ref a transformer encoder
+    (paper 3.3).
+    """
+
+    num_queries: int
+    width: int
+    heads: int
+    num_blocks: int
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self, state_tokens: Float[Array, 'b n d'], c_act: Float[Array, 'b e']
+    ) -> Float[Array, 'b q z']:
+        seed = self.param('seed', nn.initializers.normal(1.0), (self.num_queries, self.width))
+        seed = jnp.broadcast_to(seed, (c_act.shape[0], *seed.shape))
+        s = Linear(self.width, self.dtype, bias=False, name='w_s')(state_tokens)
+        q = MultiHeadAttention(self.width, self.heads, self.dtype, name='attention')(seed, s)
+        q = q + Linear(self.width, self.dtype, name='condition_bias')(c_act)[..., None, :]
+        for j in range(self.num_blocks):
+            q = TransformerBlock(
+                self.width, self.heads, 4 * self.width, self.dtype, name=f'refinement_{j}'
+            )(q)
+        return Norm(name='norm')(q)
+
+
+class ActionTokenHead(nn.Module):
+    """Path A: queries -> low-dimensional action tokens -> one continuous action (paper 3.3)."""
+
+    token_dim: int
+    action_dim: int
+    dtype: str
+
+    def setup(self):
+        self.tokens = Linear(self.token_dim, self.dtype)
+        self.detokenizer = Linear(self.action_dim, self.dtype, zero=True)
+
+    def __call__(self, query: Float[Array, 'b q z']) -> Float[Array, 'b a']:
+        return self.detokenise(self.tokens(query))
+
+    def detokenise(self, tokens: Float[Array, 'b q z']) -> Float[Array, 'b a']:
+        """Action tokens side by side, through one linear map."""
+        return self.detokenizer(nn.gelu(tokens).reshape(*tokens.shape[:-2], -1))
+
+
+class ActionChunkHead(nn.Module):
+    """Path B: pooled queries -> a chunk of actions (paper 3.3)."""
+
+    hidden: int
+    chunk: int
+    action_dim: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, query: Float[Array, 'b q z']) -> Float[Array, 'b c a']:
+        head = Mlp(self.hidden, self.chunk * self.action_dim, self.dtype, zero_out=True, name='mlp')
+        return head(jnp.mean(query, axis=-2)).reshape(
+            *query.shape[:-2], self.chunk, self.action_dim
+        )
+
+
+class TelepathyResidualHead(nn.Module):
+    """g([pool(r_high) ; tau]) -> explicit residuals for the three branches (paper 3.3)."""
+
+    hidden: int
+    horizon: int
+    chunk: int
+    action_dim: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, pooled: Float[Array, 'b d'], tau: Float[Array, 'b e']) -> Actions:
+        x = jnp.concatenate([Norm(name='norm')(pooled), tau], axis=-1)
+        steps = 1 + self.chunk + self.horizon
+        y = Mlp(self.hidden, steps * self.action_dim, self.dtype, zero_out=True, name='mlp')(x)
+        y = y.reshape(*pooled.shape[:-1], steps, self.action_dim)
+        return Actions(
+            vec=y[..., 0, :], chk=y[..., 1 : 1 + self.chunk, :], traj=y[..., 1 + self.chunk :, :]
+        )
+
+
+class ActionTrajectoryWorkspace(nn.Module):
+    """The parts above; all residuals are in units of sigma_a."""
+
+    config: SigmaConfig
+
+    def setup(self):
+        c = self.config
+        sizes = (c.action_width, c.action_heads)
+        self.condition_projector = ActionConditionProjector(c.action_width, c.d_tau, c.dtype)
+        self.query_generator = ActionQueryGenerator(c.num_queries, *sizes, c.query_blocks, c.dtype)
+        self.token_head = ActionTokenHead(c.token_dim, c.action_dim, c.dtype)
+        self.chunk_head = ActionChunkHead(c.action_width, c.chunk, c.action_dim, c.dtype)
+        self.trajectory = TrajectoryDiT(
+            c.horizon, c.action_dim, *sizes, c.trajectory_blocks, c.refinement_steps, c.dtype
+        )
+        self.residual_head = TelepathyResidualHead(
+            c.action_width, c.horizon, c.chunk, c.action_dim, c.dtype
+        )
+
+    def condition(
+        self, r_high: Float[Array, 'b s d'], mask: Bool[Array, 'b s'], tau: Float[Array, 'b e']
+    ) -> Float[Array, 'b e']:
+        """c_act = P_act(pool(r_high), tau)."""
+        return self.condition_projector(masked_mean(r_high, mask), tau)
+
+    def branches(
+        self,
+        r_high: Float[Array, 'b s d'],
+        mask: Bool[Array, 'b s'],
+        c_act: Float[Array, 'b e'],
+        state_tokens: Float[Array, 'b n d'],
+        start: Float[Array, 'b t a'] | None = None,
+    ) -> Actions:
+        """vec = detokenise(H_A(q)), chk = H_B(q), traj = D_traj(q, r_high, c_act)."""
+        query = self.query_generator(state_tokens, c_act)
+        trajectory = self.trajectory(query, r_high, mask, c_act, start)
+        return Actions(vec=self.token_head(query), chk=self.chunk_head(query), traj=trajectory)
+
+    def telepathic(
+        self, r_high: Float[Array, 'b s d'], mask: Bool[Array, 'b s'], tau: Float[Array, 'b e']
+    ) -> Actions:
+        """g([pool(r_high) ; tau])."""
+        return self.residual_head(masked_mean(r_high, mask), tau)
+
+
+@jax.custom_jvp
+def add_residual(base: Array, residual: Array) -> Array:
+    """base + residual; where the residual is zero, exactly base (plain addition turns -0.0 into
+    0.0).
+    """
+    return jnp.where(residual == 0, base, base + residual)
+
+
+@add_residual.defjvp
+def _add_residual_jvp(primals, tangents):
+    return add_residual(*primals), tangents[0] + tangents[1]
+
+
+def apply_residual(
+    residual: Actions,
+    base: Actions,
+    sigma_a: Float[Array, 'a'],
+    gate: float | Float[Array, ''] = 1.0,
+) -> Actions:
+    """actions = base + sigma_a * residual, raw units; gate 0: sigma_a * residual (DESIGN 3.4)."""
+
+    def one(residual, base):
+        scaled = sigma_a * residual
+        return keep(gate, add_residual(base, scaled), scaled)
+
+    return jax.tree.map(one, residual, base)
+
+
+def fuse_actions(actions: Actions) -> Float[Array, 'b t a']:
+    """u = phi(vec, chk, traj): the mean of the branches that cover a step (paper 3.3; weights are
+    ours).
+
+    Written as corrections to `traj`, so that branches which agree give back exactly their value.
+    """
+    c = actions.chk.shape[-2]
+    first, chunk = actions.traj[..., :1, :], actions.traj[..., 1:c, :]
+    first = first + ((actions.vec[..., None, :] - first) + (actions.chk[..., :1, :] - first)) / 3.0
+    chunk = chunk + (actions.chk[..., 1:, :] - chunk) / 2.0
+    return jnp.concatenate([first, chunk, actions.traj[..., c:, :]], axis=-2)
+
+
+def low_level_controller(
+    command: Float[Array, 'b t a'], config: SigmaConfig, previous: Float[Array, 'b a'] | None = None
+) -> Float[Array, 'b t a']:
+    """motor_commands = C_low(u): joint limits, then at most `joint_rate` from one step to the next
+    (paper 3.3).
+
+    All in raw units. `previous` is the command before the first step, or the measured joint
+    position; without it the first step has no rate limit.
+    """
+    a = config.action_dim
+    low, high, rate = (
+        jnp.asarray(limit if limit is not None else (empty,) * a, jnp.float32)
+        for limit, empty in (
+            (config.joint_low, -math.inf),
+            (config.joint_high, math.inf),
+            (config.joint_rate, math.inf),
+        )
+    )
+    command = jnp.clip(command, low, high)
+    start = command[..., 0, :] if previous is None else previous
+
+    def step(last, target):
+        now = jnp.clip(target, last - rate, last + rate)
+        return now, now
+
+    _, motor_commands = jax.lax.scan(step, start, jnp.moveaxis(command, -2, 0))
+    return jnp.moveaxis(motor_commands, 0, -2)

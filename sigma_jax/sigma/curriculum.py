@@ -1,0 +1,62 @@
+"""Telepathic semantic alignment curriculum: the weights of the loss terms over steps (paper 4.2.2;
+DESIGN 3.5).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from sigma_jax.sigma.losses import COLUMNS
+
+Schedule = Callable[[Float[Array, '']], Float[Array, '']]
+
+
+@dataclass(frozen=True)
+class CurriculumConfig:
+    """(start, end) of each ramp and its length in optimiser steps, not micro-batches."""
+
+    ramp_steps: int = 82  # the only length that gives all 42 printed weights of Table 1
+    sem: tuple[float, float] = (0.1, 1.0)  # w_sem (paper, Table 1)
+    intent: tuple[float, float] = (0.1, 0.8)  # w_intent (paper, Table 1)
+    tau: tuple[float, float] = (0.0, 0.03)  # w_tau (paper, Table 1)
+
+
+def make_schedules(config: CurriculumConfig) -> dict[str, Schedule]:
+    """One schedule for each term of `losses.sigma_terms`; the action term has weight 1
+    throughout.
+    """
+    ramps = {
+        key: optax.linear_schedule(*getattr(config, key), transition_steps=config.ramp_steps)
+        for key in ('sem', 'intent', 'tau')
+    }
+    return {'act': optax.constant_schedule(1.0)} | ramps
+
+
+def evaluate(
+    schedules: Mapping[str, Schedule],
+    step: int | Int[Array, ''],
+    ramp_speed: float | Float[Array, ''] = 1.0,
+) -> dict[str, Float[Array, '']]:
+    """The weights at optimiser step `step`, read at `ramp_speed * step`; an infinite speed gives
+    the end values.
+
+    The speed may be traced (it is an ablation); step 0 at infinite speed is the ramp's end, not 0 *
+    inf.
+    """
+    speed = jnp.asarray(ramp_speed, jnp.float32)
+    at_once = jnp.isinf(speed)
+    count = jnp.asarray(step, jnp.float32) * jnp.where(at_once, 1.0, speed)
+    count = jnp.where(at_once, jnp.finfo(jnp.float32).max, count)
+    return {key: jnp.asarray(schedule(count)) for key, schedule in schedules.items()}
+
+
+def columns(weights: Mapping[str, Float[Array, '']]) -> dict[str, Float[Array, '']]:
+    """The weights under the names of Table 1: {'w_sem', 'w_int', 'w_tau'}."""
+    return {
+        f'w_{COLUMNS[key]}': value
+        for key, value in weights.items()
+        if key != 'act' and key in COLUMNS
+    }

@@ -1,0 +1,267 @@
+"""TRAF and TSAC, the losses of Sigma (paper 4.2.1 and 4.2.2; DESIGN 3.5).
+
+Every term is one number per window, [b]; `b` runs over all windows of a micro-batch (consecutive
+windows flattened, all devices). The mean is taken once, in `combine`, with the mask. Terms whose
+mean runs over fewer windows carry the ratio of the counts, so that the one masked mean gives
+theirs.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from sigma_jax.errors import UserError
+from sigma_jax.nn.layers import safe_cosine, safe_norm
+from sigma_jax.types import Ablation, Actions, Batch, PyTree, SigmaOutput
+
+Terms = dict[str, Float[Array, 'b']]
+
+BRANCHES = ('vec', 'chk', 'traj')
+# term -> suffix in the paper's Table 1
+COLUMNS = {'act': 'act', 'sem': 'sem', 'intent': 'int', 'tau': 'tau'}
+EXCLUDED = -1e9  # logit of a window that is no candidate: finite, so that gradients stay finite
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Constants of TRAF and TSAC; the curriculum's are in `curriculum.CurriculumConfig`."""
+
+    action_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # alpha of vec, chk, traj (ours)
+    hard_ratio: float = 0.3  # rho (paper, Table 1)
+    lambda_hard: float = 1.0  # (ours)
+    beta_mi: float = 0.1  # fits L_sem = 0.1 ln 2 of Table 1
+    temperature: float = 0.07  # of InfoNCE (ours)
+    tau_norm: float = 0.01  # (paper 4.2.2)
+    lambda_collapse: float = 0.1  # fits the L_tau column of Table 1
+    tau_0: float = 1.0  # fits the L_tau column of Table 1
+    eta_var: float = 0.1  # fits the L_tau column of Table 1
+    # of action errors: 'raw' (paper) or 'normalised' (divided by sigma_a; ours)
+    units: str = 'normalised'
+    alignment_scale: float = 1.0  # common factor of the three alignment terms (1: paper)
+
+    def __post_init__(self) -> None:
+        if self.units not in ('raw', 'normalised'):
+            raise UserError(
+                f"loss.units: expected 'raw' or 'normalised', got {self.units!r}; change the config"
+            )
+        if not 0 < self.hard_ratio <= 1:
+            raise UserError(
+                f'loss.hard_ratio: expected a share in (0, 1], got {self.hard_ratio}; '
+                'change the config'
+            )
+
+
+def sigma_terms(
+    output: SigmaOutput,
+    batch: Batch,
+    config: LossConfig,
+    sigma_a: Float[Array, 'a'],
+    ablation: Ablation | None = None,
+) -> tuple[Terms, dict[str, Float[Array, '']]]:
+    """All terms of L_total, keyed like the schedules, and the columns of Table 1 as scalars.
+
+    Leaves of `output` and `batch` may carry more leading axes ([b g ...]); they are flattened to
+    one. `sigma_a` is the per-joint standard deviation of the training actions, positive, raw units.
+    """
+    ablation = Ablation() if ablation is None else ablation
+    output, batch = (
+        flatten_windows(output, batch.mask.ndim),
+        flatten_windows(batch, batch.mask.ndim),
+    )
+    mask, telepathy = batch.mask, output.telepathy
+    errors = branch_errors(
+        output.actions, batch.actions, batch.action_mask, sigma_a if config.units != 'raw' else None
+    )
+    act = weighted_sum(errors, config.action_weights)
+    hard = hard_mask(weighted_sum(errors), mask, config.hard_ratio)
+    act_hard = act * over_subset(hard, mask)
+    time = time_loss(
+        telepathy.z_pool, output.m_prev, output.fresh | (jnp.asarray(ablation.memory) <= 0)
+    )
+    mi = info_nce(
+        telepathy.z_pool,
+        output.text_pool + output.vision_pool,
+        batch.text_id,
+        mask,
+        config.temperature,
+    )
+    terms = {
+        'act': act + config.lambda_hard * gated(ablation.hard, act_hard),
+        'sem': time + config.beta_mi * mi,
+        'intent': intent_loss(telepathy.z_intent, telepathy.memory),
+        'tau': gated(ablation.tau, tau_loss(telepathy.tau, output.c_act, config)),
+    }
+    scalars = {f'L_{COLUMNS[key]}': value for key, value in terms.items()}
+    scalars |= {'L_act_hard': act_hard, 'L_time': time, 'L_mi': mi, 'tau_rms': rms(telepathy.tau)}
+    raw = branch_errors(output.actions, batch.actions, batch.action_mask)
+    scalars |= {f'mse_{name}': value for name, value in raw.items()}
+    metrics = {key: masked_mean(value, mask) for key, value in scalars.items()}
+    return terms, metrics | {
+        'hard_ratio': jnp.asarray(config.hard_ratio),
+        'hard_share': masked_mean(hard, mask),
+    }
+
+
+def combine(
+    terms: Terms,
+    weights: dict[str, Float[Array, '']],
+    mask: Bool[Array, 'b'],
+    alignment_scale: float | Float[Array, ''] = 1.0,
+) -> Float[Array, '']:
+    """L_total = masked mean of w_act L_act + alignment_scale * sum of w_k L_k over the other terms.
+
+    Raises UserError for a term without a weight.
+    """
+    total = jnp.zeros(())
+    for key, value in terms.items():
+        if key not in weights:
+            raise UserError(
+                f'loss term {key!r} has no schedule: expected one of {sorted(weights)}; add '
+                f'{key!r} to the curriculum'
+            )
+        total = total + weights[key] * (1.0 if key == 'act' else alignment_scale) * value
+    return masked_mean(total, mask.reshape(-1))
+
+
+def flatten_windows(tree: PyTree, axes: int) -> PyTree:
+    """Merges the first `axes` axes of every leaf: [b g ...] -> [b*g ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), tree)
+
+
+def masked_mean(x: Float[Array, 'b'], mask: Bool[Array, 'b']) -> Float[Array, '']:
+    """Mean of x where mask is true; 0 when it is true nowhere."""
+    return jnp.sum(jnp.where(mask, x, 0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def over_subset(subset: Bool[Array, 'b'], mask: Bool[Array, 'b']) -> Float[Array, 'b']:
+    """Factor that turns the mean over `mask` into the mean over `subset`: n_mask / n_subset inside,
+    0 outside.
+    """
+    return jnp.where(subset, jnp.sum(mask) / jnp.maximum(jnp.sum(subset), 1), 0.0)
+
+
+def gated(gate: float | Float[Array, ''], x: Array) -> Array:
+    """x where the gate is open (> 0), else 0, with no gradient."""
+    return jnp.where(jnp.asarray(gate) > 0, x, 0.0)
+
+
+def rms(x: Float[Array, '... e'], axis: int = -1) -> Float[Array, '...']:
+    """Root mean square over `axis`, with gradient 0 at 0."""
+    return safe_norm(x, axis) / math.sqrt(x.shape[axis])
+
+
+def action_mse(
+    prediction: Float[Array, 'b t a'],
+    target: Float[Array, 'b t a'],
+    action_mask: Bool[Array, 'b t'],
+    scale: Float[Array, 'a'] | None = None,
+) -> Float[Array, 'b']:
+    """MSE_i over the valid steps and all joints; errors divided by `scale` where one is given."""
+    error = prediction - target if scale is None else (prediction - target) / scale
+    square = jnp.sum(jnp.where(action_mask[..., None], jnp.square(error), 0.0), axis=(-2, -1))
+    return square / jnp.maximum(jnp.sum(action_mask, axis=-1) * target.shape[-1], 1)
+
+
+def branch_errors(
+    actions: Actions,
+    target: Float[Array, 'b t a'],
+    action_mask: Bool[Array, 'b t'],
+    scale: Float[Array, 'a'] | None = None,
+) -> Terms:
+    """{'vec', 'chk', 'traj'}: MSE_ij of the paper's three branches against the first 1, c, t true
+    steps.
+    """
+    predictions = {'vec': actions.vec[..., None, :], 'chk': actions.chk, 'traj': actions.traj}
+    return {
+        name: action_mse(x, target[..., : x.shape[-2], :], action_mask[..., : x.shape[-2]], scale)
+        for name, x in predictions.items()
+    }
+
+
+def weighted_sum(errors: Terms, weights: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Float[Array, 'b']:
+    """sum_j alpha_j MSE_ij; with unit weights the difficulty h_i (paper 4.2.1)."""
+    parts = [weight * errors[name] for name, weight in zip(BRANCHES, weights, strict=True)]
+    return parts[0] + parts[1] + parts[2]
+
+
+def hard_mask(
+    difficulty: Float[Array, 'b'], mask: Bool[Array, 'b'], ratio: float
+) -> Bool[Array, 'b']:
+    """H: the ceil(ratio * n_valid) most difficult valid windows, by rank; ties go to the lower
+    index.
+
+    The count comes from a table over n_valid, which is traced: in float32, ceil(0.3 * 20) may be 7.
+    """
+    size = difficulty.shape[0]
+    counts = jnp.asarray([math.ceil(round(ratio * n, 9)) for n in range(size + 1)])
+    score = jnp.where(
+        mask,
+        jnp.nan_to_num(jax.lax.stop_gradient(difficulty), nan=jnp.inf, posinf=jnp.inf),
+        -jnp.inf,
+    )
+    order = jnp.argsort(-score, stable=True)
+    rank = jnp.zeros(size, order.dtype).at[order].set(jnp.arange(size, dtype=order.dtype))
+    return (rank < counts[jnp.sum(mask)]) & mask
+
+
+def time_loss(
+    z_pool: Float[Array, 'b d'], m_prev: Float[Array, 'b d'], fresh: Bool[Array, 'b']
+) -> Float[Array, 'b']:
+    """L_time = 1 - cos(z_pool, stop_gradient(m_prev)); 0 where there is no memory yet (DESIGN 3.5).
+
+    Fresh windows count as zeros in the mean: with single windows, as in the paper, L_time vanishes.
+    """
+    return jnp.where(fresh, 0.0, 1.0 - safe_cosine(z_pool, jax.lax.stop_gradient(m_prev)))
+
+
+def info_nce(
+    z_pool: Float[Array, 'b d'],
+    context: Float[Array, 'b d'],
+    text_id: Int[Array, 'b'],
+    mask: Bool[Array, 'b'],
+    temperature: float = 0.07,
+) -> Float[Array, 'b']:
+    """L_mi (paper 4.2.2): -log softmax_j(cos(z_i, context_j) / temperature) at j = i.
+
+    The candidates j of window i are i itself and all valid windows with another text: the context
+    of a window with the same text holds the same text, so it is left out of the denominator. A
+    batch with one text gives exactly 0; two texts that cannot be told apart give ln 2 (Table 1's
+    L_sem is 0.1 ln 2). Padding gives 0.
+    """
+    cosine = jnp.einsum(
+        'id,jd->ij', unit(z_pool), unit(context), precision=jax.lax.Precision.HIGHEST
+    )
+    itself = jnp.eye(mask.shape[0], dtype=bool)
+    candidate = itself | (mask[None, :] & (text_id[:, None] != text_id[None, :]))
+    logits = jnp.where(candidate, cosine / temperature, EXCLUDED)
+    loss = jax.nn.logsumexp(logits, axis=-1) - jnp.diagonal(logits)
+    return jnp.where(mask, loss, 0.0)
+
+
+def unit(x: Float[Array, 'b d']) -> Float[Array, 'b d']:
+    """x / |x|; zero rows stay zero, with gradient zero."""
+    norm = safe_norm(x, keepdims=True)
+    return jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1.0), 0.0)
+
+
+def intent_loss(z_intent: Float[Array, 'b d'], memory: Float[Array, 'b d']) -> Float[Array, 'b']:
+    """L_intent = -cos(z_intent, m) (paper 4.2.2: aligned in direction)."""
+    return -safe_cosine(z_intent, memory)
+
+
+def tau_loss(
+    tau: Float[Array, 'b e'], c_act: Float[Array, 'b e'], config: LossConfig
+) -> Float[Array, 'b']:
+    """L_tau = 0.01 mean(tau^2) + lambda_collapse max(0, tau_0 - rms(tau))^2 + eta_var (1 - cos(tau,
+    c_act)).
+
+    The paper's norms are means over dimensions here: only those fit the last row of its Table 1
+    (DESIGN 3.5).
+    """
+    collapse = jnp.square(jax.nn.relu(config.tau_0 - rms(tau)))
+    direction = 1.0 - safe_cosine(tau, c_act)
+    norm = jnp.mean(jnp.square(tau), axis=-1)
+    return config.tau_norm * norm + config.lambda_collapse * collapse + config.eta_var * direction

@@ -1,0 +1,136 @@
+"""Frozen features (DESIGN 3.8): SigLIP's tokens and text embeddings of every window, computed once,
+kept on disk.
+
+They lie beside the shards (`data/loader/feature_cache.py`) with the digests of base and data; those of another
+base, other data or another setting are made anew. They have the dtype that the policy computes in,
+so that a file rounds nothing. A training that reads them differs from one that computes them by
+float32's rounding (1e-7 of a feature): which products XLA takes depends on the number of windows in
+a batch. So a run keeps to one way; `Checkpoints` refuses to change it.
+"""
+
+import hashlib
+import io
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sigma_jax.data.loader.feature_cache import DTYPES, FILE, Features
+from sigma_jax.data.shards.meta import META
+from sigma_jax.errors import UserError
+from sigma_jax.files import atomic_write, writer_lock
+from sigma_jax.training import build
+from sigma_jax.types import Observation
+
+SCHEMA = 1
+BATCH = 32  # windows at a time; divides FILE
+See = Callable[[Observation], Observation]
+
+
+def check(config: Mapping[str, Any]) -> bool:
+    """Whether a run of this config reads cached features. Raises UserError where it could not."""
+    if (kind := config.get('features', '')) not in ('', 'cache'):
+        raise UserError(f"config.features: expected '' or 'cache', got {kind!r}; choose one")
+    if not kind:
+        return False
+    if (
+        config['objective'] != 'sigma'
+        or config['sigma'].get('vision_encoder', 'backbone') != 'backbone'
+    ):
+        raise UserError(
+            "config.features='cache' expects objective 'sigma' with sigma.vision_encoder "
+            "'backbone', whose image encoder is frozen, got another; set config.features=''"
+        )
+    if config['loader'].get('augment'):
+        raise UserError(
+            "config.features='cache' expects pictures that stay as they are, got "
+            'loader.augment=True; switch one off'
+        )
+    return True
+
+
+def identity(config: Mapping[str, Any], base: build.Base, shards: pathlib.Path) -> dict[str, Any]:
+    """What two caches must share to hold the same numbers."""
+    tokenizer = pathlib.Path(config['tokenizer'])
+    return {
+        'schema': SCHEMA,
+        'base_digest': base.digest,
+        'data_digest': hashlib.sha256((shards / META).read_bytes()).hexdigest(),
+        'dtype': base.config.dtype,
+        'quant': json.loads(json.dumps(config.get('quant', {}))),
+        'text': config['sigma'].get('text', 'embedding'),
+        'tokenizer': hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+        if tokenizer.is_file()
+        else str(tokenizer),
+        'image_padding': base.policy.image_padding,
+    }
+
+
+def prepare(
+    made_by: Mapping[str, Any],
+    shards: pathlib.Path,
+    split: str,
+    windows: int,
+    see: See,
+    batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Features:
+    """The features of `split`, of which what is missing is computed; nothing is read of the data
+    where none is.
+
+    Args:
+      made_by: from `identity`; whatever lies there with another one is removed.
+      see: fills in what the frozen policy makes of an observation [b 1 ...].
+      batches: `batches(b)` gives all windows in record order as the loader does, leaves [b 1 ...],
+        padding last.
+      progress: told (windows done, windows in all).
+
+    Raises UserError while another process makes them.
+    """
+    features = Features(shards, split, str(made_by['dtype']))
+    if features.dtype not in DTYPES:
+        raise UserError(
+            f'config.features: expected a policy in {" or ".join(DTYPES)}, got {features.dtype}; '
+            "set config.features=''"
+        )
+    wanted = [*features.parts(windows), features.texts]
+    if features.made_by() == made_by and all(path.is_file() for path in wanted):
+        return features
+    with writer_lock(features.folder, 'training, which makes the features there'):
+        if features.made_by() != made_by:
+            for path in features.folder.glob(f'{split}[-.]*'):
+                path.unlink()
+            atomic_write(features.record, json.dumps(made_by, indent=1))
+        _write(features, windows, see, batches, progress)
+    return features
+
+
+def _write(features: Features, windows: int, see: See, batches, progress) -> None:
+    """All files that are not there; what is there is whole."""
+    held: list[np.ndarray] = []
+    tasks: dict[int, Observation] = {}
+    for first, arrays in zip(range(0, windows, BATCH), batches(BATCH), strict=False):
+        observation = build.to_batch(arrays).observation
+        for n, task in enumerate(arrays['text_id'][:, 0]):
+            tasks.setdefault(int(task), jax.tree.map(lambda x, n=n: x[n : n + 1], observation))
+        real = arrays['record'][:, 0] >= 0
+        part, done = features.part(first // FILE), first + int(real.sum())
+        if not part.is_file():
+            held.append(np.asarray(see(observation).features)[real, 0])
+            if done % FILE == 0 or done == windows:
+                _save(part, features.encode(np.concatenate(held)))
+                held = []
+        progress(done, windows)
+    embedded = {task: np.asarray(see(one).text_embeddings)[0, 0] for task, one in tasks.items()}
+    nothing = np.zeros_like(next(iter(embedded.values())))  # a task that only other splits have
+    table = [embedded.get(n, nothing) for n in range(max(embedded) + 1)]
+    _save(features.texts, np.stack(table).astype(np.float32))
+
+
+def _save(path: pathlib.Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    atomic_write(path, buffer.getvalue())
