@@ -35,6 +35,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sigma_jax.cli import run_with_config
+from sigma_jax.convert.base_policy import Base, check_image_size
 from sigma_jax.data.shards.contact_sheet import contact_sheet
 from sigma_jax.data.shards.export_pt import export
 from sigma_jax.data.shards.meta import camera_names, read_meta
@@ -47,7 +48,7 @@ from sigma_jax.files import atomic_write
 from sigma_jax.policies import base_actions
 from sigma_jax.processing import fitting
 from sigma_jax.processing.spec import Policy
-from sigma_jax.training import build
+from sigma_jax.settings import from_section
 
 _OUT = flags.DEFINE_string(
     'out', None, 'folder for the shards; new, empty, or one to continue', required=True
@@ -138,15 +139,15 @@ def section_table(title: str, rows: list[tuple[str, str]]) -> Table:
     return table
 
 
-def fitting_base(config: ConfigDict, sampled: bool = True) -> build.Base:
+def fitting_base(config: ConfigDict, sampled: bool = True) -> Base:
     """The base, its weights unread. Raises UserError where it does not fit these windows, to be
     `sampled` on them.
     """
-    settings = build.build(base_actions.BaselineConfig, config.baselines.to_dict(), 'baselines')
+    settings = from_section(base_actions.BaselineConfig, config.baselines.to_dict(), 'baselines')
     base = base_actions.describe_policy(settings)
     if sampled:
         base_actions.check_policy(base, settings, config.data.horizon)
-    build.check_image_size(base, config.data.image_size)
+    check_image_size(base, config.data.image_size)
     keys = config.data.cameras
     views = {
         'camera_names': camera_names(keys),
@@ -162,7 +163,7 @@ def accept_robot(config: ConfigDict, console: Console) -> Callable[[Dataset], No
     be.
     """
     base = base_actions.describe_policy(
-        build.build(base_actions.BaselineConfig, config.baselines.to_dict(), 'baselines')
+        from_section(base_actions.BaselineConfig, config.baselines.to_dict(), 'baselines')
     )
 
     def accept(dataset: Dataset) -> None:
@@ -211,7 +212,7 @@ def sample_baselines(settings: ConfigDict, console: Console) -> None:
         task = bar.add_task('baselines', total=None)
         base_actions.write_baselines(
             _OUT.value,
-            build.build(base_actions.BaselineConfig, settings.to_dict(), 'baselines'),
+            from_section(base_actions.BaselineConfig, settings.to_dict(), 'baselines'),
             functools.partial(_advance, bar, task),
         )
 

@@ -39,8 +39,8 @@ from sigma_jax import xla  # noqa: E402
 from sigma_jax.ablations import side_by_side, stacked  # noqa: E402
 from sigma_jax.ablations.setup import AblationRun  # noqa: E402
 from sigma_jax.cli import load  # noqa: E402
-from sigma_jax.training import build  # noqa: E402
 from sigma_jax.training.devices import use_all_cores  # noqa: E402
+from sigma_jax.types import to_batch  # noqa: E402
 
 TINY = 96  # width of the language model of assets/pi05_tiny
 
@@ -122,7 +122,7 @@ def together(run: AblationRun) -> Callable[[], Any]:
     batches = iter(run.make_loader(0))
 
     def step() -> Any:
-        batch = run.devices.everywhere(build.to_batch(next(batches)))
+        batch = run.devices.everywhere(to_batch(next(batches)))
         run.state, metrics = run.step(run.state, run.frozen, batch, run.gates)
         return run.state, metrics
 
@@ -144,7 +144,7 @@ def alone(run: AblationRun, starts: stacked.Rows, steps: int) -> Callable[[], An
         gates = jax.device_put(jax.tree.map(np.float32, run.members[n].gates), device)
         for _ in range(steps):
             state, metrics = step(
-                state, frozen, jax.device_put(build.to_batch(next(batches)), device), gates
+                state, frozen, jax.device_put(to_batch(next(batches)), device), gates
             )
         return state, metrics
 

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks import train_cases
 from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.processing.tokenizer import load_tokenizer
-from sigma_jax.training import build
+from sigma_jax.types import to_batch
 
 
 def open_loader(case: train_cases.Case, shards: str, workers: int) -> Any:
@@ -34,11 +34,11 @@ def measure(case: dict, shards: str, workers: int) -> dict[str, Any]:
     """
     described = train_cases.Case(**case)
     loader = iter(open_loader(described, shards, workers))
-    program = train_cases.build(described, build.to_batch(next(loader)))
+    program = train_cases.build(described, to_batch(next(loader)))
     program.call()
     start, steps = time.perf_counter(), 0
     for arrays in loader:
-        program.start(build.to_batch(arrays))
+        program.start(to_batch(arrays))
         steps += 1
     program.wait()
     fed = time.perf_counter() - start

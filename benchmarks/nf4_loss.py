@@ -23,8 +23,8 @@ import numpy as np  # noqa: E402
 
 from sigma_jax.cli import load, reports_user_errors  # noqa: E402
 from sigma_jax.nn import quant  # noqa: E402
-from sigma_jax.training import build  # noqa: E402
 from sigma_jax.training.run import Run  # noqa: E402
+from sigma_jax.types import to_batch  # noqa: E402
 
 KINDS = ('bfloat16', 'nf4')
 BOTH = (r'.*/attn/(q|kv|attn_vec)_einsum(_1)?/w',)  # q, k, v, output of both experts
@@ -57,7 +57,7 @@ def losses(config: Mapping[str, Any]) -> tuple[np.ndarray, int]:
     run = Run(config)
     batches, found = iter(run.loader), []
     for _ in range(config['steps']):
-        batch = run.devices.split(build.to_batch(next(batches)))
+        batch = run.devices.split(to_batch(next(batches)))
         run.state, metrics = run.step(run.state, run.frozen, batch, run.ablation)
         found.append(metrics['loss'])
     return np.asarray(jax.device_get(found)), quant.size(run.frozen.params)

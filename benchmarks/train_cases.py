@@ -18,8 +18,10 @@ import numpy as np
 from configs import defaults
 from sigma_jax import trees, xla
 from sigma_jax.backbones import pi05
+from sigma_jax.convert.base_policy import Base, pi05_config
 from sigma_jax.nn.lora import LoraConfig
-from sigma_jax.objectives.objective import unnormalize_actions
+from sigma_jax.processing.actions import unnormalize_actions
+from sigma_jax.settings import from_section
 from sigma_jax.training import build as assembly
 from sigma_jax.training.compilation import uncollected
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -156,11 +158,11 @@ def random_stats() -> dict[str, jax.Array]:
     return scales | {'relative': zeros, 'state_low': -ones, 'state_span': 2 * ones}
 
 
-def pi05_config(config: Mapping) -> pi05.Pi05Config:
+def case_sizes(config: Mapping) -> pi05.Pi05Config:
     """The sizes of a case."""
     run = {key: config['model'][key] for key in ('dtype', 'remat')}
-    return assembly.pi05_config(
-        config['model'], run | {'lora': assembly.build(LoraConfig, config['lora'], 'lora')}
+    return pi05_config(
+        config['model'], run | {'lora': from_section(LoraConfig, config['lora'], 'lora')}
     )
 
 
@@ -169,12 +171,12 @@ def build(case: Case, batch: Batch | None = None) -> Program:
     device.
     """
     config = settings(case)
-    sizes = pi05_config(config)
+    sizes = case_sizes(config)
     batch = jax.device_put(random_batch(sizes, case) if batch is None else batch)
-    goal = assembly.make_objective(config, assembly.Base(sizes, None, 'random'), batch)
-    params = assembly.store_base(config, assembly.Base(sizes, random_params(sizes), 'random'), goal)
+    goal = assembly.make_objective(config, Base(sizes, None, 'random'), batch)
+    params = assembly.store_base(config, Base(sizes, random_params(sizes), 'random'), goal)
     base, frozen = (
-        assembly.Base(sizes, pi05.abstract_params(sizes), 'random'),
+        Base(sizes, pi05.abstract_params(sizes), 'random'),
         Frozen(params, random_stats()),
     )
     flops = model_flops(case, sizes, config['sigma'])
@@ -194,12 +196,12 @@ def compiled(
 
 
 def training_program(
-    config: Mapping, base: assembly.Base, goal: Any, frozen: Frozen, batch: Batch, flops: float
+    config: Mapping, base: Base, goal: Any, frozen: Frozen, batch: Batch, flops: float
 ) -> Program:
     """The step that `train.py` compiles, state donated."""
     trainable, frozen = assembly.make_trainable(config, base, goal, frozen, batch)
     rates = dict(config['optimizer']) | {'total_steps': config['steps']}
-    optimizer = make_optimizer(assembly.build(OptimizerConfig, rates, 'optimizer'))
+    optimizer = make_optimizer(from_section(OptimizerConfig, rates, 'optimizer'))
     holder, gates = [init_state(0, trainable, optimizer)], assembly.make_ablation(config)
     del trainable  # donated with the first step: only the holder may keep it
     compiling = {'donate_argnums': 0, 'triton': config['triton']}
@@ -214,7 +216,7 @@ def training_program(
     return Program(start, lambda: jax.block_until_ready(holder[0]), seconds, step, flops)
 
 
-def sampler_program(base: assembly.Base, frozen: Frozen, batch: Batch, flops: float) -> Program:
+def sampler_program(base: Base, frozen: Frozen, batch: Batch, flops: float) -> Program:
     """Actions in raw units for every window, as the baselines of `prepare_data.py`."""
     observation = jax.tree.map(lambda x: x[:, 0], batch.observation)
     keys = jax.random.split(jax.random.key(2), batch.mask.shape[0])

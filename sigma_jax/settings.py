@@ -2,6 +2,7 @@
 sentence.
 """
 
+import dataclasses
 import re
 import types
 import typing
@@ -63,3 +64,21 @@ def check_patterns(name: str, patterns: Any) -> None:
             raise UserError(
                 f'{name}: expected regular expressions, got {pattern!r} ({error}); correct it'
             ) from error
+
+
+def from_section(kind: type, settings: Mapping, where: str) -> Any:
+    """A frozen dataclass from a config section.
+
+    Raises UserError for unknown and missing keys, and for rows of another length or kind.
+    """
+    fields = {f.name for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(settings) - fields):
+        raise UserError(
+            f'config.{where} has unknown keys {unknown}; expected some of {sorted(fields)}'
+        )
+    check_rows(kind, settings, f'config.{where}.')
+    plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    try:
+        return kind(**plain)
+    except TypeError as error:
+        raise UserError(f'config.{where}: {error}; add the missing keys') from error

@@ -13,8 +13,11 @@ Every array may carry more leading axes than its annotation shows (`g` under `la
 `vmap`).
 """
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -165,3 +168,15 @@ class Ablation:
     hard: float | Float[Array, ''] = 1.0  # 0: no hard-sample term in TRAF
     # TSAC: curriculum step = speed * optimiser step; inf: all at once
     ramp_speed: float | Float[Array, ''] = 1.0
+
+
+def to_batch(arrays: Mapping[str, np.ndarray]) -> Batch:
+    """The loader's dictionary, leaves [b g ...], as a Batch. Without baselines `base` is zero."""
+    names = [f.name for f in dataclasses.fields(Observation)]
+    inputs: dict[str, Any] = {k: arrays[k] for k in names if k in arrays}
+    rest: dict[str, Any] = {
+        f.name: arrays[f.name] for f in dataclasses.fields(Batch) if f.name in arrays
+    }
+    return Batch(
+        observation=Observation(**inputs), **{'base': np.zeros_like(arrays['actions'])} | rest
+    )

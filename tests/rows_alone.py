@@ -16,7 +16,7 @@ from configs import ablations as config
 from sigma_jax.ablations import stacked
 from sigma_jax.backbones import pi05
 from sigma_jax.nn import lora
-from sigma_jax.objectives import objective
+from sigma_jax.objectives.sigma import init_sigma
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Frozen
@@ -31,7 +31,7 @@ def setting():
     batch = model.small_batch(sizes.vision.image_size)
     params = model.noisy(jax.jit(lambda key: pi05.init_params(key, sizes))(jax.random.key(0)))
     frozen, goal = Frozen(wide(params), wide(small.frozen().stats)), model.sigma_goal(sizes)
-    init = jax.jit(lambda key: objective.init_sigma(key, goal, frozen, batch))
+    init = jax.jit(lambda key: init_sigma(key, goal, frozen, batch))
 
     def start(seed):
         factors = lora.init_factors(jax.random.key(seed), params, pi05.LAYOUTS, sizes.lora)

@@ -11,7 +11,7 @@ import numpy as np
 from sigma_jax.backbones import pi05
 from sigma_jax.convert import checkpoint
 from sigma_jax.nn import lora
-from sigma_jax.objectives import objective
+from sigma_jax.objectives.sigma import SigmaObjective, init_sigma
 from sigma_jax.sigma.curriculum import CurriculumConfig
 from sigma_jax.sigma.losses import LossConfig
 from sigma_jax.sigma.model import SigmaConfig
@@ -29,11 +29,11 @@ SIGMA = SigmaConfig(
 PI05 = dataclasses.replace(golden.config(), lora=LORA)
 
 
-def sigma_objective(**changes) -> objective.SigmaObjective:
+def sigma_objective(**changes) -> SigmaObjective:
     """Ramps start above zero, so that every term has a gradient at the first step."""
     curriculum = CurriculumConfig(ramp_steps=4, tau=(0.01, 0.03))
     parts = {'config': PI05, 'sigma': SIGMA, 'loss': LossConfig(), 'curriculum': curriculum}
-    return objective.SigmaObjective(**parts | changes)
+    return SigmaObjective(**parts | changes)
 
 
 @functools.cache
@@ -91,9 +91,7 @@ def make_batch(seed=0) -> Batch:
 def untrained() -> dict:
     """{'sigma', 'lora'} before the first step."""
     key = jax.random.key(0)
-    sigma = quick.jit(lambda f, b: objective.init_sigma(key, sigma_objective(), f, b))(
-        frozen(), make_batch()
-    )
+    sigma = quick.jit(lambda f, b: init_sigma(key, sigma_objective(), f, b))(frozen(), make_batch())
     return {
         'sigma': jax.device_get(sigma),
         'lora': lora.init_factors(key, frozen().params, pi05.LAYOUTS, LORA),

@@ -50,15 +50,15 @@ EFFECTS = {
 ACCELERATED = {'flax', 'jax', 'optax', 'orbax'}
 INTERFACE = {'absl', 'argparse', 'ml_collections', 'rich'}
 SPEAKS: tuple[str, ...] = (
-    'scripts',
+    'cli',
     'sim.__main__',
-    'report.console',
+    'evaluation.report.console',
     'training.trainer',
     'training.memory_check',
 )
 SPEAKS += ('ablations.side_by_side', 'ablations.table')
 # a bar for each replay
-SPEAKS += ('evaluation.runner', 'evaluation.comparison_run', 'evaluation.replay_shards')
+SPEAKS += ('evaluation.runner', 'evaluation.compare.run', 'evaluation.replay_shards')
 
 
 @functools.cache
@@ -146,27 +146,27 @@ def test_no_module_reaches_itself():
     assert circles <= {'__init__'}
 
 
-def test_backbones_and_workspaces_do_not_know_each_other():
-    for one, other in (('backbones', 'workspaces'), ('workspaces', 'backbones')):
-        modules = [name for name in trees() if within(name, (one,))]
-        assert modules and not any(
-            within(seen, (other,)) for name in modules for seen in reached(name)
-        )
+def test_backbones_and_sigma_do_not_know_each_other():
+    backbones = [name for name in trees() if within(name, ('backbones',))]
+    assert backbones and not any(within(seen, ('sigma',)) for n in backbones for seen in reached(n))
+    sigma = [name for name in trees() if within(name, ('sigma',))]
+    known = {seen for name in sigma for seen in reached(name) if within(seen, ('backbones',))}
+    assert known == {'backbones.base'}
 
 
 def test_sigma_asks_for_no_particular_backbone():
-    known = {path for path in imports('sigma') if path.startswith('.backbones')}
+    known = {path for path in imports('sigma.model') if path.startswith('.backbones')}
     assert known == {'.backbones.base'}
 
 
 def test_losses_know_neither_sigma_nor_flax():
-    assert not imports('losses') & {'.sigma', 'flax'}
-    assert 'sigma' not in reached('losses')
+    assert not imports('sigma.losses') & {'.sigma.model', 'flax'}
+    assert 'sigma.model' not in reached('sigma.losses')
 
 
 def test_the_data_path_loads_no_jax():
     for name in trees():
-        if within(name, ('data', 'backbones.tokenizer', 'backbones.small_tokenizer')):
+        if within(name, ('data',)):
             loaded = {path for seen in reached(name) for path in imports(seen)}
             assert not loaded & ACCELERATED, f'{name}: loader processes would start a GPU client'
 
@@ -182,7 +182,7 @@ def test_pure_modules_touch_nothing_outside():
 def test_only_the_top_speaks_to_the_user():
     for name in trees():
         allowed = INTERFACE if within(name, SPEAKS) else set()
-        if name == 'data.pipeline':
+        if name == 'data.loader.loader':
             # grain's worker processes read absl's flags, also where a program uses none
             allowed = {'absl'}
         assert imports(name) & INTERFACE <= allowed, name
@@ -191,7 +191,7 @@ def test_only_the_top_speaks_to_the_user():
 
 def test_config_dicts_stay_at_the_edge():
     users = {name for name in trees() if 'ml_collections' in imports(name)}
-    assert users == {'scripts'}
+    assert users == {'cli'}
 
 
 def test_only_the_simulator_knows_mujoco_and_nothing_knows_the_simulator():
@@ -209,7 +209,7 @@ def test_torch_is_imported_for_pt_shards_only():
         for name in trees()
         if imports(name) & {'torch', 'transformers', 'tensorflow', 'lerobot'}
     }
-    assert users <= {'data.torch_shards'}  # inside one function, for the paper's own container
-    assert imports('data.torch_shards') & {'torch', 'transformers', 'tensorflow', 'lerobot'} == {
+    assert users <= {'data.pt.shards'}  # inside one function, for the paper's own container
+    assert imports('data.pt.shards') & {'torch', 'transformers', 'tensorflow', 'lerobot'} == {
         'torch'
     }

@@ -11,7 +11,8 @@ import pytest
 
 from sigma_jax.backbones import pi05
 from sigma_jax.nn import lora
-from sigma_jax.objectives.objective import FlowMatching, init_sigma
+from sigma_jax.objectives.flow_matching import FlowMatching
+from sigma_jax.objectives.sigma import init_sigma
 from sigma_jax.policies import sampling
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.training.step import init_state, make_step

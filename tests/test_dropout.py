@@ -13,7 +13,7 @@ import pytest
 from sigma_jax.backbones import gemma, pi05
 from sigma_jax.nn import layers as shared
 from sigma_jax.nn import lora
-from sigma_jax.objectives import objective
+from sigma_jax.objectives.flow_matching import FlowMatching
 from sigma_jax.training.step import accumulated
 from sigma_jax.types import Ablation
 from tests import golden, quick
@@ -118,7 +118,7 @@ def test_flow_matching_draws_dropout_from_the_step_s_key(golden_params):
     """Times and noise given, nothing but dropout is left to the key."""
     i, goal = (
         golden.inputs(),
-        objective.FlowMatching(dataclasses.replace(golden.config(), lora=LORA)),
+        FlowMatching(dataclasses.replace(golden.config(), lora=LORA)),
     )
     rows = jax.tree.map(lambda x: x[:1, :1].repeat(3, 0), small.make_batch())
     rows = rows.replace(

@@ -15,7 +15,7 @@ from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.errors import UserError
 from sigma_jax.nn.lora import LoraConfig
 from sigma_jax.nn.quant import QuantConfig
-from sigma_jax.settings import check_row
+from sigma_jax.settings import check_row, from_section
 from sigma_jax.sigma.curriculum import CurriculumConfig, make_schedules
 from sigma_jax.sigma.losses import LossConfig
 from sigma_jax.training import build
@@ -72,7 +72,7 @@ def take(config, name):
     if not section:
         build.check_groups(config)
         return config[key]
-    made = build.build(SECTIONS[section], config[section], section)
+    made = from_section(SECTIONS[section], config[section], section)
     if section == 'curriculum':
         make_schedules(made)
     return getattr(made, key)
@@ -152,11 +152,11 @@ SENTENCES = [
 @pytest.mark.parametrize(('section', 'kind', 'name', 'value', 'sentence'), SENTENCES)
 def test_the_sentence_names_setting_number_and_kind(section, kind, name, value, sentence):
     with pytest.raises(UserError, match=sentence):
-        build.build(kind, {name: value}, section)
+        from_section(kind, {name: value}, section)
 
 
 def test_what_fits_is_taken_as_it_is():
-    made = build.build(CurriculumConfig, {'sem': [0, 1.5], 'tau': (0.0, 0.1)}, 'curriculum')
+    made = from_section(CurriculumConfig, {'sem': [0, 1.5], 'tau': (0.0, 0.1)}, 'curriculum')
     assert made.sem == (0, 1.5) and made.tau == (0.0, 0.1)
     check_row('x', None, tuple[float, ...] | None)
     check_row('x', 'no row at all', str)

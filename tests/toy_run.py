@@ -13,8 +13,8 @@ import optax
 from absl import logging
 from rich.console import Console
 
+from sigma_jax.convert.base_policy import Base
 from sigma_jax.training import trainer
-from sigma_jax.training.build import Base
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Frozen

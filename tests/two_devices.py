@@ -16,12 +16,13 @@ import numpy as np
 jnp.float32 = jnp.float64  # before the model is imported
 
 from sigma_jax.backbones import pi05  # noqa: E402
+from sigma_jax.convert.base_policy import pi05_config  # noqa: E402
 from sigma_jax.nn import lora  # noqa: E402
-from sigma_jax.objectives import objective  # noqa: E402
+from sigma_jax.objectives.flow_matching import FlowMatching  # noqa: E402
+from sigma_jax.objectives.sigma import SigmaObjective, init_sigma  # noqa: E402
 from sigma_jax.sigma.curriculum import CurriculumConfig  # noqa: E402
 from sigma_jax.sigma.losses import LossConfig  # noqa: E402
 from sigma_jax.sigma.model import SigmaConfig  # noqa: E402
-from sigma_jax.training import build  # noqa: E402
 from sigma_jax.training.devices import Devices  # noqa: E402
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer  # noqa: E402
 from sigma_jax.training.step import init_state, make_step  # noqa: E402
@@ -82,9 +83,7 @@ def summary(trainable, one, other):
 def sizes(dropout):
     """The smallest pi0.5 of the tests, all of it in float64."""
     factors = dataclasses.replace(small.LORA, dropout=dropout)
-    return build.pi05_config(
-        small_run.MODEL | {'dtype': 'float64', 'remat': None}, {'lora': factors}
-    )
+    return pi05_config(small_run.MODEL | {'dtype': 'float64', 'remat': None}, {'lora': factors})
 
 
 def sigma_goal(config):
@@ -94,7 +93,7 @@ def sigma_goal(config):
         d_model=32, state_dim=small.A, action_dim=small.A, horizon=small.T, chunk=2, **settings
     )
     object.__setattr__(heads, 'dtype', 'float64')  # a config file may not ask for it
-    return objective.SigmaObjective(
+    return SigmaObjective(
         config, heads, LossConfig(), CurriculumConfig(ramp_steps=4, tau=(0.01, 0.03))
     )
 
@@ -135,7 +134,7 @@ def flow_matching():
     """
     config = sizes(0.0)
     trainable, frozen, batch = flow(config, small_batch(config.vision.image_size))
-    goal = objective.FlowMatching(config)
+    goal = FlowMatching(config)
     one, two = (train(goal, trainable, frozen, batch, count) for count in (1, 2))
     parts = train(goal, trainable, frozen, batch, 1, accumulate=2)
     return {
@@ -150,7 +149,7 @@ def sigma():
     batch = small_batch(config.vision.image_size)
     trainable, frozen, _ = flow(config, batch)
     goal, factors = sigma_goal(config), {'PaliGemma': trainable['lora']['PaliGemma']}
-    init = jax.jit(lambda f, b: objective.init_sigma(jax.random.key(2), goal, f, b))
+    init = jax.jit(lambda f, b: init_sigma(jax.random.key(2), goal, f, b))
     trainable = {'sigma': noisy(init(frozen, batch)), 'lora': factors}
     one, two = (train(goal, trainable, frozen, batch, count) for count in (1, 2))
     return {'sigma': summary(trainable, one, two)}

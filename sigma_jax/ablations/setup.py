@@ -10,6 +10,7 @@ import jax
 from sigma_jax.ablations import stacked
 from sigma_jax.ablations.stacked import Member
 from sigma_jax.errors import UserError
+from sigma_jax.settings import from_section
 from sigma_jax.training import build, memory, memory_check
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -40,7 +41,7 @@ class AblationRun(Parts):
         self.members = list(members)
         self.loader = self.make_loader(config['loader']['num_workers'])
         settings = dict(config['optimizer']) | {'total_steps': config['steps']}
-        optimizer = make_optimizer(build.build(OptimizerConfig, settings, 'optimizer'))
+        optimizer = make_optimizer(from_section(OptimizerConfig, settings, 'optimizer'))
         states = {
             seed: jax.device_get(self._start(seed, optimizer))
             for seed in {member.seed for member in members}

@@ -1,13 +1,18 @@
 """pi0.5 checkpoints in and out.
 
 source, checkpoint, writers   open, load, convert: any layout to any layout, slice by slice
-pytorch, pieces, sizes, fit   the table of names, its slices, sizes from arrays, what does not fit
-tensors, leaves, orbax_tree   safetensors files, Orbax arrays, which of them are the weights
+base_policy                   the base of a run: sizes, weights, statistics, does the robot fit it
+weight_names, slices, sizes   the table of names, its slices, sizes from arrays
+validate, joints              what does not fit the model, or the robot
+tensor_files, small_file      safetensors files; small ones, read whole
+orbax_leaves, orbax_tree      Orbax arrays; which of them are the weights
 torch_names, other_models     names in a training's wrappers; models that are no pi0.5
-digests, whole_file           SHA-256 per leaf; small files
-beside, lerobot_*, openpi_*   statistics, processors and settings beside the weights
-stats_source, adapter_beside  statistics named elsewhere; those beside an adapter
-peft*, merge, heads           LoRA factors as PEFT adapters, merged weights, Sigma's heads
-openpi_lora                   openpi's own LoRA factors, merged
-fixture, verify               proof against the numbers of a public implementation
+digests                       SHA-256 per leaf
+assets, overrides             statistics, processors and settings beside weights; what a caller says
+stats_source, dataset_stats   statistics named elsewhere; exact ones from a data set's rows
+merge, heads                  LoRA merged into weights; Sigma's heads
+lerobot/                      LeRobot's config.json and processors, read and written
+openpi/                       openpi's assets, its own LoRA leaves, settings of its training config
+peft/                         LoRA factors as PEFT adapters
+parity/                       proof against the numbers of a public implementation
 """

@@ -24,7 +24,7 @@ IMAGE, TEXT = (
     ('i.w', 'i.m', 'i.depth', 'patch', 'tokens'),
     ('l.w', 'l.m', 'l.q', 'l.k', 'depth', 'vocab'),
 )
-AXES = (*IMAGE, *TEXT, 'e.w', 'e.m', 'e.q', 'e.k', 'action')  # see pytorch.py
+AXES = (*IMAGE, *TEXT, 'e.w', 'e.m', 'e.q', 'e.k', 'action')  # see weight_names.py
 Shapes = Mapping[str, tuple[int, ...]]
 
 

@@ -12,11 +12,10 @@ from sigma_jax import xla
 from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.policies import sampling
-from sigma_jax.training import build
 from sigma_jax.training.checkpoints import FREE, Checkpoints, parameter_count
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Parts
-from sigma_jax.types import Ablation, PyTree, SigmaOutput
+from sigma_jax.types import Ablation, PyTree, SigmaOutput, to_batch
 
 # sections that neither base nor data nor a forward pass without dropout depends on
 ROW = {
@@ -118,7 +117,7 @@ class Trained:
     def inputs(self, batch: Mapping[str, np.ndarray], ablation: Ablation) -> tuple:
         """What `forward` takes."""
         gates = jax.tree.map(lambda x: np.asarray(x, np.float32), ablation)
-        return self.trainable, self.frozen, build.to_batch(batch), gates
+        return self.trainable, self.frozen, to_batch(batch), gates
 
 
 class TrainedPolicy:

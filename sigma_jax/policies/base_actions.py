@@ -17,6 +17,13 @@ import jax
 import numpy as np
 
 from sigma_jax import xla
+from sigma_jax.convert.base_policy import (
+    Base,
+    check_images,
+    describe_base,
+    load_base,
+    robot_statistics,
+)
 from sigma_jax.data.loader import loader as pipeline
 from sigma_jax.data.shards import tfds
 from sigma_jax.data.shards.meta import read_meta
@@ -24,8 +31,10 @@ from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.policies import sampling
 from sigma_jax.processing import fitting
+from sigma_jax.processing.actions import frozen_stats
+from sigma_jax.processing.normalize import NormStats
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
-from sigma_jax.training import build
+from sigma_jax.types import to_batch
 
 RECORD = 'baselines.json'
 
@@ -55,7 +64,7 @@ def write_baselines(
     shards_dir, policy = pathlib.Path(shards_dir), describe_policy(config)
     meta = read_meta(shards_dir)
     check_policy(policy, config, meta['horizon'])
-    build.check_images(policy, meta)
+    check_images(policy, meta)
     robot = check_robot(policy, meta)
     if not policy.digest:
         policy = load_policy(config)
@@ -87,16 +96,16 @@ def write_baselines(
     return record
 
 
-def describe_policy(config: BaselineConfig) -> build.Base:
+def describe_policy(config: BaselineConfig) -> Base:
     """The converted policy and its statistics, its weights left unread."""
-    return build.describe_base(_base_config(config))
+    return describe_base(_base_config(config))
 
 
-def load_policy(config: BaselineConfig) -> build.Base:
+def load_policy(config: BaselineConfig) -> Base:
     """The converted policy with its weights. Raises UserError without `norm_stats.json` in its
     folder.
     """
-    policy = build.load_base(_base_config(config))
+    policy = load_base(_base_config(config))
     _check_statistics(policy, config)
     return policy
 
@@ -110,7 +119,7 @@ def _base_config(config: BaselineConfig) -> dict[str, Any]:
     return {'base': config.base, 'model': {'dtype': config.dtype, 'remat': None}, 'lora': {}}
 
 
-def check_policy(policy: build.Base, config: BaselineConfig, horizon: int) -> None:
+def check_policy(policy: Base, config: BaselineConfig, horizon: int) -> None:
     """Raises UserError where the policy cannot be sampled, with this tokenizer, for windows of
     `horizon` actions.
     """
@@ -124,17 +133,17 @@ def check_policy(policy: build.Base, config: BaselineConfig, horizon: int) -> No
         )
 
 
-def check_robot(policy: build.Base, robot: Mapping[str, Any]) -> build.NormStats | None:
+def check_robot(policy: Base, robot: Mapping[str, Any]) -> NormStats | None:
     """The policy's statistics for a robot of these `state_names` and `action_names`.
 
     Raises UserError where the policy knows another robot: too few numbers, or relative joints that
     are not its own.
     """
     fitting.of_shards((), policy.policy, robot, policy.config.action_dim)
-    return build.robot_statistics(policy, robot)
+    return robot_statistics(policy, robot)
 
 
-def _check_statistics(policy: build.Base, config: BaselineConfig) -> None:
+def _check_statistics(policy: Base, config: BaselineConfig) -> None:
     if policy.norm_stats is None:
         raise UserError(
             f'expected norm_stats.json in {config.base}, got none; a policy is sampled in the '
@@ -167,7 +176,7 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
         policy=policy.policy,
     )
     relative = fitting.of_shards((), policy.policy, read_meta(shards_dir), policy.config.action_dim)
-    stats = build.frozen_stats(policy.norm_stats, policy.norm_stats, relative)
+    stats = frozen_stats(policy.norm_stats, policy.norm_stats, relative)
     sampler = sampling.make_sampler(
         sampling.bind_frozen(policy.config), config.seed, config.samples, horizon
     )
@@ -178,7 +187,7 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
     for batch in loader:
         number = batch['record'][:, 0]
         real = number >= 0
-        windows = build.to_batch({key: x[:, 0] for key, x in batch.items()})
+        windows = to_batch({key: x[:, 0] for key, x in batch.items()})
         out[number[real]] = np.asarray(sample(params, stats, windows))[real]
         progress(int(number.max()) + 1)
     return out

@@ -302,3 +302,6 @@ def _check_order(parts: Mapping[str, np.ndarray]) -> None:
             raise ValueError(
                 f'{low} up to {high}: {one} has {parts[low][one]:g} and {parts[high][one]:g}'
             )
+
+
+NormStats = dict[str, Statistics]  # 'state', 'actions'

@@ -18,6 +18,7 @@ import numpy as np
 from sigma_jax import __version__, files, trees
 from sigma_jax.backbones.pi05 import LAYOUTS
 from sigma_jax.convert import assets, checkpoint, heads
+from sigma_jax.convert.base_policy import load_base
 from sigma_jax.convert.lerobot import read
 from sigma_jax.convert.merge import merge_piece
 from sigma_jax.convert.peft import adapter as peft
@@ -29,8 +30,8 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn.lora import LoraConfig
 from sigma_jax.processing import fitting, normalize
 from sigma_jax.processing.spec import OURS, Policy
+from sigma_jax.settings import from_section
 from sigma_jax.sigma.model import SigmaConfig
-from sigma_jax.training import build
 from sigma_jax.training.checkpoints import Checkpoints
 
 PyTree = Any
@@ -68,7 +69,7 @@ class Trained:
     @property
     def lora(self) -> LoraConfig:
         """Settings of the factors."""
-        return build.build(LoraConfig, self.config['lora'], 'lora')
+        return from_section(LoraConfig, self.config['lora'], 'lora')
 
 
 def export_run(
@@ -154,7 +155,7 @@ def open_base(config: Mapping[str, Any]) -> tuple[Source, str]:
         source = open_source(config['base'])
         if source.digests:
             return source, trees.combine_digests(source.digests)
-    base = build.load_base(config)
+    base = load_base(config)
     folder = base.folder or pathlib.Path('random')
     return from_memory(
         base.params, base.config, 'random' if base.folder is None else 'base', folder, ()
@@ -207,7 +208,7 @@ def sigma_config(run: Trained) -> SigmaConfig:
         'state_dim': len(meta['state_names']),
         'action_dim': len(meta['action_names']),
     }
-    return build.build(SigmaConfig, sizes | dict(run.config['sigma']), 'sigma')
+    return from_section(SigmaConfig, sizes | dict(run.config['sigma']), 'sigma')
 
 
 def describe_adapter(run: Trained, adapter: pathlib.Path, layout: str) -> None:

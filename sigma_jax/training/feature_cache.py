@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from sigma_jax.convert.base_policy import Base
 from sigma_jax.data.loader.feature_cache import DTYPES, FILE, Features
 from sigma_jax.data.shards.meta import META
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write, writer_lock
-from sigma_jax.training import build
-from sigma_jax.types import Observation
+from sigma_jax.types import Observation, to_batch
 
 SCHEMA = 1
 BATCH = 32  # windows at a time; divides FILE
@@ -52,7 +52,7 @@ def check(config: Mapping[str, Any]) -> bool:
     return True
 
 
-def identity(config: Mapping[str, Any], base: build.Base, shards: pathlib.Path) -> dict[str, Any]:
+def identity(config: Mapping[str, Any], base: Base, shards: pathlib.Path) -> dict[str, Any]:
     """What two caches must share to hold the same numbers."""
     tokenizer = pathlib.Path(config['tokenizer'])
     return {
@@ -113,7 +113,7 @@ def _write(features: Features, windows: int, see: See, batches, progress) -> Non
     held: list[np.ndarray] = []
     tasks: dict[int, Observation] = {}
     for first, arrays in zip(range(0, windows, BATCH), batches(BATCH), strict=False):
-        observation = build.to_batch(arrays).observation
+        observation = to_batch(arrays).observation
         for n, task in enumerate(arrays['text_id'][:, 0]):
             tasks.setdefault(int(task), jax.tree.map(lambda x, n=n: x[n : n + 1], observation))
         real = arrays['record'][:, 0] >= 0

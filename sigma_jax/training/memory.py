@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
 from sigma_jax.nn import layers, lora, quant
-from sigma_jax.objectives import objective
+from sigma_jax.objectives.sigma import SigmaObjective, init_sigma
 from sigma_jax.training import fusion
 from sigma_jax.training.step import init_state
 from sigma_jax.types import Ablation, Batch, Frozen
@@ -72,9 +72,7 @@ def trainable_shapes(
             lambda p: lora.init_factors(key, p, pi05.LAYOUTS, factors), params
         )
     if 'sigma' in groups:
-        out['sigma'] = jax.eval_shape(
-            lambda f, b: objective.init_sigma(key, goal, f, b), frozen, batch
-        )
+        out['sigma'] = jax.eval_shape(lambda f, b: init_sigma(key, goal, f, b), frozen, batch)
     return out
 
 
@@ -169,7 +167,7 @@ def working_set(job: Job) -> int:
     more, less = (
         residual_bytes(with_remat(job, name)) for name in ('dots_saveable', 'nothing_saveable')
     )
-    passes = 2 if isinstance(job.goal, objective.SigmaObjective) else 1
+    passes = 2 if isinstance(job.goal, SigmaObjective) else 1
     return 2 * max(more - less, 0) // (passes * job.goal.config.language.depth)
 
 

@@ -14,10 +14,12 @@ from rich.table import Table
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
+from sigma_jax.convert.base_policy import Base, pi05_config
 from sigma_jax.convert.source import open_source
 from sigma_jax.data.shards.meta import META, read_meta
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora, quant
+from sigma_jax.settings import from_section
 from sigma_jax.training import build, memory
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.types import Batch, Frozen, Observation
@@ -70,7 +72,7 @@ def find_card(card_gib: float | None) -> Card:
 def base_shapes(config: Mapping) -> tuple[pi05.Pi05Config, PyTree, list[str]]:
     """(sizes, shapes of the base's leaves as its folder holds them, what was assumed)."""
     run = {key: config['model'][key] for key in ('dtype', 'remat')}
-    run['lora'] = build.build(lora.LoraConfig, config['lora'], 'lora')
+    run['lora'] = from_section(lora.LoraConfig, config['lora'], 'lora')
     if config['base'] and pathlib.Path(config['base']).exists():
         source = open_source(config['base'])
         leaves = {
@@ -78,7 +80,7 @@ def base_shapes(config: Mapping) -> tuple[pi05.Pi05Config, PyTree, list[str]]:
             for path, shape in source.shapes.items()
         }
         return dataclasses.replace(source.config, **run), trees.unflatten(leaves), []
-    sizes = build.pi05_config(config['model'], run)
+    sizes = pi05_config(config['model'], run)
     notes = (
         [f'no checkpoint at {config["base"]} yet; assumed: sizes of config.model, float32']
         if config['base']
@@ -144,11 +146,11 @@ def make_job(config: Mapping, devices: int = 1) -> tuple[memory.Job, list[str]]:
     sizes, params, notes = base_shapes(config)
     parts = config.get('accumulate', 1)
     batch, more = batch_shapes(config, sizes, max(config['batch_size'] // (parts * devices), 1))
-    goal = build.make_objective(config, build.Base(sizes, None, ''), batch)
+    goal = build.make_objective(config, Base(sizes, None, ''), batch)
     width = batch.actions.shape[-1]
     names = ('sigma_a', 'action_low', 'action_span', 'relative', 'state_low', 'state_span')
     stats: dict[str, Any] = {name: jax.ShapeDtypeStruct((width,), jnp.float32) for name in names}
-    how = build.build(quant.QuantConfig, config['quant'], 'quant')
+    how = from_section(quant.QuantConfig, config['quant'], 'quant')
     frozen = Frozen(memory.stored(params, how, goal.reads), stats)
     trainable = memory.trainable_shapes(config['trainable'], goal, params, frozen, batch)
     if 'params' in config['trainable']:
@@ -157,7 +159,7 @@ def make_job(config: Mapping, devices: int = 1) -> tuple[memory.Job, list[str]]:
         frozen = dataclasses.replace(
             frozen, params=trees.unflatten({p: x for p, x in flat.items() if held[p]})
         )
-    optimizer = make_optimizer(build.build(OptimizerConfig, config['optimizer'], 'optimizer'))
+    optimizer = make_optimizer(from_section(OptimizerConfig, config['optimizer'], 'optimizer'))
     return memory.Job(
         goal, optimizer, trainable, frozen, batch, config['ema'] is not None, parts
     ), notes + more
@@ -183,7 +185,7 @@ def advice(config: Mapping, job: memory.Job, parts: Mapping[str, int]) -> list[s
     if 'params' not in config['trainable']:
         _, params, _ = base_shapes(config)
         for kind in ('bfloat16', 'nf4'):
-            how_stored = build.build(
+            how_stored = from_section(
                 quant.QuantConfig, dict(config['quant']) | {'kind': kind}, 'quant'
             )
             smaller = memory.size(memory.stored(params, how_stored, job.goal.reads))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from sigma_jax import xla
+from sigma_jax.convert.base_policy import check_images, describe_base, load_base, robot_statistics
 from sigma_jax.data.loader import loader
 from sigma_jax.data.loader.augment import AugmentConfig
 from sigma_jax.data.loader.feature_cache import Features
@@ -17,12 +18,14 @@ from sigma_jax.data.shards.meta import read_meta
 from sigma_jax.data.shards.records import relative_statistics
 from sigma_jax.policies.base_actions import check_baselines
 from sigma_jax.processing import fitting, normalize
+from sigma_jax.processing.actions import frozen_stats
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
+from sigma_jax.settings import from_section
 from sigma_jax.training import build, feature_cache
 from sigma_jax.training.devices import Devices, local_devices
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.training.step import init_state, make_step
-from sigma_jax.types import Frozen
+from sigma_jax.types import Frozen, to_batch
 
 
 class Parts:
@@ -35,15 +38,15 @@ class Parts:
     def __init__(self, config: Mapping, devices: Devices):
         self.config, self.devices = config, devices
         self.features: Features | None = None
-        self.base = build.describe_base(config)
+        self.base = describe_base(config)
         self.shards = pathlib.Path(config['shards'])
         self.meta = read_meta(self.shards)
-        build.check_images(self.base, self.meta)
+        check_images(self.base, self.meta)
         own = normalize.read_norm_stats(self.shards / 'norm_stats.json')
         self.tokenizer = load_tokenizer(config['tokenizer'])
         check_vocab(self.tokenizer, self.base.config.vocab_size)
         wants_base = config['objective'] == 'flow_matching' and config['stats_from'] == 'base'
-        base_stats = build.robot_statistics(self.base, self.meta) if wants_base else None
+        base_stats = robot_statistics(self.base, self.meta) if wants_base else None
         widest = self.base.config.action_dim
         self.relative_joints = fitting.of_shards(
             config['relative_joints'], self.base.policy, self.meta, widest
@@ -54,13 +57,13 @@ class Parts:
         self.loader_stats = base_stats or own
         if config['objective'] == 'sigma':
             check_baselines(self.shards, self.base.digest)
-        self.example = build.to_batch(next(iter(self.make_loader(num_workers=0))))
+        self.example = to_batch(next(iter(self.make_loader(num_workers=0))))
         self.goal: Any = build.make_objective(config, self.base, self.example)
         build.check_groups(config)
-        self.base = build.load_base(config)
+        self.base = load_base(config)
         if config['objective'] == 'sigma':
             check_baselines(self.shards, self.base.digest)
-        stats = build.frozen_stats(own, self.policy_stats, self.relative_joints)
+        stats = frozen_stats(own, self.policy_stats, self.relative_joints)
         self.frozen = devices.everywhere(
             Frozen(build.store_base(config, self.base, self.goal), stats)
         )
@@ -121,7 +124,7 @@ class Run(Parts):
         accumulate = config.get('accumulate', 1)
         devices.check(config['batch_size'], accumulate)
         settings = dict(config['optimizer']) | {'total_steps': config['steps']}
-        optimizer = make_optimizer(build.build(OptimizerConfig, settings, 'optimizer'))
+        optimizer = make_optimizer(from_section(OptimizerConfig, settings, 'optimizer'))
         self.ablation = build.make_ablation(config)
         super().__init__(config, devices)
         self.loader = self.make_loader(config['loader']['num_workers'])

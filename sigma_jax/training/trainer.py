@@ -24,8 +24,8 @@ from sigma_jax.data.shards import seen
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write, is_full_disk, replaced_folder, writer_lock
 from sigma_jax.nn import quant
-from sigma_jax.objectives.objective import overlay
-from sigma_jax.training import build, feature_cache
+from sigma_jax.objectives.bind import overlay
+from sigma_jax.training import feature_cache
 from sigma_jax.training.checkpoints import Checkpoints, parameter_count, whole_steps
 from sigma_jax.training.compilation import uncollected
 from sigma_jax.training.finite import Recent
@@ -33,7 +33,7 @@ from sigma_jax.training.logs import TrainLog
 from sigma_jax.training.run import Run
 from sigma_jax.training.signals import Stopped, Wish, deaf_children, stop_wish
 from sigma_jax.training.step import TrainState
-from sigma_jax.types import Batch
+from sigma_jax.types import Batch, to_batch
 
 TRAINED = 'trained here'  # the format in a saved policy's record
 
@@ -155,7 +155,7 @@ def next_batch(batches: Any, first: bool) -> Batch:
     one.
     """
     with deaf_children() if first else contextlib.nullcontext():
-        return build.to_batch(next(batches))
+        return to_batch(next(batches))
 
 
 def loop(

@@ -20,10 +20,10 @@ from sigma_jax.data.loader import loader
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained import load_for_evaluation
 from sigma_jax.processing.tokenizer import load_tokenizer
-from sigma_jax.training import build, trainer
+from sigma_jax.training import trainer
 from sigma_jax.training.logs import TABLE_1, TrainLog
 from sigma_jax.training.step import init_state, make_step
-from sigma_jax.types import Ablation
+from sigma_jax.types import Ablation, to_batch
 from tests import toy_run
 from tests.small_run import QUIET, flow_config
 
@@ -203,7 +203,7 @@ def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     settings = {'batch_size': 2, 'sequence_length': 2, 'baselines': 'pi05', 'tokenizer': tokenizer}
     batch = next(loader.make_loader(small_run.shards, 'train', **settings))
     gates = jax.tree.map(np.float32, Ablation())
-    want = trained.forward(alone.ema, trained.frozen, build.to_batch(batch), gates)
+    want = trained.forward(alone.ema, trained.frozen, to_batch(batch), gates)
     for got, expected in zip(
         *map(jax.tree.leaves, (trained.predict(batch, Ablation()), want)), strict=True
     ):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from sigma_jax import __version__, trees
 from sigma_jax.convert import heads
 from sigma_jax.errors import UserError
-from sigma_jax.objectives import objective
+from sigma_jax.objectives.sigma import init_sigma
 from sigma_jax.sigma.model import SigmaConfig
 from tests import small_sigma
 
@@ -33,7 +33,7 @@ def file(tmp_path):
 
 def test_sigmas_own_heads_come_back_bitwise(tmp_path):
     start = jax.eval_shape(
-        lambda f, b: objective.init_sigma(jax.random.key(0), small_sigma.sigma_objective(), f, b),
+        lambda f, b: init_sigma(jax.random.key(0), small_sigma.sigma_objective(), f, b),
         *(small_sigma.frozen(), small_sigma.make_batch()),
     )
     tree = jax.tree.map(

@@ -18,7 +18,7 @@ from sigma_jax.evaluation.runner import Request
 from sigma_jax.evaluation.stress import robustness
 from sigma_jax.evaluation.stress.perturb import every_level
 from sigma_jax.nn import lora
-from sigma_jax.objectives.objective import init_sigma
+from sigma_jax.objectives.sigma import init_sigma
 from sigma_jax.training.checkpoints import Checkpoints
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Parts

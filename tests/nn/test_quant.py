@@ -14,14 +14,15 @@ import pytest
 from configs import defaults
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
+from sigma_jax.convert.base_policy import load_base
 from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.nn.lora import Layout
 from sigma_jax.nn.quant import Form, QuantConfig
-from sigma_jax.objectives import objective
+from sigma_jax.objectives.flow_matching import FlowMatching
 from sigma_jax.training import build, trainer
 from sigma_jax.training.run import Run
-from sigma_jax.types import Ablation
+from sigma_jax.types import Ablation, to_batch
 from tests import quick
 from tests import small_sigma as small
 from tests.small_run import QUIET
@@ -165,7 +166,7 @@ def flow(remat):
     """`(factors, params) -> (loss, gradient)` of flow matching with dropout in the factors' side
     path; and the loss.
     """
-    goal = objective.FlowMatching(dataclasses.replace(small.PI05, remat=remat))
+    goal = FlowMatching(dataclasses.replace(small.PI05, remat=remat))
     batch, stats = small.make_batch(), small.frozen().stats
 
     def loss(factors, params):
@@ -261,7 +262,7 @@ def test_training_beside_an_nf4_base_learns_and_continues_bitwise(small_run, tmp
     assert trees.digest(jax.device_get(continued)) == trees.digest(jax.device_get(whole))
     run = Run(config)
     kinds = {w.kind for w in jax.tree.leaves(run.frozen.params, is_leaf=is_codes) if is_codes(w)}
-    batch = build.to_batch(next(iter(run.loader)))
+    batch = to_batch(next(iter(run.loader)))
     loss = quick.jit(lambda t, f: run.goal(t, f, batch, Ablation(), KEY, 0)[0])
     assert kinds == {'nf4'} and loss(whole.trainable, run.frozen) < 0.995 * loss(
         run.state.trainable, run.frozen
@@ -315,4 +316,4 @@ def test_a_base_that_learns_is_not_quantised(small_run):
     config = small_run.config(objective='flow_matching', trainable=('params',))
     config['quant'] |= {'kind': 'nf4'}
     with pytest.raises(UserError, match="expected kind 'stored'.*where the base itself learns"):
-        build.store_base(config, build.load_base(config), None)
+        build.store_base(config, load_base(config), None)

@@ -12,7 +12,10 @@ import pytest
 
 from sigma_jax.backbones import pi05
 from sigma_jax.errors import UserError
-from sigma_jax.objectives import objective
+from sigma_jax.objectives.bind import overlay
+from sigma_jax.objectives.flow_matching import FlowMatching
+from sigma_jax.objectives.sigma import SigmaObjective
+from sigma_jax.processing.actions import normalize_actions, unnormalize_actions
 from sigma_jax.sigma import curriculum, losses
 from sigma_jax.types import Ablation, Actions
 from tests import golden, quick
@@ -43,16 +46,16 @@ def forward():
 
 
 def test_normalising_actions_is_undone_and_pads_with_zeros(frozen, batch):
-    got = objective.normalize_actions(batch.actions, frozen.stats, 8)
+    got = normalize_actions(batch.actions, frozen.stats, 8)
     low, span = (frozen.stats[k] for k in ('action_low', 'action_span'))
     np.testing.assert_allclose(
         got[..., :3], 2 * (batch.actions - low) / span - 1, rtol=1e-5, atol=1e-6
     )
     assert got.shape[-1] == 8 and not np.any(got[..., 3:])
     np.testing.assert_allclose(
-        objective.unnormalize_actions(got, frozen.stats), batch.actions, rtol=1e-5, atol=1e-5
+        unnormalize_actions(got, frozen.stats), batch.actions, rtol=1e-5, atol=1e-5
     )
-    ends = objective.normalize_actions(np.stack([low, low + span]), frozen.stats, 3)
+    ends = normalize_actions(np.stack([low, low + span]), frozen.stats, 3)
     np.testing.assert_allclose(ends, [[-1] * 3, [1] * 3], atol=1e-6)
 
 
@@ -61,7 +64,7 @@ def flow(frozen):
     """Flow matching of the golden inputs: `(relative joints, **changes of the batch) -> (loss,
     metrics)`.
     """
-    i, goal = golden.inputs(), objective.FlowMatching(golden.config())
+    i, goal = golden.inputs(), FlowMatching(golden.config())
     rows = jax.tree.map(lambda x: x[:1, :1].repeat(3, 0), small.make_batch())
     mask = np.ones((3, 1, 10), bool)
     mask[1, 0, 6:] = False
@@ -115,8 +118,8 @@ def test_padding_windows_do_not_count_in_flow_matching(flow):
 
 def test_overlay_replaces_leaves_and_keeps_the_rest():
     base = {'a': {'w': 1, 'b': 2}, 'c': 3}
-    assert objective.overlay(base, {'a': {'w': 9}}) == {'a': {'w': 9, 'b': 2}, 'c': 3}
-    assert objective.overlay({}, base) == base and objective.overlay(base, {}) == base
+    assert overlay(base, {'a': {'w': 9}}) == {'a': {'w': 9, 'b': 2}, 'c': 3}
+    assert overlay({}, base) == base and overlay(base, {}) == base
 
 
 def test_untrained_sigma_returns_the_base_bitwise(forward, frozen, batch):
@@ -166,7 +169,7 @@ def test_refinement_noise_needs_no_key(forward, trainable, frozen, batch):
     )
 
 
-class Quadratic(objective.SigmaObjective):
+class Quadratic(SigmaObjective):
     """Terms whose gradients are known: every term k is w_k times half the squared length of its own
     leaf.
     """

@@ -25,7 +25,7 @@ from sigma_jax.processing.normalize import read_norm_stats
 from sigma_jax.processing.spec import OURS, to_json
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.sigma.model import window_keys
-from sigma_jax.training import build
+from sigma_jax.types import to_batch
 from tests import golden, quick
 
 SPLITS = ('train', 'calibration')
@@ -77,7 +77,7 @@ def test_a_row_is_the_policys_own_sample_in_raw_units(small_run):
         small_run.shards, 'train', batch_size=2, norm_stats=small_run.base / 'norm_stats.json',
         tokenizer=load_tokenizer('assets/tokenizer/tokenizer.json'),
     )  # fmt: skip
-    batch = jax.tree.map(lambda x: x[1:, 0], build.to_batch(next(loader)))
+    batch = jax.tree.map(lambda x: x[1:, 0], to_batch(next(loader)))
     keys = window_keys(
         jax.random.fold_in(jax.random.key(0), 1),
         jnp.asarray(batch.episode),

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sigma_jax.convert.base_policy import Base
 from sigma_jax.data.shards.records import relative_statistics
 from sigma_jax.errors import UserError
-from sigma_jax.objectives import objective
 from sigma_jax.policies import base_actions
 from sigma_jax.processing import fitting
+from sigma_jax.processing.actions import action_origin, frozen_stats
 from sigma_jax.processing.normalize import compute_statistics, normalize
 from sigma_jax.processing.observation import model_inputs
 from sigma_jax.processing.spec import OURS, Policy, read_policy, to_json
 from sigma_jax.processing.tokenizer import load_tokenizer
-from sigma_jax.training import build
 from tests import golden
 
 ARM = Policy(relative_joints=(True,) * 6 + (False,), cameras=('up', 'side'))
@@ -49,22 +49,18 @@ def test_the_first_states_are_subtracted_where_there_are_more_of_them():
     and this mask.
     """
     found = stats(8, 7)
-    frozen = build.frozen_stats(found, found, ARM.relative_joints)
+    frozen = frozen_stats(found, found, ARM.relative_joints)
     state = np.arange(8, dtype=np.float32)
-    origin = np.asarray(
-        objective.action_origin(jnp.asarray(normalize(state, found['state'])), frozen)
-    )
+    origin = np.asarray(action_origin(jnp.asarray(normalize(state, found['state'])), frozen))
     np.testing.assert_allclose(10 - origin[0], [10, 9, 8, 7, 6, 5, 10], atol=1e-5)
 
 
 @pytest.mark.parametrize(('states', 'actions'), [(9, 7), (32, 7), (7, 7), (6, 7)])
 def test_what_actions_count_from_for_any_width_of_the_state(states, actions):
     found = stats(states, actions)
-    frozen = build.frozen_stats(found, found, ARM.relative_joints)
+    frozen = frozen_stats(found, found, ARM.relative_joints)
     state = np.random.default_rng(1).normal(2, 3, (4, states)).astype(np.float32)
-    origin = np.asarray(
-        objective.action_origin(jnp.asarray(normalize(state, found['state'])), frozen)
-    )
+    origin = np.asarray(action_origin(jnp.asarray(normalize(state, found['state'])), frozen))
     np.testing.assert_allclose(origin[:, 0, :6], state[:, :6], atol=1e-5)
     assert not origin[..., 6:].any()
 
@@ -113,9 +109,7 @@ def test_flags_of_the_base_and_of_the_run():
 
 
 def test_another_robot_is_told_before_anything_is_sampled():
-    base = build.Base(
-        dataclasses.replace(golden.config(), action_dim=32), None, '', stats(7, 7), ARM
-    )
+    base = Base(dataclasses.replace(golden.config(), action_dim=32), None, '', stats(7, 7), ARM)
     assert (
         len(
             base_actions.check_robot(base, {'state_names': names(7), 'action_names': names(7)})[

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from sigma_jax.convert import sizes
+from sigma_jax.convert.base_policy import check_resize, describe_base, load_base, robot_statistics
 from sigma_jax.errors import UserError
+from sigma_jax.processing.actions import frozen_stats
 from sigma_jax.processing.normalize import Scaling, compute_statistics
 from sigma_jax.processing.spec import LEROBOT, OPENPI, OURS, Policy, read_policy, to_json
-from sigma_jax.training import build
 from tests import golden
 
 FULL = Policy(
@@ -107,29 +108,29 @@ def test_shards_must_be_resized_and_ordered_as_the_base_is_used_to():
         'camera_names': ['up', 'side'],
         'camera_sizes': {'up': [480, 640], 'side': [56, 56]},
     }
-    build.check_resize(OPENPI, meta)  # shards from before there was a choice
-    build.check_resize(FULL, meta | {'resize': 'lerobot'})
-    build.check_resize(FULL, meta | {'camera_sizes': {'up': [56, 56]}})  # nothing was resized
+    check_resize(OPENPI, meta)  # shards from before there was a choice
+    check_resize(FULL, meta | {'resize': 'lerobot'})
+    check_resize(FULL, meta | {'camera_sizes': {'up': [56, 56]}})  # nothing was resized
     with pytest.raises(
         UserError,
         match="resized as 'lerobot' does, .*got 'openpi' in the shards; prepare them again",
     ):
-        build.check_resize(FULL, meta)
+        check_resize(FULL, meta)
     with pytest.raises(
         UserError,
         match=r"order of the base, \('up', 'side'\), got \['side', "
         r"'up'\]",
     ):
-        build.check_resize(FULL, meta | {'resize': 'lerobot', 'camera_names': ['side', 'up']})
+        check_resize(FULL, meta | {'resize': 'lerobot', 'camera_names': ['side', 'up']})
 
 
 def test_the_embedded_base_keeps_its_meaning():
     settings = {'model': {'dtype': 'float32', 'remat': None}, 'lora': {}}
-    found = build.describe_base(settings | {'base': 'assets/pi05_tiny'}).policy
+    found = describe_base(settings | {'base': 'assets/pi05_tiny'}).policy
     assert found == Policy(relative_joints=(True,) * 5 + (False,))
     assert json.loads(to_json(found))['relative_joints'] == [True] * 5 + [False]
     with pytest.raises(UserError, match='expected a checkpoint at nowhere, got no such file'):
-        build.describe_base(settings | {'base': 'nowhere'})
+        describe_base(settings | {'base': 'nowhere'})
 
 
 def test_a_base_in_lerobot_s_own_files_is_used_as_lerobot_does(tmp_path):
@@ -139,7 +140,7 @@ def test_a_base_in_lerobot_s_own_files_is_used_as_lerobot_does(tmp_path):
     shutil.copy(golden.FIXTURE / 'lerobot.safetensors', tmp_path / 'model.safetensors')
     # heads that no array tells
     (tmp_path / 'sigma_config.json').write_text(json.dumps(sizes.to_json(golden.config())))
-    base = build.load_base(
+    base = load_base(
         {'base': str(tmp_path), 'model': {'dtype': 'float32', 'remat': None}, 'lora': {}}
     )
     assert (
@@ -147,8 +148,8 @@ def test_a_base_in_lerobot_s_own_files_is_used_as_lerobot_does(tmp_path):
         and base.policy.image_padding == -3
         and base.policy.prompt_state_dim == 32
     )
-    cut = build.robot_statistics(base, {'state_names': ['a', 'b'], 'action_names': ['a', 'b']})
-    stats = build.frozen_stats(cut, cut, base.policy.relative_joints)
+    cut = robot_statistics(base, {'state_names': ['a', 'b'], 'action_names': ['a', 'b']})
+    stats = frozen_stats(cut, cut, base.policy.relative_joints)
     q01, q99 = cut['actions'].q01.astype(np.float32), cut['actions'].q99.astype(np.float32)
     assert np.array_equal(stats['action_low'], q01) and np.array_equal(
         stats['action_span'], q99 - q01

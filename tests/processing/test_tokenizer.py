@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tokenizers
 
-from sigma_jax.backbones.small_tokenizer import save_tokenizer, train_small_tokenizer
 from sigma_jax.errors import UserError
 from sigma_jax.processing import tokenizer as tokenizer_lib
 from sigma_jax.processing.tokenizer import (
@@ -20,6 +19,7 @@ from sigma_jax.processing.tokenizer import (
     pad_tokens,
     pi05_prompt,
 )
+from tests.small_tokenizer import save_tokenizer, train_small_tokenizer
 
 EMBEDDED = Path(__file__).parents[2] / 'assets' / 'tokenizer' / 'tokenizer.json'
 EMBEDDED_TASKS = (

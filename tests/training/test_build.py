@@ -4,6 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sigma_jax import trees
+from sigma_jax.convert.base_policy import Base, count_in_order
+from sigma_jax.processing.actions import MIN_STD, frozen_stats
 from sigma_jax.processing.normalize import compute_statistics
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import build
@@ -16,7 +18,7 @@ TABLE = 'PaliGemma/llm/embedder/input_embedding'
 def test_number_tokens_start_beside_their_neighbours():
     tokenizer = load_tokenizer('assets/tokenizer/tokenizer.json')
     random = np.random.default_rng(0).normal(size=(tokenizer.vocab_size, 64)).astype(np.float32)
-    table = trees.flatten(build.count_in_order(trees.unflatten({TABLE: random}), tokenizer))[TABLE]
+    table = trees.flatten(count_in_order(trees.unflatten({TABLE: random}), tokenizer))[TABLE]
     ids = np.array([tokenizer.encode(f' {n}')[-1] for n in range(256)])
     cosine = table[ids] @ table[ids].T
     np.testing.assert_allclose(np.diagonal(cosine), 1, rtol=1e-5)
@@ -26,7 +28,7 @@ def test_number_tokens_start_beside_their_neighbours():
 
 
 def test_frozen_leaves_stay_out_of_the_trainable_tree(golden_params):
-    base = build.Base(golden.config(), golden_params, 'digest')
+    base = Base(golden.config(), golden_params, 'digest')
     frozen = Frozen(golden_params, {'sigma_a': jnp.ones(6)})
     config = {
         'objective': 'flow_matching',
@@ -45,7 +47,5 @@ def test_a_joint_that_never_moved_has_a_spread():
     """What residuals are scaled by is never zero, or an error divided by it were no number."""
     values = np.random.default_rng(0).normal(size=(50, 3)) * [0.0, 1.0, 1e-9]
     statistics = {name: compute_statistics(values) for name in ('state', 'actions')}
-    spread = build.frozen_stats(statistics, statistics)['sigma_a']
-    np.testing.assert_allclose(
-        spread, [build.NO_SPREAD, values[:, 1].std(), build.NO_SPREAD], rtol=1e-6
-    )
+    spread = frozen_stats(statistics, statistics)['sigma_a']
+    np.testing.assert_allclose(spread, [MIN_STD, values[:, 1].std(), MIN_STD], rtol=1e-6)

@@ -14,9 +14,9 @@ from sigma_jax.data.loader.feature_cache import FILE, Features
 from sigma_jax.errors import UserError
 from sigma_jax.files import writer_lock
 from sigma_jax.training import feature_cache
-from sigma_jax.training.build import to_batch
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Run
+from sigma_jax.types import to_batch
 from tests.small_run import flow_config
 
 SPLIT = 'train'

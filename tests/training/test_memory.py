@@ -17,7 +17,7 @@ from sigma_jax import trees
 from sigma_jax.backbones import pi05
 from sigma_jax.errors import UserError
 from sigma_jax.nn import layers, lora, quant
-from sigma_jax.objectives.objective import FlowMatching
+from sigma_jax.objectives.flow_matching import FlowMatching
 from sigma_jax.training import memory, memory_check
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.training.step import init_state, make_step

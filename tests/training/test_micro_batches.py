@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sigma_jax.objectives import objective
+from sigma_jax.objectives.flow_matching import FlowMatching
+from sigma_jax.objectives.sigma import SigmaObjective
 from sigma_jax.sigma.curriculum import CurriculumConfig
 from sigma_jax.sigma.losses import LossConfig
 from sigma_jax.training.step import accumulated, divide
@@ -59,8 +60,8 @@ def test_a_part_takes_every_nth_row():
 def test_weights_count_what_each_loss_averages_over():
     """Flow matching: valid steps of valid windows; Sigma: valid windows."""
     batch = small.make_batch()  # two padding steps in a valid window, one padding window
-    goals = objective.FlowMatching(golden.config()), small.sigma_objective()
+    goals = FlowMatching(golden.config()), small.sigma_objective()
     windows = small.B * small.G - 1
     assert [float(goal.weight(batch)) for goal in goals] == [windows * small.T - 2, windows]
-    sigma = objective.SigmaObjective(small.PI05, small.SIGMA, LossConfig(), CurriculumConfig())
+    sigma = SigmaObjective(small.PI05, small.SIGMA, LossConfig(), CurriculumConfig())
     assert float(sigma.weight(batch.replace(mask=batch.mask & False))) == 0

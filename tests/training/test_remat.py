@@ -11,9 +11,9 @@ import pytest
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
+from sigma_jax.convert.base_policy import pi05_config
 from sigma_jax.nn import lora
-from sigma_jax.objectives import objective
-from sigma_jax.training import build
+from sigma_jax.objectives.flow_matching import FlowMatching
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Frozen
@@ -27,7 +27,7 @@ STEPS = 200
 
 def sizes(dtype='float32', remat=None):
     """A very small pi0.5 of two layers, with LoRA's dropout."""
-    return build.pi05_config(
+    return pi05_config(
         small_run.MODEL | DEEP | {'dtype': dtype, 'remat': remat}, {'lora': small.LORA}
     )
 
@@ -57,7 +57,7 @@ def inputs():
 def gradient(dtype, remat):
     """Gradient of flow matching by every LoRA factor, {path: array}."""
     wide = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, inputs())
-    goal = objective.FlowMatching(sizes(dtype, remat))
+    goal = FlowMatching(sizes(dtype, remat))
     one = quick.jit(jax.grad(goal, has_aux=True))
     return trees.flatten(jax.device_get(one(*wide, small.gates(), jax.random.key(0), 0)[0]))
 
@@ -81,7 +81,7 @@ def curve(steps, dtype='float32', remat=None):
     """Losses of a short training, fresh noise each step."""
     trainable, frozen, batch = jax.tree.map(jnp.asarray, inputs())
     optimizer = make_optimizer(OptimizerConfig(lora_rate=3e-3, warmup_steps=5, total_steps=steps))
-    step = quick.jit(make_step(objective.FlowMatching(sizes(dtype, remat)), optimizer))
+    step = quick.jit(make_step(FlowMatching(sizes(dtype, remat)), optimizer))
     state, losses = init_state(0, trainable, optimizer), []
     for _ in range(steps):
         state, metrics = step(state, frozen, batch, small.gates())

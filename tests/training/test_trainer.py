@@ -17,6 +17,7 @@ import pytest
 
 from sigma_jax import trees
 from sigma_jax.convert import checkpoint
+from sigma_jax.convert.base_policy import load_base
 from sigma_jax.data.loader import loader
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.meta import read_meta
@@ -29,7 +30,7 @@ from sigma_jax.training.devices import Devices
 from sigma_jax.training.logs import TABLE_1, TrainLog
 from sigma_jax.training.signals import Wish
 from sigma_jax.training.step import init_state, make_step
-from sigma_jax.types import Ablation
+from sigma_jax.types import Ablation, to_batch
 from tests.small_run import QUIET, flow_config
 
 
@@ -103,7 +104,7 @@ def test_flow_matching_leaves_a_policy_with_its_statistics(small_run):
     found = checkpoint.load(small_run.base)
     assert found.config.vision.image_size == 28 and found.config.sample_steps == 2
     assert json.loads((small_run.base / 'norm_stats.json').read_text()).keys() == {'norm_stats'}
-    start = build.load_base(flow_config(small_run.shards)).params
+    start = load_base(flow_config(small_run.shards)).params
     moved = [
         not np.array_equal(x, y)
         for x, y in zip(*map(jax.tree.leaves, (start, found.params)), strict=True)
@@ -159,7 +160,7 @@ def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
     output = trained.predict(batch, Ablation())
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(output))
     gates = jax.tree.map(np.float32, Ablation())
-    batch = build.to_batch(batch)
+    batch = to_batch(batch)
     goal = build.make_objective(small_run.config(), trained.base, batch)
     want = jax.jit(goal.forward)(average, trained.frozen, batch, gates)
     for got, expected in zip(jax.tree.leaves(output), jax.tree.leaves(want), strict=True):

@@ -37,8 +37,8 @@ from sigma_jax.evaluation.replay_shards import (
 from sigma_jax.evaluation.trained import Library, Trained, TrainedPolicy
 from sigma_jax.policies.base_actions import RECORD, check_baselines
 from sigma_jax.sigma.adapter import AdapterState
-from sigma_jax.training import build
 from sigma_jax.training.checkpoints import whole_steps
+from sigma_jax.types import to_batch
 
 DRAWS = 8  # of a fine-tuned policy, for the mean (DESIGN 3.8)
 
@@ -85,7 +85,7 @@ class Inputs:
     @functools.cached_property
     def sample(self) -> int:
         """Operations of a sample of the base for a window."""
-        return compute.of_sample(self.opened.base.config, build.to_batch(self.one))
+        return compute.of_sample(self.opened.base.config, to_batch(self.one))
 
 
 def compare_rows(inputs: Inputs) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from sigma_jax.backbones import pi05
 from sigma_jax.data.shards.meta import read_meta
 from sigma_jax.evaluation.cost import flops
 from sigma_jax.policies import sampling
-from sigma_jax.training import build, memory_check
-from sigma_jax.types import Ablation, Batch
+from sigma_jax.training import memory_check
+from sigma_jax.types import Ablation, Batch, to_batch
 
 
 def cost(
@@ -46,7 +46,7 @@ def cost(
 
 def single(trained: Any, batch: Mapping[str, Any]) -> dict[str, dict]:
     """Rows of the base and of one Sigma."""
-    sample = of_sample(trained.base.config, build.to_batch(batch))
+    sample = of_sample(trained.base.config, to_batch(batch))
     own = cost(trained.parameter_counts, trained.config, of_sigma(trained, batch), sample)
     return {'pi05': cost(base=sample), 'sigma': own}
 

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from sigma_jax import xla
+from sigma_jax.convert.base_policy import robot_statistics
 from sigma_jax.data.shards.meta import read_meta
 from sigma_jax.evaluation import measure, metrics
 from sigma_jax.evaluation.metrics import ERRORS
@@ -22,8 +23,8 @@ from sigma_jax.evaluation.replay import CARRIED, NumpyBatch, Windows, replay
 from sigma_jax.evaluation.stress.perturb import Perturbation, every_level
 from sigma_jax.policies import base_actions, sampling
 from sigma_jax.processing import fitting
+from sigma_jax.processing.actions import frozen_stats
 from sigma_jax.sigma.adapter import AdapterState
-from sigma_jax.training import build
 
 ARMS = ('pi05', 'sigma', 'sigma+adapter')
 
@@ -44,10 +45,10 @@ class BasePolicy:
         )
         loaded, meta = base_actions.load_policy(self.config), read_meta(shards)
         self.policy = loaded.policy
-        own: Any = build.robot_statistics(loaded, meta)
+        own: Any = robot_statistics(loaded, meta)
         self.statistics = own
         relative = fitting.of_shards((), loaded.policy, meta, loaded.config.action_dim)
-        self.stats = build.frozen_stats(own, own, relative)
+        self.stats = frozen_stats(own, own, relative)
         self.params = jax.device_put(loaded.params)
         self.run = xla.jit(
             sampling.make_sampler(

@@ -1,0 +1,63 @@
+"""pi0.5's own objective: flow matching, of all weights or of LoRA factors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sigma_jax.backbones.pi05 import Pi05Config
+from sigma_jax.objectives.bind import bind
+from sigma_jax.processing.actions import action_origin, normalize_actions
+from sigma_jax.types import Ablation, Batch, Frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowMatching:
+    """pi0.5's own objective: mean squared error of the velocity at a random time (openpi,
+    `compute_loss`).
+
+    Time is Beta(1.5, 1), scaled into [0.001, 1]. Steps beyond an episode's end do not count.
+    """
+
+    config: Pi05Config
+
+    def reads(self, path: str) -> bool:
+        """Whether this leaf of the base is read: all are."""
+        return True
+
+    def __call__(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key, step):
+        """See `train_step.Objective`; windows of a sequence are independent examples."""
+        batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+        dropout_key = jax.random.split(key, 3)[2]
+        relative = batch.actions - action_origin(batch.observation.state, frozen.stats)
+        actions = normalize_actions(relative, frozen.stats, self.config.action_dim)
+        time, noise = batch.time, batch.noise
+        if time is None or noise is None:
+            time, noise = self._draws(key, actions.shape)
+        x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
+        backbone = bind(self.config, trainable, frozen, ablation, dropout_key)
+        velocity = backbone.velocity(batch.observation, x_t, time)
+        error = jnp.mean(jnp.square(velocity - (noise - actions)), axis=-1)
+        valid = batch.action_mask & batch.mask[:, None]
+        loss = jnp.sum(error * valid) / jnp.maximum(jnp.sum(valid), 1)
+        return loss, {'velocity_mse': loss}
+
+    def _draws(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        time_key, noise_key, _ = jax.random.split(key, 3)
+        time = jax.random.beta(time_key, 1.5, 1.0, shape[:1]) * 0.999 + 0.001
+        return time, jax.random.normal(noise_key, shape)
+
+    def draw(self, key: Array, batch: Batch) -> Batch:
+        """`batch` [b g] with the times and the noise that this objective would draw for it, for
+        micro-batches of it.
+        """
+        lead, steps = batch.actions.shape[:2], batch.actions.shape[2]
+        time, noise = self._draws(key, (lead[0] * lead[1], steps, self.config.action_dim))
+        return dataclasses.replace(
+            batch, time=time.reshape(lead), noise=noise.reshape(*lead, *noise.shape[1:])
+        )
+
+    def weight(self, batch: Batch) -> Float[Array, '']:
+        """The number of action steps whose errors the loss is the mean of."""
+        return jnp.sum(batch.action_mask & batch.mask[..., None], dtype=float)
