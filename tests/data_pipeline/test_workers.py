@@ -10,7 +10,7 @@ import pytest
 from sigma_jax.data.shards.prepare import prepare
 from tests.data_pipeline import recordings
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 # prints the numbers of its workers as soon as they have done something, and waits to be killed
 CHILD = """
 import multiprocessing, sys, time

@@ -14,7 +14,7 @@ from sigma_jax.sigma import curriculum, losses
 ROWS = [
     {key: float(value) for key, value in row.items()}
     for row in csv.DictReader(
-        (Path(__file__).parent / 'data' / 'table1.csv').read_text().splitlines()
+        (Path(__file__).parents[1] / 'data' / 'table1.csv').read_text().splitlines()
     )
 ]
 PRINTED = {'sem': 'w_sem', 'intent': 'w_int', 'tau': 'w_tau'}
