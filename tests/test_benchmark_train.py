@@ -46,7 +46,7 @@ def test_arithmetic_is_that_of_the_roofline():
     """
     case = train_cases.Case('lora', 32)
     config = train_cases.settings(case)
-    flops = train_cases.model_flops(case, train_cases.pi05_config(config), config['sigma'])
+    flops = train_cases.model_flops(case, train_cases.case_sizes(config), config['sigma'])
     assert flops / 778e12 == pytest.approx(0.371, rel=0.01)
 
 

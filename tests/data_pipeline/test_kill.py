@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).parents[2]
 # status 2
 CHILD = """
 import os, resource, sys
-from sigma_jax.data.prepare import prepare
+from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings
 source, out, limit, bad = sys.argv[1:]

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[2]
 # writes one byte when its imports are done and one for every step of progress
 CHILD = """
 import os, sys
-from sigma_jax.data.prepare import prepare
+from sigma_jax.data.shards.prepare import prepare
 from tests.data_pipeline import recordings
 config = recordings.config(sys.argv[1], stride=1, shard_size=6)
 os.write(1, b'.')

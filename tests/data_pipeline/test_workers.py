@@ -14,8 +14,8 @@ REPOSITORY = Path(__file__).parents[2]
 # prints the numbers of its workers as soon as they have done something, and waits to be killed
 CHILD = """
 import multiprocessing, sys, time
-from sigma_jax.backbones.tokenizer import load_tokenizer
-from sigma_jax.data.pipeline import make_loader
+from sigma_jax.processing.tokenizer import load_tokenizer
+from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.sim.record import Plan, record
 from tests.data_pipeline.recordings import SETTINGS
 
