@@ -1,5 +1,5 @@
 """Rows for `train.py --config.ablations=configs/ablations.py`: Sigma, and Sigma without one of its
-parts (DESIGN 3.8).
+parts (docs/design.md, "Ablations").
 
 A row is a name and the gates it changes; `types.Ablation` explains the gates. All rows have the
 same shapes, so that they share one program; what changes shapes or the frozen policy is a config of

@@ -1,5 +1,5 @@
 """LoRA on the tiny pi0.5 of this repository by flow matching: what a user would do instead of Sigma
-(DESIGN 3.8).
+(docs/design.md, "Evaluation protocol").
 """
 
 from ml_collections import ConfigDict

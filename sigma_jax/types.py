@@ -63,8 +63,8 @@ class Actions:
 
     @classmethod
     def from_trajectory(cls, trajectory: Float[Array, 'b t a'], chunk: int) -> 'Actions':
-        """Views of one trajectory: `vec` its first step, `chk` its first `chunk` steps (DESIGN
-        3.4).
+        """Views of one trajectory: `vec` its first step, `chk` its first `chunk` steps
+        (docs/design.md, "Actions as residuals").
         """
         return cls(vec=trajectory[..., 0, :], chk=trajectory[..., :chunk, :], traj=trajectory)
 
@@ -135,10 +135,10 @@ class Carry:
 class SigmaOutput:
     """All that losses, adapter and metrics need of one forward pass.
 
-    `residual` is in units of `sigma_a`; `actions = base + sigma_a * residual` (DESIGN 3.4).
-    `c_act0` is the action condition that never saw tau; `m_prev` the memory before this window;
-    `fresh` is true where that memory had just been reset; `text_pool` and `vision_pool` are the
-    pooled inputs of pass 1, for InfoNCE and `sem_align`.
+    `residual` is in units of `sigma_a`; `actions = base + sigma_a * residual` (docs/design.md,
+    "Actions as residuals"). `c_act0` is the action condition that never saw tau; `m_prev` the
+    memory before this window; `fresh` is true where that memory had just been reset; `text_pool`
+    and `vision_pool` are the pooled inputs of pass 1, for InfoNCE and `sem_align`.
     """
 
     actions: Actions

@@ -1,4 +1,4 @@
-"""Many trainings as one: rows x seeds of gates that are data (DESIGN 3.7, 3.8).
+"""Many trainings as one: rows x seeds of gates that are data (docs/design.md, "Ablations").
 
 stacked                       pure: members, their stacked states, one step for all of them
 setup                         base, data and compiled step of such a run

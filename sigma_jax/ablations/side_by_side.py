@@ -1,5 +1,5 @@
 """Training all members of an ablation in one program; each ends as a training folder of its own
-(DESIGN 3.8).
+(docs/design.md, "Ablations").
 
 In the work folder:
 

@@ -1,5 +1,5 @@
-"""Ablations side by side: rows x seeds as one stacked state, one program, one trace (DESIGN 3.7,
-3.8).
+"""Ablations side by side: rows x seeds as one stacked state, one program, one trace
+(docs/design.md, "Ablations").
 
 A row is a set of gates (`types.Ablation`), which are data; a member is a row with a seed, which
 gives it an initialisation and random numbers of its own. All members see the same batches in the

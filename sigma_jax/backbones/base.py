@@ -1,4 +1,4 @@
-"""What Sigma asks of a backbone, and nothing else (DESIGN 3.1)."""
+"""What Sigma asks of a backbone, and nothing else (docs/design.md, "Backbone")."""
 
 from typing import Protocol
 

@@ -1,5 +1,5 @@
-"""LoRA factors merged into base weights a slice at a time, in numpy: for export only (DESIGN
-3.6).
+"""LoRA factors merged into base weights a slice at a time, in numpy: for export only
+(docs/design.md, "LoRA").
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
-"""Evaluation: replay of held-out episodes, errors, intervals, contrasts (paper 5-6; DESIGN 3.8).
+"""Evaluation: replay of held-out episodes, errors, intervals, contrasts (paper 5-6; docs/design.md,
+"Evaluation protocol").
 
 runner                        evaluate.py's work: from training folders to the report's files
 trained                       finished trainings opened for evaluation

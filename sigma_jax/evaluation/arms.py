@@ -1,4 +1,6 @@
-"""Arms that need no Sigma: what any model must beat (DESIGN 3.8). Pure numpy, raw action units."""
+"""Arms that need no Sigma: what any model must beat (docs/design.md, "Evaluation protocol"). Pure
+numpy, raw action units.
+"""
 
 from typing import NamedTuple
 

@@ -1,5 +1,5 @@
 """From replayed windows to `sigma_eval_report.json`: arms x splits, intervals, CHECK A and B (paper
-5-6; DESIGN 3.8).
+5-6; docs/design.md, "Evaluation protocol").
 
 Choices are made on calibration windows (the adapter) and train windows (mean action, bias fit);
 test windows are only measured. Nothing here touches a file; `runner` does.
@@ -92,8 +92,8 @@ def evaluate(
 
 
 def fit_adapter(windows: Windows, config: AdapterConfig) -> AdapterState:
-    """The adapter fitted on calibration windows, telepathy on (DESIGN 3.7); cut-off windows only
-    where all are.
+    """The adapter fitted on calibration windows, telepathy on (docs/design.md, "Inference
+    adapter"); cut-off windows only where all are.
     """
     whole = windows.action_mask.all(axis=1)
     windows = windows.select(whole) if whole.any() else windows

@@ -1,4 +1,5 @@
-"""Numbers of a report: errors per window, rates, means by episode and their intervals (DESIGN 3.8).
+"""Numbers of a report: errors per window, rates, means by episode and their intervals
+(docs/design.md, "Evaluation protocol").
 
 Everything here is numpy in float64 on flat windows: `n` windows, `t` steps, `a` joints, raw action
 units.

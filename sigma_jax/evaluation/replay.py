@@ -1,5 +1,5 @@
 """Offline replay: the model run over whole episodes, its outputs kept as flat numpy windows (paper
-5; DESIGN 3.8).
+5; docs/design.md, "Evaluation protocol").
 """
 
 import dataclasses

@@ -1,5 +1,5 @@
-"""LoRA as parameter-tree masks: a mask over the base tree chooses, a side path computes (DESIGN
-3.6).
+"""LoRA as parameter-tree masks: a mask over the base tree chooses, a side path computes
+(docs/design.md, "LoRA").
 
 Factors live in their own tree, `{leaf path: {'a': [.. r d_in], 'b': [.. d_out r]}}`, one pair where
 the mask is true, in PEFT's shapes over the flattened heads. A layout names the axes of a weight, so
@@ -128,7 +128,9 @@ def side_path(
 
 
 def merge(base: PyTree, factors: PyTree, layouts: Mapping[str, Layout], alpha: float) -> PyTree:
-    """base + alpha / r * B A in float32: for export only, never for training (DESIGN 3.6)."""
+    """base + alpha / r * B A in float32: for export only, never for training (docs/design.md,
+    "LoRA").
+    """
     pairs = trees.flatten(
         factors, is_leaf=lambda x: isinstance(x, Mapping) and set(x) == {'a', 'b'}
     )

@@ -1,5 +1,5 @@
-"""The frozen base in fewer bytes (DESIGN 3.6; QLoRA, arXiv 2305.14314): bfloat16, int8 or NF4,
-chosen leaf by leaf.
+"""The frozen base in fewer bytes (docs/design.md, "Quantised base"; QLoRA, arXiv 2305.14314):
+bfloat16, int8 or NF4, chosen leaf by leaf.
 
 The arithmetic is qwix's. Scales run along one of a weight's input axes; every other index, the
 layer of a stack among them, has scales of its own. So a scan over layers slices codes and scales

@@ -23,7 +23,7 @@ from sigma_jax.types import Ablation, Batch, Frozen, Observation, PyTree, SigmaO
 
 @dataclasses.dataclass(frozen=True)
 class SigmaObjective:
-    """TRAF and TSAC around the frozen policy (paper 4.2; DESIGN 3.5)."""
+    """TRAF and TSAC around the frozen policy (paper 4.2; docs/design.md, "Losses")."""
 
     config: Pi05Config
     sigma: SigmaConfig
@@ -110,7 +110,7 @@ class SigmaObjective:
 
     def alignment_share(self, trainable, frozen, batch, ablation, key, step) -> dict[str, Array]:
         """Gradient norm of each weighted term, and the alignment terms' share of all of them
-        (DESIGN 3.5).
+        (docs/design.md, "Losses").
         """
 
         names = tuple(curriculum.make_schedules(self.curriculum))

@@ -184,7 +184,9 @@ def apply_residual(
     sigma_a: Float[Array, 'a'],
     gate: float | Float[Array, ''] = 1.0,
 ) -> Actions:
-    """actions = base + sigma_a * residual, raw units; gate 0: sigma_a * residual (DESIGN 3.4)."""
+    """actions = base + sigma_a * residual, raw units; gate 0: sigma_a * residual (docs/design.md,
+    "Actions as residuals").
+    """
 
     def one(residual, base):
         scaled = sigma_a * residual

@@ -1,4 +1,5 @@
-"""Inference adapter: how far to trust Sigma's residual, window by window (paper 4.3; DESIGN 3.7).
+"""Inference adapter: how far to trust Sigma's residual, window by window (paper 4.3;
+docs/design.md, "Inference adapter").
 
     residual = actions - a_base
     ratio = |S^-1 residual|             drift = |rms(tau) - tau_target| / tau_target   mis = 1 - cos(tau, c_act0)
@@ -9,8 +10,8 @@
 `S` is the spread of calibration residuals, all three branches side by side: a standard deviation
 for every entry, and the `rank` directions in which they vary together; `ratio` is 1 in the mean
 square there. A small residual blown up ten times is no larger than a large true one, but it is
-large in directions in which true ones are small: the per-joint spread alone, which DESIGN 3.7 has,
-lets it pass. All functions are pure and treat each window by itself.
+large in directions in which true ones are small: a spread for each joint alone lets it pass. All
+functions are pure and treat each window by itself.
 """
 
 from collections.abc import Mapping

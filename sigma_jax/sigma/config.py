@@ -17,7 +17,7 @@ _CHOICES = {
 @dataclasses.dataclass(frozen=True)
 class SigmaConfig:
     """Everything that fixes the shape and the wiring of Sigma's trainable heads (paper 3.1-3.3,
-    DESIGN 3.2-3.4).
+    docs/design.md, "Language workspace").
 
     Raises:
       UserError: a size is not positive, a choice is unknown, or widths and head counts do not

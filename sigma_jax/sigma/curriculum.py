@@ -1,5 +1,5 @@
 """Telepathic semantic alignment curriculum: the weights of the loss terms over steps (paper 4.2.2;
-DESIGN 3.5).
+docs/design.md, "Curriculum").
 """
 
 from collections.abc import Callable, Mapping

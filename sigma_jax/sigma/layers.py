@@ -19,8 +19,8 @@ Norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32, use_fast
 
 
 def keep(gate: float | Float[Array, ''], value: Array, removed: Array | float) -> Array:
-    """An ablation gate: `value` where the gate is above 0, else `removed`, bit for bit (DESIGN
-    3.8).
+    """An ablation gate: `value` where the gate is above 0, else `removed`, bit for bit
+    (docs/design.md, "Ablations").
     """
     return jnp.where(jnp.asarray(gate) > 0, value, removed)
 
@@ -58,7 +58,7 @@ def attend(
 
 class Linear(nn.Module):
     """One affine map; `zero=True` starts at zero and has no bias, as the last layer of a decoder
-    (DESIGN 3.4).
+    (docs/design.md, "Actions as residuals").
     """
 
     features: int

@@ -1,4 +1,4 @@
-"""TRAF and TSAC, the losses of Sigma (paper 4.2.1 and 4.2.2; DESIGN 3.5).
+"""TRAF and TSAC, the losses of Sigma (paper 4.2.1 and 4.2.2; docs/design.md, "Losses").
 
 Every term is one number per window, [b]; `b` runs over all windows of a micro-batch (consecutive
 windows flattened, all devices). The mean is taken once, in `combine`, with the mask. Terms whose
@@ -210,7 +210,8 @@ def hard_mask(
 def time_loss(
     z_pool: Float[Array, 'b d'], m_prev: Float[Array, 'b d'], fresh: Bool[Array, 'b']
 ) -> Float[Array, 'b']:
-    """L_time = 1 - cos(z_pool, stop_gradient(m_prev)); 0 where there is no memory yet (DESIGN 3.5).
+    """L_time = 1 - cos(z_pool, stop_gradient(m_prev)); 0 where there is no memory yet
+    (docs/design.md, "Losses").
 
     Fresh windows count as zeros in the mean: with single windows, as in the paper, L_time vanishes.
     """
@@ -259,7 +260,7 @@ def tau_loss(
     c_act)).
 
     The paper's norms are means over dimensions here: only those fit the last row of its Table 1
-    (DESIGN 3.5).
+    (docs/design.md, "Losses").
     """
     collapse = jnp.square(jax.nn.relu(config.tau_0 - rms(tau)))
     direction = 1.0 - safe_cosine(tau, c_act)

@@ -1,5 +1,5 @@
-"""Sigma: the order of the passes over one window, and the scan over consecutive windows (DESIGN
-3.3, 3.4).
+"""Sigma: the order of the passes over one window, and the scan over consecutive windows
+(docs/design.md, "The two passes").
 
     pass 1, tau = 0   vision -> language -> z_sem, z_pool, m, c_*, z_intent, tau
     pass 2            FiLM by tau -> language -> r_high -> c_act -> branches + g -> actions

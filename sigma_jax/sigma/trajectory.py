@@ -9,7 +9,8 @@ default):
 
 which moves along the straight line from start to prediction. Since s_K = 0, x_K = clean_{K-1}: the
 output is the last clean prediction. Its last layer starts at zero without a bias, so an untrained
-branch returns zeros, and it is trained through the unrolled steps (DESIGN 3.4).
+branch returns zeros, and it is trained through the unrolled steps (docs/design.md, "Trajectory
+branch").
 """
 
 from typing import Any

@@ -1,5 +1,5 @@
-"""Frozen features (DESIGN 3.8): SigLIP's tokens and text embeddings of every window, computed once,
-kept on disk.
+"""Frozen features (docs/design.md, "Frozen features"): SigLIP's tokens and text embeddings of every
+window, computed once, kept on disk.
 
 They lie beside the shards (`data/loader/feature_cache.py`) with the digests of base and data; those of another
 base, other data or another setting are made anew. They have the dtype that the policy computes in,

@@ -1,4 +1,6 @@
-"""One optimiser step: frozen weights are an argument, trainable ones the state (DESIGN 3.6, 4)."""
+"""One optimiser step: frozen weights are an argument, trainable ones the state (docs/design.md,
+"Training step").
+"""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -71,7 +73,7 @@ def accumulated(objective: Divisible, parts: int) -> Callable:
 
     Flow matching's loss and gradient are those of the whole batch to rounding, LoRA's dropout
     apart, whose masks differ. Sigma's hard set and InfoNCE look at one micro-batch at a time
-    (DESIGN 3.5), so there it is another loss.
+    (docs/design.md, "Losses"), so there it is another loss.
     """
     gradient = jax.value_and_grad(objective, has_aux=True)
 

@@ -1,4 +1,6 @@
-"""The training loop: data in, steps, logs, checkpoints; resumes bit for bit (DESIGN 4)."""
+"""The training loop: data in, steps, logs, checkpoints; resumes bit for bit (docs/design.md,
+"Training step").
+"""
 
 import contextlib
 import json

@@ -108,8 +108,8 @@ def test_motion_filter_touches_training_windows_only(source: Path, tmp_path) -> 
 
 
 def test_later_frames_change_nothing_in_the_observation(source: Path, tmp_path) -> None:
-    """Causality (DESIGN 3.4): pictures and states of frames 1 to 15 are replaced; the window must
-    not notice.
+    """Causality (docs/design.md, "Causality"): pictures and states of frames 1 to 15 are replaced;
+    the window must not notice.
     """
     changed = recordings.record(tmp_path / 'changed', (16,), seed=5)
     original = recordings.record(tmp_path / 'original', (16,), seed=5)

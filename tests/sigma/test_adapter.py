@@ -34,7 +34,7 @@ def make_windows(windows=200, gain=0.8, seed=0):
 
 
 def reference(base, actions, tau, c_act0, state):
-    """DESIGN 3.7 for one window, in numpy."""
+    """docs/design.md, "Inference adapter" for one window, in numpy."""
     residual = [a - b for a, b in zip(jax.tree.leaves(actions), jax.tree.leaves(base), strict=True)]
     x, along = (
         np.concatenate([r.ravel() for r in residual]) / state.spread,

@@ -1,4 +1,6 @@
-"""Sigma as a whole: identities, gates, gradients, memory, invariances (DESIGN 3.3, 3.4)."""
+"""Sigma as a whole: identities, gates, gradients, memory, invariances (docs/design.md, "The two
+passes").
+"""
 
 import dataclasses
 import functools

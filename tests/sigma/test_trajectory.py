@@ -1,4 +1,6 @@
-"""Trajectory branch against numpy: the DiT and its refinement loop (paper 3.3, DESIGN 3.4)."""
+"""Trajectory branch against numpy: the DiT and its refinement loop (paper 3.3, docs/design.md,
+"Trajectory branch").
+"""
 
 import chex
 import jax

@@ -1,5 +1,5 @@
-"""LeRobot data sets v2.1 and v3.0 without LeRobot: parquet columns and frame-exact video (DESIGN
-4).
+"""LeRobot data sets v2.1 and v3.0 without LeRobot: parquet columns and frame-exact video
+(docs/design.md, "Data flow").
 """
 
 import dataclasses

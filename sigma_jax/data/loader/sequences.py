@@ -1,4 +1,6 @@
-"""Runs of consecutive windows, over which the semantic memory is carried (DESIGN 3.3)."""
+"""Runs of consecutive windows, over which the semantic memory is carried (docs/design.md, "The
+sequence").
+"""
 
 import numpy as np
 from jaxtyping import Int

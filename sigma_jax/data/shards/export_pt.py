@@ -103,7 +103,7 @@ def _sample(records: Records, number: int, base: np.ndarray | None, torch: Any) 
 
 
 def _actions(name: str, trajectory: np.ndarray, chunk: int) -> dict[str, np.ndarray]:
-    """The three views of a trajectory [t a] (DESIGN 3.4)."""
+    """The three views of a trajectory [t a] (docs/design.md, "Actions as residuals")."""
     return {
         f'{name}_vector': trajectory[0],
         f'{name}_chunk': trajectory[:chunk],

@@ -1,5 +1,5 @@
-"""Which episodes are for training, which for choosing, which for the one last reading (DESIGN
-3.8).
+"""Which episodes are for training, which for choosing, which for the one last reading
+(docs/design.md, "Episode splits").
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,5 @@
 """Episodes to windows of `t` actions, each with the observation at its first frame only (paper 4.1,
-DESIGN 3.4).
+docs/design.md, "Causality").
 """
 
 import dataclasses
@@ -103,8 +103,9 @@ def filter_windows(
 ) -> tuple[Windows, dict[str, int]]:
     """Drops windows that barely move; returns those kept and how many went for which reason.
 
-    `min_motion` bounds `avg_motion` (DESIGN 3.4), `min_action_norm` bounds `avg_action_l2` (paper
-    4.1; on absolute joint positions it filters nothing). 0 switches a filter off.
+    `min_motion` bounds `avg_motion` (docs/design.md, "Windows"), `min_action_norm` bounds
+    `avg_action_l2` (paper 4.1; on absolute joint positions it filters nothing). 0 switches a filter
+    off.
     """
     still = windows.avg_motion < min_motion
     small = ~still & (windows.avg_action_l2 < min_action_norm)
@@ -117,7 +118,7 @@ def filter_windows(
 
 def first_windows(windows: Windows, stride: int) -> Bool[np.ndarray, ' m']:
     """True where a window has no predecessor `stride` frames earlier: the memory starts anew there
-    (DESIGN 3.3).
+    (docs/design.md, "The sequence").
     """
     if not len(windows):
         return np.zeros(0, bool)

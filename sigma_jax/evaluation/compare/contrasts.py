@@ -1,4 +1,5 @@
-"""Rows of trainings against each other: seeds pooled, contrasts paired by episode (DESIGN 3.8).
+"""Rows of trainings against each other: seeds pooled, contrasts paired by episode (docs/design.md,
+"Evaluation protocol").
 
 Pure numpy on errors of windows. Every arm brings a table of errors a seed; arms that need no
 training bring one.

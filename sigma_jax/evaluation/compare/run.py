@@ -40,7 +40,7 @@ from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training.checkpoints import whole_steps
 from sigma_jax.types import to_batch
 
-DRAWS = 8  # of a fine-tuned policy, for the mean (DESIGN 3.8)
+DRAWS = 8  # of a fine-tuned policy, for the mean (docs/design.md, "Evaluation protocol")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Which trainings an evaluation compares: folders to rows, a row's seeds together (DESIGN 3.8)."""
+"""Which trainings an evaluation compares: folders to rows, a row's seeds together (docs/design.md,
+"Evaluation protocol").
+"""
 
 import dataclasses
 import pathlib
