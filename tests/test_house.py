@@ -15,7 +15,7 @@ import house_reads  # noqa: E402
 import house_tree  # noqa: E402
 
 sys.path.pop(0)
-MADE = ['SigmaConfig', 'make_objective', 'load_policy']
+MADE, POLICIES = ['SigmaConfig', 'make_objective'], ['load_policy']
 
 
 def build(folder, **files):
@@ -277,8 +277,9 @@ PRIMITIVES = {
         'from sigma_jax.sizes import SigmaConfig\n'
         'def build(kind): pass\n'
         'def make_objective(): return build(SigmaConfig)\n'  # a primitive made of another: no place
-        'def more(): return make_objective()\n'  # where it is defined: neither
     ),
+    'samples': 'def load_policy(): pass\ndef more(): load_policy()\n',  # its own: no place
+    'settings': 'from sigma_jax.sizes import SigmaConfig\ndef f(): SigmaConfig()',  # the edge
 }
 
 
@@ -297,41 +298,39 @@ PRIMITIVES = {
         ),
         ('from elsewhere import make_objective\ndef f(): make_objective()', 0),
         ('from sigma_jax import assembly\ndef f(): assembly.build(int)', 0),
+        ('from sigma_jax import samples\ndef f(): samples.load_policy()', 1),
+        ('def make_objective(): pass\ndef build(): make_objective()', 1),
     ],
 )
 def test_assemblies(tmp_path, text, count):
     found = build(tmp_path, one=text, **PRIMITIVES)
-    assert len(house_built.assemblies(found, MADE)) == count
-    assert house_built.unknown(found, ['SigmaConfig', 'assembly.build', 'load_policy']) == [
-        'load_policy'
-    ]
+    assert len(house_built.assemblies(found, MADE, POLICIES, ['settings'])) == count
+    assert house_built.unknown(found, ['SigmaConfig', 'assembly.build', 'gone']) == ['gone']
 
 
-OPENS = 'from sigma_jax.weights import checkpoint\n'
+OPENS = 'from sigma_jax.weights import source\n'
 MAKES = 'from sigma_jax import assembly\n'
 
 
 @pytest.mark.parametrize(
     ('text', 'doors'),
     [
-        (OPENS + 'def open_it() -> tuple[x.Base, str]: return checkpoint.load()', ['open_it']),
-        (OPENS + 'def a() -> Base: checkpoint.load()\ndef b() -> Base: return a()', ['a', 'b']),
-        (OPENS + 'class Policy:\n    def __init__(self): checkpoint.load()', ['Policy']),
-        (
-            OPENS + MAKES + 'class Run:\n    x = checkpoint.load(), assembly.make_objective()',
-            [],
-        ),
-        (OPENS + 'def measure() -> Report: checkpoint.load()', []),
-        (OPENS + 'def _inner() -> Base: checkpoint.load()', []),
-        ('from sigma_jax.other import load\ndef f() -> Base: load()', []),
+        (OPENS + 'def open_it() -> tuple[x.Base, str]: return source.open_source()', ['open_it']),
+        (OPENS + 'def a() -> Base: source.open_source()\ndef b() -> Base: a()', ['a', 'b']),
+        (OPENS + 'class Policy:\n    def __init__(self): source.open_source()', ['Policy']),
+        (OPENS + MAKES + 'class Run:\n x = source.open_source(), assembly.make_objective()', []),
+        (OPENS + 'def measure() -> Report: source.open_source()', []),
+        (OPENS + 'def _inner() -> Base: source.open_source()', []),
+        (OPENS + 'def describe() -> Base: source.open_source()\ndef f() -> Base: describe()', []),
+        ('from sigma_jax.other import open_source\ndef f() -> Base: open_source()', []),
     ],
 )
 def test_doors(tmp_path, text, doors):
-    found = build(
-        tmp_path, one=text, weights__checkpoint='def load() -> Checkpoint: pass', **PRIMITIVES
-    )
-    places = house_built.doors(found, ['checkpoint.load'], ['Base', 'Checkpoint'], MADE)
-    assert sorted(place.what.split()[0] for place in places) == sorted(['load', *doors])
+    weights = 'def open_source() -> Source: pass'
+    found = build(tmp_path, one=text, weights__source=weights, **PRIMITIVES)
+    names = ['source.open_source'], ['describe'], ['Base', 'Source'], MADE
+    places = house_built.doors(found, *names)
+    assert sorted(place.what.split()[0] for place in places) == doors
 
 
 # --- sizes

@@ -12,6 +12,7 @@ further than its target): `tests/test_house.py` asks for both. How each is count
 
 import argparse
 import dataclasses
+import itertools
 import pathlib
 import re
 import sys
@@ -102,10 +103,10 @@ def counts(house: House, settings: dict[str, Any]) -> list[Count]:
     add_places(
         'objective_names', "comparisons of the objective's name", house_built.objective_names, edge
     )
-    add_places('assemblies', 'places that assemble a run', house_built.assemblies, made)
-    add_places(
-        'doors', 'doors that load a base', house_built.doors, names['opened'], names['gives'], made
-    )
+    assembled = made, names['policies'], edge
+    add_places('assemblies', 'places that assemble a run', house_built.assemblies, *assembled)
+    opened = names['opened'], names['unread'], names['gives'], made
+    add_places('doors', 'doors that load a base', house_built.doors, *opened)
     add_most(
         'positional', 'positional parameters of a public function', house_counts.positional(house)
     )
@@ -129,7 +130,8 @@ def counts(house: House, settings: dict[str, Any]) -> list[Count]:
 def stale(house: House, settings: dict[str, Any]) -> list[str]:
     """Names in house.toml that lead nowhere: counts by them would be right by accident."""
     names = settings['names']
-    gone = house_built.unknown(house, [*names['made'], *names['opened'], *names['gives']])
+    defined = [names[group] for group in ('made', 'policies', 'opened', 'unread', 'gives')]
+    gone = house_built.unknown(house, itertools.chain(*defined))
     gone += [
         name
         for name in names['foreign'] + names['edge'] + names['pi05_modules']

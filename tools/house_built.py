@@ -85,43 +85,50 @@ def unknown(house: House, names: Iterable[str]) -> list[str]:
     return [name for name in names if not any(ends_as(path, name) for path in there)]
 
 
-def assemblies(house: House, primitives: list[str]) -> list[Place]:
-    """Modules that make what a run consists of (`primitives`), each once.
+def is_one_of(path: str, names: Iterable[str]) -> bool:
+    """Whether a dotted path ends as one of some names."""
+    return any(ends_as(path, name) for name in names)
 
-    Calls within the module that defines the primitive, and within another primitive, are no places.
+
+def assemblies(house: House, made: list[str], policies: list[str], edge: list[str]) -> list[Place]:
+    """Modules that make what a run consists of, each once.
+
+    That is `made`, unless within another of them, or at the edge, where settings are read; and
+    `policies`, which open a base to sample it, unless in the module that defines them.
     """
     found: dict[str, Place] = {}
     for module, node in definitions(house):
-        if not any(ends_as(f'{module.name}.{node.name}', name) for name in primitives):
-            for call, _, path in calls_of(house, module, node, primitives):
-                if house.module(path) != module.name:
-                    found.setdefault(module.name, module.place(call, ast.unparse(call.func) + '()'))
+        if within(module.name, edge) or is_one_of(f'{module.name}.{node.name}', made):
+            continue
+        for call, name, path in calls_of(house, module, node, [*made, *policies]):
+            if name in made or house.module(path) != module.name:
+                found.setdefault(module.name, module.place(call, ast.unparse(call.func) + '()'))
     return list(found.values())
 
 
-def doors(house: House, opened: list[str], gives: list[str], primitives: list[str]) -> list[Place]:
-    """Public functions that read weights (`opened`, or another door) and return one of `gives`.
+def doors(
+    house: House, opened: list[str], unread: list[str], gives: list[str], made: list[str]
+) -> list[Place]:
+    """Public functions that call one of `opened`, or another door, and return one of `gives`.
 
-    A class that opens a base is a door too, unless it goes on to make a run of it.
+    Those that leave the weights `unread` are none. A class that opens a base is a door too, unless
+    it goes on to make a run of it.
     """
-    found = {name: name.rpartition('.')[2] for name in opened}
+    known = set(opened)
     places: dict[str, Place] = {}
     before = -1
     while before != (before := len(places)):
         for module, node in definitions(house):
             path = f'{module.name}.{node.name}'
-            seed = any(ends_as(path, name) for name in opened)
-            if node.name.startswith('_') or not (seed or any(calls_of(house, module, node, found))):
+            hidden = node.name.startswith('_') or is_one_of(path, [*opened, *unread])
+            if hidden or not any(calls_of(house, module, node, known)):
                 continue
             if isinstance(node, ast.ClassDef):
-                made = [name for _, name, _ in calls_of(house, module, node, primitives)]
-                is_door = all(any(ends_as(other, name) for other in found) for name in made)
+                is_door = not any(calls_of(house, module, node, made))
             else:
                 words = re.findall(r'\w+', ast.unparse(node.returns)) if node.returns else []
-                is_door = seed or any(one in words for one in gives)
+                is_door = any(one in words for one in gives)
             if is_door:
-                found[path], places[path] = (
-                    node.name,
-                    module.place(node, f'{node.name} opens a base'),
-                )
+                known.add(path)
+                places[path] = module.place(node, f'{node.name} opens a base')
     return list(places.values())
