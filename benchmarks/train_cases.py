@@ -154,7 +154,7 @@ def random_batch(config: pi05.Pi05Config, case: Case) -> Batch:
 def random_stats() -> dict[str, jax.Array]:
     """Statistics of joints that all move in [-1, 1]."""
     zeros, ones = jnp.zeros(JOINTS), jnp.ones(JOINTS)
-    scales = {'sigma_a': ones, 'action_low': -ones, 'action_span': 2 * ones}
+    scales = {'action_std': ones, 'action_low': -ones, 'action_span': 2 * ones}
     return scales | {'relative': zeros, 'state_low': -ones, 'state_span': 2 * ones}
 
 

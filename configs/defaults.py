@@ -99,7 +99,7 @@ def get_config() -> ConfigDict:
     c.loss.lambda_hard = 1.0  # (ours)
     c.loss.beta_mi = 0.1  # (Table 1: L_sem = 0.1 ln 2)
     c.loss.temperature = 0.07  # (ours)
-    c.loss.units = 'normalised'  # action errors divided by sigma_a (ours); 'raw' is the paper's
+    c.loss.units = 'normalised'  # action errors divided by action_std (ours); 'raw' is the paper's
     # keeps the alignment terms under 10 % of the gradient norm (ours)
     c.loss.alignment_scale = 0.03
 

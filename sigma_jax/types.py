@@ -77,8 +77,8 @@ class Batch:
     sample. `reset` is true where the memory must start anew (episode start, dropped window); `mask`
     is false on padding windows, which count nowhere. `text_id` numbers distinct task strings
     (InfoNCE negatives). `time` and `noise` are flow matching's draws where they are made before the
-    batch is divided; None: the objective draws. `tau` is a telepathy factor from outside, used in
-    place of the inferred one (stress tests); None: none is given.
+    batch is divided; None: the objective draws. `tau_override` is a telepathy factor used in place of
+    the inferred one (stress tests); None: the inferred one is used.
     """
 
     observation: Observation
@@ -92,14 +92,14 @@ class Batch:
     frame: Int[Array, 'b']
     time: Float[Array, 'b'] | None = None
     noise: Float[Array, 'b c a'] | None = None
-    tau: Float[Array, 'b e'] | None = None
+    tau_override: Float[Array, 'b e'] | None = None
 
 
 @struct.dataclass
 class Frozen:
     """What a step reads and never changes: base weights and the statistics of the training data.
 
-    `params` is the base policy's tree; `stats`, each [a], raw units: `sigma_a` (spread of the
+    `params` is the base policy's tree; `stats`, each [a], raw units: `action_std` (spread of the
     training actions), `action_low` and `action_span` (quantile normalisation of the policy's
     actions), `relative` (1 where the policy's actions count from the state), `state_low` and
     `state_span`.
@@ -135,10 +135,10 @@ class Carry:
 class SigmaOutput:
     """All that losses, adapter and metrics need of one forward pass.
 
-    `residual` is in units of `sigma_a`; `actions = base + sigma_a * residual` (docs/design.md,
-    "Actions as residuals"). `c_act0` is the action condition that never saw tau; `m_prev` the
-    memory before this window; `fresh` is true where that memory had just been reset; `text_pool`
-    and `vision_pool` are the pooled inputs of pass 1, for InfoNCE and `sem_align`.
+    `residual` is in units of `action_std`; `actions = base + action_std * residual`
+    (docs/design.md, "Actions as residuals"). `c_act0` is the action condition that never saw tau;
+    `m_prev` the memory before this window; `fresh` is true where that memory had just been reset;
+    `text_pool` and `vision_pool` are the pooled inputs of pass 1, for InfoNCE and `sem_align`.
     """
 
     actions: Actions
@@ -163,7 +163,7 @@ class Ablation:
     tau_const: float | Float[Array, ''] = 0.0
     film: float | Float[Array, ''] = 1.0  # 0: v_mod = v_base
     memory: float | Float[Array, ''] = 1.0  # 0: m_prev = 0 everywhere
-    residual: float | Float[Array, ''] = 1.0  # 0: actions = sigma_a * residual, without a_base
+    residual: float | Float[Array, ''] = 1.0  # 0: actions = action_std * residual, without a_base
     lora: float | Float[Array, ''] = 1.0  # 0: LoRA factors have no effect
     hard: float | Float[Array, ''] = 1.0  # 0: no hard-sample term in TRAF
     # TSAC: curriculum step = speed * optimiser step; inf: all at once

@@ -54,7 +54,7 @@ def main(count):
     gates = devices.split(jax.tree.map(lambda x: x.astype(float), stacked.stack_gates(members)))
 
     def share(frozen, batch):
-        return batch.replace(observation=goal.see(frozen, batch.observation))
+        return batch.replace(observation=goal.encode_frozen(frozen, batch.observation))
 
     program, alone = devices.jit_rows(stacked.side_by_side(one, count, share)), jax.jit(one)
     placed = devices.everywhere((frozen, batch))

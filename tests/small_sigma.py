@@ -40,7 +40,7 @@ def sigma_objective(**changes) -> SigmaObjective:
 def frozen() -> Frozen:
     """The golden weights and three joints of very different ranges."""
     stats = {
-        'sigma_a': np.array([2.0, 0.5, 10.0]),
+        'action_std': np.array([2.0, 0.5, 10.0]),
         'action_low': np.array([-3.0, 0.0, -50.0]),
         'action_span': np.array([6.0, 1.0, 80.0]),
         'relative': np.zeros(A),
@@ -106,7 +106,7 @@ def perturbed(scale=0.1) -> dict:
 
 @functools.cache
 def forward():
-    """`(trainable, frozen, batch, ablation) -> SigmaOutput`, compiled once for all tests; no
+    """`(trainable, frozen, batch, ablation) -> (Carry, SigmaOutput)`, compiled once for all tests; no
     dropout.
     """
     return quick.jit(sigma_objective().forward)

@@ -65,7 +65,8 @@ class AblationRun(Parts):
 
     def _share(self, frozen: Frozen, batch: Batch) -> Batch:
         """The batch with what the frozen policy makes of it, where it was not read from disk."""
-        return dataclasses.replace(batch, observation=self.goal.see(frozen, batch.observation))
+        observation = self.goal.encode_frozen(frozen, batch.observation)
+        return dataclasses.replace(batch, observation=observation)
 
     def add_features(self, progress) -> None:
         """See `Parts.add_features`."""

@@ -112,7 +112,7 @@ class Trained:
         """SigmaOutput of windows [b g ...], memory carried along g and reset where the batch
         says.
         """
-        return jax.device_get(self.forward(*self.inputs(batch, ablation)))
+        return jax.device_get(self.forward(*self.inputs(batch, ablation))[1])
 
     def inputs(self, batch: Mapping[str, np.ndarray], ablation: Ablation) -> tuple:
         """What `forward` takes."""

@@ -1,6 +1,7 @@
 """Sigma's objective: TRAF and TSAC around the frozen policy (paper 4.2)."""
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,8 @@ from sigma_jax.sigma.model import (
     Sigma,
     SigmaConfig,
     embed_observation,
-    initial_carry,
-    run_sequence,
-    window_keys,
 )
-from sigma_jax.types import Ablation, Batch, Frozen, Observation, PyTree, SigmaOutput
+from sigma_jax.types import Ablation, Batch, Carry, Frozen, Observation, PyTree, SigmaOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,51 +34,59 @@ class SigmaObjective:
         """
         return not ACTION_EXPERT.fullmatch(path)
 
-    def see(self, frozen: Frozen, observation: Observation) -> Observation:
-        """The observation with all that the frozen policy alone makes of it, so that `forward` need
-        not compute it.
+    def encode_frozen(self, frozen: Frozen, observation: Observation) -> Observation:
+        """The observation with what the frozen policy alone makes of its images and text.
+
+        `forward` computes what is missing of it; what is made here and kept, it reads.
         """
-        features, text = embed_observation(
-            bind(self.config, {}, frozen, Ablation()), observation, self.sigma
-        )
-        return dataclasses.replace(observation, features=features, text_embeddings=text)
+        backbone = bind(self.config, {}, frozen, Ablation())
+        return embed_observation(backbone, observation, self.sigma)
 
     def forward(
-        self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key=None
-    ) -> SigmaOutput:
-        """One pass over [b g] windows; `key` turns LoRA dropout on and draws the refinement noise
-        anew.
+        self,
+        trainable: PyTree,
+        frozen: Frozen,
+        batch: Batch,
+        ablation: Ablation,
+        key: Array | None = None,
+        carry: Carry | None = None,
+    ) -> tuple[Carry, SigmaOutput]:
+        """One pass over consecutive windows [b g ...].
 
-        Without a key the pass is deterministic: no dropout, and noise that belongs to episode and
-        frame alone.
+        Args:
+          trainable: `sigma`, and `lora` or `params` where the base is trained too.
+          frozen: base and statistics.
+          batch: raw units; baselines longer than the horizon are cut to it.
+          ablation: gates.
+          key: turns LoRA dropout on and draws the refinement noise anew. Without one the pass is
+            deterministic: no dropout, and noise that belongs to episode and frame alone.
+          carry: memory and tau before the first window, from the call for the windows before; None
+            starts anew.
+
+        Returns:
+          Memory and tau after the last window, and the output [b g ...].
         """
-        frozen_backbone = bind(self.config, {}, frozen, ablation)
         backbone = bind(self.config, trainable, frozen, ablation, key)
-        features, text = embed_observation(frozen_backbone, batch.observation, self.sigma)
-
-        def apply(observation, features, text, base, carry, reset, keys, method, given=None):
-            inputs = (
-                backbone,
-                observation,
-                features,
-                text,
-                base,
-                frozen.stats['sigma_a'],
-                carry,
-                reset,
-                ablation,
-                keys,
-                given,
-            )
-            return Sigma(self.sigma).apply({'params': trainable['sigma']}, *inputs, method=method)
-
-        base = dataclasses.replace(batch, base=batch.base[..., : self.sigma.horizon, :])
-        noise_key = jax.random.key(0) if key is None else key
-        return run_sequence(apply, self.sigma, base, features, text, key=noise_key)[1]
+        batch = dataclasses.replace(
+            batch,
+            observation=self.encode_frozen(frozen, batch.observation),
+            base=batch.base[..., : self.sigma.horizon, :],
+        )
+        found = Sigma(self.sigma).apply(
+            {'params': trainable['sigma']},
+            backbone,
+            batch,
+            carry,
+            ablation,
+            frozen.stats['action_std'],
+            key=jax.random.key(0) if key is None else key,
+            method='sequence',
+        )
+        return cast(tuple[Carry, SigmaOutput], found)
 
     def terms(self, trainable, frozen, batch, ablation, key, step):
         """({term: [b]}, {term: weight}, metrics) of one batch."""
-        output = self.forward(trainable, frozen, batch, ablation, key)
+        _, output = self.forward(trainable, frozen, batch, ablation, key)
         horizon = self.sigma.horizon
         batch = dataclasses.replace(
             batch,
@@ -88,7 +94,7 @@ class SigmaObjective:
             action_mask=batch.action_mask[..., :horizon],
         )
         terms, metrics = losses.sigma_terms(
-            output, batch, self.loss, frozen.stats['sigma_a'], ablation
+            output, batch, self.loss, frozen.stats['action_std'], ablation
         )
         weights = curriculum.evaluate(
             curriculum.make_schedules(self.curriculum), step, ablation.ramp_speed
@@ -133,20 +139,11 @@ class SigmaObjective:
 def init_sigma(key: Array, objective: SigmaObjective, frozen: Frozen, batch: Batch) -> PyTree:
     """Random parameters of the three workspaces for one window of `batch` [b g]."""
     first = jax.tree.map(lambda x: x[:1, 0], batch)
-    backbone = bind(objective.config, {}, frozen, Ablation())
-    features, text = embed_observation(backbone, first.observation, objective.sigma)
-    carry = initial_carry(objective.sigma, 1)
-    base = first.base[..., : objective.sigma.horizon, :]
-    keys = window_keys(key, first.episode, first.frame) if objective.sigma.noise_scale else None
-    start = (
-        backbone,
-        first.observation,
-        features,
-        text,
-        base,
-        frozen.stats['sigma_a'],
-        carry,
-        first.reset,
-        Ablation(),
+    first = dataclasses.replace(
+        first,
+        observation=objective.encode_frozen(frozen, first.observation),
+        base=first.base[..., : objective.sigma.horizon, :],
     )
-    return Sigma(objective.sigma).init(key, *start, keys)['params']
+    backbone = bind(objective.config, {}, frozen, Ablation())
+    inputs = backbone, first, None, Ablation(), frozen.stats['action_std']
+    return Sigma(objective.sigma).init(key, *inputs, key=key)['params']

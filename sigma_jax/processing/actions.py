@@ -70,7 +70,7 @@ def frozen_stats(
             'action'
         )
     arrays = {
-        'sigma_a': np.maximum(stats['actions'].std, MIN_STD),
+        'action_std': np.maximum(stats['actions'].std, MIN_STD),
         'action_low': actions.low,
         'action_span': actions.span,
         'relative': relative,

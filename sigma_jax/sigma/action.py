@@ -121,7 +121,7 @@ class TelepathyResidualHead(nn.Module):
 
 
 class ActionTrajectoryWorkspace(nn.Module):
-    """The parts above; all residuals are in units of sigma_a."""
+    """The parts above; all residuals are in units of action_std."""
 
     config: SigmaConfig
 
@@ -181,15 +181,15 @@ def _add_residual_jvp(primals, tangents):
 def apply_residual(
     residual: Actions,
     base: Actions,
-    sigma_a: Float[Array, 'a'],
+    action_std: Float[Array, 'a'],
     gate: float | Float[Array, ''] = 1.0,
 ) -> Actions:
-    """actions = base + sigma_a * residual, raw units; gate 0: sigma_a * residual (docs/design.md,
-    "Actions as residuals").
+    """actions = base + action_std * residual, raw units; gate 0: action_std * residual
+    (docs/design.md, "Actions as residuals").
     """
 
     def one(residual, base):
-        scaled = sigma_a * residual
+        scaled = action_std * residual
         return keep(gate, add_residual(base, scaled), scaled)
 
     return jax.tree.map(one, residual, base)

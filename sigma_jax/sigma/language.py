@@ -155,7 +155,7 @@ class Summary(NamedTuple):
 
 class LanguageIntentWorkspace(nn.Module):
     """The parts above in the paper's order: `summarise` reads the hidden sequence of pass 1,
-    `memory` runs through the windows, `infer` gives tau, `modulate` reads the hidden sequence of
+    `memory` runs through the windows, `conclude` gives tau, `modulate` reads the hidden sequence of
     pass 2.
 
     `tau_const` is the paper's b_2. Alone it is the constant tau of the ablation `tau_const`, so
@@ -190,19 +190,10 @@ class LanguageIntentWorkspace(nn.Module):
         )
         return Summary(z_sem, jnp.mean(z_sem, axis=-2), c_env, c_beh, c_text)
 
-    def infer(
-        self,
-        hidden: Float[Array, 'b s d'],
-        mask: Bool[Array, 'b s'],
-        m_prev: Float[Array, 'b d'],
-        tau_const: float | Float[Array, ''] = 0.0,
-    ) -> Telepathy:
-        """All that pass 1 infers of one window; gate tau_const 1: tau is one learned vector."""
-        summary = self.summarise(hidden, mask)
-        return self.conclude(summary, self.memory(m_prev, summary.z_pool), tau_const)
-
     def conclude(self, summary: Summary, memory: Float[Array, 'b d'], tau_const) -> Telepathy:
-        """Intent and tau, from a window's summary and the memory after it."""
+        """All that pass 1 infers of a window, from its summary and the memory after it; gate
+        tau_const 1: tau is one learned vector.
+        """
         s = summary
         z_intent = self.intent(memory, s.c_env, s.c_beh)
         tau = (

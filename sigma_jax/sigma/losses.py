@@ -38,7 +38,7 @@ class LossConfig:
     lambda_collapse: float = 0.1  # fits the L_tau column of Table 1
     tau_0: float = 1.0  # fits the L_tau column of Table 1
     eta_var: float = 0.1  # fits the L_tau column of Table 1
-    # of action errors: 'raw' (paper) or 'normalised' (divided by sigma_a; ours)
+    # of action errors: 'raw' (paper) or 'normalised' (divided by action_std; ours)
     units: str = 'normalised'
     alignment_scale: float = 1.0  # common factor of the three alignment terms (1: paper)
 
@@ -58,13 +58,13 @@ def sigma_terms(
     output: SigmaOutput,
     batch: Batch,
     config: LossConfig,
-    sigma_a: Float[Array, 'a'],
+    action_std: Float[Array, 'a'],
     ablation: Ablation | None = None,
 ) -> tuple[Terms, dict[str, Float[Array, '']]]:
     """All terms of L_total, keyed like the schedules, and the columns of Table 1 as scalars.
 
     Leaves of `output` and `batch` may carry more leading axes ([b g ...]); they are flattened to
-    one. `sigma_a` is the per-joint standard deviation of the training actions, positive, raw units.
+    one. `action_std` is the per-joint standard deviation of the training actions, positive, raw units.
     """
     ablation = Ablation() if ablation is None else ablation
     output, batch = (
@@ -73,7 +73,10 @@ def sigma_terms(
     )
     mask, telepathy = batch.mask, output.telepathy
     errors = branch_errors(
-        output.actions, batch.actions, batch.action_mask, sigma_a if config.units != 'raw' else None
+        output.actions,
+        batch.actions,
+        batch.action_mask,
+        action_std if config.units != 'raw' else None,
     )
     act = weighted_sum(errors, config.action_weights)
     hard = hard_mask(weighted_sum(errors), mask, config.hard_ratio)

@@ -8,7 +8,6 @@ Token sequence of a language pass: [ text: l | vision: N_v | state: N_s ].
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,20 +21,37 @@ from sigma_jax.sigma.config import SigmaConfig
 from sigma_jax.sigma.language import LanguageIntentWorkspace
 from sigma_jax.sigma.layers import keep, masked_mean
 from sigma_jax.sigma.vision import CognitiveVisionWorkspace
-from sigma_jax.types import Ablation, Actions, Batch, Carry, Observation, SigmaOutput, Telepathy
+from sigma_jax.types import Ablation, Actions, Batch, Carry, Observation, SigmaOutput
 
-__all__ = [
-    'Sigma',
-    'SigmaConfig',
-    'embed_observation',
-    'initial_carry',
-    'run_sequence',
-    'window_keys',
-]
+__all__ = ['Sigma', 'SigmaConfig', 'embed_observation', 'initial_carry', 'window_keys']
 
 
 class Sigma(nn.Module):
-    """Three workspaces around a frozen backbone; parameters `vision`, `language`, `action`."""
+    """Three workspaces around a frozen backbone; parameters `vision`, `language`, `action`.
+
+    Both methods take a batch whose observation went through `embed_observation`, and the memory
+    before it; they return the memory after it, so that it can be stepped from outside. `__call__`
+    takes one window a row, `sequence` consecutive ones:
+
+        carry = None
+        while ...:
+            carry, output = sigma.apply(variables, backbone, batch, carry, ablation, action_std)
+
+    Args:
+      backbone: the bound policy, whose language model both passes run through.
+      batch: windows, raw units; `base` are the frozen policy's own actions. `reset` says where the
+        memory starts anew; a `tau_override` is used, and reported, in place of the inferred tau.
+      carry: memory and tau before the first window; None starts from empty ones, whatever `reset`
+        says of the first window.
+      ablation: gates.
+      action_std: standard deviation of every joint's actions [a], the unit of the residuals.
+      key: seed of the refinement noise, read only with `noise_scale > 0`. The noise of a window
+        depends on this key, its episode and its frame, not on its batch.
+
+    Raises:
+      ValueError: `base` is not [b horizon action_dim], `noise_scale > 0` without a key, or the
+        observation lacks text embeddings.
+    """
 
     config: SigmaConfig
 
@@ -47,96 +63,87 @@ class Sigma(nn.Module):
     def __call__(
         self,
         backbone: Backbone,
-        observation: Observation,
-        features: Float[Array, 'b f w'] | None,
-        text_embeddings: Float[Array, 'b l w'],
-        base: Float[Array, 'b t a'],
-        sigma_a: Float[Array, 'a'],
-        carry: Carry,
-        reset: Bool[Array, 'b'],
+        batch: Batch,
+        carry: Carry | None,
         ablation: Ablation,
+        action_std: Float[Array, 'a'],
+        *,
         key: Array | None = None,
-        given: Float[Array, 'b e'] | None = None,
     ) -> tuple[Carry, SigmaOutput]:
-        """One window.
+        """One window a row, leaves [b ...]."""
+        batch, carry = self._begin(batch, carry)
 
-        Args:
-          features, text_embeddings: from `embed_observation`; `features` is None with
-            `vision_encoder='patch_embed'`.
-          base: the frozen policy's own actions, raw units; `sigma_a`: raw per-joint standard
-            deviation.
-          reset: where the memory starts anew.
-          key: one PRNG key a window [b]; read only with `noise_scale > 0`.
-          given: a tau to use, and to report, in place of the inferred one; None infers it.
+        def remember(z_pool):
+            m_prev = self._memory_before(carry.memory, batch.reset, ablation)
+            return m_prev, self.language.memory(m_prev, z_pool)
 
-        Raises:
-          ValueError: `base` is not [b horizon action_dim], or `noise_scale > 0` without keys.
-        """
-        m_prev, tau_prev, fresh = self._previous(carry, reset, ablation)
-        scene = self._look(backbone, observation, features, text_embeddings, ablation)
-        recurrent = self.config.feedback == 'recurrent'
-        first = scene.read(
-            keep(ablation.tau, tau_prev, 0.0) if recurrent else jnp.zeros_like(tau_prev)
-        )
-        telepathy = _with_tau(
-            self.language.infer(first[1], scene.mask, m_prev, ablation.tau_const), given
-        )
-        tau = keep(ablation.tau, telepathy.tau, 0.0)
-        hidden = first[1] if recurrent else scene.read(tau)[1]
-        residual, c_act, c_act0 = self._act(scene, first[1], hidden, tau, self._start(key, base))
-        actions = self._actions(residual, base, sigma_a, ablation)
-        pools = scene.text_pool, jnp.mean(first[0], axis=1)
-        output = SigmaOutput(actions, residual, telepathy, m_prev, fresh, c_act, c_act0, *pools)
-        return Carry(memory=telepathy.memory, tau=telepathy.tau), output
+        scene = self._look(backbone, batch, ablation)
+        tau_prev = self._tau_before(carry.tau, batch.reset, ablation)
+        output = self._two_passes(scene, batch, action_std, key, tau_prev, remember)
+        return Carry(memory=output.telepathy.memory, tau=output.telepathy.tau), output
 
     def sequence(
         self,
         backbone: Backbone,
-        observation: Observation,
-        features: Float[Array, 'b g f w'] | None,
-        text_embeddings: Float[Array, 'b g l w'],
-        base: Float[Array, 'b g t a'],
-        sigma_a: Float[Array, 'a'],
-        carry: Carry,
-        reset: Bool[Array, 'b g'],
+        batch: Batch,
+        carry: Carry | None,
         ablation: Ablation,
+        action_std: Float[Array, 'a'],
+        *,
         key: Array | None = None,
-        given: Float[Array, 'b g e'] | None = None,
     ) -> tuple[Carry, SigmaOutput]:
-        """g consecutive windows at once, leaves [b g ...]: the same as one after the other, for
-        `two_pass`.
+        """g consecutive windows, leaves [b g ...]: what `__call__` gives one after the other.
 
-        Nothing before the memory reads an earlier window, so that both language passes take all
-        windows in one batch, and only the memory runs through them in order.
+        With `two_pass` nothing before the memory reads an earlier window, so that both language
+        passes take all windows in one batch, and only the memory runs through them in order.
         """
-        axes = _Axes(reset.shape)
-        observation, features, text_embeddings, base, key, given = jax.tree.map(
-            axes.flat, (observation, features, text_embeddings, base, key, given)
-        )
-        scene = self._look(backbone, observation, features, text_embeddings, ablation)
-        first = scene.read(jnp.zeros((*base.shape[:1], self.config.d_tau)))
-        summary = self.language.summarise(first[1], scene.mask)
-        m_prev, memory = self._remember(carry.memory, axes.split(summary.z_pool), reset, ablation)
-        telepathy = _with_tau(
-            self.language.conclude(summary, axes.flat(memory), ablation.tau_const), given
-        )
-        tau = keep(ablation.tau, telepathy.tau, 0.0)
-        residual, c_act, c_act0 = self._act(
-            scene, first[1], scene.read(tau)[1], tau, self._start(key, base)
-        )
-        actions = self._actions(residual, base, sigma_a, ablation)
-        before = axes.flat(m_prev), axes.flat(keep(ablation.memory, reset, True))
-        pools = scene.text_pool, jnp.mean(first[0], axis=1)
-        output = SigmaOutput(actions, residual, telepathy, *before, c_act, c_act0, *pools)
+        batch, carry = self._begin(batch, carry)
+        if self.config.feedback == 'recurrent':
+            return self._one_by_one(backbone, batch, carry, ablation, action_std, key)
+        axes = _Axes(batch.reset.shape)
+
+        def remember(z_pool):
+            m_prev, memory = self._remember(carry.memory, axes.split(z_pool), batch.reset, ablation)
+            return axes.flat(m_prev), axes.flat(memory)
+
+        flat = jax.tree.map(axes.flat, batch)
+        scene = self._look(backbone, flat, ablation)
+        tau_prev = jnp.zeros((flat.base.shape[0], self.config.d_tau))
+        output = self._two_passes(scene, flat, action_std, key, tau_prev, remember)
         output = jax.tree.map(axes.split, output)
-        return Carry(memory=memory[:, -1], tau=output.telepathy.tau[:, -1]), output
+        last = output.telepathy.memory[:, -1], output.telepathy.tau[:, -1]
+        return Carry(*last), output
+
+    def _begin(self, batch, carry):
+        """(batch, carry) with an empty carry, and the first windows marked as reset, for None."""
+        if batch.observation.text_embeddings is None:
+            raise ValueError(
+                'expected an observation with text embeddings, got None; '
+                'make them with embed_observation.'
+            )
+        if carry is not None:
+            return batch, carry
+        reset = jnp.asarray(batch.reset)
+        first = reset.at[(slice(None), *(0,) * (reset.ndim - 1))].set(True)
+        return dataclasses.replace(batch, reset=first), initial_carry(self.config, len(first))
+
+    def _one_by_one(self, backbone, batch, carry, ablation, action_std, key):
+        """`sequence` where pass 1 of a window reads tau of the one before."""
+
+        def step(module, carry, window):
+            return module(backbone, window, carry, ablation, action_std, key=key)
+
+        loop = nn.scan(
+            step, variable_broadcast='params', split_rngs={'params': False}, in_axes=1, out_axes=1
+        )
+        return loop(self, carry, batch)
 
     def _remember(self, memory, z_pool, reset, ablation):
         """(memory before, memory after) each window of [b g]."""
 
         def step(module, memory, window):
             z_pool, reset = window
-            m_prev = keep(ablation.memory, jnp.where(reset[:, None], 0.0, memory), 0.0)
+            m_prev = module._memory_before(memory, reset, ablation)
             memory = module.language.memory(m_prev, z_pool)
             return memory, (m_prev, memory)
 
@@ -145,24 +152,61 @@ class Sigma(nn.Module):
         )
         return loop(self, memory, (z_pool, reset))[1]
 
-    def _look(self, backbone, observation, features, text_embeddings, ablation):
+    def _memory_before(self, memory, reset, ablation):
+        return keep(ablation.memory, jnp.where(reset[:, None], 0.0, memory), 0.0)
+
+    def _tau_before(self, tau, reset, ablation):
+        """What pass 1 reads: tau of the window before, where feedback is recurrent."""
+        if self.config.feedback != 'recurrent':
+            return jnp.zeros_like(tau)
+        tau = jnp.where(reset[:, None], 0.0, tau)
+        tau = self.language.constant_instead(tau, ablation.tau_const)
+        return keep(ablation.tau, tau, 0.0)
+
+    def _look(self, backbone, batch, ablation):
         """What both passes share."""
-        c = self.config
-        v_base, state_tokens = self.vision.perceive(features, observation)
-        mask = _sequence_mask(observation.text_mask, c.num_visual + c.num_state)
-
-        def read(tau):
-            vision_tokens = self.vision.modulate(v_base, tau, ablation.film)
-            hidden = backbone.encode(
-                jnp.concatenate([text_embeddings, vision_tokens, state_tokens], axis=1), mask
-            )
-            return vision_tokens, hidden.astype(jnp.float32)
-
+        c, o = self.config, batch.observation
+        v_base, state_tokens = self.vision.perceive(o.features, o)
         return _Scene(
-            read,
-            mask,
+            backbone,
+            ablation,
+            o.text_embeddings,
+            v_base,
             state_tokens,
-            masked_mean(text_embeddings.astype(jnp.float32), observation.text_mask),
+            _sequence_mask(o.text_mask, c.num_visual + c.num_state),
+            masked_mean(o.text_embeddings.astype(jnp.float32), o.text_mask),
+        )
+
+    def _read(self, scene, tau):
+        """(vision tokens, hidden sequence) of a language pass with this tau."""
+        vision_tokens = self.vision.modulate(scene.v_base, tau, scene.ablation.film)
+        hidden = scene.backbone.encode(
+            jnp.concatenate([scene.text, vision_tokens, scene.state_tokens], axis=1), scene.mask
+        )
+        return vision_tokens, hidden.astype(jnp.float32)
+
+    def _two_passes(self, scene, batch, action_std, key, tau_prev, remember):
+        """The output for [b] windows. `remember` maps z_pool of all to (memory before, after)."""
+        ablation = scene.ablation
+        vision_tokens, before = self._read(scene, tau_prev)
+        summary = self.language.summarise(before, scene.mask)
+        m_prev, memory = remember(summary.z_pool)
+        telepathy = self.language.conclude(summary, memory, ablation.tau_const)
+        if batch.tau_override is not None:
+            telepathy = dataclasses.replace(telepathy, tau=batch.tau_override)
+        tau = keep(ablation.tau, telepathy.tau, 0.0)
+        hidden = before if self.config.feedback == 'recurrent' else self._read(scene, tau)[1]
+        residual, c_act, c_act0 = self._act(scene, before, hidden, tau, self._start(batch, key))
+        return SigmaOutput(
+            actions=self._actions(residual, batch.base, action_std, ablation),
+            residual=residual,
+            telepathy=telepathy,
+            m_prev=m_prev,
+            fresh=keep(ablation.memory, batch.reset, True),
+            c_act=c_act,
+            c_act0=c_act0,
+            text_pool=scene.text_pool,
+            vision_pool=jnp.mean(vision_tokens, axis=1),
         )
 
     def _act(self, scene, before, hidden, tau, start):
@@ -179,49 +223,41 @@ class Sigma(nn.Module):
         telepathic = self.action.telepathic(r_high, scene.mask, tau)
         return jax.tree.map(jnp.add, branches, telepathic), c_act, c_act0
 
-    def _previous(self, carry, reset, ablation):
-        """Memory and tau before this window, and where the memory is fresh."""
-        m_prev = keep(ablation.memory, jnp.where(reset[:, None], 0.0, carry.memory), 0.0)
-        tau_prev = self.language.constant_instead(
-            jnp.where(reset[:, None], 0.0, carry.tau), ablation.tau_const
-        )
-        return m_prev, tau_prev, keep(ablation.memory, reset, True)
-
-    def _actions(self, residual, base, sigma_a, ablation):
+    def _actions(self, residual, base, action_std, ablation):
         gate = ablation.residual if self.config.fusion == 'pi05' else 0.0
         return apply_residual(
-            residual, Actions.from_trajectory(base, self.config.chunk), sigma_a, gate
+            residual, Actions.from_trajectory(base, self.config.chunk), action_std, gate
         )
 
-    def _start(self, key, base):
+    def _start(self, batch, key):
         """x_0 of the trajectory branch; checks `base` and `key`."""
-        c = self.config
-        if base.shape[1:] != (c.horizon, c.action_dim):
+        c, shape = self.config, batch.base.shape[1:]
+        if shape != (c.horizon, c.action_dim):
             raise ValueError(
-                f'base must be [b {c.horizon} {c.action_dim}], got {list(base.shape)}; '
+                f'base must be [b {c.horizon} {c.action_dim}], got {list(batch.base.shape)}; '
                 'cut the baseline to the horizon and the joints of the data.'
             )
         if c.noise_scale == 0:
             return None
         if key is None:
             raise ValueError(
-                'noise_scale is above 0, so Sigma needs one key a window, got None; pass '
-                'window_keys(...).'
+                'noise_scale is above 0, so Sigma needs a key for the noise of its windows, got '
+                'None; pass key=jax.random.key(seed).'
             )
-        return c.noise_scale * jax.vmap(lambda k: jax.random.normal(k, base.shape[1:]))(key)
+        keys = window_keys(key, batch.episode, batch.frame)
+        return c.noise_scale * jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
 
 
 class _Scene(NamedTuple):
-    """What both passes over a window share; `read` maps tau to (vision tokens, hidden sequence)."""
+    """What both passes over a window share."""
 
-    read: Callable[[Array], tuple[Array, Array]]
-    mask: Array
+    backbone: Backbone
+    ablation: Ablation
+    text: Array
+    v_base: Array
     state_tokens: Array
+    mask: Array
     text_pool: Array
-
-
-def _with_tau(telepathy: Telepathy, given: Float[Array, 'b e'] | None) -> Telepathy:
-    return telepathy if given is None else dataclasses.replace(telepathy, tau=given)
 
 
 class _Axes:
@@ -243,11 +279,12 @@ def _sequence_mask(text_mask: Bool[Array, 'b l'], others: int) -> Bool[Array, 'b
 
 def embed_observation(
     backbone: Backbone, observation: Observation, config: SigmaConfig
-) -> tuple[Float[Array, 'b f w'] | None, Float[Array, 'b l w']]:
-    """-> (features, text_embeddings), float32: the frozen input layers, for [b ...] or [b g ...].
+) -> Observation:
+    """The observation with `features` and `text_embeddings`, float32, for [b ...] or [b g ...].
 
-    They do not depend on training: evaluate them once for all windows, in one flattened call,
-    before the scan. What the observation holds of them already is taken from there.
+    The frozen input layers make them, and training changes nothing of it: they are evaluated once
+    for all windows, in one flattened call. What the observation holds of them already stays;
+    `vision_encoder='patch_embed'` needs no features.
     """
     axes = _Axes(observation.state.shape[:-1])
     features, embeddings = observation.features, observation.text_embeddings
@@ -259,8 +296,10 @@ def embed_observation(
         embeddings = axes.split(
             _one_hot_projection(text, backbone.width) if one_hot else backbone.embed_text(text)
         )
-    return None if features is None else features.astype(jnp.float32), embeddings.astype(
-        jnp.float32
+    return dataclasses.replace(
+        observation,
+        features=None if features is None else features.astype(jnp.float32),
+        text_embeddings=embeddings.astype(jnp.float32),
     )
 
 
@@ -290,59 +329,3 @@ def window_keys(key: Array, episode: Array, frame: Array) -> Array:
         return jax.random.fold_in(jax.random.fold_in(key, episode), frame)
 
     return jax.vmap(one)(episode.reshape(-1), frame.reshape(-1)).reshape(episode.shape)
-
-
-# (observation, features, text_embeddings, base, carry, reset, keys, method) -> (carry, output) of
-# `Sigma`'s method
-Apply = Callable[..., tuple[Carry, SigmaOutput]]
-
-
-def run_sequence(
-    apply_fn: Apply,
-    config: SigmaConfig,
-    batch: Batch,
-    features: Float[Array, 'b g f w'] | None,
-    text_embeddings: Float[Array, 'b g l w'],
-    carry: Carry | None = None,
-    key: Array | None = None,
-    one_by_one: bool = False,
-) -> tuple[Carry, SigmaOutput]:
-    """The g consecutive windows of a batch [b g ...]; the output's leaves are [b g ...].
-
-    Args:
-      apply_fn: `(observation, features, text_embeddings, base, carry, reset, keys, method) ->
-        (carry, output)`; also takes `given` where the batch brings a tau.
-      carry: state before the first window; None starts from an empty one and marks the first
-        windows as reset.
-      key: seed of the refinement noise; read only with `noise_scale > 0`.
-      one_by_one: scan over the windows, as `feedback='recurrent'` must, instead of taking them at
-        once.
-    """
-    reset = batch.reset
-    if carry is None:
-        carry = initial_carry(config, reset.shape[0])
-        reset = jnp.asarray(reset).at[:, 0].set(True)
-    keys = (
-        None
-        if key is None or config.noise_scale == 0
-        else window_keys(key, batch.episode, batch.frame)
-    )
-    inputs = (batch.observation, features, text_embeddings, batch.base)
-
-    def given(tau):
-        return {} if tau is None else {'given': tau}
-
-    if config.feedback != 'recurrent' and not one_by_one:
-        return apply_fn(*inputs, carry, reset, keys, method='sequence', **given(batch.tau))
-
-    def step(carry, window):
-        *rest, reset, keys, tau = window
-        return apply_fn(*rest, carry, reset, keys, method='__call__', **given(tau))
-
-    last, outputs = jax.lax.scan(step, carry, _swap((*inputs, reset, keys, batch.tau)))
-    return last, _swap(outputs)
-
-
-def _swap(tree):
-    """[b g ...] <-> [g b ...]."""
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)

@@ -61,7 +61,7 @@ class DiTBlock(nn.Module):
 
 
 class TrajectoryDiT(nn.Module):
-    """D_traj(q, r_high, c_act) -> [b t a], residuals in units of sigma_a."""
+    """D_traj(q, r_high, c_act) -> [b t a], residuals in units of action_std."""
 
     horizon: int
     action_dim: int

@@ -74,7 +74,7 @@ class Parts:
 
         `progress` is told (windows done, windows in all) while that goes on.
         """
-        see = functools.partial(xla.jit(self.goal.see), self.frozen)
+        see = functools.partial(xla.jit(self.goal.encode_frozen), self.frozen)
         made_by = feature_cache.identity(self.config, self.base, self.shards)
         windows = self.meta['windows']['train']
         self.features = feature_cache.prepare(

@@ -203,7 +203,7 @@ def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     settings = {'batch_size': 2, 'sequence_length': 2, 'baselines': 'pi05', 'tokenizer': tokenizer}
     batch = next(loader.make_loader(small_run.shards, 'train', **settings))
     gates = jax.tree.map(np.float32, Ablation())
-    want = trained.forward(alone.ema, trained.frozen, to_batch(batch), gates)
+    _, want = trained.forward(alone.ema, trained.frozen, to_batch(batch), gates)
     for got, expected in zip(
         *map(jax.tree.leaves, (trained.predict(batch, Ablation()), want)), strict=True
     ):

@@ -8,33 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from sigma_jax.sigma.model import Sigma, embed_observation, run_sequence
 from tests import quick
 from tests.sigma import test_model as toy
 
 SHAPE = (toy.B, toy.G, toy.CONFIG.d_tau)
 
 
-def sequence(params, batch, ablation, one_by_one=False):
-    features, text = embed_observation(toy.BACKBONE, batch.observation, toy.CONFIG)
-
-    def apply(observation, features, text, base, carry, reset, keys, method, given=None):
-        inputs = (
-            toy.BACKBONE,
-            observation,
-            features,
-            text,
-            base,
-            toy.SIGMA_A,
-            carry,
-            reset,
-            ablation,
-            keys,
-            given,
-        )
-        return Sigma(toy.CONFIG).apply({'params': params}, *inputs, method=method)
-
-    return run_sequence(apply, toy.CONFIG, batch, features, text, one_by_one=one_by_one)[1]
+def sequence(params, batch, ablation):
+    return toy.sequence(params, batch, ablation)[1]
 
 
 @pytest.fixture(scope='module')
@@ -46,11 +27,11 @@ def params():
 
 @pytest.fixture(scope='module')
 def run():
-    return quick.jit(sequence, static_argnames='one_by_one')
+    return quick.jit(sequence)
 
 
 def with_tau(tau):
-    return dataclasses.replace(toy.make_batch(), tau=np.float32(tau))
+    return dataclasses.replace(toy.make_batch(), tau_override=np.float32(tau))
 
 
 def test_the_inferred_tau_given_back_changes_nothing(params, run):
@@ -93,5 +74,5 @@ def test_a_closed_gate_lets_no_tau_through(params, run):
 
 def test_windows_one_by_one_agree(params, run):
     noise = with_tau(np.random.default_rng(2).standard_normal(SHAPE))
-    at_once, one_by_one = (run(params, noise, toy.gates(), one_by_one=way) for way in (False, True))
-    np.testing.assert_allclose(one_by_one.actions.traj, at_once.actions.traj, rtol=1e-4, atol=1e-4)
+    at_once, (_, stepped) = run(params, noise, toy.gates()), toy.stepped(params, noise, toy.gates())
+    np.testing.assert_allclose(stepped.actions.traj, at_once.actions.traj, rtol=1e-4, atol=1e-4)

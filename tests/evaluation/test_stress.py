@@ -18,15 +18,17 @@ from tests import handmade
 def run_windows(batch, ablation):
     """Follows the tau it is given: the larger it is, the further its actions lie from the truth."""
     output = handmade.run_windows(batch, ablation)
-    if 'tau' not in batch:
+    if 'tau_override' not in batch:
         return output
-    wrong = np.linalg.norm(batch['tau'], axis=-1)[..., None]
+    wrong = np.linalg.norm(batch['tau_override'], axis=-1)[..., None]
     actions = output.actions.replace(
         vec=output.actions.vec + wrong,
         chk=output.actions.chk + wrong[..., None],
         traj=output.actions.traj + wrong[..., None],
     )
-    return output.replace(actions=actions, telepathy=output.telepathy.replace(tau=batch['tau']))
+    return output.replace(
+        actions=actions, telepathy=output.telepathy.replace(tau=batch['tau_override'])
+    )
 
 
 TRAINED = types.SimpleNamespace(predict=run_windows, sequence_length=2, gates=Ablation())

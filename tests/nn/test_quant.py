@@ -235,7 +235,7 @@ def test_an_untrained_sigma_returns_the_base_policys_actions_bitwise_without_its
         '_1/' in p or p.startswith(('action', 'time')) for p in left_out
     )
     assert 'PaliGemma/img/Transformer/encoderblock/LayerNorm_1/scale' in trees.flatten(base)
-    output = small.forward()(
+    _, output = small.forward()(
         small.untrained(), small.frozen().replace(params=base), batch, small.gates()
     )
     assert np.array_equal(np.asarray(output.actions.traj).view(np.int32), batch.base.view(np.int32))

@@ -42,7 +42,7 @@ def trainable():
 
 @pytest.fixture(scope='module')
 def forward():
-    return small.forward()
+    return lambda *inputs: small.forward()(*inputs)[1]
 
 
 def test_normalising_actions_is_undone_and_pads_with_zeros(frozen, batch):
@@ -156,10 +156,24 @@ def test_input_layers_never_see_lora(forward, trainable, frozen, batch):
     assert np.abs(output.telepathy.tau - off.telepathy.tau).max() > 1e-4
 
 
+def test_memory_is_stepped_from_outside(forward, trainable, frozen, batch):
+    """Halves of a sequence, the carry of the first handed to the second, equal the whole."""
+    whole_carry, whole = small.forward()(trainable, frozen, batch, small.gates())
+    carry, halves = None, []
+    for half in (slice(0, 2), slice(2, 4)):
+        windows = jax.tree.map(lambda x, h=half: x[:, h], batch)
+        carry, output = small.forward()(trainable, frozen, windows, small.gates(), None, carry)
+        halves.append(output)
+    joined = jax.tree.map(lambda *x: np.concatenate(x, 1), *halves)
+    chex.assert_trees_all_close((carry, joined), (whole_carry, whole), rtol=1e-4, atol=1e-4)
+    anew = forward(trainable, frozen, jax.tree.map(lambda x: x[:, 2:], batch), small.gates())
+    assert np.abs(anew.telepathy.memory - whole.telepathy.memory[:, 2:]).max() > 1e-3
+
+
 def test_refinement_noise_needs_no_key(forward, trainable, frozen, batch):
     noisy = small.sigma_objective(sigma=dataclasses.replace(small.SIGMA, noise_scale=1.0))
     run = quick.jit(noisy.forward)
-    first, again = (run(trainable, frozen, batch, small.gates()) for _ in range(2))
+    first, again = (run(trainable, frozen, batch, small.gates())[1] for _ in range(2))
     chex.assert_trees_all_equal(first, again)
     assert (
         np.abs(

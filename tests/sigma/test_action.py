@@ -78,14 +78,14 @@ def branches(base):
 
 
 def test_residual_is_scaled_by_sigma_and_added_to_the_base():
-    base, sigma_a = normal(B, T, A), np.array([2.0, 30.0], np.float32)
+    base, action_std = normal(B, T, A), np.array([2.0, 30.0], np.float32)
     residual = Actions(vec=normal(B, A), chk=normal(B, C, A), traj=normal(B, T, A))
-    actions = action.apply_residual(residual, branches(base), sigma_a)
-    assert ref.close(actions.vec, base[:, 0] + sigma_a * residual.vec)
-    assert ref.close(actions.chk, base[:, :C] + sigma_a * residual.chk)
-    assert ref.close(actions.traj, base + sigma_a * residual.traj)
-    alone = action.apply_residual(residual, branches(np.full_like(base, np.nan)), sigma_a, 0.0)
-    assert np.array_equal(alone.traj, sigma_a * residual.traj)
+    actions = action.apply_residual(residual, branches(base), action_std)
+    assert ref.close(actions.vec, base[:, 0] + action_std * residual.vec)
+    assert ref.close(actions.chk, base[:, :C] + action_std * residual.chk)
+    assert ref.close(actions.traj, base + action_std * residual.traj)
+    alone = action.apply_residual(residual, branches(np.full_like(base, np.nan)), action_std, 0.0)
+    assert np.array_equal(alone.traj, action_std * residual.traj)
 
 
 @pytest.mark.parametrize('zero', [0.0, -0.0])

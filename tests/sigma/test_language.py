@@ -56,10 +56,16 @@ def test_modulator_gates_twice_and_is_the_identity_without_telepathy():
     assert np.array_equal(ref.call(module, p, hidden, 0 * tau), hidden)
 
 
+def infer(workspace, hidden, mask, m_prev, tau_const=0.0):
+    """All that pass 1 infers of one window."""
+    summary = workspace.summarise(hidden, mask)
+    return workspace.conclude(summary, workspace.memory(m_prev, summary.z_pool), tau_const)
+
+
 def test_infer_follows_the_paper(workspace):
     hidden, m_prev = normal(B, S, D), normal(B, D)
-    p = ref.random_params(workspace, hidden, MASK, m_prev, method='infer')
-    got = ref.call(workspace, p, hidden, MASK, m_prev, method='infer')
+    p = ref.random_params(workspace, hidden, MASK, m_prev, method=infer)
+    got = ref.call(workspace, p, hidden, MASK, m_prev, method=infer)
     h = ref.layer_norm(hidden, p['hidden_norm'])
     factors = p['semantic_factors']
     z_sem = ref.attention(np.stack([factors['query']] * B), h, factors['attention'], 2, MASK)
@@ -90,9 +96,9 @@ def test_infer_follows_the_paper(workspace):
 
 def test_masked_tokens_weigh_nothing(workspace):
     hidden, m_prev = normal(B, S, D), normal(B, D)
-    p = ref.random_params(workspace, hidden, MASK, m_prev, method='infer')
+    p = ref.random_params(workspace, hidden, MASK, m_prev, method=infer)
     noisy = hidden + 5 * normal(B, S, D) * ~MASK[..., None]
-    one, other = (ref.call(workspace, p, x, MASK, m_prev, method='infer') for x in (hidden, noisy))
+    one, other = (ref.call(workspace, p, x, MASK, m_prev, method=infer) for x in (hidden, noisy))
     assert all(
         ref.close(x, y, 1e-6)
         for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -101,8 +107,8 @@ def test_masked_tokens_weigh_nothing(workspace):
 
 def test_constant_tau_is_one_vector_for_every_input(workspace):
     hidden, m_prev = normal(B, S, D), normal(B, D)
-    p = ref.random_params(workspace, hidden, MASK, m_prev, method='infer')
-    got = ref.call(workspace, p, hidden, MASK, m_prev, 1.0, method='infer')
+    p = ref.random_params(workspace, hidden, MASK, m_prev, method=infer)
+    got = ref.call(workspace, p, hidden, MASK, m_prev, 1.0, method=infer)
     assert np.array_equal(got.tau, np.stack([p['tau_const']] * B))
 
 
@@ -113,7 +119,7 @@ def test_untrained_tau_has_the_rms_of_table_1_whatever_the_scale_of_the_hidden_s
     @quick.jit
     def rms(key, scale):
         inputs = (scale * hidden, mask, np.zeros((8, 128), np.float32))
-        tau = module.init_with_output(key, *inputs, method='infer')[0].tau
+        tau = module.init_with_output(key, *inputs, method=infer)[0].tau
         return jnp.sqrt(jnp.mean(tau**2))
 
     for scale in (1e-2, 1.0, 100.0):

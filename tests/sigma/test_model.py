@@ -17,7 +17,6 @@ from sigma_jax.sigma.model import (
     SigmaConfig,
     embed_observation,
     initial_carry,
-    run_sequence,
     window_keys,
 )
 from sigma_jax.types import Ablation, Actions, Batch, Carry, Observation
@@ -26,7 +25,7 @@ from tests.numpy_layers import close
 from tests.toy_backbone import ToyBackbone
 
 B, G, A, T, L, W = 3, 4, 3, 4, 3, 16
-SIGMA_A = np.array([2.0, 0.5, 10.0], np.float32)
+ACTION_STD = np.array([2.0, 0.5, 10.0], np.float32)
 CONFIG = SigmaConfig(
     d_model=W, state_dim=A, action_dim=A, horizon=T, chunk=2, d_tau=4, num_factors=2, num_visual=3, num_state=2,
     heads=2, vision_blocks=1, state_hidden=8, patch_size=4, audio_patch=4, use_depth=True, use_audio=True,
@@ -71,6 +70,10 @@ def make_batch(g=G, seed=0):
     )
 
 
+def embedded(batch, config=CONFIG, backbone=BACKBONE):
+    return batch.replace(observation=embed_observation(backbone, batch.observation, config))
+
+
 def sequence(
     params,
     batch,
@@ -79,39 +82,32 @@ def sequence(
     key=None,
     config=CONFIG,
     backbone=BACKBONE,
-    sigma_a=SIGMA_A,
-    one_by_one=False,
+    action_std=ACTION_STD,
 ):
     """All windows of a batch -> (carry, output)."""
-    features, text = embed_observation(backbone, batch.observation, config)
-
-    def apply(observation, features, text, base, carry, reset, keys, method):
-        inputs = (
-            backbone,
-            observation,
-            features,
-            text,
-            base,
-            sigma_a,
-            carry,
-            reset,
-            ablation,
-            keys,
-        )
-        return Sigma(config).apply({'params': params}, *inputs, method=method)
-
-    return run_sequence(apply, config, batch, features, text, carry, key, one_by_one)
+    inputs = backbone, embedded(batch, config, backbone), carry, ablation, action_std
+    return Sigma(config).apply({'params': params}, *inputs, key=key, method='sequence')
 
 
-def init(key, batch, config=CONFIG, backbone=BACKBONE, sigma_a=SIGMA_A):
+def stepped(params, batch, ablation, carry=None, config=CONFIG):
+    """The same one window at a time, the carry handed on from outside."""
+
+    @quick.jit
+    def step(params, window, carry):
+        inputs = BACKBONE, window, carry, ablation, ACTION_STD
+        return Sigma(config).apply({'params': params}, *inputs)
+
+    windows, outputs = embedded(batch, config), []
+    for j in range(batch.reset.shape[1]):
+        carry, output = step(params, jax.tree.map(lambda x, j=j: x[:, j], windows), carry)
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x, 1), *outputs)
+
+
+def init(key, batch, config=CONFIG, backbone=BACKBONE, action_std=ACTION_STD):
     """Untrained parameters."""
-    observation, base, reset = jax.tree.map(
-        lambda x: x[:, 0], (batch.observation, batch.base, batch.reset)
-    )
-    features, text = embed_observation(backbone, observation, config)
-    carry = initial_carry(config, len(base))
-    inputs = (backbone, observation, features, text, base, sigma_a, carry, reset, Ablation())
-    return Sigma(config).init(key, *inputs)['params']
+    first = embedded(jax.tree.map(lambda x: x[:, 0], batch), config, backbone)
+    return Sigma(config).init(key, backbone, first, None, Ablation(), action_std)['params']
 
 
 def paths(tree):
@@ -193,20 +189,28 @@ def replaced(params, **changes):
 @pytest.mark.parametrize(
     'values', [{}, {'memory': 0.0}, {'tau_const': 1.0}, {'tau': 0.0, 'film': 0.0}]
 )
-def test_windows_at_once_equal_windows_one_by_one(batch, untrained, values):
+@pytest.mark.parametrize('handed_on', [True, False])
+def test_windows_at_once_equal_windows_one_by_one(batch, untrained, run, values, handed_on):
     """The memory alone runs through them in order; it starts anew where a window says so, and is
-    handed on.
+    handed on from outside, or begins empty.
     """
     moved = jax.tree.map(lambda x: x + 0.02, untrained)
     again = dataclasses.replace(batch, reset=np.eye(B, G, k=1, dtype=bool))
-    carry = jax.tree.map(lambda x: x + 0.3, initial_carry(CONFIG, B))
-    both = [
-        quick.jit(functools.partial(sequence, one_by_one=x))(moved, again, gates(**values), carry)
-        for x in (False, True)
-    ]
+    carry = jax.tree.map(lambda x: x + 0.3, initial_carry(CONFIG, B)) if handed_on else None
+    both = [way(moved, again, gates(**values), carry) for way in (run, stepped)]
     for one, other in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-5)
     assert np.ptp(both[0][1].telepathy.memory, axis=1).max() > 1e-3
+
+
+def test_recurrent_windows_stepped_from_outside_equal_the_whole_sequence(batch, params):
+    config = dataclasses.replace(CONFIG, feedback='recurrent')
+    again = dataclasses.replace(batch, reset=np.eye(B, G, k=2, dtype=bool))
+    whole = quick.jit(functools.partial(sequence, config=config))(params, again, gates())
+    steps = stepped(params, again, gates(), config=config)
+    for one, other in zip(*map(jax.tree.leaves, (whole, steps)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-4)
+    assert np.ptp(whole[1].vision_pool, axis=1).max() > 1e-3
 
 
 def test_untrained_sigma_returns_the_base_bitwise(run, untrained, batch):
@@ -345,7 +349,7 @@ def test_residual_gate_equals_no_base(run, params, batch):
     output = run(params, batch.replace(base=np.full_like(batch.base, np.nan)), gates(residual=0.0))[
         1
     ]
-    assert same(output.actions, jax.tree.map(lambda x: SIGMA_A * x, output.residual))
+    assert same(output.actions, jax.tree.map(lambda x: ACTION_STD * x, output.residual))
 
 
 def test_constant_tau_equals_a_projector_of_zero(run, params, batch):
@@ -513,9 +517,9 @@ def test_fusion_without_base_and_to_the_letter(one_window, params, batch):
         one_window(params, fusion='none'),
         one_window(params, fusion='internal'),
     )
-    assert close(none.actions.traj, SIGMA_A * none.residual.traj)
-    assert close(pi05.actions.traj, batch.base[:, :1] + SIGMA_A * none.residual.traj)
-    assert close(internal.actions.traj, SIGMA_A * internal.residual.traj)
+    assert close(none.actions.traj, ACTION_STD * none.residual.traj)
+    assert close(pi05.actions.traj, batch.base[:, :1] + ACTION_STD * none.residual.traj)
+    assert close(internal.actions.traj, ACTION_STD * internal.residual.traj)
     # with g silenced, the branches of 'internal' never saw tau
     silent = replaced(params, **{'residual_head/mlp/w_2': np.zeros_like})
     louder = replaced(silent, **{'tau_const': lambda x: x + np.float32(1)})
@@ -535,7 +539,7 @@ def test_refinement_noise_belongs_to_the_window(one_window, params):
         np.array_equal(rows[0, 0], rows[1, 1])
         and len(np.unique(np.reshape(rows, (4, -1)), axis=0)) == 3
     )
-    with pytest.raises(ValueError, match='needs one key a window, got None'):
+    with pytest.raises(ValueError, match='needs a key for the noise of its windows, got None'):
         one_window(params, noise_scale=1.0)
 
 
@@ -550,14 +554,21 @@ def test_half_precision_products_keep_float32_outputs(one_window, params):
 
 def test_plain_patch_embed_and_one_hot_text_need_no_backbone_input_layers(batch):
     config = dataclasses.replace(CONFIG, vision_encoder='patch_embed', text='one_hot')
-    features, text = embed_observation(BACKBONE, batch.observation, config)
-    assert features is None and text.shape == (B, G, L, W)
+    observation = embed_observation(BACKBONE, batch.observation, config)
+    text = observation.text_embeddings
+    assert observation.features is None and text.shape == (B, G, L, W)
     tokens = batch.observation.text
     equal = tokens.reshape(-1, 1) == tokens.reshape(1, -1)
     distance = np.abs(text.reshape(-1, 1, W) - text.reshape(1, -1, W)).max(-1)
     assert (distance[equal] == 0).all() and (distance[~equal] > 0.1).all()
     shapes = jax.eval_shape(lambda: init(jax.random.key(0), batch, config))
     assert 'patch_embed' in shapes['vision']
+
+
+def test_text_embeddings_must_be_there(batch, untrained):
+    bare = BACKBONE, batch, None, Ablation(), ACTION_STD
+    with pytest.raises(ValueError, match='got None; make them with embed_observation'):
+        Sigma(CONFIG).apply({'params': untrained}, *bare, method='sequence')
 
 
 def test_base_must_have_the_horizon(batch):

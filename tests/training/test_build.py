@@ -29,7 +29,7 @@ def test_number_tokens_start_beside_their_neighbours():
 
 def test_frozen_leaves_stay_out_of_the_trainable_tree(golden_params):
     base = Base(golden.config(), golden_params, 'digest')
-    frozen = Frozen(golden_params, {'sigma_a': jnp.ones(6)})
+    frozen = Frozen(golden_params, {'action_std': jnp.ones(6)})
     config = {
         'objective': 'flow_matching',
         'trainable': ['params'],
@@ -47,5 +47,5 @@ def test_a_joint_that_never_moved_has_a_spread():
     """What residuals are scaled by is never zero, or an error divided by it were no number."""
     values = np.random.default_rng(0).normal(size=(50, 3)) * [0.0, 1.0, 1e-9]
     statistics = {name: compute_statistics(values) for name in ('state', 'actions')}
-    spread = frozen_stats(statistics, statistics)['sigma_a']
+    spread = frozen_stats(statistics, statistics)['action_std']
     np.testing.assert_allclose(spread, [MIN_STD, values[:, 1].std(), MIN_STD], rtol=1e-6)

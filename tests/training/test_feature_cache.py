@@ -35,7 +35,7 @@ def prepared(run, shards, made_by=None, see=None):
         asked.append(observation)
         return compiled(run.frozen, observation)
 
-    compiled = run.goal.see if see is None else see
+    compiled = run.goal.encode_frozen if see is None else see
     made_by = made_by or feature_cache.identity(run.config, run.base, run.shards)
     windows = run.meta['windows'][SPLIT]
     return feature_cache.prepare(made_by, shards, SPLIT, windows, counted, run.in_order), len(asked)
@@ -43,7 +43,7 @@ def prepared(run, shards, made_by=None, see=None):
 
 @pytest.fixture(scope='module')
 def see(run):
-    return jax.jit(run.goal.see)
+    return jax.jit(run.goal.encode_frozen)
 
 
 def test_cached_features_are_those_that_a_step_computes(run, see):

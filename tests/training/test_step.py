@@ -107,9 +107,9 @@ def test_dropout_is_keyed_by_seed_and_step(step, start, frozen, batch):
 
 def test_without_dropout_the_loss_is_that_of_the_deterministic_pass(step, start, frozen, batch):
     goal, off = small.sigma_objective(), small.gates(lora=0.0)
-    output = small.forward()(start.trainable, frozen, batch, off)
+    _, output = small.forward()(start.trainable, frozen, batch, off)
     terms, _ = quick.jit(lambda *x: losses.sigma_terms(x[0], x[1], goal.loss, *x[2:]))(
-        output, batch, frozen.stats['sigma_a'], off
+        output, batch, frozen.stats['action_std'], off
     )
     weights = curriculum.evaluate(curriculum.make_schedules(goal.curriculum), 0)
     want = losses.combine(terms, weights, batch.mask, goal.loss.alignment_scale)
@@ -148,7 +148,7 @@ def together(start, frozen, batch):
         return one(*inputs)
 
     def share(frozen, batch):
-        return batch.replace(observation=goal.see(frozen, batch.observation))
+        return batch.replace(observation=goal.encode_frozen(frozen, batch.observation))
 
     members = stacked.grid(ROWS, [0])
     program = quick.jit(stacked.side_by_side(counted, 1, share))
@@ -222,7 +222,7 @@ def test_in_one_program_a_shut_gate_is_the_removed_path_bitwise(start, frozen, b
     gates = stacked.stack_gates([*members, *open_gates])
 
     def errors(trainable, gates):
-        return goal.forward(trainable, frozen, batch, gates).actions
+        return goal.forward(trainable, frozen, batch, gates)[1].actions
 
     actions = quick.jit(jax.vmap(errors))(states.state.trainable, gates)
     for x in jax.tree.leaves(actions):

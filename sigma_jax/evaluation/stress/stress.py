@@ -98,22 +98,27 @@ def with_tau(
     batches: Iterable[NumpyBatch], trained: Any, clean: Windows, tau: Float[np.ndarray, 'n e']
 ) -> Windows:
     """The windows again, with this tau [n e] in place of the inferred one."""
-    given = dict(
+    of_window = dict(
         zip(zip(clean.episode.tolist(), clean.frame.tolist(), strict=True), tau, strict=True)
     )
-    inputs = given_tau(batches, given, tau.shape[1])
+    inputs = override_tau(batches, of_window, tau.shape[1])
     return replay(
         inputs, trained.predict, trained.sequence_length, gates=trained.gates, runs=(CARRIED,)
     )
 
 
-def given_tau(batches: Iterable[NumpyBatch], given: Mapping, width: int) -> Iterator[NumpyBatch]:
-    """Batches with a leaf `tau` [b g e]; zero on padding windows."""
+def override_tau(
+    batches: Iterable[NumpyBatch], of_window: Mapping[tuple[int, int], np.ndarray], width: int
+) -> Iterator[NumpyBatch]:
+    """Batches with a leaf `tau_override` [b g e] from {(episode, frame): tau}; zero on padding
+    windows.
+    """
     for batch in batches:
         tau = np.zeros((*batch['episode'].shape, width), np.float32)
         for at in np.argwhere(batch['mask']):
-            tau[tuple(at)] = given[int(batch['episode'][tuple(at)]), int(batch['frame'][tuple(at)])]
-        yield batch | {'tau': tau}
+            window = int(batch['episode'][tuple(at)]), int(batch['frame'][tuple(at)])
+            tau[tuple(at)] = of_window[window]
+        yield batch | {'tau_override': tau}
 
 
 def report(clean: Windows, stresses: Iterable[Stress], state: AdapterState) -> dict:
