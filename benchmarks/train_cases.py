@@ -26,7 +26,7 @@ from sigma_jax.training import build as assembly
 from sigma_jax.training.compilation import uncollected
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.training.step import init_state, make_step
-from sigma_jax.types import Batch, Frozen, Observation
+from sigma_jax.types import ActionScaling, Batch, Frozen, Observation
 
 PyTree = Any
 VIEWS, PROMPT, TEXT, JOINTS = 2, 200, 24, 6
@@ -151,11 +151,13 @@ def random_batch(config: pi05.Pi05Config, case: Case) -> Batch:
     )
 
 
-def random_stats() -> dict[str, jax.Array]:
-    """Statistics of joints that all move in [-1, 1]."""
+def random_scaling() -> ActionScaling:
+    """Of joints that all move in [-1, 1]."""
     zeros, ones = jnp.zeros(JOINTS), jnp.ones(JOINTS)
-    scales = {'action_std': ones, 'action_low': -ones, 'action_span': 2 * ones}
-    return scales | {'relative': zeros, 'state_low': -ones, 'state_span': 2 * ones}
+    span = 2 * ones
+    return ActionScaling(
+        ones, low=-ones, span=span, relative=zeros, state_low=-ones, state_span=span
+    )
 
 
 def case_sizes(config: Mapping) -> pi05.Pi05Config:
@@ -177,7 +179,7 @@ def build(case: Case, batch: Batch | None = None) -> Program:
     params = assembly.store_base(config, Base(sizes, random_params(sizes), 'random'), goal)
     base, frozen = (
         Base(sizes, pi05.abstract_params(sizes), 'random'),
-        Frozen(params, random_stats()),
+        Frozen(params, random_scaling()),
     )
     flops = model_flops(case, sizes, config['sigma'])
     if case.kind in ('lora', 'sigma'):
@@ -223,7 +225,7 @@ def sampler_program(base: Base, frozen: Frozen, batch: Batch, flops: float) -> P
 
     def sample(params, keys, observation):
         return unnormalize_actions(
-            pi05.BoundPi05(base.config, params).sample_actions(keys, observation), frozen.stats
+            pi05.BoundPi05(base.config, params).sample_actions(keys, observation), frozen.scaling
         )
 
     program, seconds = compiled(sample, frozen.params, keys, observation)

@@ -96,17 +96,30 @@ class Batch:
 
 
 @struct.dataclass
+class ActionScaling:
+    """How raw actions are counted, one number a joint, raw units (see `processing.actions`).
+
+    `low` goes to -1 and `low + span` to 1 in the policy's own actions. Where `relative` is 1 they
+    count from the state, whose normalisation `state_low` and `state_span` undo.
+    """
+
+    action_std: Float[Array, 'a']  # of the training actions: the unit of Sigma's residuals
+    low: Float[Array, 'a']
+    span: Float[Array, 'a']
+    relative: Float[Array, 'a']
+    state_low: Float[Array, 'a']
+    state_span: Float[Array, 'a']
+
+
+@struct.dataclass
 class Frozen:
     """What a step reads and never changes: base weights and the statistics of the training data.
 
-    `params` is the base policy's tree; `stats`, each [a], raw units: `action_std` (spread of the
-    training actions), `action_low` and `action_span` (quantile normalisation of the policy's
-    actions), `relative` (1 where the policy's actions count from the state), `state_low` and
-    `state_span`.
+    `params` is the base policy's tree.
     """
 
     params: PyTree
-    stats: dict[str, Float[Array, 'a']]
+    scaling: ActionScaling
 
 
 @struct.dataclass

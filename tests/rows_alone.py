@@ -30,7 +30,7 @@ def setting():
     sizes = model.sizes(0.1)
     batch = model.small_batch(sizes.vision.image_size)
     params = model.noisy(jax.jit(lambda key: pi05.init_params(key, sizes))(jax.random.key(0)))
-    frozen, goal = Frozen(wide(params), wide(small.frozen().stats)), model.sigma_goal(sizes)
+    frozen, goal = Frozen(wide(params), wide(small.frozen().scaling)), model.sigma_goal(sizes)
     init = jax.jit(lambda key: init_sigma(key, goal, frozen, batch))
 
     def start(seed):

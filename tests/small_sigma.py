@@ -15,7 +15,7 @@ from sigma_jax.objectives.sigma import SigmaObjective, init_sigma
 from sigma_jax.sigma.curriculum import CurriculumConfig
 from sigma_jax.sigma.losses import LossConfig
 from sigma_jax.sigma.model import SigmaConfig
-from sigma_jax.types import Ablation, Batch, Frozen, Observation
+from sigma_jax.types import Ablation, ActionScaling, Batch, Frozen, Observation
 from tests import golden, quick
 
 B, G, A, T = 2, 4, 3, 4
@@ -39,16 +39,17 @@ def sigma_objective(**changes) -> SigmaObjective:
 @functools.cache
 def frozen() -> Frozen:
     """The golden weights and three joints of very different ranges."""
-    stats = {
+    scaling = {
         'action_std': np.array([2.0, 0.5, 10.0]),
-        'action_low': np.array([-3.0, 0.0, -50.0]),
-        'action_span': np.array([6.0, 1.0, 80.0]),
+        'low': np.array([-3.0, 0.0, -50.0]),
+        'span': np.array([6.0, 1.0, 80.0]),
         'relative': np.zeros(A),
         'state_low': np.zeros(A),
         'state_span': np.ones(A),
     }
     params = checkpoint.load(golden.FIXTURE / 'openpi_jax').params
-    return Frozen(params, {k: x.astype(np.float32) for k, x in stats.items()})
+    arrays = {name: x.astype(np.float32) for name, x in scaling.items()}
+    return Frozen(params, ActionScaling(**arrays))
 
 
 def make_batch(seed=0) -> Batch:

@@ -144,4 +144,4 @@ def test_the_start_of_weights_and_factors(frozen):
 def test_the_sampler(frozen):
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), small.make_batch())
     run = sampling.make_sampler(sampling.bind_frozen(HALF), 0, 2, HALF.action_horizon)
-    assert in_float32(run, frozen.params, frozen.stats, batch)
+    assert in_float32(run, frozen.params, frozen.scaling, batch)

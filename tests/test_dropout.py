@@ -15,7 +15,7 @@ from sigma_jax.nn import layers as shared
 from sigma_jax.nn import lora
 from sigma_jax.objectives.flow_matching import FlowMatching
 from sigma_jax.training.step import accumulated
-from sigma_jax.types import Ablation
+from sigma_jax.types import Ablation, ActionScaling
 from tests import golden, quick
 from tests import small_sigma as small
 
@@ -129,15 +129,15 @@ def test_flow_matching_draws_dropout_from_the_step_s_key(golden_params):
         noise=i['noise'][:, None],
     )
     ranges = {
-        'action_low': -2.0,
-        'action_span': 3.0,
+        'action_std': 1.0,
+        'low': -2.0,
+        'span': 3.0,
         'state_low': -1.0,
         'state_span': 4.0,
         'relative': 0.0,
     }
-    frozen = small.frozen().replace(
-        params=golden_params, stats={k: np.full(8, x, 'f') for k, x in ranges.items()}
-    )
+    scaling = ActionScaling(**{k: np.full(8, x, 'f') for k, x in ranges.items()})
+    frozen = small.frozen().replace(params=golden_params, scaling=scaling)
     factors = lora.init_factors(jax.random.key(0), golden_params, pi05.LAYOUTS, LORA)
     factors = jax.tree.map(
         lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), factors

@@ -56,7 +56,7 @@ class ToyRun:
         self.config, self.devices, self.frozen, self.ablation = (
             config,
             Devices(jax.devices()[:1]),
-            Frozen({}, {}),
+            Frozen({}, None),
             None,
         )
         self.base = Base(None, None, '')

@@ -116,7 +116,7 @@ def flow(config, batch):
     seen = batch.replace(
         actions=actions, action_mask=mask, mask=np.array([[True, True], [True, False]])
     )
-    return {'lora': factors}, Frozen(params, small.frozen().stats), seen
+    return {'lora': factors}, Frozen(params, small.frozen().scaling), seen
 
 
 def small_batch(side):

@@ -148,7 +148,7 @@ class TrainedPolicy:
     def sample(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """[b g m t a]; the noise of a window is that of the base's samples."""
         return sampling.in_parts(
-            self.run, (self.trainable, self.frozen.params), self.frozen.stats, batch
+            self.run, (self.trainable, self.frozen.params), self.frozen.scaling, batch
         )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from sigma_jax.backbones.pi05 import BoundPi05, Pi05Config
-from sigma_jax.types import Ablation, Frozen, PyTree
+from sigma_jax.types import Ablation, PyTree
 
 
 def overlay(base: PyTree, top: PyTree) -> PyTree:
@@ -21,13 +21,11 @@ def overlay(base: PyTree, top: PyTree) -> PyTree:
 def bind(
     config: Pi05Config,
     trainable: PyTree,
-    frozen: Frozen,
+    params: PyTree,
     ablation: Ablation,
     dropout_key: Array | None = None,
 ) -> BoundPi05:
-    """The base policy with trainable leaves laid over the frozen ones, and the gated LoRA
-    factors.
-    """
+    """The base policy with trainable leaves laid over `params`, and the gated LoRA factors."""
     gate = jnp.asarray(ablation.lora)
     factors = trainable.get('lora')
     gated = (
@@ -36,6 +34,4 @@ def bind(
         else jax.tree.map(lambda x: jnp.where(gate > 0, x, jnp.zeros_like(x)), factors)
     )
     config = dataclasses.replace(config, train_base='params' in trainable)
-    return BoundPi05(
-        config, overlay(frozen.params, trainable.get('params', {})), gated, dropout_key
-    )
+    return BoundPi05(config, overlay(params, trainable.get('params', {})), gated, dropout_key)

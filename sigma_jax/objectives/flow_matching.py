@@ -30,13 +30,13 @@ class FlowMatching:
         """See `train_step.Objective`; windows of a sequence are independent examples."""
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
         dropout_key = jax.random.split(key, 3)[2]
-        relative = batch.actions - action_origin(batch.observation.state, frozen.stats)
-        actions = normalize_actions(relative, frozen.stats, self.config.action_dim)
+        relative = batch.actions - action_origin(batch.observation.state, frozen.scaling)
+        actions = normalize_actions(relative, frozen.scaling, self.config.action_dim)
         time, noise = batch.time, batch.noise
         if time is None or noise is None:
             time, noise = self._draws(key, actions.shape)
         x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
-        backbone = bind(self.config, trainable, frozen, ablation, dropout_key)
+        backbone = bind(self.config, trainable, frozen.params, ablation, dropout_key)
         velocity = backbone.velocity(batch.observation, x_t, time)
         error = jnp.mean(jnp.square(velocity - (noise - actions)), axis=-1)
         valid = batch.action_mask & batch.mask[:, None]

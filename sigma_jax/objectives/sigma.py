@@ -39,7 +39,7 @@ class SigmaObjective:
 
         `forward` computes what is missing of it; what is made here and kept, it reads.
         """
-        backbone = bind(self.config, {}, frozen, Ablation())
+        backbone = bind(self.config, {}, frozen.params, Ablation())
         return embed_observation(backbone, observation, self.sigma)
 
     def forward(
@@ -66,7 +66,7 @@ class SigmaObjective:
         Returns:
           Memory and tau after the last window, and the output [b g ...].
         """
-        backbone = bind(self.config, trainable, frozen, ablation, key)
+        backbone = bind(self.config, trainable, frozen.params, ablation, key)
         batch = dataclasses.replace(
             batch,
             observation=self.encode_frozen(frozen, batch.observation),
@@ -78,7 +78,7 @@ class SigmaObjective:
             batch,
             carry,
             ablation,
-            frozen.stats['action_std'],
+            frozen.scaling.action_std,
             key=jax.random.key(0) if key is None else key,
             method='sequence',
         )
@@ -94,7 +94,7 @@ class SigmaObjective:
             action_mask=batch.action_mask[..., :horizon],
         )
         terms, metrics = losses.sigma_terms(
-            output, batch, self.loss, frozen.stats['action_std'], ablation
+            output, batch, self.loss, frozen.scaling.action_std, ablation
         )
         weights = curriculum.evaluate(
             curriculum.make_schedules(self.curriculum), step, ablation.ramp_speed
@@ -144,6 +144,6 @@ def init_sigma(key: Array, objective: SigmaObjective, frozen: Frozen, batch: Bat
         observation=objective.encode_frozen(frozen, first.observation),
         base=first.base[..., : objective.sigma.horizon, :],
     )
-    backbone = bind(objective.config, {}, frozen, Ablation())
-    inputs = backbone, first, None, Ablation(), frozen.stats['action_std']
+    backbone = bind(objective.config, {}, frozen.params, Ablation())
+    inputs = backbone, first, None, Ablation(), frozen.scaling.action_std
     return Sigma(objective.sigma).init(key, *inputs, key=key)['params']

@@ -31,7 +31,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.policies import sampling
 from sigma_jax.processing import fitting
-from sigma_jax.processing.actions import frozen_stats
+from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import NormStats
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.types import to_batch
@@ -176,7 +176,7 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
         policy=policy.policy,
     )
     relative = fitting.of_shards((), policy.policy, read_meta(shards_dir), policy.config.action_dim)
-    stats = frozen_stats(policy.norm_stats, policy.norm_stats, relative)
+    scaling = action_scaling(policy.norm_stats, policy.norm_stats, relative)
     sampler = sampling.make_sampler(
         sampling.bind_frozen(policy.config), config.seed, config.samples, horizon
     )
@@ -188,7 +188,7 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
         number = batch['record'][:, 0]
         real = number >= 0
         windows = to_batch({key: x[:, 0] for key, x in batch.items()})
-        out[number[real]] = np.asarray(sample(params, stats, windows))[real]
+        out[number[real]] = np.asarray(sample(params, scaling, windows))[real]
         progress(int(number.max()) + 1)
     return out
 

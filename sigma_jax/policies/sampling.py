@@ -15,18 +15,18 @@ from sigma_jax.backbones.pi05 import BoundPi05, Pi05Config
 from sigma_jax.objectives.bind import bind
 from sigma_jax.processing.actions import action_origin, unnormalize_actions
 from sigma_jax.sigma.model import window_keys
-from sigma_jax.types import Ablation, Batch, Frozen, PyTree, to_batch
+from sigma_jax.types import Ablation, ActionScaling, Batch, PyTree, to_batch
 
 AT_ONCE = 32  # windows sampled together
 
-# (weights, statistics, batch [b ...]) -> raw actions [b m t a]
-Sample = Callable[[PyTree, Mapping[str, Array], Batch], Float[Array, 'b m t a']]
+# (weights, scaling of the actions, batch [b ...]) -> raw actions [b m t a]
+Sample = Callable[[PyTree, ActionScaling, Batch], Float[Array, 'b m t a']]
 
 
 def make_sampler(bind: Callable[[PyTree], Backbone], seed: int, draws: int, horizon: int) -> Sample:
     """A function to compile; `bind` gives the policy of some weights."""
 
-    def sample(weights, stats, batch):
+    def sample(weights, scaling, batch):
         backbone = bind(weights)
 
         def draw(n):
@@ -34,8 +34,8 @@ def make_sampler(bind: Callable[[PyTree], Backbone], seed: int, draws: int, hori
                 jax.random.fold_in(jax.random.key(seed), n), batch.episode, batch.frame
             )
             actions = backbone.sample_actions(keys, batch.observation)
-            origin = action_origin(batch.observation.state, stats)
-            return origin + unnormalize_actions(actions, stats)[:, :horizon]
+            origin = action_origin(batch.observation.state, scaling)
+            return origin + unnormalize_actions(actions, scaling)[:, :horizon]
 
         return jax.lax.map(draw, jnp.arange(draws)).swapaxes(0, 1)
 
@@ -49,13 +49,13 @@ def bind_frozen(config: Pi05Config) -> Callable[[PyTree], Backbone]:
 
 def bind_tuned(config: Pi05Config) -> Callable[[PyTree], Backbone]:
     """Weights are (trainable, params): LoRA factors, or whole leaves, over the base's."""
-    return lambda weights: bind(config, weights[0], Frozen(weights[1], {}), Ablation())
+    return lambda weights: bind(config, weights[0], weights[1], Ablation())
 
 
 def in_parts(
     sample: Sample,
     weights: PyTree,
-    stats: Mapping[str, Array],
+    scaling: ActionScaling,
     batch: Mapping[str, Any],
     at_once: int = AT_ONCE,
 ) -> Float[np.ndarray, 'b g m t a']:
@@ -68,7 +68,7 @@ def in_parts(
     for start in range(0, count, at_once):
         rows = np.minimum(np.arange(start, start + at_once), count - 1)
         parts.append(
-            np.asarray(sample(weights, stats, to_batch({k: x[rows] for k, x in flat.items()})))
+            np.asarray(sample(weights, scaling, to_batch({k: x[rows] for k, x in flat.items()})))
         )
     drawn = np.concatenate(parts)[:count]
     return drawn.reshape(*lead, *drawn.shape[1:])

@@ -1,8 +1,7 @@
 """Actions in raw units and as a policy counts them: scaled, padded, from an origin."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -10,56 +9,54 @@ from jaxtyping import Array, Float
 from sigma_jax.errors import UserError
 from sigma_jax.processing import normalize
 from sigma_jax.processing.normalize import NormStats
+from sigma_jax.types import ActionScaling
 
 
 def normalize_actions(
-    actions: Float[Array, '... a'], stats: Mapping[str, Array], width: int
+    actions: Float[Array, '... a'], scaling: ActionScaling, width: int
 ) -> Float[Array, '... d']:
     """Raw actions -> pi0.5's quantile-normalised units, padded with zeros to the policy's action
     width.
     """
-    scaled = (actions - stats['action_low']) / stats['action_span'] * 2 - 1
+    scaled = (actions - scaling.low) / scaling.span * 2 - 1
     return jnp.pad(scaled, [(0, 0)] * (actions.ndim - 1) + [(0, width - actions.shape[-1])])
 
 
 def unnormalize_actions(
-    actions: Float[Array, '... d'], stats: Mapping[str, Array]
+    actions: Float[Array, '... d'], scaling: ActionScaling
 ) -> Float[Array, '... a']:
     """The inverse of `normalize_actions`, padding dropped."""
-    low, span = stats['action_low'], stats['action_span']
+    low, span = scaling.low, scaling.span
     return (actions[..., : low.shape[-1]] + 1) / 2 * span + low
 
 
-def action_origin(
-    state: Float[Array, '... p'], stats: Mapping[str, Array]
-) -> Float[Array, '... 1 a']:
+def action_origin(state: Float[Array, '... p'], scaling: ActionScaling) -> Float[Array, '... 1 a']:
     """What the policy's actions count from: the robot's raw state in its relative joints, zero in
     the others.
 
     `state` is normalised by the policy's own statistics (openpi calls the transform DeltaActions).
-    A state may be
-    wider than the actions: the first entries count. Where it is narrower, no action beyond it is
-    relative.
+    A state may be wider than the actions: the first entries count. Where it is narrower, no action
+    beyond it is relative.
     """
-    width = stats['relative'].shape[-1]
+    width = scaling.relative.shape[-1]
     first = state[..., :width]
     first = jnp.pad(first, [(0, 0)] * (first.ndim - 1) + [(0, width - first.shape[-1])])
-    raw = (first + 1) / 2 * stats['state_span'] + stats['state_low']
-    return jnp.where(stats['relative'] > 0, raw, 0.0)[..., None, :]
+    raw = (first + 1) / 2 * scaling.state_span + scaling.state_low
+    return jnp.where(scaling.relative > 0, raw, 0.0)[..., None, :]
 
 
 MIN_STD = 1e-3  # raw units: a joint that never moved is scaled as if it had this spread
 
 
-def frozen_stats(
+def action_scaling(
     stats: NormStats, policy: NormStats, relative_joints: Sequence[bool] = ()
-) -> dict[str, jax.Array]:
-    """Statistics a step reads: spread of the training actions, and how the policy's own actions are
-    scaled.
+) -> ActionScaling:
+    """The spread of the training actions (`stats`), and how the policy counts its own (`policy`).
 
     Of the state, its first entries count, one an action, as in openpi and LeRobot.
-    Raises UserError when `relative_joints` does not name every action, or names one beyond the
-    states.
+
+    Raises:
+      UserError: `relative_joints` does not name every action, or names one beyond the states.
     """
     state, actions, width = policy['state'], policy['actions'], len(policy['actions'].low)
     relative = tuple(relative_joints) or (False,) * width
@@ -69,14 +66,15 @@ def frozen_stats(
             f'among the first {len(state.low)}, got {relative_joints}; write one true or false an '
             'action'
         )
+    low, span = np.zeros(width), np.ones(width)
+    if any(relative):
+        low, span = (normalize.first_joints(x, width) for x in (state.low, state.span))
     arrays = {
         'action_std': np.maximum(stats['actions'].std, MIN_STD),
-        'action_low': actions.low,
-        'action_span': actions.span,
+        'low': actions.low,
+        'span': actions.span,
         'relative': relative,
-        'state_low': normalize.first_joints(state.low, width) if any(relative) else np.zeros(width),
-        'state_span': normalize.first_joints(state.span, width)
-        if any(relative)
-        else np.ones(width),
+        'state_low': low,
+        'state_span': span,
     }
-    return {k: jnp.asarray(v, jnp.float32) for k, v in arrays.items()}
+    return ActionScaling(**{name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()})

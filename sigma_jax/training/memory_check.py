@@ -22,7 +22,7 @@ from sigma_jax.nn import lora, quant
 from sigma_jax.settings import from_section
 from sigma_jax.training import build, memory
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
-from sigma_jax.types import Batch, Frozen, Observation
+from sigma_jax.types import ActionScaling, Batch, Frozen, Observation
 
 PyTree = Any
 GIB = 2**30
@@ -148,10 +148,10 @@ def make_job(config: Mapping, devices: int = 1) -> tuple[memory.Job, list[str]]:
     batch, more = batch_shapes(config, sizes, max(config['batch_size'] // (parts * devices), 1))
     goal = build.make_objective(config, Base(sizes, None, ''), batch)
     width = batch.actions.shape[-1]
-    names = ('action_std', 'action_low', 'action_span', 'relative', 'state_low', 'state_span')
-    stats: dict[str, Any] = {name: jax.ShapeDtypeStruct((width,), jnp.float32) for name in names}
+    a_joint: Any = jax.ShapeDtypeStruct((width,), jnp.float32)
+    scaling = ActionScaling(*[a_joint] * len(dataclasses.fields(ActionScaling)))
     how = from_section(quant.QuantConfig, config['quant'], 'quant')
-    frozen = Frozen(memory.stored(params, how, goal.reads), stats)
+    frozen = Frozen(memory.stored(params, how, goal.reads), scaling)
     trainable = memory.trainable_shapes(config['trainable'], goal, params, frozen, batch)
     if 'params' in config['trainable']:
         held, flat = trees.flatten(trees.select(params, config['freeze'])), trees.flatten(params)

@@ -18,7 +18,7 @@ from sigma_jax.data.shards.meta import read_meta
 from sigma_jax.data.shards.records import relative_statistics
 from sigma_jax.policies.base_actions import check_baselines
 from sigma_jax.processing import fitting, normalize
-from sigma_jax.processing.actions import frozen_stats
+from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.settings import from_section
 from sigma_jax.training import build, feature_cache
@@ -63,9 +63,9 @@ class Parts:
         self.base = load_base(config)
         if config['objective'] == 'sigma':
             check_baselines(self.shards, self.base.digest)
-        stats = frozen_stats(own, self.policy_stats, self.relative_joints)
+        scaling = action_scaling(own, self.policy_stats, self.relative_joints)
         self.frozen = devices.everywhere(
-            Frozen(build.store_base(config, self.base, self.goal), stats)
+            Frozen(build.store_base(config, self.base, self.goal), scaling)
         )
 
     def add_features(self, progress: Callable[[int, int], None]) -> None:

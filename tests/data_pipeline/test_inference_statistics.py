@@ -50,7 +50,7 @@ def test_training_takes_those_that_the_config_asks_for(small_run, other_base, so
     at = int(batch['record'][0, 0])
     state = normalize(Records(small_run.shards, 'train')[at].state, want['state'])
     np.testing.assert_allclose(batch['state'][0, 0], state, atol=1e-5)
-    np.testing.assert_allclose(run.frozen.stats['action_low'], want['actions'].low, rtol=1e-6)
+    np.testing.assert_allclose(run.frozen.scaling.low, want['actions'].low, rtol=1e-6)
 
 
 def test_the_base_is_sampled_with_its_own(other_base):

@@ -167,10 +167,10 @@ def flow(remat):
     path; and the loss.
     """
     goal = FlowMatching(dataclasses.replace(small.PI05, remat=remat))
-    batch, stats = small.make_batch(), small.frozen().stats
+    batch, scaling = small.make_batch(), small.frozen().scaling
 
     def loss(factors, params):
-        fixed = small.frozen().replace(params=params, stats=stats)
+        fixed = small.frozen().replace(params=params, scaling=scaling)
         return goal({'lora': factors}, fixed, batch, Ablation(), KEY, 0)[0]
 
     return quick.jit(jax.value_and_grad(loss)), loss

@@ -17,7 +17,7 @@ from sigma_jax.objectives.flow_matching import FlowMatching
 from sigma_jax.objectives.sigma import SigmaObjective
 from sigma_jax.processing.actions import normalize_actions, unnormalize_actions
 from sigma_jax.sigma import curriculum, losses
-from sigma_jax.types import Ablation, Actions
+from sigma_jax.types import Ablation, Actions, ActionScaling
 from tests import golden, quick
 from tests import small_sigma as small
 
@@ -46,16 +46,16 @@ def forward():
 
 
 def test_normalising_actions_is_undone_and_pads_with_zeros(frozen, batch):
-    got = normalize_actions(batch.actions, frozen.stats, 8)
-    low, span = (frozen.stats[k] for k in ('action_low', 'action_span'))
+    got = normalize_actions(batch.actions, frozen.scaling, 8)
+    low, span = frozen.scaling.low, frozen.scaling.span
     np.testing.assert_allclose(
         got[..., :3], 2 * (batch.actions - low) / span - 1, rtol=1e-5, atol=1e-6
     )
     assert got.shape[-1] == 8 and not np.any(got[..., 3:])
     np.testing.assert_allclose(
-        unnormalize_actions(got, frozen.stats), batch.actions, rtol=1e-5, atol=1e-5
+        unnormalize_actions(got, frozen.scaling), batch.actions, rtol=1e-5, atol=1e-5
     )
-    ends = normalize_actions(np.stack([low, low + span]), frozen.stats, 3)
+    ends = normalize_actions(np.stack([low, low + span]), frozen.scaling, 3)
     np.testing.assert_allclose(ends, [[-1] * 3, [1] * 3], atol=1e-6)
 
 
@@ -74,12 +74,13 @@ def flow(frozen):
         action_mask=mask,
         mask=np.array([[True], [True], [False]]),
     )
-    ranges = {'action_low': -2.0, 'action_span': 3.0, 'state_low': -1.0, 'state_span': 4.0}
-    stats = {k: np.full(8, x, np.float32) for k, x in ranges.items()}
+    ranges = {'action_std': 1.0, 'low': -2.0, 'span': 3.0, 'state_low': -1.0, 'state_span': 4.0}
+    scales = {k: np.full(8, x, np.float32) for k, x in ranges.items()}
 
     @quick.jit
     def compute(params, relative, rows):
-        fixed = frozen.replace(params={}, stats=stats | {'relative': relative})
+        scaling = ActionScaling(**scales, relative=relative)
+        fixed = frozen.replace(params={}, scaling=scaling)
         return goal({'params': params}, fixed, rows, Ablation(), KEY, 0)
 
     def run(relative=0, **changes):

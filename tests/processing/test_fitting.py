@@ -14,7 +14,7 @@ from sigma_jax.data.shards.records import relative_statistics
 from sigma_jax.errors import UserError
 from sigma_jax.policies import base_actions
 from sigma_jax.processing import fitting
-from sigma_jax.processing.actions import action_origin, frozen_stats
+from sigma_jax.processing.actions import action_origin, action_scaling
 from sigma_jax.processing.normalize import compute_statistics, normalize
 from sigma_jax.processing.observation import model_inputs
 from sigma_jax.processing.spec import OURS, Policy, read_policy, to_json
@@ -49,18 +49,18 @@ def test_the_first_states_are_subtracted_where_there_are_more_of_them():
     and this mask.
     """
     found = stats(8, 7)
-    frozen = frozen_stats(found, found, ARM.relative_joints)
+    scaling = action_scaling(found, found, ARM.relative_joints)
     state = np.arange(8, dtype=np.float32)
-    origin = np.asarray(action_origin(jnp.asarray(normalize(state, found['state'])), frozen))
+    origin = np.asarray(action_origin(jnp.asarray(normalize(state, found['state'])), scaling))
     np.testing.assert_allclose(10 - origin[0], [10, 9, 8, 7, 6, 5, 10], atol=1e-5)
 
 
 @pytest.mark.parametrize(('states', 'actions'), [(9, 7), (32, 7), (7, 7), (6, 7)])
 def test_what_actions_count_from_for_any_width_of_the_state(states, actions):
     found = stats(states, actions)
-    frozen = frozen_stats(found, found, ARM.relative_joints)
+    scaling = action_scaling(found, found, ARM.relative_joints)
     state = np.random.default_rng(1).normal(2, 3, (4, states)).astype(np.float32)
-    origin = np.asarray(action_origin(jnp.asarray(normalize(state, found['state'])), frozen))
+    origin = np.asarray(action_origin(jnp.asarray(normalize(state, found['state'])), scaling))
     np.testing.assert_allclose(origin[:, 0, :6], state[:, :6], atol=1e-5)
     assert not origin[..., 6:].any()
 

@@ -9,7 +9,7 @@ import pytest
 from sigma_jax.convert import sizes
 from sigma_jax.convert.base_policy import check_resize, describe_base, load_base, robot_statistics
 from sigma_jax.errors import UserError
-from sigma_jax.processing.actions import frozen_stats
+from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import Scaling, compute_statistics
 from sigma_jax.processing.spec import LEROBOT, OPENPI, OURS, Policy, read_policy, to_json
 from tests import golden
@@ -149,8 +149,6 @@ def test_a_base_in_lerobot_s_own_files_is_used_as_lerobot_does(tmp_path):
         and base.policy.prompt_state_dim == 32
     )
     cut = robot_statistics(base, {'state_names': ['a', 'b'], 'action_names': ['a', 'b']})
-    stats = frozen_stats(cut, cut, base.policy.relative_joints)
+    scaling = action_scaling(cut, cut, base.policy.relative_joints)
     q01, q99 = cut['actions'].q01.astype(np.float32), cut['actions'].q99.astype(np.float32)
-    assert np.array_equal(stats['action_low'], q01) and np.array_equal(
-        stats['action_span'], q99 - q01
-    )
+    assert np.array_equal(scaling.low, q01) and np.array_equal(scaling.span, q99 - q01)

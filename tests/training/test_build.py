@@ -5,11 +5,11 @@ import numpy as np
 
 from sigma_jax import trees
 from sigma_jax.convert.base_policy import Base, count_in_order
-from sigma_jax.processing.actions import MIN_STD, frozen_stats
+from sigma_jax.processing.actions import MIN_STD, action_scaling
 from sigma_jax.processing.normalize import compute_statistics
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import build
-from sigma_jax.types import Frozen
+from sigma_jax.types import ActionScaling, Frozen
 from tests import golden
 
 TABLE = 'PaliGemma/llm/embedder/input_embedding'
@@ -29,7 +29,7 @@ def test_number_tokens_start_beside_their_neighbours():
 
 def test_frozen_leaves_stay_out_of_the_trainable_tree(golden_params):
     base = Base(golden.config(), golden_params, 'digest')
-    frozen = Frozen(golden_params, {'action_std': jnp.ones(6)})
+    frozen = Frozen(golden_params, ActionScaling(*[jnp.ones(6)] * 6))
     config = {
         'objective': 'flow_matching',
         'trainable': ['params'],
@@ -40,12 +40,12 @@ def test_frozen_leaves_stay_out_of_the_trainable_tree(golden_params):
     learning, held = set(trees.flatten(trainable['params'])), set(trees.flatten(kept.params))
     assert held == {p for p in trees.flatten(golden_params) if p.startswith('PaliGemma/img/')}
     assert learning == set(trees.flatten(golden_params)) - held and learning
-    assert kept.stats is frozen.stats
+    assert kept.scaling is frozen.scaling
 
 
 def test_a_joint_that_never_moved_has_a_spread():
     """What residuals are scaled by is never zero, or an error divided by it were no number."""
     values = np.random.default_rng(0).normal(size=(50, 3)) * [0.0, 1.0, 1e-9]
     statistics = {name: compute_statistics(values) for name in ('state', 'actions')}
-    spread = frozen_stats(statistics, statistics)['action_std']
+    spread = action_scaling(statistics, statistics).action_std
     np.testing.assert_allclose(spread, [MIN_STD, values[:, 1].std(), MIN_STD], rtol=1e-6)

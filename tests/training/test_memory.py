@@ -126,7 +126,7 @@ def test_element_wise_values_are_read_through_to_their_sources():
         return jnp.sum(jnp.tanh(jnp.sin(products) * 2.0 + 1.0)), {}
 
     x, w = jnp.ones((4, 8)), jnp.ones((8, 32))
-    subject = memory.Job(goal, optax.sgd(0.1), {'lora': x}, Frozen({'w': w}, {}), x)
+    subject = memory.Job(goal, optax.sgd(0.1), {'lora': x}, Frozen({'w': w}, None), x)
     assert memory.kept(subject) == 4 * 32 * 4 < memory.residual_bytes(subject)
 
 

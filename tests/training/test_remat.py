@@ -48,7 +48,7 @@ def inputs():
     actions, mask = np.resize(batch.actions, (*lead, small.A)), np.resize(batch.action_mask, lead)
     return (
         {'lora': factors},
-        Frozen(params, small.frozen().stats),
+        Frozen(params, small.frozen().scaling),
         batch.replace(observation=seen, actions=actions, action_mask=mask),
     )
 

@@ -109,7 +109,7 @@ def test_without_dropout_the_loss_is_that_of_the_deterministic_pass(step, start,
     goal, off = small.sigma_objective(), small.gates(lora=0.0)
     _, output = small.forward()(start.trainable, frozen, batch, off)
     terms, _ = quick.jit(lambda *x: losses.sigma_terms(x[0], x[1], goal.loss, *x[2:]))(
-        output, batch, frozen.stats['action_std'], off
+        output, batch, frozen.scaling.action_std, off
     )
     weights = curriculum.evaluate(curriculum.make_schedules(goal.curriculum), 0)
     want = losses.combine(terms, weights, batch.mask, goal.loss.alignment_scale)

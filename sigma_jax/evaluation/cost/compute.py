@@ -2,6 +2,7 @@
 in training.
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from sigma_jax.data.shards.meta import read_meta
 from sigma_jax.evaluation.cost import flops
 from sigma_jax.policies import sampling
 from sigma_jax.training import memory_check
-from sigma_jax.types import Ablation, Batch, to_batch
+from sigma_jax.types import Ablation, ActionScaling, Batch, to_batch
 
 
 def cost(
@@ -106,8 +107,8 @@ def of_sample(config: pi05.Pi05Config, batch: Batch) -> int:
     """
     lead = batch.mask.ndim
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[lead:]), x.dtype), batch)
-    names = ('action_low', 'action_span', 'relative', 'state_low', 'state_span')
-    stats = dict.fromkeys(names, jax.ShapeDtypeStruct(one.actions.shape[-1:], 'float32'))
+    a_joint: Any = jax.ShapeDtypeStruct(one.actions.shape[-1:], 'float32')
+    scaling = ActionScaling(*[a_joint] * len(dataclasses.fields(ActionScaling)))
     params = jax.eval_shape(lambda: pi05.init_params(jax.random.key(0), config))
     sample = sampling.make_sampler(sampling.bind_frozen(config), 0, 1, one.actions.shape[-2])
-    return flops.count(sample, params, stats, one)
+    return flops.count(sample, params, scaling, one)

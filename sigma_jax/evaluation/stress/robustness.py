@@ -23,7 +23,7 @@ from sigma_jax.evaluation.replay import CARRIED, NumpyBatch, Windows, replay
 from sigma_jax.evaluation.stress.perturb import Perturbation, every_level
 from sigma_jax.policies import base_actions, sampling
 from sigma_jax.processing import fitting
-from sigma_jax.processing.actions import frozen_stats
+from sigma_jax.processing.actions import action_scaling
 from sigma_jax.sigma.adapter import AdapterState
 
 ARMS = ('pi05', 'sigma', 'sigma+adapter')
@@ -48,7 +48,7 @@ class BasePolicy:
         own: Any = robot_statistics(loaded, meta)
         self.statistics = own
         relative = fitting.of_shards((), loaded.policy, meta, loaded.config.action_dim)
-        self.stats = frozen_stats(own, own, relative)
+        self.scaling = action_scaling(own, own, relative)
         self.params = jax.device_put(loaded.params)
         self.run = xla.jit(
             sampling.make_sampler(
@@ -58,7 +58,7 @@ class BasePolicy:
 
     def sample(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
         """The first sample of every window, [b g t a] in raw units."""
-        return sampling.in_parts(self.run, self.params, self.stats, batch)[:, :, 0]
+        return sampling.in_parts(self.run, self.params, self.scaling, batch)[:, :, 0]
 
 
 def perturbed(
