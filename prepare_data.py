@@ -47,7 +47,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.policies import base_actions
 from sigma_jax.processing import fitting
-from sigma_jax.processing.spec import Policy
+from sigma_jax.processing.spec import ProcessorConfig
 from sigma_jax.settings import from_section
 
 _OUT = flags.DEFINE_string(
@@ -179,7 +179,7 @@ def accept_robot(config: ConfigDict, console: Console) -> Callable[[Dataset], No
     return accept
 
 
-def follow_base(settings: ConfigDict, policy: Policy) -> None:
+def follow_base(settings: ConfigDict, policy: ProcessorConfig) -> None:
     """Resizes pictures and writes states into prompts as the base does, where the config leaves it
     open.
     """

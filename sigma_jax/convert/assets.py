@@ -33,7 +33,7 @@ from sigma_jax.processing.spec import (
     OPENPI,
     OURS,
     POLICY_FILE,
-    Policy,
+    ProcessorConfig,
     read_policy,
     to_json,
 )
@@ -65,7 +65,7 @@ class Beside:
     file says which joints are relative.
     """
 
-    policy: Policy
+    policy: ProcessorConfig
     statistics: NormStats | None = None
     files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -195,10 +195,10 @@ def _read(folder: pathlib.Path, format: str) -> Beside:
     return _read_openpi(folder)
 
 
-def _stale_settings(own: Policy, theirs: Policy) -> str:
+def _stale_settings(own: ProcessorConfig, theirs: ProcessorConfig) -> str:
     """What LeRobot's files say otherwise, of all that they can say, in words."""
 
-    def said(one: Policy) -> dict[str, object]:
+    def said(one: ProcessorConfig) -> dict[str, object]:
         last = max((number for number, flag in enumerate(one.relative_joints) if flag), default=-1)
         return {
             'relative joints': one.relative_joints[: last + 1],
@@ -212,7 +212,7 @@ def _stale_settings(own: Policy, theirs: Policy) -> str:
     return ', '.join(name for name, value in said(theirs).items() if value != mine[name])
 
 
-def _read_own(folder: pathlib.Path, policy: Policy) -> Beside:
+def _read_own(folder: pathlib.Path, policy: ProcessorConfig) -> Beside:
     file = folder / NORM_STATS
     return Beside(policy, read_both(file, scalings=policy.scalings()) if file.is_file() else None)
 
@@ -325,7 +325,7 @@ def _contradicts(beside: Beside, theirs: Mapping[str, pathlib.Path]) -> bool:
     return not _same_statistics(beside, found)
 
 
-def _other_settings(mine: Policy, theirs: Policy) -> bool:
+def _other_settings(mine: ProcessorConfig, theirs: ProcessorConfig) -> bool:
     if any(
         getattr(mine, name) != getattr(theirs, name)
         for name in ('state', 'actions', 'relative_joints')

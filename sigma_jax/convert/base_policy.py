@@ -19,7 +19,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn import lora
 from sigma_jax.processing import fitting, normalize
 from sigma_jax.processing.normalize import NormStats
-from sigma_jax.processing.spec import OURS, Policy
+from sigma_jax.processing.spec import OURS, ProcessorConfig
 from sigma_jax.processing.tokenizer import Tokenizer, load_tokenizer
 from sigma_jax.settings import from_section
 from sigma_jax.types import PyTree
@@ -38,7 +38,7 @@ class Base:
     params: PyTree
     digest: str
     norm_stats: NormStats | None = None
-    policy: Policy = OURS
+    policy: ProcessorConfig = OURS
     folder: pathlib.Path | None = None
     notes: tuple[str, ...] = ()  # which weights were taken, and what was assumed as no file says it
 
@@ -139,7 +139,7 @@ def check_image_size(base: Base, side: int) -> None:
         )
 
 
-def check_resize(policy: Policy, meta: Mapping[str, Any]) -> None:
+def check_resize(policy: ProcessorConfig, meta: Mapping[str, Any]) -> None:
     """Raises UserError when the shards' images were shrunk or their cameras ordered unlike the
     base's.
     """

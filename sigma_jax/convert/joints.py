@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 from sigma_jax.errors import UserError
 from sigma_jax.processing.normalize import Statistics
-from sigma_jax.processing.spec import POLICY_FILE, Policy
+from sigma_jax.processing.spec import POLICY_FILE, ProcessorConfig
 
 
 def fitted(
-    policy: Policy, statistics: Mapping[str, Statistics] | None, padded: int
-) -> tuple[Policy, tuple[str, ...]]:
+    policy: ProcessorConfig, statistics: Mapping[str, Statistics] | None, padded: int
+) -> tuple[ProcessorConfig, tuple[str, ...]]:
     """`policy` with one flag of relative joints an action, and a note where some were added.
 
     Fewer flags than actions mean what openpi's mask means: the rest are absolute. As many as the

@@ -13,7 +13,7 @@ from sigma_jax.data.shards.meta import read_meta
 from sigma_jax.data.shards.records import read_baselines, read_index
 from sigma_jax.evaluation.replay import RUNS, NumpyBatch, Windows, pad_windows, replay
 from sigma_jax.processing.normalize import Statistics, denormalize, read_norm_stats
-from sigma_jax.processing.spec import Policy
+from sigma_jax.processing.spec import ProcessorConfig
 from sigma_jax.processing.tokenizer import load_tokenizer
 
 SPLITS = ('train', 'calibration', 'test')
@@ -118,7 +118,7 @@ def whole_episodes(
     episodes_at_once: int,
     tokenizer: str,
     statistics: pathlib.Path | Mapping[str, Statistics],
-    policy: Policy,
+    policy: ProcessorConfig,
     baselines: str | None = None,
     decoded: Decoded | None = None,
 ) -> Iterator[NumpyBatch]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.errors import UserError
-from sigma_jax.processing.spec import Policy
+from sigma_jax.processing.spec import ProcessorConfig
 from sigma_jax.settings import check_row
 
 OTHER_ROBOT = (
@@ -19,7 +19,7 @@ OTHER_ROBOT = (
 
 def relative_joints(
     given: Sequence[bool],
-    policy: Policy,
+    policy: ProcessorConfig,
     state_names: Sequence[str],
     action_names: Sequence[str],
     padded: int,
@@ -61,13 +61,13 @@ def relative_joints(
 
 
 def of_shards(
-    given: Sequence[bool], policy: Policy, meta: Mapping[str, Any], padded: int
+    given: Sequence[bool], policy: ProcessorConfig, meta: Mapping[str, Any], padded: int
 ) -> tuple[bool, ...]:
     """`relative_joints` for the robot of some shards."""
     return relative_joints(given, policy, meta['state_names'], meta['action_names'], padded)
 
 
-def check_cameras(policy: Policy, meta: Mapping[str, Any]) -> None:
+def check_cameras(policy: ProcessorConfig, meta: Mapping[str, Any]) -> None:
     """Raises UserError where the shards' cameras stand in another order than the policy's views
     that they feed.
     """

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import bilinear, content_box, resize_with_pad, unit_range
 from sigma_jax.processing.normalize import Statistics, normalize
-from sigma_jax.processing.spec import PROMPT_LENGTH, Policy
+from sigma_jax.processing.spec import PROMPT_LENGTH, ProcessorConfig
 from sigma_jax.processing.tokenizer import Tokenizer, encode_parts, pad_tokens, prompt_parts
 
 
@@ -18,7 +18,7 @@ def model_inputs(
     frames: Mapping[str, UInt8[np.ndarray, 'h x 3']],
     state: Float[np.ndarray, ' p'],
     task: str,
-    policy: Policy,
+    policy: ProcessorConfig,
     statistics: Mapping[str, Statistics],
     tokenizer: Tokenizer,
     image_size: int,
@@ -58,7 +58,7 @@ def model_inputs(
 
 
 def model_view(
-    frame: UInt8[np.ndarray, 'h x 3'], policy: Policy, image_size: int
+    frame: UInt8[np.ndarray, 'h x 3'], policy: ProcessorConfig, image_size: int
 ) -> Float[np.ndarray, 'image_size image_size 3']:
     """A frame resized in the policy's style, in the model's units; LeRobot's keeps its fractions of
     a grey level.

@@ -19,7 +19,7 @@ PROMPT_LENGTH = 200  # tokens, both originals' for pi0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class ProcessorConfig:
     """Everything between a camera frame, a joint reading and the model that no weight tells.
 
     An absent camera needs no field: its picture is masked, and a masked picture reaches no other
@@ -72,8 +72,8 @@ def _short(key: str) -> str:
     return key.rsplit('.', 1)[-1]
 
 
-OURS = Policy()
-OPENPI = Policy(
+OURS = ProcessorConfig()
+OPENPI = ProcessorConfig(
     state=Scaling('quantile', 'openpi'),
     actions=Scaling('quantile', 'openpi'),
     prompt_state_dim=0,
@@ -89,13 +89,13 @@ LEROBOT = dataclasses.replace(
 )
 
 
-def to_json(policy: Policy) -> str:
+def to_json(policy: ProcessorConfig) -> str:
     """The text of policy.json."""
     body = dataclasses.asdict(policy) | {'rename_map': dict(policy.rename_map)}
     return json.dumps(body, indent=1) + '\n'
 
 
-def read_policy(folder: str | Path) -> Policy | None:
+def read_policy(folder: str | Path) -> ProcessorConfig | None:
     """The policy in `folder`, None where there is no policy.json. Absent keys take their defaults.
 
     Raises:
@@ -113,11 +113,11 @@ def read_policy(folder: str | Path) -> Policy | None:
     return from_json(data, str(file))
 
 
-def from_json(data: Any, where: str) -> Policy:
+def from_json(data: Any, where: str) -> ProcessorConfig:
     """A policy from the contents of policy.json. Raises UserError as `read_policy`, naming
     `where`.
     """
-    known = {field.name for field in dataclasses.fields(Policy)}
+    known = {field.name for field in dataclasses.fields(ProcessorConfig)}
     if not isinstance(data, dict) or (unknown := sorted(set(data) - known)):
         got = f'unknown keys {unknown}' if isinstance(data, dict) else f'{type(data).__name__}'
         raise UserError(f'expected some of {sorted(known)} in {where}, got {got}; mend the file')
@@ -127,7 +127,7 @@ def from_json(data: Any, where: str) -> Policy:
             f'expected {_EXPECTED[wrong[0]]} for {wrong[0]!r} in {where}, got '
             f'{data[wrong[0]]!r}; mend it'
         )
-    return Policy(**checked)
+    return ProcessorConfig(**checked)
 
 
 _WRONG = object()

@@ -29,7 +29,7 @@ from sigma_jax.data.shards.records import relative_statistics
 from sigma_jax.errors import UserError
 from sigma_jax.nn.lora import LoraConfig
 from sigma_jax.processing import fitting, normalize
-from sigma_jax.processing.spec import OURS, Policy
+from sigma_jax.processing.spec import OURS, ProcessorConfig
 from sigma_jax.settings import from_section
 from sigma_jax.sigma.model import SigmaConfig
 from sigma_jax.training.checkpoints import Checkpoints
@@ -185,7 +185,7 @@ def statistics(run: Trained) -> dict[str, normalize.Statistics]:
     )
 
 
-def relative_joints(run: Trained, policy: Policy) -> tuple[bool, ...]:
+def relative_joints(run: Trained, policy: ProcessorConfig) -> tuple[bool, ...]:
     """Joints whose actions count from the state: the run's own setting, else the base's."""
     return fitting.of_shards(
         run.config['relative_joints'], policy, run.meta, run.source.config.action_dim

@@ -17,11 +17,11 @@ from sigma_jax.processing import fitting
 from sigma_jax.processing.actions import action_origin, action_scaling
 from sigma_jax.processing.normalize import compute_statistics, normalize
 from sigma_jax.processing.observation import model_inputs
-from sigma_jax.processing.spec import OURS, Policy, read_policy, to_json
+from sigma_jax.processing.spec import OURS, ProcessorConfig, read_policy, to_json
 from sigma_jax.processing.tokenizer import load_tokenizer
 from tests import golden
 
-ARM = Policy(relative_joints=(True,) * 6 + (False,), cameras=('up', 'side'))
+ARM = ProcessorConfig(relative_joints=(True,) * 6 + (False,), cameras=('up', 'side'))
 
 
 def names(width):
@@ -194,9 +194,9 @@ def test_a_rename_map_is_kept_in_policy_json(tmp_path):
 @pytest.mark.parametrize(
     ('policy', 'cameras', 'order'),
     [
-        (Policy(cameras=('up', 'side'), rename_map=(('up', 'side'), ('side', 'up'))), ['up', 'side'], 'side, up'),
-        (Policy(cameras=('top', 'left', 'right')), ['right', 'extra', 'top'], 'top, right, extra'),
-        (Policy(cameras=('a', 'b'), rename_map=(('o.x', 'o.b'), ('o.y', 'o.a'))), ['x', 'y'], 'y, '
+        (ProcessorConfig(cameras=('up', 'side'), rename_map=(('up', 'side'), ('side', 'up'))), ['up', 'side'], 'side, up'),
+        (ProcessorConfig(cameras=('top', 'left', 'right')), ['right', 'extra', 'top'], 'top, right, extra'),
+        (ProcessorConfig(cameras=('a', 'b'), rename_map=(('o.x', 'o.b'), ('o.y', 'o.a'))), ['x', 'y'], 'y, '
                                                                                               'x'),
     ],
 )  # fmt: skip

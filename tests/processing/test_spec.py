@@ -11,10 +11,10 @@ from sigma_jax.convert.base_policy import check_resize, describe_base, load_base
 from sigma_jax.errors import UserError
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import Scaling, compute_statistics
-from sigma_jax.processing.spec import LEROBOT, OPENPI, OURS, Policy, read_policy, to_json
+from sigma_jax.processing.spec import LEROBOT, OPENPI, OURS, ProcessorConfig, read_policy, to_json
 from tests import golden
 
-FULL = Policy(
+FULL = ProcessorConfig(
     relative_joints=(True, False),
     state=Scaling('mean_std', 'lerobot', 1e-6),
     actions=Scaling('min_max', 'lerobot'),
@@ -39,7 +39,7 @@ def test_absent_keys_and_an_absent_file_mean_what_they_meant_before_there_were_m
     assert read_policy(tmp_path) is None
     (tmp_path / 'policy.json').write_text('{"relative_joints": [true, false]}')
     found = read_policy(tmp_path)
-    assert found == Policy(relative_joints=(True, False)) and found.state == Scaling(
+    assert found == ProcessorConfig(relative_joints=(True, False)) and found.state == Scaling(
         'quantile', 'sigma'
     )
     assert found.prompt_state_dim is None and found.resize == 'openpi' and found.image_padding == -1
@@ -127,7 +127,7 @@ def test_shards_must_be_resized_and_ordered_as_the_base_is_used_to():
 def test_the_embedded_base_keeps_its_meaning():
     settings = {'model': {'dtype': 'float32', 'remat': None}, 'lora': {}}
     found = describe_base(settings | {'base': 'assets/pi05_tiny'}).policy
-    assert found == Policy(relative_joints=(True,) * 5 + (False,))
+    assert found == ProcessorConfig(relative_joints=(True,) * 5 + (False,))
     assert json.loads(to_json(found))['relative_joints'] == [True] * 5 + [False]
     with pytest.raises(UserError, match='expected a checkpoint at nowhere, got no such file'):
         describe_base(settings | {'base': 'nowhere'})

@@ -16,7 +16,7 @@ from typing import Any
 from sigma_jax.convert import small_file
 from sigma_jax.errors import UserError
 from sigma_jax.processing.normalize import Scaling, Statistics, statistics_from
-from sigma_jax.processing.spec import LEROBOT, Policy
+from sigma_jax.processing.spec import LEROBOT, ProcessorConfig
 from sigma_jax.processing.tokenizer import NO_STATE
 
 CONFIG, BEFORE, AFTER = 'config.json', 'policy_preprocessor.json', 'policy_postprocessor.json'
@@ -45,7 +45,7 @@ NormStats = dict[str, Statistics]
 class Found:
     """What LeRobot's files say; `files` are those that were read, by name."""
 
-    policy: Policy
+    policy: ProcessorConfig
     statistics: NormStats | None
     files: dict[str, pathlib.Path]
     notes: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from sigma_jax.convert.lerobot.read import (
     NormStats,
 )
 from sigma_jax.processing.normalize import Scaling, Statistics
-from sigma_jax.processing.spec import OPENPI_CAMERAS, PROMPT_LENGTH, Policy
+from sigma_jax.processing.spec import OPENPI_CAMERAS, PROMPT_LENGTH, ProcessorConfig
 from sigma_jax.processing.tokenizer import NO_STATE
 
 TOKENIZER = 'google/paligemma-3b-pt-224'
@@ -39,7 +39,7 @@ Step = dict[str, Any]
 
 def write(
     folder: pathlib.Path,
-    policy: Policy,
+    policy: ProcessorConfig,
     statistics: NormStats | None,
     config: Pi05Config,
     dtype: str,
@@ -69,7 +69,7 @@ def write(
 
 
 def config_json(
-    policy: Policy, features: dict[str, Any], config: Pi05Config, dtype: str
+    policy: ProcessorConfig, features: dict[str, Any], config: Pi05Config, dtype: str
 ) -> dict[str, Any]:
     """The contents of config.json."""
     relative: dict[str, Any] = {}
@@ -101,7 +101,7 @@ def config_json(
     }
 
 
-def _before(policy: Policy, features: dict[str, Any]) -> list[Step]:
+def _before(policy: ProcessorConfig, features: dict[str, Any]) -> list[Step]:
     relative = (
         [_step('relative_actions_processor', _relative_settings(policy))]
         if any(policy.relative_joints)
@@ -126,7 +126,7 @@ def _before(policy: Policy, features: dict[str, Any]) -> list[Step]:
     ]
 
 
-def _after(policy: Policy, features: dict[str, Any]) -> list[Step]:
+def _after(policy: ProcessorConfig, features: dict[str, Any]) -> list[Step]:
     absolute = (
         [_step('absolute_actions_processor', {'enabled': True})]
         if any(policy.relative_joints)
@@ -140,7 +140,7 @@ def _after(policy: Policy, features: dict[str, Any]) -> list[Step]:
     ]
 
 
-def _prompt_step(policy: Policy) -> Step:
+def _prompt_step(policy: ProcessorConfig) -> Step:
     """What makes a prompt of the task: pi0.5's state, or pi0's line end alone.
 
     The latter by its class, which every LeRobot imports: only pi0's own loader registers its name.
@@ -160,11 +160,13 @@ def _pipeline(name: str, steps: list[Step]) -> dict[str, Any]:
     return {'name': name, 'steps': steps}
 
 
-def _normalizer(policy: Policy, features: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
+def _normalizer(
+    policy: ProcessorConfig, features: dict[str, Any], scaling: Scaling
+) -> dict[str, Any]:
     return {'eps': scaling.added, 'features': features, 'norm_map': _modes(policy)}
 
 
-def _modes(policy: Policy) -> dict[str, str]:
+def _modes(policy: ProcessorConfig) -> dict[str, str]:
     theirs = {ours: name for name, ours in MODES.items()}
     return {
         'VISUAL': 'IDENTITY',
@@ -173,7 +175,7 @@ def _modes(policy: Policy) -> dict[str, str]:
     }
 
 
-def _relative_settings(policy: Policy) -> dict[str, Any]:
+def _relative_settings(policy: ProcessorConfig) -> dict[str, Any]:
     """LeRobot tells relative joints by name; these stand for the joints' own, which no file here
     has.
     """
@@ -184,7 +186,9 @@ def _relative_settings(policy: Policy) -> dict[str, Any]:
     return {'enabled': True, 'exclude_joints': kept, 'action_names': names}
 
 
-def _features(policy: Policy, widths: dict[str, int], config: Pi05Config) -> dict[str, Any]:
+def _features(
+    policy: ProcessorConfig, widths: dict[str, int], config: Pi05Config
+) -> dict[str, Any]:
     size = config.vision.image_size
     names = policy.cameras or OPENPI_CAMERAS
     views = {IMAGES + name: {'type': 'VISUAL', 'shape': [3, size, size]} for name in names}
@@ -223,7 +227,7 @@ def variant(sizes: Any, default: str) -> str:
     return VARIANTS.get((sizes.width, sizes.depth, sizes.mlp_dim), default)
 
 
-def prompt_notes(policy: Policy, statistics: NormStats | None) -> list[str]:
+def prompt_notes(policy: ProcessorConfig, statistics: NormStats | None) -> list[str]:
     """What LeRobot's files cannot say of the prompt's state."""
     if policy.prompt_state_dim == NO_STATE:
         return [
@@ -242,7 +246,7 @@ def prompt_notes(policy: Policy, statistics: NormStats | None) -> list[str]:
     return []
 
 
-def _notes(policy: Policy, statistics: NormStats | None, config: Pi05Config) -> list[str]:
+def _notes(policy: ProcessorConfig, statistics: NormStats | None, config: Pi05Config) -> list[str]:
     notes = []
     if not policy.cameras:
         notes.append(

@@ -21,7 +21,7 @@ from sigma_jax.convert.stats_source import NORM_STATS, asset_files
 from sigma_jax.errors import UserError
 from sigma_jax.hub.download import local_path
 from sigma_jax.processing.normalize import Scaling, read_both, statistics_from
-from sigma_jax.processing.spec import POLICY_FILE, Policy
+from sigma_jax.processing.spec import POLICY_FILE, ProcessorConfig
 
 INSIDE = ('', 'pretrained_model', 'adapter')  # LeRobot's step of a training, an export of ours
 EXPORT = 'export.json'
@@ -165,7 +165,7 @@ def _from_record(base: Beside, folder: pathlib.Path) -> Beside | None:
     return Beside(policy, statistics, assumed=base.assumed)
 
 
-def _of_export(folder: pathlib.Path, policy: Policy) -> NormStats | None:
+def _of_export(folder: pathlib.Path, policy: ProcessorConfig) -> NormStats | None:
     """Statistics that lie one folder up, where an export of ours keeps them."""
     file = folder.parent / NORM_STATS
     exported = (folder.parent / EXPORT).is_file() and file.is_file()
@@ -216,7 +216,7 @@ def _other_numbers(base: NormStats | None, own: Mapping) -> list[str]:
     ]
 
 
-def _rescaled(base: Beside, policy: Policy, folder: pathlib.Path) -> NormStats:
+def _rescaled(base: Beside, policy: ProcessorConfig, folder: pathlib.Path) -> NormStats:
     """The base's numbers as the adapter's settings use them. Raises UserError where they are of
     something else.
     """

@@ -13,7 +13,7 @@ from sigma_jax.data.loader.sequences import PADDING
 from sigma_jax.data.shards.records import Record, Records
 from sigma_jax.processing.images import Box, padded_with
 from sigma_jax.processing.normalize import Statistics, normalize
-from sigma_jax.processing.spec import OURS, Policy
+from sigma_jax.processing.spec import OURS, ProcessorConfig
 from sigma_jax.processing.tokenizer import (
     Tokenizer,
     clean_task,
@@ -36,7 +36,7 @@ class ToExample(grain.transforms.Map):
     max_prompt_len: int
     max_text_len: int
     cache: dict[int, NumpyBatch] | None
-    policy: Policy = OURS
+    policy: ProcessorConfig = OURS
 
     def map(self, element: Int[np.ndarray, ' g']) -> NumpyBatch:
         """Loads, normalises and tokenises; padding repeats a real window, so that no value is out

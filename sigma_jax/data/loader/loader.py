@@ -21,7 +21,7 @@ from sigma_jax.data.shards.records import Records, read_baselines
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import BLACK, Box, content_box
 from sigma_jax.processing.normalize import Statistics, cut_to, read_norm_stats
-from sigma_jax.processing.spec import OURS, Policy
+from sigma_jax.processing.spec import OURS, ProcessorConfig
 from sigma_jax.processing.tokenizer import Tokenizer
 
 READS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -48,7 +48,7 @@ def make_loader(
     max_prompt_len: int | None = None,
     max_text_len: int | None = None,
     state_noise: float = 0.0,
-    policy: Policy = OURS,
+    policy: ProcessorConfig = OURS,
     augment: AugmentConfig | None = None,
     features: Features | None = None,
 ) -> Batches:
@@ -171,7 +171,7 @@ def _statistics(
     return read_norm_stats(given or records.directory / 'norm_stats.json', widths)
 
 
-def _boxes(records: Records, policy: Policy) -> tuple[Box, ...] | None:
+def _boxes(records: Records, policy: ProcessorConfig) -> tuple[Box, ...] | None:
     """Where the pictures lie on their canvas, for a policy that pads with something else than
     black.
     """
