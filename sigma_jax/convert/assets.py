@@ -12,6 +12,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from sigma_jax.convert.stats_source import NORM_STATS, asset_files, find_statist
 from sigma_jax.errors import UserError
 from sigma_jax.processing import quantiles
 from sigma_jax.processing.normalize import Statistics, norm_stats_json, read_both
+from sigma_jax.processing.processor import cut_with
 from sigma_jax.processing.spec import (
     LEROBOT,
     OPENPI,
@@ -134,15 +136,18 @@ def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HO
 
 
 def trained_with(
-    base: Beside, statistics: NormStats, relative_joints: Sequence[bool], cameras: Sequence[str]
+    base: Beside,
+    statistics: NormStats,
+    relative_joints: Sequence[bool],
+    meta: Mapping[str, Any],
 ) -> Beside:
     """How a policy trained on `base` sees the world: as its base, by the statistics and joints of
-    its training.
+    its training, with the views and prompts of its shards.
     """
     policy = dataclasses.replace(
-        base.policy,
+        cut_with(base.policy, meta),
         relative_joints=tuple(relative_joints),
-        cameras=tuple(cameras),
+        cameras=tuple(meta['camera_names']),
         rename_map=(),  # the cameras are the data's own
         state=statistics['state'].scaling,
         actions=statistics['actions'].scaling,

@@ -72,7 +72,8 @@ def check_cameras(policy: ProcessorConfig, meta: Mapping[str, Any]) -> None:
     that they feed.
     """
     fed = [
-        policy.view(name, _key(meta, number)) for number, name in enumerate(meta['camera_names'])
+        policy.view(name, camera_key(meta, number))
+        for number, name in enumerate(meta['camera_names'])
     ]
     known = [view for view in fed if view in policy.cameras]
     if known == [view for view in policy.cameras if view in known]:
@@ -88,7 +89,7 @@ def check_cameras(policy: ProcessorConfig, meta: Mapping[str, Any]) -> None:
     )
 
 
-def _key(meta: Mapping[str, Any], number: int) -> str:
+def camera_key(meta: Mapping[str, Any], number: int) -> str:
     """The data set's own key of a camera, '' where the shards do not tell."""
     keys = meta.get('cameras') or ()
     key = str(keys[number]) if number < len(keys) else ''

@@ -195,9 +195,7 @@ def relative_joints(run: Trained, policy: ProcessorConfig) -> tuple[bool, ...]:
 def trained_beside(run: Trained) -> assets.Beside:
     """What belongs beside the trained policy's weights."""
     base = base_beside(run)
-    return assets.trained_with(
-        base, statistics(run), relative_joints(run, base.policy), run.meta['camera_names']
-    )
+    return assets.trained_with(base, statistics(run), relative_joints(run, base.policy), run.meta)
 
 
 def sigma_config(run: Trained) -> SigmaConfig:

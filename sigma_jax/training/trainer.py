@@ -230,9 +230,7 @@ def save_policy(run: Run, out: pathlib.Path, console: Console, changed: bool = F
     trained_params = (run.state.ema or run.state.trainable)['params']
     params = jax.tree.map(np.asarray, overlay(run.frozen.params, trained_params))
     base = assets.read(run.base.folder) if run.base.folder else assets.Beside(run.base.policy)
-    around = assets.trained_with(
-        base, run.policy_stats, run.relative_joints, run.meta['camera_names']
-    )
+    around = assets.trained_with(base, run.policy_stats, run.relative_joints, run.meta)
     trained = checkpoint.Checkpoint(params, run.base.config, TRAINED, (f'{step} steps',))
     with replaced_folder(out) as new:
         checkpoint.save(trained, out.parent, new, around=around)

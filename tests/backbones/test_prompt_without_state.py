@@ -12,7 +12,7 @@ import pytest
 from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
-from sigma_jax.processing.observation import model_inputs
+from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.spec import OPENPI, OURS
 from sigma_jax.processing.tokenizer import NO_STATE, encode_parts, load_tokenizer, prompt_parts
 from tests.convert.test_beside import stats_json
@@ -45,8 +45,9 @@ def test_with_a_state_it_is_one_text_as_before():
 def test_a_camera_frame_becomes_openpis_prompt_whatever_the_state(number):
     tokenizer, statistics, case = load_tokenizer(TOKENIZER), stats_json(), STORED[number]
     frame = np.zeros((56, 56, 3), np.uint8)
+    processor = of_policy(BLIND, statistics, tokenizer, 56)
     for state in (np.zeros(3), np.array([90.0, -3, 1])):
-        got = model_inputs({'up': frame}, state, case['task'], BLIND, statistics, tokenizer, 56)
+        got = processor.inputs({'up': frame}, state, case['task'])
         assert got['prompt'][got['prompt_mask']].tolist() == case['ids']
 
 

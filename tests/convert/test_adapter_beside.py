@@ -81,7 +81,8 @@ def test_lerobots_processors_beside_an_adapter_count(adapter, tmp_path, own, fac
 
 def test_an_export_of_ours_beside_an_adapter_counts(adapter, tmp_path):
     base = beside.Beside(dataclasses.replace(OURS, relative_joints=(True,) * 6), stats(seed=1))
-    trained = beside.trained_with(base, stats(seed=2), (False,) * 6, ('wrist', 'top'))
+    cut = {'camera_names': ['wrist', 'top'], 'prompt_state_dim': 0, 'max_prompt_len': 200}
+    trained = beside.trained_with(base, stats(seed=2), (False,) * 6, cut)
     beside.write(adapter, 'lerobot', trained, golden.config())
     found = assets.merged(base, adapter)
     assert found.policy == trained.policy and same_statistics(found.statistics, trained.statistics)

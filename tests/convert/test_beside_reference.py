@@ -14,7 +14,7 @@ import pytest
 from sigma_jax.backbones.pi05 import Pi05Config
 from sigma_jax.convert import assets
 from sigma_jax.processing.normalize import denormalize, normalize
-from sigma_jax.processing.observation import model_inputs
+from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.spec import OPENPI
 from sigma_jax.processing.tokenizer import load_tokenizer
 from tests import golden
@@ -92,7 +92,8 @@ def test_lerobot_loads_and_computes_the_same(tmp_path, source):
     padded = dataclasses.replace(found.policy, prompt_state_dim=32 if len(tokens) > 50 else 0)
     views = {name: raw[name] for name in CAMERAS}
     tokenizer = load_tokenizer(ROOT / 'assets' / 'tokenizer' / 'tokenizer.json')
-    ours = model_inputs(views, raw['state'], TASK, padded, found.statistics, tokenizer, 28)
+    processor = of_policy(padded, found.statistics, tokenizer, 28)
+    ours = processor.inputs(views, raw['state'], TASK)
     assert tokens.tolist() == ours['prompt'][ours['prompt_mask']].tolist()
 
 

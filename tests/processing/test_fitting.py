@@ -16,7 +16,7 @@ from sigma_jax.policies import base_actions
 from sigma_jax.processing import fitting
 from sigma_jax.processing.actions import action_origin, action_scaling
 from sigma_jax.processing.normalize import compute_statistics, normalize
-from sigma_jax.processing.observation import model_inputs
+from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.spec import OURS, ProcessorConfig, read_policy, to_json
 from sigma_jax.processing.tokenizer import load_tokenizer
 from tests import golden
@@ -172,10 +172,9 @@ def test_a_frame_goes_to_the_view_that_the_map_names():
         name: np.full((28, 28, 3), level, np.uint8) for name, level in (('up', 0), ('side', 255))
     }
     tokenizer = load_tokenizer('assets/tokenizer/tokenizer.json')
-    images = model_inputs(frames, np.zeros(2, np.float32), 'x', policy, found, tokenizer, 28)[
-        'images'
-    ]
-    assert images[0].min() == 1 and images[1].max() == -1
+    processor = of_policy(policy, found, tokenizer, 28)
+    images = processor.inputs(frames, np.zeros(2, np.float32), 'x')['images']
+    assert images[0].min() == 255 and images[1].max() == 0
 
 
 def test_a_rename_map_is_kept_in_policy_json(tmp_path):
@@ -194,7 +193,8 @@ def test_a_rename_map_is_kept_in_policy_json(tmp_path):
 @pytest.mark.parametrize(
     ('policy', 'cameras', 'order'),
     [
-        (ProcessorConfig(cameras=('up', 'side'), rename_map=(('up', 'side'), ('side', 'up'))), ['up', 'side'], 'side, up'),
+        (ProcessorConfig(cameras=('up', 'side'), rename_map=(('up', 'side'), ('side', 'up'))), ['up', 'side'],
+         'side, up'),
         (ProcessorConfig(cameras=('top', 'left', 'right')), ['right', 'extra', 'top'], 'top, right, extra'),
         (ProcessorConfig(cameras=('a', 'b'), rename_map=(('o.x', 'o.b'), ('o.y', 'o.a'))), ['x', 'y'], 'y, '
                                                                                               'x'),

@@ -27,6 +27,7 @@ from tests import golden
 
 LORA = {'patterns': ('.*/attn/(q|kv)_einsum/w',), 'rank': 2, 'alpha': 6.0, 'dropout': 0.1}
 NAMES = ['pan', 'lift', 'grip']
+CUT = {'camera_names': ['up'], 'prompt_state_dim': 32, 'max_prompt_len': 120}
 
 
 @pytest.fixture(scope='module')
@@ -34,9 +35,7 @@ def shards(tmp_path_factory):
     """The two files of prepared data that an export reads."""
     folder = tmp_path_factory.mktemp('shards')
     (folder / 'meta.json').write_text(
-        json.dumps(
-            {'schema': 1, 'state_names': NAMES, 'action_names': NAMES, 'camera_names': ['up']}
-        )
+        json.dumps({'schema': 1, 'state_names': NAMES, 'action_names': NAMES} | CUT)
     )
     values = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
     stats = {
@@ -167,6 +166,28 @@ def test_statistics_are_those_that_the_run_was_trained_with(
 
 def names(folder):
     return {one.name for one in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ('settings', 'want'),
+    [
+        ({}, (32, 120)),
+        ({'prompt_state_dim': 0, 'max_prompt_len': 200}, (0, 120)),
+        ({'prompt_state_dim': -1, 'max_prompt_len': 80}, (-1, 80)),
+    ],
+)
+def test_a_policy_says_which_prompt_it_was_trained_with(make_run, base, tmp_path, settings, want):
+    """What its base leaves open is as the shards were cut; a live policy would guess it otherwise,
+    and a base with settings of its own wrote the prompts of the training by them.
+    """
+    own = tmp_path / 'base'
+    shutil.copytree(base[0], own)
+    (own / 'policy.json').write_text(json.dumps(settings))
+    workdir, _ = make_run('flow_matching', ('lora',), base=str(own))
+    out = export_run(workdir, tmp_path / 'out', merge=True)
+    for folder in (out / 'adapter', out / 'merged'):
+        found = read_policy(folder)
+        assert (found.prompt_state_dim, found.max_prompt_len) == want, folder
 
 
 def test_an_earlier_step_in_the_other_layout(sigma_run, base, tmp_path):

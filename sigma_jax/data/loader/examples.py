@@ -3,7 +3,6 @@ holds.
 """
 
 import dataclasses
-import functools
 
 import grain
 import numpy as np
@@ -12,15 +11,7 @@ from jaxtyping import Float, Int
 from sigma_jax.data.loader.sequences import PADDING
 from sigma_jax.data.shards.records import Record, Records
 from sigma_jax.processing.images import Box, padded_with
-from sigma_jax.processing.normalize import Statistics, normalize
-from sigma_jax.processing.spec import OURS, ProcessorConfig
-from sigma_jax.processing.tokenizer import (
-    Tokenizer,
-    clean_task,
-    encode_parts,
-    pad_tokens,
-    prompt_parts,
-)
+from sigma_jax.processing.processor import Processor
 
 NumpyBatch = dict[str, np.ndarray]
 
@@ -30,13 +21,9 @@ class ToExample(grain.transforms.Map):
     """Turns a run of record numbers [g] into the batch dictionary without its batch axis."""
 
     records: Records
-    tokenizer: Tokenizer
-    statistics: Statistics
+    processor: Processor
     base: Float[np.ndarray, 'm t a'] | None
-    max_prompt_len: int
-    max_text_len: int
     cache: dict[int, NumpyBatch] | None
-    policy: ProcessorConfig = OURS
 
     def map(self, element: Int[np.ndarray, ' g']) -> NumpyBatch:
         """Loads, normalises and tokenises; padding repeats a real window, so that no value is out
@@ -59,38 +46,11 @@ class ToExample(grain.transforms.Map):
             self.cache[number] = self._load(number)
         return self.cache[number]
 
-    def prompt(self, task: str, state: Float[np.ndarray, ' p']) -> tuple[np.ndarray, np.ndarray]:
-        """(tokens [l], mask [l]) of pi0.5's prompt for a normalised state."""
-        known, longest = (
-            self.policy.prompt_state_dim,
-            self.policy.max_prompt_len or self.max_prompt_len,
-        )
-        parts = prompt_parts(
-            task, state, self.records.meta['prompt_state_dim'] if known is None else known
-        )
-        return _tokens(self.tokenizer, parts, min(self.max_prompt_len, longest))
-
-    @functools.cached_property
-    def texts(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(tokens [l], mask [l]) of every task on its own."""
-        tasks = [clean_task(task) for task in self.records.meta['tasks']]
-        return [
-            pad_tokens(self.tokenizer.encode(task), self.max_text_len, 'text') for task in tasks
-        ]
-
     def _load(self, number: int) -> NumpyBatch:
         record, index, meta = self.records[number], self.records.index, self.records.meta
         text_id = index.text_id[number]
-        state = normalize(record.state, self.statistics)
-        prompt, text = self.prompt(meta['tasks'][text_id], state), self.texts[text_id]
         return {
-            'images': record.images,
-            'image_mask': np.ones(len(record.images), bool),
-            'prompt': prompt[0],
-            'prompt_mask': prompt[1],
-            'text': text[0],
-            'text_mask': text[1],
-            'state': state.astype(np.float32),
+            **self.processor.inputs(record.images, record.state, meta['tasks'][text_id]),
             'actions': record.actions,
             'action_mask': record.action_mask,
             'base': np.zeros_like(record.actions) if self.base is None else self.base[number],
@@ -111,16 +71,6 @@ class ToExample(grain.transforms.Map):
         if record.audio is not None:
             found['audio'] = record.audio
         return found
-
-
-@functools.lru_cache(maxsize=2**16)  # at most 65 MB a process; windows come back every epoch
-def _tokens(
-    tokenizer: Tokenizer, parts: tuple[str, ...], length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens [l], mask [l]) of a prompt, not to be written to."""
-    tokens, mask = pad_tokens(encode_parts(tokenizer, parts), length)
-    tokens.flags.writeable = mask.flags.writeable = False
-    return tokens, mask
 
 
 def _stack(parts: list[np.ndarray]) -> np.ndarray:
@@ -167,7 +117,7 @@ class JitterPromptState(grain.transforms.RandomMap):
         states = element['state'] + rng.normal(0, self.noise, element['state'].shape)
         tasks = self.example.records.meta['tasks']
         pairs = [
-            self.example.prompt(tasks[n], state)
+            self.example.processor.prompt(tasks[n], state)
             for n, state in zip(element['text_id'], states, strict=True)
         ]
         tokens, mask = (np.stack(part) for part in zip(*pairs, strict=True))

@@ -21,6 +21,7 @@ from sigma_jax.data.shards.records import Records, read_baselines
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import BLACK, Box, content_box
 from sigma_jax.processing.normalize import Statistics, cut_to, read_norm_stats
+from sigma_jax.processing.processor import of_shards
 from sigma_jax.processing.spec import OURS, ProcessorConfig
 from sigma_jax.processing.tokenizer import Tokenizer
 
@@ -105,15 +106,13 @@ def make_loader(
             f'Expected at least {batch_size} sequences for one batch of {split}, got '
             f'{len(sequences)}; lower batch_size or sequence_length.'
         )
+    lengths = {'max_prompt_len': max_prompt_len, 'max_text_len': max_text_len}
+    cut = records.meta | {name: length for name, length in lengths.items() if length}
     to_example = ToExample(
         records=records,
-        tokenizer=tokenizer,
-        statistics=_statistics(records, norm_stats)['state'],
+        processor=of_shards(policy, _statistics(records, norm_stats), tokenizer, cut),
         base=_base(records, baselines, baseline_sample),
-        max_prompt_len=max_prompt_len or records.meta['max_prompt_len'],
-        max_text_len=max_text_len or records.meta['max_text_len'],
         cache={} if cache else None,
-        policy=policy,
     )
     changes: list[grain.transforms.Map | grain.transforms.RandomMap] = []
     if state_noise:

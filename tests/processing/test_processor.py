@@ -10,8 +10,9 @@ import pytest
 
 from sigma_jax.convert import assets
 from sigma_jax.errors import UserError
-from sigma_jax.processing.normalize import Scaling, denormalize
-from sigma_jax.processing.observation import model_inputs
+from sigma_jax.processing.images import unit_range
+from sigma_jax.processing.normalize import Scaling
+from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.tokenizer import load_tokenizer
 from tests.data.policies.make_reference import CAMERAS, SIDE, TASK, raw_inputs
 
@@ -56,25 +57,30 @@ def test_there_are_references_of_both_libraries_and_all_modes():
     } <= set(FOLDERS)
 
 
+def as_floats(images):
+    """In the model's units, as the image encoder scales them."""
+    return unit_range(images) if images.dtype == np.uint8 else images
+
+
 @pytest.mark.parametrize('folder', FOLDERS)
 def test_model_inputs_are_those_of_the_original(folder, tokenizer):
     policy, statistics = read(folder)
-    got = model_inputs(frames(), raw_inputs()['state'], TASK, policy, statistics, tokenizer, SIDE)
+    processor = of_policy(policy, statistics, tokenizer, SIDE)
+    got = processor.inputs(frames(), raw_inputs()['state'], TASK)
     want = dict(np.load(POLICIES / folder / 'reference.npz'))
     for key in ('prompt', 'prompt_mask', 'image_mask'):
         assert np.array_equal(got[key], want[key]), key
     assert np.array_equal(got['state'], want['state'].astype(np.float32))
     exact = 0 if folder.startswith('openpi') else 1e-5
-    np.testing.assert_allclose(got['images'], want['images'], rtol=0, atol=exact)
+    np.testing.assert_allclose(as_floats(got['images']), want['images'], rtol=0, atol=exact)
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
-def test_actions_are_those_of_the_original(folder):
+def test_actions_are_those_of_the_original(folder, tokenizer):
     policy, statistics = read(folder)
     raw, want = raw_inputs(), np.load(POLICIES / folder / 'reference.npz')['actions']
-    actions = denormalize(raw['model_actions'], statistics['actions'])
-    if policy.relative_joints:
-        actions = actions + np.where(policy.relative_joints, raw['state'], 0)
+    padded = np.pad(raw['model_actions'], [(0, 0), (0, 0), (0, 26)], constant_values=9.0)
+    actions = of_policy(policy, statistics, tokenizer, SIDE).outputs(padded, raw['state'])
     np.testing.assert_allclose(actions, want, rtol=0, atol=2e-5)  # raw units, up to 170
 
 
@@ -90,9 +96,10 @@ def test_versions_of_lerobot_differ_in_padding_and_prompt():
 def test_an_absent_camera_is_black_and_masked(tokenizer):
     policy, statistics = read('lerobot_0_6_1')
     seen = {'side': frames()['side']}
-    got = model_inputs(seen, raw_inputs()['state'], TASK, policy, statistics, tokenizer, SIDE)
+    processor = of_policy(policy, statistics, tokenizer, SIDE)
+    got = processor.inputs(seen, raw_inputs()['state'], TASK)
     assert got['image_mask'].tolist() == [False, True] and np.all(got['images'][0] == -1)
-    whole = model_inputs(frames(), raw_inputs()['state'], TASK, policy, statistics, tokenizer, SIDE)
+    whole = processor.inputs(frames(), raw_inputs()['state'], TASK)
     assert np.array_equal(got['images'][1], whole['images'][1])
 
 
@@ -101,19 +108,19 @@ def test_inputs_that_do_not_fit(tokenizer):
 
     def refused(message, views=None, state=raw_inputs()['state'], policy=policy):
         with pytest.raises(UserError, match=message):
-            model_inputs(
-                frames() if views is None else views,
-                state,
-                TASK,
-                policy,
-                statistics,
-                tokenizer,
-                SIDE,
-            )
+            processor = of_policy(policy, statistics, tokenizer, SIDE)
+            processor.inputs(frames() if views is None else views, state, TASK)
 
     refused(r"cameras out of \('up', 'side'\), got \['wrist'\]", {'wrist': frames()['up']})
     refused(r"cameras out of \('up', 'side'\), got none", {})
     refused('Expected numbers in the normalised state', state=raw_inputs()['state'] * np.nan)
+    refused(r'expected a state of 6 numbers, got shape \[5\]', state=raw_inputs()['state'][:5])
+    floats = {name: view / np.float32(255) for name, view in frames().items()}
+    refused(r'expected a frame of uint8 \[height width 3\], got float32 \[60, 80, 3\]', floats)
+    refused(
+        r'expected views of shape \[2, 28, 28, 3\], got \[2, 60, 80, 3\]',
+        np.stack([frames()['up']] * 2),
+    )
     refused(
         'Expected a prompt of at most 20 tokens, got 38',
         policy=dataclasses.replace(policy, max_prompt_len=20),

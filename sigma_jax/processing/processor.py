@@ -1,0 +1,238 @@
+"""Observation -> the model's inputs, and its outputs -> raw actions: the same for training data and
+for a robot.
+
+The loader shows it windows of shards, a live policy camera frames. A frame of the model's size
+passes as it is, so that both give the same bits. Otherwise they differ by what shards round: a frame
+that was resized in LeRobot's style keeps its fractions of a grey level here and is rounded to 8 bits
+there (by 1/255 of the model's units at most), and shards hold JPEG.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from sigma_jax.errors import UserError
+from sigma_jax.processing.fitting import camera_key
+from sigma_jax.processing.images import (
+    BLACK,
+    bilinear,
+    content_box,
+    padded_with,
+    resize_with_pad,
+    unit_range,
+)
+from sigma_jax.processing.normalize import Statistics, denormalize, first_joints, normalize
+from sigma_jax.processing.spec import PROMPT_LENGTH, ProcessorConfig
+from sigma_jax.processing.tokenizer import (
+    Tokenizer,
+    clean_task,
+    encode_parts,
+    pad_tokens,
+    prompt_parts,
+)
+
+TEXT_LENGTH = 48  # tokens of the task alone, where no shards say (ours)
+
+Frame = UInt8[np.ndarray, 'h x 3']
+Tokens = tuple[Int[np.ndarray, ' l'], Bool[np.ndarray, ' l']]  # ids, mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """What lies between a robot and a model; `of_shards` and `of_policy` make one.
+
+    Attributes:
+      config: the policy's settings, with `prompt_state_dim` and `max_prompt_len` decided.
+      statistics: of 'state' and 'actions', raw units, of the robot's width, scaled as the policy
+        uses them. 'actions' are read by `outputs` alone.
+      tokenizer: the policy's.
+      image_size: side of the model's images.
+      cameras: the model's views in order, under the policy's names; (): as the frames come.
+      max_text_len: tokens of the task alone.
+    """
+
+    config: ProcessorConfig
+    statistics: Mapping[str, Statistics]
+    tokenizer: Tokenizer
+    image_size: int
+    cameras: tuple[str, ...] = ()
+    max_text_len: int = TEXT_LENGTH
+
+    def inputs(
+        self,
+        frames: Mapping[str, Frame] | UInt8[np.ndarray, 'i s s 3'],
+        state: Float[np.ndarray, ' p'],
+        task: str,
+    ) -> dict[str, np.ndarray]:
+        """The fields of an Observation without a batch axis.
+
+        Args:
+          frames: by camera, under the policy's names or those of its rename map, any size; one that
+            is absent is black and masked. Or all views in order, of the model's size already.
+          state: the robot's reading, raw units.
+          task: the instruction.
+
+        Returns:
+          `images` [i s s 3] uint8, or float32 in [-1, 1] where a view is not in whole grey levels;
+          `image_mask` [i]; `prompt`, `prompt_mask` [l]; `text`, `text_mask` [l2]; `state` [p]
+          float32, normalised. Tokens are not to be written to.
+
+        Raises:
+          UserError: a camera that the policy does not know, none at all, a frame that is no 8-bit
+            colour image, a state of another width or with NaN, a prompt or text that is too long.
+        """
+        images, image_mask = self.views(frames)
+        normalised = self.normalized(state)
+        prompt, text = self.prompt(task, normalised), self.text(task)
+        return {
+            'images': images,
+            'image_mask': image_mask,
+            'prompt': prompt[0],
+            'prompt_mask': prompt[1],
+            'text': text[0],
+            'text_mask': text[1],
+            'state': normalised.astype(np.float32),
+        }
+
+    def outputs(
+        self, actions: Float[np.ndarray, '... t d'], state: Float[np.ndarray, '... p']
+    ) -> Float[np.ndarray, '... t a']:
+        """Raw actions from the model's own: padding dropped, scaled back, counted from the state.
+
+        Args:
+          actions: normalised, of the model's width.
+          state: the reading that the observation had, raw units. Relative joints count from it: its
+            first entries, one an action.
+        """
+        statistics = self.statistics['actions']
+        width = len(statistics.mean)
+        raw = denormalize(np.asarray(actions)[..., :width], statistics)
+        relative = self.config.relative_joints[:width]
+        if not any(relative):
+            return raw
+        return raw + np.where(relative, first_joints(state, width), 0)[..., None, :]
+
+    def views(
+        self, frames: Mapping[str, Frame] | UInt8[np.ndarray, 'i s s 3']
+    ) -> tuple[np.ndarray, Bool[np.ndarray, ' i']]:
+        """(images [i s s 3], image_mask [i]); see `inputs`."""
+        size = self.image_size
+        if isinstance(frames, np.ndarray):
+            if frames.shape != (expected := (len(self.cameras) or len(frames), size, size, 3)):
+                raise UserError(
+                    f'expected views of shape {list(expected)}, got {list(frames.shape)}; '
+                    'name the cameras of frames that are to be resized'
+                )
+            return frames, np.ones(len(frames), bool)
+        frames = {self.config.view(name): frame for name, frame in frames.items()}
+        names = self.cameras or tuple(frames)
+        if not frames or (unknown := sorted(set(frames) - set(names))):
+            got = f'{unknown}' if frames else 'none'
+            raise UserError(f'expected cameras out of {names}, got {got}; rename the views')
+        black = np.zeros((size, size, 3), np.uint8)
+        views = [self.view(frames[name]) if name in frames else black for name in names]
+        if any(view.dtype != np.uint8 for view in views):
+            views = [unit_range(view) if view.dtype == np.uint8 else view for view in views]
+        return np.stack(views), np.array([name in frames for name in names])
+
+    def view(self, frame: Frame) -> np.ndarray:
+        """A frame in the model's size [s s 3]: uint8, or float32 in [-1, 1] as `inputs` says."""
+        size, padding = self.image_size, self.config.image_padding
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+            raise UserError(
+                f'expected a frame of uint8 [height width 3], got {frame.dtype} '
+                f'{list(frame.shape)}; convert it'
+            )
+        if frame.shape[:2] == (size, size):
+            return frame
+        box = content_box(frame.shape[:2], size, size)
+        if self.config.resize == 'openpi':
+            small = resize_with_pad(frame, size, size)
+            whole = padding == BLACK or box == (0, 0, size, size)
+            return small if whole else padded_with(small, box, padding)
+        top, left, rows, cols = box
+        canvas = np.full((size, size, 3), padding, np.float32)
+        canvas[top : top + rows, left : left + cols] = unit_range(bilinear(frame, rows, cols))
+        return canvas
+
+    def normalized(self, state: Float[np.ndarray, ' p']) -> Float[np.ndarray, ' p']:
+        """A raw state in the precision of the policy's formula."""
+        reading, statistics = np.asarray(state, np.float32), self.statistics['state']
+        if reading.shape != statistics.mean.shape:
+            raise UserError(
+                f'expected a state of {len(statistics.mean)} numbers, got shape '
+                f'{list(reading.shape)}; pass the joints that the statistics are of'
+            )
+        return normalize(reading, statistics)
+
+    def prompt(self, task: str, state: Float[np.ndarray, ' p']) -> Tokens:
+        """pi0.5's prompt for a normalised state."""
+        parts = prompt_parts(task, state, self.config.prompt_state_dim or 0)
+        return _tokens(self.tokenizer, parts, self.config.max_prompt_len or PROMPT_LENGTH, 'prompt')
+
+    def text(self, task: str) -> Tokens:
+        """The task alone, which Sigma reads."""
+        return _tokens(self.tokenizer, (clean_task(task),), self.max_text_len, 'text')
+
+
+def of_policy(
+    config: ProcessorConfig,
+    statistics: Mapping[str, Statistics],
+    tokenizer: Tokenizer,
+    image_size: int,
+) -> Processor:
+    """The processor of a policy that comes without shards: its views, its prompt of 200 tokens
+    with the robot's own joints where its settings leave that open.
+    """
+    config = dataclasses.replace(
+        config,
+        prompt_state_dim=config.prompt_state_dim or 0,
+        max_prompt_len=config.max_prompt_len or PROMPT_LENGTH,
+    )
+    return Processor(config, statistics, tokenizer, image_size, config.cameras)
+
+
+def of_shards(
+    config: ProcessorConfig,
+    statistics: Mapping[str, Statistics],
+    tokenizer: Tokenizer,
+    meta: Mapping[str, Any],
+) -> Processor:
+    """The processor of a policy on the robot that some shards were recorded with.
+
+    Views, image size and token lengths are those of the shards; see `cut_with` for the prompt.
+    """
+    names = enumerate(meta['camera_names'])
+    return Processor(
+        cut_with(config, meta),
+        statistics,
+        tokenizer,
+        meta['image_size'],
+        tuple(config.view(name, camera_key(meta, number)) for number, name in names),
+        meta['max_text_len'],
+    )
+
+
+def cut_with(config: ProcessorConfig, meta: Mapping[str, Any]) -> ProcessorConfig:
+    """`config` with the prompt that it has on shards: what it leaves open is as they were prepared,
+    and no prompt is padded beyond theirs.
+    """
+    known, longest = config.prompt_state_dim, config.max_prompt_len
+    length = meta['max_prompt_len']
+    return dataclasses.replace(
+        config,
+        prompt_state_dim=meta['prompt_state_dim'] if known is None else known,
+        max_prompt_len=length if longest is None else min(length, longest),
+    )
+
+
+@functools.lru_cache(maxsize=2**16)  # at most 65 MB a process; windows come back every epoch
+def _tokens(tokenizer: Tokenizer, parts: tuple[str, ...], length: int, what: str) -> Tokens:
+    """Padded ids of a prompt or text, not to be written to."""
+    tokens, mask = pad_tokens(encode_parts(tokenizer, parts), length, what)
+    tokens.flags.writeable = mask.flags.writeable = False
+    return tokens, mask
