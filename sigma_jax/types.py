@@ -77,8 +77,8 @@ class Batch:
     sample. `reset` is true where the memory must start anew (episode start, dropped window); `mask`
     is false on padding windows, which count nowhere. `text_id` numbers distinct task strings
     (InfoNCE negatives). `time` and `noise` are flow matching's draws where they are made before the
-    batch is divided; None: the objective draws. `tau_override` is a telepathy factor used in place of
-    the inferred one (stress tests); None: the inferred one is used.
+    batch is divided; None: the objective draws. `tau_override` is a telepathy factor used in place
+    of the inferred one (stress tests); None: the inferred one is used.
     """
 
     observation: Observation

@@ -2,9 +2,9 @@
 for a robot.
 
 The loader shows it windows of shards, a live policy camera frames. A frame of the model's size
-passes as it is, so that both give the same bits. Otherwise they differ by what shards round: a frame
-that was resized in LeRobot's style keeps its fractions of a grey level here and is rounded to 8 bits
-there (by 1/255 of the model's units at most), and shards hold JPEG.
+passes as it is, so that both give the same bits. Otherwise they differ by what shards round: a
+frame that was resized in LeRobot's style keeps its fractions of a grey level here and is rounded to
+8 bits there (by 1/255 of the model's units at most), and shards hold JPEG.
 """
 
 import dataclasses

@@ -64,7 +64,8 @@ def sigma_terms(
     """All terms of L_total, keyed like the schedules, and the columns of Table 1 as scalars.
 
     Leaves of `output` and `batch` may carry more leading axes ([b g ...]); they are flattened to
-    one. `action_std` is the per-joint standard deviation of the training actions, positive, raw units.
+    one. `action_std` is the per-joint standard deviation of the training actions, positive, raw
+    units.
     """
     ablation = Ablation() if ablation is None else ablation
     output, batch = (

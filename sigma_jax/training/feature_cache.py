@@ -27,7 +27,7 @@ from sigma_jax.types import Observation, to_batch
 
 SCHEMA = 1
 BATCH = 32  # windows at a time; divides FILE
-See = Callable[[Observation], Observation]
+Encode = Callable[[Observation], Observation]
 
 
 def check(config: Mapping[str, Any]) -> bool:
@@ -74,7 +74,7 @@ def prepare(
     shards: pathlib.Path,
     split: str,
     windows: int,
-    see: See,
+    encode: Encode,
     batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Features:
@@ -83,7 +83,7 @@ def prepare(
 
     Args:
       made_by: from `identity`; whatever lies there with another one is removed.
-      see: fills in what the frozen policy makes of an observation [b 1 ...].
+      encode: fills in what the frozen policy makes of an observation [b 1 ...].
       batches: `batches(b)` gives all windows in record order as the loader does, leaves [b 1 ...],
         padding last.
       progress: told (windows done, windows in all).
@@ -104,11 +104,11 @@ def prepare(
             for path in features.folder.glob(f'{split}[-.]*'):
                 path.unlink()
             atomic_write(features.record, json.dumps(made_by, indent=1))
-        _write(features, windows, see, batches, progress)
+        _write(features, windows, encode, batches, progress)
     return features
 
 
-def _write(features: Features, windows: int, see: See, batches, progress) -> None:
+def _write(features: Features, windows: int, encode: Encode, batches, progress) -> None:
     """All files that are not there; what is there is whole."""
     held: list[np.ndarray] = []
     tasks: dict[int, Observation] = {}
@@ -119,12 +119,12 @@ def _write(features: Features, windows: int, see: See, batches, progress) -> Non
         real = arrays['record'][:, 0] >= 0
         part, done = features.part(first // FILE), first + int(real.sum())
         if not part.is_file():
-            held.append(np.asarray(see(observation).features)[real, 0])
+            held.append(np.asarray(encode(observation).features)[real, 0])
             if done % FILE == 0 or done == windows:
                 _save(part, features.encode(np.concatenate(held)))
                 held = []
         progress(done, windows)
-    embedded = {task: np.asarray(see(one).text_embeddings)[0, 0] for task, one in tasks.items()}
+    embedded = {task: np.asarray(encode(one).text_embeddings)[0, 0] for task, one in tasks.items()}
     nothing = np.zeros_like(next(iter(embedded.values())))  # a task that only other splits have
     table = [embedded.get(n, nothing) for n in range(max(embedded) + 1)]
     _save(features.texts, np.stack(table).astype(np.float32))

@@ -74,11 +74,11 @@ class Parts:
 
         `progress` is told (windows done, windows in all) while that goes on.
         """
-        see = functools.partial(xla.jit(self.goal.encode_frozen), self.frozen)
+        encode = functools.partial(xla.jit(self.goal.encode_frozen), self.frozen)
         made_by = feature_cache.identity(self.config, self.base, self.shards)
         windows = self.meta['windows']['train']
         self.features = feature_cache.prepare(
-            made_by, self.shards, 'train', windows, see, self.in_order, progress
+            made_by, self.shards, 'train', windows, encode, self.in_order, progress
         )
 
     def in_order(self, batch_size: int):

@@ -193,13 +193,19 @@ def test_a_rename_map_is_kept_in_policy_json(tmp_path):
 @pytest.mark.parametrize(
     ('policy', 'cameras', 'order'),
     [
-        (ProcessorConfig(cameras=('up', 'side'), rename_map=(('up', 'side'), ('side', 'up'))), ['up', 'side'],
-         'side, up'),
-        (ProcessorConfig(cameras=('top', 'left', 'right')), ['right', 'extra', 'top'], 'top, right, extra'),
-        (ProcessorConfig(cameras=('a', 'b'), rename_map=(('o.x', 'o.b'), ('o.y', 'o.a'))), ['x', 'y'], 'y, '
-                                                                                              'x'),
+        (ProcessorConfig(cameras=('up', 'side'), rename_map=SWAP), ['up', 'side'], 'side, up'),
+        (
+            ProcessorConfig(cameras=('top', 'left', 'right')),
+            ['right', 'extra', 'top'],
+            'top, right, extra',
+        ),
+        (
+            ProcessorConfig(cameras=('a', 'b'), rename_map=(('o.x', 'o.b'), ('o.y', 'o.a'))),
+            ['x', 'y'],
+            'y, x',
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_order_that_is_advised_is_taken(policy, cameras, order):
     with pytest.raises(UserError, match=f'config.data.cameras in the order {order}$'):
         fitting.check_cameras(policy, {'camera_names': cameras})

@@ -54,9 +54,9 @@ class ToExample(grain.transforms.Map):
             'actions': record.actions,
             'action_mask': record.action_mask,
             'base': np.zeros_like(record.actions) if self.base is None else self.base[number],
-            'text_id': np.int32(text_id),
-            'episode': np.int32(index.episode[number]),
-            'frame': np.int32(index.frame[number]),
+            'text_id': np.asarray(text_id, np.int32),
+            'episode': np.asarray(index.episode[number], np.int32),
+            'frame': np.asarray(index.frame[number], np.int32),
             **self._optional(record),
         }
 
