@@ -495,6 +495,16 @@ def test_tau_reaches_condition_and_telepathic_residual_apart(run, params, batch)
         assert not close(getattr(one.residual, name), getattr(other.residual, name), 1e-3), name
 
 
+def test_tau_reaches_the_second_pass_by_film_alone(run, params, batch):
+    """With every other way of tau closed: it moves the actions through the vision tokens."""
+    ways = r'condition_projector/mlp/(w_2|b_2)|residual_head/mlp/(w_2|b_2)'
+    only = replaced(params, theta_lang=lambda x: np.full_like(x, -np.inf), **{ways: np.zeros_like})
+    moved = replaced(only, tau_const=lambda x: x + np.float32(1))
+    one, other = (run(p, batch, gates())[1].actions for p in (only, moved))
+    assert not close(one.traj, other.traj, 1e-3)
+    assert same(*(run(p, batch, gates(film=0.0))[1].actions for p in (only, moved)))
+
+
 def test_recurrent_feedback_reads_the_previous_tau(one_window, params):
     rng = np.random.default_rng(7)
     memory, tau = (
