@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parse()
     console = Console()
     asked = request(arguments)
-    keep_programs(read_config(asked.workdir).get('compilation_cache', ''))
+    keep_programs(read_config(asked.workdir).compilation_cache)
     report, out = runner.run(asked, Console(stderr=True))
     show(report, console, arguments.checks)
     for name in (runner.PAGE, runner.REPORT):

@@ -21,6 +21,7 @@ from sigma_jax.ablations import side_by_side
 from sigma_jax.cli import load, run_with_config
 from sigma_jax.training import memory_check, trainer
 from sigma_jax.training.compilation import keep_programs
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import use_all_cores
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder for logs and checkpoints', required=True)
@@ -34,24 +35,21 @@ CARD_GIB = flags.DEFINE_float(
 
 def main(config: ConfigDict) -> int:
     """Entry point; returns the exit status."""
+    run = RunConfig.from_dict(config.to_dict())
     if CHECK.value:
-        return memory_check.check(config.to_dict(), CARD_GIB.value, Console(), members(config))
-    keep_programs(config.compilation_cache)
-    if config.ablations:
+        return memory_check.check(run, CARD_GIB.value, Console(), members(run, config.ablations))
+    keep_programs(run.compilation_cache)
+    if run.ablations:
         use_all_cores()
-        side_by_side.train(config.to_dict(), load(config.ablations), WORKDIR.value)
+        side_by_side.train(run, load(config.ablations), WORKDIR.value)
     else:
-        trainer.train(config.to_dict(), WORKDIR.value)
+        trainer.train(run, WORKDIR.value)
     return 0
 
 
-def members(config: ConfigDict) -> int:
-    """How many trainings this config is."""
-    return (
-        len(side_by_side.with_grid(config.to_dict(), load(config.ablations))[1])
-        if config.ablations
-        else 1
-    )
+def members(config: RunConfig, ablations: str) -> int:
+    """How many trainings this config is; `ablations` names a file with rows and seeds."""
+    return len(side_by_side.with_grid(config, load(ablations))[1]) if ablations else 1
 
 
 if __name__ == '__main__':

@@ -39,6 +39,7 @@ from sigma_jax import xla  # noqa: E402
 from sigma_jax.ablations import side_by_side, stacked  # noqa: E402
 from sigma_jax.ablations.setup import AblationRun  # noqa: E402
 from sigma_jax.cli import load  # noqa: E402
+from sigma_jax.training.config import RunConfig  # noqa: E402
 from sigma_jax.training.devices import use_all_cores  # noqa: E402
 from sigma_jax.types import to_batch  # noqa: E402
 
@@ -94,14 +95,16 @@ def prepare(folder: pathlib.Path) -> tuple[str, str]:
 
 def settings(
     flags: argparse.Namespace, base: str, shards: str
-) -> tuple[dict, list[stacked.Member]]:
+) -> tuple[RunConfig, list[stacked.Member]]:
     """The config of the run and its members."""
     config, grid = dict(load(flags.config)), dict(load(flags.ablations))
     config |= {'base': base, 'shards': shards, 'steps': flags.steps}
     config |= {'batch_size': flags.batch or config['batch_size']}
     config |= {'sequence_length': flags.windows or config['sequence_length']}
     rows = list(dict(grid['rows']).items())[: flags.rows]
-    return side_by_side.with_grid(config, {'rows': rows, 'seeds': range(flags.seeds)})
+    return side_by_side.with_grid(
+        RunConfig.from_dict(config), {'rows': rows, 'seeds': range(flags.seeds)}
+    )
 
 
 class Timed:
@@ -203,10 +206,10 @@ def by_kernel(ours: Timed, theirs: Timed, steps: int) -> Table | None:
 
 
 def report(
-    flags: argparse.Namespace, config: dict, members: list[stacked.Member], console: Console
+    flags: argparse.Namespace, config: RunConfig, members: list[stacked.Member], console: Console
 ) -> bool:
     """Measures and prints every `--at-once`; whether the best one reaches the ratio asked for."""
-    windows = config['batch_size'] * config['sequence_length']
+    windows = config.windows_per_step
     out = Table(
         'at once',
         'devices',

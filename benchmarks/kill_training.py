@@ -43,6 +43,7 @@ from sigma_jax.errors import UserError  # noqa: E402
 from sigma_jax.training import trainer  # noqa: E402
 from sigma_jax.training.checkpoints import whole_steps  # noqa: E402
 from sigma_jax.training.compilation import keep_programs  # noqa: E402
+from sigma_jax.training.config import RunConfig  # noqa: E402
 
 SMALL = {'width': 16, 'depth': 1, 'mlp_dim': 16, 'heads': 2, 'kv_heads': 1, 'head_dim': 8}
 VISION = {'width': 16, 'depth': 1, 'mlp_dim': 16, 'heads': 2, 'patch': 14, 'image_size': 28}
@@ -77,7 +78,7 @@ def work(config: Mapping, workdir: pathlib.Path) -> None:
     standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)
     keep_programs(config['compilation_cache'])
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    trainer.train(config, workdir, Console(quiet=True))
+    trainer.train(RunConfig.from_dict(config), workdir, Console(quiet=True))
 
 
 def result(workdir: pathlib.Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import numpy as np  # noqa: E402
 
 from sigma_jax.cli import load, reports_user_errors  # noqa: E402
 from sigma_jax.nn import quant  # noqa: E402
+from sigma_jax.training.config import RunConfig  # noqa: E402
 from sigma_jax.training.run import Run  # noqa: E402
 from sigma_jax.types import to_batch  # noqa: E402
 
@@ -54,7 +55,7 @@ def settings(flags: argparse.Namespace, kind: str) -> dict[str, Any]:
 
 def losses(config: Mapping[str, Any]) -> tuple[np.ndarray, int]:
     """Loss of every step [steps], and bytes of the base on the device."""
-    run = Run(config)
+    run = Run(RunConfig.from_dict(config))
     batches, found = iter(run.loader), []
     for _ in range(config['steps']):
         batch = run.devices.split(to_batch(next(batches)))

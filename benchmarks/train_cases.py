@@ -8,7 +8,7 @@ as `config.quant` says, so that the device never holds more than they take there
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,13 +18,14 @@ import numpy as np
 from configs import defaults
 from sigma_jax import trees, xla
 from sigma_jax.backbones import pi05
-from sigma_jax.convert.base_policy import Base, pi05_config
-from sigma_jax.nn.lora import LoraConfig
+from sigma_jax.convert.base_policy import Base
 from sigma_jax.processing.actions import unnormalize_actions
-from sigma_jax.settings import from_section
+from sigma_jax.sigma.config import SigmaConfig
 from sigma_jax.training import build as assembly
 from sigma_jax.training.compilation import uncollected
-from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sigma_jax.training.config import RunConfig
+from sigma_jax.training.materialise import make_trainable, store_base
+from sigma_jax.training.optimizer import make_optimizer
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import ActionScaling, Batch, Frozen, Observation
 
@@ -160,28 +161,20 @@ def random_scaling() -> ActionScaling:
     )
 
 
-def case_sizes(config: Mapping) -> pi05.Pi05Config:
-    """The sizes of a case."""
-    run = {key: config['model'][key] for key in ('dtype', 'remat')}
-    return pi05_config(
-        config['model'], run | {'lora': from_section(LoraConfig, config['lora'], 'lora')}
-    )
-
-
 def build(case: Case, batch: Batch | None = None) -> Program:
     """The compiled program of a case, its weights and its batch, `batch` or a random one, on the
     device.
     """
-    config = settings(case)
-    sizes = case_sizes(config)
+    config = RunConfig.from_dict(settings(case))
+    sizes = config.model.build(config.lora)
     batch = jax.device_put(random_batch(sizes, case) if batch is None else batch)
-    goal = assembly.make_objective(config, Base(sizes, None, 'random'), batch)
-    params = assembly.store_base(config, Base(sizes, random_params(sizes), 'random'), goal)
+    goal = assembly.make_objective(config, sizes, batch)
+    params = store_base(config, Base(sizes, random_params(sizes), 'random'), goal)
     base, frozen = (
         Base(sizes, pi05.abstract_params(sizes), 'random'),
         Frozen(params, random_scaling()),
     )
-    flops = model_flops(case, sizes, config['sigma'])
+    flops = model_flops(case, sizes, config.sigma)
     if case.kind in ('lora', 'sigma'):
         return training_program(config, base, goal, frozen, batch, flops)
     return sampler_program(base, frozen, batch, flops)
@@ -198,15 +191,15 @@ def compiled(
 
 
 def training_program(
-    config: Mapping, base: Base, goal: Any, frozen: Frozen, batch: Batch, flops: float
+    config: RunConfig, base: Base, goal: Any, frozen: Frozen, batch: Batch, flops: float
 ) -> Program:
     """The step that `train.py` compiles, state donated."""
-    trainable, frozen = assembly.make_trainable(config, base, goal, frozen, batch)
-    rates = dict(config['optimizer']) | {'total_steps': config['steps']}
-    optimizer = make_optimizer(from_section(OptimizerConfig, rates, 'optimizer'))
-    holder, gates = [init_state(0, trainable, optimizer)], assembly.make_ablation(config)
+    trainable, frozen = make_trainable(config, base, goal, frozen, batch)
+    optimizer = make_optimizer(config.optimizer)
+    holder = [init_state(0, trainable, optimizer)]
+    gates = assembly.make_ablation(config)
     del trainable  # donated with the first step: only the holder may keep it
-    compiling = {'donate_argnums': 0, 'triton': config['triton']}
+    compiling: dict[str, Any] = {'donate_argnums': 0, 'triton': config.triton}
     step, seconds = compiled(
         make_step(goal, optimizer), holder[0], frozen, batch, gates, **compiling
     )
@@ -238,7 +231,7 @@ def sampler_program(base: Base, frozen: Frozen, batch: Batch, flops: float) -> P
     return Program(start, lambda: jax.block_until_ready(holder[0]), seconds, program, flops)
 
 
-def model_flops(case: Case, config: pi05.Pi05Config, sigma: Mapping) -> float:
+def model_flops(case: Case, config: pi05.Pi05Config, sigma: SigmaConfig) -> float:
     """Operations of one call: 2 x parameters x tokens for image encoder, language model and action
     expert.
 
@@ -260,7 +253,7 @@ def model_flops(case: Case, config: pi05.Pi05Config, sigma: Mapping) -> float:
     seen = VIEWS * config.vision.tokens
     once = 2 * image * seen
     if case.kind == 'sigma':
-        tokens = TEXT + sigma['num_visual'] + sigma['num_state']
+        tokens = TEXT + sigma.num_visual + sigma.num_state
         return case.batch * (once + 3 * 2 * 2 * language * tokens)  # two passes
     acting = 2 * expert * config.action_horizon
     reading = 2 * language * (seen + PROMPT)

@@ -33,6 +33,7 @@ from sigma_jax.cli import load, reports_user_errors  # noqa: E402
 from sigma_jax.errors import UserError  # noqa: E402
 from sigma_jax.evaluation.cost import compute  # noqa: E402
 from sigma_jax.files import atomic_write  # noqa: E402
+from sigma_jax.training.config import RunConfig  # noqa: E402
 
 SEEDS = range(5)
 # episodes of DATA/target
@@ -177,7 +178,8 @@ def equal_steps(size: Size, places: dict[str, str], steps: int) -> int:
     """
     sigma = dict(load(size.sigma)) | places | {'steps': steps}
     lora = dict(load('configs/lora_so101.py')) | places | {'steps': 1}
-    return max(round(compute.of_training(sigma) / compute.of_training(lora)), 1)
+    both, one = (compute.of_training(RunConfig.from_dict(c)) for c in (sigma, lora))
+    return max(round(both / one), 1)
 
 
 def run(

@@ -67,18 +67,23 @@ def check_patterns(name: str, patterns: Any) -> None:
 
 
 def from_section(kind: type, settings: Mapping, where: str) -> Any:
-    """A frozen dataclass from a config section.
+    """A frozen dataclass from a section of a config.
 
-    Raises UserError for unknown and missing keys, and for rows of another length or kind.
+    Args:
+      kind: the dataclass.
+      settings: its fields by name; lists stand for tuples.
+      where: the section's name, for messages; '' is the config itself.
+
+    Raises:
+      UserError: unknown or missing keys, rows of another length or kind.
     """
+    name = f'config.{where}' if where else 'config'
     fields = {f.name for f in dataclasses.fields(kind)}
     if unknown := sorted(set(settings) - fields):
-        raise UserError(
-            f'config.{where} has unknown keys {unknown}; expected some of {sorted(fields)}'
-        )
-    check_rows(kind, settings, f'config.{where}.')
+        raise UserError(f'{name} has unknown keys {unknown}; expected some of {sorted(fields)}')
+    check_rows(kind, settings, f'{name}.')
     plain = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     try:
         return kind(**plain)
     except TypeError as error:
-        raise UserError(f'config.{where}: {error}; add the missing keys') from error
+        raise UserError(f'{name}: {error}; add the missing keys') from error

@@ -70,7 +70,9 @@ def golden_params():
 @pytest.fixture
 def unread(monkeypatch):
     """Whatever runs beside this may read everything but a base's weights."""
-    monkeypatch.setattr(checkpoint, 'load', lambda *_: pytest.fail('read the weights of the base'))
+    monkeypatch.setattr(
+        checkpoint, 'load_source', lambda *_: pytest.fail('read the weights of the base')
+    )
 
 
 @pytest.fixture(scope='session')

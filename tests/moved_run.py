@@ -21,6 +21,7 @@ from rich.console import Console
 
 from sigma_jax.evaluation.trained import read_newest
 from sigma_jax.training import trainer
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.step import init_state, make_step
 from tests import toy_run
@@ -57,7 +58,9 @@ class MovedRun(toy_run.ToyRun):
 
 def train(folder: pathlib.Path, count: int, steps: int) -> None:
     with mock.patch.object(trainer, 'Run', functools.partial(MovedRun, count=count)):
-        trainer.train(toy_run.CONFIG | {'steps': steps}, folder, Console(quiet=True))
+        trainer.train(
+            RunConfig.from_dict(toy_run.CONFIG | {'steps': steps}), folder, Console(quiet=True)
+        )
 
 
 def write(folder: pathlib.Path) -> None:

@@ -12,6 +12,7 @@ from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.policies import base_actions
 from sigma_jax.training import trainer
+from sigma_jax.training.config import RunConfig
 from tests import golden
 
 QUIET = Console(quiet=True)
@@ -88,6 +89,6 @@ def make(root: pathlib.Path) -> SmallRun:
         'calibration_episodes': (0,),
     }
     prepare(DataConfig.from_settings(settings), run.shards)
-    trainer.train(flow_config(run.shards), run.flow, QUIET)
+    trainer.train(RunConfig.from_dict(flow_config(run.shards)), run.flow, QUIET)
     base_actions.write_baselines(run.shards, run.baseline_config())
     return run

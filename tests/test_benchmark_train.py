@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import kernel_groups, train, train_cases
+from sigma_jax.training.config import RunConfig
 
 
 def test_the_tiny_benchmark_runs_from_end_to_end(tmp_path):
@@ -45,8 +46,8 @@ def test_arithmetic_is_that_of_the_roofline():
     has it.
     """
     case = train_cases.Case('lora', 32)
-    config = train_cases.settings(case)
-    flops = train_cases.model_flops(case, train_cases.case_sizes(config), config['sigma'])
+    config = RunConfig.from_dict(train_cases.settings(case))
+    flops = train_cases.model_flops(case, config.model.build(config.lora), config.sigma)
     assert flops / 778e12 == pytest.approx(0.371, rel=0.01)
 
 

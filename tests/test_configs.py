@@ -9,6 +9,7 @@ import pytest
 from sigma_jax import trees
 from sigma_jax.nn import quant
 from sigma_jax.training import memory_check
+from sigma_jax.training.config import RunConfig
 from sigma_jax.types import Ablation
 
 GIB = 2**30
@@ -20,7 +21,7 @@ GIB = 2**30
 )
 def test_a_full_size_config_describes_a_step(name, windows, base_gib):
     config = importlib.import_module(f'configs.{name}').get_config().to_dict()
-    job, _ = memory_check.make_job(config)
+    job, _ = memory_check.make_job(RunConfig.from_dict(config))
     assert quant.size(job.frozen.params) / GIB == pytest.approx(base_gib, abs=0.005), (
         'its docstring says so'
     )

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from sigma_jax.convert.base_policy import Base
 from sigma_jax.training import trainer
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Frozen
@@ -76,4 +77,4 @@ def work(config, workdir: pathlib.Path) -> None:
     """Trains; also in a process of its own."""
     logging.set_verbosity(logging.FATAL)
     with mock.patch.object(trainer, 'Run', ToyRun):
-        trainer.train(config, workdir, Console(quiet=True))
+        trainer.train(RunConfig.from_dict(config), workdir, Console(quiet=True))

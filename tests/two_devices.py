@@ -16,7 +16,7 @@ import numpy as np
 jnp.float32 = jnp.float64  # before the model is imported
 
 from sigma_jax.backbones import pi05  # noqa: E402
-from sigma_jax.convert.base_policy import pi05_config  # noqa: E402
+from sigma_jax.convert.base_policy import ModelConfig  # noqa: E402
 from sigma_jax.nn import lora  # noqa: E402
 from sigma_jax.objectives.flow_matching import FlowMatching  # noqa: E402
 from sigma_jax.objectives.sigma import SigmaObjective, init_sigma  # noqa: E402
@@ -83,7 +83,7 @@ def summary(trainable, one, other):
 def sizes(dropout):
     """The smallest pi0.5 of the tests, all of it in float64."""
     factors = dataclasses.replace(small.LORA, dropout=dropout)
-    return pi05_config(small_run.MODEL | {'dtype': 'float64', 'remat': None}, {'lora': factors})
+    return ModelConfig.from_section(small_run.MODEL | {'dtype': 'float64'}).build(factors)
 
 
 def sigma_goal(config):

@@ -10,10 +10,10 @@ import jax
 from sigma_jax.ablations import stacked
 from sigma_jax.ablations.stacked import Member
 from sigma_jax.errors import UserError
-from sigma_jax.settings import from_section
-from sigma_jax.training import build, memory, memory_check
+from sigma_jax.training import memory, memory_check
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
-from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
+from sigma_jax.training.materialise import make_trainable
 from sigma_jax.training.run import Parts
 from sigma_jax.training.step import TrainState, init_state, make_step
 from sigma_jax.types import Batch, Frozen
@@ -33,15 +33,14 @@ class AblationRun(Parts):
     Raises UserError for anything wrong with config, shards or base.
     """
 
-    def __init__(self, config: Mapping, members: Sequence[Member], at_once: int = 0):
+    def __init__(self, config: RunConfig, members: Sequence[Member], at_once: int = 0):
         check(config)
         # each device sees the whole batch
-        share_members(1).check(config['batch_size'], config.get('accumulate', 1))
+        share_members(1).check(config.batch_size, config.accumulate)
         super().__init__(config, share_members(len(members)))
         self.members = list(members)
-        self.loader = self.make_loader(config['loader']['num_workers'])
-        settings = dict(config['optimizer']) | {'total_steps': config['steps']}
-        optimizer = make_optimizer(from_section(OptimizerConfig, settings, 'optimizer'))
+        self.loader = self.make_loader(config.loader.num_workers)
+        optimizer = self.blueprint.optimizer
         states = {
             seed: jax.device_get(self._start(seed, optimizer))
             for seed in {member.seed for member in members}
@@ -51,17 +50,17 @@ class AblationRun(Parts):
         each = len(members) // self.devices.count
         self.at_once = stacked.at_once(at_once or suits(config, each), each)
         # of one member
-        self.one = make_step(self.goal, optimizer, config['ema'], config.get('accumulate', 1))
+        self.one = make_step(self.goal, optimizer, config.ema, config.accumulate)
         together = stacked.side_by_side(self.one, self.at_once, self._share)
-        self.step = self.devices.jit_rows(together, config.get('triton', False))
+        self.step = self.devices.jit_rows(together, config.triton)
 
     def _start(self, seed: int, optimizer) -> TrainState:
         """The state of a run with this seed before its first step."""
-        config = dict(self.config) | {'seed': seed}
-        trainable, self.frozen = build.make_trainable(
+        config = dataclasses.replace(self.config, seed=seed)
+        trainable, self.frozen = make_trainable(
             config, self.base, self.goal, self.frozen, self.example
         )
-        return init_state(seed, trainable, optimizer, config['ema'] is not None)
+        return init_state(seed, trainable, optimizer, config.ema is not None)
 
     def _share(self, frozen: Frozen, batch: Batch) -> Batch:
         """The batch with what the frozen policy makes of it, where it was not read from disk."""
@@ -71,10 +70,10 @@ class AblationRun(Parts):
     def add_features(self, progress) -> None:
         """See `Parts.add_features`."""
         super().add_features(progress)
-        self.loader = self.make_loader(self.config['loader']['num_workers'])
+        self.loader = self.make_loader(self.config.loader.num_workers)
 
 
-def suits(config: Mapping, members: int) -> int:
+def suits(config: RunConfig, members: int) -> int:
     """Members that a device of this kind computes best at a time: on a GPU as many as `fitting`
     finds room for.
     """
@@ -108,16 +107,16 @@ def fitting(parts: Mapping[str, int], members: int, usable: int) -> int:
     return max(left // (2 * passing), 1)
 
 
-def check(config: Mapping) -> None:
+def check(config: RunConfig) -> None:
     """Raises UserError for a config whose gates would change nothing."""
-    if config['objective'] != 'sigma':
+    if config.kind.trains_policy:
         raise UserError(
             "config.ablations: expected objective 'sigma', whose parts the gates switch, got "
-            f"{config['objective']!r}; leave config.ablations out or set config.objective='sigma'"
+            f"{config.objective!r}; leave config.ablations out or set config.objective='sigma'"
         )
-    if config['log']['shares']:
+    if config.log.shares:
         raise UserError(
-            f'config.ablations: expected log.shares=0, got {config["log"]["shares"]}: shares of '
+            f'config.ablations: expected log.shares=0, got {config.log.shares}: shares of '
             'the gradient are measured in a run of its own'
         )
 

@@ -9,8 +9,8 @@ In the work folder:
 """
 
 import contextlib
+import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -30,6 +30,7 @@ from sigma_jax.files import atomic_write, writer_lock
 from sigma_jax.training import feature_cache, trainer
 from sigma_jax.training.checkpoints import Checkpoints, parameter_count
 from sigma_jax.training.compilation import uncollected
+from sigma_jax.training.config import Grid, RunConfig, numbers
 from sigma_jax.training.logs import TrainLog
 from sigma_jax.training.signals import Stopped, Wish, stop_wish
 
@@ -37,7 +38,7 @@ SUMMARY = 'ablations.json'
 
 
 def train(
-    config: Mapping, grid: Mapping, workdir: str | pathlib.Path, console: Console | None = None
+    config: RunConfig, grid: Mapping, workdir: str | pathlib.Path, console: Console | None = None
 ) -> tuple[list[Member], Rows]:
     """Trains all members to `config.steps`, continuing from the newest checkpoint in `workdir`.
 
@@ -50,25 +51,23 @@ def train(
     """
     console, workdir = console or Console(), pathlib.Path(workdir)
     config, members = with_grid(config, grid)
-    trainer.check_intervals(config)
     setup.check(config)
     cached = feature_cache.check(config)
-    plain = json.loads(json.dumps(config))
     with contextlib.ExitStack() as held:
         if known := workdir.is_dir():
             held.enter_context(writer_lock(workdir, 'training'))
-            trainer.refuse_other_config(workdir / 'checkpoints', plain)
+            trainer.refuse_other_config(workdir / 'checkpoints', config)
         run = AblationRun(config, members, grid.get('at_once', 0))
         if not known:  # made only for a config that a run could be built from
             held.enter_context(writer_lock(workdir, 'training'))
         if cached:
             trainer.add_features(run, console)
         with trainer.told_full_disk(run, workdir):
-            work(run, workdir, console, plain)
+            work(run, workdir, console)
     return members, run.state
 
 
-def with_grid(config: Mapping, grid: Mapping) -> tuple[dict, list[Member]]:
+def with_grid(config: RunConfig, grid: Mapping) -> tuple[RunConfig, list[Member]]:
     """(the config with all rows and seeds in it, the members). Raises UserError for a grid that
     cannot be meant.
     """
@@ -77,38 +76,26 @@ def with_grid(config: Mapping, grid: Mapping) -> tuple[dict, list[Member]]:
             'config.ablations: expected a file with rows and seeds, got none of '
             f'{sorted(missing)} in it'
         )
+    own = dataclasses.asdict(config.ablation)
     rows = {
-        name: readable(dict(config['ablation']) | dict(changes))
+        name: numbers(own | dict(changes), 'ablations')
         for name, changes in dict(grid['rows']).items()
     }
     members = stacked.grid(rows, grid['seeds'])
-    # their order too: states lie in it, and a ConfigDict sorts its keys
-    return dict(config) | {
-        'ablations': {'rows': rows, 'order': list(rows), 'seeds': list(grid['seeds'])}
-    }, members
+    made = {member.row: member.gates for member in members}
+    return dataclasses.replace(
+        config, ablations=Grid(tuple(made.items()), tuple(grid['seeds']))
+    ), members
 
 
-def readable(gates: Mapping[str, Any]) -> dict[str, Any]:
-    """Gates as JSON has them: no infinity, but text. Raises UserError for one that is no number."""
-    try:
-        return {
-            name: value if math.isfinite(float(value)) else str(value)
-            for name, value in gates.items()
-        }
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f'ablations: expected gates that are numbers, got {dict(gates)}; 0 switches a part off'
-        ) from error
-
-
-def work(run: AblationRun, workdir: pathlib.Path, console: Console, plain: dict) -> None:
+def work(run: AblationRun, workdir: pathlib.Path, console: Console) -> None:
     """Restores, trains, saves: all that needs the work folder."""
-    folder, keep = workdir / 'checkpoints', run.config['checkpoint']['keep']
+    folder, keep = workdir / 'checkpoints', run.config.checkpoint.keep
     with stop_wish() as stop, Checkpoints(folder, keep) as checkpoints:
         batches = iter(run.loader)
-        trainer.restore(run, batches, checkpoints, plain, console)
+        trainer.restore(run, batches, checkpoints, console)
         announce(run, workdir, console)
-        atomic_write(workdir / 'config.json', json.dumps(plain, indent=1))
+        atomic_write(workdir / 'config.json', json.dumps(run.config.to_dict(), indent=1))
         trainer.note_episodes(run, workdir)
         with contextlib.ExitStack() as logs, trainer.progress_bar(console) as progress:
             start = run.state.step
@@ -116,7 +103,7 @@ def work(run: AblationRun, workdir: pathlib.Path, console: Console, plain: dict)
                 logs.enter_context(TrainLog(place(workdir, member), start))
                 for member in run.members
             ]
-            loop(run, batches, checkpoints, written, progress, plain, stop)
+            loop(run, batches, checkpoints, written, progress, stop)
             save_members(run, batches.get_state(), workdir, progress)
     found = summary(
         run.members,
@@ -138,12 +125,11 @@ def loop(
     checkpoints: Checkpoints,
     logs: list[TrainLog],
     progress: Progress,
-    plain: dict,
     stop: Wish,
 ) -> None:
     """Steps to `config.steps`; rows, checkpoints and the wish to stop as in `trainer.loop`."""
     config, start = run.config, run.state.step
-    steps, every = config['steps'], config['log']['every']
+    steps, every = config.steps, config.log.every
     told: set[int] = set()
     task = progress.add_task(
         f'{len(run.members)} trainings', total=steps, completed=start, note='compiling'
@@ -153,7 +139,7 @@ def loop(
         with uncollected() if n == start else contextlib.nullcontext():
             run.state, metrics = run.step(run.state, run.frozen, batch, run.gates)
         last, stops = n + 1 == steps, stop.number is not None
-        saves = last or stops or (n + 1) % config['checkpoint']['every'] == 0
+        saves = last or stops or (n + 1) % config.checkpoint.every == 0
         if n % every == 0 or saves:
             alive = tell_failed(run, progress, told)
         if n % every == 0 or last:
@@ -163,7 +149,7 @@ def loop(
             progress.update(task, note=f'mean loss {values["loss"][alive].mean():.4g}')
         progress.update(task, completed=n + 1)
         if saves:
-            checkpoints.save(run.state, batches.get_state(), plain)
+            checkpoints.save(run.state, batches.get_state(), config)
         checkpoints.raise_errors()
         if stops and not last:
             raise Stopped(stop.number, n + 1)
@@ -214,16 +200,13 @@ def save_members(
     task = progress.add_task('saving', total=len(run.members), note='')
     for m, member in enumerate(run.members):
         folder, state = place(workdir, member), stacked.member_state(rows, m)
-        changed = {
-            'ablations': '',
-            'ablation': run.config['ablations']['rows'][member.row],
-            'seed': member.seed,
-        }
-        config = json.loads(json.dumps(dict(run.config) | changed))
+        config = dataclasses.replace(
+            run.config, ablations='', ablation=member.gates, seed=member.seed
+        )
         with Checkpoints(folder / 'checkpoints', keep=1) as checkpoints:
             if checkpoints.latest() != int(state.step):
                 checkpoints.save(state, position, config)
-        atomic_write(folder / 'config.json', json.dumps(config, indent=1))
+        atomic_write(folder / 'config.json', json.dumps(config.to_dict(), indent=1))
         if (workdir / seen.FILE).is_file():
             atomic_write(folder / seen.FILE, (workdir / seen.FILE).read_bytes())
         progress.advance(task)

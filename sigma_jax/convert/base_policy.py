@@ -14,7 +14,7 @@ from sigma_jax.backbones.gemma import GemmaConfig
 from sigma_jax.backbones.siglip import SiglipConfig
 from sigma_jax.convert import assets, checkpoint
 from sigma_jax.convert.openpi import training_config
-from sigma_jax.convert.source import open_source
+from sigma_jax.convert.source import Source, open_source
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora
 from sigma_jax.processing import fitting, normalize
@@ -26,12 +26,59 @@ from sigma_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """How a base computes, and its sizes where no folder tells them.
+
+    `dtype` is that of its matrix products, `remat` what layers keep for the backward pass: None
+    (all), 'save_products', 'save_attention', or the name of a `jax.checkpoint` policy.
+    """
+
+    dtype: str = 'float32'
+    remat: str | None = None
+    sizes: pi05.Pi05Config = pi05.Pi05Config()
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, Any]) -> 'ModelConfig':
+        """From the section `model` of a config. Raises UserError for keys that do not exist."""
+        run = {name: section[name] for name in ('dtype', 'remat') if name in section}
+        sizes = {name: value for name, value in section.items() if name not in run}
+        return cls(**run, sizes=_sizes(sizes))
+
+    def to_section(self) -> dict[str, Any]:
+        """What `from_section` takes."""
+        usual = self.sizes == pi05.Pi05Config()
+        sizes = {} if usual else dataclasses.asdict(self.sizes)
+        own = {name: value for name, value in sizes.items() if name not in SET_BY_A_RUN}
+        return {'dtype': self.dtype, 'remat': self.remat} | own
+
+    def build(self, factors: lora.LoraConfig = lora.LoraConfig()) -> pi05.Pi05Config:
+        """A model of its own sizes, with LoRA `factors`."""
+        return self.fit(self.sizes, factors)
+
+    def fit(self, sizes: pi05.Pi05Config, factors: lora.LoraConfig) -> pi05.Pi05Config:
+        """A model of these sizes that computes as this says, with LoRA `factors`."""
+        return dataclasses.replace(sizes, dtype=self.dtype, remat=self.remat, lora=factors)
+
+
+SET_BY_A_RUN = ('dtype', 'remat', 'lora', 'train_base')  # of a model's config; the rest are sizes
+
+
+def _sizes(section: Mapping[str, Any]) -> pi05.Pi05Config:
+    """Sizes of a policy to be trained from nothing."""
+    parts = {'vision': SiglipConfig, 'language': GemmaConfig, 'expert': GemmaConfig}
+    built = {
+        k: from_section(parts[k], v, f'model.{k}') if k in parts else v for k, v in section.items()
+    }
+    return from_section(pi05.Pi05Config, built, 'model')
+
+
+@dataclasses.dataclass(frozen=True)
 class Base:
     """The base policy: its sizes, weights (numpy), digest, statistics it was trained with, and how
     it uses them.
 
     Before its weights are read `params` is None, and `digest` what is recorded beside them, ''
-    without a record.
+    without a record. `source` reads them; None: they are random.
     """
 
     config: pi05.Pi05Config
@@ -39,44 +86,61 @@ class Base:
     digest: str
     norm_stats: NormStats | None = None
     policy: ProcessorConfig = OURS
-    folder: pathlib.Path | None = None
+    source: Source | None = None
     notes: tuple[str, ...] = ()  # which weights were taken, and what was assumed as no file says it
 
+    @property
+    def folder(self) -> pathlib.Path | None:
+        """Where it lies; None for random weights."""
+        return None if self.source is None else self.source.folder
 
-def describe_base(config: Mapping) -> Base:
-    """The converted checkpoint at `config.base`, or the sizes in `config.model`, without any
-    weights.
+    @property
+    def shapes(self) -> PyTree:
+        """Shapes and dtypes of its leaves as stored; no weight is read."""
+        if self.source is None:
+            return pi05.abstract_params(self.config)
+        dtypes = self.source.dtypes
+        found = self.source.shapes.items()
+        return trees.unflatten({p: jax.ShapeDtypeStruct(shape, dtypes[p]) for p, shape in found})
 
-    At full size these take half a minute to read: what can be wrong is to be found before.
+
+def open_base(
+    folder: str, model: ModelConfig, factors: lora.LoraConfig = lora.LoraConfig()
+) -> Base:
+    """A base without its weights, which take half a minute to read at full size.
+
+    Args:
+      folder: of a checkpoint, in any layout, or a hub id; '' is a base with random weights.
+      model: how it computes; its sizes count where `folder` is ''.
+      factors: settings of the LoRA factors beside its matrices.
+
+    Raises:
+      UserError: no checkpoint there, or one that does not fit.
     """
-    settings = config['model']
-    run = {
-        'dtype': settings['dtype'],
-        'remat': settings['remat'],
-        'lora': from_section(lora.LoraConfig, config['lora'], 'lora'),
-    }
-    if not config['base']:
-        return Base(pi05_config(settings, run), None, '')
-    folder = pathlib.Path(config['base'])
+    if not folder:
+        return Base(model.build(factors), None, '')
     source = open_source(folder)
-    around = assets.read(folder, source.format)
-    sizes = dataclasses.replace(source.config, **run)
+    around = assets.read(source.folder, source.format)
+    sizes = model.fit(source.config, factors)
     assumed = {**source.assumed, **around.assumed}
     told = training_config.assumption_notes(assumed, sizes, around.policy.prompt_state_dim)
     notes = (*source.notes, *told)
-    return Base(sizes, None, source.digest, around.statistics, around.policy, folder, notes)
+    return Base(sizes, None, source.digest, around.statistics, around.policy, source, notes)
 
 
-def load_base(config: Mapping) -> Base:
-    """The base that `describe_base` describes with its weights, random ones where `config.base`
-    names none.
+def read_weights(base: Base, seed: int = 0, tokenizer: str = '') -> Base:
+    """`base` with its weights and their digest.
+
+    Args:
+      base: as `open_base` gives it.
+      seed: of random weights, where it has no folder.
+      tokenizer: which tokens are numbers, for random weights; see `count_in_order`.
     """
-    base = describe_base(config)
-    if base.folder:
-        loaded = checkpoint.load(base.folder)
+    if base.source is not None:
+        loaded = checkpoint.load_source(base.source)
         return dataclasses.replace(base, params=loaded.params, digest=loaded.digest)
-    params = jax.jit(lambda key: pi05.init_params(key, base.config))(jax.random.key(config['seed']))
-    params = count_in_order(jax.tree.map(np.asarray, params), load_tokenizer(config['tokenizer']))
+    params = jax.jit(lambda key: pi05.init_params(key, base.config))(jax.random.key(seed))
+    params = count_in_order(jax.tree.map(np.asarray, params), load_tokenizer(tokenizer))
     return dataclasses.replace(base, params=params, digest=trees.digest(params))
 
 
@@ -99,15 +163,6 @@ def count_in_order(params: PyTree, tokenizer: Tokenizer) -> PyTree:
             row = np.cos(np.pi * order * number / 255) @ mix
             table[ids[0]] = row / np.linalg.norm(row)
     return trees.unflatten(flat | {path: table})
-
-
-def pi05_config(settings: Mapping, run: Mapping) -> pi05.Pi05Config:
-    """Sizes of a policy to be trained from nothing, from the section `model`."""
-    parts = {'vision': SiglipConfig, 'language': GemmaConfig, 'expert': GemmaConfig}
-    built = {
-        k: from_section(parts[k], v, f'model.{k}') if k in parts else v for k, v in settings.items()
-    }
-    return from_section(pi05.Pi05Config, {**built, **run}, 'model')
 
 
 def robot_statistics(base: Base, meta: Mapping[str, Any]) -> NormStats | None:

@@ -47,7 +47,13 @@ class Checkpoint:
 
 def load(path: str | pathlib.Path) -> Checkpoint:
     """Any supported checkpoint, whole. Raises UserError naming every tensor that does not fit."""
-    source = open_source(path)
+    return load_source(open_source(path))
+
+
+def load_source(source: Source) -> Checkpoint:
+    """The weights of an opened checkpoint, whole. Raises UserError where they differ from the
+    digests recorded beside them.
+    """
     leaves = {p: np.empty(shape, source.dtypes[p]) for p, shape in source.shapes.items()}
     with Digests(source.shapes, source.dtypes) as digests:
         for piece in pieces(source.shapes):

@@ -82,7 +82,7 @@ def provenance(trained: Any, shards: pathlib.Path) -> dict[str, Any]:
             key: record[key] for key in ('samples', 'seed', 'base_digest') if key in record
         },
         'parameters': trained.parameter_counts,
-        'config': trained.config,
+        'config': trained.config.to_dict(),
     }
 
 

@@ -72,9 +72,7 @@ def replay_split(
     """Every window of one split through Sigma, whole episodes at a time; `name` is what the bar
     shows.
     """
-    statistics = read_norm_stats(pathlib.Path(trained.config['shards']) / 'norm_stats.json')[
-        'state'
-    ]
+    statistics = read_norm_stats(pathlib.Path(trained.config.shards) / 'norm_stats.json')['state']
     batches = list_batches(trained, shards, split, episodes_at_once, decoded)
     task = bar.add_task(
         name or split, total=count_batches(shards, split, episodes_at_once), note=''
@@ -99,12 +97,12 @@ def list_batches(
     decoded: Decoded | None = None,
 ) -> Iterator[NumpyBatch]:
     """Batches of whole episodes as Sigma sees them, states normalised as in its training."""
-    statistics = pathlib.Path(trained.config['shards']) / 'norm_stats.json'
+    statistics = pathlib.Path(trained.config.shards) / 'norm_stats.json'
     return whole_episodes(
         shards,
         split,
         episodes_at_once,
-        trained.config['tokenizer'],
+        trained.config.tokenizer,
         statistics,
         trained.base.policy,
         'pi05',

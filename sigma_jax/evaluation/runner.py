@@ -7,7 +7,7 @@ import dataclasses
 import json
 import pathlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -40,6 +40,7 @@ from sigma_jax.files import atomic_write
 from sigma_jax.policies.base_actions import check_baselines
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training import trainer
+from sigma_jax.training.config import RunConfig
 
 REPORT, PAGE, ADAPTER = 'sigma_eval_report.json', 'report.html', 'adapter.json'
 
@@ -83,7 +84,7 @@ def run(
     check_splits(request.splits, request.stress)
     library, decoded = Library(), Decoded()
     trained = (load or load_with(library))(request.workdir, console)
-    shards = request.shards or pathlib.Path(trained.config['shards'])
+    shards = request.shards or pathlib.Path(trained.config.shards)
     out = request.out or request.workdir
     check_baselines(shards, trained.base.digest)
     meta = read_meta(shards)
@@ -111,7 +112,7 @@ def run(
 
 
 def check_first(
-    request: Request, config: Mapping[str, Any], shards: pathlib.Path, out: pathlib.Path
+    request: Request, config: RunConfig, shards: pathlib.Path, out: pathlib.Path
 ) -> list[str]:
     """What can be wrong with the end of an evaluation, looked at before its work; returns what
     there is to tell.
@@ -195,7 +196,7 @@ def extras(
         bar.update(task, total=1, completed=1)
     if request.robustness:
         base, task = (
-            robustness.BasePolicy(shards, trained.config['base']),
+            robustness.BasePolicy(shards, trained.config.base),
             bar.add_task('robustness', total=9, note=''),
         )
 

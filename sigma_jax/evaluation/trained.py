@@ -3,7 +3,6 @@
 import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,12 +12,13 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.policies import sampling
 from sigma_jax.training.checkpoints import FREE, Checkpoints, parameter_count
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Parts
 from sigma_jax.types import Ablation, PyTree, SigmaOutput, to_batch
 
-# sections that neither base nor data nor a forward pass without dropout depends on
-ROW = {
+# settings that neither base nor data nor a forward pass without dropout depends on
+PER_RUN = {
     'optimizer',
     'loss',
     'curriculum',
@@ -27,8 +27,10 @@ ROW = {
     'ema',
     'accumulate',
     'batch_size',
+    'sequence_length',
+    'state_noise',
+    *FREE,
 }
-ROW |= {'sequence_length', 'state_noise', *FREE}
 
 
 class Library:
@@ -39,27 +41,26 @@ class Library:
     def __init__(self) -> None:
         self._opened: dict[str, tuple[Parts, Callable]] = {}
 
-    def open(
-        self, config: Mapping[str, Any], make: Callable[[Parts], Callable]
-    ) -> tuple[Parts, Callable]:
+    def open(self, config: RunConfig, make: Callable[[Parts], Callable]) -> tuple[Parts, Callable]:
         """(parts, `make(parts)` compiled); weights are arguments of the latter."""
         # without a base its random weights have that seed
-        left_out = ROW | ({'seed'} if config['base'] else set())
-        key = json.dumps({k: v for k, v in config.items() if k not in left_out}, sort_keys=True)
+        left_out = PER_RUN | ({'seed'} if config.base else set())
+        same = {k: v for k, v in config.to_dict().items() if k not in left_out}
+        key = json.dumps(same, sort_keys=True)
         if key not in self._opened:
             parts = Parts(config, Devices(jax.local_devices()[:1]))
             self._opened[key] = parts, xla.jit(make(parts))
         return self._opened[key]
 
 
-def read_config(workdir: pathlib.Path) -> dict:
+def read_config(workdir: pathlib.Path) -> RunConfig:
     """The config of a training. Raises UserError where there was none."""
     file = workdir / 'config.json'
     if not file.is_file():
         raise UserError(
             f'expected a training folder at {workdir}, got no config.json in it; run train.py first'
         )
-    return json.loads(file.read_text())
+    return RunConfig.from_dict(json.loads(file.read_text()))
 
 
 def read_newest(workdir: pathlib.Path) -> tuple[int, PyTree]:
@@ -81,10 +82,9 @@ class Trained:
 
     def __init__(self, workdir: pathlib.Path, library: Library | None = None):
         self.config = read_config(workdir)
-        if self.config['objective'] != 'sigma':
+        if self.config.kind.trains_policy:
             raise UserError(
-                f"expected a run with objective 'sigma' in {workdir}, got "
-                f'{self.config["objective"]!r}'
+                f"expected a run with objective 'sigma' in {workdir}, got {self.config.objective!r}"
             )
         step, self.trainable = read_newest(workdir)
         parts, self.forward = (library or Library()).open(
@@ -94,17 +94,17 @@ class Trained:
             parts.frozen,
             parts.base,
             parts.meta,
-            parts.policy_stats,
+            parts.statistics.policy,
         )
-        self.sequence_length = self.config['sequence_length']
-        self.gates = Ablation(**self.config.get('ablation', {}))
+        self.sequence_length = self.config.sequence_length
+        self.gates = self.config.ablation
         self.sigma_params = self.trainable['sigma']
         self.parameter_counts = parameter_count(self.trainable) | {
             'base': quant.count(parts.base.params)
         }
         self.provenance = {
             'step': step,
-            'seed': self.config['seed'],
+            'seed': self.config.seed,
             'base_digest': parts.base.digest,
         }
 
@@ -137,11 +137,11 @@ class TrainedPolicy:
             )
 
         parts, self.run = library.open(self.config, make)
-        self.frozen, self.base, self.statistics = parts.frozen, parts.base, parts.loader_stats
+        self.frozen, self.base, self.statistics = parts.frozen, parts.base, parts.statistics.loader
         self.parameter_counts = parameter_count(self.trainable)
         self.provenance = {
             'step': step,
-            'seed': self.config['seed'],
+            'seed': self.config.seed,
             'base_digest': parts.base.digest,
         }
 

@@ -1,7 +1,9 @@
 """Layers that backbones and workspaces share: the LoRA-aware projection, attention, safe norms."""
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -61,6 +63,28 @@ def dropout(module: nn.Module, x: Float[Array, '...'], rate: float) -> Float[Arr
     return jnp.where(bits >= level, x * (256 / (256 - level)), 0).astype(x.dtype)
 
 
+class EmulatedGpu(NamedTuple):
+    """A GPU that is not here, for tracing only: its compute capability, and what stands for its
+    kernel, `(q, k, v, mask) -> output`.
+    """
+
+    capability: float
+    kernel: Callable
+
+
+EMULATED: ContextVar[EmulatedGpu | None] = ContextVar('emulated GPU', default=None)
+
+
+@contextlib.contextmanager
+def emulate_gpu(gpu: EmulatedGpu) -> Iterator[None]:
+    """Within the block, attention is traced as on that GPU."""
+    token = EMULATED.set(gpu)
+    try:
+        yield
+    finally:
+        EMULATED.reset(token)
+
+
 def attention(
     q: Float[Array, 'b t n h'],
     k: Float[Array, 'b s k h'],
@@ -74,7 +98,9 @@ def attention(
     """
     if fuses(q, k):
         k, v, mask = whole_tiles(k, v, mask)
-        pairs = None if mask is None else mask[:, None]
+        pairs, emulated = None if mask is None else mask[:, None], EMULATED.get()
+        if emulated is not None:
+            return emulated.kernel(q, k, v, pairs)
         return jax.nn.dot_product_attention(q, k, v, mask=pairs, scale=1.0, implementation='cudnn')
     b, t, n, h = q.shape
     q = q.reshape(b, t, k.shape[2], n // k.shape[2], h)
@@ -87,6 +113,8 @@ def attention(
 
 def fuses(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h']) -> bool:
     """Whether cuDNN has a fused attention, and its gradient, for these sizes on this device."""
+    if (emulated := EMULATED.get()) is not None:
+        return fusible(q, k, emulated.capability)
     if jax.default_backend() != 'gpu':
         return False
     return fusible(q, k, float(jax.local_devices()[0].compute_capability))

@@ -1,6 +1,7 @@
 """pi0.5's own objective: flow matching, of all weights or of LoRA factors."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,21 @@ class FlowMatching:
     """
 
     config: Pi05Config
+    groups: ClassVar = (frozenset({'lora'}), frozenset({'params'}), frozenset({'lora', 'params'}))
+    needs_base_actions: ClassVar = False
+    passes: ClassVar = 1  # of the language model over a window
+    weighs_terms: ClassVar = False
+    trains_policy: ClassVar = True
+
+    @staticmethod
+    def horizon(model: Pi05Config, sigma: object) -> int:
+        """Actions of a window: as many as the policy gives."""
+        return model.action_horizon
+
+    @classmethod
+    def build(cls, model: Pi05Config, *_: object) -> 'FlowMatching':
+        """See `kinds.Kind`; Sigma's settings do not count."""
+        return cls(model)
 
     def reads(self, path: str) -> bool:
         """Whether this leaf of the base is read: all are."""

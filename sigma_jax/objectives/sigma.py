@@ -1,7 +1,7 @@
 """Sigma's objective: TRAF and TSAC around the frozen policy (paper 4.2)."""
 
 import dataclasses
-from typing import cast
+from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,21 @@ class SigmaObjective:
     sigma: SigmaConfig
     loss: losses.LossConfig
     curriculum: curriculum.CurriculumConfig
+    groups: ClassVar = (frozenset({'sigma'}), frozenset({'sigma', 'lora'}))
+    needs_base_actions: ClassVar = True
+    passes: ClassVar = 2  # of the language model over a window
+    weighs_terms: ClassVar = True
+    trains_policy: ClassVar = False
+
+    @staticmethod
+    def horizon(model: object, sigma: SigmaConfig) -> int:
+        """Actions of a window: as many as Sigma corrects."""
+        return sigma.horizon
+
+    @classmethod
+    def build(cls, model: Pi05Config, sigma, loss, curriculum) -> 'SigmaObjective':
+        """See `kinds.Kind`."""
+        return cls(model, sigma, loss, curriculum)
 
     def reads(self, path: str) -> bool:
         """Whether this leaf of the base is read: not the action expert's, whose actions lie beside

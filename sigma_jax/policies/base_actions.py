@@ -19,9 +19,10 @@ import numpy as np
 from sigma_jax import xla
 from sigma_jax.convert.base_policy import (
     Base,
+    ModelConfig,
     check_images,
-    describe_base,
-    load_base,
+    open_base,
+    read_weights,
     robot_statistics,
 )
 from sigma_jax.data.loader import loader as pipeline
@@ -67,7 +68,7 @@ def write_baselines(
     check_images(policy, meta)
     robot = check_robot(policy, meta)
     if not policy.digest:
-        policy = load_policy(config)
+        policy = read_weights(policy)
     record = dataclasses.asdict(config) | {
         'base': pathlib.Path(config.base).name,
         'base_digest': policy.digest,
@@ -76,7 +77,7 @@ def write_baselines(
     finished = _finished(shards_dir, record)
     todo = [split for split in tfds.SPLITS if meta['windows'][split] and split not in finished]
     if todo and policy.params is None:  # half a minute at full size
-        policy = load_policy(config)
+        policy = read_weights(policy)
     policy = dataclasses.replace(policy, norm_stats=robot)
     total, done = sum(meta['windows'].values()), 0
     progress(0, total)  # the first batch takes a while to compile
@@ -98,25 +99,21 @@ def write_baselines(
 
 def describe_policy(config: BaselineConfig) -> Base:
     """The converted policy and its statistics, its weights left unread."""
-    return describe_base(_base_config(config))
+    if not config.base:
+        raise UserError(
+            'expected a converted pi0.5 as the base, got none; name its folder '
+            '(convert_weights.py makes one)'
+        )
+    return open_base(config.base, ModelConfig(config.dtype))
 
 
 def load_policy(config: BaselineConfig) -> Base:
     """The converted policy with its weights. Raises UserError without `norm_stats.json` in its
     folder.
     """
-    policy = load_base(_base_config(config))
+    policy = describe_policy(config)
     _check_statistics(policy, config)
-    return policy
-
-
-def _base_config(config: BaselineConfig) -> dict[str, Any]:
-    if not config.base:
-        raise UserError(
-            'expected a converted pi0.5 as the base, got none; name its folder '
-            '(convert_weights.py makes one)'
-        )
-    return {'base': config.base, 'model': {'dtype': config.dtype, 'remat': None}, 'lora': {}}
+    return read_weights(policy)
 
 
 def check_policy(policy: Base, config: BaselineConfig, horizon: int) -> None:

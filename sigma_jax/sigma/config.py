@@ -14,6 +14,9 @@ _CHOICES = {
 }
 
 
+FROM_OUTSIDE = ('d_model', 'state_dim', 'action_dim')
+
+
 @dataclasses.dataclass(frozen=True)
 class SigmaConfig:
     """Everything that fixes the shape and the wiring of Sigma's trainable heads (paper 3.1-3.3,
@@ -24,9 +27,10 @@ class SigmaConfig:
         divide.
     """
 
-    d_model: int  # d: the width of the backbone
-    state_dim: int  # p
-    action_dim: int  # a
+    # of backbone and data; 0: not known yet
+    d_model: int = 0  # d: the width of the backbone
+    state_dim: int = 0  # p
+    action_dim: int = 0  # a
     horizon: int = 16  # t
     chunk: int = 8  # c
     d_tau: int = 64  # e (derived from the paper's Table 1)
@@ -75,7 +79,8 @@ class SigmaConfig:
                 )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and value < (0 if field.name.endswith('_blocks') else 1):
+            least = 0 if field.name.endswith('_blocks') or field.name in FROM_OUTSIDE else 1
+            if field.type is int and value < least:
                 raise UserError(
                     f'sigma.{field.name} must be positive, got {value}; give a whole '
                     'number of at least 1.'
@@ -89,7 +94,7 @@ class SigmaConfig:
             )
         for name in ('joint_low', 'joint_high', 'joint_rate'):
             limit = getattr(self, name)
-            if limit is not None and len(limit) != self.action_dim:
+            if limit is not None and self.action_dim and len(limit) != self.action_dim:
                 raise UserError(
                     f'sigma.{name} must hold one number per joint ({self.action_dim}), got '
                     f'{len(limit)}; list every joint or set it to None.'

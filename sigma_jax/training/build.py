@@ -1,169 +1,229 @@
-"""From a config to all that a run needs: base policy, statistics, objective, trainable leaves."""
+"""A run put together from its config: first by shapes, then with numbers.
+
+`build` reads configs and shapes and no weight; forecast of memory, count of arithmetic, export,
+evaluation and training all start from the `Blueprint` that it gives.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.base_policy import Base, check_images, open_base, robot_statistics
+from sigma_jax.data.shards.meta import META, read_meta
+from sigma_jax.data.shards.records import relative_statistics
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora, quant
-from sigma_jax.objectives.flow_matching import FlowMatching
-from sigma_jax.objectives.sigma import SigmaObjective, init_sigma
-from sigma_jax.settings import check_row, from_section
-from sigma_jax.sigma import curriculum, losses
-from sigma_jax.sigma.model import SigmaConfig
-from sigma_jax.types import Ablation, Batch, Frozen
-
-PyTree = Any
-GROUPS = {
-    'sigma': [{'sigma'}, {'sigma', 'lora'}],
-    'flow_matching': [{'lora'}, {'params'}, {'lora', 'params'}],
-}
+from sigma_jax.objectives.sigma import init_sigma
+from sigma_jax.policies.base_actions import check_baselines
+from sigma_jax.processing import fitting, normalize
+from sigma_jax.processing.normalize import NormStats
+from sigma_jax.training.config import RunConfig
+from sigma_jax.training.optimizer import make_optimizer
+from sigma_jax.training.shapes import batch_shapes, scaling_shapes
+from sigma_jax.types import Batch, Frozen, PyTree
 
 
-def make_objective(config: Mapping, base: Base, batch: Batch) -> FlowMatching | SigmaObjective:
-    """What `config.objective` names: 'flow_matching' or 'sigma'."""
-    if config['objective'] == 'flow_matching':
-        return FlowMatching(base.config)
-    if config['objective'] != 'sigma':
-        raise UserError(
-            f"config.objective: expected 'sigma' or 'flow_matching', got {config['objective']!r}"
-        )
-    sizes = {
-        'd_model': base.config.language.width,
-        'state_dim': batch.observation.state.shape[-1],
-        'action_dim': batch.actions.shape[-1],
-    }
-    return SigmaObjective(
-        base.config,
-        from_section(SigmaConfig, sizes | dict(config['sigma']), 'sigma'),
-        from_section(losses.LossConfig, config['loss'], 'loss'),
-        from_section(curriculum.CurriculumConfig, config['curriculum'], 'curriculum'),
-    )
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """Which statistics a run uses.
 
-
-def store_base(config: Mapping, base: Base, goal: Any) -> PyTree:
-    """The base's weights on the device, as `config.quant` says; only those leaves that the
-    objective reads.
-
-    Raises UserError where they are to learn and would be stored in another dtype than their own.
+    own: those of its data, in whose units Sigma's residuals count.
+    policy: those by which the policy's actions are scaled.
+    loader: those by which the states in its prompts are.
+    relative_joints: actions that count from the state, one flag an action, or none at all.
     """
-    how = from_section(quant.QuantConfig, config.get('quant', {}), 'quant')
-    if how.changes and 'params' in config['trainable']:
+
+    own: NormStats
+    policy: NormStats
+    loader: NormStats
+    relative_joints: tuple[bool, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """A run by shapes: every leaf has a shape and a dtype, and no number.
+
+    base: opened, its weights unread.
+    batch: of one micro-batch on one device, leaves [b g ...].
+    notes: what was assumed where base or shards are not there yet.
+    """
+
+    config: RunConfig
+    base: Base
+    batch: Batch
+    objective: Any
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Any:
+        """What is known of its objective; see `objectives.kinds`."""
+        return self.config.kind
+
+    @functools.cached_property
+    def meta(self) -> dict[str, Any]:
+        """What its shards hold. Raises UserError where there are none."""
+        return read_meta(self.config.shards)
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Of the trainable leaves."""
+        return make_optimizer(self.config.optimizer)
+
+    @functools.cached_property
+    def statistics(self) -> Statistics:
+        """Those of data or base, as configured. Raises UserError where they do not fit."""
+        config, base, shards = self.config, self.base, pathlib.Path(self.config.shards)
+        own = normalize.read_norm_stats(shards / 'norm_stats.json')
+        takes_base = self.kind.trains_policy and config.stats_from == 'base'
+        of_base = robot_statistics(base, self.meta) if takes_base else None
+        relative = fitting.of_shards(
+            config.relative_joints, base.policy, self.meta, base.config.action_dim
+        )
+        policy = of_base or relative_statistics(shards, own, relative)
+        return Statistics(own, policy, of_base or own, relative)
+
+    @functools.cached_property
+    def frozen(self) -> Frozen:
+        """What a step reads and never changes; without the leaves that learn."""
+        params = stored(self.base.shapes, self.config.quant, self.objective.reads)
+        if 'params' in self.config.trainable:
+            params = trees.unflatten(split_learning(self.base.shapes, self.config.freeze)[1])
+        return Frozen(params, scaling_shapes(self.batch.actions.shape[-1]))
+
+    @functools.cached_property
+    def trainable(self) -> PyTree:
+        """The leaves that learn, by group."""
+        key, groups, out = jax.random.key(0), check_groups(self.config), {}
+        if 'lora' in groups:
+            factors = self.base.config.lora
+            out['lora'] = jax.eval_shape(
+                lambda p: lora.init_factors(key, p, pi05.LAYOUTS, factors), self.base.shapes
+            )
+        if 'sigma' in groups:
+            out['sigma'] = jax.eval_shape(
+                lambda f, b: init_sigma(key, self.objective, f, b), self.frozen, self.batch
+            )
+        if 'params' in groups:
+            out['params'] = trees.unflatten(split_learning(self.base.shapes, self.config.freeze)[0])
+        return out
+
+    def check(self) -> None:
+        """Raises UserError where config, base and shards do not fit each other: images, joints,
+        baselines, groups, storage.
+        """
+        check_images(self.base, self.meta)
+        _ = self.statistics
+        self.check_base(self.base.digest)
+        check_groups(self.config)
+        check_storage(self.config)
+
+    def check_base(self, digest: str) -> None:
+        """Raises UserError where the actions beside the shards are those of another base."""
+        if self.kind.needs_base_actions:
+            check_baselines(self.config.shards, digest)
+
+
+def build(config: RunConfig, devices: int = 1, assume: bool = False) -> Blueprint:
+    """The run that a config describes, by shapes.
+
+    Args:
+      config: all its settings.
+      devices: how many share a batch.
+      assume: where base or shards are not there yet, let usual sizes stand for them.
+
+    Returns:
+      Its blueprint.
+
+    Raises:
+      UserError: no base or shards, a base that does not fit, or settings that make no sense.
+    """
+    there = not (assume and config.base) or pathlib.Path(config.base).exists()
+    base = open_base(config.base if there else '', config.model, config.lora)
+    notes = (
+        []
+        if there
+        else [f'no checkpoint at {config.base} yet; assumed: sizes of config.model, float32']
+    )
+    has_shards = not assume or (config.shards and (pathlib.Path(config.shards) / META).is_file())
+    sequences = max(config.batch_size // (config.accumulate * devices), 1)
+    horizon = config.kind.horizon(base.config, config.sigma)
+    meta = read_meta(config.shards) if has_shards else None
+    batch = batch_shapes(config, base.config.vision.image_size, sequences, horizon, meta)
+    if not has_shards:
+        notes.append(
+            f'no shards at {config.shards or "config.shards"} yet; assumed: '
+            f'{batch.observation.images.shape[2]} cameras, 6 joints, '
+            f'{batch.observation.prompt.shape[-1]} prompt and '
+            f'{batch.observation.text.shape[-1]} text tokens'
+        )
+    objective = make_objective(config, base.config, batch)
+    return Blueprint(config, base, batch, objective, tuple(notes))
+
+
+def make_objective(config: RunConfig, model: pi05.Pi05Config, batch: Batch) -> Any:
+    """The objective of a config for a model and batches of these shapes."""
+    sigma = dataclasses.replace(
+        config.sigma,
+        d_model=model.language.width,
+        state_dim=batch.observation.state.shape[-1],
+        action_dim=batch.actions.shape[-1],
+    )
+    return config.kind.build(model, sigma, config.loss, config.curriculum)
+
+
+def stored(params: PyTree, how: quant.QuantConfig, reads: Callable[[str], bool]) -> PyTree:
+    """Shapes of what `materialise.store_base` puts on the device for the leaves `params`."""
+    every = quant.abstract(params, pi05.STORED, how)
+    flat = trees.flatten(every, is_leaf=lambda x: isinstance(x, quant.Quantised))
+    return trees.unflatten({path: leaf for path, leaf in flat.items() if reads(path)})
+
+
+def check_groups(config: RunConfig) -> frozenset[str]:
+    """The groups that `config.trainable` lists. Raises UserError where the objective does not train
+    these.
+    """
+    groups = frozenset(config.trainable)
+    if unknown := groups - {'sigma', 'lora', 'params'}:
+        raise UserError(
+            f"config.trainable: expected some of 'sigma', 'lora', 'params', got {sorted(unknown)}"
+        )
+    if groups not in (choices := config.kind.groups):
+        raise UserError(
+            f'config.trainable: objective {config.objective!r} expects '
+            f'{" or ".join(str(tuple(sorted(c, reverse=True))) for c in choices)}, got '
+            f'{config.trainable}; choose one'
+        )
+    return groups
+
+
+def check_storage(config: RunConfig) -> None:
+    """Raises UserError where the base is to learn and would be stored in another dtype than its
+    own.
+    """
+    how = config.quant
+    if how.changes and 'params' in config.trainable:
         raise UserError(
             "config.quant: expected kind 'stored' and no int8 where the base itself learns "
             f"(trainable 'params'), got {how.kind!r} and {list(how.int8)}; train factors beside a "
             "quantised base: config.trainable=('lora',)"
         )
-    return quant.store(base.params, pi05.STORED, how, goal.reads)
 
 
-def check_groups(config: Mapping) -> set[str]:
-    """The groups that `config.trainable` lists. Raises UserError where the objective does not train
-    these.
-    """
-    for name in ('trainable', 'freeze'):
-        check_row(f'config.{name}', config[name], tuple[str, ...])
-    groups = set(config['trainable'])
-    if unknown := groups - {'sigma', 'lora', 'params'}:
-        raise UserError(
-            f"config.trainable: expected some of 'sigma', 'lora', 'params', got {sorted(unknown)}"
-        )
-    if groups not in (choices := GROUPS[config['objective']]):
-        raise UserError(
-            f'config.trainable: objective {config["objective"]!r} expects '
-            f'{" or ".join(str(tuple(sorted(c, reverse=True))) for c in choices)}, got '
-            f'{tuple(config["trainable"])}; choose one'
-        )
-    return groups
+def split_learning(params: PyTree, freeze: tuple[str, ...]) -> tuple[dict, dict]:
+    """({path: leaf} of what learns, of what stays) where the base itself is trained."""
+    flat, held = trees.flatten(params), trees.flatten(trees.select(params, freeze))
+    learning = {path: leaf for path, leaf in flat.items() if not held[path]}
+    return learning, {path: leaf for path, leaf in flat.items() if held[path]}
 
 
-def make_trainable(
-    config: Mapping, base: Base, goal: Any, frozen: Frozen, batch: Batch
-) -> tuple[PyTree, Frozen]:
-    """(trainable leaves, what stays frozen) before the first step; `config.trainable` lists the
-    groups.
-    """
-    groups, key = check_groups(config), jax.random.key(config['seed'])
-    trainable = {}
-    if 'lora' in groups:
-        trainable['lora'] = lora.init_factors(
-            jax.random.fold_in(key, 1), base.params, pi05.LAYOUTS, base.config.lora
-        )
-        if config['objective'] == 'sigma':
-            check_sigma_reads(trainable['lora'])
-    if 'sigma' in groups:
-        trainable['sigma'] = init_heads(key, goal, frozen, batch)
-    if 'params' in groups:
-        flat, held = (
-            trees.flatten(base.params),
-            trees.flatten(trees.select(base.params, config['freeze'])),
-        )
-        learning = {p: jnp.asarray(x) for p, x in flat.items() if not held[p]}
-        trainable['params'] = trees.unflatten(learning)
-        frozen = dataclasses.replace(
-            frozen, params=trees.unflatten({p: jnp.asarray(x) for p, x in flat.items() if held[p]})
-        )
-    return trainable, frozen
-
-
-def init_heads(key: jax.Array, goal: SigmaObjective, frozen: Frozen, batch: Batch) -> PyTree:
-    """Random parameters of Sigma's heads, from the shapes of `frozen` and `batch` alone.
-
-    Drawn on the host: a GPU's compiler takes 40 s for that many random numbers at full size, a
-    CPU's a fifth of it.
-    """
-    leaves, structure = jax.tree.flatten(jax.eval_shape(lambda *inputs: inputs, frozen, batch))
-    with jax.default_device(host()):
-        drawn = jax.tree.map(np.asarray, _head_drawer(goal, structure, tuple(leaves))(key))
-    return jax.tree.map(jnp.asarray, drawn)
-
-
-@functools.lru_cache(maxsize=1)
-def _head_drawer(
-    goal: SigmaObjective, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
-) -> Callable:
-    """Compiled once for the seeds of an ablation."""
-
-    def draw(key):
-        inputs = jax.tree.unflatten(structure, [jnp.zeros(x.shape, x.dtype) for x in leaves])
-        return init_sigma(key, goal, *inputs)
-
-    return jax.jit(draw)
-
-
-def host() -> jax.Device | None:
-    """The CPU as a device of JAX; None, the default device, where JAX_PLATFORMS leaves it out."""
-    try:
-        return jax.local_devices(backend='cpu')[0]
-    except RuntimeError:
-        return None
-
-
-def check_sigma_reads(factors: PyTree) -> None:
-    """Raises UserError for LoRA factors outside the language model, which is all that Sigma trains
-    through.
-    """
-    idle = [
-        p for p in trees.flatten(factors) if not p.startswith('PaliGemma/llm/layers/') or '_1/' in p
-    ]
-    if idle:
-        raise UserError(
-            f'LoRA factors of {idle[0].rsplit("/", 1)[0]!r} would never learn: Sigma trains '
-            'through the language model, not through image encoder and action expert; narrow '
-            'config.lora.patterns'
-        )
-
-
-def make_ablation(config: Mapping) -> Ablation:
-    """Gates from the section `ablation`."""
-    gates = from_section(Ablation, config['ablation'], 'ablation')
-    # JSON has 'inf' as text only
-    return jax.tree.map(lambda x: jnp.asarray(float(x), jnp.float32), gates)
+def make_ablation(config: RunConfig) -> Any:
+    """Its gates as arrays."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config.ablation)

@@ -3,25 +3,24 @@ Orbax.
 """
 
 import contextlib
-import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from sigma_jax import trees
 from sigma_jax.errors import UserError
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.signals import Stopped
 from sigma_jax.training.step import TrainState
 
 PyTree = Any
 # settings that may change between a run and its continuation
 FREE = ('steps', 'log', 'checkpoint', 'loader', 'compilation_cache', 'triton')
-# settings that older checkpoints do not name, as they were
-LATER = {'accumulate': 1, 'ablations': '', 'features': ''}
 
 
 class Checkpoints:
@@ -64,14 +63,14 @@ class Checkpoints:
         if not self._manager.is_saving_in_progress():
             self._manager.wait_until_finished()
 
-    def save(self, state: TrainState, loader: dict, config: dict) -> None:
+    def save(self, state: TrainState, loader: dict, config: RunConfig) -> None:
         """Writes checkpoint `state.step` in the background, under its final name only when
         whole.
         """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             loader=ocp.args.JsonSave(loader),
-            config=ocp.args.JsonSave(config),
+            config=ocp.args.JsonSave(config.to_dict()),
         )
         self._manager.save(int(state.step), args=items, force=True)
 
@@ -79,17 +78,17 @@ class Checkpoints:
         """The config that checkpoint `step` was made with."""
         return self._read(step, config=ocp.args.JsonRestore())['config']
 
-    def refuse_other(self, step: int, config: dict) -> None:
+    def refuse_other(self, step: int, config: RunConfig) -> None:
         """Raises UserError when checkpoint `step` was made with another config, naming every
         difference.
         """
-        if differences := compare(self.config(step), json.loads(json.dumps(config))):
+        if differences := compare(completed(self.config(step)), config.to_dict()):
             raise UserError(
                 f'checkpoint {step} in {self.folder} was made with another config: '
                 f'{"; ".join(differences)}; restore those values or choose another --workdir'
             )
 
-    def restore(self, step: int, like: TrainState, config: dict) -> tuple[TrainState, dict]:
+    def restore(self, step: int, like: TrainState, config: RunConfig) -> tuple[TrainState, dict]:
         """(state, loader position) of checkpoint `step`, shaped as `like`.
 
         Raises UserError when it was made with another config, naming every difference.
@@ -137,25 +136,27 @@ class Checkpoints:
             ) from error
 
 
-def compare(saved: dict, now: dict) -> list[str]:
-    """Differences of two configs, `FREE` settings left out, as sentences 'key: saved 1, now 2'."""
-    saved, now = (LATER | flat(c) for c in (saved, now))
-    keys = sorted(k for k in saved | now if k.split('.')[0] not in FREE)
+def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Differences of two configs (`RunConfig.to_dict`), `FREE` settings left out, as sentences
+    'key: saved 1, now 2'.
+    """
+    old, new = (traverse_util.flatten_dict(dict(c), sep='.') for c in (saved, now))
+    keys = sorted(k for k in old | new if k.split('.')[0] not in FREE)
     return [
-        f'{k}: saved {saved.get(k, "absent")!r}, now {now.get(k, "absent")!r}'
+        f'{k}: saved {old.get(k, "absent")!r}, now {new.get(k, "absent")!r}'
         for k in keys
-        if saved.get(k) != now.get(k)
+        if old.get(k) != new.get(k)
     ]
 
 
-def flat(config: dict, prefix: str = '') -> dict:
-    """Nested config -> {'a.b': value}."""
-    out: dict = {}
-    for key, value in config.items():
-        out |= (
-            flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {f'{prefix}{key}': value}
-        )
-    return out
+def completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An older checkpoint's config with the defaults of what it does not name; as it is where it
+    names what is no setting any more.
+    """
+    try:
+        return RunConfig.from_dict(saved).to_dict()
+    except UserError:
+        return saved
 
 
 def whole_steps(folder: pathlib.Path) -> list[int]:

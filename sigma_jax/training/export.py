@@ -18,21 +18,18 @@ import numpy as np
 from sigma_jax import __version__, files, trees
 from sigma_jax.backbones.pi05 import LAYOUTS
 from sigma_jax.convert import assets, checkpoint, heads
-from sigma_jax.convert.base_policy import load_base
+from sigma_jax.convert.base_policy import read_weights
 from sigma_jax.convert.lerobot import read
 from sigma_jax.convert.merge import merge_piece
 from sigma_jax.convert.peft import adapter as peft
 from sigma_jax.convert.slices import Piece
-from sigma_jax.convert.source import Source, from_memory, open_source
-from sigma_jax.data.shards.meta import read_meta
-from sigma_jax.data.shards.records import relative_statistics
+from sigma_jax.convert.source import Source, from_memory
 from sigma_jax.errors import UserError
-from sigma_jax.nn.lora import LoraConfig
-from sigma_jax.processing import fitting, normalize
-from sigma_jax.processing.spec import OURS, ProcessorConfig
-from sigma_jax.settings import from_section
-from sigma_jax.sigma.model import SigmaConfig
-from sigma_jax.training.checkpoints import Checkpoints
+from sigma_jax.processing import normalize
+from sigma_jax.processing.spec import OURS
+from sigma_jax.training.build import Blueprint, build
+from sigma_jax.training.checkpoints import Checkpoints, whole_steps
+from sigma_jax.training.config import RunConfig
 
 PyTree = Any
 RECORD, ADAPTER, HEADS, MERGED, STATISTICS = (
@@ -46,30 +43,23 @@ RECORD, ADAPTER, HEADS, MERGED, STATISTICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """One checkpoint of a run (running averages where they were kept) and the base under it,
-    opened, not read.
-    """
+    """One checkpoint of a run (running averages where they were kept), and the run by shapes."""
 
-    config: dict
+    plan: Blueprint
     step: int
     trainable: PyTree
     source: Source
     digest: str
 
     @property
+    def config(self) -> RunConfig:
+        """All settings of the run."""
+        return self.plan.config
+
+    @property
     def trains_policy(self) -> bool:
         """Whether the policy itself was trained, not Sigma around it."""
-        return self.config['objective'] == 'flow_matching'
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """What the shards of the run hold."""
-        return read_meta(self.config['shards'])
-
-    @property
-    def lora(self) -> LoraConfig:
-        """Settings of the factors."""
-        return from_section(LoraConfig, self.config['lora'], 'lora')
+        return self.plan.kind.trains_policy
 
 
 def export_run(
@@ -104,7 +94,9 @@ def export_run(
         (folder / STATISTICS).write_text(normalize.norm_stats_json(statistics(run)))
         if 'lora' in groups and 'params' not in groups:
             factors, model = run.trainable['lora'], run.source.config
-            peft.save(factors, run.lora, model, folder / ADAPTER, layout=layout, base=base_model)
+            peft.save(
+                factors, run.config.lora, model, folder / ADAPTER, layout=layout, base=base_model
+            )
             if run.trains_policy:
                 describe_adapter(run, folder / ADAPTER, layout)
             contents[ADAPTER] = (
@@ -112,7 +104,7 @@ def export_run(
             )
         if 'sigma' in groups:
             heads.save_heads(
-                run.trainable['sigma'], folder / HEADS, dataclasses.asdict(sigma_config(run))
+                run.trainable['sigma'], folder / HEADS, dataclasses.asdict(run.plan.objective.sigma)
             )
             contents[HEADS] = "Sigma's heads; the metadata holds their SigmaConfig"
         if merge:
@@ -133,9 +125,8 @@ def read_run(workdir: pathlib.Path, step: int | None = None) -> Trained:
         raise UserError(
             f'expected a training folder at {workdir}, got no config.json in it; run train.py first'
         )
-    config = json.loads(file.read_text())
-    names = (one.name.removeprefix('step_') for one in (workdir / 'checkpoints').glob('step_*'))
-    steps = sorted(int(name) for name in names if name.isdigit())
+    config = RunConfig.from_dict(json.loads(file.read_text()))
+    steps = whole_steps(workdir / 'checkpoints')
     if not steps or (step is not None and step not in steps):
         wanted = 'a checkpoint' if step is None else f'checkpoint {step}'
         raise UserError(
@@ -144,69 +135,42 @@ def read_run(workdir: pathlib.Path, step: int | None = None) -> Trained:
     chosen = steps[-1] if step is None else step
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         trainable = checkpoints.restore_trainable(chosen)
-    return Trained(config, chosen, trainable, *open_base(config))
+    plan = build(config)
+    return Trained(plan, chosen, trainable, *opened(plan))
 
 
-def open_base(config: Mapping[str, Any]) -> tuple[Source, str]:
+def opened(plan: Blueprint) -> tuple[Source, str]:
     """The base of a run and its digest; its weights are read only where no digest was recorded
     beside them.
     """
-    if config['base']:
-        source = open_source(config['base'])
-        if source.digests:
-            return source, trees.combine_digests(source.digests)
-    base = load_base(config)
-    folder = base.folder or pathlib.Path('random')
-    return from_memory(
-        base.params, base.config, 'random' if base.folder is None else 'base', folder, ()
-    ), base.digest
+    base = plan.base
+    if base.source is not None and base.source.digests:
+        return base.source, trees.combine_digests(base.source.digests)
+    base = read_weights(base, plan.config.seed, plan.config.tokenizer)
+    if base.source is not None:
+        return base.source, base.digest
+    source = from_memory(base.params, base.config, 'random', pathlib.Path('random'), ())
+    return source, base.digest
 
 
 def base_beside(run: Trained) -> assets.Beside:
     """What lies beside the base's weights."""
-    if not run.config['base']:
-        return assets.Beside(OURS)
-    return assets.read(run.source.folder, run.source.format)
+    source = run.plan.base.source
+    return assets.Beside(OURS) if source is None else assets.read(source.folder, source.format)
 
 
 def statistics(run: Trained) -> dict[str, normalize.Statistics]:
     """Those that the run used: the data's for Sigma; for the policy itself its base's or the
     data's, as configured.
     """
-    shards, base = pathlib.Path(run.config['shards']), base_beside(run)
-    if run.trains_policy and run.config['stats_from'] == 'base' and base.statistics is not None:
-        widths = {'state': len(run.meta['state_names']), 'actions': len(run.meta['action_names'])}
-        return normalize.cut_to(base.statistics, widths, f'the statistics of {run.source.folder}')
-    own = normalize.read_norm_stats(shards / STATISTICS)
-    return (
-        relative_statistics(shards, own, relative_joints(run, base.policy))
-        if run.trains_policy
-        else own
-    )
-
-
-def relative_joints(run: Trained, policy: ProcessorConfig) -> tuple[bool, ...]:
-    """Joints whose actions count from the state: the run's own setting, else the base's."""
-    return fitting.of_shards(
-        run.config['relative_joints'], policy, run.meta, run.source.config.action_dim
-    )
+    found = run.plan.statistics
+    return found.policy if run.trains_policy else found.own
 
 
 def trained_beside(run: Trained) -> assets.Beside:
     """What belongs beside the trained policy's weights."""
-    base = base_beside(run)
-    return assets.trained_with(base, statistics(run), relative_joints(run, base.policy), run.meta)
-
-
-def sigma_config(run: Trained) -> SigmaConfig:
-    """Sizes of the heads, from base, data and config as training had them."""
-    meta = run.meta
-    sizes = {
-        'd_model': run.source.config.language.width,
-        'state_dim': len(meta['state_names']),
-        'action_dim': len(meta['action_names']),
-    }
-    return from_section(SigmaConfig, sizes | dict(run.config['sigma']), 'sigma')
+    joints = run.plan.statistics.relative_joints
+    return assets.trained_with(base_beside(run), statistics(run), joints, run.plan.meta)
 
 
 def describe_adapter(run: Trained, adapter: pathlib.Path, layout: str) -> None:
@@ -228,7 +192,7 @@ def save_merged(run: Trained, out: pathlib.Path, layout: str) -> None:
 def merger(run: Trained) -> Callable[[Piece, np.ndarray], np.ndarray]:
     """`change(piece, base weights) -> weights as trained`."""
     trained = trees.flatten(run.trainable.get('params', {}))
-    factors, alpha = run.trainable.get('lora', {}), run.lora.alpha
+    factors, alpha = run.trainable.get('lora', {}), run.config.lora.alpha
 
     def change(piece: Piece, array: np.ndarray) -> np.ndarray:
         array = trained[piece.path][piece.index] if piece.path in trained else array
@@ -241,12 +205,12 @@ def record(run: Trained, contents: Mapping[str, str]) -> dict[str, Any]:
     """What `export.json` holds."""
     return {
         'sigma_jax': __version__,
-        'objective': run.config['objective'],
+        'objective': run.config.objective,
         'step': run.step,
         'weights': 'as trained'
-        if run.config['ema'] is None
-        else f'running average, decay {run.config["ema"]}',
+        if run.config.ema is None
+        else f'running average, decay {run.config.ema}',
         'base': {'name': run.source.name, 'digest': run.digest},
         'files': dict(contents),
-        'config': run.config,
+        'config': run.config.to_dict(),
     }

@@ -23,6 +23,7 @@ from sigma_jax.data.loader.feature_cache import DTYPES, FILE, Features
 from sigma_jax.data.shards.meta import META
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write, writer_lock
+from sigma_jax.training.config import RunConfig
 from sigma_jax.types import Observation, to_batch
 
 SCHEMA = 1
@@ -30,21 +31,20 @@ BATCH = 32  # windows at a time; divides FILE
 Encode = Callable[[Observation], Observation]
 
 
-def check(config: Mapping[str, Any]) -> bool:
+def check(config: RunConfig) -> bool:
     """Whether a run of this config reads cached features. Raises UserError where it could not."""
-    if (kind := config.get('features', '')) not in ('', 'cache'):
-        raise UserError(f"config.features: expected '' or 'cache', got {kind!r}; choose one")
-    if not kind:
+    if config.features not in ('', 'cache'):
+        raise UserError(
+            f"config.features: expected '' or 'cache', got {config.features!r}; choose one"
+        )
+    if not config.features:
         return False
-    if (
-        config['objective'] != 'sigma'
-        or config['sigma'].get('vision_encoder', 'backbone') != 'backbone'
-    ):
+    if config.kind.trains_policy or config.sigma.vision_encoder != 'backbone':
         raise UserError(
             "config.features='cache' expects objective 'sigma' with sigma.vision_encoder "
             "'backbone', whose image encoder is frozen, got another; set config.features=''"
         )
-    if config['loader'].get('augment'):
+    if config.loader.augment:
         raise UserError(
             "config.features='cache' expects pictures that stay as they are, got "
             'loader.augment=True; switch one off'
@@ -52,16 +52,16 @@ def check(config: Mapping[str, Any]) -> bool:
     return True
 
 
-def identity(config: Mapping[str, Any], base: Base, shards: pathlib.Path) -> dict[str, Any]:
+def identity(config: RunConfig, base: Base, shards: pathlib.Path) -> dict[str, Any]:
     """What two caches must share to hold the same numbers."""
-    tokenizer = pathlib.Path(config['tokenizer'])
+    tokenizer = pathlib.Path(config.tokenizer)
     return {
         'schema': SCHEMA,
         'base_digest': base.digest,
         'data_digest': hashlib.sha256((shards / META).read_bytes()).hexdigest(),
         'dtype': base.config.dtype,
-        'quant': json.loads(json.dumps(config.get('quant', {}))),
-        'text': config['sigma'].get('text', 'embedding'),
+        'quant': config.to_dict()['quant'],
+        'text': config.sigma.text,
         'tokenizer': hashlib.sha256(tokenizer.read_bytes()).hexdigest()
         if tokenizer.is_file()
         else str(tokenizer),

@@ -5,15 +5,13 @@ Base, trainable leaves, gradients, moments and batch are sums over shapes, so ex
 traced: what `jax.vjp` of the objective keeps under the remat policy, less what XLA computes again
 inside its `fusion`s instead of keeping it (`kept`). The rest is a rule (`working_set`). A card
 where attention is fused need not be at hand: a stand-in with the shapes of cuDNN's kernel takes its
-place while tracing (`pretend`).
+place while tracing (`emulate`).
 """
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +19,7 @@ import optax
 from jax.extend import core
 from jaxtyping import Array, Float
 
-from sigma_jax import trees
-from sigma_jax.backbones import pi05
-from sigma_jax.nn import layers, lora, quant
-from sigma_jax.objectives.sigma import SigmaObjective, init_sigma
+from sigma_jax.nn import layers, quant
 from sigma_jax.training import fusion
 from sigma_jax.training.step import init_state
 from sigma_jax.types import Ablation, Batch, Frozen
@@ -52,30 +47,6 @@ def size(tree: PyTree) -> int:
     return sum(fusion.nbytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def stored(params: PyTree, config: quant.QuantConfig, reads: Callable[[str], bool]) -> PyTree:
-    """Shapes of what `assembly.store_base` puts on the device for the leaves `params`."""
-    every = quant.abstract(params, pi05.STORED, config)
-    flat = trees.flatten(every, is_leaf=lambda x: isinstance(x, quant.Quantised))
-    return trees.unflatten({path: leaf for path, leaf in flat.items() if reads(path)})
-
-
-def trainable_shapes(
-    groups: Sequence[str], goal: Any, params: PyTree, frozen: Frozen, batch: Batch
-) -> PyTree:
-    """Shapes of what `assembly.make_trainable` gives for 'sigma' and 'lora'; `params` are all of
-    the base's.
-    """
-    key, out = jax.random.key(0), {}
-    if 'lora' in groups:
-        factors = goal.config.lora
-        out['lora'] = jax.eval_shape(
-            lambda p: lora.init_factors(key, p, pi05.LAYOUTS, factors), params
-        )
-    if 'sigma' in groups:
-        out['sigma'] = jax.eval_shape(lambda f, b: init_sigma(key, goal, f, b), frozen, batch)
-    return out
-
-
 # the name that remat policies look for
 _shape_of_attention = core.Primitive('dot_product_attention_fwd_by_shape')
 _shape_of_attention.multiple_results = True
@@ -100,19 +71,16 @@ def _fused_forward(q, k, v, bias):
 _fused.defvjp(_fused_forward, lambda kept, g: (*kept[:3], jnp.zeros_like(kept[3])))
 
 
-@contextlib.contextmanager
-def pretend(capability: float) -> Iterator[None]:
+def emulate(capability: float) -> contextlib.AbstractContextManager[None]:
     """Within the block, attention is traced as on a GPU of this compute capability; it can be
     traced only.
     """
 
-    def attention(q: Float[Array, 'b t n h'], k, v, mask=None, **_: Any) -> Float[Array, 'b t n h']:
+    def attention(q: Float[Array, 'b t n h'], k, v, mask=None) -> Float[Array, 'b t n h']:
         bias = jnp.zeros(0, q.dtype) if mask is None else jnp.where(mask, 0, -1).astype(q.dtype)
         return _fused(q, k, v, bias)
 
-    fuses = mock.patch.object(layers, 'fuses', lambda q, k: layers.fusible(q, k, capability))
-    with fuses, mock.patch.object(jax.nn, 'dot_product_attention', attention):
-        yield
+    return layers.emulate_gpu(layers.EmulatedGpu(capability, attention))
 
 
 def residuals(job: Job) -> tuple[Any, list]:
@@ -167,7 +135,7 @@ def working_set(job: Job) -> int:
     more, less = (
         residual_bytes(with_remat(job, name)) for name in ('dots_saveable', 'nothing_saveable')
     )
-    passes = 2 if isinstance(job.goal, SigmaObjective) else 1
+    passes = job.goal.passes
     return 2 * max(more - less, 0) // (passes * job.goal.config.language.depth)
 
 

@@ -3,36 +3,19 @@ picture, no compiler.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from sigma_jax import trees
-from sigma_jax.backbones import pi05
-from sigma_jax.convert.base_policy import Base, pi05_config
-from sigma_jax.convert.source import open_source
-from sigma_jax.data.shards.meta import META, read_meta
 from sigma_jax.errors import UserError
-from sigma_jax.nn import lora, quant
-from sigma_jax.settings import from_section
-from sigma_jax.training import build, memory
-from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
-from sigma_jax.types import ActionScaling, Batch, Frozen, Observation
+from sigma_jax.training import memory
+from sigma_jax.training.build import build
+from sigma_jax.training.config import RunConfig
 
-PyTree = Any
 GIB = 2**30
 USABLE = 0.92  # of a card's memory; the rest is the driver's, the context's and a display's
-ASSUMED: dict[str, Any] = {
-    'camera_names': ('up', 'side'),
-    'state_names': range(6),
-    'max_prompt_len': 200,
-    'max_text_len': 48,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,107 +52,18 @@ def find_card(card_gib: float | None) -> Card:
     )
 
 
-def base_shapes(config: Mapping) -> tuple[pi05.Pi05Config, PyTree, list[str]]:
-    """(sizes, shapes of the base's leaves as its folder holds them, what was assumed)."""
-    run = {key: config['model'][key] for key in ('dtype', 'remat')}
-    run['lora'] = from_section(lora.LoraConfig, config['lora'], 'lora')
-    if config['base'] and pathlib.Path(config['base']).exists():
-        source = open_source(config['base'])
-        leaves = {
-            path: jax.ShapeDtypeStruct(shape, source.dtypes[path])
-            for path, shape in source.shapes.items()
-        }
-        return dataclasses.replace(source.config, **run), trees.unflatten(leaves), []
-    sizes = pi05_config(config['model'], run)
-    notes = (
-        [f'no checkpoint at {config["base"]} yet; assumed: sizes of config.model, float32']
-        if config['base']
-        else []
-    )
-    return sizes, pi05.abstract_params(sizes), notes
-
-
-def batch_shapes(
-    config: Mapping, sizes: pi05.Pi05Config, sequences: int
-) -> tuple[Batch, list[str]]:
-    """(a batch [sequences windows ...] as the loader gives it, what was assumed)."""
-    there = (pathlib.Path(config['shards']) / META).is_file() if config['shards'] else False
-    horizon = (
-        sizes.action_horizon
-        if config['objective'] == 'flow_matching'
-        else config['sigma']['horizon']
-    )
-    meta = (
-        read_meta(config['shards'])
-        if there
-        else ASSUMED | {'horizon': horizon, 'action_names': range(6)}
-    )
-    lead, side = (sequences, config['sequence_length']), sizes.vision.image_size
-    views = len(meta['camera_names'])
-    optional: dict[str, Any] = {}
-
-    def array(*shape: int, dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct((*lead, *shape), dtype)
-
-    def tokens(length: int) -> tuple[Any, Any]:
-        return array(length, dtype=jnp.int32), array(length, dtype=bool)
-
-    if config['sigma']['use_depth']:
-        optional['depth'] = array(len(meta.get('depth_names', ())) or views, side, side, 1)
-    if config['sigma']['use_audio']:
-        optional['audio'] = array(meta.get('audio_samples', 16000))
-    (prompt, prompt_mask), (text, text_mask) = (
-        tokens(meta['max_prompt_len']),
-        tokens(meta['max_text_len']),
-    )
-    images, seen = array(views, side, side, 3, dtype=jnp.uint8), array(views, dtype=bool)
-    state = array(len(meta['state_names']))
-    observation = Observation(images, seen, prompt, prompt_mask, text, text_mask, state, **optional)
-    actions, flag, number = (
-        array(meta['horizon'], len(meta['action_names'])),
-        array(dtype=bool),
-        array(dtype=jnp.int32),
-    )
-    mask = array(meta['horizon'], dtype=bool)
-    batch = Batch(observation, actions, mask, actions, flag, flag, number, number, number)
-    assumed = (
-        f'assumed: {views} cameras, 6 joints, {meta["max_prompt_len"]} prompt and '
-        f'{meta["max_text_len"]} text tokens'
-    )
-    return batch, [] if there else [
-        f'no shards at {config["shards"] or "config.shards"} yet; {assumed}'
-    ]
-
-
-def make_job(config: Mapping, devices: int = 1) -> tuple[memory.Job, list[str]]:
+def make_job(config: RunConfig, devices: int = 1) -> tuple[memory.Job, tuple[str, ...]]:
     """(the step that `config` describes, on one of `devices`, by shapes; what was assumed)."""
-    sizes, params, notes = base_shapes(config)
-    parts = config.get('accumulate', 1)
-    batch, more = batch_shapes(config, sizes, max(config['batch_size'] // (parts * devices), 1))
-    goal = build.make_objective(config, Base(sizes, None, ''), batch)
-    width = batch.actions.shape[-1]
-    a_joint: Any = jax.ShapeDtypeStruct((width,), jnp.float32)
-    scaling = ActionScaling(*[a_joint] * len(dataclasses.fields(ActionScaling)))
-    how = from_section(quant.QuantConfig, config['quant'], 'quant')
-    frozen = Frozen(memory.stored(params, how, goal.reads), scaling)
-    trainable = memory.trainable_shapes(config['trainable'], goal, params, frozen, batch)
-    if 'params' in config['trainable']:
-        held, flat = trees.flatten(trees.select(params, config['freeze'])), trees.flatten(params)
-        trainable['params'] = trees.unflatten({p: x for p, x in flat.items() if not held[p]})
-        frozen = dataclasses.replace(
-            frozen, params=trees.unflatten({p: x for p, x in flat.items() if held[p]})
-        )
-    optimizer = make_optimizer(from_section(OptimizerConfig, config['optimizer'], 'optimizer'))
-    return memory.Job(
-        goal, optimizer, trainable, frozen, batch, config['ema'] is not None, parts
-    ), notes + more
+    plan = build(config, devices, assume=True)
+    parts = plan.objective, plan.optimizer, plan.trainable, plan.frozen, plan.batch
+    return memory.Job(*parts, config.ema is not None, config.accumulate), plan.notes
 
 
-def advice(config: Mapping, job: memory.Job, parts: Mapping[str, int]) -> list[str]:
+def advice(config: RunConfig, job: memory.Job, parts: Mapping[str, int]) -> list[str]:
     """What would make a step smaller, each with what it saves, the largest first."""
     moving = parts['kept activations'] + parts['largest layer']
     found: list[tuple[int, str]] = []
-    micro = config['batch_size'] // job.accumulate
+    micro = config.batch_size // job.accumulate
     if micro > 1:
         how = (
             f'config.accumulate={2 * job.accumulate}'
@@ -179,16 +73,12 @@ def advice(config: Mapping, job: memory.Job, parts: Mapping[str, int]) -> list[s
         found.append((moving // 2, how))
     if job.goal.config.remat not in ('save_attention', 'nothing_saveable'):
         less = memory.with_remat(job, 'save_attention')
-        found.append(
-            (parts['kept activations'] - memory.kept(less), 'config.model.remat=save_attention')
-        )
-    if 'params' not in config['trainable']:
-        _, params, _ = base_shapes(config)
+        saved = parts['kept activations'] - memory.kept(less)
+        found.append((saved, 'config.model.remat=save_attention'))
+    if 'params' not in config.trainable:
         for kind in ('bfloat16', 'nf4'):
-            how_stored = from_section(
-                quant.QuantConfig, dict(config['quant']) | {'kind': kind}, 'quant'
-            )
-            smaller = memory.size(memory.stored(params, how_stored, job.goal.reads))
+            other = dataclasses.replace(config, quant=dataclasses.replace(config.quant, kind=kind))
+            smaller = memory.size(build(other, assume=True).frozen.params)
             found.append((parts['frozen base'] - smaller, f'config.quant.kind={kind}'))
     return [
         f'{how} (saves about {saved / GIB:.1f} GiB)'
@@ -197,7 +87,7 @@ def advice(config: Mapping, job: memory.Job, parts: Mapping[str, int]) -> list[s
     ]
 
 
-def check(config: Mapping, card_gib: float | None, console: Console, members: int = 1) -> int:
+def check(config: RunConfig, card_gib: float | None, console: Console, members: int = 1) -> int:
     """Prints the forecast and a verdict. Returns the exit status: 0 where the config fits, 1 where
     it does not.
 
@@ -206,7 +96,7 @@ def check(config: Mapping, card_gib: float | None, console: Console, members: in
     """
     card = find_card(card_gib)
     here = jax.local_devices()
-    with memory.pretend(card.capability):
+    with memory.emulate(card.capability):
         job, notes = make_job(config, len(here) if here[0].platform == 'gpu' else 1)
         parts = memory.forecast(job)
         if members > 1:

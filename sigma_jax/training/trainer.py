@@ -5,7 +5,7 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ from sigma_jax.objectives.bind import overlay
 from sigma_jax.training import feature_cache
 from sigma_jax.training.checkpoints import Checkpoints, parameter_count, whole_steps
 from sigma_jax.training.compilation import uncollected
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.finite import Recent
 from sigma_jax.training.logs import TrainLog
 from sigma_jax.training.run import Run
@@ -41,7 +42,7 @@ TRAINED = 'trained here'  # the format in a saved policy's record
 
 
 def train(
-    config: Mapping, workdir: str | pathlib.Path, console: Console | None = None
+    config: RunConfig, workdir: str | pathlib.Path, console: Console | None = None
 ) -> TrainState:
     """Trains to `config.steps`, continuing from the newest checkpoint in `workdir`.
 
@@ -54,20 +55,18 @@ def train(
       Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
     console, workdir = console or Console(), pathlib.Path(workdir)
-    plain = json.loads(json.dumps(config))
-    check_intervals(config)
     cached = feature_cache.check(config)
     with contextlib.ExitStack() as held:
         if known := workdir.is_dir():
             held.enter_context(writer_lock(workdir, 'training'))
-            refuse_other_config(workdir / 'checkpoints', plain)
+            refuse_other_config(workdir / 'checkpoints', config)
         run = Run(config)
         if not known:  # made only for a config that a run could be built from
             held.enter_context(writer_lock(workdir, 'training'))
         if cached:
             add_features(run, console)
         with told_full_disk(run, workdir):
-            before = work(run, workdir, console, plain)
+            before = work(run, workdir, console)
             if 'params' in run.state.trainable:
                 save_policy(run, workdir / 'policy', console, changed=int(run.state.step) > before)
     return run.state
@@ -80,25 +79,11 @@ def add_features(run: Any, console: Console) -> None:
         run.add_features(lambda done, total: progress.update(task, completed=done, total=total))
 
 
-def check_intervals(config: Mapping) -> None:
-    """Raises UserError for a number of steps between rows or checkpoints that is none."""
-    for section in ('log', 'checkpoint'):
-        if config[section]['every'] < 1:
-            raise UserError(
-                f'{section}.every: expected at least 1 step, got '
-                f'{config[section]["every"]}; correct it'
-            )
-    if config['checkpoint']['keep'] < 1:
-        raise UserError(
-            f'checkpoint.keep: expected at least 1, got {config["checkpoint"]["keep"]}; correct it'
-        )
-
-
-def refuse_other_config(folder: pathlib.Path, plain: dict) -> None:
+def refuse_other_config(folder: pathlib.Path, config: RunConfig) -> None:
     """Raises UserError where the newest checkpoint in `folder` was made with another config."""
     if whole_steps(folder):
         with Checkpoints(folder) as checkpoints:
-            checkpoints.refuse_other(whole_steps(folder)[-1], plain)
+            checkpoints.refuse_other(whole_steps(folder)[-1], config)
 
 
 @contextlib.contextmanager
@@ -119,35 +104,33 @@ def told_full_disk(run: Any, workdir: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-def work(run: Run, workdir: pathlib.Path, console: Console, plain: dict) -> int:
+def work(run: Run, workdir: pathlib.Path, console: Console) -> int:
     """Restores, trains, saves: all that needs the work folder. Returns the step that it went on
     from.
     """
-    folder, keep = workdir / 'checkpoints', run.config['checkpoint']['keep']
+    folder, keep = workdir / 'checkpoints', run.config.checkpoint.keep
     with stop_wish() as stop, Checkpoints(folder, keep) as checkpoints:
         batches = iter(run.loader)
-        restore(run, batches, checkpoints, plain, console)
+        restore(run, batches, checkpoints, console)
         announce(run, workdir, console)
-        atomic_write(workdir / 'config.json', json.dumps(plain, indent=1))
+        atomic_write(workdir / 'config.json', json.dumps(run.config.to_dict(), indent=1))
         note_episodes(run, workdir)
         start = int(run.state.step)
         with TrainLog(workdir, start) as log, progress_bar(console) as progress:
-            loop(run, batches, checkpoints, log, progress, plain, stop)
+            loop(run, batches, checkpoints, log, progress, stop)
     return start
 
 
 def note_episodes(run: Any, workdir: pathlib.Path) -> None:
     """Writes down from which episodes a training folder learns, whatever becomes of its shards."""
     if meta := getattr(run, 'meta', None):
-        seen.note(workdir, meta, run.config.get('base', ''))
+        seen.note(workdir, meta, run.config.base)
 
 
-def restore(
-    run: Any, batches: Any, checkpoints: Checkpoints, plain: dict, console: Console
-) -> None:
+def restore(run: Any, batches: Any, checkpoints: Checkpoints, console: Console) -> None:
     """State and place in the data of the newest checkpoint, where there is one."""
     if (step := checkpoints.latest()) is not None:
-        run.state, position = checkpoints.restore(step, run.state, plain)
+        run.state, position = checkpoints.restore(step, run.state, run.config)
         batches.set_state(position)
         console.print(f'continuing from step {step}')
 
@@ -166,14 +149,13 @@ def loop(
     checkpoints: Checkpoints,
     log: TrainLog,
     progress: Progress,
-    plain: dict,
     stop: Wish,
 ) -> None:
     """Steps from `run.state.step` to `config.steps`; the only place where training has side
     effects.
     """
     config, start = run.config, int(run.state.step)
-    steps, every, recent = config['steps'], config['log']['every'], Recent()
+    steps, every, recent = config.steps, config.log.every, Recent()
     task = progress.add_task('training', total=steps, completed=start, note='compiling')
     for n in range(start, steps):
         batch = next_batch(batches, first=n == start)
@@ -183,21 +165,17 @@ def loop(
         recent.add(n, metrics, batch)
         # asked once: a signal may come at any time
         last, stops = n + 1 == steps, stop.number is not None
-        saves = last or stops or (n + 1) % config['checkpoint']['every'] == 0
+        saves = last or stops or (n + 1) % config.checkpoint.every == 0
         if n % every == 0 or saves:  # before a checkpoint too, so that every one of them is finite
             values = recent.finite()
         if n % every == 0 or last:
-            if (
-                config['objective'] == 'sigma'
-                and config['log']['shares']
-                and n % config['log']['shares'] == 0
-            ):
+            if config.log.shares and config.kind.weighs_terms and n % config.log.shares == 0:
                 values |= {k: float(v) for k, v in run.shares(placed, jax.random.key(n)).items()}
             log.write(n, values)
             progress.update(task, note=f'loss {values["loss"]:.4g}')
         progress.update(task, completed=n + 1)
         if saves:
-            checkpoints.save(run.state, batches.get_state(), plain)
+            checkpoints.save(run.state, batches.get_state(), config)
         checkpoints.raise_errors()
         if stops and not last:
             raise Stopped(stop.number, n + 1)
@@ -209,9 +187,9 @@ def announce(run: Run, workdir: pathlib.Path, console: Console) -> None:
         console.print(note, highlight=False, markup=False)
     counts = ', '.join(f'{name} {n:,}' for name, n in parameter_count(run.state.trainable).items())
     frozen, c = quant.count(run.frozen.params), run.config
-    windows = c['batch_size'] * c['sequence_length']
     console.print(
-        f'{c["objective"]}: trainable {counts}; frozen {frozen:,}; {windows} windows a step; '
+        f'{c.objective}: trainable {counts}; frozen {frozen:,}; {c.windows_per_step} windows a '
+        'step; '
         f'{jax.devices()[0].device_kind}; logs and checkpoints in {workdir}'
     )
 
@@ -230,7 +208,12 @@ def save_policy(run: Run, out: pathlib.Path, console: Console, changed: bool = F
     trained_params = (run.state.ema or run.state.trainable)['params']
     params = jax.tree.map(np.asarray, overlay(run.frozen.params, trained_params))
     base = assets.read(run.base.folder) if run.base.folder else assets.Beside(run.base.policy)
-    around = assets.trained_with(base, run.policy_stats, run.relative_joints, run.meta)
+    around = assets.trained_with(
+        base,
+        run.statistics.policy,
+        run.statistics.relative_joints,
+        run.meta,
+    )
     trained = checkpoint.Checkpoint(params, run.base.config, TRAINED, (f'{step} steps',))
     with replaced_folder(out) as new:
         checkpoint.save(trained, out.parent, new, around=around)

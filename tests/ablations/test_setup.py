@@ -4,6 +4,7 @@ import pytest
 
 from sigma_jax.ablations import setup
 from sigma_jax.errors import UserError
+from sigma_jax.training.config import RunConfig
 
 PARTS = {'frozen base': 10, 'trainable leaves': 1, 'moments': 2, 'running average': 0, 'batch': 4}
 # 10 come and go with each
@@ -29,4 +30,4 @@ def test_without_room_for_one_it_says_so():
 
 
 def test_a_cpu_takes_one():
-    assert setup.suits({}, 60) == 1
+    assert setup.suits(RunConfig.from_dict({}), 60) == 1

@@ -21,6 +21,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained import load_for_evaluation
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import trainer
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.logs import TABLE_1, TrainLog
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation, to_batch
@@ -69,7 +70,7 @@ def toy(monkeypatch):
     """`train(work folder, **changes of the config)` around one matrix."""
     monkeypatch.setattr(side_by_side, 'AblationRun', ToyAblation)
     return lambda workdir, grid=GRID, **changes: side_by_side.train(
-        TOY | changes, grid, workdir, QUIET
+        RunConfig.from_dict(TOY | changes), grid, workdir, QUIET
     )
 
 
@@ -146,13 +147,17 @@ def test_grids_and_configs_that_cannot_be_meant(small_run, tmp_path):
     with pytest.raises(
         UserError, match="config.ablations: expected objective 'sigma', .*, got 'flow_matching'"
     ):
-        side_by_side.train(flow_config(small_run.shards), grid, tmp_path / 'run', QUIET)
+        side_by_side.train(
+            RunConfig.from_dict(flow_config(small_run.shards)), grid, tmp_path / 'run', QUIET
+        )
     with pytest.raises(
         UserError,
         match=r'expected a file with rows and seeds, got none of '
         r"\['seeds'\]",
     ):
-        side_by_side.train(small_run.config(), {'rows': {}}, tmp_path / 'run', QUIET)
+        side_by_side.train(
+            RunConfig.from_dict(small_run.config()), {'rows': {}}, tmp_path / 'run', QUIET
+        )
     assert not (tmp_path / 'run').exists()
 
 
@@ -185,7 +190,10 @@ def real(small_run, tmp_path_factory):
     changes = {'steps': 0, 'features': 'cache'}
     rows = {name: GRID['rows'][name] for name in ('sigma', 'ramp_at_once')}
     return workdir, *side_by_side.train(
-        small_run.config(**changes), {'rows': rows, 'seeds': (7,)}, workdir, QUIET
+        RunConfig.from_dict(small_run.config(**changes)),
+        {'rows': rows, 'seeds': (7,)},
+        workdir,
+        QUIET,
     )
 
 
@@ -196,10 +204,10 @@ def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     assert trees.digest(trained.trainable) == trees.digest(alone.ema)
     assert trained.provenance['seed'] == 7 and trained.provenance['step'] == 0
     assert (
-        json.dumps(trained.config, allow_nan=False)
+        json.dumps(trained.config.to_dict(), allow_nan=False)
         and np.float32(trained.gates.ramp_speed) == np.inf
     )
-    tokenizer = load_tokenizer(trained.config['tokenizer'])
+    tokenizer = load_tokenizer(trained.config.tokenizer)
     settings = {'batch_size': 2, 'sequence_length': 2, 'baselines': 'pi05', 'tokenizer': tokenizer}
     batch = next(loader.make_loader(small_run.shards, 'train', **settings))
     gates = jax.tree.map(np.float32, Ablation())
@@ -218,12 +226,16 @@ def test_a_member_is_trained_as_a_plain_run_of_its_seed(small_run, tmp_path):
         'rows': {'no_film': {'film': 0.0}, 'ramp_at_once': GRID['rows']['ramp_at_once']},
         'seeds': (0,),
     }
-    members, _ = side_by_side.train(small_run.config(**changes), grid, tmp_path / 'rows', QUIET)
+    members, _ = side_by_side.train(
+        RunConfig.from_dict(small_run.config(**changes)), grid, tmp_path / 'rows', QUIET
+    )
     logs = [rows(tmp_path / 'rows', member) for member in members]
     np.testing.assert_allclose([float(log[0]['w_sem']) for log in logs], [0.1, 1.0], rtol=1e-6)
     plain = small_run.config(**changes)
     trainer.train(
-        plain | {'ablation': plain['ablation'] | {'film': 0.0}}, tmp_path / 'plain', QUIET
+        RunConfig.from_dict(plain | {'ablation': plain['ablation'] | {'film': 0.0}}),
+        tmp_path / 'plain',
+        QUIET,
     )
     expected = list(csv.DictReader((tmp_path / 'plain/train_log.csv').read_text().splitlines()))
     assert list(logs[0][0]) == list(expected[0]) and list(expected[0])[: len(TABLE_1)] == TABLE_1

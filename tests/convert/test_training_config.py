@@ -9,10 +9,9 @@ import shutil
 import numpy as np
 import pytest
 
-from configs import defaults
 from sigma_jax.backbones.pi05 import BoundPi05
 from sigma_jax.convert import assets, checkpoint, sizes, source
-from sigma_jax.convert.base_policy import describe_base
+from sigma_jax.convert.base_policy import ModelConfig, open_base
 from sigma_jax.convert.overrides import Told, as_told
 from sigma_jax.errors import UserError
 from sigma_jax.processing.spec import read_policy
@@ -227,7 +226,7 @@ def test_the_horizon_told_gives_openpis_actions(openpi, tmp_path):
 
 @pytest.mark.parametrize('place', ['mine/run/9', 'pi05_libero/run/9'])
 def test_a_folder_that_was_not_converted_is_described_with_what_was_assumed(openpi, place):
-    described = describe_base(defaults.get_config().to_dict() | {'base': str(openpi(place))})
+    described = open_base(str(openpi(place)), ModelConfig())
     (note,) = described.notes
     values = 'action_horizon 10' if 'libero' in place else 'action_horizon 50'
     assert note.startswith(f'assumed, as no file here says it: {values}, sample_steps 10')
@@ -242,6 +241,4 @@ def test_a_folder_that_was_told_has_nothing_to_say(openpi, tmp_path):
         sample_steps=5,
         prompt_state='none',
     )
-    assert (
-        describe_base(defaults.get_config().to_dict() | {'base': str(tmp_path / 'out')}).notes == ()
-    )
+    assert open_base(str(tmp_path / 'out'), ModelConfig()).notes == ()

@@ -14,6 +14,7 @@ from sigma_jax.evaluation import runner
 from sigma_jax.policies.base_actions import BaselineConfig, load_policy
 from sigma_jax.processing.normalize import normalize, read_norm_stats
 from sigma_jax.processing.spec import OURS
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.run import Run
 from tests.data_pipeline import recordings
 from tests.small_run import flow_config
@@ -43,7 +44,7 @@ def test_training_takes_those_that_the_config_asks_for(small_run, other_base, so
         'trainable': ('lora',),
         'stats_from': source,
     }
-    run = Run(config)
+    run = Run(RunConfig.from_dict(config))
     folder = other_base if source == 'base' else small_run.shards
     want = read_norm_stats(folder / 'norm_stats.json')
     batch = next(iter(run.loader))
@@ -63,7 +64,8 @@ def test_evaluation_on_other_shards_keeps_those_of_training(small_run, tmp_path)
     shards = tmp_path / 'shards'
     shutil.copytree(small_run.shards, shards)
     shifted(shards / 'norm_stats.json')
-    config = {'shards': str(small_run.shards), 'tokenizer': recordings.SETTINGS['tokenizer']}
+    tokenizer = recordings.SETTINGS['tokenizer']
+    config = RunConfig(shards=str(small_run.shards), tokenizer=tokenizer)
     trained = types.SimpleNamespace(config=config, base=types.SimpleNamespace(policy=OURS))
     batch = next(runner.list_batches(trained, shards, 'train', 2))
     state = Records(shards, 'train')[int(batch['record'][0, 0])].state

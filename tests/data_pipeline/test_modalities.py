@@ -24,6 +24,7 @@ from sigma_jax.policies import base_actions
 from sigma_jax.processing.images import content_box, decode_depth, encode_depth, resize_depth
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import trainer
+from sigma_jax.training.config import RunConfig
 from tests import quick
 from tests.data_pipeline import recordings
 from tests.moments import moments
@@ -264,7 +265,7 @@ def test_a_training_step_reaches_both(small_run, shards, tmp_path):
     base_actions.write_baselines(shards, small_run.baseline_config(samples=1))
     config = small_run.config(shards=str(shards), steps=1)
     config['sigma'] |= {'use_depth': True, 'use_audio': True, 'patch_size': 14, 'audio_patch': 8}
-    state = trainer.train(config, tmp_path / 'run', QUIET)
+    state = trainer.train(RunConfig.from_dict(config), tmp_path / 'run', QUIET)
     embeds = state.trainable['sigma']['vision']
     assert embeds['depth_patch_embed']['patch']['kernel'].shape[0] == 14 * 14
     assert embeds['audio_patch_embed']['position'].shape[0] == SAMPLES // 8
@@ -277,4 +278,4 @@ def test_sigma_that_wants_depth_says_so_where_the_shards_have_none(small_run, tm
     config = small_run.config(steps=1)
     config['sigma'] |= {'use_depth': True, 'patch_size': 14}
     with pytest.raises(UserError, match='must hold depth, got None'):
-        trainer.train(config, tmp_path / 'run', QUIET)
+        trainer.train(RunConfig.from_dict(config), tmp_path / 'run', QUIET)

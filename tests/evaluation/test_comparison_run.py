@@ -20,6 +20,7 @@ from sigma_jax.evaluation.stress.perturb import every_level
 from sigma_jax.nn import lora
 from sigma_jax.objectives.sigma import init_sigma
 from sigma_jax.training.checkpoints import Checkpoints
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Parts
 from sigma_jax.training.step import TrainState
@@ -30,7 +31,7 @@ def save(folder, config, trainable):
     """A training folder as `train.py` leaves it, without the training."""
     state = TrainState(np.int32(1), np.zeros(2, np.uint32), trainable, {'none': np.zeros(1)})
     with Checkpoints(folder / 'checkpoints', keep=1) as checkpoints:
-        checkpoints.save(state, {}, config)
+        checkpoints.save(state, {}, RunConfig.from_dict(config))
     (folder / 'config.json').write_text(json.dumps(config))
 
 
@@ -49,7 +50,7 @@ def folder(small_run: SmallRun, tmp_path_factory):
     """
     rows = tmp_path_factory.mktemp('comparison') / 'rows'
     config = json.loads(json.dumps(small_run.config(steps=1)))
-    parts = Parts(config, Devices(jax.local_devices()[:1]))
+    parts = Parts(RunConfig.from_dict(config), Devices(jax.local_devices()[:1]))
     heads = jax.eval_shape(
         lambda: init_sigma(jax.random.key(0), parts.goal, parts.frozen, parts.example)
     )

@@ -51,7 +51,7 @@ def test_fused_attention_counts_as_the_plain_one():
     mask = jnp.ones((2, 200, 200), bool)
     # a function of its own: JAX keeps what it traced
     plain = flops.count(lambda *of: layers.attention(*of), q, k, k, mask)
-    with memory.pretend(9.0):
+    with memory.emulate(9.0):
         jaxpr = jax.make_jaxpr(lambda *of: layers.attention(*of))(q, k, k, mask)
     assert 'dot_product_attention' in str(jaxpr)
     assert flops.of_jaxpr(jaxpr.jaxpr) == plain == 2 * 2 * (2 * 200 * 200 * 8 * 64)

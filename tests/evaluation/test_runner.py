@@ -2,6 +2,7 @@
 known.
 """
 
+import dataclasses
 import io
 import json
 import shutil
@@ -20,6 +21,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.evaluation import runner
 from sigma_jax.processing.spec import OURS
 from sigma_jax.sigma.adapter import from_dict
+from sigma_jax.training.config import RunConfig
 from sigma_jax.types import Ablation
 from tests import handmade
 
@@ -53,7 +55,7 @@ def trained(shards):
         predict=handmade.run_windows,
         sigma_params={'w': np.ones(3)},
         parameter_counts={'sigma': 3},
-        config={'shards': str(shards), 'tokenizer': 'assets/tokenizer/tokenizer.json'},
+        config=RunConfig(shards=str(shards)),
         provenance={'step': 7},
         sequence_length=2,
         gates=Ablation(),
@@ -193,7 +195,7 @@ def test_a_single_run_is_not_judged_by_what_it_learned_from(split, trained, shar
     (tmp_path / 'own').mkdir()
     (tmp_path / 'own' / 'meta.json').write_text(json.dumps(meta))
     shutil.copy(shards / 'norm_stats.json', tmp_path / 'own')
-    config = trained.config | {'shards': str(tmp_path / 'own')}
+    config = dataclasses.replace(trained.config, shards=str(tmp_path / 'own'))
     other = types.SimpleNamespace(**vars(trained) | {'config': config})
     with pytest.raises(
         UserError, match=f'expected episodes of the {split} split that .*run has not learned from'
@@ -214,7 +216,7 @@ def test_shards_without_a_record_are_evaluated_with_a_note(trained, shards, tmp_
         json.dumps({k: v for k, v in meta.items() if k != seen.DIGESTS})
     )
     shutil.copy(shards / 'norm_stats.json', tmp_path / 'own')
-    config = trained.config | {'shards': str(tmp_path / 'own')}
+    config = dataclasses.replace(trained.config, shards=str(tmp_path / 'own'))
     other = types.SimpleNamespace(**vars(trained) | {'config': config})
     told = Console(record=True, file=io.StringIO(), width=300)
     runner.run(runner.Request(tmp_path, shards=shards, splits=('test',)), told, lambda *_: other)

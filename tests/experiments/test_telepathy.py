@@ -16,6 +16,7 @@ from experiments.telepathy import SIZES, Stage
 from sigma_jax import cli
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.cost import compute
+from sigma_jax.training.config import RunConfig
 
 NEVER = float('inf')
 SAVES = """
@@ -173,7 +174,7 @@ def test_plain_lora_gets_as_much_arithmetic_as_sigma():
     steps = telepathy.equal_steps(SIZES['tiny'], places, 50)
     sigma, lora = (cli.load(f'configs/{name}_so101.py') | places for name in ('sigma', 'lora'))
     spent = [
-        compute.of_training(config | {'steps': n})
+        compute.of_training(RunConfig.from_dict(config | {'steps': n}))
         for config, n in ((sigma, 50), (lora, steps), (lora, 1))
     ]
     assert abs(spent[0] - spent[1]) <= spent[2] / 2 and steps > 1

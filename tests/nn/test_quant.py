@@ -14,13 +14,14 @@ import pytest
 from configs import defaults
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.convert.base_policy import load_base
 from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.nn.lora import Layout
 from sigma_jax.nn.quant import Form, QuantConfig
 from sigma_jax.objectives.flow_matching import FlowMatching
-from sigma_jax.training import build, trainer
+from sigma_jax.training import trainer
+from sigma_jax.training.build import check_storage
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.run import Run
 from sigma_jax.types import Ablation, to_batch
 from tests import quick
@@ -253,14 +254,14 @@ def test_training_beside_an_nf4_base_learns_and_continues_bitwise(small_run, tmp
     config['quant'] = {'kind': 'nf4', 'patterns': MATRICES, 'tile': 8}
     config['optimizer'] |= {'lora_rate': 0.05, 'warmup_steps': 1}
     config['checkpoint'] = {'every': 4, 'keep': 5}
-    whole = trainer.train(config, tmp_path / 'whole', QUIET)
+    whole = trainer.train(RunConfig.from_dict(config), tmp_path / 'whole', QUIET)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.TrainLog, 'write', stops_at(6, trainer.TrainLog.write))
         with pytest.raises(KeyboardInterrupt):
-            trainer.train(config, tmp_path / 'halves', QUIET)
-    continued = trainer.train(config, tmp_path / 'halves', QUIET)
+            trainer.train(RunConfig.from_dict(config), tmp_path / 'halves', QUIET)
+    continued = trainer.train(RunConfig.from_dict(config), tmp_path / 'halves', QUIET)
     assert trees.digest(jax.device_get(continued)) == trees.digest(jax.device_get(whole))
-    run = Run(config)
+    run = Run(RunConfig.from_dict(config))
     kinds = {w.kind for w in jax.tree.leaves(run.frozen.params, is_leaf=is_codes) if is_codes(w)}
     batch = to_batch(next(iter(run.loader)))
     loss = quick.jit(lambda t, f: run.goal(t, f, batch, Ablation(), KEY, 0)[0])
@@ -316,4 +317,4 @@ def test_a_base_that_learns_is_not_quantised(small_run):
     config = small_run.config(objective='flow_matching', trainable=('params',))
     config['quant'] |= {'kind': 'nf4'}
     with pytest.raises(UserError, match="expected kind 'stored'.*where the base itself learns"):
-        build.store_base(config, load_base(config), None)
+        check_storage(RunConfig.from_dict(config))

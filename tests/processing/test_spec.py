@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from sigma_jax.convert import sizes
-from sigma_jax.convert.base_policy import check_resize, describe_base, load_base, robot_statistics
+from sigma_jax.convert.base_policy import (
+    ModelConfig,
+    check_resize,
+    open_base,
+    robot_statistics,
+)
 from sigma_jax.errors import UserError
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import Scaling, compute_statistics
@@ -125,12 +130,11 @@ def test_shards_must_be_resized_and_ordered_as_the_base_is_used_to():
 
 
 def test_the_embedded_base_keeps_its_meaning():
-    settings = {'model': {'dtype': 'float32', 'remat': None}, 'lora': {}}
-    found = describe_base(settings | {'base': 'assets/pi05_tiny'}).policy
+    found = open_base('assets/pi05_tiny', ModelConfig()).policy
     assert found == ProcessorConfig(relative_joints=(True,) * 5 + (False,))
     assert json.loads(to_json(found))['relative_joints'] == [True] * 5 + [False]
     with pytest.raises(UserError, match='expected a checkpoint at nowhere, got no such file'):
-        describe_base(settings | {'base': 'nowhere'})
+        open_base('nowhere', ModelConfig())
 
 
 def test_a_base_in_lerobot_s_own_files_is_used_as_lerobot_does(tmp_path):
@@ -140,9 +144,7 @@ def test_a_base_in_lerobot_s_own_files_is_used_as_lerobot_does(tmp_path):
     shutil.copy(golden.FIXTURE / 'lerobot.safetensors', tmp_path / 'model.safetensors')
     # heads that no array tells
     (tmp_path / 'sigma_config.json').write_text(json.dumps(sizes.to_json(golden.config())))
-    base = load_base(
-        {'base': str(tmp_path), 'model': {'dtype': 'float32', 'remat': None}, 'lora': {}}
-    )
+    base = open_base(str(tmp_path), ModelConfig())
     assert (
         base.policy.resize == 'lerobot'
         and base.policy.image_padding == -3

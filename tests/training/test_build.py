@@ -8,7 +8,8 @@ from sigma_jax.convert.base_policy import Base, count_in_order
 from sigma_jax.processing.actions import MIN_STD, action_scaling
 from sigma_jax.processing.normalize import compute_statistics
 from sigma_jax.processing.tokenizer import load_tokenizer
-from sigma_jax.training import build
+from sigma_jax.training.config import RunConfig
+from sigma_jax.training.materialise import make_trainable
 from sigma_jax.types import ActionScaling, Frozen
 from tests import golden
 
@@ -36,7 +37,7 @@ def test_frozen_leaves_stay_out_of_the_trainable_tree(golden_params):
         'seed': 0,
         'freeze': ('PaliGemma/img/.*',),
     }
-    trainable, kept = build.make_trainable(config, base, None, frozen, None)
+    trainable, kept = make_trainable(RunConfig.from_dict(config), base, None, frozen, None)
     learning, held = set(trees.flatten(trainable['params'])), set(trees.flatten(kept.params))
     assert held == {p for p in trees.flatten(golden_params) if p.startswith('PaliGemma/img/')}
     assert learning == set(trees.flatten(golden_params)) - held and learning

@@ -6,20 +6,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from sigma_jax import trees
 from sigma_jax.errors import UserError
-from sigma_jax.training.checkpoints import Checkpoints, compare, flat, parameter_count
+from sigma_jax.training.checkpoints import Checkpoints, compare, parameter_count
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.step import init_state, make_step
 
-CONFIG = {
+SETTINGS = {
     'seed': 0,
     'steps': 9,
-    'sigma': {'d_tau': 4, 'sizes': (1, 2)},
+    'sigma': {'d_tau': 4, 'joint_low': (1.0, 2.0)},
     'ema': None,
     'loader': {'num_workers': 0},
 }
+CONFIG = RunConfig.from_dict(SETTINGS)
+
+
+def changed(**settings):
+    return RunConfig.from_dict(SETTINGS | settings)
 
 
 def make_state(steps=0, ema=True):
@@ -54,10 +61,9 @@ def test_everything_comes_back_bitwise(folder, states):
         state, loader = checkpoints.restore(3, states[0], CONFIG)
         assert trees.digest(state) == trees.digest(states[3]) != trees.digest(states[2])
         assert jax.tree.structure(state) == jax.tree.structure(states[3])
-        assert loader == {'position': 3} and checkpoints.config(3)['sigma'] == {
-            'd_tau': 4,
-            'sizes': [1, 2],
-        }
+        assert loader == {'position': 3}
+        assert RunConfig.from_dict(checkpoints.config(3)) == CONFIG
+        assert checkpoints.config(3)['sigma']['joint_low'] == [1.0, 2.0]
         older, _ = checkpoints.restore(2, states[0], CONFIG)
         assert trees.digest(older) == trees.digest(states[2])
     assert sorted(p.name for p in folder.iterdir()) == ['step_2', 'step_3']
@@ -78,30 +84,49 @@ def test_inference_takes_the_running_average_where_there_is_one(folder, states, 
 
 
 def test_another_config_is_refused_by_name(folder, states):
-    other = CONFIG | {'seed': 1, 'sigma': {'d_tau': 8, 'sizes': (1, 2), 'new': 'x'}}
+    other = changed(seed=1, sigma=SETTINGS['sigma'] | {'d_tau': 8, 'joint_high': (2.0, 3.0)})
     with Checkpoints(folder) as checkpoints, pytest.raises(UserError) as caught:
         checkpoints.restore(3, states[0], other)
     text = str(caught.value)
     for part in (
         'seed: saved 0, now 1',
         'sigma.d_tau: saved 4, now 8',
-        "sigma.new: saved 'absent', now 'x'",
+        'sigma.joint_high: saved None, now [2.0, 3.0]',
     ):
         assert part in text
-    assert 'sizes' not in text and 'choose another --workdir' in text
+    assert 'joint_low' not in text and 'choose another --workdir' in text
 
 
 def test_settings_that_may_change():
-    free = CONFIG | {
-        'steps': 99,
-        'loader': {'num_workers': 4},
-        'log': {'every': 1},
-        'checkpoint': {'every': 3},
-    }
-    assert compare(CONFIG, free) == [] and compare(CONFIG, CONFIG | {'ema': 0.5}) == [
-        'ema: saved None, now 0.5'
-    ]
-    assert flat(CONFIG)['sigma.d_tau'] == 4
+    free = changed(
+        steps=99, loader={'num_workers': 4}, log={'every': 1}, checkpoint={'every': 3}
+    ).to_dict()
+    own = CONFIG.to_dict()
+    assert compare(own, free) == []
+    assert compare(own, changed(ema=0.5).to_dict()) == ['ema: saved None, now 0.5']
+
+
+def test_a_checkpoint_that_names_less_has_the_defaults(tmp_path, states):
+    """As one written before a setting existed; one that names what is no setting any more is not
+    taken for the same.
+    """
+    now = changed(sigma={'d_tau': 4})
+    for step, (more, same) in enumerate([({}, True), ({'gone': 1}, False)], 1):
+        old = {'seed': 0, 'steps': 3, 'sigma': {'d_tau': 4}} | more
+        with Checkpoints(tmp_path / str(step), keep=1) as checkpoints:
+            state = states[step]
+            items = {
+                'state': ocp.args.StandardSave(state),
+                'loader': ocp.args.JsonSave({}),
+                'config': ocp.args.JsonSave(old),
+            }
+            checkpoints._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with Checkpoints(tmp_path / str(step)) as checkpoints:
+            if same:
+                checkpoints.refuse_other(step, now)
+            else:
+                with pytest.raises(UserError, match="gone: saved 1, now 'absent'"):
+                    checkpoints.refuse_other(step, now)
 
 
 def test_a_state_with_other_leaves_is_refused(folder):

@@ -21,6 +21,7 @@ from sigma_jax.processing import normalize
 from sigma_jax.processing.spec import read_policy
 from sigma_jax.sigma.model import SigmaConfig
 from sigma_jax.training.checkpoints import Checkpoints
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.export import export_run
 from sigma_jax.training.step import TrainState
 from tests import golden
@@ -95,7 +96,7 @@ def make_run(shards, base, tmp_path_factory):
                 state = TrainState(
                     jnp.asarray(step), jax.random.key_data(jax.random.key(0)), last, {}, ema
                 )
-                checkpoints.save(state, {}, config)
+                checkpoints.save(state, {}, RunConfig.from_dict(config))
         return workdir, steps
 
     return make

@@ -14,6 +14,7 @@ from sigma_jax.data.loader.feature_cache import FILE, Features
 from sigma_jax.errors import UserError
 from sigma_jax.files import writer_lock
 from sigma_jax.training import feature_cache
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Run
 from sigma_jax.types import to_batch
@@ -24,7 +25,7 @@ SPLIT = 'train'
 
 @pytest.fixture(scope='module')
 def run(small_run):
-    return Run(small_run.config(), Devices(jax.devices()[:1]))
+    return Run(RunConfig.from_dict(small_run.config()), Devices(jax.devices()[:1]))
 
 
 def prepared(run, shards, made_by=None, see=None):
@@ -136,4 +137,4 @@ def test_configs_whose_features_are_not_frozen(changes, message):
         UserError,
         match=message.replace('expected_pictures', 'expects pictures that stay as they are'),
     ):
-        feature_cache.check(config)
+        feature_cache.check(RunConfig.from_dict(config))

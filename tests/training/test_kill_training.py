@@ -15,7 +15,8 @@ from benchmarks import kill_training
 from sigma_jax import cli
 from sigma_jax.errors import UserError
 from sigma_jax.files import writer_lock
-from sigma_jax.training.checkpoints import Checkpoints, compare, whole_steps
+from sigma_jax.training.checkpoints import Checkpoints, compare, completed, whole_steps
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.logs import Board, TrainLog, read_rows
 from sigma_jax.training.signals import stop_wish
 from sigma_jax.training.step import init_state
@@ -177,10 +178,11 @@ def test_reading_beside_a_training_sweeps_nothing_away(tmp_path):
     assert half.is_dir()
     state = init_state(0, {'sigma': {}}, optax.sgd(0.1))
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        checkpoints.save(state, {}, {})
+        checkpoints.save(state, {}, RunConfig())
     assert not half.exists() and whole_steps(tmp_path) == [0]
 
 
 def test_old_checkpoints_do_not_name_new_settings():
-    assert compare({'seed': 0}, {'seed': 0, 'accumulate': 1, 'compilation_cache': 'x'}) == []
-    assert compare({'seed': 0}, {'seed': 0, 'accumulate': 2}) == ['accumulate: saved 1, now 2']
+    old = completed({'seed': 0})
+    assert compare(old, RunConfig(compilation_cache='x').to_dict()) == []
+    assert compare(old, RunConfig(accumulate=2).to_dict()) == ['accumulate: saved 1, now 2']

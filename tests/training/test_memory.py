@@ -19,6 +19,8 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn import layers, lora, quant
 from sigma_jax.objectives.flow_matching import FlowMatching
 from sigma_jax.training import memory, memory_check
+from sigma_jax.training.build import stored
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation, Frozen
@@ -81,11 +83,11 @@ def test_what_stays_is_counted_to_the_byte():
 def test_a_stored_base_has_the_bytes_that_storing_it_takes():
     params, how = small_sigma.frozen().params, quant.QuantConfig('nf4', (r'.*/mlp/.*',), tile=16)
     real = quant.store(params, pi05.STORED, how)
-    assert memory.size(memory.stored(params, how, lambda path: True)) == sum(
+    assert memory.size(stored(params, how, lambda path: True)) == sum(
         x.nbytes for x in jax.tree.leaves(real)
     )
     reads = small_sigma.sigma_objective().reads
-    kept = trees.flatten(memory.stored(params, quant.QuantConfig(), reads))
+    kept = trees.flatten(stored(params, quant.QuantConfig(), reads))
     assert 0 < len(kept) < len(trees.flatten(params)) and all(map(reads, kept))
 
 
@@ -145,7 +147,7 @@ def test_attention_is_traced_as_the_card_would_run_it():
     q = jax.ShapeDtypeStruct((2, 128, 8, 256), jnp.bfloat16)
     names = {}
     for capability in (8.9, 9.0):
-        with memory.pretend(capability):
+        with memory.emulate(capability):
             traced = jax.make_jaxpr(
                 lambda q, k: jax.grad(lambda q: layers.attention(q, k, k).sum(dtype=float))(q)
             )(q, q)
@@ -165,7 +167,7 @@ def test_the_forecast_is_near_what_xla_plans():
     model |= {'expert': small_run.EXPERT | {'depth': 4, 'adaptive': True}, 'dtype': 'float32'}
     c = tiny_config(model=config(**model)['model'], batch_size=32, sequence_length=1)
     c['model']['remat'] = 'nothing_saveable'
-    subject, _ = memory_check.make_job(c)
+    subject, _ = memory_check.make_job(RunConfig.from_dict(c))
     state = jax.eval_shape(lambda t: init_state(0, t, subject.optimizer), subject.trainable)
     step = quick.jit(make_step(subject.goal, subject.optimizer), donate_argnums=0, keep_unused=True)
     gates = jax.tree.map(np.float32, Ablation())
@@ -185,8 +187,9 @@ def full_size(objective, batch, length, capability=9.0, **changes):
         'trainable': ('lora',) if objective == 'flow_matching' else ('sigma', 'lora'),
     }
     c = config() | kind | {'batch_size': batch, 'sequence_length': length} | changes
-    with memory.pretend(capability):
-        return {name: n / 2**30 for name, n in memory.forecast(memory_check.make_job(c)[0]).items()}
+    with memory.emulate(capability):
+        job, _ = memory_check.make_job(RunConfig.from_dict(c))
+        return {name: n / 2**30 for name, n in memory.forecast(job).items()}
 
 
 def test_full_size_lora_agrees_with_what_an_h100_took():
@@ -207,7 +210,9 @@ def test_full_size_sigma_agrees_with_what_an_h100_took():
 def said(c, card_gib, members=1):
     """(status, text) of a check."""
     out = io.StringIO()
-    status = memory_check.check(c, card_gib, Console(file=out, width=200), members)
+    status = memory_check.check(
+        RunConfig.from_dict(c), card_gib, Console(file=out, width=200), members
+    )
     return status, out.getvalue()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.convert.base_policy import pi05_config
+from sigma_jax.convert.base_policy import ModelConfig
 from sigma_jax.nn import lora
 from sigma_jax.objectives.flow_matching import FlowMatching
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -27,9 +27,8 @@ STEPS = 200
 
 def sizes(dtype='float32', remat=None):
     """A very small pi0.5 of two layers, with LoRA's dropout."""
-    return pi05_config(
-        small_run.MODEL | DEEP | {'dtype': dtype, 'remat': remat}, {'lora': small.LORA}
-    )
+    section = small_run.MODEL | DEEP | {'dtype': dtype, 'remat': remat}
+    return ModelConfig.from_section(section).build(small.LORA)
 
 
 @functools.cache

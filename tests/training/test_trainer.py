@@ -17,7 +17,7 @@ import pytest
 
 from sigma_jax import trees
 from sigma_jax.convert import checkpoint
-from sigma_jax.convert.base_policy import load_base
+from sigma_jax.convert.base_policy import open_base, read_weights
 from sigma_jax.data.loader import loader
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.meta import read_meta
@@ -26,6 +26,7 @@ from sigma_jax.evaluation.trained import load_for_evaluation
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import build, trainer
 from sigma_jax.training.checkpoints import Checkpoints
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.logs import TABLE_1, TrainLog
 from sigma_jax.training.signals import Wish
@@ -38,7 +39,7 @@ from tests.small_run import QUIET, flow_config
 def whole(small_run, tmp_path_factory):
     """Five steps in one go: (work folder, last state)."""
     workdir = tmp_path_factory.mktemp('whole')
-    return workdir, trainer.train(small_run.config(), workdir, QUIET)
+    return workdir, trainer.train(RunConfig.from_dict(small_run.config()), workdir, QUIET)
 
 
 @pytest.fixture(scope='module')
@@ -57,10 +58,10 @@ def stopped(small_run, tmp_path_factory):
 
         patch.setattr(TrainLog, 'write', stop_at_step_3)
         with pytest.raises(KeyboardInterrupt):
-            trainer.train(small_run.config(), workdir, QUIET)
+            trainer.train(RunConfig.from_dict(small_run.config()), workdir, QUIET)
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         assert checkpoints.latest() == 2
-    return workdir, trainer.train(small_run.config(), workdir, QUIET)
+    return workdir, trainer.train(RunConfig.from_dict(small_run.config()), workdir, QUIET)
 
 
 def rows(workdir):
@@ -104,7 +105,8 @@ def test_flow_matching_leaves_a_policy_with_its_statistics(small_run):
     found = checkpoint.load(small_run.base)
     assert found.config.vision.image_size == 28 and found.config.sample_steps == 2
     assert json.loads((small_run.base / 'norm_stats.json').read_text()).keys() == {'norm_stats'}
-    start = load_base(flow_config(small_run.shards)).params
+    config = RunConfig.from_dict(flow_config(small_run.shards))
+    start = read_weights(open_base('', config.model), config.seed, config.tokenizer).params
     moved = [
         not np.array_equal(x, y)
         for x, y in zip(*map(jax.tree.leaves, (start, found.params)), strict=True)
@@ -127,9 +129,9 @@ def test_a_policy_follows_its_run(small_run, tmp_path):
         == set(seen.of_split(read_meta(small_run.shards), 'train'))
         == set(seen.read(run))
     )
-    trainer.train(config, run, QUIET)
+    trainer.train(RunConfig.from_dict(config), run, QUIET)
     assert digest() == before, 'nothing was trained'
-    trained = trainer.train(config | {'steps': 3}, run, QUIET)
+    trained = trainer.train(RunConfig.from_dict(config | {'steps': 3}), run, QUIET)
     assert digest() != before and trainer.saved_at(policy) == 3
     found = checkpoint.load(policy).params
     assert trees.digest(found) == trees.digest(
@@ -137,7 +139,7 @@ def test_a_policy_follows_its_run(small_run, tmp_path):
     )
     assert sorted(path.name for path in run.iterdir() if 'policy' in path.name) == ['policy']
     (policy / 'source.json').unlink()
-    trainer.train(config | {'steps': 4}, run, QUIET)
+    trainer.train(RunConfig.from_dict(config | {'steps': 4}), run, QUIET)
     assert trainer.saved_at(policy) is None, 'a folder that no run has saved is left alone'
 
 
@@ -161,7 +163,7 @@ def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(output))
     gates = jax.tree.map(np.float32, Ablation())
     batch = to_batch(batch)
-    goal = build.make_objective(small_run.config(), trained.base, batch)
+    goal = build.make_objective(RunConfig.from_dict(small_run.config()), trained.base.config, batch)
     _, want = jax.jit(goal.forward)(average, trained.frozen, batch, gates)
     for got, expected in zip(jax.tree.leaves(output), jax.tree.leaves(want), strict=True):
         assert np.array_equal(got, expected)
@@ -205,7 +207,7 @@ def nested(config, section, **changes):
 )  # fmt: skip
 def test_configs_that_cannot_be_meant(small_run, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        trainer.train(change(small_run.config()), tmp_path / 'run', QUIET)
+        trainer.train(RunConfig.from_dict(change(small_run.config())), tmp_path / 'run', QUIET)
     assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
@@ -219,7 +221,11 @@ def test_another_base_than_the_baselines_were_made_with(small_run, tmp_path):
         UserError,
         match='expected baselines of the policy .*prepare the shards with the same --base',
     ):
-        trainer.train(small_run.config(base=str(tmp_path / 'other')), tmp_path / 'run', QUIET)
+        trainer.train(
+            RunConfig.from_dict(small_run.config(base=str(tmp_path / 'other'))),
+            tmp_path / 'run',
+            QUIET,
+        )
 
 
 def test_a_tokenizer_with_more_tokens_than_the_table(small_run, tmp_path):
@@ -238,7 +244,11 @@ def test_a_tokenizer_with_more_tokens_than_the_table(small_run, tmp_path):
     cut = dataclasses.replace(loaded, params=trees.unflatten(flat), config=smaller)
     checkpoint.save(cut, small_run.base, tmp_path / 'other')
     with pytest.raises(UserError, match='100'):
-        trainer.train(small_run.config(base=str(tmp_path / 'other')), tmp_path / 'run', QUIET)
+        trainer.train(
+            RunConfig.from_dict(small_run.config(base=str(tmp_path / 'other'))),
+            tmp_path / 'run',
+            QUIET,
+        )
 
 
 class Batches:
@@ -289,12 +299,7 @@ def test_a_loss_that_is_not_finite_stops_and_never_reaches_a_checkpoint(
         loss = jnp.mean((trainable['sigma']['w'] - batch.actions) ** 2)
         return loss, {'L_act': loss}
 
-    config = {
-        'steps': 8,
-        'log': {'every': log, 'shares': 0},
-        'checkpoint': {'every': 2},
-        'objective': 'sigma',
-    }
+    config = RunConfig.from_dict({'steps': 8, 'log': {'every': log}, 'checkpoint': {'every': 2}})
     state = init_state(0, {'sigma': {'w': jnp.zeros((2, 3))}}, optax.sgd(0.1))
     run = types.SimpleNamespace(
         config=config,
@@ -311,7 +316,7 @@ def test_a_loss_that_is_not_finite_stops_and_never_reaches_a_checkpoint(
         TrainLog(tmp_path / 'run', 0) as train_log,
         trainer.progress_bar(QUIET) as progress,
     ):
-        trainer.loop(run, Batches(bad), checkpoints, train_log, progress, config, Wish())
+        trainer.loop(run, Batches(bad), checkpoints, train_log, progress, Wish())
     assert f'step {at}: expected finite losses' in str(caught.value) and '(1, 7)' in str(
         caught.value
     )
@@ -348,7 +353,11 @@ def test_shards_of_another_image_size(small_run, tmp_path, unread):
     with pytest.raises(
         UserError, match='expected images of 28 px, which the base takes, got 56 px'
     ):
-        trainer.train(small_run.config(shards=str(tmp_path / 'shards')), tmp_path / 'run', QUIET)
+        trainer.train(
+            RunConfig.from_dict(small_run.config(shards=str(tmp_path / 'shards'))),
+            tmp_path / 'run',
+            QUIET,
+        )
 
 
 @pytest.mark.parametrize(
@@ -365,5 +374,5 @@ def test_shards_of_another_image_size(small_run, tmp_path, unread):
 def test_settings_are_checked_before_weights_are_read(small_run, tmp_path, unread, wrong, message):
     """Half a minute at full size."""
     with pytest.raises(UserError, match=message):
-        trainer.train(small_run.config(**wrong), tmp_path / 'run', QUIET)
+        trainer.train(RunConfig.from_dict(small_run.config(**wrong)), tmp_path / 'run', QUIET)
     assert not (tmp_path / 'run').exists()

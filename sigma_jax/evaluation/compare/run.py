@@ -165,14 +165,14 @@ def by_row(trainings: Sequence[Training]) -> dict[str, list[Training]]:
 
 def gates_of(training: Training) -> dict[str, Any]:
     """The gates that a training's config names."""
-    return dict(training.config.get('ablation', {}))
+    return training.config.to_dict()['ablation']
 
 
 def measure_once(inputs: Inputs, training: Training) -> Measured:
     """`of_policy` or `of_sigma`, read where an interrupted evaluation of the same has kept it."""
     key = {
         'training': [str(training.folder.resolve()), *newest(training.folder / 'checkpoints')],
-        'config': dict(training.config),
+        'config': training.config.to_dict(),
         'role': training.role,
         'shards': hashlib.sha256((inputs.shards / META).read_bytes()).hexdigest(),
         'baselines': (inputs.shards / RECORD).read_text(),
@@ -234,7 +234,7 @@ def of_policy(inputs: Inputs, training: Training) -> Measured:
         inputs.shards,
         inputs.split,
         inputs.episodes_at_once,
-        policy.config['tokenizer'],
+        policy.config.tokenizer,
         policy.statistics,
         policy.base.policy,
         decoded=inputs.decoded,

@@ -13,6 +13,7 @@ from sigma_jax.data.shards.meta import META, read_meta
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained import read_config
 from sigma_jax.training.checkpoints import compare, whole_steps
+from sigma_jax.training.config import RunConfig
 from sigma_jax.types import Ablation
 
 FULL, NO_TAU, ABLATION, TUNED = 'full', 'no_tau', 'ablation', 'flow_matching'
@@ -25,27 +26,22 @@ class Training:
 
     row: str
     folder: pathlib.Path
-    config: Mapping[str, Any]
+    config: RunConfig
 
     @property
     def seed(self) -> int:
         """The seed it was trained with."""
-        return self.config['seed']
+        return self.config.seed
 
     @property
     def role(self) -> str:
         """'full' Sigma, 'no_tau' (that gate alone off), another 'ablation', or 'flow_matching'."""
-        if self.config['objective'] != 'sigma':
+        if self.config.kind.trains_policy:
             return TUNED
-        gates = {
-            k: v
-            for k, v in self.config.get('ablation', {}).items()
-            if float(v) != vars(Ablation())[k]
-        }
-        if gates or 'lora' not in self.config['trainable']:
-            return (
-                NO_TAU if set(gates) == {'tau'} and 'lora' in self.config['trainable'] else ABLATION
-            )
+        usual = vars(Ablation())
+        gates = {k for k, v in vars(self.config.ablation).items() if v != usual[k]}
+        if gates or 'lora' not in self.config.trainable:
+            return NO_TAU if gates == {'tau'} and 'lora' in self.config.trainable else ABLATION
         return FULL
 
 
@@ -96,7 +92,7 @@ def finished(folder: pathlib.Path) -> bool:
     return (
         (folder / 'config.json').is_file()
         and bool(steps)
-        and steps[-1] >= read_config(folder)['steps']
+        and steps[-1] >= read_config(folder).steps
     )
 
 
@@ -153,9 +149,10 @@ def apart(one: Training, other: Training, *but: str) -> list[str]:
     out.
     """
     plain = [
-        {k: v for k, v in training.config.items() if k not in but} for training in (one, other)
+        {k: v for k, v in training.config.to_dict().items() if k not in but}
+        for training in (one, other)
     ]
-    told = [(c.get('steps'), c.get('loader', {}).get('augment')) for c in plain]
+    told = [(t.config.steps, t.config.loader.augment) for t in (one, other)]
     names = ('steps', 'loader.augment')
     more = [f'{n}: {a!r} and {b!r}' for n, a, b in zip(names, *told, strict=True) if a != b]
     return compare(*plain) + more
@@ -171,7 +168,7 @@ def check_held_out(training: Training, shards: pathlib.Path, split: str) -> str:
     """
     if split == 'train':
         return ''
-    own = pathlib.Path(training.config['shards'])
+    own = pathlib.Path(training.config.shards)
     ours, theirs = read_meta(shards), read_meta(own) if (own / META).is_file() else None
     learned, judging = learned_from(training, theirs), seen.of_split(ours, split)
     if learned is not None and judging is not None:

@@ -4,7 +4,6 @@ in training.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,13 +14,15 @@ from sigma_jax.backbones import pi05
 from sigma_jax.data.shards.meta import read_meta
 from sigma_jax.evaluation.cost import flops
 from sigma_jax.policies import sampling
-from sigma_jax.training import memory_check
+from sigma_jax.training.build import build
+from sigma_jax.training.config import RunConfig
+from sigma_jax.training.optimizer import OptimizerConfig
 from sigma_jax.types import Ablation, ActionScaling, Batch, to_batch
 
 
 def cost(
     parameters: Mapping[str, int] | None = None,
-    config: Mapping[str, Any] | None = None,
+    config: RunConfig | None = None,
     own: int | None = None,
     base: int | None = None,
 ) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def cost(
     parts = [x for x in (own, base) if x is not None]
     return {
         'trainable_parameters': learning,
-        'steps': None if config is None else config['steps'],
+        'steps': None if config is None else config.steps,
         'training_windows': None if config is None else seen(config),
         'flops_training': None if config is None else of_training(config),
         'flops_own': own,
@@ -52,48 +53,42 @@ def single(trained: Any, batch: Mapping[str, Any]) -> dict[str, dict]:
     return {'pi05': cost(base=sample), 'sigma': own}
 
 
-def seen(config: Mapping[str, Any]) -> int:
+def seen(config: RunConfig) -> int:
     """Windows that training has taken, each as often as it came."""
-    return config['steps'] * config['batch_size'] * config['sequence_length']
+    return config.steps * config.windows_per_step
 
 
-def of_training(config: Mapping[str, Any]) -> int:
+def of_training(config: RunConfig) -> int:
     """Operations of a whole training: losses and gradients of all steps, the frozen policy's passes
     included.
 
     Sigma's also have one sample of the base for each window of its training split, where actions
     are residuals on it. Counted as if no other feature were read from disk (`config.features`).
     """
-    same = {
-        key: value
-        for key, value in config.items()
-        if key not in ('seed', 'ablation', 'ablations', 'steps')
-    }
-    step, sample = _of_parts(json.dumps(same, sort_keys=True))
-    sampled_windows = 0
-    if (
-        config['objective'] == 'sigma'
-        and float(config.get('ablation', {}).get('residual', 1.0)) != 0
-    ):
-        sampled_windows = read_meta(config['shards'])['windows']['train'] if config['shards'] else 0
-    return config['steps'] * step + sampled_windows * sample
+    same = dataclasses.replace(
+        config, seed=0, steps=1, ablation=Ablation(), ablations='', optimizer=OptimizerConfig()
+    )
+    step, sample = _of_parts(same)
+    sampled = config.kind.needs_base_actions and config.ablation.residual != 0 and config.shards
+    windows = read_meta(config.shards)['windows']['train'] if sampled else 0
+    return config.steps * step + windows * sample
 
 
 @functools.cache
-def _of_parts(config: str) -> tuple[int, int]:
+def _of_parts(config: RunConfig) -> tuple[int, int]:
     """(operations of a step, of one sample of the base for one window)."""
-    job, _ = memory_check.make_job(json.loads(config))
+    plan = build(config, assume=True)
 
     def gradient(trainable, frozen, batch):
         def loss(t):
-            return job.goal(
+            return plan.objective(
                 t, frozen, batch, Ablation(), jax.random.key(0), jnp.zeros((), jnp.int32)
             )
 
         return jax.grad(loss, has_aux=True)(trainable)
 
-    step = job.accumulate * flops.count(gradient, job.trainable, job.frozen, job.batch)
-    return step, of_sample(job.goal.config, job.batch)
+    count = flops.count(gradient, plan.trainable, plan.frozen, plan.batch)
+    return config.accumulate * count, of_sample(plan.objective.config, plan.batch)
 
 
 def of_sigma(trained: Any, batch: Mapping[str, Any]) -> int:

@@ -1,0 +1,192 @@
+"""All settings of a run as one frozen value, made once from the config of a script.
+
+The files in configs/ explain every value; `RunConfig.from_dict` takes what they return, or what a
+run has written into its config.json, also years ago.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sigma_jax.convert.base_policy import ModelConfig
+from sigma_jax.errors import UserError
+from sigma_jax.nn.lora import LoraConfig
+from sigma_jax.nn.quant import QuantConfig
+from sigma_jax.objectives import kinds
+from sigma_jax.settings import from_section
+from sigma_jax.sigma.config import SigmaConfig
+from sigma_jax.sigma.curriculum import CurriculumConfig
+from sigma_jax.sigma.losses import LossConfig
+from sigma_jax.training.optimizer import OptimizerConfig
+from sigma_jax.types import Ablation
+
+# what a section's dataclass holds beside the settings: sizes of base and data, the run's own steps
+DERIVED = {'sigma': ('d_model', 'state_dim', 'action_dim'), 'optimizer': ('total_steps',)}
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderConfig:
+    """How windows are read: decoding processes, whether decoded ones stay in memory, augmented."""
+
+    num_workers: int = 0
+    cache: bool = True
+    augment: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Steps between rows of the log, and between shares of the gradient norm (0: none)."""
+
+    every: int = 10
+    shares: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Steps between checkpoints, and how many stay."""
+
+    every: int = 200
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Rows of gates and seeds that are trained side by side."""
+
+    rows: tuple[tuple[str, Ablation], ...]  # in order
+    seeds: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Every setting of a run; see configs/defaults.py for each.
+
+    Raises UserError for numbers of steps between rows or checkpoints that are none.
+    """
+
+    objective: str = 'sigma'
+    trainable: tuple[str, ...] = ('sigma', 'lora')
+    base: str = ''
+    shards: str = ''
+    tokenizer: str = 'assets/tokenizer/tokenizer.json'
+    stats_from: str = 'base'
+    relative_joints: tuple[bool, ...] = ()
+    freeze: tuple[str, ...] = ()
+    state_noise: float = 0.0
+    seed: int = 0
+    steps: int = 800
+    batch_size: int = 4
+    sequence_length: int = 4
+    accumulate: int = 1
+    ema: float | None = None
+    loader: LoaderConfig = LoaderConfig()
+    features: str = ''
+    log: LogConfig = LogConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    triton: bool = False
+    compilation_cache: str = ''
+    model: ModelConfig = ModelConfig()
+    quant: QuantConfig = QuantConfig()
+    lora: LoraConfig = LoraConfig()
+    sigma: SigmaConfig = SigmaConfig()
+    loss: LossConfig = LossConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ablation: Ablation = Ablation()
+    ablations: str | Grid = ''
+
+    def __post_init__(self) -> None:
+        for name, every in (('log', self.log.every), ('checkpoint', self.checkpoint.every)):
+            if every < 1:
+                raise UserError(f'{name}.every: expected at least 1 step, got {every}; correct it')
+        if (keep := self.checkpoint.keep) < 1:
+            raise UserError(f'checkpoint.keep: expected at least 1, got {keep}; correct it')
+
+    @property
+    def kind(self) -> Any:
+        """What is known of its objective; see `objectives.kinds`."""
+        return kinds.find(self.objective)
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows that one optimiser step learns from."""
+        return self.batch_size * self.sequence_length
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> 'RunConfig':
+        """The config that a nested dictionary describes; what it lacks has its default.
+
+        Args:
+          settings: as `get_config().to_dict()` of a file in configs/, or a run's config.json.
+
+        Raises:
+          UserError: an unknown key, a row of another length or kind, a value that makes no sense.
+        """
+        made = {name: make(settings[name]) for name, make in _SECTIONS.items() if name in settings}
+        config = from_section(cls, {**settings, **made}, '')
+        steps = dataclasses.replace(config.optimizer, total_steps=config.steps)
+        return dataclasses.replace(config, optimizer=steps)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` takes, as JSON can hold it: lists, and 'inf' for a ramp without end."""
+        plain = json.loads(json.dumps(_plain(self)))
+        for section, names in DERIVED.items():
+            for name in names:
+                del plain[section][name]
+        return plain
+
+
+def numbers(values: Mapping[str, Any], where: str) -> dict[str, float]:
+    """Gates as numbers; the text 'inf' is one. Raises UserError for what is none."""
+    try:
+        return {name: float(value) for name, value in values.items()}
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f'{where}: expected gates that are numbers, got {dict(values)}; 0 switches a part off'
+        ) from error
+
+
+def _gates(values: Mapping[str, Any]) -> Ablation:
+    return from_section(Ablation, numbers(values, 'ablation'), 'ablation')
+
+
+def _grid(value: str | Mapping[str, Any]) -> str | Grid:
+    if isinstance(value, str):
+        return value
+    order = value.get('order', list(value['rows']))
+    rows = tuple((name, _gates(value['rows'][name])) for name in order)
+    return Grid(rows, tuple(value['seeds']))
+
+
+def _plain(value: Any) -> Any:
+    """A config as nested dictionaries of what JSON has."""
+    if isinstance(value, Grid):
+        rows = {name: _plain(row) for name, row in value.rows}
+        return {'rows': rows, 'order': list(rows), 'seeds': list(value.seeds)}
+    if isinstance(value, ModelConfig):
+        return value.to_section()
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _section(kind: type, where: str) -> Callable[[Mapping[str, Any]], Any]:
+    return lambda values: from_section(kind, values, where)
+
+
+_SECTIONS: dict[str, Callable[[Any], Any]] = {
+    name: _section(kind, name)
+    for name, kind in {
+        'loader': LoaderConfig,
+        'log': LogConfig,
+        'checkpoint': CheckpointConfig,
+        'quant': QuantConfig,
+        'lora': LoraConfig,
+        'sigma': SigmaConfig,
+        'loss': LossConfig,
+        'curriculum': CurriculumConfig,
+        'optimizer': OptimizerConfig,
+    }.items()
+} | {'model': ModelConfig.from_section, 'ablation': _gates, 'ablations': _grid}

@@ -1,0 +1,65 @@
+"""Shapes of a batch as the loader gives it, from the shards' meta.json or from what is usual."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sigma_jax.training.config import RunConfig
+from sigma_jax.types import ActionScaling, Batch, Observation
+
+# of data that is not there yet
+USUAL: dict[str, Any] = {
+    'camera_names': ('up', 'side'),
+    'state_names': range(6),
+    'action_names': range(6),
+    'max_prompt_len': 200,
+    'max_text_len': 48,
+}
+
+
+def batch_shapes(
+    config: RunConfig, side: int, sequences: int, horizon: int, meta: Any = None
+) -> Batch:
+    """A batch [sequences windows ...] by shapes.
+
+    Args:
+      config: of the run.
+      side: of an image, in pixels.
+      sequences: how many.
+      horizon: actions of a window where there are no shards.
+      meta: what the shards hold; None: what is usual stands for it.
+    """
+    meta = USUAL | {'horizon': horizon} | (meta or {})
+    lead, views = (sequences, config.sequence_length), len(meta['camera_names'])
+    optional: dict[str, Any] = {}
+
+    def array(*shape: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct((*lead, *shape), dtype)
+
+    def tokens(length: int) -> tuple[Any, Any]:
+        return array(length, dtype=jnp.int32), array(length, dtype=bool)
+
+    if config.sigma.use_depth:
+        optional['depth'] = array(len(meta.get('depth_names', ())) or views, side, side, 1)
+    if config.sigma.use_audio:
+        optional['audio'] = array(meta.get('audio_samples', 16000))
+    observation = Observation(
+        array(views, side, side, 3, dtype=jnp.uint8),
+        array(views, dtype=bool),
+        *tokens(meta['max_prompt_len']),
+        *tokens(meta['max_text_len']),
+        array(len(meta['state_names'])),
+        **optional,
+    )
+    actions = array(meta['horizon'], len(meta['action_names']))
+    mask, flag = array(meta['horizon'], dtype=bool), array(dtype=bool)
+    number = array(dtype=jnp.int32)
+    return Batch(observation, actions, mask, actions, flag, flag, number, number, number)
+
+
+def scaling_shapes(width: int) -> ActionScaling:
+    """Shapes of `actions.action_scaling` for so many actions."""
+    a_joint: Any = jax.ShapeDtypeStruct((width,), jnp.float32)
+    return ActionScaling(*[a_joint] * len(dataclasses.fields(ActionScaling)))
