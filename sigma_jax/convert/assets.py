@@ -143,9 +143,13 @@ def trained_with(
 ) -> Beside:
     """How a policy trained on `base` sees the world: as its base, by the statistics and joints of
     its training, with the views and prompts of its shards.
+
+    The base's longest prompt stays: what is padded counts for nothing, and a task that is longer
+    than those of the training is none too long for the model.
     """
     policy = dataclasses.replace(
         cut_with(base.policy, meta),
+        max_prompt_len=base.policy.max_prompt_len,
         relative_joints=tuple(relative_joints),
         cameras=tuple(meta['camera_names']),
         rename_map=(),  # the cameras are the data's own

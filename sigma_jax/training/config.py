@@ -103,6 +103,8 @@ class RunConfig:
                 raise UserError(f'{name}.every: expected at least 1 step, got {every}; correct it')
         if (keep := self.checkpoint.keep) < 1:
             raise UserError(f'checkpoint.keep: expected at least 1, got {keep}; correct it')
+        until = dataclasses.replace(self.optimizer, total_steps=self.steps)
+        object.__setattr__(self, 'optimizer', until)  # its decay ends with the run, however changed
 
     @property
     def kind(self) -> Any:
@@ -125,9 +127,7 @@ class RunConfig:
           UserError: an unknown key, a row of another length or kind, a value that makes no sense.
         """
         made = {name: make(settings[name]) for name, make in _SECTIONS.items() if name in settings}
-        config = from_section(cls, {**settings, **made}, '')
-        steps = dataclasses.replace(config.optimizer, total_steps=config.steps)
-        return dataclasses.replace(config, optimizer=steps)
+        return from_section(cls, {**settings, **made}, '')
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` takes, as JSON can hold it: lists, and 'inf' for a ramp without end."""

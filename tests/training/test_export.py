@@ -172,8 +172,8 @@ def names(folder):
 @pytest.mark.parametrize(
     ('settings', 'want'),
     [
-        ({}, (32, 120)),
-        ({'prompt_state_dim': 0, 'max_prompt_len': 200}, (0, 120)),
+        ({}, (32, None)),
+        ({'prompt_state_dim': 0, 'max_prompt_len': 200}, (0, 200)),
         ({'prompt_state_dim': -1, 'max_prompt_len': 80}, (-1, 80)),
     ],
 )
