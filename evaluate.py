@@ -22,9 +22,9 @@ from sigma_jax.evaluation import runner
 from sigma_jax.evaluation.compare import runs
 from sigma_jax.evaluation.measure import EvaluationConfig
 from sigma_jax.evaluation.report.console import show
-from sigma_jax.evaluation.trained import read_config
 from sigma_jax.sigma import adapter
 from sigma_jax.training.compilation import keep_programs
+from sigma_jax.training.config import read_config
 
 
 @reports_user_errors

@@ -1,7 +1,7 @@
 """What `benchmarks/train.py` measures of ours: steps and sampler calls with random weights, built
 as any run is.
 
-A case is built from `configs/defaults.py` by `assembly`, `objective` and `train_step`, as
+A case is built from `configs/defaults.py` by `training.build`, `materialise` and `step`, as
 `train.py` builds a run; only weights and batch are random. Weights are made on the host and stored
 as `config.quant` says, so that the device never holds more than they take there.
 """

@@ -140,7 +140,7 @@ def side_by_side(
     step: Step, count: int, share: Callable[[Frozen, Batch], Batch] = lambda frozen, batch: batch
 ):
     """`all_rows(rows, frozen, batch, gates) -> (rows, metrics [m])` from a step of
-    `train_step.make_step`.
+    `training.step.make_step`.
 
     `count` members are computed at once under `jax.vmap`, then the next ones, in one program: all
     at once they would outgrow a CPU's caches, or a GPU's memory. `count` must divide their number

@@ -48,7 +48,8 @@ def check_tensors(
 
 
 def check_dtypes(found: Mapping[str, np.dtype], paths: Mapping[str, str], where: str) -> None:
-    """Raises UserError where tensors that belong together (`pytorch.DTYPE_GROUPS`) differ in dtype.
+    """Raises UserError where tensors that belong together (`weight_names.DTYPE_GROUPS`) differ in
+    dtype.
 
     `paths` maps each name in `found` to its leaf.
     """

@@ -12,7 +12,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.policies import sampling
 from sigma_jax.training.checkpoints import FREE, Checkpoints, parameter_count
-from sigma_jax.training.config import RunConfig
+from sigma_jax.training.config import RunConfig, read_config
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Parts
 from sigma_jax.types import Ablation, PyTree, SigmaOutput, to_batch
@@ -51,16 +51,6 @@ class Library:
             parts = Parts(config, Devices(jax.local_devices()[:1]))
             self._opened[key] = parts, xla.jit(make(parts))
         return self._opened[key]
-
-
-def read_config(workdir: pathlib.Path) -> RunConfig:
-    """The config of a training. Raises UserError where there was none."""
-    file = workdir / 'config.json'
-    if not file.is_file():
-        raise UserError(
-            f'expected a training folder at {workdir}, got no config.json in it; run train.py first'
-        )
-    return RunConfig.from_dict(json.loads(file.read_text()))
 
 
 def read_newest(workdir: pathlib.Path) -> tuple[int, PyTree]:

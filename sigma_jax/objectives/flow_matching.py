@@ -43,7 +43,7 @@ class FlowMatching:
         return True
 
     def __call__(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key, step):
-        """See `train_step.Objective`; windows of a sequence are independent examples."""
+        """See `training.step.Objective`; windows of a sequence are independent examples."""
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
         dropout_key = jax.random.split(key, 3)[2]
         relative = batch.actions - action_origin(batch.observation.state, frozen.scaling)

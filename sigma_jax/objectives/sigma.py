@@ -117,7 +117,7 @@ class SigmaObjective:
         return terms, weights, metrics | curriculum.columns(weights)
 
     def __call__(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key, step):
-        """See `train_step.Objective`."""
+        """See `training.step.Objective`."""
         terms, weights, metrics = self.terms(trainable, frozen, batch, ablation, key, step)
         return losses.combine(terms, weights, batch.mask, self.loss.alignment_scale), metrics
 

@@ -1,12 +1,13 @@
 """All settings of a run as one frozen value, made once from the config of a script.
 
 The files in configs/ explain every value; `RunConfig.from_dict` takes what they return, or what a
-run has written into its config.json, also years ago.
+run has written into its config.json, with an older version too.
 """
 
 import dataclasses
 import json
 import math
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from sigma_jax.sigma.losses import LossConfig
 from sigma_jax.training.optimizer import OptimizerConfig
 from sigma_jax.types import Ablation
 
+NAMED = ('objective', 'base', 'shards', 'seed', 'steps')  # by every run, of any version
 # what a section's dataclass holds beside the settings: sizes of base and data, the run's own steps
 DERIVED = {'sigma': ('d_model', 'state_dim', 'action_dim'), 'optimizer': ('total_steps',)}
 
@@ -136,6 +138,36 @@ class RunConfig:
             for name in names:
                 del plain[section][name]
         return plain
+
+
+def read_config(workdir: pathlib.Path) -> RunConfig:
+    """The config of a training folder.
+
+    Args:
+      workdir: where train.py has written config.json.
+
+    Raises:
+      UserError: no config there, a damaged one, or one without what every run has named.
+    """
+    file = workdir / 'config.json'
+    if not file.is_file():
+        raise UserError(
+            f'expected a training folder at {workdir}, got no config.json in it; run train.py first'
+        )
+    try:
+        settings = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(
+            f'expected JSON in {file}, got {error}; it is damaged: run train.py again with the '
+            'same settings and workdir, which writes it anew'
+        ) from error
+    missing = [name for name in NAMED if not isinstance(settings, dict) or name not in settings]
+    if missing:
+        raise UserError(
+            f'expected the settings of a run in {file}, got none of {", ".join(missing)}; name a '
+            'folder that train.py has written'
+        )
+    return RunConfig.from_dict(settings)
 
 
 def numbers(values: Mapping[str, Any], where: str) -> dict[str, float]:

@@ -45,7 +45,7 @@ class Devices:
         return jax.device_put(tree) if self.count == 1 else jax.device_put(tree, self._rows)
 
     def jit(self, step: Callable, triton: bool = False) -> Callable:
-        """A step of `train_step.make_step`, compiled; its state is given away and comes back on
+        """A step of `training.step.make_step`, compiled; its state is given away and comes back on
         every device.
         """
         options: dict[str, Any] = {'donate_argnums': 0, 'triton': triton}

@@ -29,7 +29,7 @@ from sigma_jax.processing import normalize
 from sigma_jax.processing.spec import OURS
 from sigma_jax.training.build import Blueprint, build
 from sigma_jax.training.checkpoints import Checkpoints, whole_steps
-from sigma_jax.training.config import RunConfig
+from sigma_jax.training.config import RunConfig, read_config
 
 PyTree = Any
 RECORD, ADAPTER, HEADS, MERGED, STATISTICS = (
@@ -120,12 +120,7 @@ def read_run(workdir: pathlib.Path, step: int | None = None) -> Trained:
     """A checkpoint of a training folder. Raises UserError where there is none of that step, naming
     those there are.
     """
-    file = workdir / 'config.json'
-    if not file.is_file():
-        raise UserError(
-            f'expected a training folder at {workdir}, got no config.json in it; run train.py first'
-        )
-    config = RunConfig.from_dict(json.loads(file.read_text()))
+    config = read_config(workdir)
     steps = whole_steps(workdir / 'checkpoints')
     if not steps or (step is not None and step not in steps):
         wanted = 'a checkpoint' if step is None else f'checkpoint {step}'

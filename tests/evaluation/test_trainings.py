@@ -12,6 +12,8 @@ from sigma_jax.evaluation.compare import runs
 def make(folder, seed=0, step=3, **changes):
     config = {
         'objective': 'sigma',
+        'base': 'base',
+        'shards': 'shards',
         'trainable': ['sigma', 'lora'],
         'seed': seed,
         'steps': 3,

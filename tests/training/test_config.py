@@ -10,7 +10,7 @@ import pytest
 from sigma_jax import cli
 from sigma_jax.errors import UserError
 from sigma_jax.training.build import build
-from sigma_jax.training.config import Grid, RunConfig
+from sigma_jax.training.config import Grid, RunConfig, read_config
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.run import Run
 from sigma_jax.types import Ablation
@@ -66,6 +66,24 @@ def test_a_file_that_names_less_has_the_defaults():
 def test_what_makes_no_sense(settings, sentence):
     with pytest.raises(UserError, match=sentence):
         RunConfig.from_dict(settings)
+
+
+@pytest.mark.parametrize(
+    ('text', 'sentence'),
+    [
+        (None, 'expected a training folder at .*, got no config.json'),
+        ('{"steps":', 'expected JSON in .*config.json, got .*; it is damaged'),
+        ('[1]', 'expected the settings of a run in .*, got none of objective, base, shards'),
+        ('{}', 'got none of objective, base, shards, seed, steps; name a folder that train.py'),
+        ('{"objective": "sigma", "shards": "", "seed": 0, "steps": 1}', 'got none of base; name'),
+    ],
+)
+def test_a_folder_that_no_training_has_written(tmp_path, text, sentence):
+    """Never a run of defaults, around a base of random weights."""
+    if text is not None:
+        (tmp_path / 'config.json').write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        read_config(tmp_path)
 
 
 def test_an_objective_that_does_not_exist():

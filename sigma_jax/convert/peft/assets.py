@@ -65,7 +65,7 @@ def merged(
     """What belongs beside `base` with the adapter in `folder` merged in; one note says whose it is
     and what differs.
 
-    `stats` names other statistics, which then count (`horizon` as in `beside.read`).
+    `stats` names other statistics, which then count (`horizon` as in `assets.read`).
 
     Raises:
       UserError: damaged files, an adapter of another policy than pi0.5, or settings whose

@@ -11,9 +11,8 @@ from typing import Any
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.meta import META, read_meta
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation.trained import read_config
 from sigma_jax.training.checkpoints import compare, whole_steps
-from sigma_jax.training.config import RunConfig
+from sigma_jax.training.config import RunConfig, read_config
 from sigma_jax.types import Ablation
 
 FULL, NO_TAU, ABLATION, TUNED = 'full', 'no_tau', 'ablation', 'flow_matching'

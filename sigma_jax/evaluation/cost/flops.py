@@ -18,7 +18,7 @@ def count(function: Callable, *arguments: Any) -> int:
     """Floating-point operations of `function(*arguments)`; only shapes are read.
 
     What is compiled already is traced as it is: inside another trace JAX refuses options for XLA
-    (`compiler.options`).
+    (`xla.options`).
     """
     compiled = function if hasattr(function, 'trace') else jax.jit(function)
     return of_jaxpr(compiled.trace(*arguments).jaxpr.jaxpr)
