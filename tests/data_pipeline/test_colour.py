@@ -29,7 +29,7 @@ RANGES = {'untagged': 0, 'limited': 1, 'full': 2}
 PATCH, ROWS, COLUMNS = 16, 6, 8
 LOSSLESS = {
     'libx264': {'qp': '0'},
-    'libx265': {'x265-params': 'lossless=1:log-level=none'},
+    'libx265': {'x265-params': 'lossless=1:bframes=0:log-level=none'},
     'libsvtav1': {'crf': '1'},
 }
 
