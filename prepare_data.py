@@ -37,8 +37,9 @@ from rich.text import Text
 from sigma_jax.cli import run_with_config
 from sigma_jax.convert.base_policy import Base, check_image_size
 from sigma_jax.data.shards.contact_sheet import contact_sheet
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.export_pt import export
-from sigma_jax.data.shards.meta import camera_names, read_meta
+from sigma_jax.data.shards.meta import camera_names, source_keys
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.data.shards.prepare import Result, prepare, welcome
 from sigma_jax.data.shards.summary import sections
@@ -107,10 +108,11 @@ def inspect(out: pathlib.Path, windows: int, console: Console) -> None:
     """Prints what meta.json says, a table a section, and draws `windows` windows into
     `out`/contact_sheet.png.
     """
-    for title, rows in sections(read_meta(out)):
+    shards = open_shards(out)
+    for title, rows in sections(shards.meta):
         if rows:
             console.print(section_table(title, rows))
-    atomic_write(out / SHEET, contact_sheet(out, windows))
+    atomic_write(out / SHEET, contact_sheet(shards, windows))
     console.print(f'{out / SHEET}: written', highlight=False)
 
 
@@ -118,8 +120,8 @@ def export_pt(shards: str, out: str, console: Console) -> None:
     """Writes finished shards in the paper's container under a progress bar."""
     with progress_bar(console) as bar:
         task = bar.add_task('windows', total=None)
-        about = export(shards, out, progress=functools.partial(_advance, bar, task))
-    console.print(f'{out}: {sum(about["shards"]["windows"].values())} windows', highlight=False)
+        about = export(open_shards(shards), out, progress=functools.partial(_advance, bar, task))
+    console.print(f'{out}: {about.shards.total} windows', highlight=False)
 
 
 def section_table(title: str, rows: list[tuple[str, str]]) -> Table:
@@ -149,12 +151,8 @@ def fitting_base(config: ConfigDict, sampled: bool = True) -> Base:
         base_actions.check_policy(base, settings, config.data.horizon)
     check_image_size(base, config.data.image_size)
     keys = config.data.cameras
-    views = {
-        'camera_names': camera_names(keys),
-        'cameras': keys,
-        'camera_map': config.data.get('camera_map', ()),
-    }
-    fitting.check_cameras(base.policy, views)
+    theirs = source_keys(keys, config.data.get('camera_map', ()))
+    fitting.check_cameras(base.policy, camera_names(keys), theirs)
     return base
 
 
@@ -168,9 +166,7 @@ def accept_robot(config: ConfigDict, console: Console) -> Callable[[Dataset], No
 
     def accept(dataset: Dataset) -> None:
         try:
-            base_actions.check_robot(
-                base, {'state_names': dataset.state_names, 'action_names': dataset.action_names}
-            )
+            base_actions.check_robot(base, dataset)
         except UserError as error:
             if _SAMPLE.value:
                 raise
@@ -211,7 +207,7 @@ def sample_baselines(settings: ConfigDict, console: Console) -> None:
     with progress_bar(console) as bar:
         task = bar.add_task('baselines', total=None)
         base_actions.write_baselines(
-            _OUT.value,
+            open_shards(_OUT.value),
             from_section(base_actions.BaselineConfig, settings.to_dict(), 'baselines'),
             functools.partial(_advance, bar, task),
         )
@@ -233,20 +229,20 @@ def summarise(result: Result, console: Console) -> None:
     meta = result.meta
     state = 'already complete, nothing to do' if result.was_complete else 'written'
     console.print(f'{_OUT.value}: {state}', highlight=False)
-    for split, count in meta['windows'].items():
+    for split, count in meta.windows.items():
         reasons = ', '.join(
-            f'{number} {reason}' for reason, number in meta['dropped'][split].items() if number
+            f'{number} {reason}' for reason, number in meta.dropped[split].items() if number
         )
-        episodes = len(meta['splits'][split])
+        episodes = len(meta.splits[split])
         console.print(
             f'  {split}: {count} windows of {episodes} episodes; dropped: {reasons or "none"}',
             highlight=False,
         )
-    for index, reason in meta['bad_episodes'].items() if 'bad_episodes' in meta else ():
+    for index, reason in meta.bad_episodes.items():
         console.print(f'  episode {index} left out: {reason}', highlight=False, markup=False)
-    for note in meta.get('notes', ()):
+    for note in meta.notes:
         console.print(f'  {note}', highlight=False, markup=False)
-    for quantity, names in meta['near_constant'].items():
+    for quantity, names in meta.near_constant.items():
         if names:
             console.print(
                 f'  {quantity} hardly moves in {", ".join(names)}: normalisation clamped',

@@ -12,22 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 from sigma_jax.cli import reports_user_errors
-from sigma_jax.data.shards.meta import read_meta
-from sigma_jax.data.shards.records import Records, read_baselines
+from sigma_jax.data.shards.directory import Split, open_shards
 from sigma_jax.evaluation import arms, metrics
 from sigma_jax.types import Actions
 
 
-def read_split(shards: str, split: str, meta: dict) -> dict[str, np.ndarray]:
+def read_split(split: Split) -> dict[str, np.ndarray]:
     """State, actions, mask and the base's first sample of every window, raw units."""
-    records = Records(shards, split)
+    records = split.records()
     windows = [records.numbers(n) for n in range(len(records))]
-    shape = (len(records), meta['horizon'], len(meta['action_names']))
     return {
         'state': np.stack([state for state, _ in windows]),
         'actions': np.stack([actions for _, actions in windows]),
         'mask': np.stack([records[n].action_mask for n in range(len(records))]) > 0,
-        'base': read_baselines(shards, split, shape)[:, 0],
+        'base': split.base_actions()[:, 0],
     }
 
 
@@ -41,10 +39,9 @@ def main() -> None:
         '--shards', required=True, help='folder of prepare_data.py, run with --base'
     )
     flags = parser.parse_args()
-    meta = read_meta(flags.shards)
-    splits = {
-        split: read_split(flags.shards, split, meta) for split in ('train', 'calibration', 'test')
-    }
+    shards = open_shards(flags.shards)
+    chunk = shards.meta.chunk
+    splits = {name: read_split(shards.split(name)) for name in ('train', 'calibration', 'test')}
     mean = arms.mean_action(splits['train']['actions'], splits['train']['mask'])
     table = Table(
         'split',
@@ -63,7 +60,7 @@ def main() -> None:
             'mean': np.broadcast_to(mean, shape),
             'pi05': data['base'],
         }.items():
-            actions = Actions.from_trajectory(predicted, meta['chunk'])  # type: ignore[arg-type]
+            actions = Actions.from_trajectory(predicted, chunk)  # type: ignore[arg-type]
             errors = metrics.window_errors(actions, data['actions'], data['mask'])
             values = [f'{np.mean(error):.2f}' for error in errors.values()]
             table.add_row(split, str(shape[0]), name, *values)

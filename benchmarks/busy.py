@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks import train_cases
 from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.types import to_batch
 
@@ -22,7 +23,7 @@ def open_loader(case: train_cases.Case, shards: str, workers: int) -> Any:
         'sequence_length': case.windows,
     }
     reading: dict[str, Any] = {'shuffle': True, 'drop_remainder': True, 'num_workers': workers}
-    return make_loader(shards, 'train', tokenizer=tokenizer, **sizes, **reading)
+    return make_loader(open_shards(shards).split('train'), tokenizer=tokenizer, **sizes, **reading)
 
 
 def measure(case: dict, shards: str, workers: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from configs import data_so101
 from sigma_jax.data.lerobot.tables import Recording
 from sigma_jax.data.lerobot.writer import LeRobotWriter
 from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.data.video.encode import VideoSettings
@@ -102,8 +103,7 @@ def ours(
     """Windows a second, once the first `warm` have come."""
     tokenizer = load_tokenizer(data_so101.get_config().data.tokenizer)
     loader = make_loader(
-        shards,
-        'train',
+        open_shards(shards).split('train'),
         batch_size=batch,
         tokenizer=tokenizer,
         seed=1,

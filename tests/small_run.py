@@ -8,6 +8,7 @@ import pathlib
 from rich.console import Console
 
 from configs import data_so101, defaults
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.policies import base_actions
@@ -90,5 +91,5 @@ def make(root: pathlib.Path) -> SmallRun:
     }
     prepare(DataConfig.from_settings(settings), run.shards)
     trainer.train(RunConfig.from_dict(flow_config(run.shards)), run.flow, QUIET)
-    base_actions.write_baselines(run.shards, run.baseline_config())
+    base_actions.write_baselines(open_shards(run.shards), run.baseline_config())
     return run

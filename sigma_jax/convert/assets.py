@@ -12,7 +12,6 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from sigma_jax.convert.openpi import assets as openpi_assets
 from sigma_jax.convert.openpi import training_config
 from sigma_jax.convert.openpi.training_config import PROMPT
 from sigma_jax.convert.stats_source import NORM_STATS, asset_files, find_statistics, other_joints
+from sigma_jax.data.shards.meta import Meta
 from sigma_jax.errors import UserError
 from sigma_jax.processing import quantiles
 from sigma_jax.processing.normalize import Statistics, norm_stats_json, read_both
@@ -139,7 +139,7 @@ def trained_with(
     base: Beside,
     statistics: NormStats,
     relative_joints: Sequence[bool],
-    meta: Mapping[str, Any],
+    meta: Meta,
 ) -> Beside:
     """How a policy trained on `base` sees the world: as its base, by the statistics and joints of
     its training, with the views and prompts of its shards.
@@ -151,7 +151,7 @@ def trained_with(
         cut_with(base.policy, meta),
         max_prompt_len=base.policy.max_prompt_len,
         relative_joints=tuple(relative_joints),
-        cameras=tuple(meta['camera_names']),
+        cameras=meta.camera_names,
         rename_map=(),  # the cameras are the data's own
         state=statistics['state'].scaling,
         actions=statistics['actions'].scaling,

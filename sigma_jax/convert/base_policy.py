@@ -15,6 +15,7 @@ from sigma_jax.backbones.siglip import SiglipConfig
 from sigma_jax.convert import assets, checkpoint
 from sigma_jax.convert.openpi import training_config
 from sigma_jax.convert.source import Source, open_source
+from sigma_jax.data.shards.meta import Meta
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora
 from sigma_jax.processing import fitting, normalize
@@ -165,7 +166,7 @@ def count_in_order(params: PyTree, tokenizer: Tokenizer) -> PyTree:
     return trees.unflatten(flat | {path: table})
 
 
-def robot_statistics(base: Base, meta: Mapping[str, Any]) -> NormStats | None:
+def robot_statistics(base: Base, robot: fitting.Robot) -> NormStats | None:
     """The base's own statistics, cut to the robot's joints: openpi's have 32 entries whatever the
     robot.
 
@@ -173,15 +174,15 @@ def robot_statistics(base: Base, meta: Mapping[str, Any]) -> NormStats | None:
     """
     if base.norm_stats is None:
         return None
-    widths = {'state': len(meta['state_names']), 'actions': len(meta['action_names'])}
+    widths = {'state': len(robot.state_names), 'actions': len(robot.action_names)}
     return normalize.cut_to(base.norm_stats, widths, f'the statistics of {base.folder}')
 
 
-def check_images(base: Base, meta: Mapping[str, Any]) -> None:
+def check_images(base: Base, meta: Meta) -> None:
     """Raises UserError when the shards' images are not as the base takes them: size, resize, order
     of cameras.
     """
-    check_image_size(base, meta['image_size'])
+    check_image_size(base, meta.image_size)
     check_resize(base.policy, meta)
 
 
@@ -194,16 +195,16 @@ def check_image_size(base: Base, side: int) -> None:
         )
 
 
-def check_resize(policy: ProcessorConfig, meta: Mapping[str, Any]) -> None:
+def check_resize(policy: ProcessorConfig, meta: Meta) -> None:
     """Raises UserError when the shards' images were shrunk or their cameras ordered unlike the
     base's.
     """
-    side, sizes = meta['image_size'], meta.get('camera_sizes', {'of unknown size': None})
-    style = meta.get('resize', 'openpi')
-    if style != policy.resize and any(size != [side, side] for size in sizes.values()):
+    side, style = meta.image_size, meta.resize
+    sizes = [None] if meta.camera_sizes is None else list(meta.camera_sizes.values())
+    if style != policy.resize and any(size != (side, side) for size in sizes):
         raise UserError(
             f'expected images resized as {policy.resize!r} does, like those the base was trained '
             f'on, got {style!r} in the shards; prepare them again with '
             f'--config.data.resize={policy.resize}'
         )
-    fitting.check_cameras(policy, meta)
+    fitting.check_cameras(policy, meta.camera_names, meta.camera_keys)

@@ -1,20 +1,18 @@
 """Where the numbers of an evaluation come from, and how often test episodes have been read."""
 
 import datetime
-import hashlib
 import json
 import os
 import pathlib
 import subprocess
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from sigma_jax import __version__
-from sigma_jax.data.shards.meta import META
+from sigma_jax.data.shards.directory import Shards
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base_actions import RECORD
+from sigma_jax.policies.base_actions import check_baselines
 
 LOG = 'evaluations.jsonl'
 
@@ -68,18 +66,20 @@ def _splits(line: str) -> list[str] | None:
         return None
 
 
-def provenance(trained: Any, shards: pathlib.Path) -> dict[str, Any]:
+def provenance(trained: Any, shards: Shards) -> dict[str, Any]:
     """Everything that says where the numbers come from."""
-    record: Mapping[str, Any] = json.loads((shards / RECORD).read_text())
+    record = check_baselines(shards, '')
     return {
         'version': __version__,
         'commit': commit(),
         'jax': jax.__version__,
         'device': jax.devices()[0].device_kind,
         **trained.provenance,
-        'shards_digest': hashlib.sha256((shards / META).read_bytes()).hexdigest(),
+        'shards_digest': shards.digest,
         'baselines': {
-            key: record[key] for key in ('samples', 'seed', 'base_digest') if key in record
+            'samples': record.samples,
+            'seed': record.seed,
+            'base_digest': record.base_digest,
         },
         'parameters': trained.parameter_counts,
         'config': trained.config.to_dict(),

@@ -9,10 +9,9 @@ import numpy as np
 from rich.progress import Progress
 
 from sigma_jax.data.loader.loader import make_loader
-from sigma_jax.data.shards.meta import read_meta
-from sigma_jax.data.shards.records import read_baselines, read_index
+from sigma_jax.data.shards.directory import Split
 from sigma_jax.evaluation.replay import RUNS, NumpyBatch, Windows, pad_windows, replay
-from sigma_jax.processing.normalize import Statistics, denormalize, read_norm_stats
+from sigma_jax.processing.normalize import Statistics, denormalize
 from sigma_jax.processing.spec import ProcessorConfig
 from sigma_jax.processing.tokenizer import load_tokenizer
 
@@ -61,8 +60,7 @@ def read_only(batch: NumpyBatch) -> NumpyBatch:
 
 def replay_split(
     trained: Any,
-    shards: pathlib.Path,
-    split: str,
+    split: Split,
     episodes_at_once: int,
     bar: Progress,
     runs: Sequence[str] = RUNS,
@@ -72,17 +70,15 @@ def replay_split(
     """Every window of one split through Sigma, whole episodes at a time; `name` is what the bar
     shows.
     """
-    statistics = read_norm_stats(pathlib.Path(trained.config.shards) / 'norm_stats.json')['state']
-    batches = list_batches(trained, shards, split, episodes_at_once, decoded)
-    task = bar.add_task(
-        name or split, total=count_batches(shards, split, episodes_at_once), note=''
-    )
+    statistics = trained.shards.statistics['state']
+    batches = list_batches(trained, split, episodes_at_once, decoded)
+    task = bar.add_task(name or split.name, total=count_batches(split, episodes_at_once), note='')
     return replay(
         batches,
         trained.predict,
         trained.sequence_length,
         lambda state: denormalize(state, statistics),
-        base_samples(shards, split),
+        base_samples(split),
         lambda: bar.advance(task),
         trained.gates,
         runs,
@@ -91,19 +87,16 @@ def replay_split(
 
 def list_batches(
     trained: Any,
-    shards: pathlib.Path,
-    split: str,
+    split: Split,
     episodes_at_once: int,
     decoded: Decoded | None = None,
 ) -> Iterator[NumpyBatch]:
     """Batches of whole episodes as Sigma sees them, states normalised as in its training."""
-    statistics = pathlib.Path(trained.config.shards) / 'norm_stats.json'
     return whole_episodes(
-        shards,
         split,
         episodes_at_once,
         trained.config.tokenizer,
-        statistics,
+        trained.shards.statistics,
         trained.base.policy,
         'pi05',
         decoded,
@@ -111,8 +104,7 @@ def list_batches(
 
 
 def whole_episodes(
-    shards: pathlib.Path,
-    split: str,
+    split: Split,
     episodes_at_once: int,
     tokenizer: str,
     statistics: pathlib.Path | Mapping[str, Statistics],
@@ -127,11 +119,9 @@ def whole_episodes(
     """
 
     def make() -> Iterator[NumpyBatch]:
-        length = max(
-            int(np.bincount(read_index(shards, name).episode).max(initial=0)) for name in SPLITS
-        )
+        every = [split.shards.split(name).index for name in SPLITS]
+        length = max(int(np.bincount(index.episode).max(initial=0)) for index in every)
         loader = make_loader(
-            shards,
             split,
             batch_size=episodes_at_once,
             tokenizer=load_tokenizer(tokenizer),
@@ -142,20 +132,19 @@ def whole_episodes(
         )
         return (pad_windows(batch, length) for batch in loader)
 
-    settings = (shards, split, episodes_at_once, tokenizer, statistics, policy, baselines)
+    where = split.shards.path, split.name
+    settings = (where, episodes_at_once, tokenizer, statistics, policy, baselines)
     return make() if decoded is None else decoded(pickle.dumps(settings), make)
 
 
-def count_batches(shards: pathlib.Path, split: str, episodes_at_once: int) -> int:
+def count_batches(split: Split, episodes_at_once: int) -> int:
     """How many batches of whole episodes a split has."""
-    return -(-len(np.unique(read_index(shards, split).episode)) // episodes_at_once)
+    return -(-len(np.unique(split.index.episode)) // episodes_at_once)
 
 
-def base_samples(shards: pathlib.Path, split: str) -> np.ndarray | None:
+def base_samples(split: Split) -> np.ndarray | None:
     """All samples of the base [r m t a] where several were drawn."""
-    meta = read_meta(shards)
-    shape = (len(read_index(shards, split)), meta['horizon'], len(meta['action_names']))
-    samples = read_baselines(shards, split, shape)
+    samples = split.base_actions()
     return samples if samples.shape[1] > 1 else None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import Shards, open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation import measure
 from sigma_jax.evaluation.compare import cache
@@ -84,10 +84,9 @@ def run(
     check_splits(request.splits, request.stress)
     library, decoded = Library(), Decoded()
     trained = (load or load_with(library))(request.workdir, console)
-    shards = request.shards or pathlib.Path(trained.config.shards)
+    shards = open_shards(request.shards) if request.shards else trained.shards
     out = request.out or request.workdir
     check_baselines(shards, trained.base.digest)
-    meta = read_meta(shards)
     for told in check_first(request, trained.config, shards, out):
         console.print(told, highlight=False, soft_wrap=True)
     with trainer.progress_bar(console) as bar:
@@ -95,7 +94,7 @@ def run(
         for name in request.splits:
             again = None if name == 'train' else decoded  # no other training replays it
             splits[name] = replay_split(
-                trained, shards, name, request.episodes_at_once, bar, decoded=again
+                trained, shards.split(name), request.episodes_at_once, bar, decoded=again
             )
         state = None
         if 'calibration' in splits:
@@ -105,14 +104,20 @@ def run(
         'test_reads': count_test_reads(request.workdir, request.splits)
     }
     result = evaluate(
-        splits, request.config, trained.sigma_params, facts, meta['action_names'], state, more
+        splits,
+        request.config,
+        trained.sigma_params,
+        facts,
+        list(shards.meta.action_names),
+        state,
+        more,
     )
     write(result, out, request.workdir / 'train_log.csv')
     return result, out
 
 
 def check_first(
-    request: Request, config: RunConfig, shards: pathlib.Path, out: pathlib.Path
+    request: Request, config: RunConfig, shards: Shards, out: pathlib.Path
 ) -> list[str]:
     """What can be wrong with the end of an evaluation, looked at before its work; returns what
     there is to tell.
@@ -129,7 +134,7 @@ def check_first(
     )
     judging = [name for name in request.splits if name != 'train']
     notes = [
-        check_held_out(one, shards, split) for one in (*own, *request.rows) for split in judging
+        check_held_out(one, shards.split(name)) for one in (*own, *request.rows) for name in judging
     ]
     return [told for told in dict.fromkeys([check_log(request.workdir), *notes]) if told]
 
@@ -152,16 +157,16 @@ def check_writable(out: pathlib.Path) -> None:
                 folder.rmdir()
 
 
-def check_windows(splits: tuple[str, ...], shards: pathlib.Path) -> None:
+def check_windows(splits: tuple[str, ...], shards: Shards) -> None:
     """Raises UserError for a split of the shards that holds no window."""
-    counts = read_meta(shards)['windows']
+    counts = shards.meta.windows
     if not (empty := [name for name in splits if not counts[name]]):
         return
     others = ','.join(name for name in splits if counts[name])
     advice = f'evaluate the others (--splits={others}) or prepare' if others else 'prepare'
     raise UserError(
-        f'expected windows in split {empty[0]} of {shards}, got none; {advice} shards in a new '
-        'folder with whole episodes for it (config.data.split_fractions or '
+        f'expected windows in split {empty[0]} of {shards.path}, got none; {advice} shards in a '
+        'new folder with whole episodes for it (config.data.split_fractions or '
         f'config.data.{empty[0]}_episodes)'
     )
 
@@ -169,7 +174,7 @@ def check_windows(splits: tuple[str, ...], shards: pathlib.Path) -> None:
 def extras(
     request: Request,
     trained: Any,
-    shards: pathlib.Path,
+    shards: Shards,
     splits: dict[str, Windows],
     state: AdapterState | None,
     library: Library,
@@ -179,10 +184,10 @@ def extras(
     """What was asked for beside the evaluation of one checkpoint, by its key in the report; of the
     headline split.
     """
-    split, meta = headline(splits), read_meta(shards)
+    split = shards.split(headline(splits))
 
     def batches():
-        return list_batches(trained, shards, split, request.episodes_at_once, decoded)
+        return list_batches(trained, split, request.episodes_at_once, decoded)
 
     more: dict[str, Any] = {}
     if isinstance(trained, Trained) and not request.rows:
@@ -190,9 +195,9 @@ def extras(
     if request.stress and state is not None:
         task = bar.add_task('stress', total=None, note='')
         found = stress.report(
-            splits[split], stress.every_stress(splits[split], batches, trained), state
+            splits[split.name], stress.every_stress(splits[split.name], batches, trained), state
         )
-        more['stress'] = {'split': split} | found
+        more['stress'] = {'split': split.name} | found
         bar.update(task, total=1, completed=1)
     if request.robustness:
         base, task = (
@@ -201,28 +206,41 @@ def extras(
         )
 
         def pairs():
-            where = (shards, split, request.episodes_at_once)
             bases = whole_episodes(
-                *where, base.config.tokenizer, base.statistics, base.policy, decoded=decoded
+                split,
+                request.episodes_at_once,
+                base.config.tokenizer,
+                base.statistics,
+                base.policy,
+                decoded=decoded,
             )
             return zip(batches(), bases, strict=True)
 
         rows = robustness.table(
-            splits[split],
+            splits[split.name],
             pairs,
             trained,
             base.sample,
             state,
-            meta['stride'],
+            shards.meta.stride,
             lambda: bar.advance(task),
         )
-        sampled = len(every_level()) * len(splits[split].episode)
-        more['robustness'] = {'split': split, 'base_samples': sampled, 'rows': rows}
+        sampled = len(every_level()) * len(splits[split.name].episode)
+        more['robustness'] = {'split': split.name, 'base_samples': sampled, 'rows': rows}
     if request.rows:
-        place = (shards, split, request.episodes_at_once, request.config)
-        tools = (library, bar, request.out or request.workdir, decoded)
         inputs = comparison_run.Inputs(
-            request.rows, request.workdir, trained, splits, state, *place, *tools
+            trainings=request.rows,
+            lead=request.workdir,
+            opened=trained,
+            splits=splits,
+            state=state,
+            split=split,
+            episodes_at_once=request.episodes_at_once,
+            config=request.config,
+            library=library,
+            bar=bar,
+            out=request.out or request.workdir,
+            decoded=decoded,
         )
         more['comparison'] = comparison_run.compare_rows(inputs) | {
             'left_out': list(request.left_out)

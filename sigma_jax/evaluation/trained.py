@@ -80,10 +80,10 @@ class Trained:
         parts, self.forward = (library or Library()).open(
             self.config, lambda parts: parts.goal.forward
         )
-        self.frozen, self.base, self.meta, self.policy_stats = (
+        self.frozen, self.base, self.shards, self.policy_stats = (
             parts.frozen,
             parts.base,
-            parts.meta,
+            parts.shards,
             parts.statistics.policy,
         )
         self.sequence_length = self.config.sequence_length
@@ -123,7 +123,7 @@ class TrainedPolicy:
 
         def make(parts: Parts) -> Callable:
             return sampling.make_sampler(
-                sampling.bind_tuned(parts.goal.config), seed, draws, parts.meta['horizon']
+                sampling.bind_tuned(parts.goal.config), seed, draws, parts.shards.meta.horizon
             )
 
         parts, self.run = library.open(self.config, make)

@@ -8,9 +8,8 @@ batch nor on the order.
 
 import dataclasses
 import io
-import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,7 +26,8 @@ from sigma_jax.convert.base_policy import (
 )
 from sigma_jax.data.loader import loader as pipeline
 from sigma_jax.data.shards import tfds
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.base_record import BaseRecord
+from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.policies import sampling
@@ -36,8 +36,6 @@ from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import NormStats
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.types import to_batch
-
-RECORD = 'baselines.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,46 +51,46 @@ class BaselineConfig:
 
 
 def write_baselines(
-    shards_dir: str | pathlib.Path,
+    shards: Shards,
     config: BaselineConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
+) -> BaseRecord:
     """Samples the policy on all splits. Returns the record; finished splits of the same settings
     are kept.
 
     Raises UserError for shards, base or tokenizer that do not fit each other.
     """
-    shards_dir, policy = pathlib.Path(shards_dir), describe_policy(config)
-    meta = read_meta(shards_dir)
-    check_policy(policy, config, meta['horizon'])
+    meta, policy = shards.meta, describe_policy(config)
+    check_policy(policy, config, meta.horizon)
     check_images(policy, meta)
     robot = check_robot(policy, meta)
     if not policy.digest:
         policy = read_weights(policy)
-    record = dataclasses.asdict(config) | {
-        'base': pathlib.Path(config.base).name,
-        'base_digest': policy.digest,
-    }
-    record.pop('batch_size')
-    finished = _finished(shards_dir, record)
-    todo = [split for split in tfds.SPLITS if meta['windows'][split] and split not in finished]
+    record = BaseRecord(
+        base=pathlib.Path(config.base).name,
+        tokenizer=config.tokenizer,
+        samples=config.samples,
+        seed=config.seed,
+        dtype=config.dtype,
+        base_digest=policy.digest,
+    )
+    record = dataclasses.replace(record, finished=_finished(shards, record))
+    splits = [shards.split(name) for name in tfds.SPLITS]
+    todo = [one for one in splits if one.windows and one.name not in record.finished]
     if todo and policy.params is None:  # half a minute at full size
         policy = read_weights(policy)
     policy = dataclasses.replace(policy, norm_stats=robot)
-    total, done = sum(meta['windows'].values()), 0
+    total, done = meta.total, 0
     progress(0, total)  # the first batch takes a while to compile
-    for split in tfds.SPLITS:
-        count = meta['windows'][split]
+    for split in splits:
         if split in todo:
-            arrays = _sample_split(
-                shards_dir, split, count, policy, config, lambda n, d=done: progress(d + n, total)
-            )
+            arrays = _sample_split(split, policy, config, lambda n, d=done: progress(d + n, total))
             buffer = io.BytesIO()
             np.savez(buffer, base=arrays)
-            atomic_write(shards_dir / f'baselines-{split}.npz', buffer.getvalue())
-            finished.append(split)
-            atomic_write(shards_dir / RECORD, json.dumps(record | {'finished': finished}, indent=1))
-        done += count
+            atomic_write(split.base_file, buffer.getvalue())
+            record = dataclasses.replace(record, finished=(*record.finished, split.name))
+            atomic_write(shards.base_record_file, record.text())
+        done += split.windows
         progress(done, total)
     return record
 
@@ -130,8 +128,8 @@ def check_policy(policy: Base, config: BaselineConfig, horizon: int) -> None:
         )
 
 
-def check_robot(policy: Base, robot: Mapping[str, Any]) -> NormStats | None:
-    """The policy's statistics for a robot of these `state_names` and `action_names`.
+def check_robot(policy: Base, robot: fitting.Robot) -> NormStats | None:
+    """The policy's statistics for a robot.
 
     Raises UserError where the policy knows another robot: too few numbers, or relative joints that
     are not its own.
@@ -148,38 +146,36 @@ def _check_statistics(policy: Base, config: BaselineConfig) -> None:
         )
 
 
-def _finished(shards_dir: pathlib.Path, record: Mapping[str, Any]) -> list[str]:
-    file = shards_dir / RECORD
-    if not file.is_file():
-        return []
-    old = json.loads(file.read_text())
-    if differences := [k for k in record if old.get(k) != record[k]]:
+def _finished(shards: Shards, record: BaseRecord) -> tuple[str, ...]:
+    """Splits that are there already; raises UserError where they were made otherwise."""
+    if (old := shards.baselines) is None:
+        return ()
+    if differences := record.differences(old):
         raise UserError(
-            f'{file} was made with other settings ({", ".join(differences)}); '
-            f'delete {shards_dir}/baselines* and run again'
+            f'{shards.base_record_file} was made with other settings ({", ".join(differences)}); '
+            f'delete {shards.path}/baselines* and run again'
         )
-    return [split for split in old['finished'] if (shards_dir / f'baselines-{split}.npz').is_file()]
+    return tuple(name for name in old.finished if shards.split(name).base_file.is_file())
 
 
-def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndarray:
+def _sample_split(split: Split, policy: Any, config: BaselineConfig, progress) -> np.ndarray:
     """[m samples t a] float32, raw units, in record order."""
-    tokenizer, horizon = load_tokenizer(config.tokenizer), read_meta(shards_dir)['horizon']
+    meta, tokenizer = split.shards.meta, load_tokenizer(config.tokenizer)
     loader = pipeline.make_loader(
-        shards_dir,
         split,
         batch_size=config.batch_size,
         tokenizer=tokenizer,
         norm_stats=policy.norm_stats,
         policy=policy.policy,
     )
-    relative = fitting.of_shards((), policy.policy, read_meta(shards_dir), policy.config.action_dim)
+    relative = fitting.of_shards((), policy.policy, meta, policy.config.action_dim)
     scaling = action_scaling(policy.norm_stats, policy.norm_stats, relative)
     sampler = sampling.make_sampler(
-        sampling.bind_frozen(policy.config), config.seed, config.samples, horizon
+        sampling.bind_frozen(policy.config), config.seed, config.samples, meta.horizon
     )
     sample, params = xla.jit(sampler), jax.device_put(policy.params)
     out = np.zeros(
-        (count, config.samples, horizon, policy.norm_stats['actions'].low.shape[0]), np.float32
+        (split.windows, config.samples, meta.horizon, meta.widths['actions']), np.float32
     )
     for batch in loader:
         number = batch['record'][:, 0]
@@ -190,20 +186,20 @@ def _sample_split(shards_dir, split, count, policy, config, progress) -> np.ndar
     return out
 
 
-def check_baselines(shards_dir: str | pathlib.Path, base_digest: str) -> None:
-    """Raises UserError when the baselines beside the shards are missing or come from another
-    policy.
+def check_baselines(shards: Shards, base_digest: str) -> BaseRecord:
+    """What made the baselines beside the shards. Raises UserError when they are missing or come
+    from another policy.
 
     `base_digest` '' is not known yet.
     """
-    file = pathlib.Path(shards_dir) / RECORD
-    if not file.is_file():
+    if (record := shards.baselines) is None:
         raise UserError(
-            f'expected the baselines of the base policy in {shards_dir}, got none; run '
+            f'expected the baselines of the base policy in {shards.path}, got none; run '
             'prepare_data.py --base=DIR'
         )
-    if base_digest and (got := json.loads(file.read_text())['base_digest']) != base_digest:
+    if base_digest and (got := record.base_digest) != base_digest:
         raise UserError(
-            f'expected baselines of the policy {base_digest[:12]} in {shards_dir}, got those of '
+            f'expected baselines of the policy {base_digest[:12]} in {shards.path}, got those of '
             f'{got[:12]}; prepare the shards with the same --base as config.base'
         )
+    return record

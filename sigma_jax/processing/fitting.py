@@ -2,8 +2,8 @@
 policy's, in order.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +15,18 @@ OTHER_ROBOT = (
     'for another robot set config.relative_joints to one true or false an action and '
     "config.stats_from='shards'"
 )
+
+
+class Robot(Protocol):
+    """Whatever names a robot's joints: a data set, or what its shards say."""
+
+    @property
+    def state_names(self) -> tuple[str, ...]:
+        """Of the entries of a state."""
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Of the entries of an action."""
 
 
 def relative_joints(
@@ -61,36 +73,30 @@ def relative_joints(
 
 
 def of_shards(
-    given: Sequence[bool], policy: ProcessorConfig, meta: Mapping[str, Any], padded: int
+    given: Sequence[bool], policy: ProcessorConfig, robot: Robot, padded: int
 ) -> tuple[bool, ...]:
-    """`relative_joints` for the robot of some shards."""
-    return relative_joints(given, policy, meta['state_names'], meta['action_names'], padded)
+    """`relative_joints` for the robot of some shards or of a data set."""
+    return relative_joints(given, policy, robot.state_names, robot.action_names, padded)
 
 
-def check_cameras(policy: ProcessorConfig, meta: Mapping[str, Any]) -> None:
+def check_cameras(policy: ProcessorConfig, names: Sequence[str], keys: Sequence[str]) -> None:
     """Raises UserError where the shards' cameras stand in another order than the policy's views
     that they feed.
+
+    Args:
+      names: the cameras' short names.
+      keys: what the data set itself calls them.
     """
-    fed = [
-        policy.view(name, camera_key(meta, number))
-        for number, name in enumerate(meta['camera_names'])
-    ]
+    fed = [policy.view(name, key) for name, key in zip(names, keys, strict=True)]
     known = [view for view in fed if view in policy.cameras]
     if known == [view for view in policy.cameras if view in known]:
         return
-    pairs = list(zip(meta['camera_names'], fed, strict=True))
+    pairs = list(zip(names, fed, strict=True))
     views = (*policy.cameras, *fed)
     order = ', '.join(name for name, _ in sorted(pairs, key=lambda pair: views.index(pair[1])))
     renamed = ', '.join(f'{name} as {view}' for name, view in pairs if name != view)
     raise UserError(
-        f'expected cameras in the order of the base, {policy.cameras}, got {meta["camera_names"]} '
+        f'expected cameras in the order of the base, {policy.cameras}, got {list(names)} '
         f'in the shards{f" ({renamed}, by its rename map)" if renamed else ""}; prepare them '
         f'again with config.data.cameras in the order {order}'
     )
-
-
-def camera_key(meta: Mapping[str, Any], number: int) -> str:
-    """The data set's own key of a camera, '' where the shards do not tell."""
-    keys = meta.get('cameras') or ()
-    key = str(keys[number]) if number < len(keys) else ''
-    return str(dict(meta.get('camera_map') or {}).get(key, key))

@@ -10,13 +10,12 @@ frame that was resized in LeRobot's style keeps its fractions of a grey level he
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from sigma_jax.errors import UserError
-from sigma_jax.processing.fitting import camera_key
 from sigma_jax.processing.images import (
     BLACK,
     bilinear,
@@ -39,6 +38,34 @@ TEXT_LENGTH = 48  # tokens of the task alone, where no shards say (ours)
 
 Frame = UInt8[np.ndarray, 'h x 3']
 Tokens = tuple[Int[np.ndarray, ' l'], Bool[np.ndarray, ' l']]  # ids, mask
+
+
+class Recorded(Protocol):
+    """What shards say of their windows, as far as it counts here (`data/shards/meta.py`)."""
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """Short names, in the order of the views."""
+
+    @property
+    def camera_keys(self) -> tuple[str, ...]:
+        """What the data set itself calls them."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures."""
+
+    @property
+    def prompt_state_dim(self) -> int:
+        """Numbers of a state in its prompt."""
+
+    @property
+    def max_prompt_len(self) -> int:
+        """Tokens of a prompt."""
+
+    @property
+    def max_text_len(self) -> int:
+        """Tokens of a task alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,32 +227,32 @@ def of_shards(
     config: ProcessorConfig,
     statistics: Mapping[str, Statistics],
     tokenizer: Tokenizer,
-    meta: Mapping[str, Any],
+    meta: Recorded,
 ) -> Processor:
     """The processor of a policy on the robot that some shards were recorded with.
 
     Views, image size and token lengths are those of the shards; see `cut_with` for the prompt.
     """
-    names = enumerate(meta['camera_names'])
+    pairs = zip(meta.camera_names, meta.camera_keys, strict=True)
     return Processor(
         cut_with(config, meta),
         statistics,
         tokenizer,
-        meta['image_size'],
-        tuple(config.view(name, camera_key(meta, number)) for number, name in names),
-        meta['max_text_len'],
+        meta.image_size,
+        tuple(config.view(name, key) for name, key in pairs),
+        meta.max_text_len,
     )
 
 
-def cut_with(config: ProcessorConfig, meta: Mapping[str, Any]) -> ProcessorConfig:
+def cut_with(config: ProcessorConfig, meta: Recorded) -> ProcessorConfig:
     """`config` with the prompt that it has on shards: what it leaves open is as they were prepared,
     and no prompt is padded beyond theirs.
     """
     known, longest = config.prompt_state_dim, config.max_prompt_len
-    length = meta['max_prompt_len']
+    length = meta.max_prompt_len
     return dataclasses.replace(
         config,
-        prompt_state_dim=meta['prompt_state_dim'] if known is None else known,
+        prompt_state_dim=meta.prompt_state_dim if known is None else known,
         max_prompt_len=length if longest is None else min(length, longest),
     )
 

@@ -17,13 +17,12 @@ import optax
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
 from sigma_jax.convert.base_policy import Base, check_images, open_base, robot_statistics
-from sigma_jax.data.shards.meta import META, read_meta
-from sigma_jax.data.shards.records import relative_statistics
+from sigma_jax.data.shards.directory import Shards, is_finished, open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora, quant
 from sigma_jax.objectives.sigma import init_sigma
 from sigma_jax.policies.base_actions import check_baselines
-from sigma_jax.processing import fitting, normalize
+from sigma_jax.processing import fitting
 from sigma_jax.processing.normalize import NormStats
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.optimizer import make_optimizer
@@ -68,9 +67,9 @@ class Blueprint:
         return self.config.kind
 
     @functools.cached_property
-    def meta(self) -> dict[str, Any]:
-        """What its shards hold. Raises UserError where there are none."""
-        return read_meta(self.config.shards)
+    def shards(self) -> Shards:
+        """Its data. Raises UserError where there are none."""
+        return open_shards(self.config.shards)
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
@@ -80,14 +79,14 @@ class Blueprint:
     @functools.cached_property
     def statistics(self) -> Statistics:
         """Those of data or base, as configured. Raises UserError where they do not fit."""
-        config, base, shards = self.config, self.base, pathlib.Path(self.config.shards)
-        own = normalize.read_norm_stats(shards / 'norm_stats.json')
+        config, base, shards = self.config, self.base, self.shards
+        own = shards.statistics
         takes_base = self.kind.trains_policy and config.stats_from == 'base'
-        of_base = robot_statistics(base, self.meta) if takes_base else None
+        of_base = robot_statistics(base, shards.meta) if takes_base else None
         relative = fitting.of_shards(
-            config.relative_joints, base.policy, self.meta, base.config.action_dim
+            config.relative_joints, base.policy, shards.meta, base.config.action_dim
         )
-        policy = of_base or relative_statistics(shards, own, relative)
+        policy = of_base or shards.relative_statistics(relative)
         return Statistics(own, policy, of_base or own, relative)
 
     @functools.cached_property
@@ -119,7 +118,7 @@ class Blueprint:
         """Raises UserError where config, base and shards do not fit each other: images, joints,
         baselines, groups, storage.
         """
-        check_images(self.base, self.meta)
+        check_images(self.base, self.shards.meta)
         _ = self.statistics
         self.check_base(self.base.digest)
         check_groups(self.config)
@@ -128,7 +127,7 @@ class Blueprint:
     def check_base(self, digest: str) -> None:
         """Raises UserError where the actions beside the shards are those of another base."""
         if self.kind.needs_base_actions:
-            check_baselines(self.config.shards, digest)
+            check_baselines(self.shards, digest)
 
 
 def build(config: RunConfig, devices: int = 1, assume: bool = False) -> Blueprint:
@@ -152,10 +151,10 @@ def build(config: RunConfig, devices: int = 1, assume: bool = False) -> Blueprin
         if there
         else [f'no checkpoint at {config.base} yet; assumed: sizes of config.model, float32']
     )
-    has_shards = not assume or (config.shards and (pathlib.Path(config.shards) / META).is_file())
+    has_shards = not assume or (config.shards and is_finished(config.shards))
     sequences = max(config.batch_size // (config.accumulate * devices), 1)
     horizon = config.kind.horizon(base.config, config.sigma)
-    meta = read_meta(config.shards) if has_shards else None
+    meta = open_shards(config.shards).meta if has_shards else None
     batch = batch_shapes(config, base.config.vision.image_size, sequences, horizon, meta)
     if not has_shards:
         notes.append(

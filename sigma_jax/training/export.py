@@ -165,7 +165,7 @@ def statistics(run: Trained) -> dict[str, normalize.Statistics]:
 def trained_beside(run: Trained) -> assets.Beside:
     """What belongs beside the trained policy's weights."""
     joints = run.plan.statistics.relative_joints
-    return assets.trained_with(base_beside(run), statistics(run), joints, run.plan.meta)
+    return assets.trained_with(base_beside(run), statistics(run), joints, run.plan.shards.meta)
 
 
 def describe_adapter(run: Trained, adapter: pathlib.Path, layout: str) -> None:

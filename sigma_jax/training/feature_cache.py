@@ -20,7 +20,7 @@ import numpy as np
 
 from sigma_jax.convert.base_policy import Base
 from sigma_jax.data.loader.feature_cache import DTYPES, FILE, Features
-from sigma_jax.data.shards.meta import META
+from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write, writer_lock
 from sigma_jax.training.config import RunConfig
@@ -52,13 +52,13 @@ def check(config: RunConfig) -> bool:
     return True
 
 
-def identity(config: RunConfig, base: Base, shards: pathlib.Path) -> dict[str, Any]:
+def identity(config: RunConfig, base: Base, shards: Shards) -> dict[str, Any]:
     """What two caches must share to hold the same numbers."""
     tokenizer = pathlib.Path(config.tokenizer)
     return {
         'schema': SCHEMA,
         'base_digest': base.digest,
-        'data_digest': hashlib.sha256((shards / META).read_bytes()).hexdigest(),
+        'data_digest': shards.digest,
         'dtype': base.config.dtype,
         'quant': config.to_dict()['quant'],
         'text': config.sigma.text,
@@ -71,9 +71,7 @@ def identity(config: RunConfig, base: Base, shards: pathlib.Path) -> dict[str, A
 
 def prepare(
     made_by: Mapping[str, Any],
-    shards: pathlib.Path,
-    split: str,
-    windows: int,
+    split: Split,
     encode: Encode,
     batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -90,18 +88,19 @@ def prepare(
 
     Raises UserError while another process makes them.
     """
-    features = Features(shards, split, str(made_by['dtype']))
+    features = Features(split.shards.features, split.name, str(made_by['dtype']))
     if features.dtype not in DTYPES:
         raise UserError(
             f'config.features: expected a policy in {" or ".join(DTYPES)}, got {features.dtype}; '
             "set config.features=''"
         )
+    windows = split.windows
     wanted = [*features.parts(windows), features.texts]
     if features.made_by() == made_by and all(path.is_file() for path in wanted):
         return features
     with writer_lock(features.folder, 'training, which makes the features there'):
         if features.made_by() != made_by:
-            for path in features.folder.glob(f'{split}[-.]*'):
+            for path in features.folder.glob(f'{split.name}[-.]*'):
                 path.unlink()
             atomic_write(features.record, json.dumps(made_by, indent=1))
         _write(features, windows, encode, batches, progress)

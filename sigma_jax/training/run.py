@@ -1,7 +1,6 @@
 """The parts of a run with their numbers: base, data, frozen leaves, state and compiled step."""
 
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +34,7 @@ class Parts:
         self.features: Features | None = None
         self.tokenizer = load_tokenizer(config.tokenizer)
         self.blueprint: Blueprint = build(config)
-        self.shards, self.meta = pathlib.Path(config.shards), self.blueprint.meta
+        self.shards = self.blueprint.shards
         check_vocab(self.tokenizer, self.blueprint.base.config.vocab_size)
         self.blueprint.check()
         self.statistics = self.blueprint.statistics
@@ -57,16 +56,13 @@ class Parts:
         """
         encode = functools.partial(xla.jit(self.goal.encode_frozen), self.frozen)
         made_by = feature_cache.identity(self.config, self.base, self.shards)
-        windows = self.meta['windows']['train']
-        self.features = feature_cache.prepare(
-            made_by, self.shards, 'train', windows, encode, self.in_order, progress
-        )
+        train = self.shards.split('train')
+        self.features = feature_cache.prepare(made_by, train, encode, self.in_order, progress)
 
     def in_order(self, batch_size: int):
         """Every training window once, in record order, leaves [b 1 ...]."""
         return loader.make_loader(
-            self.shards,
-            'train',
+            self.shards.split('train'),
             batch_size=batch_size,
             tokenizer=self.tokenizer,
             norm_stats=self.statistics.loader,
@@ -77,8 +73,7 @@ class Parts:
         """Training batches without end, from the first one on."""
         c = self.config
         return loader.make_loader(
-            self.shards,
-            'train',
+            self.shards.split('train'),
             batch_size=c.batch_size,
             tokenizer=self.tokenizer,
             sequence_length=c.sequence_length,

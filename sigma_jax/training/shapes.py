@@ -6,21 +6,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sigma_jax.data.shards.meta import Meta
 from sigma_jax.training.config import RunConfig
 from sigma_jax.types import ActionScaling, Batch, Observation
 
-# of data that is not there yet
-USUAL: dict[str, Any] = {
-    'camera_names': ('up', 'side'),
-    'state_names': range(6),
-    'action_names': range(6),
-    'max_prompt_len': 200,
-    'max_text_len': 48,
-}
+
+@dataclasses.dataclass(frozen=True)
+class Usual:
+    """What shapes depend on, of data that is not there yet."""
+
+    horizon: int
+    camera_names: tuple[str, ...] = ('up', 'side')
+    depth_names: tuple[str, ...] = ()
+    audio_samples: int = 0
+    state_names: tuple[str, ...] = ('joint',) * 6
+    action_names: tuple[str, ...] = ('joint',) * 6
+    max_prompt_len: int = 200
+    max_text_len: int = 48
 
 
 def batch_shapes(
-    config: RunConfig, side: int, sequences: int, horizon: int, meta: Any = None
+    config: RunConfig, side: int, sequences: int, horizon: int, meta: Meta | None = None
 ) -> Batch:
     """A batch [sequences windows ...] by shapes.
 
@@ -31,8 +37,8 @@ def batch_shapes(
       horizon: actions of a window where there are no shards.
       meta: what the shards hold; None: what is usual stands for it.
     """
-    meta = USUAL | {'horizon': horizon} | (meta or {})
-    lead, views = (sequences, config.sequence_length), len(meta['camera_names'])
+    data = meta or Usual(horizon)
+    lead, views = (sequences, config.sequence_length), len(data.camera_names)
     optional: dict[str, Any] = {}
 
     def array(*shape: int, dtype: Any = jnp.float32) -> Any:
@@ -42,19 +48,19 @@ def batch_shapes(
         return array(length, dtype=jnp.int32), array(length, dtype=bool)
 
     if config.sigma.use_depth:
-        optional['depth'] = array(len(meta.get('depth_names', ())) or views, side, side, 1)
+        optional['depth'] = array(len(data.depth_names) or views, side, side, 1)
     if config.sigma.use_audio:
-        optional['audio'] = array(meta.get('audio_samples', 16000))
+        optional['audio'] = array(data.audio_samples or 16000)
     observation = Observation(
         array(views, side, side, 3, dtype=jnp.uint8),
         array(views, dtype=bool),
-        *tokens(meta['max_prompt_len']),
-        *tokens(meta['max_text_len']),
-        array(len(meta['state_names'])),
+        *tokens(data.max_prompt_len),
+        *tokens(data.max_text_len),
+        array(len(data.state_names)),
         **optional,
     )
-    actions = array(meta['horizon'], len(meta['action_names']))
-    mask, flag = array(meta['horizon'], dtype=bool), array(dtype=bool)
+    actions = array(data.horizon, len(data.action_names))
+    mask, flag = array(data.horizon, dtype=bool), array(dtype=bool)
     number = array(dtype=jnp.int32)
     return Batch(observation, actions, mask, actions, flag, flag, number, number, number)
 

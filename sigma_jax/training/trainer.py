@@ -123,8 +123,8 @@ def work(run: Run, workdir: pathlib.Path, console: Console) -> int:
 
 def note_episodes(run: Any, workdir: pathlib.Path) -> None:
     """Writes down from which episodes a training folder learns, whatever becomes of its shards."""
-    if meta := getattr(run, 'meta', None):
-        seen.note(workdir, meta, run.config.base)
+    if shards := getattr(run, 'shards', None):
+        seen.note(workdir, shards.meta, run.config.base)
 
 
 def restore(run: Any, batches: Any, checkpoints: Checkpoints, console: Console) -> None:
@@ -212,12 +212,12 @@ def save_policy(run: Run, out: pathlib.Path, console: Console, changed: bool = F
         base,
         run.statistics.policy,
         run.statistics.relative_joints,
-        run.meta,
+        run.shards.meta,
     )
     trained = checkpoint.Checkpoint(params, run.base.config, TRAINED, (f'{step} steps',))
     with replaced_folder(out) as new:
         checkpoint.save(trained, out.parent, new, around=around)
-        seen.note(new, run.meta, run.base.folder or '')
+        seen.note(new, run.shards.meta, run.base.folder or '')
     console.print(f'policy saved in {out}')
 
 

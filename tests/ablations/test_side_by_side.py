@@ -17,6 +17,7 @@ from sigma_jax.ablations import side_by_side, stacked
 from sigma_jax.ablations.stacked import Member
 from sigma_jax.ablations.table import summary, table
 from sigma_jax.data.loader import loader
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained import load_for_evaluation
 from sigma_jax.processing.tokenizer import load_tokenizer
@@ -209,7 +210,7 @@ def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     )
     tokenizer = load_tokenizer(trained.config.tokenizer)
     settings = {'batch_size': 2, 'sequence_length': 2, 'baselines': 'pi05', 'tokenizer': tokenizer}
-    batch = next(loader.make_loader(small_run.shards, 'train', **settings))
+    batch = next(loader.make_loader(open_shards(small_run.shards).split('train'), **settings))
     gates = jax.tree.map(np.float32, Ablation())
     _, want = trained.forward(alone.ema, trained.frozen, to_batch(batch), gates)
     for got, expected in zip(

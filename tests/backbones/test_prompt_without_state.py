@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from sigma_jax.processing.processor import of_policy
@@ -63,7 +64,11 @@ def shards(tmp_path_factory):
 def prompts_of(folder, policy, **settings):
     tokenizer = load_tokenizer(TOKENIZER)
     loader = make_loader(
-        folder, 'train', batch_size=2, tokenizer=tokenizer, policy=policy, **settings
+        open_shards(folder).split('train'),
+        batch_size=2,
+        tokenizer=tokenizer,
+        policy=policy,
+        **settings,
     )
     batch = next(iter(loader))
     rows, masks = (

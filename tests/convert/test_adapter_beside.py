@@ -18,7 +18,7 @@ from sigma_jax.convert.peft import assets
 from sigma_jax.errors import UserError
 from sigma_jax.processing.normalize import Scaling, compute_statistics, norm_stats_json
 from sigma_jax.processing.spec import OPENPI, OURS, to_json
-from tests import golden
+from tests import golden, metas
 from tests.convert.test_beside import edit, same_statistics, write
 
 POLICIES = golden.DATA / 'policies'
@@ -81,7 +81,7 @@ def test_lerobots_processors_beside_an_adapter_count(adapter, tmp_path, own, fac
 
 def test_an_export_of_ours_beside_an_adapter_counts(adapter, tmp_path):
     base = beside.Beside(dataclasses.replace(OURS, relative_joints=(True,) * 6), stats(seed=1))
-    cut = {'camera_names': ['wrist', 'top'], 'prompt_state_dim': 0, 'max_prompt_len': 200}
+    cut = metas.meta(camera_names=('wrist', 'top'), prompt_state_dim=0, max_prompt_len=200)
     trained = beside.trained_with(base, stats(seed=2), (False,) * 6, cut)
     beside.write(adapter, 'lerobot', trained, golden.config())
     found = assets.merged(base, adapter)

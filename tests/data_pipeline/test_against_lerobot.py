@@ -16,8 +16,8 @@ import pytest
 from sigma_jax.data.lerobot.dataset import Dataset, open_dataset
 from sigma_jax.data.lerobot.tables import Recording
 from sigma_jax.data.lerobot.writer import LeRobotWriter
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from sigma_jax.data.shards.windows import cut_windows
 from sigma_jax.data.video.encode import VideoSettings
 from sigma_jax.processing.images import resize_with_pad
@@ -119,7 +119,10 @@ def test_twenty_episodes_of_two_cameras(twenty):
 
 def test_shards_hold_what_lerobot_reads(twenty, tmp_path):
     prepare(recordings.config(twenty, stride=STRIDE, image_size=64), tmp_path / 'out')
-    theirs, ours = lerobot_reader.open_lerobot(twenty, HORIZON), Records(tmp_path / 'out', 'train')
+    theirs, ours = (
+        lerobot_reader.open_lerobot(twenty, HORIZON),
+        open_shards(tmp_path / 'out').split('train').records(),
+    )
     first, worst = np.cumsum([0, *[24 + n for n in range(EPISODES)]]), 0.0
     for number in range(0, len(ours), 7):
         record = ours[number]

@@ -12,6 +12,7 @@ from scipy import ndimage
 from sigma_jax.data.loader import augment
 from sigma_jax.data.loader.augment import Augment, AugmentConfig, Colours, Geometry
 from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from sigma_jax.processing.tokenizer import load_tokenizer
@@ -171,7 +172,9 @@ def test_resume_is_exact_and_pictures_alone_change(tmp_path):
             'num_epochs': None,
             'drop_remainder': True,
         }
-        return make_loader(out, 'train', tokenizer=tokenizer, seed=5, **settings, **options)
+        return make_loader(
+            open_shards(out).split('train'), tokenizer=tokenizer, seed=5, **settings, **options
+        )
 
     first = loader(augment=AugmentConfig())
     taken = [next(first) for _ in range(3)]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sigma_jax.data.lerobot import files
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import read_index
 from sigma_jax.data.shards.tfds import SPLITS
 from sigma_jax.errors import UserError
 from tests.data_pipeline import damages as d
@@ -82,12 +82,12 @@ def test_a_bad_episode_can_be_left_out(name: str, intact, expected, tmp_path, mo
     kind, damage, words = EPISODE[name]
     monkeypatch.chdir(tmp_path)
     config = damaged(kind, damage, intact, tmp_path, on_bad_episode='skip')
-    meta = prepare(config, tmp_path / 'out').meta
+    meta = prepare(config, tmp_path / 'out').meta.to_json()
     assert list(meta['bad_episodes']) == ['1'] and words in meta['bad_episodes']['1']
     assert sum(meta['dropped'][split].get('bad episode', 0) for split in SPLITS) == 1
     assert sorted(index for split in SPLITS for index in meta['splits'][split]) == [0, 2]
     assert 1 not in np.concatenate(
-        [read_index(tmp_path / 'out', split).episode for split in SPLITS]
+        [open_shards(tmp_path / 'out').split(split).index.episode for split in SPLITS]
     )
     assert not (tmp_path / d.MARK).exists()
 

@@ -10,7 +10,7 @@ import pytest
 from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.rlds.open import RldsSettings, open_rlds
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from sigma_jax.processing.normalize import normalize, read_norm_stats
@@ -42,11 +42,16 @@ def test_every_window_of_a_lerobot_set_is_told_its_own_task(tmp_path, changes):
     first.
     """
     prepare(recordings.config(changing(tmp_path / 'source', changes), **SPLITS), tmp_path / 'out')
-    meta, tokenizer = read_meta(tmp_path / 'out'), load_tokenizer(recordings.SETTINGS['tokenizer'])
+    meta, tokenizer = (
+        open_shards(tmp_path / 'out').meta.to_json(),
+        load_tokenizer(recordings.SETTINGS['tokenizer']),
+    )
     statistics = read_norm_stats(tmp_path / 'out/norm_stats.json')['state']
     dataset, seen = open_dataset(tmp_path / 'source'), set()
     for split in ('train', 'calibration'):
-        for batch in make_loader(tmp_path / 'out', split, batch_size=4, tokenizer=tokenizer):
+        for batch in make_loader(
+            open_shards(tmp_path / 'out').split(split), batch_size=4, tokenizer=tokenizer
+        ):
             for at in zip(*np.nonzero(batch['mask']), strict=True):
                 index, frame = int(batch['episode'][at]), int(batch['frame'][at])
                 want = recordings.TASKS[tasks_of(LENGTHS[index], changes, index % 2)[frame]]

@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from sigma_jax.data.shards.records import Records
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation import runner
 from sigma_jax.policies.base_actions import BaselineConfig, load_policy
 from sigma_jax.processing.normalize import normalize, read_norm_stats
@@ -49,7 +49,9 @@ def test_training_takes_those_that_the_config_asks_for(small_run, other_base, so
     want = read_norm_stats(folder / 'norm_stats.json')
     batch = next(iter(run.loader))
     at = int(batch['record'][0, 0])
-    state = normalize(Records(small_run.shards, 'train')[at].state, want['state'])
+    state = normalize(
+        open_shards(small_run.shards).split('train').records()[at].state, want['state']
+    )
     np.testing.assert_allclose(batch['state'][0, 0], state, atol=1e-5)
     np.testing.assert_allclose(run.frozen.scaling.low, want['actions'].low, rtol=1e-6)
 
@@ -66,9 +68,13 @@ def test_evaluation_on_other_shards_keeps_those_of_training(small_run, tmp_path)
     shifted(shards / 'norm_stats.json')
     tokenizer = recordings.SETTINGS['tokenizer']
     config = RunConfig(shards=str(small_run.shards), tokenizer=tokenizer)
-    trained = types.SimpleNamespace(config=config, base=types.SimpleNamespace(policy=OURS))
-    batch = next(runner.list_batches(trained, shards, 'train', 2))
-    state = Records(shards, 'train')[int(batch['record'][0, 0])].state
+    trained = types.SimpleNamespace(
+        config=config,
+        shards=open_shards(small_run.shards),
+        base=types.SimpleNamespace(policy=OURS),
+    )
+    batch = next(runner.list_batches(trained, open_shards(shards).split('train'), 2))
+    state = open_shards(shards).split('train').records()[int(batch['record'][0, 0])].state
     want, not_these = (
         read_norm_stats(folder / 'norm_stats.json')['state']
         for folder in (small_run.shards, shards)

@@ -13,9 +13,8 @@ from rich.console import Console
 
 import prepare_data
 from sigma_jax.data.shards import contact_sheet as sheet
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from sigma_jax.data.shards.summary import choose_windows, sections
 from sigma_jax.errors import UserError
 from tests.data_pipeline import damages, recordings
@@ -32,9 +31,9 @@ def out(tmp_path_factory) -> Path:
 
 
 def test_every_setting_count_and_digest_is_printed(out: Path) -> None:
-    meta, written = read_meta(out), io.StringIO()
+    meta, written = open_shards(out).meta.to_json(), io.StringIO()
     console = Console(file=written, width=200)
-    for title, rows in sections(meta):
+    for title, rows in sections(open_shards(out).meta):
         console.print(prepare_data.section_table(title, rows))
     text = written.getvalue()
     for name in (
@@ -95,39 +94,41 @@ def test_the_sheet_lies_beside_the_shards_and_changes_nothing_else(out: Path) ->
     prepare_data.inspect(out, 2, Console(file=written, width=200))
     assert 'contact_sheet.png: written' in written.getvalue()
     png = (out / 'contact_sheet.png').read_bytes()
-    assert png == sheet.contact_sheet(out, 2)  # the same shards, the same picture
+    assert png == sheet.contact_sheet(open_shards(out), 2)  # the same shards, the same picture
     assert {
         path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.suffix != '.png'
     } == before
     with Image.open(io.BytesIO(png)) as image:
         shown = np.unique(np.asarray(image.convert('RGB')).reshape(-1, 3), axis=0).tolist()
-    picture = Records(out, 'train')[choose_windows(read_meta(out)['windows'], 2)[0][1]].images[0]
+    shards = open_shards(out)
+    first = choose_windows(shards.meta.windows, 2)[0][1]
+    picture = shards.split('train').records()[first].images[0]
     # nothing is blended: the stored pixels are on the sheet
     assert picture[16, 16].tolist() in shown
 
 
 def test_lines_are_the_actions_and_padding_is_told_apart(out: Path) -> None:
-    meta, records = read_meta(out), Records(out, 'train')
+    meta, records = open_shards(out).meta, open_shards(out).split('train').records()
     padded = next(n for n in range(len(records)) if not records[n].action_mask.all())
     figure = sheet._draw(meta, [records[padded]], [('train', 'episode', 'costs $5 or $6')])
     panels = figure.axes[3:]
-    assert len(panels) == len(meta['action_names']) == 6
+    assert len(panels) == len(meta.action_names) == 6
     for j, axes in enumerate(panels):
         grey, blue, state = axes.lines[:3]
         assert np.array_equal(grey.get_ydata(), records[padded].actions[:, j])
         assert len(blue.get_ydata()) == records[padded].action_mask.sum() < 16
         assert state.get_ydata() == [records[padded].state[j]]
-        assert np.asarray(grey.get_xdata())[-1] == 15 / meta['fps']
+        assert np.asarray(grey.get_xdata())[-1] == 15 / meta.fps
 
 
 def test_text_does_not_overlap(out: Path) -> None:
-    records = Records(out, 'train')
+    records = open_shards(out).split('train').records()
     long = (
         'put the very small pink brick that lies left of the bowl into the transparent box and '
         'close the lid'
     )
     figure = sheet._draw(
-        read_meta(out),
+        open_shards(out).meta,
         [records[0], records[1]],
         [('train #0', 'episode 0, frame 0', long[:30])] * 2,
     )

@@ -23,10 +23,9 @@ from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.data.lerobot.depth import Quantiser, depth_keys
 from sigma_jax.data.lerobot.images import decode_cell
 from sigma_jax.data.loader.loader import make_loader
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.modalities import in_units
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import content_box
 from sigma_jax.processing.tokenizer import load_tokenizer
@@ -240,9 +239,13 @@ def test_they_reach_the_batch_in_metres_and_gaps_stay_gaps(tmp_path, make, exact
         'depth_scale': 0.0005,
     }
     prepare(recordings.config(source, depth=(DEPTH,), **settings), out)
-    assert told in read_meta(out)['depth_told']['up_depth']
+    assert told in open_shards(out).meta.depth_told['up_depth']
     tokenizer = load_tokenizer(recordings.SETTINGS['tokenizer'])
-    batch = next(make_loader(out, 'train', batch_size=1, sequence_length=2, tokenizer=tokenizer))
+    batch = next(
+        make_loader(
+            open_shards(out).split('train'), batch_size=1, sequence_length=2, tokenizer=tokenizer
+        )
+    )
     top, left, rows, cols = content_box(SIZE, 28, 28)
     down, across = (
         ((np.arange(n) + 0.5) * m / n).astype(int) for n, m in ((rows, SIZE[0]), (cols, SIZE[1]))
@@ -266,7 +269,10 @@ def test_a_map_without_any_reading_is_absent(tmp_path):
     prepare(recordings.config(source, depth=(DEPTH,), **settings), tmp_path / 'out')
     tokenizer = load_tokenizer(recordings.SETTINGS['tokenizer'])
     batches = make_loader(
-        tmp_path / 'out', 'train', batch_size=1, sequence_length=1, tokenizer=tokenizer
+        open_shards(tmp_path / 'out').split('train'),
+        batch_size=1,
+        sequence_length=1,
+        tokenizer=tokenizer,
     )
     seen = {
         int(batch['episode'].item()): bool(batch['depth_mask'].item())
@@ -444,9 +450,9 @@ def test_a_lost_episode_of_depth_is_left_out_where_that_is_asked_for(tmp_path):
     path.write_bytes(path.read_bytes()[:900])
     meta = prepare(
         recordings.config(root, depth=(DEPTH,), on_bad_episode='skip'), tmp_path / 'out'
-    ).meta
+    ).meta.to_json()
     assert list(meta['bad_episodes']) == ['1'] and DEPTH in meta['bad_episodes']['1']
-    assert len(Records(tmp_path / 'out', 'train')) > 0
+    assert len(open_shards(tmp_path / 'out').split('train').records()) > 0
 
 
 LEROBOT = """

@@ -10,8 +10,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tensorflow_datasets.proto import tf_example_pb2
 
 from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from tests.data_pipeline import recordings
 
 LENGTHS = (20, 22, 21)
@@ -82,10 +82,10 @@ def with_language(root: Path, columns: tuple[str, ...]) -> Path:
 def test_every_record_holds_what_its_frame_says(tmp_path, columns):
     root, out = with_language(tmp_path / 'data', columns), tmp_path / 'out'
     assert open_dataset(root).cameras == recordings.CAMERAS and open_dataset(root).audios == {}
-    meta = prepare(recordings.config(root), out).meta
+    meta = prepare(recordings.config(root), out).meta.to_json()
     assert meta['language_columns'] == list(columns) and 'JSON' in meta['language_told']
     files = [str(out / name) for name in sorted(meta['files']) if name.startswith('sigma-train.')]
-    source, index = ArrayRecordDataSource(files), Records(out, 'train').index
+    source, index = ArrayRecordDataSource(files), open_shards(out).split('train').records().index
     for number in range(len(index)):
         fields = tf_example_pb2.Example.FromString(source[number]).features.feature
         said = json.loads(fields['language'].bytes_list.value[0])
@@ -95,6 +95,6 @@ def test_every_record_holds_what_its_frame_says(tmp_path, columns):
 
 def test_without_them_records_are_as_before(tmp_path):
     root = recordings.record(tmp_path / 'data', LENGTHS)
-    meta = prepare(recordings.config(root), tmp_path / 'out').meta
+    meta = prepare(recordings.config(root), tmp_path / 'out').meta.to_json()
     assert not {'language_columns', 'language_told'} & set(meta)
     assert 'language' not in (tmp_path / 'out/features.json').read_text()

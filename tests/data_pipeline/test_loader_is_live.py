@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 
 from sigma_jax.data.loader.loader import make_loader
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from sigma_jax.processing import images
 from sigma_jax.processing.actions import action_origin, action_scaling, unnormalize_actions
 from sigma_jax.processing.images import BLACK, resize_with_pad, unit_range
@@ -110,13 +109,13 @@ def example(loader) -> tuple[dict, int]:
 def seen_by_robot(shards, number: int, meta) -> tuple[dict, np.ndarray, str]:
     """(frames by camera, raw state, task) of a record, from the recording."""
     _, size, folder = shards
-    records = Records(folder, 'train')
+    records = open_shards(folder).split('train').records()
     which = int(records.index.episode[number]), int(records.index.frame[number])
     views = {
         name: frame(*which, key, size)
         for name, key in zip(CAMERAS, recordings.CAMERAS, strict=True)
     }
-    return views, records.numbers(number)[0], meta['tasks'][records.index.text_id[number]]
+    return views, records.numbers(number)[0], meta.tasks[records.index.text_id[number]]
 
 
 def in_model_units(x: np.ndarray) -> np.ndarray:
@@ -126,10 +125,12 @@ def in_model_units(x: np.ndarray) -> np.ndarray:
 def test_what_the_loader_gives_is_what_a_robot_would_be_shown(shards, tokenizer):
     """Bit for bit, pictures included, but for LeRobot's resize, which shards round to 8 bits."""
     style, size, folder = shards
-    meta, exact = read_meta(folder), style == 'openpi' or size == (SIDE, SIDE)
+    meta, exact = open_shards(folder).meta, style == 'openpi' or size == (SIDE, SIDE)
     for _, policy, statistics in trials(style):
         settings = {'batch_size': 1, 'tokenizer': tokenizer, 'norm_stats': statistics}
-        want, number = example(make_loader(folder, 'train', policy=policy, **settings))
+        want, number = example(
+            make_loader(open_shards(folder).split('train'), policy=policy, **settings)
+        )
         processor = of_shards(policy, statistics, tokenizer, meta)
         got = processor.inputs(*seen_by_robot(shards, number, meta))
         assert set(got) <= set(want)
@@ -147,12 +148,14 @@ def test_what_the_loader_gives_is_what_a_robot_would_be_shown(shards, tokenizer)
 def test_a_frame_as_shards_hold_it_gives_the_same_bits(shards, tokenizer):
     """Whatever its origin: it is of the model's size, and nothing is resized or padded again."""
     style, _, folder = shards
-    meta, records = read_meta(folder), Records(folder, 'train')
+    meta, records = open_shards(folder).meta, open_shards(folder).split('train').records()
     for _, policy, statistics in list(trials(style))[:8]:
         policy = dataclasses.replace(policy, image_padding=BLACK)
         processor = of_shards(policy, statistics, tokenizer, meta)
         settings = {'batch_size': 1, 'tokenizer': tokenizer, 'norm_stats': statistics}
-        want, number = example(make_loader(folder, 'train', policy=policy, **settings))
+        want, number = example(
+            make_loader(open_shards(folder).split('train'), policy=policy, **settings)
+        )
         views = dict(zip(CAMERAS, records[number].images, strict=True))
         got = processor.inputs(views, *seen_by_robot(shards, number, meta)[1:])
         assert all(np.array_equal(got[key], want[key]) for key in got)
@@ -160,7 +163,7 @@ def test_a_frame_as_shards_hold_it_gives_the_same_bits(shards, tokenizer):
 
 def test_an_absent_camera_changes_nothing_but_its_own_view(shards, tokenizer):
     style, _, folder = shards
-    meta = read_meta(folder)
+    meta = open_shards(folder).meta
     for rng, policy, statistics in trials(style):
         processor = of_shards(policy, statistics, tokenizer, meta)
         views, state, task = seen_by_robot(shards, 0, meta)
@@ -182,9 +185,9 @@ def test_with_loss_pictures_differ_by_jpeg_alone(tmp_path, tokenizer, monkeypatc
     monkeypatch.setattr(recordings, 'picture', lambda *which: smooth)
     source = recordings.record(tmp_path / 'source', (24, 20, 20))
     prepare(recordings.config(source), tmp_path / 'out')
-    meta, statistics = read_meta(tmp_path / 'out'), next(trials('openpi'))[2]
+    meta, statistics = open_shards(tmp_path / 'out').meta, next(trials('openpi'))[2]
     settings = {'batch_size': 1, 'tokenizer': tokenizer, 'norm_stats': statistics}
-    want, _ = example(make_loader(tmp_path / 'out', 'train', **settings))
+    want, _ = example(make_loader(open_shards(tmp_path / 'out').split('train'), **settings))
     processor = of_shards(ProcessorConfig(), statistics, tokenizer, meta)
     got, _ = processor.views(dict.fromkeys(CAMERAS, smooth))
     assert got.dtype == want['images'].dtype == np.uint8

@@ -16,9 +16,8 @@ from PIL import Image
 
 from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.data.loader.loader import make_loader
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
 from sigma_jax.policies import base_actions
 from sigma_jax.processing.images import content_box, decode_depth, encode_depth, resize_depth
@@ -95,13 +94,17 @@ def first_batch(shards: Path, **options):
     tokenizer = load_tokenizer(recordings.SETTINGS['tokenizer'])
     return next(
         make_loader(
-            shards, 'train', batch_size=2, sequence_length=2, tokenizer=tokenizer, **options
+            open_shards(shards).split('train'),
+            batch_size=2,
+            sequence_length=2,
+            tokenizer=tokenizer,
+            **options,
         )
     )
 
 
 def test_every_reading_and_every_sample_arrives(shards):
-    batch, meta = first_batch(shards), read_meta(shards)
+    batch, meta = first_batch(shards), open_shards(shards).meta.to_json()
     top, left, rows, cols = content_box((24, 32), 28, 28)
     known = {
         key: meta[key]
@@ -143,7 +146,10 @@ def test_depth_keeps_its_sixteen_bits_and_mixes_nothing():
 def test_int16_samples_come_as_fractions(tmp_path):
     source = add_modalities(recordings.record(tmp_path / 'source', LENGTHS), 'int16')
     prepare(recordings.config(source, audio=AUDIO), tmp_path / 'out')
-    record, index = Records(tmp_path / 'out', 'train')[3], Records(tmp_path / 'out', 'train').index
+    record, index = (
+        open_shards(tmp_path / 'out').split('train').records()[3],
+        open_shards(tmp_path / 'out').split('train').records().index,
+    )
     want = samples(int(index.episode[3]), 'int16')[index.frame[3]] / np.float32(2**15)
     assert (
         record.depth is None
@@ -155,7 +161,7 @@ def test_int16_samples_come_as_fractions(tmp_path):
 
 def test_data_without_them_is_as_before(source, tmp_path):
     prepare(recordings.config(source), tmp_path / 'out')
-    meta = read_meta(tmp_path / 'out')
+    meta = open_shards(tmp_path / 'out').meta.to_json()
     assert (
         not {'depth_names', 'audio_samples', 'audio_dtype'} & set(meta)
         and meta['depth'] == []
@@ -262,7 +268,7 @@ def test_without_them_sigma_is_bitwise_one_that_never_had_them():
 
 
 def test_a_training_step_reaches_both(small_run, shards, tmp_path):
-    base_actions.write_baselines(shards, small_run.baseline_config(samples=1))
+    base_actions.write_baselines(open_shards(shards), small_run.baseline_config(samples=1))
     config = small_run.config(shards=str(shards), steps=1)
     config['sigma'] |= {'use_depth': True, 'use_audio': True, 'patch_size': 14, 'audio_patch': 8}
     state = trainer.train(RunConfig.from_dict(config), tmp_path / 'run', QUIET)

@@ -13,9 +13,9 @@ import pytest
 
 from configs import data_so101
 from sigma_jax.data.lerobot.dataset import open_dataset
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from sigma_jax.data.sources import open_source
 from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings, rlds_folder
@@ -150,10 +150,10 @@ def test_they_are_prepared_and_told_in_meta(tmp_path):
         source=str(root), cameras=('image', 'wrist_image'), image_size=24, min_motion=0.0
     )
     settings.update(state_column='state', action_column='actions')
-    meta = prepare(DataConfig.from_settings(settings.to_dict()), tmp_path / 'out').meta
+    meta = prepare(DataConfig.from_settings(settings.to_dict()), tmp_path / 'out').meta.to_json()
     assert (meta['state_column'], meta['action_column']) == ('state', 'actions')
     assert meta['camera_names'] == ['image', 'wrist_image']
-    records = Records(tmp_path / 'out', 'train')
+    records = open_shards(tmp_path / 'out').split('train').records()
     episode, frame = int(records.index.episode[1]), int(records.index.frame[1])
     assert np.array_equal(
         records[1].state, open_dataset(root, 'state', 'actions').read_episode(episode).state[frame]

@@ -12,9 +12,9 @@ from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.data.loader.augment import AugmentConfig
 from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.loader.sequences import cut_sequences, fill_batches
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Index, Records, read_index, relative_statistics
+from sigma_jax.data.shards.records import Index
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import decode_image
 from sigma_jax.processing.normalize import normalize, read_norm_stats
@@ -50,8 +50,10 @@ def equal(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
 def test_default_walks_every_window_once_in_record_order(
     shards: Path, tokenizer: Tokenizer
 ) -> None:
-    index = read_index(shards, 'train')
-    batches = list(make_loader(shards, 'train', batch_size=7, tokenizer=tokenizer))
+    index = open_shards(shards).split('train').index
+    batches = list(
+        make_loader(open_shards(shards).split('train'), batch_size=7, tokenizer=tokenizer)
+    )
     record, mask = (
         np.concatenate([batch[key][:, 0] for batch in batches]) for key in ('record', 'mask')
     )
@@ -66,8 +68,10 @@ def test_contents_are_those_of_the_recording(
     shards: Path, source: Path, tokenizer: Tokenizer
 ) -> None:
     statistics = read_norm_stats(shards / 'norm_stats.json')['state']
-    dataset, meta = open_dataset(source), read_meta(shards)
-    for batch in make_loader(shards, 'train', batch_size=4, sequence_length=3, tokenizer=tokenizer):
+    dataset, meta = open_dataset(source), open_shards(shards).meta.to_json()
+    for batch in make_loader(
+        open_shards(shards).split('train'), batch_size=4, sequence_length=3, tokenizer=tokenizer
+    ):
         for at in zip(*np.nonzero(batch['mask']), strict=True):
             episode, frame = (
                 dataset.read_episode(int(batch['episode'][at])),
@@ -101,7 +105,9 @@ def test_sequences_are_consecutive_and_reset_where_they_start(
     shards: Path, tokenizer: Tokenizer
 ) -> None:
     seen = []
-    for batch in make_loader(shards, 'train', batch_size=2, sequence_length=4, tokenizer=tokenizer):
+    for batch in make_loader(
+        open_shards(shards).split('train'), batch_size=2, sequence_length=4, tokenizer=tokenizer
+    ):
         for row in range(2):
             real = batch['mask'][row]
             seen += batch['record'][row][real].tolist()
@@ -109,12 +115,17 @@ def test_sequences_are_consecutive_and_reset_where_they_start(
             assert len(set(batch['episode'][row])) == 1
             assert np.all(np.diff(batch['frame'][row][real]) == 4)
             assert not np.any(np.diff(real.astype(int)) > 0)  # padding only at the end
-    assert sorted(seen) == list(range(len(read_index(shards, 'train'))))
+    assert sorted(seen) == list(range(len(open_shards(shards).split('train').index)))
 
 
 def test_whole_episodes_reset_once(shards: Path, tokenizer: Tokenizer) -> None:
     batches = list(
-        make_loader(shards, 'train', batch_size=4, sequence_length=None, tokenizer=tokenizer)
+        make_loader(
+            open_shards(shards).split('train'),
+            batch_size=4,
+            sequence_length=None,
+            tokenizer=tokenizer,
+        )
     )
     assert len(batches) == 1
     batch = batches[0]
@@ -127,11 +138,14 @@ def test_whole_episodes_reset_once(shards: Path, tokenizer: Tokenizer) -> None:
 
 def test_dropped_windows_reset_the_memory(source: Path, tokenizer: Tokenizer, tmp_path) -> None:
     prepare(recordings.config(source, min_motion=2.35, **TRAIN), tmp_path / 'out')
-    index = read_index(tmp_path / 'out', 'train')
+    index = open_shards(tmp_path / 'out').split('train').index
     gaps = (np.diff(index.frame) != 4) & (np.diff(index.episode) == 0)
     assert gaps.any()
     for batch in make_loader(
-        tmp_path / 'out', 'train', batch_size=1, sequence_length=None, tokenizer=tokenizer
+        open_shards(tmp_path / 'out').split('train'),
+        batch_size=1,
+        sequence_length=None,
+        tokenizer=tokenizer,
     ):
         real = batch['mask'][0]
         jumps = np.diff(batch['frame'][0][real], prepend=-100) != 4
@@ -160,7 +174,10 @@ def training_loader(shards: Path, tokenizer: Tokenizer, **options):
         'num_epochs': None,
     }
     return make_loader(
-        shards, 'train', tokenizer=tokenizer, drop_remainder=True, **(settings | options)
+        open_shards(shards).split('train'),
+        tokenizer=tokenizer,
+        drop_remainder=True,
+        **(settings | options),
     )
 
 
@@ -184,7 +201,7 @@ def test_seed_fixes_the_order_and_epochs_differ(shards: Path, tokenizer: Tokeniz
         batches = itertools.islice(training_loader(shards, tokenizer, seed=seed, batch_size=2), 40)
         return [int(number) for batch in batches for number in batch['record'][:, 0]]
 
-    runs = len(cut_sequences(read_index(shards, 'train'), 2))
+    runs = len(cut_sequences(open_shards(shards).split('train').index, 2))
     first = order(1)
     assert first == order(1) != order(2)
     assert sorted(first[:runs]) == sorted(first[runs : 2 * runs])
@@ -214,7 +231,7 @@ def test_worker_processes_give_the_same_batches_resume_and_start_no_client(
 def test_records_are_those_that_tfds_reads(shards: Path) -> None:
     skipped = {'images': {name: tfds.decode.SkipDecoding() for name in ('up', 'side')}}
     source = tfds.builder_from_directory(shards).as_data_source('train', decoders=skipped)
-    records = Records(shards, 'train')
+    records = open_shards(shards).split('train').records()
     for number in range(0, len(records), 5):
         got, want = records[number], source[number]
         views = [decode_image(want['images'][name]) for name in ('up', 'side')]
@@ -230,11 +247,15 @@ def test_statistics_of_a_checkpoint_win_over_those_of_the_shards(
     other = {
         key: dataclasses.replace(one, q01=one.q01 - 5, q99=one.q99 + 9) for key, one in own.items()
     }
-    batch = next(make_loader(shards, 'train', batch_size=4, tokenizer=tokenizer, norm_stats=other))
-    state = Records(shards, 'train')[0].state
+    batch = next(
+        make_loader(
+            open_shards(shards).split('train'), batch_size=4, tokenizer=tokenizer, norm_stats=other
+        )
+    )
+    state = open_shards(shards).split('train').records()[0].state
     np.testing.assert_allclose(batch['state'][0, 0], normalize(state, other['state']), rtol=1e-6)
     text = tokenizer.decode(batch['prompt'][0, 0][batch['prompt_mask'][0, 0]])
-    task = read_meta(shards)['tasks'][batch['text_id'][0, 0]]
+    task = open_shards(shards).meta.tasks[batch['text_id'][0, 0]]
     assert (
         text
         == pi05_prompt(task, normalize(state, other['state']))
@@ -243,23 +264,32 @@ def test_statistics_of_a_checkpoint_win_over_those_of_the_shards(
 
 
 def test_baselines_lie_beside_their_windows(shards: Path, tokenizer: Tokenizer) -> None:
-    count = read_meta(shards)['windows']['test']
+    count = open_shards(shards).split('test').windows
     with pytest.raises(UserError, match=r'run prepare_data\.py'):
-        make_loader(shards, 'test', batch_size=1, tokenizer=tokenizer, baselines='pi05')
+        make_loader(
+            open_shards(shards).split('test'), batch_size=1, tokenizer=tokenizer, baselines='pi05'
+        )
     base = np.random.default_rng(0).normal(size=(count, 2, 16, 6)).astype(np.float32)
     np.savez(shards / 'baselines-test.npz', base=base)
     options = {'batch_size': count, 'tokenizer': tokenizer, 'baselines': 'pi05'}
-    assert np.array_equal(next(make_loader(shards, 'test', **options))['base'][:, 0], base[:, 0])
     assert np.array_equal(
-        next(make_loader(shards, 'test', baseline_sample=1, **options))['base'][:, 0], base[:, 1]
+        next(make_loader(open_shards(shards).split('test'), **options))['base'][:, 0], base[:, 0]
     )
-    mean = next(make_loader(shards, 'test', baseline_sample=None, **options))['base'][:, 0]
+    assert np.array_equal(
+        next(make_loader(open_shards(shards).split('test'), baseline_sample=1, **options))['base'][
+            :, 0
+        ],
+        base[:, 1],
+    )
+    mean = next(make_loader(open_shards(shards).split('test'), baseline_sample=None, **options))[
+        'base'
+    ][:, 0]
     np.testing.assert_allclose(mean, base.mean(1), atol=1e-6)
     with pytest.raises(UserError, match='sample below 2'):
-        make_loader(shards, 'test', baseline_sample=2, **options)
+        make_loader(open_shards(shards).split('test'), baseline_sample=2, **options)
     np.savez(shards / 'baselines-test.npz', base=base[1:])
     with pytest.raises(UserError, match='other shards'):
-        make_loader(shards, 'test', **options)
+        make_loader(open_shards(shards).split('test'), **options)
 
 
 @pytest.mark.parametrize(
@@ -276,21 +306,21 @@ def test_baselines_lie_beside_their_windows(shards: Path, tokenizer: Tokenizer) 
 def test_wrong_options(options: dict, expected: str, shards: Path, tokenizer: Tokenizer) -> None:
     settings = {'split': 'train', 'batch_size': 2, 'tokenizer': tokenizer} | options
     with pytest.raises(UserError) as caught:
-        next(make_loader(shards, **settings))
+        next(make_loader(open_shards(shards).split(settings.pop('split')), **settings))
     assert expected in str(caught.value)
 
 
 def test_unfinished_shards_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match=r'run prepare_data\.py'):
-        Records(tmp_path, 'train')
+        open_shards(tmp_path).split('train').records()
     assert not list(tmp_path.iterdir())
 
 
 def test_empty_split_is_refused(source: Path, tokenizer: Tokenizer, tmp_path) -> None:
     prepare(recordings.config(source, train_episodes=(0,)), tmp_path / 'out')
     with pytest.raises(UserError, match='split test'):
-        make_loader(tmp_path / 'out', 'test', batch_size=1, tokenizer=tokenizer)
-    assert read_meta(tmp_path / 'out')['windows']['test'] == 0
+        make_loader(open_shards(tmp_path / 'out').split('test'), batch_size=1, tokenizer=tokenizer)
+    assert open_shards(tmp_path / 'out').split('test').windows == 0
 
 
 def test_jitter_touches_the_prompt_alone_and_is_fixed_by_the_seed(
@@ -305,15 +335,19 @@ def test_jitter_touches_the_prompt_alone_and_is_fixed_by_the_seed(
 
 
 def test_relative_statistics_subtract_the_state_in_relative_joints(shards: Path) -> None:
-    records, own = Records(shards, 'train'), read_norm_stats(shards / 'norm_stats.json')
+    prepared = open_shards(shards)
+    records, own = (
+        prepared.split('train').records(),
+        prepared.statistics,
+    )
     joints = np.arange(len(own['actions'].low)) < 2
     pairs = [(records[n].state, records[n].actions) for n in range(len(records))]
     values = np.concatenate(
         [actions - np.where(joints, state, 0) for state, actions in pairs]
     ).astype(np.float64)
-    got = relative_statistics(shards, own, tuple(joints))
+    got = prepared.relative_statistics(tuple(joints))
     np.testing.assert_allclose(
         got['actions'].q99, np.quantile(values, 0.99, axis=0), rtol=1e-6, atol=1e-6
     )
     np.testing.assert_allclose(got['actions'].mean, values.mean(0), rtol=1e-6, atol=1e-6)
-    assert got['state'] is own['state'] and relative_statistics(shards, own, ()) == own
+    assert got['state'] is own['state'] and prepared.relative_statistics(()) == own

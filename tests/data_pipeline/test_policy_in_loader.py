@@ -10,9 +10,8 @@ import pytest
 import prepare_data
 from configs import data_so101
 from sigma_jax.data.loader.loader import make_loader
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import BLACK, content_box, resize_with_pad, unit_range
 from sigma_jax.processing.normalize import normalize, read_norm_stats
@@ -41,7 +40,11 @@ def tokenizer():
 
 
 def first_batch(shards, tokenizer, **options):
-    return next(make_loader(shards, 'train', batch_size=2, tokenizer=tokenizer, **options))
+    return next(
+        make_loader(
+            open_shards(shards).split('train'), batch_size=2, tokenizer=tokenizer, **options
+        )
+    )
 
 
 def noise(episode: int, frame: int, camera: str) -> np.ndarray:
@@ -55,13 +58,13 @@ def test_pictures_are_resized_in_the_style_that_was_asked_for(tmp_path, monkeypa
     source = recordings.record(tmp_path / 'source', (20, 20, 20))
     for style, other in (('lerobot', 'openpi'), ('openpi', 'lerobot')):
         prepare(recordings.config(source, resize=style), tmp_path / style)
-        meta = read_meta(tmp_path / style)
+        meta = open_shards(tmp_path / style).meta.to_json()
         assert meta['resize'] == style and meta['camera_sizes'] == {
             'up': [96, 160],
             'side': [96, 160],
         }
         frame = noise(meta['splits']['train'][0], 0, recordings.CAMERAS[0])
-        stored = Records(tmp_path / style, 'train')[0].images[0].astype(int)
+        stored = open_shards(tmp_path / style).split('train').records()[0].images[0].astype(int)
         off, far = (
             np.abs(stored - resize_with_pad(frame, 32, 32, name)).mean() for name in (style, other)
         )
@@ -79,7 +82,10 @@ def test_without_a_policy_nothing_changes(shards, tokenizer):
 def test_the_prompt_is_the_policy_s(shards, tokenizer):
     statistics = OLD.scale(read_norm_stats(shards / 'norm_stats.json'))
     batch = first_batch(shards, tokenizer, policy=OLD, norm_stats=statistics)
-    record, task = Records(shards, 'train')[0], read_meta(shards)['tasks'][batch['text_id'][0, 0]]
+    record, task = (
+        open_shards(shards).split('train').records()[0],
+        open_shards(shards).meta.tasks[batch['text_id'][0, 0]],
+    )
     want = tokenizer.encode(pi05_prompt(task, normalize(record.state, statistics['state']), 32))
     assert batch['prompt'][0, 0][batch['prompt_mask'][0, 0]].tolist() == want
     assert len(want) - first_batch(shards, tokenizer)['prompt_mask'][0, 0].sum() == 26
@@ -91,14 +97,14 @@ def test_the_prompt_is_the_policy_s(shards, tokenizer):
 def test_states_are_normalised_by_the_policy_s_formula(shards, tokenizer):
     statistics = OPENPI.scale(read_norm_stats(shards / 'norm_stats.json'))
     batch = first_batch(shards, tokenizer, policy=OPENPI, norm_stats=statistics)
-    exact = normalize(Records(shards, 'train')[0].state, statistics['state'])
+    exact = normalize(open_shards(shards).split('train').records()[0].state, statistics['state'])
     assert exact.dtype == np.float64 and batch['state'].dtype == np.float32
     assert np.array_equal(batch['state'][0, 0], exact.astype(np.float32))
 
 
 def test_padding_that_is_not_black_comes_as_floats(shards, tokenizer):
     batch, plain = first_batch(shards, tokenizer, policy=OLD), first_batch(shards, tokenizer)
-    top, left, rows, cols = content_box(read_meta(shards)['camera_sizes']['up'], 32, 32)
+    top, left, rows, cols = content_box(open_shards(shards).meta.camera_sizes['up'], 32, 32)
     inside = np.zeros((32, 32), bool)
     inside[top : top + rows, left : left + cols] = True
     assert batch['images'].dtype == np.float32 and not inside.all()

@@ -11,9 +11,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from sigma_jax.data.lerobot.dataset import open_dataset
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from sigma_jax.data.shards.tfds import SPLITS, incoming, writer_lock
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import encode_jpeg, resize_with_pad
@@ -48,7 +47,7 @@ def test_tfds_reads_the_shards_without_tensorflow(out: Path, source: Path) -> No
     dataset, count = open_dataset(source), 0
     for split in SPLITS:
         windows = tfds.builder_from_directory(str(out)).as_data_source(split)
-        assert len(windows) == read_meta(out)['windows'][split]
+        assert len(windows) == open_shards(out).split(split).windows
         for window in windows:
             episode, frame = dataset.read_episode(window['episode_index']), window['frame_index']
             assert np.array_equal(window['actions'], episode.actions[frame : frame + 16])
@@ -73,7 +72,7 @@ def test_images_are_stored_as_encoded_by_us(out: Path) -> None:
 
 
 def test_meta_tells_settings_counts_and_digests(out: Path) -> None:
-    meta = read_meta(out)
+    meta = open_shards(out).meta.to_json()
     assert sorted(index for split in SPLITS for index in meta['splits'][split]) == [0, 1, 2, 3, 4]
     assert [len(meta['splits'][split]) for split in SPLITS] == [3, 1, 1]
     assert sum(meta['dropped'][split]['episode shorter than the horizon'] for split in SPLITS) == 1
@@ -86,7 +85,7 @@ def test_meta_tells_settings_counts_and_digests(out: Path) -> None:
 def test_statistics_cover_every_frame_of_train_episodes_only(out: Path, source: Path) -> None:
     dataset = open_dataset(source)
     states = np.concatenate(
-        [dataset.read_episode(i).state for i in read_meta(out)['splits']['train']]
+        [dataset.read_episode(i).state for i in open_shards(out).split('train').episodes]
     )
     found = read_norm_stats(out / 'norm_stats.json')['state']
     np.testing.assert_allclose(
@@ -98,8 +97,8 @@ def test_statistics_cover_every_frame_of_train_episodes_only(out: Path, source: 
 
 
 def test_motion_filter_touches_training_windows_only(source: Path, tmp_path) -> None:
-    meta = prepare(recordings.config(source, min_motion=2.4), tmp_path / 'filtered').meta
-    plain = prepare(recordings.config(source), tmp_path / 'plain').meta
+    meta = prepare(recordings.config(source, min_motion=2.4), tmp_path / 'filtered').meta.to_json()
+    plain = prepare(recordings.config(source), tmp_path / 'plain').meta.to_json()
     lost = plain['windows']['train'] - meta['windows']['train']
     assert 0 < lost == meta['dropped']['train']['avg_motion below min_motion']
     assert {s: meta['windows'][s] for s in SPLITS[1:]} == {
@@ -129,7 +128,7 @@ def test_later_frames_change_nothing_in_the_observation(source: Path, tmp_path) 
     found = []
     for root in (original, changed):
         prepare(recordings.config(root, **settings), tmp_path / f'out_{root.name}')
-        found.append(Records(tmp_path / f'out_{root.name}', 'train')[0])
+        found.append(open_shards(tmp_path / f'out_{root.name}').split('train').records()[0])
     assert np.array_equal(found[0].images, found[1].images)
     assert np.array_equal(found[0].state, found[1].state)
     assert np.array_equal(found[0].actions, found[1].actions)
@@ -138,7 +137,7 @@ def test_later_frames_change_nothing_in_the_observation(source: Path, tmp_path) 
 def test_finished_directory_is_left_as_it_is(out: Path, source: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in out.iterdir() if file.name != '.lock'}
     result = prepare(recordings.config(source, shard_size=3), out)
-    assert result.was_complete and result.meta == read_meta(out)
+    assert result.was_complete and result.meta == open_shards(out).meta
     assert before == {
         file: file.stat().st_mtime_ns for file in out.iterdir() if file.name != '.lock'
     }
@@ -147,7 +146,7 @@ def test_finished_directory_is_left_as_it_is(out: Path, source: Path) -> None:
 def test_other_settings_are_refused(out: Path, source: Path) -> None:
     with pytest.raises(UserError, match=r'stride=2, got 4; name another --out'):
         prepare(recordings.config(source, shard_size=3, stride=2), out)
-    assert read_meta(out)['stride'] == 4
+    assert open_shards(out).meta.stride == 4
 
 
 def test_other_data_are_refused(out: Path, tmp_path) -> None:
@@ -179,7 +178,7 @@ def test_lost_shard_is_noticed(source: Path, tmp_path) -> None:
     with pytest.raises(UserError, match='sigma-train'):
         prepare(recordings.config(source), tmp_path / 'out')
     with pytest.raises(UserError, match='sigma-train'):
-        Records(tmp_path / 'out', 'train')
+        open_shards(tmp_path / 'out').split('train').records()
     assert json.loads((tmp_path / 'out' / 'meta.json').read_text())['schema'] == 1
 
 
@@ -219,9 +218,7 @@ def test_named_statistics_that_most_rows_lie_outside_are_told(
         entry['q01'], entry['q99'] = (middle - half).tolist(), (middle + half).tolist()
     named = tmp_path / 'norm_stats.json'
     named.write_text(json.dumps(body))
-    notes = prepare(recordings.config(source, stats_from=str(named)), tmp_path / 'out').meta[
-        'notes'
-    ]
+    notes = prepare(recordings.config(source, stats_from=str(named)), tmp_path / 'out').meta.notes
     assert [name in note for name, note in zip(('state', 'actions'), notes, strict=False)] == [
         True
     ] * told

@@ -31,7 +31,7 @@ def source(tmp_path_factory) -> Path:
 
 def test_every_setting_and_every_origin_is_there(source, tmp_path) -> None:
     config = recordings.config(source, stride=8)
-    meta = prepare(config, tmp_path / 'out').meta
+    meta = prepare(config, tmp_path / 'out').meta.to_json()
     assert {field.name for field in dataclasses.fields(DataConfig)} - PATHS <= meta.keys()
     assert {name: meta[name] for name in config.settings()} == config.settings()
     assert (meta['source'], meta['revision'], meta['source_version']) == (str(source), '', 'v2.1')
@@ -49,7 +49,7 @@ def test_no_window_vanishes_without_a_reason(source, tmp_path) -> None:
     damages.keep(recordings.video_path(3, recordings.CAMERAS[1]), 0.5)(damaged)
     meta = prepare(
         recordings.config(damaged, min_motion=2.4, on_bad_episode='skip'), tmp_path / 'out'
-    ).meta
+    ).meta.to_json()
     assert list(meta['bad_episodes']) == ['3']
     for split in SPLITS:
         dropped = dict(meta['dropped'][split])
@@ -94,7 +94,7 @@ def test_a_joint_that_hardly_moves_is_reported_and_clamped(source, tmp_path) -> 
         actions = open_dataset(source).read_episode(index).actions.copy()
         actions[:, 2] = 7 + 1e-7 * np.arange(length)
         recordings.edit_columns(still, index, action=list(actions))
-    meta = prepare(recordings.config(still), tmp_path / 'out').meta
+    meta = prepare(recordings.config(still), tmp_path / 'out').meta.to_json()
     assert meta['near_constant'] == {'state': [], 'actions': ['joint_2.pos']}
     statistics = read_norm_stats(tmp_path / 'out' / 'norm_stats.json')['actions']
     moved = normalize(np.full(6, 8.0, np.float32), statistics)

@@ -12,9 +12,10 @@ import pytest
 from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.digests import source_digest
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
+from tests import metas
 from tests.data_pipeline import recordings
 
 LENGTHS = (40, 44, 36)
@@ -47,13 +48,11 @@ def test_an_episode_is_its_states_and_actions(source, tmp_path):
 
 
 def test_a_preparation_records_every_episode(source, tmp_path):
-    meta = prepare(recordings.config(source, **ONE_CAMERA), tmp_path / 'out').meta
-    wanted = {str(n): seen.episode_digest(open_dataset(source).read_episode(n)) for n in range(3)}
-    assert {index: wanted[index] for index in meta[seen.DIGESTS]} == meta[seen.DIGESTS]
-    assert (
-        seen.of_split(meta, 'train') == {wanted['0']: 0}
-        and seen.of_split({'splits': {}}, 'train') is None
-    )
+    meta = prepare(recordings.config(source, **ONE_CAMERA), tmp_path / 'out').meta.to_json()
+    wanted = {n: seen.episode_digest(open_dataset(source).read_episode(n)) for n in range(3)}
+    assert {index: wanted[index] for index in meta.episode_digests} == meta.episode_digests
+    assert seen.of_split(meta, 'train') == {wanted[0]: 0}
+    assert seen.of_split(metas.meta(), 'train') is None
 
 
 def test_folders_add_up_what_they_learned_from(tmp_path):
@@ -61,14 +60,16 @@ def test_folders_add_up_what_they_learned_from(tmp_path):
     base, run = tmp_path / 'base', tmp_path / 'run'
     for folder in (base, run):
         folder.mkdir()
-    numbered = [{'1': 'a', '2': 'b'}, {'3': 'c'}, {'1': 'd'}]
+    numbered = [{1: 'a', 2: 'b'}, {3: 'c'}, {1: 'd'}]
     first, second, third = (
-        {seen.DIGESTS: of, 'splits': {'train': [int(n) for n in of]}} for of in numbered
+        metas.meta(episode_digests=of, splits={'train': tuple(of)}) for of in numbered
     )
     seen.note(base, first)
     seen.note(run, second, base)
     seen.note(run, third, base)
-    seen.note(run, {'splits': {'train': [9]}}, base)  # shards from before episodes were recorded
+    seen.note(
+        run, metas.meta(splits={'train': (9,)}), base
+    )  # shards from before episodes were recorded
     assert set(seen.read(run)) == set('abcd') and set(seen.read(base)) == set('ab')
     assert seen.read(tmp_path) is None
     (run / seen.FILE).write_text('{"train"')
@@ -89,7 +90,7 @@ def test_a_camera_that_comes_later_makes_no_other_data_set(source, tmp_path):
         shutil.copy(source / recordings.video_path(index, unused), video)
     (data / 'README.md').write_text('new')
     assert prepare(config, tmp_path / 'out').was_complete
-    found = read_meta(tmp_path / 'out')
+    found = open_shards(tmp_path / 'out').meta.to_json()
     (tmp_path / 'out' / 'unfinished.json').write_text(json.dumps(found))
     (tmp_path / 'out' / 'meta.json').unlink()
     assert not prepare(config, tmp_path / 'out').was_complete
@@ -115,8 +116,8 @@ def test_what_is_read_still_makes_another(changed, source, tmp_path):
 def test_older_shards_which_recorded_all_files_are_still_finished(source, tmp_path):
     config = recordings.config(source, **ONE_CAMERA)
     prepare(config, tmp_path / 'out')
-    meta = read_meta(tmp_path / 'out')
-    older = {k: v for k, v in meta.items() if k != seen.DIGESTS} | {
+    meta = open_shards(tmp_path / 'out').meta.to_json()
+    older = {k: v for k, v in meta.items() if k != 'episode_digests'} | {
         'source_digest': source_digest(source)
     }
     assert older['source_digest'] != meta['source_digest']

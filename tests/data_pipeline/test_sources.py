@@ -14,9 +14,9 @@ from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.data.pt.dataset import Known, TorchDataset, _runs
 from sigma_jax.data.pt.shards import TorchSettings, TorchWindow
 from sigma_jax.data.rlds.dataset import RldsDataset
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig, make_plan
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
 from sigma_jax.hub import download
 from tests.data_pipeline import recordings, rlds_folder
@@ -89,14 +89,14 @@ def test_rlds_is_prepared_by_the_same_code(tmp_path):
         max_prompt_len=200,
         image_size=24,
     )
-    meta = prepare(DataConfig.from_settings(settings.to_dict()), tmp_path / 'out').meta
+    meta = prepare(DataConfig.from_settings(settings.to_dict()), tmp_path / 'out').meta.to_json()
     assert (
         meta['source_version'] == 'RLDS robot 1.0.0'
         and meta['fps'] == 10
         and meta['rlds']['fps'] == 10
     )
     assert meta['tasks'] == list(rlds_folder.TASKS) and meta['camera_sizes'] == {'up': [24, 32]}
-    records = Records(tmp_path / 'out', 'train')
+    records = open_shards(tmp_path / 'out').split('train').records()
     episode, frame = int(records.index.episode[1]), int(records.index.frame[1])
     seen = records[1].images[0, 3:21].astype(int)
     drawn = rlds_folder.picture(episode, frame)[0, 0]
@@ -113,7 +113,9 @@ def test_a_damaged_rlds_episode_is_left_out_where_that_is_asked_for(tmp_path):
         'max_prompt_len': 200,
         'rlds': RLDS,
     }
-    meta = prepare(recordings.config(root, on_bad_episode='skip', **changes), tmp_path / 'out').meta
+    meta = prepare(
+        recordings.config(root, on_bad_episode='skip', **changes), tmp_path / 'out'
+    ).meta.to_json()
     assert (
         list(meta['bad_episodes']) == ['2'] and 'to match its checksum' in meta['bad_episodes']['2']
     )

@@ -14,8 +14,8 @@ from sigma_jax.data.pt import shards as torch_shards
 from sigma_jax.data.pt.dataset import open_torch_shards
 from sigma_jax.data.pt.shards import TorchSettings, read_windows
 from sigma_jax.data.shards import export_pt
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from sigma_jax.data.shards.tfds import SPLITS
 from sigma_jax.data.shards.windows import cut_windows
 from sigma_jax.data.sources import open_source
@@ -34,7 +34,7 @@ def shards(tmp_path_factory):
     source = recordings.record(root / 'source', LENGTHS)
     prepare(recordings.config(source, tail='pad'), root / 'shards')
     for split in SPLITS:
-        count = len(Records(root / 'shards', split))
+        count = len(open_shards(root / 'shards').split(split).records())
         base = np.random.default_rng(0).normal(size=(count, 2, 16, 6)).astype(np.float32)
         np.savez(root / f'shards/baselines-{split}.npz', base=base)
     return root / 'shards'
@@ -42,7 +42,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def exported(shards):
-    export_pt.export(shards, shards.parent / 'pt', shard_size=10)
+    export_pt.export(open_shards(shards), shards.parent / 'pt', shard_size=10)
     return shards.parent / 'pt'
 
 
@@ -51,7 +51,7 @@ def test_windows_to_pt_to_windows_is_exact(shards, exported):
     assert len(list(exported.glob('shard_*.pt'))) == -(-len(back) // 10)
     place = 0
     for split in SPLITS:
-        records = Records(shards, split)
+        records = open_shards(shards).split(split).records()
         with np.load(shards / f'baselines-{split}.npz') as arrays:
             base = arrays['base']
         for n in range(len(records)):
@@ -107,11 +107,11 @@ def test_torch_itself_refuses_what_the_first_look_would_let_through(tmp_path, mo
 
 
 def test_the_same_windows_make_the_same_files(shards, exported):
-    export_pt.export(shards, shards.parent / 'again', shard_size=10)
+    export_pt.export(open_shards(shards), shards.parent / 'again', shard_size=10)
     for path in exported.iterdir():
         assert path.read_bytes() == (shards.parent / 'again' / path.name).read_bytes()
     with pytest.raises(UserError, match='not to exist yet'):
-        export_pt.export(shards, shards.parent / 'again')
+        export_pt.export(open_shards(shards), shards.parent / 'again')
 
 
 def test_a_failure_leaves_nothing(shards, tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_a_failure_leaves_nothing(shards, tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, 'save', full)
     with pytest.raises(UserError, match=r'Expected to write shard_00000.pt .* free some room'):
-        export_pt.export(shards, tmp_path / 'out')
+        export_pt.export(open_shards(shards), tmp_path / 'out')
     assert not list(tmp_path.iterdir())
 
 
@@ -159,7 +159,7 @@ def test_episodes_of_shards_cut_into_the_same_windows(exported):
 
 def rows(folder, split):
     """((episode, frame), (state, actions)) of all windows."""
-    records = Records(folder, split)
+    records = open_shards(folder).split(split).records()
     places = zip(records.index.episode.tolist(), records.index.frame.tolist(), strict=True)
     return [(place, records.numbers(n)) for n, place in enumerate(places)]
 

@@ -17,7 +17,9 @@ import pytest
 from sigma_jax.data.pt import shards
 from sigma_jax.data.pt.safety import check_pickle
 from sigma_jax.data.shards import export_pt
+from sigma_jax.data.shards.directory import Shards, open_shards
 from sigma_jax.errors import UserError
+from tests import metas
 
 REACHED: list[str] = []
 
@@ -134,12 +136,12 @@ def test_arguments_and_folders(tmp_path):
     with pytest.raises(UserError, match=r'Expected shard_\*.pt in'):
         shards.list_shards(tmp_path)
     with pytest.raises(UserError, match='shard_size of at least 1, got 0'):
-        export_pt.export(tmp_path, tmp_path / 'out', shard_size=0)
+        export_pt.export(Shards(tmp_path, metas.meta()), tmp_path / 'out', shard_size=0)
     with pytest.raises(UserError, match=r'got no meta.json; run prepare_data.py'):
-        export_pt.export(tmp_path, tmp_path / 'out')
-    assert shards.read_meta(tmp_path) == {} and not (tmp_path / 'out').exists()
+        export_pt.export(open_shards(tmp_path), tmp_path / 'out')
+    assert shards.read_about(tmp_path) is None and not (tmp_path / 'out').exists()
     (tmp_path / 'meta.json').write_text('{"dataset": "of another origin"}')
-    assert shards.read_meta(tmp_path) == {}
+    assert shards.read_about(tmp_path) is None
     (tmp_path / 'meta.json').write_text('{')
     with pytest.raises(UserError, match='Expected JSON in'):
-        shards.read_meta(tmp_path)
+        shards.read_about(tmp_path)

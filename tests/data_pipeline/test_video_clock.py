@@ -172,7 +172,7 @@ def test_spare_frames_are_noted(numbers, listed: list[int] | None, frames: int, 
     root = films.write_dataset(tmp_path / 'data', LENGTHS, **h264(listed=listed or [0, 1, 2]))
     films.write_film(root / films.VIDEO.format(0), numbers, **h264())
     config = recordings.config(root, cameras=(films.CAMERA,), split_fractions=(1.0, 0.0, 0.0))
-    notes = prepare(config, tmp_path / 'out').meta['notes']
+    notes = prepare(config, tmp_path / 'out').meta.notes
     rows = 58 if listed else 90
     told = [f'{films.VIDEO.format(0)} holds {frames} frames for {rows} rows; where the spare ones']
     assert [note[: len(told[0])] for note in notes] == (told if frames else [])

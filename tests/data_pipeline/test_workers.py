@@ -14,8 +14,9 @@ REPOSITORY = Path(__file__).parents[2]
 # prints the numbers of its workers as soon as they have done something, and waits to be killed
 CHILD = """
 import multiprocessing, sys, time
-from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.shards.directory import open_shards
+from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.sim.record import Plan, record
 from tests.data_pipeline.recordings import SETTINGS
 
@@ -25,7 +26,10 @@ def wait(*_):
 
 def load(shards):
     tokenizer = load_tokenizer(SETTINGS['tokenizer'])
-    loader = make_loader(shards, 'train', batch_size=2, tokenizer=tokenizer, num_epochs=None, num_workers=1)
+    train = open_shards(shards).split('train')
+    loader = make_loader(
+        train, batch_size=2, tokenizer=tokenizer, num_epochs=None, num_workers=1
+    )
     wait(next(loader))
 
 def record_many(out):

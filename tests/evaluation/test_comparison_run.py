@@ -9,8 +9,7 @@ import pytest
 
 import evaluate
 from sigma_jax.backbones import pi05
-from sigma_jax.data.shards.meta import read_meta
-from sigma_jax.data.shards.records import read_baselines
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.replay_shards import in_order, whole_episodes
 from sigma_jax.evaluation.report import schema
@@ -155,7 +154,7 @@ def test_costs_lie_beside_the_arms(folder, report):
     # gradients cost once to twice as much
     forward = costs['sigma']['training_windows'] * costs['sigma']['flops_own']
     config = json.loads((folder / 'rows/sigma/seed0/config.json').read_text())
-    samples = read_meta(config['shards'])['windows']['train'] * costs['pi05']['flops_in_all']
+    samples = open_shards(config['shards']).split('train').windows * costs['pi05']['flops_in_all']
     assert 2 * forward < costs['sigma']['flops_training'] - samples < 3 * forward
     assert costs['no_tau'] == costs['sigma'] and costs['pi05']['trainable_parameters'] is None
 
@@ -183,12 +182,16 @@ def test_untouched_lora_samples_as_the_base_does(report):
 
 
 def test_base_sampled_again_is_what_lies_beside_the_shards(small_run):
-    base = robustness.BasePolicy(small_run.shards, str(small_run.base))
+    base = robustness.BasePolicy(open_shards(small_run.shards), str(small_run.base))
     batches = whole_episodes(
-        small_run.shards, 'train', 1, base.config.tokenizer, base.statistics, base.policy
+        open_shards(small_run.shards).split('train'),
+        1,
+        base.config.tokenizer,
+        base.statistics,
+        base.policy,
     )
-    drawn, _, frame = in_order((batch, base.sample(batch)) for batch in batches)
-    stored = read_baselines(small_run.shards, 'train', (len(frame), *drawn.shape[1:]))[:, 0]
+    drawn, _, _ = in_order((batch, base.sample(batch)) for batch in batches)
+    stored = open_shards(small_run.shards).split('train').base_actions()[:, 0]
     np.testing.assert_allclose(drawn, stored, rtol=1e-4, atol=1e-4)
 
 

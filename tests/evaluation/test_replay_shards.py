@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation import replay_shards
 from sigma_jax.evaluation.replay_shards import Decoded, whole_episodes
 from sigma_jax.policies.base_actions import BaselineConfig
@@ -60,11 +61,12 @@ def test_episodes_are_decoded_again_only_for_other_settings(small_run, monkeypat
     monkeypatch.setattr(
         replay_shards, 'make_loader', lambda *a, **k: opened.append(1) or make(*a, **k)
     )
+    train = open_shards(small_run.shards).split('train')
     decoded, statistics = Decoded(), small_run.shards / 'norm_stats.json'
     tokenizer = BaselineConfig().tokenizer
 
     def read(statistics, baselines=None):
-        where = (small_run.shards, 'train', 1, tokenizer, statistics, OURS, baselines)
+        where = (train, 1, tokenizer, statistics, OURS, baselines)
         return [batch['images'].sum() for batch in whole_episodes(*where, decoded)]
 
     assert read(statistics) == read(statistics) and len(opened) == 1

@@ -14,9 +14,9 @@ from rich.console import Console
 
 import configs.data_so101 as data_config
 from sigma_jax.data.shards import seen
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.data.shards.prepare import prepare
-from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation import runner
 from sigma_jax.processing.spec import OURS
@@ -37,7 +37,7 @@ def shards(tmp_path_factory):
     settings = data_config.get_config().data.to_dict() | {'source': 'tests/data/lerobot/v3.0'}
     prepare(DataConfig.from_settings(settings), out)
     for split in runner.SPLITS:
-        records = Records(out, split)
+        records = open_shards(out).split(split).records()
         truth = np.stack([records[i].actions for i in range(len(records))])
         np.savez(
             out / f'baselines-{split}.npz',
@@ -56,6 +56,7 @@ def trained(shards):
         sigma_params={'w': np.ones(3)},
         parameter_counts={'sigma': 3},
         config=RunConfig(shards=str(shards)),
+        shards=open_shards(shards),
         provenance={'step': 7},
         sequence_length=2,
         gates=Ablation(),
@@ -77,7 +78,9 @@ def test_known_errors_reach_the_files(trained, shards, tmp_path):
     assert arms['pi05_mean2']['mse_trj']['value'] == pytest.approx(1.0, rel=1e-4)
     assert arms['sigma']['mse_trj']['value'] == pytest.approx(0.25, rel=1e-4)
     assert arms['pi05_bias']['mse_trj']['value'] == pytest.approx(0.0, abs=1e-6)
-    assert report['num_samples'] == sum(len(Records(shards, split)) for split in runner.SPLITS)
+    assert report['num_samples'] == sum(
+        len(open_shards(shards).split(split).records()) for split in runner.SPLITS
+    )
     assert from_dict(json.loads((out / 'adapter.json').read_text())).max_scale == 1.25
     assert (out / 'report.html').read_text().startswith('<!doctype html>')
 
@@ -85,7 +88,7 @@ def test_known_errors_reach_the_files(trained, shards, tmp_path):
 def test_hold_sees_the_raw_state(trained, shards, tmp_path):
     """The loader normalises states; the arm must undo exactly that."""
     report, _ = evaluate(trained, tmp_path / 'run', splits=('test',))
-    records = Records(shards, 'test')
+    records = open_shards(shards).split('test').records()
     windows = [records[i] for i in range(len(records))]
     expected = np.mean([np.mean((w.actions[0].astype(float) - w.state) ** 2) for w in windows])
     assert report['splits']['test']['arms']['hold']['mse_vec']['value'] == pytest.approx(
@@ -170,12 +173,11 @@ def test_a_folder_that_is_looked_at_is_not_left_behind(tmp_path):
     ('empty', 'advice'),
     [(('test',), '--splits=train,calibration'), (('train', 'test'), '--splits=calibration')],
 )
-def test_a_split_without_windows_is_told_before_the_work(
-    empty, advice, trained, shards, tmp_path, monkeypatch
-):
-    meta = runner.read_meta(shards)
-    less = meta | {'windows': meta['windows'] | dict.fromkeys(empty, 0)}
-    monkeypatch.setattr(runner, 'read_meta', lambda _: less)
+def test_a_split_without_windows_is_told_before_the_work(empty, advice, trained, tmp_path):
+    windows = {**trained.shards.meta.windows, **dict.fromkeys(empty, 0)}
+    less = dataclasses.replace(trained.shards.meta, windows=windows)
+    other = dataclasses.replace(trained.shards, meta=less)
+    trained = types.SimpleNamespace(**vars(trained) | {'shards': other})
     with pytest.raises(
         UserError, match=f'expected windows in split {empty[0]} of .* got none; .*{advice}'
     ):
@@ -195,14 +197,15 @@ def test_a_single_run_is_not_judged_by_what_it_learned_from(split, trained, shar
     (tmp_path / 'own').mkdir()
     (tmp_path / 'own' / 'meta.json').write_text(json.dumps(meta))
     shutil.copy(shards / 'norm_stats.json', tmp_path / 'own')
-    config = dataclasses.replace(trained.config, shards=str(tmp_path / 'own'))
-    other = types.SimpleNamespace(**vars(trained) | {'config': config})
+    own = open_shards(tmp_path / 'own')
+    config = dataclasses.replace(trained.config, shards=str(own.path))
+    other = types.SimpleNamespace(**vars(trained) | {'config': config, 'shards': own})
     with pytest.raises(
         UserError, match=f'expected episodes of the {split} split that .*run has not learned from'
     ):
         evaluate(other, tmp_path / 'run', shards=shards)
     assert not (tmp_path / 'run' / 'evaluations.jsonl').exists()
-    seen.note(tmp_path / 'run', meta)
+    seen.note(tmp_path / 'run', own.meta)
     (tmp_path / 'own' / 'meta.json').unlink()
     with pytest.raises(UserError, match=f'expected episodes of the {split} split'):
         evaluate(other, tmp_path / 'run', shards=shards, splits=(split,))
@@ -213,11 +216,12 @@ def test_shards_without_a_record_are_evaluated_with_a_note(trained, shards, tmp_
     (tmp_path / 'own').mkdir()
     meta = json.loads((shards / 'meta.json').read_text()) | {'source_digest': 'of other files'}
     (tmp_path / 'own' / 'meta.json').write_text(
-        json.dumps({k: v for k, v in meta.items() if k != seen.DIGESTS})
+        json.dumps({k: v for k, v in meta.items() if k != 'episode_digests'})
     )
     shutil.copy(shards / 'norm_stats.json', tmp_path / 'own')
-    config = dataclasses.replace(trained.config, shards=str(tmp_path / 'own'))
-    other = types.SimpleNamespace(**vars(trained) | {'config': config})
+    own = open_shards(tmp_path / 'own')
+    config = dataclasses.replace(trained.config, shards=str(own.path))
+    other = types.SimpleNamespace(**vars(trained) | {'config': config, 'shards': own})
     told = Console(record=True, file=io.StringIO(), width=300)
     runner.run(runner.Request(tmp_path, shards=shards, splits=('test',)), told, lambda *_: other)
     assert 'do not say what their episodes are' in told.export_text()

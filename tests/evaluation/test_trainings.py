@@ -1,12 +1,15 @@
 """From folders to rows and seeds, and what does not go together."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
+from sigma_jax.data.shards.directory import Shards
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.compare import runs
+from tests import metas
 
 
 def make(folder, seed=0, step=3, **changes):
@@ -120,16 +123,10 @@ def test_a_name_stands_before_one_training(rows):
         runs.find([f'mine={rows}'])
 
 
-def test_who_learned_from_an_episode_is_not_judged_by_it(tmp_path, monkeypatch):
-    metas = {
-        'own': {'source_digest': 'x', 'splits': {'train': [1, 2, 3], 'test': [4]}},
-        'ours': {'source_digest': 'x', 'splits': {'train': [1], 'test': [3, 4]}},
-        'other': {'source_digest': 'y', 'splits': {'train': [3], 'test': []}},
-    }
-    for name in metas:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / runs.META).write_text('')
-    monkeypatch.setattr(runs, 'read_meta', lambda folder: metas[folder.name])
+def test_who_learned_from_an_episode_is_not_judged_by_it(tmp_path):
+    metas.write(tmp_path / 'own', source_digest='x', splits={'train': (1, 2, 3), 'test': (4,)})
+    ours = metas.write(tmp_path / 'ours', source_digest='x', splits={'train': (1,), 'test': (3, 4)})
+    metas.write(tmp_path / 'other', source_digest='y', splits={'train': (3,), 'test': ()})
     mine, far = (
         runs.find([make(tmp_path / n, shards=str(tmp_path / n[1:]))])[0][0]
         for n in ('1own', '1other')
@@ -137,73 +134,64 @@ def test_who_learned_from_an_episode_is_not_judged_by_it(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match='has not learned from, got 1 of its own training episodes .*such as 3'
     ):
-        runs.check_held_out(mine, tmp_path / 'ours', 'test')
-    runs.check_held_out(mine, tmp_path / 'ours', 'train')
-    runs.check_held_out(far, tmp_path / 'ours', 'test')
+        runs.check_held_out(mine, ours.split('test'))
+    runs.check_held_out(mine, ours.split('train'))
+    runs.check_held_out(far, ours.split('test'))
 
 
 def shards(folder, **splits):
     """Prepared shards as far as meta.json goes: what each of their episodes is, by split and
     number.
     """
-    folder.mkdir()
-    digests = {str(number): what for of in splits.values() for number, what in of.items()}
-    numbers = {split: list(splits.get(split, {})) for split in ('train', 'calibration', 'test')}
-    meta = {
-        'schema': 1,
-        'source_digest': folder.name,
-        'splits': numbers,
-        'episode_digests': digests,
-    }
-    (folder / runs.META).write_text(json.dumps(meta))
-    return folder
+    digests = {number: what for of in splits.values() for number, what in of.items()}
+    numbers = {name: tuple(splits.get(name, {})) for name in metas.SPLITS}
+    return metas.write(folder, source_digest=folder.name, splits=numbers, episode_digests=digests)
 
 
 @pytest.mark.parametrize('split', ['calibration', 'test'])
 def test_episodes_are_known_by_what_they_are(split, tmp_path):
     """In another folder, by another number, with another digest of all files."""
     own = shards(tmp_path / 'own', train={1: 'a', 2: 'b'}, test={3: 'c'})
-    training = runs.find([make(tmp_path / 'run', shards=str(own))])[0][0]
+    training = runs.find([make(tmp_path / 'run', shards=str(own.path))])[0][0]
     merged = shards(tmp_path / 'merged', train={0: 'x'}, **{split: {6: 'b', 7: 'y'}})
     with pytest.raises(
         UserError, match=f'of the {split} split that .* got 1 .*such as 6, which was its episode 2'
     ):
-        runs.check_held_out(training, merged, split)
+        runs.check_held_out(training, merged.split(split))
     # the same numbers, other episodes
     fresh = shards(tmp_path / 'fresh', train={1: 'a'}, **{split: {2: 'y', 3: 'c'}})
-    assert runs.check_held_out(training, fresh, split) == ''
-    assert runs.check_held_out(training, own, split) == ''
+    assert runs.check_held_out(training, fresh.split(split)) == ''
+    assert runs.check_held_out(training, own.split(split)) == ''
 
 
 def test_a_folder_keeps_what_it_learned_from(tmp_path):
     """Its shards cut anew, or gone."""
     own = shards(tmp_path / 'own', train={1: 'a', 2: 'b'}, test={3: 'c'})
-    training = runs.find([make(tmp_path / 'run', shards=str(own))])[0][0]
-    runs.seen.note(training.folder, runs.read_meta(own))
-    shutil.rmtree(own)
+    training = runs.find([make(tmp_path / 'run', shards=str(own.path))])[0][0]
+    runs.seen.note(training.folder, own.meta)
+    shutil.rmtree(own.path)
     again = shards(tmp_path / 'own', train={1: 'a', 3: 'c'}, test={2: 'b'})
     with pytest.raises(UserError, match='got 1 of its own training episodes .*such as 2;'):
-        runs.check_held_out(training, again, 'test')
-    other = again.rename(tmp_path / 'moved')
+        runs.check_held_out(training, again.split('test'))
+    other = Shards(again.path.rename(tmp_path / 'moved'), again.meta)
     with pytest.raises(UserError, match='such as 2;'):
-        runs.check_held_out(training, other, 'test')
+        runs.check_held_out(training, other.split('test'))
     (training.folder / runs.seen.FILE).unlink()
     assert 'nothing says from which episodes it has learned' in runs.check_held_out(
-        training, other, 'test'
+        training, other.split('test')
     )
 
 
 def test_what_cannot_be_known_is_told(tmp_path):
     own = shards(tmp_path / 'own', train={1: 'a'}, test={3: 'a', 4: 'c'})
-    training = runs.find([make(tmp_path / 'run', shards=str(own))])[0][0]
-    told = runs.check_held_out(training, own, 'test')
+    training = runs.find([make(tmp_path / 'run', shards=str(own.path))])[0][0]
+    told = runs.check_held_out(training, own.split('test'))
     assert 'episodes [3] of the test split are there again among those of train' in told
     older = shards(tmp_path / 'older', train={2: 'x'}, test={1: 'a'})
-    meta = json.loads((older / runs.META).read_text())
-    (older / runs.META).write_text(
-        json.dumps({k: v for k, v in meta.items() if k != 'episode_digests'})
+    older = Shards(older.path, dataclasses.replace(older.meta, episode_digests=None))
+    assert 'do not say what their episodes are' in runs.check_held_out(
+        training, older.split('test')
     )
-    assert 'do not say what their episodes are' in runs.check_held_out(training, older, 'test')
 
 
 def test_folders_without_training(tmp_path):

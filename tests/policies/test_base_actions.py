@@ -17,8 +17,7 @@ import prepare_data
 from configs import data_so101
 from sigma_jax.backbones.pi05 import BoundPi05
 from sigma_jax.data.loader import loader as pipeline
-from sigma_jax.data.shards.meta import read_meta
-from sigma_jax.data.shards.records import Records
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.policies import base_actions
 from sigma_jax.processing.normalize import read_norm_stats
@@ -56,14 +55,14 @@ def test_a_record_and_a_row_for_every_window(small_run):
     for split in SPLITS:
         base = read(small_run.shards, split)
         assert (
-            base.shape == (len(Records(small_run.shards, split)), 2, 16, 6)
+            base.shape == (len(open_shards(small_run.shards).split(split).records()), 2, 16, 6)
             and base.dtype == np.float32
         )
         assert np.isfinite(base).all() and len(np.unique(base[:, :, 0, 0])) == base.shape[0] * 2
 
 
 def test_a_sample_does_not_depend_on_its_batch(small_run, fresh):
-    base_actions.write_baselines(fresh, small_run.baseline_config(batch_size=1))
+    base_actions.write_baselines(open_shards(fresh), small_run.baseline_config(batch_size=1))
     for split in SPLITS:
         np.testing.assert_allclose(
             read(fresh, split), read(small_run.shards, split), rtol=1e-5, atol=1e-4
@@ -74,9 +73,11 @@ def test_a_row_is_the_policys_own_sample_in_raw_units(small_run):
     """Window 1, draw 1: noise keyed by seed, draw, episode and frame; units undone by hand."""
     policy = base_actions.load_policy(small_run.baseline_config())
     loader = pipeline.make_loader(
-        small_run.shards, 'train', batch_size=2, norm_stats=small_run.base / 'norm_stats.json',
+        open_shards(small_run.shards).split('train'),
+        batch_size=2,
+        norm_stats=small_run.base / 'norm_stats.json',
         tokenizer=load_tokenizer('assets/tokenizer/tokenizer.json'),
-    )  # fmt: skip
+    )
     batch = jax.tree.map(lambda x: x[1:, 0], to_batch(next(loader)))
     keys = window_keys(
         jax.random.fold_in(jax.random.key(0), 1),
@@ -99,8 +100,8 @@ def test_relative_joints_count_from_the_state(small_run, fresh, tmp_path):
     (policy / 'policy.json').write_text(
         json.dumps({'relative_joints': [True, False, False, False, False, True]})
     )
-    base_actions.write_baselines(fresh, small_run.baseline_config(base=str(policy)))
-    records = Records(fresh, 'train')
+    base_actions.write_baselines(open_shards(fresh), small_run.baseline_config(base=str(policy)))
+    records = open_shards(fresh).split('train').records()
     state = np.stack([records[n].state for n in range(len(records))])[:, None, None, :]
     moved = read(fresh) - read(small_run.shards)
     want = np.broadcast_to(state * np.array([1, 0, 0, 0, 0, 1]), moved.shape)
@@ -113,11 +114,13 @@ def test_finished_splits_are_kept(small_run, fresh):
     before = (fresh / 'baselines-train.npz').stat().st_mtime_ns
     told = []
     base_actions.write_baselines(
-        fresh, small_run.baseline_config(), lambda done, total: told.append((done, total))
+        open_shards(fresh),
+        small_run.baseline_config(),
+        lambda done, total: told.append((done, total)),
     )
     assert (fresh / 'baselines-train.npz').stat().st_mtime_ns == before
     assert np.array_equal(read(fresh, 'calibration'), read(small_run.shards, 'calibration'))
-    total = sum(len(Records(fresh, split)) for split in SPLITS)
+    total = sum(len(open_shards(fresh).split(split).records()) for split in SPLITS)
     assert told[-1] == (total, total) and [done for done, _ in told] == sorted(
         done for done, _ in told
     )
@@ -130,7 +133,9 @@ def test_other_settings_are_refused(small_run, field, value):
         match=rf'was made with other settings \({field}\); delete '
         r'.*baselines\*',
     ):
-        base_actions.write_baselines(small_run.shards, small_run.baseline_config(**{field: value}))
+        base_actions.write_baselines(
+            open_shards(small_run.shards), small_run.baseline_config(**{field: value})
+        )
 
 
 def test_padded_statistics_are_cut_to_the_robot(small_run, fresh, tmp_path):
@@ -142,14 +147,14 @@ def test_padded_statistics_are_cut_to_the_robot(small_run, fresh, tmp_path):
         for name, values in quantity.items():
             quantity[name] = values + [0.0] * (32 - len(values))
     (policy / 'norm_stats.json').write_text(json.dumps(stats))
-    base_actions.write_baselines(fresh, small_run.baseline_config(base=str(policy)))
+    base_actions.write_baselines(open_shards(fresh), small_run.baseline_config(base=str(policy)))
     np.testing.assert_allclose(read(fresh), read(small_run.shards), rtol=1e-5, atol=1e-4)
 
 
 def test_policies_that_cannot_be_sampled(small_run, fresh, tmp_path):
     def refused(message, **changes):
         with pytest.raises(UserError, match=message):
-            base_actions.write_baselines(fresh, small_run.baseline_config(**changes))
+            base_actions.write_baselines(open_shards(fresh), small_run.baseline_config(**changes))
 
     refused('expected a converted pi0.5 as the base, got none', base='')
     refused('expected a checkpoint at', base=str(tmp_path / 'nowhere'))
@@ -161,12 +166,12 @@ def test_policies_that_cannot_be_sampled(small_run, fresh, tmp_path):
 
 
 def test_what_is_finished_reads_no_weights(small_run, fresh, unread):
-    record = base_actions.write_baselines(small_run.shards, small_run.baseline_config(batch_size=1))
-    assert (
-        record['base_digest'] == json.loads((small_run.base / 'source.json').read_text())['digest']
+    record = base_actions.write_baselines(
+        open_shards(small_run.shards), small_run.baseline_config(batch_size=1)
     )
+    assert record.base_digest == json.loads((small_run.base / 'source.json').read_text())['digest']
     with pytest.raises(pytest.fail.Exception, match='read the weights'):
-        base_actions.write_baselines(fresh, small_run.baseline_config())
+        base_actions.write_baselines(open_shards(fresh), small_run.baseline_config())
 
 
 @pytest.mark.parametrize(
@@ -182,7 +187,7 @@ def test_shards_that_do_not_fit_are_told_before_weights_are_read(
     meta = json.loads((fresh / 'meta.json').read_text())
     (fresh / 'meta.json').write_text(json.dumps(meta | wrong))
     with pytest.raises(UserError, match=message):
-        base_actions.write_baselines(fresh, small_run.baseline_config())
+        base_actions.write_baselines(open_shards(fresh), small_run.baseline_config())
 
 
 @pytest.mark.parametrize(
@@ -224,7 +229,7 @@ def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
     settings = {'out': str(tmp_path / 'shards'), 'base': str(tmp_path / 'base'), 'sample': False}
     with flagsaver.flagsaver(**settings):
         prepare_data.main(config)
-    meta = read_meta(tmp_path / 'shards')
+    meta = open_shards(tmp_path / 'shards').meta.to_json()
     assert (meta['resize'], meta['prompt_state_dim'], meta['horizon']) == ('lerobot', 8, 17)
     assert not list((tmp_path / 'shards').glob('baselines*'))
     config.data.image_size = 56
@@ -244,18 +249,19 @@ def test_weights_without_a_record_are_read_to_know_them(small_run, fresh, tmp_pa
     record = json.loads((fresh / 'baselines.json').read_text())
     (fresh / 'baselines.json').write_text(json.dumps(record | {'base': 'base'}))
     got = base_actions.write_baselines(
-        fresh, small_run.baseline_config(base=str(tmp_path / 'base'))
+        open_shards(fresh), small_run.baseline_config(base=str(tmp_path / 'base'))
     )
-    assert got['base_digest'] == record['base_digest']
-    assert base_actions.check_baselines(fresh, '') is None
+    assert got.base_digest == record['base_digest']
+    assert base_actions.check_baselines(open_shards(fresh), '') == got
 
 
 def test_training_checks_whose_baselines_they_are(small_run, fresh):
     with pytest.raises(
         UserError, match='expected the baselines of the base policy in .*, got none'
     ):
-        base_actions.check_baselines(fresh, 'x')
+        base_actions.check_baselines(open_shards(fresh), 'x')
     with pytest.raises(UserError, match='expected baselines of the policy another'):
-        base_actions.check_baselines(small_run.shards, 'another')
+        base_actions.check_baselines(open_shards(small_run.shards), 'another')
     digest = json.loads((small_run.base / 'source.json').read_text())['digest']
-    assert base_actions.check_baselines(small_run.shards, digest) is None
+    found = base_actions.check_baselines(open_shards(small_run.shards), digest)
+    assert found.base_digest == digest

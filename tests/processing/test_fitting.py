@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from sigma_jax.convert.base_policy import Base
-from sigma_jax.data.shards.records import relative_statistics
+from sigma_jax.data.shards.directory import Shards, Split
+from sigma_jax.data.shards.meta import source_keys
 from sigma_jax.errors import UserError
 from sigma_jax.policies import base_actions
 from sigma_jax.processing import fitting
@@ -19,7 +20,7 @@ from sigma_jax.processing.normalize import compute_statistics, normalize
 from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.spec import OURS, ProcessorConfig, read_policy, to_json
 from sigma_jax.processing.tokenizer import load_tokenizer
-from tests import golden
+from tests import golden, metas
 
 ARM = ProcessorConfig(relative_joints=(True,) * 6 + (False,), cameras=('up', 'side'))
 
@@ -67,11 +68,10 @@ def test_what_actions_count_from_for_any_width_of_the_state(states, actions):
 
 def test_statistics_of_relative_actions_with_more_states(monkeypatch, tmp_path):
     pairs = [(np.arange(3.0) * n, np.full((4, 2), 5.0) + n) for n in range(6)]
-    monkeypatch.setattr(
-        'sigma_jax.data.shards.records.Records',
-        lambda *_: type('R', (list,), {'numbers': list.__getitem__})(pairs),
-    )
-    found = relative_statistics(tmp_path, stats(3, 2), (False, True))['actions']
+    records = type('R', (list,), {'numbers': list.__getitem__})(pairs)
+    monkeypatch.setattr(Split, 'records', lambda _: records)
+    monkeypatch.setattr(Shards, 'statistics', stats(3, 2))
+    found = Shards(tmp_path, metas.meta()).relative_statistics((False, True))['actions']
     want = np.concatenate([a - [0, s[1]] for s, a in pairs])
     np.testing.assert_allclose(found.q99, np.quantile(want, 0.99, axis=0))
 
@@ -112,22 +112,24 @@ def test_another_robot_is_told_before_anything_is_sampled():
     base = Base(dataclasses.replace(golden.config(), action_dim=32), None, '', stats(7, 7), ARM)
     assert (
         len(
-            base_actions.check_robot(base, {'state_names': names(7), 'action_names': names(7)})[
+            base_actions.check_robot(base, metas.meta(state_names=names(7), action_names=names(7)))[
                 'state'
             ].mean
         )
         == 7
     )
     with pytest.raises(UserError, match='got 7 flags from the base'):
-        base_actions.check_robot(base, {'state_names': names(14), 'action_names': names(14)})
+        base_actions.check_robot(base, metas.meta(state_names=names(14), action_names=names(14)))
     with pytest.raises(
         UserError, match='a robot of up to 8 actions, which the base has, got 14 in these data'
     ):
         narrow = dataclasses.replace(base, config=golden.config(), policy=OURS)
-        base_actions.check_robot(narrow, {'state_names': names(14), 'action_names': names(14)})
+        base_actions.check_robot(narrow, metas.meta(state_names=names(14), action_names=names(14)))
     absolute = dataclasses.replace(base, policy=OURS)
     with pytest.raises(UserError, match="Expected 14 numbers for 'state'"):
-        base_actions.check_robot(absolute, {'state_names': names(14), 'action_names': names(14)})
+        base_actions.check_robot(
+            absolute, metas.meta(state_names=names(14), action_names=names(14))
+        )
 
 
 SWAP = (
@@ -158,12 +160,13 @@ GROUPED = (('front.rgb', 'observation.images.up'), ('hand.rgb', 'observation.ima
     ],
 )  # fmt: skip
 def test_a_rename_map_says_which_camera_is_which_view(renames, meta, fits):
-    policy = dataclasses.replace(ARM, rename_map=renames)
+    policy, names = dataclasses.replace(ARM, rename_map=renames), meta['camera_names']
+    keys = source_keys(meta.get('cameras', [''] * len(names)), meta.get('camera_map', ()))
     if fits:
-        fitting.check_cameras(policy, meta)
+        fitting.check_cameras(policy, names, keys)
         return
     with pytest.raises(UserError, match='cameras in the order of the base'):
-        fitting.check_cameras(policy, meta)
+        fitting.check_cameras(policy, names, keys)
 
 
 def test_a_frame_goes_to_the_view_that_the_map_names():
@@ -208,5 +211,5 @@ def test_a_rename_map_is_kept_in_policy_json(tmp_path):
 )
 def test_the_order_that_is_advised_is_taken(policy, cameras, order):
     with pytest.raises(UserError, match=f'config.data.cameras in the order {order}$'):
-        fitting.check_cameras(policy, {'camera_names': cameras})
-    fitting.check_cameras(policy, {'camera_names': order.split(', ')})
+        fitting.check_cameras(policy, cameras, [''] * len(cameras))
+    fitting.check_cameras(policy, order.split(', '), [''] * len(cameras))

@@ -1,5 +1,6 @@
 """policy.json: what it may hold, what it may not, and that today's files keep their meaning."""
 
+import dataclasses
 import json
 import shutil
 
@@ -13,11 +14,12 @@ from sigma_jax.convert.base_policy import (
     open_base,
     robot_statistics,
 )
+from sigma_jax.data.shards.meta import Meta
 from sigma_jax.errors import UserError
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import Scaling, compute_statistics
 from sigma_jax.processing.spec import LEROBOT, OPENPI, OURS, ProcessorConfig, read_policy, to_json
-from tests import golden
+from tests import golden, metas
 
 FULL = ProcessorConfig(
     relative_joints=(True, False),
@@ -108,14 +110,18 @@ def test_a_policy_scales_its_statistics_and_leaves_others_alone():
 
 
 def test_shards_must_be_resized_and_ordered_as_the_base_is_used_to():
-    meta = {
-        'image_size': 56,
-        'camera_names': ['up', 'side'],
-        'camera_sizes': {'up': [480, 640], 'side': [56, 56]},
-    }
+    old = metas.meta(
+        image_size=56,
+        camera_names=('up', 'side'),
+        cameras=('up', 'side'),
+        camera_sizes={'up': (480, 640), 'side': (56, 56)},
+    ).to_json()
+    del old['resize']
+    meta = Meta.from_json(old, '')
     check_resize(OPENPI, meta)  # shards from before there was a choice
-    check_resize(FULL, meta | {'resize': 'lerobot'})
-    check_resize(FULL, meta | {'camera_sizes': {'up': [56, 56]}})  # nothing was resized
+    asked = dataclasses.replace(meta, resize='lerobot')
+    check_resize(FULL, asked)
+    check_resize(FULL, dataclasses.replace(meta, camera_sizes={'up': (56, 56)}))  # as they were
     with pytest.raises(
         UserError,
         match="resized as 'lerobot' does, .*got 'openpi' in the shards; prepare them again",
@@ -126,7 +132,9 @@ def test_shards_must_be_resized_and_ordered_as_the_base_is_used_to():
         match=r"order of the base, \('up', 'side'\), got \['side', "
         r"'up'\]",
     ):
-        check_resize(FULL, meta | {'resize': 'lerobot', 'camera_names': ['side', 'up']})
+        check_resize(
+            FULL, dataclasses.replace(asked, camera_names=('side', 'up'), cameras=('side', 'up'))
+        )
 
 
 def test_the_embedded_base_keeps_its_meaning():
@@ -150,7 +158,7 @@ def test_a_base_in_lerobot_s_own_files_is_used_as_lerobot_does(tmp_path):
         and base.policy.image_padding == -3
         and base.policy.prompt_state_dim == 32
     )
-    cut = robot_statistics(base, {'state_names': ['a', 'b'], 'action_names': ['a', 'b']})
+    cut = robot_statistics(base, metas.meta(state_names=('a', 'b'), action_names=('a', 'b')))
     scaling = action_scaling(cut, cut, base.policy.relative_joints)
     q01, q99 = cut['actions'].q01.astype(np.float32), cut['actions'].q99.astype(np.float32)
     assert np.array_equal(scaling.low, q01) and np.array_equal(scaling.span, q99 - q01)

@@ -24,20 +24,18 @@ from sigma_jax.training.checkpoints import Checkpoints
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.export import export_run
 from sigma_jax.training.step import TrainState
-from tests import golden
+from tests import golden, metas
 
 LORA = {'patterns': ('.*/attn/(q|kv)_einsum/w',), 'rank': 2, 'alpha': 6.0, 'dropout': 0.1}
-NAMES = ['pan', 'lift', 'grip']
-CUT = {'camera_names': ['up'], 'prompt_state_dim': 32, 'max_prompt_len': 120}
+NAMES = ('pan', 'lift', 'grip')
+CUT = {'camera_names': ('up',), 'prompt_state_dim': 32, 'max_prompt_len': 120}
 
 
 @pytest.fixture(scope='module')
 def shards(tmp_path_factory):
     """The two files of prepared data that an export reads."""
     folder = tmp_path_factory.mktemp('shards')
-    (folder / 'meta.json').write_text(
-        json.dumps({'schema': 1, 'state_names': NAMES, 'action_names': NAMES} | CUT)
-    )
+    metas.write(folder, state_names=NAMES, action_names=NAMES, **CUT)
     values = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
     stats = {
         key: normalize.compute_statistics(values * n)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.data.loader.feature_cache import FILE, Features
+from sigma_jax.data.shards.directory import Shards
 from sigma_jax.errors import UserError
 from sigma_jax.files import writer_lock
 from sigma_jax.training import feature_cache
@@ -38,8 +39,8 @@ def prepared(run, shards, made_by=None, see=None):
 
     compiled = run.goal.encode_frozen if see is None else see
     made_by = made_by or feature_cache.identity(run.config, run.base, run.shards)
-    windows = run.meta['windows'][SPLIT]
-    return feature_cache.prepare(made_by, shards, SPLIT, windows, counted, run.in_order), len(asked)
+    split = Shards(shards, run.shards.meta).split(SPLIT)
+    return feature_cache.prepare(made_by, split, counted, run.in_order), len(asked)
 
 
 @pytest.fixture(scope='module')
@@ -83,7 +84,9 @@ def test_what_is_there_is_not_made_again_and_what_is_missing_is(run, see, tmp_pa
     assert asked > 1 and prepared(run, tmp_path, see=see)[1] == 0
     first = {path.name: path.read_bytes() for path in made.folder.iterdir()}
     made.texts.unlink()
-    assert prepared(run, tmp_path, see=see)[1] == len(run.meta['tasks']), 'the pictures were there'
+    assert prepared(run, tmp_path, see=see)[1] == len(run.shards.meta.tasks), (
+        'the pictures were there'
+    )
     made.part(0).unlink()
     prepared(run, tmp_path, see=see)
     assert {path.name: path.read_bytes() for path in made.folder.iterdir()} == first
@@ -109,7 +112,7 @@ def test_only_one_process_makes_them(run, see, tmp_path):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_numbers_survive_a_file_exactly(tmp_path, dtype):
-    kept = Features(tmp_path, SPLIT, dtype)
+    kept = Features(tmp_path / 'features', SPLIT, dtype)
     kept.folder.mkdir()
     numbers = np.asarray(np.random.default_rng(0).normal(size=(3, 2, 4)), jax.numpy.dtype(dtype))
     np.save(kept.part(1), kept.encode(numbers))

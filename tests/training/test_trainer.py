@@ -20,7 +20,7 @@ from sigma_jax.convert import checkpoint
 from sigma_jax.convert.base_policy import open_base, read_weights
 from sigma_jax.data.loader import loader
 from sigma_jax.data.shards import seen
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained import load_for_evaluation
 from sigma_jax.processing.tokenizer import load_tokenizer
@@ -126,7 +126,7 @@ def test_a_policy_follows_its_run(small_run, tmp_path):
     before, config = digest(), flow_config(small_run.shards)
     assert (
         set(seen.read(policy))
-        == set(seen.of_split(read_meta(small_run.shards), 'train'))
+        == set(seen.of_split(open_shards(small_run.shards).meta, 'train'))
         == set(seen.read(run))
     )
     trainer.train(RunConfig.from_dict(config), run, QUIET)
@@ -155,10 +155,13 @@ def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
     )
     batch = next(
         loader.make_loader(
-            small_run.shards, 'train', batch_size=2, sequence_length=2, baselines='pi05',
+            open_shards(small_run.shards).split('train'),
+            batch_size=2,
+            sequence_length=2,
+            baselines='pi05',
             tokenizer=load_tokenizer('assets/tokenizer/tokenizer.json'),
         )
-    )  # fmt: skip
+    )
     output = trained.predict(batch, Ablation())
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(output))
     gates = jax.tree.map(np.float32, Ablation())

@@ -50,7 +50,7 @@ class ToExample(grain.transforms.Map):
         record, index, meta = self.records[number], self.records.index, self.records.meta
         text_id = index.text_id[number]
         return {
-            **self.processor.inputs(record.images, record.state, meta['tasks'][text_id]),
+            **self.processor.inputs(record.images, record.state, meta.tasks[text_id]),
             'actions': record.actions,
             'action_mask': record.action_mask,
             'base': np.zeros_like(record.actions) if self.base is None else self.base[number],
@@ -66,7 +66,7 @@ class ToExample(grain.transforms.Map):
         """
         found: NumpyBatch = {}
         if record.depth is not None:
-            found['depth'] = record.depth * np.float32(self.records.meta['depth_scale'])
+            found['depth'] = record.depth * np.float32(self.records.meta.depth_scale)
             found['depth_mask'] = np.array([reading.any() for reading in record.depth])
         if record.audio is not None:
             found['audio'] = record.audio
@@ -115,7 +115,7 @@ class JitterPromptState(grain.transforms.RandomMap):
     def random_map(self, element: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
         """Replaces `prompt` and `prompt_mask` [g l]; everything else stays."""
         states = element['state'] + rng.normal(0, self.noise, element['state'].shape)
-        tasks = self.example.records.meta['tasks']
+        tasks = self.example.records.meta.tasks
         pairs = [
             self.example.processor.prompt(tasks[n], state)
             for n, state in zip(element['text_id'], states, strict=True)

@@ -22,7 +22,6 @@ from jaxtyping import Float, Int
 from sigma_jax.errors import UserError
 
 NumpyBatch = dict[str, np.ndarray]
-FOLDER = 'features'
 FILE = 256  # windows a file: half a gigabyte at full size in bfloat16
 # of the policy: (dtype of the numbers, dtype in the file)
 DTYPES: dict[str, tuple[np.dtype, np.dtype]] = {
@@ -33,18 +32,13 @@ DTYPES: dict[str, tuple[np.dtype, np.dtype]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """The features of one split of one shard directory, written or yet to be; small enough to hand
-    to a process.
+    """The features of one split, written or yet to be, in the `folder` of its shards
+    (`Shards.features`); small enough to hand to a process.
     """
 
-    shards: Path
+    folder: Path
     split: str
     dtype: str
-
-    @property
-    def folder(self) -> Path:
-        """Where they lie."""
-        return self.shards / FOLDER
 
     @property
     def record(self) -> Path:

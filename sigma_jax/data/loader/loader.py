@@ -2,6 +2,7 @@
 resume.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from sigma_jax.data.loader.examples import JitterPromptState, NumpyBatch, Pad, T
 from sigma_jax.data.loader.feature_cache import AddFeatures, Features
 from sigma_jax.data.loader.sequences import cut_sequences, fill_batches
 from sigma_jax.data.loader.workers import end_with_parent
-from sigma_jax.data.shards.records import Records, read_baselines
+from sigma_jax.data.shards.directory import Split
+from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import BLACK, Box, content_box
 from sigma_jax.processing.normalize import Statistics, cut_to, read_norm_stats
@@ -31,8 +33,7 @@ WORKER_READS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
 
 
 def make_loader(
-    shards_dir: str | Path,
-    split: str,
+    split: Split,
     *,
     batch_size: int,
     tokenizer: Tokenizer,
@@ -53,8 +54,8 @@ def make_loader(
     augment: AugmentConfig | None = None,
     features: Features | None = None,
 ) -> Batches:
-    """Returns an iterator of batches with leaves [b g ...]; `get_state` and `set_state` resume it
-    exactly, also with another `num_workers`.
+    """Returns an iterator of a split's batches, with leaves [b g ...]; `get_state` and `set_state`
+    resume it exactly, also with another `num_workers`.
 
     Keys: images uint8 [b g i h x 3] (float32 for a policy whose padding is not black), image_mask,
     prompt, prompt_mask, text, text_mask, state (normalised), actions (raw), action_mask, base (raw;
@@ -89,39 +90,39 @@ def make_loader(
       max_prompt_len, max_text_len: token lengths; default: those of the preparation.
 
     Raises:
-      UserError: no finished shards, missing baselines, a text that is too long, or fewer runs than
-        a batch.
+      UserError: a split without windows, missing baselines, a text that is too long, or fewer runs
+        than a batch.
     """
     if batch_size < 1 or (sequence_length is not None and sequence_length < 1):
         raise UserError(
             f'Expected batch_size and sequence_length of at least 1, got {batch_size} and '
             f'{sequence_length}; correct them.'
         )
-    records = Records(shards_dir, split)
+    records = split.records()
     sequences = cut_sequences(records.index, sequence_length)
     if not drop_remainder:
         sequences = fill_batches(sequences, batch_size)
     elif num_epochs is not None and len(sequences) * num_epochs < batch_size:
         raise UserError(
-            f'Expected at least {batch_size} sequences for one batch of {split}, got '
+            f'Expected at least {batch_size} sequences for one batch of {split.name}, got '
             f'{len(sequences)}; lower batch_size or sequence_length.'
         )
-    lengths = {'max_prompt_len': max_prompt_len, 'max_text_len': max_text_len}
-    cut = records.meta | {name: length for name, length in lengths.items() if length}
+    cut = dataclasses.replace(
+        records.meta,
+        max_prompt_len=max_prompt_len or records.meta.max_prompt_len,
+        max_text_len=max_text_len or records.meta.max_text_len,
+    )
     to_example = ToExample(
         records=records,
-        processor=of_shards(policy, _statistics(records, norm_stats), tokenizer, cut),
-        base=_base(records, baselines, baseline_sample),
+        processor=of_shards(policy, _statistics(split, norm_stats), tokenizer, cut),
+        base=_base(split, baselines, baseline_sample),
         cache={} if cache else None,
     )
     changes: list[grain.transforms.Map | grain.transforms.RandomMap] = []
     if state_noise:
         changes.append(JitterPromptState(to_example, state_noise))
     if augment is not None:
-        meta = records.meta
-        changes.append(
-            Augment(augment, tuple(meta['camera_names']), tuple(meta.get('depth_names', ())))
-        )
+        changes.append(Augment(augment, records.meta.camera_names, records.meta.depth_names))
     if boxes := _boxes(records, policy):
         changes.append(Pad(boxes, policy.image_padding))
     if features is not None:
@@ -162,12 +163,14 @@ def _started(dataset: grain.MapDataset, num_workers: int) -> grain.IterDataset[N
 
 
 def _statistics(
-    records: Records, given: str | Path | Mapping[str, Statistics] | None
+    split: Split, given: str | Path | Mapping[str, Statistics] | None
 ) -> Mapping[str, Statistics]:
-    widths = {'state': len(records.meta['state_names'])}
+    shards, widths = split.shards, {'state': split.shards.meta.widths['state']}
+    if given is None:
+        return cut_to(shards.statistics, widths, f'the statistics of {shards.path}')
     if isinstance(given, Mapping):
         return cut_to(given, widths, 'the statistics of the policy')
-    return read_norm_stats(given or records.directory / 'norm_stats.json', widths)
+    return read_norm_stats(given, widths)
 
 
 def _boxes(records: Records, policy: ProcessorConfig) -> tuple[Box, ...] | None:
@@ -176,25 +179,22 @@ def _boxes(records: Records, policy: ProcessorConfig) -> tuple[Box, ...] | None:
     """
     if policy.image_padding == BLACK:
         return None
-    sizes, side = records.meta.get('camera_sizes'), records.meta['image_size']
+    sizes, side = records.meta.camera_sizes, records.meta.image_size
     if sizes is None:
         raise UserError(
             f'Expected camera_sizes in the meta.json of {records.directory}, got none, and this '
             f'policy pads pictures with {policy.image_padding:g}; prepare the shards again.'
         )
-    boxes = tuple(content_box(sizes[name], side, side) for name in records.meta['camera_names'])
+    boxes = tuple(content_box(sizes[name], side, side) for name in records.meta.camera_names)
     return None if all(box == (0, 0, side, side) for box in boxes) else boxes
 
 
-def _base(
-    records: Records, kind: str | None, sample: int | None
-) -> Float[np.ndarray, 'm t a'] | None:
+def _base(split: Split, kind: str | None, sample: int | None) -> Float[np.ndarray, 'm t a'] | None:
     if kind is None:
         return None
     if kind != 'pi05':
         raise UserError(f"Expected baselines 'pi05' or None, got {kind!r}; choose one of them.")
-    shape = (len(records), records.meta['horizon'], len(records.meta['action_names']))
-    samples = read_baselines(records.directory, records.split, shape)
+    samples = split.base_actions()
     if sample is not None and not 0 <= sample < samples.shape[1]:
         raise UserError(
             f'Expected a baseline sample below {samples.shape[1]}, got {sample}; run '

@@ -120,11 +120,11 @@ def open_torch_shards(
         wide.
     """
     root = Path(folder)
-    meta = shards.read_meta(root)
-    about = meta.get('shards', {})
+    about = shards.read_about(root)
+    of = None if about is None else about.shards
     known, views = _read(root, settings)
-    runs = _runs(known, int(about.get('stride') or 0))
-    fps = float(about.get('fps') or settings.fps)
+    runs = _runs(known, of.stride if of else 0)
+    fps = float((of and of.fps) or settings.fps)
     if not (np.isfinite(fps) and fps > 0):
         raise UserError(
             f'Expected frames a second in data.torch_shards.fps, got {fps:g}; {root} '
@@ -137,19 +137,17 @@ def open_torch_shards(
             f'Expected states and actions of 1 to {MAX_WIDTH} numbers, got {widths}; '
             'pi0.5 takes no more.'
         )
-    texts = list(dict.fromkeys(about.get('tasks', []) + [one.window.text for one in known]))
+    texts = list(dict.fromkeys([*(of.tasks if of else ()), *(one.window.text for one in known)]))
     return TorchDataset(
         root=root,
-        version=f'.pt shards of layout {shards.LAYOUT}' if meta else '.pt shards',
+        version=f'.pt shards of layout {shards.LAYOUT}' if of else '.pt shards',
         fps=fps,
-        cameras=tuple(
-            about.get('cameras', ()) or (f'observation.images.{n}' for n in range(views))
-        ),
+        cameras=tuple((of and of.cameras) or (f'observation.images.{n}' for n in range(views))),
         state_names=tuple(
-            about.get('state_names', ()) or (f'state.{n}' for n in range(widths['state']))
+            (of and of.state_names) or (f'state.{n}' for n in range(widths['state']))
         ),
         action_names=tuple(
-            about.get('action_names', ()) or (f'action.{n}' for n in range(widths['action']))
+            (of and of.action_names) or (f'action.{n}' for n in range(widths['action']))
         ),
         tasks=dict(enumerate(texts)),
         episodes=dict(enumerate(runs)),

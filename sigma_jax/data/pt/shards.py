@@ -33,6 +33,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from sigma_jax.data.pt.safety import check_pickle
+from sigma_jax.data.shards.meta import META, Meta
 from sigma_jax.errors import UserError
 
 PATTERN = 'shard_*.pt'
@@ -96,18 +97,34 @@ def list_shards(folder: Path) -> list[Path]:
     return files
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """meta.json, as `torch_export.export` writes it; {} where there is none, or one of another
+@dataclasses.dataclass(frozen=True)
+class About:
+    """meta.json beside the shards; `shards` is that of the preparation they were made of."""
+
+    layout: int
+    shards: Meta
+    files: Mapping[str, str]  # {name: sha256}
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file has it."""
+        return {'layout': self.layout, 'shards': self.shards.to_json(), 'files': dict(self.files)}
+
+
+def read_about(folder: Path) -> About | None:
+    """meta.json, as `export_pt.export` writes it; None where there is none, or one of another
     origin.
     """
-    path = folder / 'meta.json'
+    path = folder / META
     try:
-        meta = json.loads(path.read_text()) if path.is_file() else {}
+        found = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
         raise UserError(
             f'Expected JSON in {path}, got "{error}"; copy it again, or remove it.'
         ) from error
-    return meta if isinstance(meta, dict) and meta.get('layout') == LAYOUT else {}
+    if not isinstance(found, dict) or found.get('layout') != LAYOUT:
+        return None
+    shards = Meta.from_json(found.get('shards'), folder)
+    return About(LAYOUT, shards, found.get('files', {}))
 
 
 def read_windows(

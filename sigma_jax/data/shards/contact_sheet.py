@@ -3,7 +3,6 @@
 import io
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -12,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import Shards
+from sigma_jax.data.shards.meta import Meta
 from sigma_jax.data.shards.records import Record, Records
 from sigma_jax.data.shards.summary import choose_windows
 
@@ -36,35 +36,32 @@ NOTE = (
 )
 
 
-def contact_sheet(shards_dir: str | Path, windows: int) -> bytes:
+def contact_sheet(shards: Shards, windows: int) -> bytes:
     """PNG of `windows` windows spread over splits and episodes; the same shards give the same
     picture.
 
     Raises:
-      UserError: no finished shards, or fewer than one window wanted.
+      UserError: damaged shards, or fewer than one window wanted.
     """
-    meta = read_meta(shards_dir)
-    chosen = choose_windows(meta['windows'], windows)
-    sources = {split: Records(shards_dir, split) for split, _ in chosen}
+    chosen = choose_windows(shards.meta.windows, windows)
+    sources = {split: shards.split(split).records() for split, _ in chosen}
     records = [sources[split][number] for split, number in chosen]
     labels = [_label(sources[split], number) for split, number in chosen]
     with mpl.rc_context(STYLE):
-        return _png(_draw(meta, records, labels))
+        return _png(_draw(shards.meta, records, labels))
 
 
 def _label(source: Records, number: int) -> tuple[str, str, str]:
     """Three lines: split, place, task."""
     index, meta = source.index, source.meta
     frame = int(index.frame[number])
-    task = textwrap.wrap(meta['tasks'][index.text_id[number]], 30, max_lines=3, placeholder=' …')
-    place = f'episode {index.episode[number]}, frame {frame} ({frame / meta["fps"]:.2f} s)'
+    task = textwrap.wrap(meta.tasks[index.text_id[number]], 30, max_lines=3, placeholder=' …')
+    place = f'episode {index.episode[number]}, frame {frame} ({frame / meta.fps:.2f} s)'
     return f'{source.split} #{number}', place, '\n'.join(task)
 
 
-def _draw(
-    meta: dict[str, Any], records: Sequence[Record], labels: Sequence[tuple[str, str, str]]
-) -> Figure:
-    cameras, joints = meta['camera_names'], meta['action_names']
+def _draw(meta: Meta, records: Sequence[Record], labels: Sequence[tuple[str, str, str]]) -> Figure:
+    cameras, joints = meta.camera_names, meta.action_names
     widths = [LABEL, *[PICTURE] * len(cameras), *[PANEL] * len(joints)]
     height = HEAD + ROW * len(records) + FOOT
     figure = Figure(figsize=(sum(widths) + 0.4, height))
@@ -92,12 +89,12 @@ def _draw(
     return figure
 
 
-def _limits(meta: dict[str, Any], records: Sequence[Record]) -> list[tuple[float, float]]:
+def _limits(meta: Meta, records: Sequence[Record]) -> list[tuple[float, float]]:
     """One scale a joint, over all rows: what is drawn and a little more; a still joint gets one
     unit.
     """
     limits = []
-    for j, name in enumerate(meta['action_names']):
+    for j, name in enumerate(meta.action_names):
         values = np.concatenate(
             [r.actions[:, j] for r in records] + [_state(meta, r, name) for r in records]
         )
@@ -109,22 +106,20 @@ def _limits(meta: dict[str, Any], records: Sequence[Record]) -> list[tuple[float
     return limits
 
 
-def _state(meta: dict[str, Any], record: Record, name: str) -> np.ndarray:
+def _state(meta: Meta, record: Record, name: str) -> np.ndarray:
     """[1] the state of the joint that an action is called after, [0] where there is none."""
-    return record.state[[i for i, other in enumerate(meta['state_names']) if other == name][:1]]
+    return record.state[[i for i, other in enumerate(meta.state_names) if other == name][:1]]
 
 
-def _plot(
-    axes: Axes, meta: dict[str, Any], record: Record, joint: int, limits: tuple[float, float]
-) -> None:
-    times, real = np.arange(len(record.actions)) / meta['fps'], record.action_mask
-    state = _state(meta, record, meta['action_names'][joint])
+def _plot(axes: Axes, meta: Meta, record: Record, joint: int, limits: tuple[float, float]) -> None:
+    times, real = np.arange(len(record.actions)) / meta.fps, record.action_mask
+    state = _state(meta, record, meta.action_names[joint])
     axes.plot(times, record.actions[:, joint], color='#bbbbbb', linewidth=1.2)
     axes.plot(times[real], record.actions[real, joint], color='#1f5fa8', linewidth=1.5)
     axes.plot(np.zeros(len(state)), state, 'o', color='#d9762b', markersize=3.5, clip_on=False)
-    axes.axvline((meta['chunk'] - 0.5) / meta['fps'], color='#999999', linewidth=0.7, linestyle=':')
+    axes.axvline((meta.chunk - 0.5) / meta.fps, color='#999999', linewidth=0.7, linestyle=':')
     axes.set_ylim(*limits)
-    axes.set_xlim(0, max(times[-1], 1 / meta['fps']))
+    axes.set_xlim(0, max(times[-1], 1 / meta.fps))
     axes.yaxis.set_major_locator(MaxNLocator(3))
     axes.xaxis.set_major_locator(MaxNLocator(2))
     axes.tick_params(labelsize=6.5, length=2, pad=1.5, width=0.6)
@@ -137,22 +132,22 @@ def _write_label(axes: Axes, label: tuple[str, str, str]) -> None:
 
 
 def _write_heads(
-    figure: Figure, first: Sequence[Axes], meta: dict[str, Any], height: float, rows: int
+    figure: Figure, first: Sequence[Axes], meta: Meta, height: float, rows: int
 ) -> None:
-    names = [*meta['camera_names'], *(name.removesuffix('.pos') for name in meta['action_names'])]
+    names = [*meta.camera_names, *(name.removesuffix('.pos') for name in meta.action_names)]
     for axes, name in zip(first[1:], names, strict=True):
         axes.set_title(
             textwrap.shorten(name.replace('_', ' '), 18, placeholder='…'), fontsize=8.5, pad=6
         )
-    total = sum(meta['windows'].values())
-    title = f'{rows} of {total} windows of {meta["source"]}'
+    total = sum(meta.windows.values())
+    title = f'{rows} of {total} windows of {meta.source}'
     figure.text(0.012, 1 - 0.12 / height, title, fontsize=11, weight='bold', va='top')
-    sizes = ', '.join(f'{name} {s[0]}×{s[1]}' for name, s in meta.get('camera_sizes', {}).items())
-    side = f'pictures as stored, {meta["image_size"]}×{meta["image_size"]} pixels'
+    sizes = ', '.join(f'{name} {s[0]}×{s[1]}' for name, s in (meta.camera_sizes or {}).items())
+    side = f'pictures as stored, {meta.image_size}×{meta.image_size} pixels'
     side += f' (source: {sizes})' if sizes else ''  # older preparations do not say
-    subtitle = f'{side}; {meta["fps"]:g} frames a second, a window every {meta["stride"]} frames'
+    subtitle = f'{side}; {meta.fps:g} frames a second, a window every {meta.stride} frames'
     figure.text(0.012, 1 - 0.38 / height, subtitle, va='top', color='#555555')
-    note = NOTE.format(horizon=meta['horizon'], chunk=meta['chunk'])
+    note = NOTE.format(horizon=meta.horizon, chunk=meta.chunk)
     figure.text(0.012, 0.06 / height, note, va='bottom', color='#555555', linespacing=1.3)
 
 

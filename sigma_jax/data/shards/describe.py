@@ -2,50 +2,54 @@
 dropped and why.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sigma_jax.data.shards.meta import camera_names
+from sigma_jax.data.shards.meta import Meta, camera_names, typed
 from sigma_jax.data.shards.modalities import describe_modalities
 from sigma_jax.data.shards.plan import DataConfig, Plan, describe_statistics
-from sigma_jax.data.shards.seen import DIGESTS
 from sigma_jax.data.sources import Dataset
 
 NORM_STATS = 'norm_stats.json'
-BAD = 'bad_episodes'
 
 
 def describe(
-    dataset: Dataset, config: DataConfig, plan: Plan, files: dict[str, str]
-) -> dict[str, Any]:
-    """The contents of meta.json without the settings; `files` maps names to sha256."""
+    dataset: Dataset,
+    config: DataConfig,
+    plan: Plan,
+    files: dict[str, str],
+    identity: Mapping[str, Any],
+) -> Meta:
+    """What becomes meta.json; `files` maps names to sha256, `identity` is `resume.identity_of`."""
     joints = {'state': dataset.state_names, 'actions': dataset.action_names}
-    return {
-        'source': config.source,
-        'tokenizer': config.tokenizer,
-        'stats_from': config.stats_from,
-        'revision': getattr(dataset, 'revision', ''),
-        'source_version': dataset.version,
-        'fps': dataset.fps,
-        'camera_names': camera_names(config.cameras),
-        'camera_sizes': _camera_sizes(dataset, config, plan),
-        'state_names': dataset.state_names,
-        'action_names': dataset.action_names,
-        'tasks': task_list(dataset),
-        'norm_stats': NORM_STATS,
-        'near_constant': describe_statistics(plan.statistics, joints),
-        'splits': plan.splits,
-        DIGESTS: {str(index): plan.digests[index] for index in sorted(plan.digests)},
-        'windows': {split: len(table) for split, table in plan.windows.items()},
-        'dropped': plan.dropped,
-        BAD: plan.bad,
-        'notes': list(plan.notes),
+    return Meta(
+        source=config.source,
+        tokenizer=config.tokenizer,
+        stats_from=config.stats_from,
+        revision=getattr(dataset, 'revision', ''),
+        source_version=dataset.version,
+        fps=dataset.fps,
+        camera_names=tuple(camera_names(config.cameras)),
+        camera_sizes=_camera_sizes(dataset, config, plan),
+        state_names=tuple(dataset.state_names),
+        action_names=tuple(dataset.action_names),
+        tasks=tuple(task_list(dataset)),
+        norm_stats=NORM_STATS,
+        near_constant=describe_statistics(plan.statistics, joints),
+        splits={split: tuple(episodes) for split, episodes in plan.splits.items()},
+        episode_digests=dict(sorted(plan.digests.items())),
+        windows={split: len(table) for split, table in plan.windows.items()},
+        dropped=plan.dropped,
+        bad_episodes=plan.bad,
+        notes=tuple(plan.notes),
+        files=files,
+        versions={'tensorflow_datasets': tfds.__version__, 'numpy': np.__version__},
         **describe_modalities(dataset, config),
-        'files': files,
-        'versions': {'tensorflow_datasets': tfds.__version__, 'numpy': np.__version__},
-    }
+        **typed(identity),
+    )
 
 
 def task_list(dataset: Dataset) -> list[str]:
@@ -53,13 +57,13 @@ def task_list(dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(dataset.tasks[key] for key in sorted(dataset.tasks)))
 
 
-def _camera_sizes(dataset: Dataset, config: DataConfig, plan: Plan) -> dict[str, list[int]]:
+def _camera_sizes(dataset: Dataset, config: DataConfig, plan: Plan) -> dict[str, tuple[int, int]]:
     """{camera: [height, width]} of the source's pictures, as the first of them have it."""
     episode = dataset.read_episode(
         min(int(table.episode.min()) for table in plan.windows.values() if len(table))
     )
     first = [next(iter(episode.frames(camera, [0]))) for camera in config.cameras]
     return {
-        name: list(view.shape[:2])
+        name: (view.shape[0], view.shape[1])
         for name, view in zip(camera_names(config.cameras), first, strict=True)
     }

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from sigma_jax.data.pt.shards import LAYOUT, import_torch
+from sigma_jax.data.pt.shards import LAYOUT, About, import_torch
 from sigma_jax.data.shards.digests import file_digest
-from sigma_jax.data.shards.meta import read_meta
-from sigma_jax.data.shards.records import Records, read_baselines
+from sigma_jax.data.shards.directory import Shards
+from sigma_jax.data.shards.meta import META
+from sigma_jax.data.shards.records import Records
 from sigma_jax.data.shards.tfds import SPLITS
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_folder
@@ -19,11 +20,11 @@ Progress = Callable[[int, int], None]
 
 
 def export(
-    shards_dir: str | Path,
+    shards: Shards,
     out: str | Path,
     shard_size: int = 512,
     progress: Progress = lambda done, total: None,
-) -> dict[str, Any]:
+) -> About:
     """Writes the windows of a finished preparation to the new folder `out`, and returns its
     meta.json.
 
@@ -32,28 +33,24 @@ def export(
     windows in all).
 
     Raises:
-      UserError: no finished shards, `out` exists, no torch, or no room.
+      UserError: damaged shards, `out` exists, no torch, or no room.
     """
     if shard_size < 1:
         raise UserError(f'Expected a shard_size of at least 1, got {shard_size}; correct it.')
-    meta, torch = read_meta(shards_dir), import_torch()
-    total = sum(meta['windows'].values())
+    torch, total = import_torch(), shards.meta.total
     files: list[str] = []
     batch: list[dict[str, Any]] = []
     with atomic_folder(out) as folder:
-        for done, sample in enumerate(_samples(Path(shards_dir), meta, torch), start=1):
+        for done, sample in enumerate(_samples(shards, torch), start=1):
             batch.append(sample)
             if len(batch) == shard_size or done == total:
                 files.append(f'shard_{len(files):05d}.pt')
                 _save(torch, batch, folder / files[-1], Path(out))
                 batch = []
             progress(done, total)
-        about = {
-            'layout': LAYOUT,
-            'shards': meta,
-            'files': {name: file_digest(folder / name) for name in files},
-        }
-        (folder / 'meta.json').write_text(json.dumps(about, indent=2) + '\n')
+        digests = {name: file_digest(folder / name) for name in files}
+        about = About(LAYOUT, shards.meta, digests)
+        (folder / META).write_text(json.dumps(about.to_json(), indent=2) + '\n')
     return about
 
 
@@ -67,15 +64,13 @@ def _save(torch: Any, batch: list[dict[str, Any]], path: Path, out: Path) -> Non
         ) from error
 
 
-def _samples(directory: Path, meta: dict[str, Any], torch: Any) -> Iterator[dict[str, Any]]:
+def _samples(shards: Shards, torch: Any) -> Iterator[dict[str, Any]]:
     """The dictionaries of all windows, in the order of splits and records."""
-    for split in SPLITS:
-        if not meta['windows'][split]:
+    for split in map(shards.split, SPLITS):
+        if not split.windows:
             continue
-        records = Records(directory, split)
-        shape = (len(records), meta['horizon'], len(meta['action_names']))
-        known = (directory / f'baselines-{split}.npz').is_file()
-        base = read_baselines(directory, split, shape) if known else None
+        records = split.records()
+        base = split.base_actions() if split.base_file.is_file() else None
         for number in range(len(records)):
             yield _sample(records, number, None if base is None else base[number], torch)
 
@@ -86,17 +81,17 @@ def _sample(records: Records, number: int, base: np.ndarray | None, torch: Any) 
     arrays = {
         'vision_inputs': record.images,
         'robot_state': record.state,
-        **_actions('gt_action', record.actions, meta['chunk']),
+        **_actions('gt_action', record.actions, meta.chunk),
         'action_mask': record.action_mask,
     }
     if base is not None:
-        arrays |= _actions('base_action', base[0], meta['chunk'])
+        arrays |= _actions('base_action', base[0], meta.chunk)
         arrays |= {'base_action_samples': base} if len(base) > 1 else {}
     return {
         **{name: torch.from_numpy(np.array(value)) for name, value in arrays.items()},
         'avg_action_l2': average,
         'max_action_l2': largest,
-        'text': meta['tasks'][index.text_id[number]],
+        'text': meta.tasks[index.text_id[number]],
         'episode_index': int(index.episode[number]),
         'frame_index': int(index.frame[number]),
     }

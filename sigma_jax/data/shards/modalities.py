@@ -44,22 +44,20 @@ def check_modalities(dataset: Any, config: DataConfig) -> None:
 
 
 def describe_modalities(dataset: Any, config: DataConfig) -> dict[str, Any]:
-    """What meta.json says about them; nothing where there are none."""
+    """The fields of `Meta` that tell of them; none where there are none."""
     found: dict[str, Any] = {}
     if config.depth:
-        found['depth_names'] = camera_names(config.depth)
-        told = getattr(dataset, 'depth_told', {})
-        found['depth_told'] = {
-            name: told.get(key, '')
-            for name, key in zip(found['depth_names'], config.depth, strict=True)
-        }
+        names, told = tuple(camera_names(config.depth)), getattr(dataset, 'depth_told', {})
+        by_name = {name: told.get(key, '') for name, key in zip(names, config.depth, strict=True)}
+        found |= {'depth_names': names, 'depth_told': by_name}
     if config.audio:
-        found['audio_samples'], found['audio_dtype'] = dataset.audios[config.audio]
+        samples, dtype = dataset.audios[config.audio]
+        found |= {'audio_samples': samples, 'audio_dtype': dtype}
     if languages := getattr(dataset, 'languages', ()):
-        found['language_columns'] = list(languages)
-        found['language_told'] = (
+        told = (
             "each record's field 'language' holds these as JSON; prompts are made of the task alone"
         )
+        found |= {'language_columns': tuple(languages), 'language_told': told}
     return found
 
 

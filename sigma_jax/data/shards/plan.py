@@ -300,9 +300,9 @@ def _no_windows(dataset: Dataset, config: DataConfig) -> Windows:
 
 def describe_statistics(
     statistics: Mapping[str, Statistics], names: Mapping[str, tuple[str, ...]]
-) -> dict[str, list[str]]:
+) -> dict[str, tuple[str, ...]]:
     """Names the near-constant dimensions, whose normalisation is clamped."""
     return {
-        quantity: [names[quantity][i] for i in np.flatnonzero(one.near_constant)]
+        quantity: tuple(names[quantity][i] for i in np.flatnonzero(one.near_constant))
         for quantity, one in statistics.items()
     }

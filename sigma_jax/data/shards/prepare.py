@@ -1,7 +1,6 @@
 """A data set becomes shards, statistics and meta.json; stopping it anywhere loses nothing."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,17 @@ import numpy as np
 
 from sigma_jax.data.shards import tfds
 from sigma_jax.data.shards.bad_episodes import find_bad_episodes
-from sigma_jax.data.shards.describe import BAD, NORM_STATS, describe, task_list
+from sigma_jax.data.shards.describe import NORM_STATS, describe, task_list
 from sigma_jax.data.shards.digests import file_digest
-from sigma_jax.data.shards.meta import META, camera_names
+from sigma_jax.data.shards.meta import META, Meta, camera_names
 from sigma_jax.data.shards.modalities import check_modalities, record_features, record_fields
 from sigma_jax.data.shards.plan import DataConfig, Plan, make_plan
 from sigma_jax.data.shards.resume import (
-    UNFINISHED,
     clean_up,
     finished_meta,
     identity_of,
-    read_settings,
+    known_bad,
+    write_unfinished,
 )
 from sigma_jax.data.shards.windows import Windows, first_windows
 from sigma_jax.data.sources import Dataset, open_source
@@ -41,9 +40,9 @@ def welcome(dataset: Dataset) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What `prepare` hands back: the contents of meta.json, and whether they were there already."""
+    """What `prepare` hands back: what meta.json says, and whether it was there already."""
 
-    meta: dict[str, Any]
+    meta: Meta
     was_complete: bool
 
 
@@ -54,7 +53,7 @@ def prepare(
     checking: Progress = silent,
     accept: Callable[[Dataset], None] = welcome,
 ) -> Result:
-    """Writes the shards of `config.source` to `out` (the contents of meta.json list them).
+    """Writes the shards of `config.source` to `out` (`Meta.files` of the result lists them).
 
     A run that was stopped continues where its last whole shard ended, and the files come out
     bitwise the same as without the stop. `progress` is called with (windows done, windows in all),
@@ -78,12 +77,13 @@ def prepare(
         plan = make_plan(dataset, config, _bad_episodes(dataset, config, out, checking))
         spare = spare_notes(dataset, (*config.cameras, *config.depth))
         plan = dataclasses.replace(plan, notes=(*plan.notes, *spare))
-        tfds.write_text(out / UNFINISHED, _json(identity | {BAD: plan.bad}))
+        write_unfinished(out, identity, plan.bad)
         tfds.write_text(out / NORM_STATS, norm_stats_json(plan.statistics))
-        meta = _write_splits(dataset, config, plan, out, progress)
-        tfds.write_text(out / META, _json(meta | identity))
+        files = _write_splits(dataset, config, plan, out, progress)
+        meta = describe(dataset, config, plan, files, identity)
+        tfds.write_text(out / META, meta.text())
         clean_up(out)
-        return Result(json.loads((out / META).read_text()), was_complete=False)
+        return Result(meta, was_complete=False)
 
 
 def _bad_episodes(
@@ -92,16 +92,14 @@ def _bad_episodes(
     """Episodes to leave out; what a stopped run has found is not looked for again."""
     if config.on_bad_episode == 'error':
         return {}
-    if (out / UNFINISHED).is_file():
-        return {
-            int(index): reason for index, reason in read_settings(out / UNFINISHED)[BAD].items()
-        }
-    return find_bad_episodes(dataset, config, checking)
+    known = known_bad(out)
+    return find_bad_episodes(dataset, config, checking) if known is None else known
 
 
 def _write_splits(
     dataset: Dataset, config: DataConfig, plan: Plan, out: Path, progress: Progress
-) -> dict[str, Any]:
+) -> dict[str, str]:
+    """Writes all files but meta.json; returns their sha256."""
     cameras, widths = (
         camera_names(config.cameras),
         (len(dataset.state_names), len(dataset.action_names)),
@@ -125,9 +123,7 @@ def _write_splits(
         layout[split] = ([len(part) for part in parts], sum(path.stat().st_size for path in paths))
         files += [path.name for path in paths] + [index.name]
     tfds.write_tfds_metadata(out, features, layout)
-    return describe(
-        dataset, config, plan, {name: file_digest(out / name) for name in sorted(files)}
-    )
+    return {name: file_digest(out / name) for name in sorted(files)}
 
 
 def _counted(examples: Iterator[Any], done: int, total: int, progress: Progress) -> Iterator[Any]:
@@ -178,7 +174,3 @@ def _index(table: Windows, stride: int, tasks: list[str]) -> dict[str, np.ndarra
         'avg_motion': table.avg_motion,
         'max_motion': table.max_motion,
     }
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2) + '\n'

@@ -1,7 +1,7 @@
 """Random access to the windows of a finished shard directory, as numpy arrays."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,10 @@ from google.protobuf.message import DecodeError
 from jaxtyping import Bool, Float, Int, UInt8, UInt16
 from tensorflow_datasets.proto import tf_example_pb2
 
-from sigma_jax.data.shards.meta import read_meta
-from sigma_jax.data.shards.tfds import NAME, SPLITS
+from sigma_jax.data.shards.meta import Meta
+from sigma_jax.data.shards.tfds import NAME
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import decode_depth, decode_image, decode_jpeg
-from sigma_jax.processing.normalize import Statistics, compute_statistics, first_joints
 
 JPEG = b'\xff\xd8'  # how every file of the kind begins
 
@@ -54,11 +53,8 @@ class Index:
 class Records:
     """The windows of one split, by record number; images are decoded on access."""
 
-    def __init__(self, shards_dir: str | Path, split: str) -> None:
-        self.directory = Path(shards_dir)
-        self.split = split
-        self.meta = read_meta(self.directory)
-        self.index = read_index(self.directory, split)
+    def __init__(self, directory: Path, split: str, meta: Meta, index: Index) -> None:
+        self.directory, self.split, self.meta, self.index = directory, split, meta, index
         self._source = _open_source(self.directory, split, self.meta)
         if len(self._source) != len(self.index):
             raise UserError(
@@ -76,7 +72,7 @@ class Records:
 
     def __getitem__(self, number: int) -> Record:
         fields = self._fields(number)
-        names, side = self.meta['camera_names'], self.meta['image_size']
+        names, side = self.meta.camera_names, self.meta.image_size
         views = np.empty((len(names), side, side, 3), np.uint8)
         for view, name in zip(views, names, strict=True):
             view[:] = self._view(fields, name)
@@ -97,17 +93,17 @@ class Records:
             ) from error
 
     def _view(self, fields: Mapping[str, Any], name: str) -> np.ndarray:
-        data, side = _bytes(fields, f'images/{name}'), self.meta['image_size']
+        data, side = _bytes(fields, f'images/{name}'), self.meta.image_size
         return decode_jpeg(data, side) if data.startswith(JPEG) else decode_image(data)
 
     def _numbers(self, fields: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         state, actions = (
             np.array(fields[name].float_list.value, np.float32) for name in ('state', 'actions')
         )
-        return state, actions.reshape(-1, len(self.meta['action_names']))
+        return state, actions.reshape(-1, len(self.meta.action_names))
 
     def _depth(self, fields: Mapping[str, Any]) -> np.ndarray | None:
-        names = self.meta.get('depth_names', ())
+        names = self.meta.depth_names
         return (
             np.stack([decode_depth(_bytes(fields, f'depth/{name}')) for name in names])
             if names
@@ -115,59 +111,39 @@ class Records:
         )
 
     def _audio(self, fields: Mapping[str, Any]) -> np.ndarray | None:
-        if not self.meta.get('audio_samples'):
+        if not self.meta.audio_samples:
             return None
-        if self.meta['audio_dtype'] == 'int16':
+        if self.meta.audio_dtype == 'int16':
             return np.array(fields['audio'].int64_list.value, np.float32) / np.float32(2**15)
         return np.array(fields['audio'].float_list.value, np.float32)
 
 
-def relative_statistics(
-    shards_dir: str | Path, statistics: Mapping[str, Statistics], relative_joints: Sequence[bool]
-) -> dict[str, Statistics]:
-    """`statistics` with those of the actions taken after subtracting the state in relative joints
-    (train split).
-    """
-    if not any(relative_joints):
-        return dict(statistics)
-    records = Records(shards_dir, 'train')
-    pairs = [records.numbers(n) for n in range(len(records))]
-    actions = [a - np.where(relative_joints, first_joints(s, a.shape[-1]), 0) for s, a in pairs]
-    return {**statistics, 'actions': compute_statistics(np.concatenate(actions))}
-
-
-def read_index(shards_dir: str | Path, split: str) -> Index:
+def read_index(path: Path) -> Index:
     """Reads <split>-index.npz.
 
     Raises:
-      UserError: unknown split, or no finished shards.
+      UserError: no finished shards.
     """
-    if split not in SPLITS:
-        raise UserError(
-            f'Expected a split out of {", ".join(SPLITS)}, got {split!r}; choose one of them.'
-        )
-    path = Path(shards_dir) / f'{split}-index.npz'
     if not path.is_file():
         raise UserError(
-            f'Expected {path}, got nothing there; run prepare_data.py --out={shards_dir}.'
+            f'Expected {path}, got nothing there; run prepare_data.py --out={path.parent}.'
         )
     with np.load(path) as arrays:
         return Index(**{field.name: arrays[field.name] for field in dataclasses.fields(Index)})
 
 
-def read_baselines(
-    shards_dir: str | Path, split: str, expected: tuple[int, int, int]
+def read_base_actions(
+    path: Path, expected: tuple[int, int, int]
 ) -> Float[np.ndarray, 'm samples t a']:
-    """Reads the frozen policy's own actions, raw units; `expected` is (m, t, a).
+    """Reads baselines-<split>.npz, raw units; `expected` is (m, t, a).
 
     Raises:
       UserError: they were not computed, or for other shards.
     """
-    path = Path(shards_dir) / f'baselines-{split}.npz'
     if not path.is_file():
         raise UserError(
             f"Expected the base policy's actions at {path}, got nothing there; run "
-            f'prepare_data.py with a base on --out={shards_dir}, or train without baselines.'
+            f'prepare_data.py with a base on --out={path.parent}, or train without baselines.'
         )
     with np.load(path) as arrays:
         base = arrays['base']
@@ -184,14 +160,14 @@ def _bytes(fields: Mapping[str, Any], name: str) -> bytes:
     return fields[name].bytes_list.value[0]
 
 
-def _open_source(directory: Path, split: str, meta: Mapping[str, Any]) -> ArrayRecordDataSource:
+def _open_source(directory: Path, split: str, meta: Meta) -> ArrayRecordDataSource:
     """Random access to the serialised records of a split's shards, in order."""
-    if not meta['windows'][split]:
+    if not meta.windows[split]:
         raise UserError(
             f'Expected windows in split {split} of {directory}, got none; prepare '
             'with a larger fraction.'
         )
-    names = [name for name in sorted(meta['files']) if name.startswith(f'{NAME}-{split}.')]
+    names = [name for name in sorted(meta.files) if name.startswith(f'{NAME}-{split}.')]
     gone = [name for name in names if not (directory / name).is_file()]
     if gone:
         raise UserError(

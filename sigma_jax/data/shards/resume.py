@@ -9,7 +9,7 @@ from typing import Any
 
 from sigma_jax.data.shards import tfds
 from sigma_jax.data.shards.digests import file_digest, source_digest
-from sigma_jax.data.shards.meta import META, SCHEMA
+from sigma_jax.data.shards.meta import META, SCHEMA, Meta, before, typed
 from sigma_jax.data.shards.plan import SOURCE_SETTINGS, DataConfig
 from sigma_jax.data.sources import source_settings
 from sigma_jax.errors import UserError
@@ -17,14 +17,7 @@ from sigma_jax.errors import UserError
 SOURCE = 'source_digest'
 # the settings of a preparation under way; gone when meta.json is there
 UNFINISHED = 'unfinished.json'
-LATER: dict[str, Any] = {  # settings that older directories do not name, as they were
-    'resize': 'openpi',
-    'on_bad_episode': 'error',
-    'depth': [],
-    'depth_scale': 0.001,
-    'audio': '',
-    'audio_rate': 16000,
-}
+BAD = 'bad_episodes'  # those that a preparation under way has found
 
 
 def identity_of(config: DataConfig, root: Path) -> dict[str, Any]:
@@ -37,7 +30,14 @@ def identity_of(config: DataConfig, root: Path) -> dict[str, Any]:
         digests[f'{name}_digest'] = (
             file_digest(path) if path.is_file() else str(getattr(config, name))
         )
-    return {'schema': SCHEMA, **digests, **config.settings()}
+    identity = {'schema': SCHEMA, **digests, **config.settings()}
+    try:
+        typed(identity)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f'Expected data settings that {META} can hold, got {error}; correct the config.'
+        ) from error
+    return identity
 
 
 def pictures(config: DataConfig) -> set[str]:
@@ -46,19 +46,19 @@ def pictures(config: DataConfig) -> set[str]:
     return {theirs.get(name, name) for name in (*config.cameras, *config.depth)}
 
 
-def finished_meta(
-    out: Path, identity: Mapping[str, Any], root: Path | None = None
-) -> dict[str, Any] | None:
-    """The finished meta.json, or None for a new or unfinished directory with the same settings.
+def finished_meta(out: Path, identity: Mapping[str, Any], root: Path | None = None) -> Meta | None:
+    """What a finished preparation holds, or None for a new or unfinished directory with the same
+    settings.
 
     `root` is the folder of the data set: of what older preparations of it have recorded, all its
     files are compared.
     """
     meta_path, unfinished_path = out / META, out / UNFINISHED
     if meta_path.is_file():
-        meta = read_settings(meta_path)
-        _compare(meta, identity, out, 'finished', root)
-        gone = [name for name in meta['files'] if not (out / name).is_file()]
+        found = read_settings(meta_path)
+        _compare(found, identity, out, 'finished', root)
+        meta = Meta.from_json(found, out)
+        gone = [name for name in meta.files if not (out / name).is_file()]
         if gone:
             raise UserError(
                 f'Expected {gone[0]} in {out}, got a directory without it; delete '
@@ -91,6 +91,18 @@ def read_settings(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def write_unfinished(out: Path, identity: Mapping[str, Any], bad: Mapping[int, str]) -> None:
+    """Notes what a preparation under way is, and which episodes it leaves out."""
+    tfds.write_text(out / UNFINISHED, json.dumps({**identity, BAD: bad}, indent=2) + '\n')
+
+
+def known_bad(out: Path) -> dict[int, str] | None:
+    """The episodes that a stopped preparation left out; None where none was stopped."""
+    if not (out / UNFINISHED).is_file():
+        return None
+    return {int(index): reason for index, reason in read_settings(out / UNFINISHED)[BAD].items()}
+
+
 def _compare(
     found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path, state: str, root: Path | None
 ) -> None:
@@ -100,7 +112,7 @@ def _compare(
     for key in wanted:
         if key not in found and key in SOURCE_SETTINGS:
             continue  # from before there were other sources, for which alone they count
-        have = found.get(key, LATER.get(key))
+        have = found.get(key, before(key))
         if have != wanted[key] and not (
             key == SOURCE and root is not None and have == source_digest(root)
         ):

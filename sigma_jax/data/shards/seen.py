@@ -4,19 +4,17 @@ elsewhere.
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sigma_jax.data.episode import Episode
+from sigma_jax.data.shards.meta import Meta
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 
 # in a training folder, and beside the weights of a policy that was trained here
 FILE = 'episodes.json'
-DIGESTS = 'episode_digests'  # in meta.json
 
 
 def episode_digest(episode: Episode) -> str:
@@ -28,15 +26,15 @@ def episode_digest(episode: Episode) -> str:
     return digest.hexdigest()[:32]
 
 
-def of_split(meta: Mapping[str, Any], split: str) -> dict[str, int] | None:
+def of_split(meta: Meta, split: str) -> dict[str, int] | None:
     """{digest: episode} of a split of prepared shards; None where their preparation recorded
     none.
     """
-    known = meta.get(DIGESTS)
-    return None if known is None else {known[str(index)]: index for index in meta['splits'][split]}
+    known = meta.episode_digests
+    return None if known is None else {known[index]: index for index in meta.splits[split]}
 
 
-def note(workdir: Path, meta: Mapping[str, Any], base: str | Path = '') -> None:
+def note(workdir: Path, meta: Meta, base: str | Path = '') -> None:
     """Adds the train episodes of `meta`, and those that the policy at `base` has learned from, to a
     folder's record.
 

@@ -2,12 +2,12 @@
 look at.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sigma_jax.data.shards.describe import BAD
+from sigma_jax.data.shards.meta import Meta
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.data.shards.tfds import SPLITS
 from sigma_jax.errors import UserError
@@ -16,22 +16,23 @@ DIGEST = 12  # characters shown of a sha256
 Section = tuple[str, list[tuple[str, str]]]
 
 
-def sections(meta: Mapping[str, Any]) -> list[Section]:
+def sections(meta: Meta) -> list[Section]:
     """Everything in meta.json as (title, [(name, value)]), in the order of reading."""
+    said = meta.to_json()
     return [
         ('source', _source(meta)),
         ('windows', [row for split in SPLITS for row in _split(meta, split)]),
         (
             'bad episodes',
-            [(f'episode {index}', reason) for index, reason in meta.get(BAD, {}).items()],
+            [(f'episode {index}', reason) for index, reason in meta.bad_episodes.items()],
         ),
         (
             'near-constant, clamped',
-            [(name, ', '.join(dims)) for name, dims in meta['near_constant'].items() if dims],
+            [(name, ', '.join(dims)) for name, dims in meta.near_constant.items() if dims],
         ),
-        ('settings', [(name, _text(meta[name])) for name in _settings() if name in meta]),
-        ('files', [(name, digest[:DIGEST]) for name, digest in meta['files'].items()]),
-        ('written by', list(meta['versions'].items())),
+        ('settings', [(name, _text(said[name])) for name in _settings() if name in said]),
+        ('files', [(name, digest[:DIGEST]) for name, digest in meta.files.items()]),
+        ('written by', list(meta.versions.items())),
     ]
 
 
@@ -39,39 +40,41 @@ def _settings() -> list[str]:
     return [name for name in DataConfig.__dataclass_fields__ if name not in ('source', 'tokenizer')]
 
 
-def _source(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
-    sizes = {name: f' {size[0]}×{size[1]}' for name, size in meta.get('camera_sizes', {}).items()}
+def _source(meta: Meta) -> list[tuple[str, str]]:
+    sizes = {name: f' {size[0]}×{size[1]}' for name, size in (meta.camera_sizes or {}).items()}
     return [
         (
             'data set',
-            f'{meta["source"]}{" at " + meta["revision"] if meta.get("revision") else ""}',
+            f'{meta.source}{" at " + meta.revision if meta.revision else ""}',
         ),
-        ('format', f'{meta["source_version"]}, {meta["fps"]:g} frames a second'),
-        ('sha256', meta['source_digest'][:DIGEST]),
-        ('cameras', ', '.join(name + sizes.get(name, '') for name in meta['camera_names'])),
-        ('state', ', '.join(meta['state_names'])),
-        ('actions', ', '.join(meta['action_names'])),
-        ('tasks', '\n'.join(meta['tasks'])),
-        ('tokenizer', f'{meta["tokenizer"] or "none"} {meta["tokenizer_digest"][:DIGEST]}'),
+        ('format', f'{meta.source_version}, {meta.fps:g} frames a second'),
+        ('sha256', meta.source_digest[:DIGEST]),
+        ('cameras', ', '.join(name + sizes.get(name, '') for name in meta.camera_names)),
+        ('state', ', '.join(meta.state_names)),
+        ('actions', ', '.join(meta.action_names)),
+        ('tasks', '\n'.join(meta.tasks)),
+        ('tokenizer', f'{meta.tokenizer or "none"} {meta.tokenizer_digest[:DIGEST]}'),
     ]
 
 
-def _split(meta: Mapping[str, Any], split: str) -> list[tuple[str, str]]:
-    episodes = meta['splits'][split]
+def _split(meta: Meta, split: str) -> list[tuple[str, str]]:
+    episodes = meta.splits[split]
     rows = [
         (
             split,
-            f'{meta["windows"][split]} windows of {len(episodes)} episodes: {_ranges(episodes)}',
+            f'{meta.windows[split]} windows of {len(episodes)} episodes: {_ranges(episodes)}',
         )
     ]
-    dropped = [f'{count} {reason}' for reason, count in meta['dropped'][split].items() if count]
+    dropped = [f'{count} {reason}' for reason, count in meta.dropped[split].items() if count]
     return [*rows, ('  dropped', '\n'.join(dropped) or 'none')]
 
 
-def _ranges(numbers: list[int]) -> str:
+def _ranges(numbers: Sequence[int]) -> str:
     """'0–3, 7' for 0, 1, 2, 3, 7; '-' for none."""
     parts = (
-        np.split(np.asarray(numbers), np.flatnonzero(np.diff(numbers) != 1) + 1) if numbers else []
+        np.split(np.asarray(numbers), np.flatnonzero(np.diff(numbers) != 1) + 1)
+        if len(numbers)
+        else []
     )
     return (
         ', '.join(f'{part[0]}' if len(part) == 1 else f'{part[0]}–{part[-1]}' for part in parts)

@@ -4,7 +4,6 @@ let go.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from rich.progress import Progress
 
 from sigma_jax import __version__
-from sigma_jax.data.shards.meta import META
+from sigma_jax.data.shards.directory import Split
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation import measure, metrics
 from sigma_jax.evaluation.checks import ADAPTED, BASE
@@ -35,7 +34,7 @@ from sigma_jax.evaluation.replay_shards import (
     whole_episodes,
 )
 from sigma_jax.evaluation.trained import Library, Trained, TrainedPolicy
-from sigma_jax.policies.base_actions import RECORD, check_baselines
+from sigma_jax.policies.base_actions import check_baselines
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training.checkpoints import whole_steps
 from sigma_jax.types import to_batch
@@ -45,7 +44,7 @@ DRAWS = 8  # of a fine-tuned policy, for the mean (docs/design.md, "Evaluation p
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is compared, on which split of which shards.
+    """What is compared, on which split.
 
     `opened` is the Sigma of the folder `lead`, open already, `splits` its replays, `state` its
     adapter, where calibration episodes are evaluated too. What is measured is kept in `out` until
@@ -57,8 +56,7 @@ class Inputs:
     opened: Trained
     splits: Mapping[str, Windows]
     state: AdapterState | None
-    shards: pathlib.Path
-    split: str
+    split: Split
     episodes_at_once: int
     config: EvaluationConfig
     library: Library
@@ -69,17 +67,13 @@ class Inputs:
     @property
     def windows(self) -> Windows:
         """Of the split, as the opened Sigma replayed them."""
-        return self.splits[self.split]
+        return self.splits[self.split.name]
 
     @functools.cached_property
     def one(self) -> NumpyBatch:
         """A batch, for its shapes."""
         return next(
-            iter(
-                list_batches(
-                    self.opened, self.shards, self.split, self.episodes_at_once, self.decoded
-                )
-            )
+            iter(list_batches(self.opened, self.split, self.episodes_at_once, self.decoded))
         )
 
     @functools.cached_property
@@ -94,10 +88,12 @@ def compare_rows(inputs: Inputs) -> dict[str, Any]:
     Arms that need no training come first; of the full Sigma also the adapter, fitted anew for each
     seed, and the telepathy switch; a fine-tuned policy gives one sample and the mean of `DRAWS`.
     """
-    judging = [inputs.split] + (['calibration'] if inputs.state is not None else [])
+    judging = [inputs.split]
+    if inputs.state is not None:
+        judging.append(inputs.split.shards.split('calibration'))
     for training in inputs.trainings:
         for split in judging:
-            check_held_out(training, inputs.shards, split)
+            check_held_out(training, split)
     rows, windows = by_row(inputs.trainings), inputs.windows
     untrained = dataclasses.replace(windows, predictions={CARRIED: windows.predictions[CARRIED]})
     simple = measure.make_arms(untrained, inputs.splits.get('train'), None)
@@ -122,7 +118,7 @@ def compare_rows(inputs: Inputs) -> dict[str, Any]:
             'gates': gates_of(of[0]),
         }
         facts[row]['compute'] = measured[0].cost
-    return {'split': inputs.split} | described(inputs, rows, facts, arms)
+    return {'split': inputs.split.name} | described(inputs, rows, facts, arms)
 
 
 def described(
@@ -170,13 +166,14 @@ def gates_of(training: Training) -> dict[str, Any]:
 
 def measure_once(inputs: Inputs, training: Training) -> Measured:
     """`of_policy` or `of_sigma`, read where an interrupted evaluation of the same has kept it."""
+    shards = inputs.split.shards
     key = {
         'training': [str(training.folder.resolve()), *newest(training.folder / 'checkpoints')],
         'config': training.config.to_dict(),
         'role': training.role,
-        'shards': hashlib.sha256((inputs.shards / META).read_bytes()).hexdigest(),
-        'baselines': (inputs.shards / RECORD).read_text(),
-        'split': inputs.split,
+        'shards': shards.digest,
+        'baselines': check_baselines(shards, '').to_json(),
+        'split': inputs.split.name,
         'calibrated': inputs.state is not None,
         'evaluation': dataclasses.asdict(inputs.config),
         'source': commit() or __version__,
@@ -228,10 +225,11 @@ def pooled(measured: Sequence[Measured], seeds: Sequence[int]) -> dict[str, Pool
 
 def of_policy(inputs: Inputs, training: Training) -> Measured:
     """A fine-tuned policy: one sample, and the mean of all."""
-    policy = TrainedPolicy(training.folder, inputs.library, DRAWS, base_seed(inputs.shards))
-    check_baselines(inputs.shards, policy.base.digest)
+    shards = inputs.split.shards
+    seed = check_baselines(shards, '').seed
+    policy = TrainedPolicy(training.folder, inputs.library, DRAWS, seed)
+    check_baselines(shards, policy.base.digest)
     batches = whole_episodes(
-        inputs.shards,
         inputs.split,
         inputs.episodes_at_once,
         policy.config.tokenizer,
@@ -239,7 +237,7 @@ def of_policy(inputs: Inputs, training: Training) -> Measured:
         policy.base.policy,
         decoded=inputs.decoded,
     )
-    total = count_batches(inputs.shards, inputs.split, inputs.episodes_at_once)
+    total = count_batches(inputs.split, inputs.episodes_at_once)
     task = inputs.bar.add_task(f'{training.row} {training.seed}', total=total, note='')
 
     def drawn():
@@ -261,16 +259,19 @@ def of_sigma(inputs: Inputs, training: Training) -> Measured:
     """A Sigma's own arm; of a full one also the adapter and the switch."""
     same = training.folder == inputs.lead
     trained = inputs.opened if same else Trained(training.folder, inputs.library)
-    check_baselines(inputs.shards, trained.base.digest)
+    shards = inputs.split.shards
+    check_baselines(shards, trained.base.digest)
     whole = training.role == FULL
     runs = (CARRIED, TAU_OFF) if whole else (CARRIED,)
 
     def replay(split: str, runs: Sequence[str]) -> Windows:
         name = f'{training.row} {training.seed}'
-        where = (inputs.shards, split, inputs.episodes_at_once, inputs.bar)
+        where = (shards.split(split), inputs.episodes_at_once, inputs.bar)
         return replay_split(trained, *where, runs, name, inputs.decoded)
 
-    windows, state = (inputs.windows, inputs.state) if same else (replay(inputs.split, runs), None)
+    windows, state = (
+        (inputs.windows, inputs.state) if same else (replay(inputs.split.name, runs), None)
+    )
     if whole and not same and inputs.state is not None:
         state = measure.fit_adapter(replay('calibration', (CARRIED,)), inputs.config.adapter)
     names = {CARRIED: training.row}
@@ -284,8 +285,3 @@ def of_sigma(inputs: Inputs, training: Training) -> Measured:
         reduced(arms, windows),
         compute.cost(trained.parameter_counts, trained.config, own, needs_base),
     )
-
-
-def base_seed(shards: pathlib.Path) -> int:
-    """The seed that the base was sampled with."""
-    return json.loads((shards / RECORD).read_text())['seed']

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sigma_jax.data.shards import seen
-from sigma_jax.data.shards.meta import META, read_meta
+from sigma_jax.data.shards.directory import Split, is_finished, open_shards
+from sigma_jax.data.shards.meta import Meta
 from sigma_jax.errors import UserError
 from sigma_jax.training.checkpoints import compare, whole_steps
 from sigma_jax.training.config import RunConfig, read_config
@@ -157,7 +158,7 @@ def apart(one: Training, other: Training, *but: str) -> list[str]:
     return compare(*plain) + more
 
 
-def check_held_out(training: Training, shards: pathlib.Path, split: str) -> str:
+def check_held_out(training: Training, split: Split) -> str:
     """Raises UserError where a training learned from episodes of a split that is to judge it.
 
     Episodes count by what they are; where nothing says that of one side, by their numbers in the
@@ -165,37 +166,37 @@ def check_held_out(training: Training, shards: pathlib.Path, split: str) -> str:
     Returns what there is to tell: that nothing can be said, or that a data set has an episode
     twice.
     """
-    if split == 'train':
+    if split.name == 'train':
         return ''
-    own = pathlib.Path(training.config.shards)
-    ours, theirs = read_meta(shards), read_meta(own) if (own / META).is_file() else None
-    learned, judging = learned_from(training, theirs), seen.of_split(ours, split)
+    shards, own = split.shards.path, pathlib.Path(training.config.shards)
+    ours, theirs = split.shards.meta, open_shards(own).meta if is_finished(own) else None
+    learned, judging = learned_from(training, theirs), seen.of_split(ours, split.name)
     if learned is not None and judging is not None:
         twice = {judging[digest]: learned[digest] for digest in judging if digest in learned}
         if learned.keys() == (seen.of_split(ours, 'train') or {}).keys():  # these very shards
             found = (
-                f'{shards}: episodes {sorted(twice)} of the {split} split are there again '
+                f'{shards}: episodes {sorted(twice)} of the {split.name} split are there again '
                 'among those of train'
             )
             return found if twice else ''
-        refuse(twice, training, split, own)
+        refuse(twice, training, split.name, own)
     elif theirs is None:
         return (
             f'{training.folder}: nothing says from which episodes it has learned, neither its '
             f'folder nor {own}'
         )
     elif own.resolve() != shards.resolve():
-        numbers = set(theirs['splits']['train']) & set(ours['splits'][split])
-        if theirs['source_digest'] != ours['source_digest']:
+        numbers = set(theirs.splits['train']) & set(split.episodes)
+        if theirs.source_digest != ours.source_digest:
             return (
                 f'{shards} or {own} do not say what their episodes are: {training.folder} may '
-                f'know those of {split}'
+                f'know those of {split.name}'
             )
-        refuse({number: number for number in numbers}, training, split, own)
+        refuse({number: number for number in numbers}, training, split.name, own)
     return ''
 
 
-def learned_from(training: Training, meta: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def learned_from(training: Training, meta: Meta | None) -> Mapping[str, Any] | None:
     """{digest: episode} of what a training and its base have learned from, as far as it is
     known.
     """

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from sigma_jax.backbones import pi05
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation.cost import flops
 from sigma_jax.policies import sampling
 from sigma_jax.training.build import build
@@ -70,7 +70,7 @@ def of_training(config: RunConfig) -> int:
     )
     step, sample = _of_parts(same)
     sampled = config.kind.needs_base_actions and config.ablation.residual != 0 and config.shards
-    windows = read_meta(config.shards)['windows']['train'] if sampled else 0
+    windows = open_shards(config.shards).split('train').windows if sampled else 0
     return config.steps * step + windows * sample
 
 

@@ -6,8 +6,6 @@ corrects; the adapter stays as it was fitted on clean calibration windows. The c
 of the base a window, kind and level.
 """
 
-import json
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +14,7 @@ import numpy as np
 
 from sigma_jax import xla
 from sigma_jax.convert.base_policy import robot_statistics
-from sigma_jax.data.shards.meta import read_meta
+from sigma_jax.data.shards.directory import Shards
 from sigma_jax.evaluation import measure, metrics
 from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.replay import CARRIED, NumpyBatch, Windows, replay
@@ -37,13 +35,16 @@ class BasePolicy:
     are.
     """
 
-    def __init__(self, shards: pathlib.Path, base: str):
-        record = json.loads((shards / base_actions.RECORD).read_text())
-        fields = ('tokenizer', 'samples', 'seed', 'dtype')
+    def __init__(self, shards: Shards, base: str):
+        record, meta = base_actions.check_baselines(shards, ''), shards.meta
         self.config = base_actions.BaselineConfig(
-            base=base, **{key: record[key] for key in fields if key in record}
+            base=base,
+            tokenizer=record.tokenizer,
+            samples=record.samples,
+            seed=record.seed,
+            dtype=record.dtype,
         )
-        loaded, meta = base_actions.load_policy(self.config), read_meta(shards)
+        loaded = base_actions.load_policy(self.config)
         self.policy = loaded.policy
         own: Any = robot_statistics(loaded, meta)
         self.statistics = own
@@ -52,7 +53,7 @@ class BasePolicy:
         self.params = jax.device_put(loaded.params)
         self.run = xla.jit(
             sampling.make_sampler(
-                sampling.bind_frozen(loaded.config), self.config.seed, 1, meta['horizon']
+                sampling.bind_frozen(loaded.config), self.config.seed, 1, meta.horizon
             )
         )
 
