@@ -24,7 +24,7 @@ from sigma_jax.evaluation.measure import EvaluationConfig
 from sigma_jax.evaluation.report.console import show
 from sigma_jax.sigma import adapter
 from sigma_jax.training.compilation import keep_programs
-from sigma_jax.training.config import read_config
+from sigma_jax.training.folder import RunFolder
 
 
 @reports_user_errors
@@ -33,7 +33,7 @@ def main() -> None:
     arguments = parse()
     console = Console()
     asked = request(arguments)
-    keep_programs(read_config(asked.workdir).compilation_cache)
+    keep_programs(RunFolder(asked.workdir).config().compilation_cache)
     report, out = runner.run(asked, Console(stderr=True))
     show(report, console, arguments.checks)
     for name in (runner.PAGE, runner.REPORT):

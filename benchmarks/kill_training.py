@@ -41,9 +41,10 @@ from sigma_jax.data.shards.plan import DataConfig  # noqa: E402
 from sigma_jax.data.shards.prepare import prepare  # noqa: E402
 from sigma_jax.errors import UserError  # noqa: E402
 from sigma_jax.training import trainer  # noqa: E402
-from sigma_jax.training.checkpoints import whole_steps  # noqa: E402
+from sigma_jax.training.checkpoints import step_folder  # noqa: E402
 from sigma_jax.training.compilation import keep_programs  # noqa: E402
 from sigma_jax.training.config import RunConfig  # noqa: E402
+from sigma_jax.training.folder import RunFolder  # noqa: E402
 
 SMALL = {'width': 16, 'depth': 1, 'mlp_dim': 16, 'heads': 2, 'kv_heads': 1, 'head_dim': 8}
 VISION = {'width': 16, 'depth': 1, 'mlp_dim': 16, 'heads': 2, 'patch': 14, 'image_size': 28}
@@ -83,11 +84,12 @@ def work(config: Mapping, workdir: pathlib.Path) -> None:
 
 def result(workdir: pathlib.Path) -> dict[str, Any]:
     """All of a finished run that another must have to the bit."""
-    last = workdir / 'checkpoints' / f'step_{whole_steps(workdir / "checkpoints")[-1]}'
+    folder = RunFolder(workdir)
+    last = step_folder(folder.checkpoints, folder.steps[-1])
     with ocp.StandardCheckpointer() as reader:
         state = jax.tree.map(np.asarray, reader.restore((last / 'state').absolute()))
     position = json.loads((last / 'loader' / 'metadata').read_text())
-    rows = (workdir / 'train_log.csv').read_text()
+    rows = folder.log.read_text()
     return {
         'step': last.name,
         'state': trees.digest(state),
@@ -136,8 +138,8 @@ def kill_often(
             process.kill()
             process.join()
             killed += 1
-            stages[max(whole_steps(out / 'checkpoints'), default=0)] += 1
-            torn += any((out / 'checkpoints').glob('*tmp*'))
+            stages[max(RunFolder(out).steps, default=0)] += 1
+            torn += any(RunFolder(out).checkpoints.glob('*tmp*'))
             continue
         wrong += (
             differing(out, expected)
@@ -186,7 +188,7 @@ def _fill(config: Mapping, mount: pathlib.Path, size: int, expected: Mapping) ->
     except UserError as error:
         state, wrong = str(error), []
     print(
-        f'{size} kB: checkpoints {whole_steps(out / "checkpoints")}; {state}{wrong or ""}',
+        f'{size} kB: checkpoints {RunFolder(out).steps}; {state}{wrong or ""}',
         flush=True,
     )
     return not wrong and (state == 'ended' or 'full disk' in state)

@@ -19,10 +19,10 @@ import numpy as np
 import optax
 from rich.console import Console
 
-from sigma_jax.evaluation.trained import read_newest
 from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
+from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.step import init_state, make_step
 from tests import toy_run
 
@@ -77,9 +77,9 @@ def go_on(folder: pathlib.Path) -> dict[str, dict[str, list]]:
     for before in COUNTS:
         here = folder / f'from{before}to{count}'
         shutil.copytree(folder / f'from{before}', here)
-        read = read_newest(here)
+        read = RunFolder(here).trainable()
         train(here, count, WHOLE)
-        found[str(before)] = {'read': numbers(*read), 'end': numbers(*read_newest(here))}
+        found[str(before)] = {'read': numbers(*read), 'end': numbers(*RunFolder(here).trainable())}
     return found
 
 

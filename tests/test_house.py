@@ -223,7 +223,7 @@ def test_what_is_no_read_is_not_counted(tmp_path, text):
 
 
 def test_reads_of_meta_are_counted_apart_and_what_comes_out_is_a_value(tmp_path):
-    text = "m = open_shards(x).meta.to_json()\nm['windows']['train']\nw = run.meta['windows']\nw['train']"
+    text = "m = read_meta(x)\nm['windows']['train']\nw = run.meta['windows']\nw['train']"
     text += "\nmeta.windows['train']"
     found = house_reads.reads(one_module(tmp_path, text), [], [])
     assert lines(found['meta']) == [('one.py', 2), ('one.py', 3)] and found['config'] == []

@@ -31,6 +31,7 @@ from sigma_jax.training import feature_cache, trainer
 from sigma_jax.training.checkpoints import Checkpoints, parameter_count
 from sigma_jax.training.compilation import uncollected
 from sigma_jax.training.config import Grid, RunConfig, numbers
+from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.logs import TrainLog
 from sigma_jax.training.signals import Stopped, Wish, stop_wish
 
@@ -49,21 +50,21 @@ def train(
       UserError: as `trainer.train` does, and when no member is left.
       Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
-    console, workdir = console or Console(), pathlib.Path(workdir)
+    console, folder = console or Console(), RunFolder(pathlib.Path(workdir))
     config, members = with_grid(config, grid)
     setup.check(config)
     cached = feature_cache.check(config)
     with contextlib.ExitStack() as held:
-        if known := workdir.is_dir():
-            held.enter_context(writer_lock(workdir, 'training'))
-            trainer.refuse_other_config(workdir / 'checkpoints', config)
+        if known := folder.path.is_dir():
+            held.enter_context(writer_lock(folder.path, 'training'))
+            folder.refuse_other_config(config)
         run = AblationRun(config, members, grid.get('at_once', 0))
         if not known:  # made only for a config that a run could be built from
-            held.enter_context(writer_lock(workdir, 'training'))
+            held.enter_context(writer_lock(folder.path, 'training'))
         if cached:
             trainer.add_features(run, console)
-        with trainer.told_full_disk(run, workdir):
-            work(run, workdir, console)
+        with trainer.told_full_disk(run, folder):
+            work(run, folder, console)
     return members, run.state
 
 
@@ -88,35 +89,29 @@ def with_grid(config: RunConfig, grid: Mapping) -> tuple[RunConfig, list[Member]
     ), members
 
 
-def work(run: AblationRun, workdir: pathlib.Path, console: Console) -> None:
+def work(run: AblationRun, folder: RunFolder, console: Console) -> None:
     """Restores, trains, saves: all that needs the work folder."""
-    folder, keep = workdir / 'checkpoints', run.config.checkpoint.keep
-    with stop_wish() as stop, Checkpoints(folder, keep) as checkpoints:
+    keep = run.config.checkpoint.keep
+    rows = [place(folder, member) for member in run.members]
+    with stop_wish() as stop, Checkpoints(folder.checkpoints, keep) as checkpoints:
         batches = iter(run.loader)
         trainer.restore(run, batches, checkpoints, console)
-        announce(run, workdir, console)
-        atomic_write(workdir / 'config.json', json.dumps(run.config.to_dict(), indent=1))
-        trainer.note_episodes(run, workdir)
+        announce(run, folder.path, console)
+        folder.write_config(run.config)
+        trainer.note_episodes(run, folder)
         with contextlib.ExitStack() as logs, trainer.progress_bar(console) as progress:
             start = run.state.step
-            written = [
-                logs.enter_context(TrainLog(place(workdir, member), start))
-                for member in run.members
-            ]
+            written = [logs.enter_context(TrainLog(row.path, start)) for row in rows]
             loop(run, batches, checkpoints, written, progress, stop)
-            save_members(run, batches.get_state(), workdir, progress)
-    found = summary(
-        run.members,
-        [place(workdir, member) for member in run.members],
-        np.asarray(run.state.failed),
-    )
-    atomic_write(workdir / SUMMARY, json.dumps(found, indent=1, allow_nan=False))
+            save_members(run, batches.get_state(), folder, progress)
+    found = summary(run.members, rows, np.asarray(run.state.failed))
+    atomic_write(folder.path / SUMMARY, json.dumps(found, indent=1, allow_nan=False))
     console.print(table(found))
 
 
-def place(workdir: pathlib.Path, member: Member) -> pathlib.Path:
+def place(folder: RunFolder, member: Member) -> RunFolder:
     """The training folder of one member."""
-    return workdir / 'rows' / member.row / f'seed{member.seed}'
+    return RunFolder(folder.path / 'rows' / member.row / f'seed{member.seed}')
 
 
 def loop(
@@ -190,23 +185,21 @@ def announce(run: AblationRun, workdir: pathlib.Path, console: Console) -> None:
     )
 
 
-def save_members(
-    run: AblationRun, position: dict, workdir: pathlib.Path, progress: Progress
-) -> None:
+def save_members(run: AblationRun, position: dict, folder: RunFolder, progress: Progress) -> None:
     """A training folder for each member: its state, and a config of its own; those that are there
     stay.
     """
     rows = jax.device_get(run.state)
     task = progress.add_task('saving', total=len(run.members), note='')
     for m, member in enumerate(run.members):
-        folder, state = place(workdir, member), stacked.member_state(rows, m)
+        own, state = place(folder, member), stacked.member_state(rows, m)
         config = dataclasses.replace(
             run.config, ablations='', ablation=member.gates, seed=member.seed
         )
-        with Checkpoints(folder / 'checkpoints', keep=1) as checkpoints:
+        with Checkpoints(own.checkpoints, keep=1) as checkpoints:
             if checkpoints.latest() != int(state.step):
                 checkpoints.save(state, position, config)
-        atomic_write(folder / 'config.json', json.dumps(config.to_dict(), indent=1))
-        if (workdir / seen.FILE).is_file():
-            atomic_write(folder / seen.FILE, (workdir / seen.FILE).read_bytes())
+        own.write_config(config)
+        if (folder.path / seen.FILE).is_file():
+            atomic_write(own.path / seen.FILE, (folder.path / seen.FILE).read_bytes())
         progress.advance(task)

@@ -1,7 +1,6 @@
 """The last losses of an ablation's members, as a table and as JSON."""
 
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,13 +8,14 @@ import numpy as np
 from rich.table import Column, Table
 
 from sigma_jax.ablations.stacked import ALIVE, Member, mean_and_spread
+from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.logs import read_rows
 
 SHOWN = ('loss', 'mse_vec', 'mse_chk', 'mse_traj')
 
 
 def summary(
-    members: Sequence[Member], folders: Sequence[pathlib.Path], failed: np.ndarray
+    members: Sequence[Member], folders: Sequence[RunFolder], failed: np.ndarray
 ) -> dict[str, Any]:
     """{row: [one dictionary a seed]}: the values of its last row in train_log.csv, and the step at
     which it failed.
@@ -25,7 +25,7 @@ def summary(
     """
     found: dict[str, list[dict]] = {}
     for member, folder, step in zip(members, folders, failed, strict=True):
-        rows = read_rows(folder / 'train_log.csv')
+        rows = read_rows(folder.log)
         last = {k: float(v) for k, v in rows[-1].items() if k in SHOWN} if rows else {}
         entry = {'seed': member.seed, 'failed': None if step == ALIVE else int(step)}
         found.setdefault(member.row, []).append(

@@ -41,6 +41,7 @@ from sigma_jax.policies.base_actions import check_baselines
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
+from sigma_jax.training.folder import RunFolder
 
 REPORT, PAGE, ADAPTER = 'sigma_eval_report.json', 'report.html', 'adapter.json'
 
@@ -112,7 +113,7 @@ def run(
         state,
         more,
     )
-    write(result, out, request.workdir / 'train_log.csv')
+    write(result, out, RunFolder(request.workdir).log)
     return result, out
 
 

@@ -11,11 +11,12 @@ from sigma_jax import xla
 from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.policies import sampling
-from sigma_jax.training.checkpoints import FREE, Checkpoints, parameter_count
-from sigma_jax.training.config import RunConfig, read_config
+from sigma_jax.training.checkpoints import FREE, parameter_count
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
+from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.run import Parts
-from sigma_jax.types import Ablation, PyTree, SigmaOutput, to_batch
+from sigma_jax.types import Ablation, SigmaOutput, to_batch
 
 # settings that neither base nor data nor a forward pass without dropout depends on
 PER_RUN = {
@@ -53,16 +54,6 @@ class Library:
         return self._opened[key]
 
 
-def read_newest(workdir: pathlib.Path) -> tuple[int, PyTree]:
-    """(step, trainable leaves) of the newest checkpoint. Raises UserError where there is none."""
-    with Checkpoints(workdir / 'checkpoints') as checkpoints:
-        if (step := checkpoints.latest()) is None:
-            raise UserError(
-                f'expected a checkpoint in {workdir}, got none; run train.py to its end'
-            )
-        return step, checkpoints.restore_trainable(step)
-
-
 class Trained:
     """A trained Sigma for evaluation: `predict(batch, ablation) -> SigmaOutput`, leaves [b g ...].
 
@@ -71,12 +62,13 @@ class Trained:
     """
 
     def __init__(self, workdir: pathlib.Path, library: Library | None = None):
-        self.config = read_config(workdir)
+        folder = RunFolder(workdir)
+        self.config = folder.config()
         if self.config.kind.trains_policy:
             raise UserError(
                 f"expected a run with objective 'sigma' in {workdir}, got {self.config.objective!r}"
             )
-        step, self.trainable = read_newest(workdir)
+        step, self.trainable = folder.trainable()
         parts, self.forward = (library or Library()).open(
             self.config, lambda parts: parts.goal.forward
         )
@@ -118,8 +110,9 @@ class TrainedPolicy:
     """
 
     def __init__(self, workdir: pathlib.Path, library: Library, draws: int, seed: int):
-        self.config = read_config(workdir)
-        step, self.trainable = read_newest(workdir)
+        folder = RunFolder(workdir)
+        self.config = folder.config()
+        step, self.trainable = folder.trainable()
 
         def make(parts: Parts) -> Callable:
             return sampling.make_sampler(

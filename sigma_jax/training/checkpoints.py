@@ -105,7 +105,9 @@ class Checkpoints:
         Whatever devices wrote it: without the leaves' shapes Orbax would look for these.
         """
         with self._told(step), ocp.StandardCheckpointer() as reader:
-            found = reader.metadata(self.folder.absolute() / f'step_{step}' / 'state').item_metadata
+            found = reader.metadata(
+                step_folder(self.folder.absolute(), step) / 'state'
+            ).item_metadata
             if found is None:
                 raise ValueError('nothing says which leaves it has')
             host = jax.tree.map(
@@ -132,7 +134,7 @@ class Checkpoints:
             raise UserError(
                 f'checkpoint {step} in {self.folder} cannot be read ({reason}); if an earlier '
                 'sigma_jax wrote it, continue with that one, otherwise delete '
-                f'{self.folder}/step_{step} to {instead}'
+                f'{step_folder(self.folder, step)} to {instead}'
             ) from error
 
 
@@ -163,6 +165,11 @@ def whole_steps(folder: pathlib.Path) -> list[int]:
     """Steps of the whole checkpoints in a folder, oldest first: half ones have other names."""
     names = (path.name.removeprefix('step_') for path in folder.glob('step_*'))
     return sorted(int(name) for name in names if name.isdigit())
+
+
+def step_folder(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Where a checkpoint lies in a folder of them."""
+    return folder / f'step_{step}'
 
 
 def parameter_count(trainable: PyTree) -> dict[str, int]:

@@ -28,8 +28,8 @@ from sigma_jax.errors import UserError
 from sigma_jax.processing import normalize
 from sigma_jax.processing.spec import OURS
 from sigma_jax.training.build import Blueprint, build
-from sigma_jax.training.checkpoints import Checkpoints, whole_steps
-from sigma_jax.training.config import RunConfig, read_config
+from sigma_jax.training.config import RunConfig
+from sigma_jax.training.folder import RunFolder
 
 PyTree = Any
 RECORD, ADAPTER, HEADS, MERGED, STATISTICS = (
@@ -82,7 +82,7 @@ def export_run(
     Raises UserError if `out` exists, for a folder without the checkpoint, and for a run with
     nothing to export.
     """
-    run = read_run(pathlib.Path(workdir), step)
+    run = read_run(RunFolder(pathlib.Path(workdir)), step)
     groups = set(run.trainable)
     if 'params' in groups and not merge:
         raise UserError(
@@ -116,20 +116,12 @@ def export_run(
     return pathlib.Path(out)
 
 
-def read_run(workdir: pathlib.Path, step: int | None = None) -> Trained:
-    """A checkpoint of a training folder. Raises UserError where there is none of that step, naming
-    those there are.
+def read_run(folder: RunFolder, step: int | None = None) -> Trained:
+    """A checkpoint of a training. Raises UserError where there is none of that step, naming those
+    there are.
     """
-    config = read_config(workdir)
-    steps = whole_steps(workdir / 'checkpoints')
-    if not steps or (step is not None and step not in steps):
-        wanted = 'a checkpoint' if step is None else f'checkpoint {step}'
-        raise UserError(
-            f'expected {wanted} in {workdir}, got steps {steps}; choose one of them or train on'
-        )
-    chosen = steps[-1] if step is None else step
-    with Checkpoints(workdir / 'checkpoints') as checkpoints:
-        trainable = checkpoints.restore_trainable(chosen)
+    config = folder.config()
+    chosen, trainable = folder.trainable(step)
     plan = build(config)
     return Trained(plan, chosen, trainable, *opened(plan))
 

@@ -24,14 +24,15 @@ from sigma_jax.convert import assets, checkpoint
 from sigma_jax.convert.source import RECORD
 from sigma_jax.data.shards import seen
 from sigma_jax.errors import UserError
-from sigma_jax.files import atomic_write, is_full_disk, replaced_folder, writer_lock
+from sigma_jax.files import is_full_disk, replaced_folder, writer_lock
 from sigma_jax.nn import quant
 from sigma_jax.objectives.bind import overlay
 from sigma_jax.training import feature_cache
-from sigma_jax.training.checkpoints import Checkpoints, parameter_count, whole_steps
+from sigma_jax.training.checkpoints import Checkpoints, parameter_count
 from sigma_jax.training.compilation import uncollected
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.finite import Recent
+from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.logs import TrainLog
 from sigma_jax.training.run import Run
 from sigma_jax.training.signals import Stopped, Wish, deaf_children, stop_wish
@@ -54,21 +55,21 @@ def train(
         a full disk.
       Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
-    console, workdir = console or Console(), pathlib.Path(workdir)
+    console, folder = console or Console(), RunFolder(pathlib.Path(workdir))
     cached = feature_cache.check(config)
     with contextlib.ExitStack() as held:
-        if known := workdir.is_dir():
-            held.enter_context(writer_lock(workdir, 'training'))
-            refuse_other_config(workdir / 'checkpoints', config)
+        if known := folder.path.is_dir():
+            held.enter_context(writer_lock(folder.path, 'training'))
+            folder.refuse_other_config(config)
         run = Run(config)
         if not known:  # made only for a config that a run could be built from
-            held.enter_context(writer_lock(workdir, 'training'))
+            held.enter_context(writer_lock(folder.path, 'training'))
         if cached:
             add_features(run, console)
-        with told_full_disk(run, workdir):
-            before = work(run, workdir, console)
+        with told_full_disk(run, folder):
+            before = work(run, folder, console)
             if 'params' in run.state.trainable:
-                save_policy(run, workdir / 'policy', console, changed=int(run.state.step) > before)
+                save_policy(run, folder.policy, console, changed=int(run.state.step) > before)
     return run.state
 
 
@@ -79,15 +80,8 @@ def add_features(run: Any, console: Console) -> None:
         run.add_features(lambda done, total: progress.update(task, completed=done, total=total))
 
 
-def refuse_other_config(folder: pathlib.Path, config: RunConfig) -> None:
-    """Raises UserError where the newest checkpoint in `folder` was made with another config."""
-    if whole_steps(folder):
-        with Checkpoints(folder) as checkpoints:
-            checkpoints.refuse_other(whole_steps(folder)[-1], config)
-
-
 @contextlib.contextmanager
-def told_full_disk(run: Any, workdir: pathlib.Path) -> Iterator[None]:
+def told_full_disk(run: Any, folder: RunFolder) -> Iterator[None]:
     """Raises UserError, naming the step and the last whole checkpoint, where the block fails for
     want of room.
     """
@@ -96,35 +90,35 @@ def told_full_disk(run: Any, workdir: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, UserError) or not is_full_disk(error):
             raise
-        whole = whole_steps(workdir / 'checkpoints')
+        whole = folder.steps
         left = f'checkpoint {whole[-1]} is whole' if whole else 'there is no checkpoint yet'
         raise UserError(
-            f'step {int(run.state.step)}: expected room in {workdir}, got a full disk; {left}: '
+            f'step {int(run.state.step)}: expected room in {folder.path}, got a full disk; {left}: '
             'free some and run the same command again'
         ) from error
 
 
-def work(run: Run, workdir: pathlib.Path, console: Console) -> int:
+def work(run: Run, folder: RunFolder, console: Console) -> int:
     """Restores, trains, saves: all that needs the work folder. Returns the step that it went on
     from.
     """
-    folder, keep = workdir / 'checkpoints', run.config.checkpoint.keep
-    with stop_wish() as stop, Checkpoints(folder, keep) as checkpoints:
+    keep = run.config.checkpoint.keep
+    with stop_wish() as stop, Checkpoints(folder.checkpoints, keep) as checkpoints:
         batches = iter(run.loader)
         restore(run, batches, checkpoints, console)
-        announce(run, workdir, console)
-        atomic_write(workdir / 'config.json', json.dumps(run.config.to_dict(), indent=1))
-        note_episodes(run, workdir)
+        announce(run, folder.path, console)
+        folder.write_config(run.config)
+        note_episodes(run, folder)
         start = int(run.state.step)
-        with TrainLog(workdir, start) as log, progress_bar(console) as progress:
+        with TrainLog(folder.path, start) as log, progress_bar(console) as progress:
             loop(run, batches, checkpoints, log, progress, stop)
     return start
 
 
-def note_episodes(run: Any, workdir: pathlib.Path) -> None:
+def note_episodes(run: Any, folder: RunFolder) -> None:
     """Writes down from which episodes a training folder learns, whatever becomes of its shards."""
     if shards := getattr(run, 'shards', None):
-        seen.note(workdir, shards.meta, run.config.base)
+        folder.note_episodes(shards.meta, run.config.base)
 
 
 def restore(run: Any, batches: Any, checkpoints: Checkpoints, console: Console) -> None:

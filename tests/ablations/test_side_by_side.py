@@ -23,6 +23,7 @@ from sigma_jax.evaluation.trained import load_for_evaluation
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
+from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.logs import TABLE_1, TrainLog
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation, to_batch
@@ -77,9 +78,7 @@ def toy(monkeypatch):
 
 def rows(workdir, member):
     return list(
-        csv.DictReader(
-            (side_by_side.place(workdir, member) / 'train_log.csv').read_text().splitlines()
-        )
+        csv.DictReader(side_by_side.place(RunFolder(workdir), member).log.read_text().splitlines())
     )
 
 
@@ -112,7 +111,7 @@ def test_a_row_that_is_no_number_keeps_its_last_state_and_is_named(toy, tmp_path
     assert state.failed.tolist() == [-1, -1, 5, 5, -1, -1]
     logged = [[row['step'] for row in rows(tmp_path, member)] for member in members]
     assert logged == [list('01234567')] * 2 + [list('01234')] * 2 + [list('01234567')] * 2
-    steps = [(side_by_side.place(tmp_path, m) / 'checkpoints/step_5').is_dir() for m in members]
+    steps = [side_by_side.place(RunFolder(tmp_path), m).steps == [5] for m in members]
     assert steps == [False, False, True, True, False, False]
     found = json.loads((tmp_path / 'ablations.json').read_text())
     assert [entry['failed'] for entry in found['bad'] + found['sigma']] == [5, 5, None, None]
@@ -169,7 +168,9 @@ def test_the_table_leaves_out_and_names_what_failed(tmp_path):
             log.write(
                 9, {'loss': loss, 'mse_vec': 1.0, 'mse_chk': 1.0, 'mse_traj': 1.0, 'L_sem': 3.0}
             )
-    found = summary(members, [tmp_path / str(n) for n in range(3)], np.array([-1, -1, 12]))
+    found = summary(
+        members, [RunFolder(tmp_path / str(n)) for n in range(3)], np.array([-1, -1, 12])
+    )
     assert found['a'][2] == {
         'seed': 2,
         'failed': 12,
@@ -200,7 +201,7 @@ def real(small_run, tmp_path_factory):
 
 def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     workdir, members, state = real
-    trained = load_for_evaluation(side_by_side.place(workdir, members[1]))
+    trained = load_for_evaluation(side_by_side.place(RunFolder(workdir), members[1]).path)
     alone = jax.device_get(stacked.member_state(state, 1))
     assert trees.digest(trained.trainable) == trees.digest(alone.ema)
     assert trained.provenance['seed'] == 7 and trained.provenance['step'] == 0

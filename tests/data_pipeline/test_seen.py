@@ -48,7 +48,7 @@ def test_an_episode_is_its_states_and_actions(source, tmp_path):
 
 
 def test_a_preparation_records_every_episode(source, tmp_path):
-    meta = prepare(recordings.config(source, **ONE_CAMERA), tmp_path / 'out').meta.to_json()
+    meta = prepare(recordings.config(source, **ONE_CAMERA), tmp_path / 'out').meta
     wanted = {n: seen.episode_digest(open_dataset(source).read_episode(n)) for n in range(3)}
     assert {index: wanted[index] for index in meta.episode_digests} == meta.episode_digests
     assert seen.of_split(meta, 'train') == {wanted[0]: 0}

@@ -24,6 +24,7 @@ from tests.data_pipeline import recordings
 FIRST = [
     'source',
     'tokenizer',
+    'stats_from',
     'source_version',
     'fps',
     'camera_names',

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation.trained import read_newest
 from sigma_jax.training.devices import Devices
+from sigma_jax.training.folder import RunFolder
 from tests import moved_run
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_a_training_goes_on_and_is_read_upon_any_number_of_devices(tmp_path):
     found[2] = with_devices(2, 'tests.moved_run', tmp_path, 'go_on')
     found[1] = with_devices(1, 'tests.moved_run', tmp_path, 'go_on')
     moved_run.train(tmp_path / 'one', 1, moved_run.WHOLE)
-    step, whole = read_newest(tmp_path / 'one')
+    step, whole = RunFolder(tmp_path / 'one').trainable()
     assert step == moved_run.WHOLE
     for after, of in found.items():
         assert set(of) == {'1', '2', '4'}

@@ -249,7 +249,7 @@ def test_folders_without_the_checkpoint(sigma_run, tmp_path):
     refused(r'expected checkpoint 3 in .*, got steps \[2, 4\]', step=3)
     refused('expected a training folder at .*, got no config.json', workdir=tmp_path / 'nowhere')
     shutil.copy(sigma_run[0] / 'config.json', tmp_path)
-    refused(r'expected a checkpoint in .*, got steps \[\]', workdir=tmp_path)
+    refused(r'expected a checkpoint in .*, got none; run train.py to its end', workdir=tmp_path)
     refused("got 'tensorflow' and", layout='tensorflow')
     (tmp_path / 'out').mkdir()
     with pytest.raises(UserError, match='not to exist yet'):

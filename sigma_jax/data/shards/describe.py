@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sigma_jax.data.shards.meta import Meta, camera_names, typed
+from sigma_jax.data.shards.meta import NORM_STATS, Meta, camera_names, typed
 from sigma_jax.data.shards.modalities import describe_modalities
 from sigma_jax.data.shards.plan import DataConfig, Plan, describe_statistics
 from sigma_jax.data.sources import Dataset
-
-NORM_STATS = 'norm_stats.json'
 
 
 def describe(

@@ -17,6 +17,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.settings import is_a
 
 META = 'meta.json'
+NORM_STATS = 'norm_stats.json'
 SCHEMA = 1
 # keys that only some data sets have: not written where there is nothing to say
 OPTIONAL: tuple[str, ...] = ('depth_names', 'depth_told', 'audio_samples', 'audio_dtype')
@@ -43,7 +44,7 @@ class Meta:
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
     tasks: tuple[str, ...]  # the position is the text_id
-    norm_stats: str = 'norm_stats.json'  # name of the file with the statistics
+    norm_stats: str = NORM_STATS  # name of the file with the statistics
     near_constant: Mapping[str, tuple[str, ...]]  # joints whose normalisation is clamped
     # what was kept
     splits: Mapping[str, tuple[int, ...]]  # {split: episodes}

@@ -9,9 +9,9 @@ import numpy as np
 
 from sigma_jax.data.shards import tfds
 from sigma_jax.data.shards.bad_episodes import find_bad_episodes
-from sigma_jax.data.shards.describe import NORM_STATS, describe, task_list
+from sigma_jax.data.shards.describe import describe, task_list
 from sigma_jax.data.shards.digests import file_digest
-from sigma_jax.data.shards.meta import META, Meta, camera_names
+from sigma_jax.data.shards.meta import META, NORM_STATS, Meta, camera_names
 from sigma_jax.data.shards.modalities import check_modalities, record_features, record_fields
 from sigma_jax.data.shards.plan import DataConfig, Plan, make_plan
 from sigma_jax.data.shards.resume import (

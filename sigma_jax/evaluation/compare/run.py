@@ -36,7 +36,7 @@ from sigma_jax.evaluation.replay_shards import (
 from sigma_jax.evaluation.trained import Library, Trained, TrainedPolicy
 from sigma_jax.policies.base_actions import check_baselines
 from sigma_jax.sigma.adapter import AdapterState
-from sigma_jax.training.checkpoints import whole_steps
+from sigma_jax.training.folder import RunFolder
 from sigma_jax.types import to_batch
 
 DRAWS = 8  # of a fine-tuned policy, for the mean (docs/design.md, "Evaluation protocol")
@@ -168,7 +168,7 @@ def measure_once(inputs: Inputs, training: Training) -> Measured:
     """`of_policy` or `of_sigma`, read where an interrupted evaluation of the same has kept it."""
     shards = inputs.split.shards
     key = {
-        'training': [str(training.folder.resolve()), *newest(training.folder / 'checkpoints')],
+        'training': [str(training.folder.resolve()), *(RunFolder(training.folder).newest or ())],
         'config': training.config.to_dict(),
         'role': training.role,
         'shards': shards.digest,
@@ -183,17 +183,6 @@ def measure_once(inputs: Inputs, training: Training) -> Measured:
     return cache.once(
         inputs.out, name, json.loads(json.dumps(key, default=str)), lambda: make(inputs, training)
     )
-
-
-def newest(folder: pathlib.Path) -> list[int]:
-    """Step of the newest checkpoint, and when it was written: another training may have taken its
-    place.
-    """
-    return [
-        n
-        for step in whole_steps(folder)[-1:]
-        for n in (step, (folder / f'step_{step}').stat().st_mtime_ns)
-    ]
 
 
 def reduced(

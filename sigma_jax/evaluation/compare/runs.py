@@ -12,8 +12,9 @@ from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.directory import Split, is_finished, open_shards
 from sigma_jax.data.shards.meta import Meta
 from sigma_jax.errors import UserError
-from sigma_jax.training.checkpoints import compare, whole_steps
-from sigma_jax.training.config import RunConfig, read_config
+from sigma_jax.training.checkpoints import compare
+from sigma_jax.training.config import RunConfig
+from sigma_jax.training.folder import RunFolder
 from sigma_jax.types import Ablation
 
 FULL, NO_TAU, ABLATION, TUNED = 'full', 'no_tau', 'ablation', 'flow_matching'
@@ -70,14 +71,14 @@ def find(paths: Iterable[str]) -> tuple[list[Training], list[str]]:
                 'their own names'
             )
         if rows:
-            whole = {p for p in rows if finished(p)}
+            whole = {p for p in rows if RunFolder(p).finished}
             left_out += [str(p) for p in rows if p not in whole]
-            found += [Training(p.parent.name, p, read_config(p)) for p in rows if p in whole]
+            found += [opened(p.parent.name, p) for p in rows if p in whole]
         else:
-            found.append(Training(name or own_name(folder), folder, read_config(folder)))
+            found.append(opened(name or own_name(folder), folder))
     if len(found) > 1:  # one alone may be looked at before its end
-        left_out += [str(one.folder) for one in found if not finished(one.folder)]
-        found = [one for one in found if finished(one.folder)]
+        left_out += [str(one.folder) for one in found if not RunFolder(one.folder).finished]
+        found = [one for one in found if RunFolder(one.folder).finished]
     if not found:
         raise UserError(
             f'expected finished trainings in {", ".join(paths)}, got none; run train.py to its end'
@@ -86,14 +87,9 @@ def find(paths: Iterable[str]) -> tuple[list[Training], list[str]]:
     return found, left_out
 
 
-def finished(folder: pathlib.Path) -> bool:
-    """Whether the newest checkpoint of a training is that of its last step."""
-    steps = whole_steps(folder / 'checkpoints')
-    return (
-        (folder / 'config.json').is_file()
-        and bool(steps)
-        and steps[-1] >= read_config(folder).steps
-    )
+def opened(row: str, folder: pathlib.Path) -> Training:
+    """The training in a folder. Raises UserError where there is none."""
+    return Training(row, folder, RunFolder(folder).config())
 
 
 def split_name(path: str) -> tuple[str, pathlib.Path]:
@@ -200,7 +196,7 @@ def learned_from(training: Training, meta: Meta | None) -> Mapping[str, Any] | N
     """{digest: episode} of what a training and its base have learned from, as far as it is
     known.
     """
-    found = seen.read(training.folder)
+    found = RunFolder(training.folder).episodes()
     return found if found is not None or meta is None else seen.of_split(meta, 'train')
 
 
