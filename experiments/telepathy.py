@@ -249,9 +249,12 @@ def call(commands: list[tuple[str, ...]], until: float) -> list[int | None]:
     running: list[subprocess.Popen] = []
     try:
         for command in commands:
-            running.append(
-                subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=os.environ | shared)
-            )
+            with held_signals():
+                running.append(
+                    subprocess.Popen(
+                        command, cwd=ROOT, start_new_session=True, env=os.environ | shared
+                    )
+                )
         for process in running:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(until - time.monotonic(), 0.01))
@@ -263,6 +266,25 @@ def call(commands: list[tuple[str, ...]], until: float) -> list[int | None]:
             process.wait()
     ended = (-signal.SIGTERM, STOPPED)
     return [None if x in late and x.returncode in ended else x.returncode for x in running]
+
+
+@contextlib.contextmanager
+def held_signals() -> Iterator[None]:
+    """What would stop this process is answered at the end of the block: a child that is being
+    started would otherwise run on without anybody who knows of it.
+    """
+    came: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def stop(number: int, _: object) -> None:

@@ -207,6 +207,20 @@ telepathy.call([(sys.executable, '-c', {SAVES.format(place=str(place))!r})], flo
         assert process.wait(30) != 0 and place.read_text() == 'xs'
 
 
+def test_what_is_stopped_while_a_stage_starts_ends_the_stage_too(monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def stopped_meanwhile(*args, **kwargs):
+        started.append(popen(*args, **kwargs))
+        signal.raise_signal(signal.SIGINT)
+        return started[0]
+
+    monkeypatch.setattr(telepathy.subprocess, 'Popen', stopped_meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        telepathy.call([(sys.executable, '-c', 'import time; time.sleep(60)')], float('inf'))
+    assert started[0].poll() == -signal.SIGTERM
+
+
 def test_without_episodes_it_says_how_they_are_made(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         telepathy.main(['--data', str(tmp_path), '--out', str(tmp_path / 'out')])
