@@ -91,8 +91,8 @@ def writer_lock(folder: str | os.PathLike, what: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f'Expected to be the only writer of {folder}, got another running {what}; wait '
-                'for it or name another.'
+                f'expected to be the only writer of {folder}, got another running {what}; wait '
+                'for it or name another'
             ) from error
         yield
 

@@ -36,7 +36,7 @@ def train_small_tokenizer(
     tokens = [*SPECIAL, *alphabet, *(left + right for left, right in numbers)]
     if vocab_size < len(tokens):
         raise UserError(
-            f'Expected a vocabulary of at least {len(tokens)} entries, got {vocab_size}; raise it.'
+            f'expected a vocabulary of at least {len(tokens)} entries, got {vocab_size}; raise it'
         )
     words = _word_merges(sorted({clean_task(text) for text in texts}), vocab_size - len(tokens))
     tokens += [left + right for left, right in words]

@@ -49,8 +49,8 @@ class Episode:
         if camera not in self.readers:
             known = ', '.join(self.readers) or 'none'
             raise UserError(
-                f"Expected one of this data set's cameras ({known}), got '{camera}'; "
-                'correct data.cameras.'
+                f"expected one of this data set's cameras ({known}), got '{camera}'; "
+                'correct data.cameras'
             )
         return self.readers[camera](range(len(self)) if rows is None else rows)
 
@@ -74,14 +74,14 @@ def check_rows(episode: Episode) -> None:
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             raise UserError(
-                f'Expected finite {column} in {name}, got {values[tuple(bad[0])]} at frame '
-                f'{bad[0][0]}; repair or leave out this episode.'
+                f'expected finite {column} in {name}, got {values[tuple(bad[0])]} at frame '
+                f'{bad[0][0]}; repair or leave out this episode'
             )
     if not np.array_equal(episode.frame_index, np.arange(len(episode))):
         raise UserError(
-            f'Expected frame_index 0 to {len(episode) - 1} in {name}, got '
+            f'expected frame_index 0 to {len(episode) - 1} in {name}, got '
             f'{episode.frame_index[0]} to {episode.frame_index[-1]} with gaps or repeats; the '
-            'data set is damaged, record or convert it again.'
+            'data set is damaged, record or convert it again'
         )
 
 
@@ -91,9 +91,9 @@ def check_rising(episode: Episode) -> None:
     if len(back):
         before, after = episode.timestamps[back[0] : back[0] + 2]
         raise UserError(
-            f'Expected timestamps that rise in episode {episode.index}, got {before:.3f} s and '
+            f'expected timestamps that rise in episode {episode.index}, got {before:.3f} s and '
             f'then {after:.3f} s at frame {back[0]}; its rows are out of order, record or convert '
-            'it again.'
+            'it again'
         )
 
 
@@ -102,16 +102,16 @@ def check_steps(episode: Episode, fps: float) -> None:
     name = f'episode {episode.index}'
     if abs(episode.timestamps[0]) * fps > 0.5:  # the frames of another episode would be taken
         raise UserError(
-            f'Expected timestamps from 0 s on in {name}, got {episode.timestamps[0]:.3f} s at '
-            'frame 0; count them from the start of the episode.'
+            f'expected timestamps from 0 s on in {name}, got {episode.timestamps[0]:.3f} s at '
+            'frame 0; count them from the start of the episode'
         )
     steps = np.diff(episode.timestamps) * fps
     jumps = np.flatnonzero(np.abs(steps - 1) > 0.5)
     if len(jumps):
         raise UserError(
-            f'Expected timestamps 1/{fps:g} s apart in {name}, got a step of '
+            f'expected timestamps 1/{fps:g} s apart in {name}, got a step of '
             f'{steps[jumps[0]]:.2f} frames at frame {jumps[0]}; fps in meta/info.json is wrong or '
-            'the recording has a gap.'
+            'the recording has a gap'
         )
 
 
@@ -127,8 +127,8 @@ def check_clock(episode: Episode, fps: float) -> None:
     if len(off):
         row, most = off[0], np.abs(drift).argmax()
         raise UserError(
-            f'Expected timestamps of frame_index / {fps:g} s in episode {episode.index}, as its '
+            f'expected timestamps of frame_index / {fps:g} s in episode {episode.index}, as its '
             f'video is shown, got {episode.timestamps[row]:.4f} s at frame {row}, '
             f'{drift[row]:+.2f} frames off ({drift[most]:+.2f} at frame {most}); write '
-            f'frame_index / {fps:g} into the timestamps or leave out this episode.'
+            f'frame_index / {fps:g} into the timestamps or leave out this episode'
         )

@@ -82,8 +82,8 @@ class Renamed:
         twice = [name for name in theirs if name in kept]
         if missing or twice or len(set(theirs.values())) < len(theirs):
             raise UserError(
-                'Expected data.camera_map to map new names to different cameras out of '
-                f'{list(inner.cameras)}, got {dict(theirs)}; correct it.'
+                'expected data.camera_map to map new names to different cameras out of '
+                f'{list(inner.cameras)}, got {dict(theirs)}; correct it'
             )
         self.inner, self.revision = inner, revision
         self.theirs = {**theirs, **{name: name for name in kept}}
@@ -141,8 +141,8 @@ def _refuse_columns(settings: SourceSettings, instead: str) -> None:
     given = settings.state_column, settings.action_column
     if given != (STATE, ACTION):
         raise UserError(
-            'Expected data.state_column and data.action_column only for LeRobot data sets, got '
-            f'{given}; use {instead}.'
+            'expected data.state_column and data.action_column only for LeRobot data sets, got '
+            f'{given}; use {instead}'
         )
 
 
@@ -175,8 +175,8 @@ def _build(kind: Any, values: Mapping[str, Any], name: str) -> Any:
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise UserError(
-            f"Expected the settings {fields} in data.{name}, got unknown '{unknown[0]}'; correct "
-            'the config.'
+            f"expected the settings {fields} in data.{name}, got unknown '{unknown[0]}'; correct "
+            'the config'
         )
     maps = {
         key: _names(values[key], f'{name}.{key}') for key in ('cameras', 'keys') if key in values
@@ -190,5 +190,5 @@ def _names(value: Any, name: str) -> dict[str, str]:
         return {str(ours): str(theirs) for ours, theirs in dict(value).items()}
     except (TypeError, ValueError) as error:
         raise UserError(
-            f'Expected pairs (ours, theirs) in data.{name}, got {value!r}; correct the config.'
+            f'expected pairs (ours, theirs) in data.{name}, got {value!r}; correct the config'
         ) from error

@@ -62,8 +62,8 @@ class Scaling:
     def __post_init__(self) -> None:
         if self.mode not in FORMULAS.get(self.formula, ()):
             raise UserError(
-                f'Expected a normalisation out of {FORMULAS}, got mode {self.mode!r} of '
-                f'{self.formula!r}; correct the policy.'
+                f'expected a normalisation out of {FORMULAS}, got mode {self.mode!r} of '
+                f'{self.formula!r}; correct the policy'
             )
 
 
@@ -220,8 +220,8 @@ def read_norm_stats(
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f'Expected normalisation statistics at {path}, got nothing there; run '
-            'prepare_data.py first.'
+            f'expected normalisation statistics at {path}, got nothing there; run '
+            'prepare_data.py first'
         )
     try:
         body = json.loads(path.read_text())['norm_stats']
@@ -229,8 +229,8 @@ def read_norm_stats(
         found = {name: statistics_from(entry, used[name]) for name, entry in body.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"Expected openpi's norm_stats.json with mean, std, q01 and q99 in {path}, got a file "
-            f'without ({error}); compute the statistics again.'
+            f"expected openpi's norm_stats.json with mean, std, q01 and q99 in {path}, got a file "
+            f'without ({error}); compute the statistics again'
         ) from error
     return cut_to(found, widths or {}, str(path))
 
@@ -244,8 +244,8 @@ def read_both(
     found = read_norm_stats(path, scalings=scalings)
     if absent := [name for name in BOTH if name not in found]:
         raise UserError(
-            f'Expected statistics of {" and ".join(BOTH)} in {path}, got '
-            f'{", ".join(sorted(found)) or "none"}; take a file that has {absent[0]} too.'
+            f'expected statistics of {" and ".join(BOTH)} in {path}, got '
+            f'{", ".join(sorted(found)) or "none"}; take a file that has {absent[0]} too'
         )
     return found
 
@@ -261,8 +261,8 @@ def cut_to(
         have = len(cut[name].mean) if name in cut else 0
         if have < width:
             raise UserError(
-                f"Expected {width} numbers for '{name}' in {where}, got {have}; take statistics "
-                'of this robot.'
+                f"expected {width} numbers for '{name}' in {where}, got {have}; take statistics "
+                'of this robot'
             )
         cut[name] = cut[name].cut(width)
     return cut

@@ -65,7 +65,7 @@ def discretise_state(state: Float[np.ndarray, ' p']) -> Int[np.ndarray, ' p']:
     """
     if np.isnan(state).any():
         raise UserError(
-            f'Expected numbers in the normalised state, got {state}; look at the reading behind it.'
+            f'expected numbers in the normalised state, got {state}; look at the reading behind it'
         )
     return np.digitize(state, bins=_BINS) - 1
 
@@ -105,8 +105,8 @@ def pad_tokens(
     """
     if len(ids) > length:
         raise UserError(
-            f'Expected a {what} of at most {length} tokens, got {len(ids)}; '
-            f'raise data.max_{what}_len or shorten the task.'
+            f'expected a {what} of at most {length} tokens, got {len(ids)}; '
+            f'raise data.max_{what}_len or shorten the task'
         )
     padded = np.zeros(length, np.int32)
     padded[: len(ids)] = ids
@@ -122,9 +122,9 @@ def check_vocab(tokenizer: Tokenizer, table_rows: int) -> None:
     """
     if not SMALLEST_SHARE * table_rows <= tokenizer.vocab_size <= table_rows:
         raise UserError(
-            f'Expected a tokenizer for an embedding table of {table_rows} rows, got '
+            f'expected a tokenizer for an embedding table of {table_rows} rows, got '
             f'{tokenizer.vocab_size} entries in {tokenizer.source}; take the tokenizer the '
-            'checkpoint was trained with.'
+            'checkpoint was trained with'
         )
 
 
@@ -141,7 +141,7 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
         names = [name for name in ('tokenizer.json', 'tokenizer.model') if (path / name).is_file()]
         if not names:
             raise UserError(
-                f'Expected tokenizer.json or tokenizer.model in {path}, got neither; put one there.'
+                f'expected tokenizer.json or tokenizer.model in {path}, got neither; put one there'
             )
         path = path / names[0]
     if not path.is_file():
@@ -156,7 +156,7 @@ def _load_json(path: Path) -> Tokenizer:
         inner = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise UserError(
-            f'Expected a tokenizer.json at {path}, got "{error}"; fetch it again.'
+            f'expected a tokenizer.json at {path}, got "{error}"; fetch it again'
         ) from error
     special = [inner.token_to_id(token) for token in ('<pad>', '<eos>', '<bos>', '<unk>')]
     _check_special(special, path)
@@ -187,8 +187,8 @@ class JsonCodec:
 def _check_special(special: list[int | None], path: Path) -> None:
     if special != [PAD, EOS, BOS, UNKNOWN]:
         raise UserError(
-            f"Expected Gemma's ids 0 to 3 for pad, eos, bos, unk in {path}, got "
-            f'{special}; take another.'
+            f"expected Gemma's ids 0 to 3 for pad, eos, bos, unk in {path}, got "
+            f'{special}; take another'
         )
 
 
@@ -197,8 +197,8 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
         import sentencepiece
     except ImportError as error:
         raise UserError(
-            f'Expected the package sentencepiece to read {path}, got none installed; pip install '
-            "'sigma_jax[hf]'."
+            f'expected the package sentencepiece to read {path}, got none installed; pip install '
+            "'sigma_jax[hf]'"
         ) from error
     inner = sentencepiece.SentencePieceProcessor(model_file=str(path))
     special = [inner.pad_id(), inner.eos_id(), inner.bos_id(), inner.unk_id()]
@@ -209,7 +209,7 @@ def _load_sentencepiece(path: Path) -> Tokenizer:
 def _from_hub(name: str) -> Path:
     if name.count('/') != 1 or name.startswith(('.', '/')) or name.endswith(('.json', '.model')):
         raise UserError(
-            f'Expected a tokenizer file, its directory or a hub id, got {name}, which '
-            'does not exist.'
+            f'expected a tokenizer file, its directory or a hub id, got {name}, which '
+            'does not exist'
         )
     return download.fetch(name, files=('tokenizer.json',)).path / 'tokenizer.json'

@@ -119,7 +119,7 @@ class Sigma(nn.Module):
         if batch.observation.text_embeddings is None:
             raise ValueError(
                 'expected an observation with text embeddings, got None; '
-                'make them with embed_observation.'
+                'make them with embed_observation'
             )
         if carry is not None:
             return batch, carry
@@ -235,14 +235,14 @@ class Sigma(nn.Module):
         if shape != (c.horizon, c.action_dim):
             raise ValueError(
                 f'base must be [b {c.horizon} {c.action_dim}], got {list(batch.base.shape)}; '
-                'cut the baseline to the horizon and the joints of the data.'
+                'cut the baseline to the horizon and the joints of the data'
             )
         if c.noise_scale == 0:
             return None
         if key is None:
             raise ValueError(
                 'noise_scale is above 0, so Sigma needs a key for the noise of its windows, got '
-                'None; pass key=jax.random.key(seed).'
+                'None; pass key=jax.random.key(seed)'
             )
         keys = window_keys(key, batch.episode, batch.frame)
         return c.noise_scale * jax.vmap(lambda k: jax.random.normal(k, shape))(keys)

@@ -132,7 +132,7 @@ class PatchEmbed(nn.Module):
         if height % size or width % size:
             raise UserError(
                 f'patch_size {size} must divide the image size, got {height} x {width}; change '
-                'sigma.patch_size.'
+                'sigma.patch_size'
             )
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 127.5 - 1.0
@@ -237,7 +237,7 @@ class CognitiveVisionWorkspace(nn.Module):
         if used and value is None and self.is_initializing():
             raise UserError(
                 f'sigma.use_{name} is on, so the first observation must hold {name}, got None; '
-                f'give it or set sigma.use_{name} to False.'
+                f'give it or set sigma.use_{name} to False'
             )
 
 

@@ -22,5 +22,5 @@ def __getattr__(name: str) -> Any:
     are not installed.
     """
     if name not in _HOMES:
-        raise AttributeError(f'sigma_jax.sim offers {", ".join(sorted(_HOMES))}; got {name!r}.')
+        raise AttributeError(f'sigma_jax.sim offers {", ".join(sorted(_HOMES))}, got {name!r}')
     return getattr(import_module(_HOMES[name]), name)

@@ -27,7 +27,7 @@ try:
 except ImportError as error:
     raise UserError(
         f'sigma_jax.sim needs MuJoCo, which could not be imported ({error}); run `pip install '
-        'sigma_jax[sim]`.'
+        'sigma_jax[sim]`'
     ) from error
 
 __all__ = ['mujoco']

@@ -90,8 +90,8 @@ class PickPlaceEnv:
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (len(JOINTS),) or not np.isfinite(action).all():
             raise UserError(
-                f'Expected an action of {len(JOINTS)} finite numbers; got {action}; check the '
-                "policy's output."
+                f'expected an action of {len(JOINTS)} finite numbers, got {action}; check the '
+                "policy's output"
             )
         self._placed()
         self._command(action)
@@ -168,8 +168,8 @@ class PickPlaceEnv:
     def _placed(self) -> Layout:
         if self.layout is None:
             raise UserError(
-                'Expected an episode in progress; got an environment that was never reset; call '
-                'reset(seed) first.'
+                'expected an episode in progress, got an environment that was never reset; call '
+                'reset(seed) first'
             )
         return self.layout
 
@@ -198,8 +198,8 @@ class PickPlaceEnv:
             renderer = mujoco.Renderer(self.model, *self._size)
         except Exception as error:  # every GL backend raises a class of its own
             raise UserError(
-                f'Expected an off-screen renderer; got {type(error).__name__}: {error}; '
-                'install EGL (libegl1, libgl1-mesa-dri) or OSMesa (libosmesa6).'
+                f'expected an off-screen renderer, got {type(error).__name__}: {error}; '
+                'install EGL (libegl1, libgl1-mesa-dri) or OSMesa (libosmesa6)'
             ) from error
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             renderer.scene.flags[flag] = 0

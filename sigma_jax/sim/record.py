@@ -101,8 +101,8 @@ def demonstrate(env: PickPlaceEnv, plan: Plan, episode: int) -> Demonstration:
         if rollout.success:
             return Demonstration(rollout, _render(env, rollout), task, attempt + 1)
     raise UserError(
-        f'Expected the script of {task!r} to succeed; got {MAX_ATTEMPTS} failures in a row; try '
-        'another --seed.'
+        f'expected the script of {task!r} to succeed, got {MAX_ATTEMPTS} failures in a row; try '
+        'another --seed'
     )
 
 
@@ -128,12 +128,12 @@ def record(
     """
     if plan.mix not in MIXES:
         raise UserError(
-            f'Expected a task mix of {sorted(MIXES)}; got {plan.mix!r}; choose one of these.'
+            f'expected a task mix of {sorted(MIXES)}, got {plan.mix!r}; choose one of these'
         )
     if plan.episodes < 1 or workers < 1:
         raise UserError(
-            f'Expected at least one episode and one worker; got {plan.episodes} and '
-            f'{workers}; raise them.'
+            f'expected at least one episode and one worker, got {plan.episodes} and '
+            f'{workers}; raise them'
         )
     with LeRobotWriter(
         out, Recording(JOINT_NAMES, CAMERAS, plan.height, plan.width, FPS), plan.video

@@ -106,7 +106,7 @@ def find_task(text: str) -> Task:
     """Returns the task with this text; raises UserError naming the known ones."""
     if text not in TASKS:
         raise UserError(
-            f'Expected one of the tasks {sorted(TASKS)}; got {text!r}; pass one of these texts.'
+            f'expected one of the tasks {sorted(TASKS)}, got {text!r}; pass one of these texts'
         )
     return TASKS[text]
 

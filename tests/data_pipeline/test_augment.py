@@ -155,7 +155,7 @@ def test_colours_change_in_every_view():
     'wrong', [{'crop': 0.0}, {'crop': 1.1}, {'rotation': 90.0}, {'hue': -0.1}, {'contrast': 2.0}]
 )
 def test_amounts_that_make_no_sense(wrong):
-    with pytest.raises(UserError, match='Expected a crop above 0'):
+    with pytest.raises(UserError, match='expected a crop above 0'):
         AugmentConfig(**wrong)
 
 

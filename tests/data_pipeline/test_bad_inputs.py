@@ -55,7 +55,10 @@ def damaged(kind: str, damage: d.Damage, intact: dict[str, Path], folder: Path, 
 
 def is_one_sentence(text: str) -> bool:
     return (
-        text.startswith('Expected') and ', got ' in text and text.endswith('.') and '\n' not in text
+        text.startswith('expected')
+        and ', got ' in text
+        and not text.endswith('.')
+        and '\n' not in text
     )
 
 

@@ -28,7 +28,10 @@ def intact(tmp_path_factory) -> Path:
 
 def is_one_sentence(text: str) -> bool:
     return (
-        text.startswith('Expected') and ', got ' in text and text.endswith('.') and '\n' not in text
+        text.startswith('expected')
+        and ', got ' in text
+        and not text.endswith('.')
+        and '\n' not in text
     )
 
 
@@ -97,12 +100,12 @@ def test_settings_that_do_not_fit(name: str, intact: Path) -> None:
 
 @pytest.mark.parametrize(('count', 'rest'), [(2, ''), (3, ''), (5, ' | and 2 more')])
 def test_why_no_episode_is_left_to_train_on(count: int, rest: str, intact: Path) -> None:
-    bad = {index: f'Expected a file of {index}, got none; fetch it.' for index in range(count)}
+    bad = {index: f'expected a file of {index}, got none; fetch it' for index in range(count)}
     config = recordings.config(intact, train_episodes=(0, 1), calibration_episodes=(2,))
     with pytest.raises(UserError) as caught:
         make_plan(open_dataset(intact), config, bad)
     told = ' | '.join(
-        f'episode {i}: Expected a file of {i}, got none; fetch it' for i in range(min(count, 3))
+        f'episode {i}: expected a file of {i}, got none; fetch it' for i in range(min(count, 3))
     )
     assert f'({told}{rest})' in str(caught.value) and 'data.train_episodes' in str(caught.value)
     assert 'min_motion' not in str(caught.value) and is_one_sentence(str(caught.value))

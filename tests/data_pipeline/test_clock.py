@@ -45,8 +45,8 @@ OFF = {
         STEADY + np.interp(np.arange(LENGTH), [20, 23], [0, 1]) / FPS,
         'at frame 21, +0.33 frames off (+1.00',
     ),
-    'Unix time': (STEADY + 1.7e9, 'Expected timestamps from 0 s on in episode 0, got 1700000000.'),
-    'one row on': (STEADY + 1 / FPS, 'Expected timestamps from 0 s on in episode 0, got 0.033 s'),
+    'Unix time': (STEADY + 1.7e9, 'expected timestamps from 0 s on in episode 0, got 1700000000.'),
+    'one row on': (STEADY + 1 / FPS, 'expected timestamps from 0 s on in episode 0, got 0.033 s'),
 }
 
 

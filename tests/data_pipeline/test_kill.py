@@ -78,7 +78,7 @@ def test_no_room_is_told_and_the_run_continues_when_there_is_some(
     message = stopped.communicate()[1].decode()
     assert (
         stopped.returncode == 2
-        and ('got a full disk; free some and run the same command again.') in message
+        and ('got a full disk; free some and run the same command again') in message
     )
     found = contents(tmp_path / 'out')
     assert found.keys() < expected.keys() and all(
@@ -112,6 +112,6 @@ def test_kills_while_episodes_are_tried_change_nothing(source, tmp_path) -> None
         finish(source, tmp_path / name, on_bad_episode='skip')
     assert contents(tmp_path / 'killed') == contents(tmp_path / 'undisturbed')
     assert (
-        b'"1": "Expected a readable video at videos/chunk-000/'
+        b'"1": "expected a readable video at videos/chunk-000/'
         in (tmp_path / 'killed/meta.json').read_bytes()
     )

@@ -290,7 +290,7 @@ def test_distances_in_units():
     assert in_units(whole, 0.5, 0) is whole
     with pytest.raises(
         UserError,
-        match=r'Expected depth up to 6.5535 m .* in episode 3, got '
+        match=r'expected depth up to 6.5535 m .* in episode 3, got '
         r'65.53.* m; raise',
     ):
         in_units(metres, 0.0001, 3)
@@ -331,7 +331,7 @@ def test_which_features_are_depth(kind, shape, info, depth):
     [
         (
             {'video.depth_min': 4.0, 'video.depth_max': 4.0},
-            'Expected 0 <= depth_min < depth_max .* got {.*4.0',
+            'expected 0 <= depth_min < depth_max .* got {.*4.0',
         ),
         ({'video.depth_max': 'far'}, "got {'depth_max': 'far'}"),
         ({'video.depth_max': float('nan')}, "got {'depth_max': nan}"),
@@ -349,17 +349,17 @@ def test_ranges_that_are_none(tmp_path, stated, message):
 @pytest.mark.parametrize(
     ('cell', 'info', 'message'),
     [
-        (lambda mm: encoded(mm)[:900], {}, 'Expected a depth picture as PNG in .*up_depth, '
+        (lambda mm: encoded(mm)[:900], {}, 'expected a depth picture as PNG in .*up_depth, '
                                            'episode 0, frame 0 .or'),
-        (lambda mm: b'II*\0' + bytes(40), {}, 'Expected a depth picture as PNG in'),
-        (lambda mm: encoded(mm[:5]), {}, 'Expected depth of 24 x 32 pixels in .*, got 5 x 32'),
-        (lambda mm: encoded(mm.astype(np.uint8)), {}, 'Expected 16-bit depth in .*, got a '
+        (lambda mm: b'II*\0' + bytes(40), {}, 'expected a depth picture as PNG in'),
+        (lambda mm: encoded(mm[:5]), {}, 'expected depth of 24 x 32 pixels in .*, got 5 x 32'),
+        (lambda mm: encoded(mm.astype(np.uint8)), {}, 'expected 16-bit depth in .*, got a '
                                                       'picture of mode L'),
-        (lambda mm: encoded(-mm.astype(np.float32)), {}, 'Expected depth of 0 or more in .*frame '
+        (lambda mm: encoded(-mm.astype(np.float32)), {}, 'expected depth of 0 or more in .*frame '
                                                          '0, got -1056;'),
-        (lambda mm: encoded(mm.astype(np.int32) + 2**16), {}, 'Expected depth of 0 to 65535 in '
+        (lambda mm: encoded(mm.astype(np.int32) + 2**16), {}, 'expected depth of 0 to 65535 in '
                                                               '.*, got 66'),
-        (encoded, {'depth_unit': 'inch'}, "Expected depth_unit 'm' or 'mm' for .*up_depth.*, got "
+        (encoded, {'depth_unit': 'inch'}, "expected depth_unit 'm' or 'mm' for .*up_depth.*, got "
                                           "'inch'"),
     ],
 )  # fmt: skip
@@ -373,7 +373,7 @@ def test_video_of_another_kind_is_no_depth(tmp_path):
     root = with_video(tmp_path, {})
     frames = [recordings.picture(0, n, DEPTH) for n in range(LENGTHS[0])]
     recordings.write_video(root / recordings.video_path(0, DEPTH), frames)
-    with pytest.raises(UserError, match='Expected 12-bit depth .gray12le. in .*, got yuv4'):
+    with pytest.raises(UserError, match='expected 12-bit depth .gray12le. in .*, got yuv4'):
         list(open_dataset(root).read_episode(0).frames(DEPTH, [0]))
 
 
@@ -391,7 +391,7 @@ def test_colours_in_a_whole_tiff_are_read_and_depth_is_told_as_such():
     assert np.array_equal(decode_cell({'bytes': encoded(colours)}, SIZE, 'up', Path()), colours)
     for depth in (scene(0, 0), scene(0, 0).astype(np.float32)):
         with pytest.raises(
-            UserError, match='Expected 8-bit colour in up, got mode .*, as depth is stored'
+            UserError, match='expected 8-bit colour in up, got mode .*, as depth is stored'
         ) as caught:
             decode_cell({'bytes': encoded(depth)}, SIZE, 'up', Path())
         assert (
@@ -407,7 +407,7 @@ def test_other_kinds_of_colour_are_not_called_depth(mode, kind):
     stored = io.BytesIO()
     Image.fromarray(recordings.picture(1, 2, 'up')).convert(mode).save(stored, kind)
     with pytest.raises(
-        UserError, match=f'Expected 8-bit colour in up, .*got mode {mode}; store it as RGB'
+        UserError, match=f'expected 8-bit colour in up, .*got mode {mode}; store it as RGB'
     ) as caught:
         decode_cell({'bytes': stored.getvalue()}, SIZE, 'up', Path())
     assert 'depth' not in str(caught.value)

@@ -169,7 +169,7 @@ def test_rows_that_are_nowhere_are_told(tmp_path, kept, got):
     new, _ = record(tmp_path, *MOVED['one episode in the next file'])
     pq.write_table(pq.read_table(new / data_path(1)).filter(kept), new / data_path(1))
     with pytest.raises(
-        UserError, match=f'Expected 8 rows .* of episode 2 in .*file-000.parquet, got {got};'
+        UserError, match=f'expected 8 rows .* of episode 2 in .*file-000.parquet, got {got};'
     ):
         open_dataset(new).read_episode(2)
 
@@ -178,7 +178,7 @@ def test_a_repeated_row_is_told(tmp_path):
     new, _ = record(tmp_path, *MOVED['one episode in the next file'])
     table = pq.read_table(new / data_path(1))
     pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), new / data_path(1))
-    with pytest.raises(UserError, match='Expected 8 rows .* got 9;'):
+    with pytest.raises(UserError, match='expected 8 rows .* got 9;'):
         open_dataset(new).read_episode(2)
 
 
@@ -189,7 +189,7 @@ def test_the_files_over_which_rows_lie_are_named(tmp_path, places):
     table = pq.read_table(last)
     again = table.filter(pc.field('episode_index') == 2).slice(0, 1)
     pq.write_table(pa.concat_tables([table, again]), last)
-    with pytest.raises(UserError, match='Expected 8 rows .* got 9;') as caught:
+    with pytest.raises(UserError, match='expected 8 rows .* got 9;') as caught:
         open_dataset(new).read_episode(2)
     assert all(data_path(file) in str(caught.value) for file in places)
 
@@ -200,7 +200,7 @@ def test_a_data_file_that_is_not_there_is_told(tmp_path):
     dataset = open_dataset(new)
     assert len(dataset.read_episode(1)) == LENGTHS[1]
     with pytest.raises(
-        UserError, match='Expected a parquet file at .*file-001.parquet, got nothing there'
+        UserError, match='expected a parquet file at .*file-001.parquet, got nothing there'
     ):
         dataset.read_episode(2)
 
@@ -213,7 +213,7 @@ def test_parts_of_other_types_are_told(tmp_path):
         table.set_column(table.column_names.index(STATE), STATE, texts), new / data_path(1)
     )
     with pytest.raises(
-        UserError, match='Expected the parts of episode 1 to have columns of the same types'
+        UserError, match='expected the parts of episode 1 to have columns of the same types'
     ):
         open_dataset(new).read_episode(1)
 
@@ -224,7 +224,7 @@ def test_files_of_v21_hold_what_their_names_say(tmp_path):
     kept = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(kept)
-    with pytest.raises(UserError, match='Expected 5 rows .* of episode 0 .* got 0;'):
+    with pytest.raises(UserError, match='expected 5 rows .* of episode 0 .* got 0;'):
         open_dataset(root).read_episode(0)
 
 

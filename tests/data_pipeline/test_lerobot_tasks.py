@@ -100,7 +100,7 @@ def test_metadata_that_say_nothing_do_no_harm(tmp_path, metadata):
         ({'task': TEXTS}, ['task'], "got .'task'.; fetch"),
         ({'task_index': [0, 1, 1], 'x': TEXTS}, ['x'], 'one of them twice'),
         ({'task_index': [0, 1, 2], 'x': ['a', None, 'b']}, ['x'], 'got None'),
-        ({'task_index': [0.0, 1.0, 2.0], 'x': TEXTS}, ['x'], 'Expected a whole number'),
+        ({'task_index': [0.0, 1.0, 2.0], 'x': TEXTS}, ['x'], 'expected a whole number'),
     ],
 )
 def test_what_names_no_text_is_told(tmp_path, columns, index, got):

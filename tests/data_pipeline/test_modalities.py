@@ -184,11 +184,11 @@ def eight_bits() -> bytes:
     [
         (
             {'depth': ('observation.images.up',)},
-            r"Expected data.depth out of .*up_depth.*, got \['observation.images.up'\]",
+            r"expected data.depth out of .*up_depth.*, got \['observation.images.up'\]",
         ),
-        ({'audio': 'action'}, "Expected data.audio out of .*observation.audio.*, got 'action'"),
-        ({'depth': (DEPTH,), 'depth_scale': 0.0}, 'Expected data.depth_scale above 0, got 0.0'),
-        ({'audio': AUDIO, 'audio_rate': -1}, 'Expected data.audio_rate above 0, got -1'),
+        ({'audio': 'action'}, "expected data.audio out of .*observation.audio.*, got 'action'"),
+        ({'depth': (DEPTH,), 'depth_scale': 0.0}, 'expected data.depth_scale above 0, got 0.0'),
+        ({'audio': AUDIO, 'audio_rate': -1}, 'expected data.audio_rate above 0, got -1'),
     ],
 )
 def test_settings_that_fit_no_feature(source, tmp_path, settings, message):
@@ -201,14 +201,14 @@ def test_settings_that_fit_no_feature(source, tmp_path, settings, message):
     [
         (
             eight_bits(),
-            'Expected 16-bit depth in .*up_depth, episode 0, frame 0, got a picture of mode L',
+            'expected 16-bit depth in .*up_depth, episode 0, frame 0, got a picture of mode L',
         ),
         (
             encode_depth(np.zeros((5, 7), np.uint16)),
-            'Expected depth of 24 x 32 pixels in .*, got 5 x 7',
+            'expected depth of 24 x 32 pixels in .*, got 5 x 7',
         ),
-        (encode_depth(depth_map(0, 0))[:200], 'Expected a depth picture as PNG in'),
-        (None, 'Expected a depth picture as PNG in'),
+        (encode_depth(depth_map(0, 0))[:200], 'expected a depth picture as PNG in'),
+        (None, 'expected a depth picture as PNG in'),
     ],
 )
 def test_depth_that_is_none(tmp_path, cell, message):
@@ -233,7 +233,7 @@ def test_samples_that_are_no_numbers(tmp_path):
     wave[7, 3] = np.nan
     recordings.edit_columns(source, 0, **{AUDIO.replace('.', '__'): pa.array(list(wave))})
     with pytest.raises(
-        UserError, match='Expected finite samples .*episode 0, got NaN or infinity at frame 7'
+        UserError, match='expected finite samples .*episode 0, got NaN or infinity at frame 7'
     ):
         list(open_dataset(source).read_episode(0).frames(AUDIO))
 

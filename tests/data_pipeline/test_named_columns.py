@@ -106,7 +106,7 @@ def test_the_same_numbers_and_pictures_under_other_names(tmp_path, kind):
 def test_what_the_message_advises_works(tmp_path, names, want):
     root = renamed(tmp_path, names)
     with pytest.raises(
-        UserError, match="Expected a feature '(observation.state|action)' in .*info.json, got"
+        UserError, match="expected a feature '(observation.state|action)' in .*info.json, got"
     ) as told:
         open_source(root)
     advice = followed(str(told.value))
@@ -120,7 +120,7 @@ def test_states_in_several_columns_stand_side_by_side(tmp_path):
     plain = open_dataset(recordings.record(tmp_path / 'plain', LENGTHS))
     root = renamed(tmp_path / 'droid', {ACTION: 'actions'})
     split(root, STATE, {'joint_position': 5, 'gripper_position': 1})
-    with pytest.raises(UserError, match='Expected a feature') as told:
+    with pytest.raises(UserError, match='expected a feature') as told:
         open_source(root)
     assert followed(str(told.value)) == {
         'state_column': 'joint_position,gripper_position',
@@ -174,17 +174,17 @@ def test_a_preparation_of_other_columns_is_another_one(tmp_path):
     [
         (
             {'state_column': 'stat'},
-            "Expected a feature 'stat' in .*, got .*--config.data.state_column=state",
+            "expected a feature 'stat' in .*, got .*--config.data.state_column=state",
         ),
-        ({'state_column': ''}, 'Expected a feature named by data.state_column in'),
+        ({'state_column': ''}, 'expected a feature named by data.state_column in'),
         (
             {'state_column': 'state,image', 'action_column': 'actions'},
-            r"Expected 'image' of shape "
+            r"expected 'image' of shape "
             r'\[1\] to \[32\] in',
         ),
         (
             {'state_column': 'state,' * 6, 'action_column': 'actions'},
-            r'Expected 1 to 32 numbers in '
+            r'expected 1 to 32 numbers in '
             r'.*, got 36 in',
         ),
     ],
@@ -218,6 +218,6 @@ def test_other_sources_have_settings_of_their_own(tmp_path):
 def test_cameras_that_are_not_there_are_told_with_those_that_are(tmp_path):
     root = renamed(tmp_path / 'data', OPENPI)
     names = {'state_column': 'state', 'action_column': 'actions'}
-    with pytest.raises(UserError, match='Expected data.cameras out of') as told:
+    with pytest.raises(UserError, match='expected data.cameras out of') as told:
         prepare(recordings.config(root, **names), tmp_path / 'out')
     assert "--config.data.cameras=\"('image','wrist_image')\"" in str(told.value)

@@ -116,7 +116,7 @@ def test_padding_that_is_not_black_comes_as_floats(shards, tokenizer):
         (shards / 'meta.json').read_text().replace('"camera_sizes"', '"others"')
     )
     with pytest.raises(
-        UserError, match='Expected camera_sizes in the meta.json .*; prepare the shards again'
+        UserError, match='expected camera_sizes in the meta.json .*; prepare the shards again'
     ):
         first_batch(shards, tokenizer, policy=OLD)
     (shards / 'meta.json').write_text(
@@ -136,7 +136,7 @@ def test_preparing_follows_the_base_where_the_config_leaves_it_open():
 
 
 def test_an_unknown_style_and_directories_from_before_there_was_a_choice(source, tmp_path):
-    with pytest.raises(UserError, match='Expected data.resize out of .*, got .torch.'):
+    with pytest.raises(UserError, match='expected data.resize out of .*, got .torch.'):
         prepare(recordings.config(source, resize='torch'), tmp_path / 'new')
     out = tmp_path / 'old'
     prepare(recordings.config(source), out)

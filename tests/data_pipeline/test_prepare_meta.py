@@ -125,7 +125,7 @@ def test_bad_episodes_move_no_other_to_another_split(source) -> None:
     plain = make_plan(open_dataset(source), recordings.config(source))
     without = make_plan(open_dataset(source), recordings.config(source), {0: 'damaged'})
     assert {s: [i for i in plain.splits[s] if i != 0] for s in SPLITS} == without.splits
-    with pytest.raises(UserError, match='Expected windows to train on, got none'):
+    with pytest.raises(UserError, match='expected windows to train on, got none'):
         make_plan(
             open_dataset(source), recordings.config(source), dict.fromkeys(range(5), 'damaged')
         )

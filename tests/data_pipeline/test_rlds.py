@@ -107,15 +107,15 @@ def edit(path: Path, old: str, new: str) -> None:
 
 FILE = 'robot-train.tfrecord-00001-of-00002'
 DAMAGE = {
-    'no features': (lambda root: (root / 'features.json').unlink(), 'Expected one folder with '
+    'no features': (lambda root: (root / 'features.json').unlink(), 'expected one folder with '
                                                                     'features.json'),
-    'broken features': (lambda root: (root / 'features.json').write_text('{"a'), 'Expected the '
+    'broken features': (lambda root: (root / 'features.json').write_text('{"a'), 'expected the '
                                                                                  'features of '
                                                                                  'TFDS'),
     'a list': (lambda root: (root / 'features.json').write_text('[]'), "a feature 'steps'"),
     'no steps': (lambda root: edit(root / 'features.json', '"steps"', '"frames"'), 'a feature '
                                                                                    "'steps'"),
-    'no file': (lambda root: (root / FILE).unlink(), "Expected 2 files of the split 'train'"),
+    'no file': (lambda root: (root / FILE).unlink(), "expected 2 files of the split 'train'"),
     'no records': (lambda root: [path.unlink() for path in root.glob('*.tfrecord*')], "got none; set data.rlds.split"),
     'cut': (lambda root: (root / FILE).write_bytes((root / FILE).read_bytes()[:-9]), 'the file '
                                                                                      'is cut '
@@ -130,10 +130,10 @@ DAMAGE = {
                                                                                           'as'),
     'empty example': (lambda root: (root / FILE).write_bytes(folder.frame(b'') * 2), "'steps/observation/state' "
                                                                                      'in'),
-    'counts': (lambda root: edit(root / 'dataset_info.json', '"2"', '"5"'), 'Expected 6 episodes'),
-    'broken info': (lambda root: (root / 'dataset_info.json').write_text('{'), 'Expected the '
+    'counts': (lambda root: edit(root / 'dataset_info.json', '"2"', '"5"'), 'expected 6 episodes'),
+    'broken info': (lambda root: (root / 'dataset_info.json').write_text('{'), 'expected the '
                                                                                'splits of TFDS'),
-    'width': (lambda root: edit(root / 'features.json', '"7"', '"5"'), 'Expected 5 numbers a step'),
+    'width': (lambda root: edit(root / 'features.json', '"7"', '"5"'), 'expected 5 numbers a step'),
 }  # fmt: skip
 
 
@@ -152,12 +152,12 @@ def test_damage_is_told_in_one_sentence(name, intact, tmp_path):
         [dataset.read_episode(index) for index in dataset.episodes]
     text = str(caught.value)
     assert (
-        expected in text and text.startswith('Expected') and ', got ' in text and '\n' not in text
+        expected in text and text.startswith('expected') and ', got ' in text and '\n' not in text
     )
 
 
 WRONG = {
-    'fps': ({'fps': 0.0}, 'Expected the steps a second'),
+    'fps': ({'fps': 0.0}, 'expected the steps a second'),
     'fps kind': ({'fps': 'ten'}, "got 'ten'"),
     'split': ({'split': 'val'}, "got ['train']"),
     'state': ({'state': 'observation/joints'}, "['action/arm', 'action/gripper', 'is_last', "

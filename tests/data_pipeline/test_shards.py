@@ -122,7 +122,7 @@ def test_rows_and_numbers_of_episodes_have_their_types(out):
     [
         ({'windows': None}, "got one without 'windows'"),
         ({'schema': None}, "got 'schema'"),
-        ({'schema': 2}, 'Expected shards of schema 1 in .*, got 2; prepare them again'),
+        ({'schema': 2}, 'expected shards of schema 1 in .*, got 2; prepare them again'),
         ({'horizon': '16'}, "got horizon='16'"),
         ({'horizon': True}, 'got horizon=True'),
         ({'camera_names': 'up'}, "got camera_names='up'"),
@@ -143,7 +143,7 @@ def test_a_damaged_file_ends_in_a_sentence(change, told, tmp_path):
 @pytest.mark.parametrize('text', ['', '{"schema"', '[1]', '"schema"', 'null'])
 def test_what_is_no_settings_ends_in_a_sentence(text, tmp_path):
     (tmp_path / META).write_text(text)
-    with pytest.raises(UserError, match=r'Expected a meta\.json of .* prepare it again'):
+    with pytest.raises(UserError, match=r'expected a meta\.json of .* prepare it again'):
         open_shards(tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_a_folder_gives_what_its_files_hold(out):
 
 def test_a_folder_that_is_not_finished(tmp_path):
     assert not is_finished(tmp_path)
-    with pytest.raises(UserError, match=r'Expected finished shards in .* got no meta\.json; run'):
+    with pytest.raises(UserError, match=r'expected finished shards in .* got no meta\.json; run'):
         open_shards(tmp_path)
 
 
@@ -196,7 +196,7 @@ def test_the_record_of_the_base_comes_back(tmp_path):
 def test_a_damaged_record_ends_in_a_sentence(text, tmp_path):
     shards = Shards(tmp_path, metas.meta())
     shards.base_record_file.write_text(text)
-    with pytest.raises(UserError, match=r'Expected the record of a base policy in .*; delete'):
+    with pytest.raises(UserError, match=r'expected the record of a base policy in .*; delete'):
         _ = shards.baselines
 
 

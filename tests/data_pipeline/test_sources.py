@@ -46,7 +46,7 @@ def test_cameras_get_our_names(tmp_path):
 def test_camera_maps_that_do_not_fit(wrong, tmp_path):
     root = recordings.record(tmp_path, (5,))
     with pytest.raises(
-        UserError, match='Expected data.camera_map to map new names to different cameras'
+        UserError, match='expected data.camera_map to map new names to different cameras'
     ):
         sources.open_source(root, {'camera_map': wrong})
 
@@ -125,14 +125,14 @@ def test_a_damaged_rlds_episode_is_left_out_where_that_is_asked_for(tmp_path):
 
 def test_unknown_settings_and_folders(tmp_path):
     for wrong in ({'camera_map': ('up', 'side')}, {'rlds': {'cameras': 3}}):
-        with pytest.raises(UserError, match='Expected pairs .ours, theirs. in data'):
+        with pytest.raises(UserError, match='expected pairs .ours, theirs. in data'):
             sources.source_settings(wrong)
     assert sources.source_settings({'camera_map': [['a.b', 'c']]}).camera_map == {'a.b': 'c'}
     with pytest.raises(UserError, match="in data.rlds, got unknown 'frames'"):
         sources.source_settings({'rlds': {'frames': 3}})
     with pytest.raises(UserError, match="in data.torch_shards, got unknown 'key'"):
         sources.source_settings({'torch_shards': {'key': 3}})
-    with pytest.raises(UserError, match=r'Expected .*info.json'):
+    with pytest.raises(UserError, match=r'expected .*info.json'):
         sources.open_source(tmp_path)
     with pytest.raises(UserError, match='does not exist'):
         sources.open_source('/no/such/place')

@@ -101,7 +101,7 @@ def test_torch_itself_refuses_what_the_first_look_would_let_through(tmp_path, mo
     for name in ('os.system', 'eval', 'a class', 'numpy array', 'torch itself'):
         path = write(tmp_path / 'shard_00000.pt', REFUSED[name][0], 'shard_00000/data.pkl')
         monkeypatch.setattr(torch_shards, 'check_pickle', lambda path: None)
-        with pytest.raises(UserError, match='Expected a readable shard'):
+        with pytest.raises(UserError, match='expected a readable shard'):
             torch_shards.read_shard(path)
     assert [path.name for path in tmp_path.iterdir()] == ['shard_00000.pt']
 
@@ -122,7 +122,7 @@ def test_a_failure_leaves_nothing(shards, tmp_path, monkeypatch):
         raise RuntimeError('PytorchStreamWriter failed writing file data/0: file write failed')
 
     monkeypatch.setattr(torch, 'save', full)
-    with pytest.raises(UserError, match=r'Expected to write shard_00000.pt .* free some room'):
+    with pytest.raises(UserError, match=r'expected to write shard_00000.pt .* free some room'):
         export_pt.export(open_shards(shards), tmp_path / 'out')
     assert not list(tmp_path.iterdir())
 
@@ -220,7 +220,7 @@ def test_other_spellings_are_mapped(tmp_path):
     assert len(episode) == 4 and np.array_equal(
         next(episode.frames('observation.images.1', [0])), one.images[1]
     )
-    with pytest.raises(UserError, match='Expected frames a second'):
+    with pytest.raises(UserError, match='expected frames a second'):
         open_torch_shards(tmp_path, dataclasses.replace(SETTINGS, fps=0.0))
 
 
@@ -229,12 +229,12 @@ def test_shards_that_do_not_fit_are_told(tmp_path):
 
     path = tmp_path / 'shard_00000.pt'
     cases = {
-        "Expected 'rgb'": [foreign(torch, rgb=None)],
+        "expected 'rgb'": [foreign(torch, rgb=None)],
         'a list of dictionaries': {'samples': [foreign(torch)]},
         'got [[2, 4, 5, 3], [3], [4, 3], [4]] of': [foreign(torch, rgb=torch.zeros(2, 3, 4, 5))],
         'and int; save them so': [foreign(torch, text=3)],
         'more than the file holds': [foreign(torch, robot_state=torch.zeros(1).expand(10**9))],
-        'Expected windows of one shape': [foreign(torch), foreign(torch, robot_state=torch.zeros(4))],
+        'expected windows of one shape': [foreign(torch), foreign(torch, robot_state=torch.zeros(4))],
         'got {\'state\': 33': [foreign(torch, robot_state=torch.zeros(33))],
     }  # fmt: skip
     for expected, samples in cases.items():

@@ -86,7 +86,7 @@ def test_files_that_are_no_plain_zip_are_refused(tmp_path):
     }
     for expected, make in cases.items():
         make()
-        with pytest.raises(UserError, match='Expected a'):
+        with pytest.raises(UserError, match='expected a'):
             check_pickle(path)
         assert expected in told(path) or expected == 'Is a directory'
     path.rmdir()
@@ -125,7 +125,7 @@ def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
 def test_a_torch_that_lets_code_run_is_refused(version, monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(__version__=version))
     with pytest.raises(
-        UserError, match=f'Expected torch 2.6 or newer, got {version}'.replace('+', r'\+')
+        UserError, match=f'expected torch 2.6 or newer, got {version}'.replace('+', r'\+')
     ):
         shards.import_torch()
     monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(__version__='2.13.0+cpu'))
@@ -133,7 +133,7 @@ def test_a_torch_that_lets_code_run_is_refused(version, monkeypatch):
 
 
 def test_arguments_and_folders(tmp_path):
-    with pytest.raises(UserError, match=r'Expected shard_\*.pt in'):
+    with pytest.raises(UserError, match=r'expected shard_\*.pt in'):
         shards.list_shards(tmp_path)
     with pytest.raises(UserError, match='shard_size of at least 1, got 0'):
         export_pt.export(Shards(tmp_path, metas.meta()), tmp_path / 'out', shard_size=0)
@@ -143,5 +143,5 @@ def test_arguments_and_folders(tmp_path):
     (tmp_path / 'meta.json').write_text('{"dataset": "of another origin"}')
     assert shards.read_about(tmp_path) is None
     (tmp_path / 'meta.json').write_text('{')
-    with pytest.raises(UserError, match='Expected JSON in'):
+    with pytest.raises(UserError, match='expected JSON in'):
         shards.read_about(tmp_path)

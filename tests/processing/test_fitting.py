@@ -126,7 +126,7 @@ def test_another_robot_is_told_before_anything_is_sampled():
         narrow = dataclasses.replace(base, config=golden.config(), policy=OURS)
         base_actions.check_robot(narrow, metas.meta(state_names=names(14), action_names=names(14)))
     absolute = dataclasses.replace(base, policy=OURS)
-    with pytest.raises(UserError, match="Expected 14 numbers for 'state'"):
+    with pytest.raises(UserError, match="expected 14 numbers for 'state'"):
         base_actions.check_robot(
             absolute, metas.meta(state_names=names(14), action_names=names(14))
         )

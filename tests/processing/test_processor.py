@@ -113,7 +113,7 @@ def test_inputs_that_do_not_fit(tokenizer):
 
     refused(r"cameras out of \('up', 'side'\), got \['wrist'\]", {'wrist': frames()['up']})
     refused(r"cameras out of \('up', 'side'\), got none", {})
-    refused('Expected numbers in the normalised state', state=raw_inputs()['state'] * np.nan)
+    refused('expected numbers in the normalised state', state=raw_inputs()['state'] * np.nan)
     refused(r'expected a state of 6 numbers, got shape \[5\]', state=raw_inputs()['state'][:5])
     floats = {name: view / np.float32(255) for name, view in frames().items()}
     refused(r'expected a frame of uint8 \[height width 3\], got float32 \[60, 80, 3\]', floats)
@@ -122,6 +122,6 @@ def test_inputs_that_do_not_fit(tokenizer):
         np.stack([frames()['up']] * 2),
     )
     refused(
-        'Expected a prompt of at most 20 tokens, got 38',
+        'expected a prompt of at most 20 tokens, got 38',
         policy=dataclasses.replace(policy, max_prompt_len=20),
     )

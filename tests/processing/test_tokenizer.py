@@ -135,7 +135,7 @@ def test_tasks_cannot_smuggle_in_special_tokens(small: Tokenizer) -> None:
 
 @pytest.mark.parametrize('state', [[np.nan], [0.5, np.nan, 3]])
 def test_a_state_without_numbers_is_refused(state: list[float]) -> None:
-    with pytest.raises(UserError, match='Expected numbers in the normalised state, got .*nan'):
+    with pytest.raises(UserError, match='expected numbers in the normalised state, got .*nan'):
         pi05_prompt('lift', np.array(state))
     assert pi05_prompt('lift', np.array([np.inf, -np.inf])) == (
         'Task: lift, State: 255 -1;\nAction: '
@@ -174,12 +174,12 @@ def test_bad_specs(tmp_path, monkeypatch) -> None:
     broken.write_text('{')
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(other))
     for spec, expected in (
-        (broken, 'Expected a tokenizer.json'),
+        (broken, 'expected a tokenizer.json'),
         (other, "Gemma's ids"),
         (tmp_path, 'got neither'),
         ('no/such/tokenizer.json', 'does not exist'),
         ('nowhere', 'does not exist'),
     ):
-        with pytest.raises(UserError, match='Expected') as caught:
+        with pytest.raises(UserError, match='expected') as caught:
             load_tokenizer(spec)
         assert expected in str(caught.value)

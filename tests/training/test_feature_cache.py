@@ -105,7 +105,7 @@ def test_those_of_another_base_are_made_anew(run, see, tmp_path):
 def test_only_one_process_makes_them(run, see, tmp_path):
     with (
         writer_lock(tmp_path / 'features', 'training'),
-        pytest.raises(UserError, match='Expected to be the only writer'),
+        pytest.raises(UserError, match='expected to be the only writer'),
     ):
         prepared(run, tmp_path, see=see)
 
@@ -120,7 +120,7 @@ def test_numbers_survive_a_file_exactly(tmp_path, dtype):
         kept.window(FILE + 2), numbers[2]
     )
     kept.part(1).write_bytes(b'no array')
-    with pytest.raises(UserError, match='Expected frozen features in .*; delete'):
+    with pytest.raises(UserError, match='expected frozen features in .*; delete'):
         kept.window(FILE)
 
 

@@ -203,9 +203,9 @@ def nested(config, section, **changes):
                                                  r"\('sigma',\)"),
         (lambda c: c | {'trainable': ('sigma', 'params')}, r"config.trainable: objective 'sigma' "
                                                            r"expects \('sigma',\)"),
-        (lambda c: c | {'shards': 'nowhere'}, 'Expected finished shards in nowhere'),
+        (lambda c: c | {'shards': 'nowhere'}, 'expected finished shards in nowhere'),
         (lambda c: c | {'base': 'nowhere'}, 'expected a checkpoint at nowhere'),
-        (lambda c: c | {'batch_size': 0}, 'Expected batch_size and sequence_length of at least 1'),
+        (lambda c: c | {'batch_size': 0}, 'expected batch_size and sequence_length of at least 1'),
     ],
 )  # fmt: skip
 def test_configs_that_cannot_be_meant(small_run, tmp_path, change, message):

@@ -39,7 +39,7 @@ def read_audio(
     for row in rows:
         if not np.isfinite(samples[row]).all():
             raise UserError(
-                f"Expected finite samples in '{key}', episode {entry.index}, got NaN or infinity "
-                f'at frame {row}; repair or leave out this episode.'
+                f"expected finite samples in '{key}', episode {entry.index}, got NaN or infinity "
+                f'at frame {row}; repair or leave out this episode'
             )
         yield samples[row].astype(kind[1])

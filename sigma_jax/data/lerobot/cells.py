@@ -36,18 +36,18 @@ def cell_source(cell: Any, root: Path, name: str) -> io.BytesIO | Path:
         return io.BytesIO(stored)
     if not isinstance(path, str) or not path or '\0' in path:
         raise UserError(
-            f'Expected an encoded image in {name}, got neither bytes nor a path; the file is '
-            'damaged, fetch it again.'
+            f'expected an encoded image in {name}, got neither bytes nor a path; the file is '
+            'damaged, fetch it again'
         )
     place = root / path
     if not place.resolve().is_relative_to(root.resolve()) and not place.is_symlink():
         raise UserError(
-            f'Expected an image inside the data set in {name}, got the path {path!r}; copy the '
-            f'pictures into {root} and name them from there.'
+            f'expected an image inside the data set in {name}, got the path {path!r}; copy the '
+            f'pictures into {root} and name them from there'
         )
     if not require_inside(root, place).is_file():
         raise UserError(
-            f'Expected an image of {name} at {place}, got no file there; copy the whole data set.'
+            f'expected an image of {name} at {place}, got no file there; copy the whole data set'
         )
     return place
 
@@ -86,6 +86,6 @@ def check_size(
     """
     if (image.height, image.width) not in sizes or image.height * image.width > MAX_PIXELS:
         raise UserError(
-            f'Expected {what} of {sizes[0][0]} x {sizes[0][1]} pixels in {name}, got '
-            f'{image.height} x {image.width}; correct the shape in meta/info.json or record again.'
+            f'expected {what} of {sizes[0][0]} x {sizes[0][1]} pixels in {name}, got '
+            f'{image.height} x {image.width}; correct the shape in meta/info.json or record again'
         )

@@ -74,9 +74,9 @@ class Dataset:
         """
         if index not in self.episodes:
             raise UserError(
-                f'Expected an episode of {self.root} ({len(self.episodes)} episodes, '
+                f'expected an episode of {self.root} ({len(self.episodes)} episodes, '
                 f'{min(self.episodes)} to {max(self.episodes)}), got {index}; correct the episode '
-                'lists.'
+                'lists'
             )
         entry = self.episodes[index]
         joints = (*self.columns['state'], *self.columns['actions'])
@@ -136,8 +136,8 @@ class Dataset:
     def _task(self, entry: EpisodeEntry, index: int) -> str:
         if index not in self.tasks:
             raise UserError(
-                f'Expected a task_index of {sorted(self.tasks)} in episode {entry.index}, got '
-                f'{index}; add the task to the tasks file of the data set.'
+                f'expected a task_index of {sorted(self.tasks)} in episode {entry.index}, got '
+                f'{index}; add the task to the tasks file of the data set'
             )
         return self.tasks[index]
 
@@ -213,7 +213,7 @@ def open_dataset(path: str | Path, state: str = STATE, action: str = ACTION) -> 
     videos = tuple(key for key in (*cameras, *depths) if features[key]['dtype'] == 'video')
     if videos and not info.get('video_path'):
         raise UserError(
-            f'Expected video_path in {root}/meta/info.json, got none; fetch the data set again.'
+            f'expected video_path in {root}/meta/info.json, got none; fetch the data set again'
         )
     return Dataset(
         root=root,

@@ -82,8 +82,8 @@ def stated_unit(feature: Feature, key: str) -> float | None:
     unit = _info(feature, 'depth_unit')
     if unit is not None and unit not in UNITS:
         raise UserError(
-            f"Expected depth_unit 'm' or 'mm' for '{key}' in meta/info.json, got {unit!r}; "
-            'correct it there.'
+            f"expected depth_unit 'm' or 'mm' for '{key}' in meta/info.json, got {unit!r}; "
+            'correct it there'
         )
     return None if unit is None else UNITS[unit]
 
@@ -128,8 +128,8 @@ class Quantiser:
             or (one.use_log and one.depth_min + one.shift <= 0)
         ):
             raise UserError(
-                'Expected 0 <= depth_min < depth_max (metres), and depth_min + shift above 0, '
-                f"for '{key}' in meta/info.json, got {given}; correct it there."
+                'expected 0 <= depth_min < depth_max (metres), and depth_min + shift above 0, '
+                f"for '{key}' in meta/info.json, got {given}; correct it there"
             )
         return one
 
@@ -156,8 +156,8 @@ def read_codes(frame: av.VideoFrame, place: str) -> UInt16[np.ndarray, 'h x']:
     """The codes of a video's frame; raises UserError for any other kind of picture."""
     if frame.format.name not in CODES:
         raise UserError(
-            f'Expected 12-bit depth (gray12le) in {place}, got {frame.format.name}; take it out '
-            'of data.depth.'
+            f'expected 12-bit depth (gray12le) in {place}, got {frame.format.name}; take it out '
+            'of data.depth'
         )
     return frame.to_ndarray(format='gray12le')
 
@@ -199,20 +199,20 @@ def _decode(cell: Any, size: tuple[int, int], name: str, root: Path) -> Num[np.n
         raise
     except (*_DAMAGE, *_BOMBS) as error:
         raise UserError(
-            f'Expected a depth picture as PNG in {name} (or TIFF), got "{reason_of(error)}"; the '
-            'file is damaged, fetch it again.'
+            f'expected a depth picture as PNG in {name} (or TIFF), got "{reason_of(error)}"; the '
+            'file is damaged, fetch it again'
         ) from error
     finite = values[np.isfinite(values)]
     if finite.min(initial=0) < 0:
         raise UserError(
-            f'Expected depth of 0 or more in {name}, got {finite.min():g}; record it again.'
+            f'expected depth of 0 or more in {name}, got {finite.min():g}; record it again'
         )
     if values.dtype.kind == 'f':
         return values.astype(np.float32)
     if values.max() >= 2**16:
         raise UserError(
-            f'Expected depth of 0 to 65535 in {name}, got {values.max()}; record it '
-            'again as 16 bits.'
+            f'expected depth of 0 to 65535 in {name}, got {values.max()}; record it '
+            'again as 16 bits'
         )
     return values.astype(np.uint16)
 
@@ -222,12 +222,12 @@ def _check(image: Image.Image, size: tuple[int, int], name: str) -> None:
     check_size(image, (size, size[::-1]), name, 'depth')
     if image.mode in ('L', 'P'):
         raise UserError(
-            f'Expected 16-bit depth in {name}, got a picture of mode {image.mode}; only 16 bits '
+            f'expected 16-bit depth in {name}, got a picture of mode {image.mode}; only 16 bits '
             'and floats hold distances, take it out of data.depth or, to read it as a camera, '
-            'give it three channels by its shape in meta/info.json.'
+            'give it three channels by its shape in meta/info.json'
         )
     if image.mode not in MODES:
         raise UserError(
-            f'Expected 16-bit depth in {name}, got a picture of mode {image.mode}; only 16 bits '
-            'and floats hold distances, take it out of data.depth.'
+            f'expected 16-bit depth in {name}, got a picture of mode {image.mode}; only 16 bits '
+            'and floats hold distances, take it out of data.depth'
         )

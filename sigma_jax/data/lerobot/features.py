@@ -21,13 +21,13 @@ def check_features(features: Any, path: Path) -> None:
         isinstance(value, dict) for value in features.values()
     ):
         raise UserError(
-            f"Expected 'features' in {path} to map names to objects, got something "
-            'else; fetch it again.'
+            f"expected 'features' in {path} to map names to objects, got something "
+            'else; fetch it again'
         )
     for key in features:
         if '/' in key or '\\' in key or '\0' in key:
             raise UserError(
-                f'Expected feature names without slashes in {path}, got {key!r}; rename it there.'
+                f'expected feature names without slashes in {path}, got {key!r}; rename it there'
             )
         if is_picture(features[key]):
             _check_size(key, features[key].get('shape'), path)
@@ -46,8 +46,8 @@ def _check_size(key: str, shape: Any, path: Path) -> None:
         or math.prod(sizes) > 4 * MAX_PIXELS
     ):
         raise UserError(
-            f"Expected '{key}' of shape [height, width, channels] up to {MAX_PIXELS} pixels in "
-            f'{path}, got {shape!r}; correct it there.'
+            f"expected '{key}' of shape [height, width, channels] up to {MAX_PIXELS} pixels in "
+            f'{path}, got {shape!r}; correct it there'
         )
 
 

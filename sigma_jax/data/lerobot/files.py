@@ -33,8 +33,8 @@ def safe_path(root: Path, template: Any, **fields: Any) -> Path:
             name not in fields or conversion or not _FORMAT_SPEC.fullmatch(spec or '')
         ):
             raise UserError(
-                f"Expected only {sorted(fields)} in the path template '{template}', got '{name}'; "
-                'correct meta/info.json.'
+                f"expected only {sorted(fields)} in the path template '{template}', got '{name}'; "
+                'correct meta/info.json'
             )
     relative = posixpath.normpath(template.format(**fields))
     if (
@@ -44,7 +44,7 @@ def safe_path(root: Path, template: Any, **fields: Any) -> Path:
         or '\0' in relative
     ):
         raise UserError(
-            f'Expected a path inside the data set, got {relative!r}; do not use this data set.'
+            f'expected a path inside the data set, got {relative!r}; do not use this data set'
         )
     return root / relative
 
@@ -54,7 +54,7 @@ def _template_fields(template: Any) -> list[tuple[str | None, str | None, str | 
         return [part[1:] for part in string.Formatter().parse(template)]
     except (ValueError, TypeError) as error:
         raise UserError(
-            f'Expected a path template, got {template!r} ({error}); correct meta/info.json.'
+            f'expected a path template, got {template!r} ({error}); correct meta/info.json'
         ) from error
 
 
@@ -67,8 +67,8 @@ def require_inside(root: Path, path: Path) -> Path:
     blobs = [home.parents[1] / 'blobs'] if home.parent.name == 'snapshots' else []
     if not any(target.is_relative_to(place) for place in (home, *blobs)):
         raise UserError(
-            f'Expected {path} inside the data set, got a link to {target}; copy the file there if '
-            'you trust it.'
+            f'expected {path} inside the data set, got a link to {target}; copy the file there if '
+            'you trust it'
         )
     return path
 
@@ -90,19 +90,19 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 def _read_text(path: Path) -> str:
     if not path.is_file():
         raise UserError(
-            f'Expected {path}, got no file there; this is no LeRobot data set, or a '
-            'copy of part of one.'
+            f'expected {path}, got no file there; this is no LeRobot data set, or a '
+            'copy of part of one'
         )
     if path.stat().st_size > MAX_TEXT:
         raise UserError(
-            f'Expected at most {MAX_TEXT} bytes in {path}, got {path.stat().st_size}; '
-            'fetch it again.'
+            f'expected at most {MAX_TEXT} bytes in {path}, got {path.stat().st_size}; '
+            'fetch it again'
         )
     try:
         return path.read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f'Expected UTF-8 text in {path}, got "{error}"; fetch the file again.'
+            f'expected UTF-8 text in {path}, got "{error}"; fetch the file again'
         ) from error
 
 
@@ -111,11 +111,11 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f'Expected JSON in {path}, got "{error}"; the file is damaged, fetch it again.'
+            f'expected JSON in {path}, got "{error}"; the file is damaged, fetch it again'
         ) from error
     if not isinstance(value, dict):
         raise UserError(
-            f'Expected a JSON object in {path}, got a {type(value).__name__}; fetch the file again.'
+            f'expected a JSON object in {path}, got a {type(value).__name__}; fetch the file again'
         )
     return value
 
@@ -125,8 +125,8 @@ def whole(row: Mapping[str, Any], key: str, where: Path, least: int = 0) -> int:
     value = row.get(key)
     if type(value) is not int or not least <= value < 2**31:
         raise UserError(
-            f"Expected a whole number of at least {least} for '{key}' in {where}, got {value!r}; "
-            'fetch the file again.'
+            f"expected a whole number of at least {least} for '{key}' in {where}, got {value!r}; "
+            'fetch the file again'
         )
     return value
 
@@ -136,12 +136,12 @@ def text(row: Mapping[str, Any], key: str, where: Path) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise UserError(
-            f"Expected a text for '{key}' in {where}, got {value!r}; write one into the file."
+            f"expected a text for '{key}' in {where}, got {value!r}; write one into the file"
         )
     # half a character: JSON allows it
     if any('\ud800' <= character <= '\udfff' for character in value):
         raise UserError(
-            f"Expected Unicode for '{key}' in {where}, got {value!r}; write the text again."
+            f"expected Unicode for '{key}' in {where}, got {value!r}; write the text again"
         )
     return value
 
@@ -160,8 +160,8 @@ def read_parquet(path: Path, **options: Any) -> pa.Table:
     allowed = max(FREE_GROWTH, MAX_GROWTH * path.stat().st_size)
     if metadata.num_rows > MAX_ROWS or min([0, *groups]) < 0 or sum(groups) > allowed:
         raise UserError(
-            f'Expected at most {MAX_ROWS} rows and {allowed} bytes in {path}, got a claim of '
-            f'{metadata.num_rows} rows and {sum(groups)} bytes; do not use this file.'
+            f'expected at most {MAX_ROWS} rows and {allowed} bytes in {path}, got a claim of '
+            f'{metadata.num_rows} rows and {sum(groups)} bytes; do not use this file'
         )
     return _guarded(path, functools.partial(pq.read_table, partitioning=None, **options))
 
@@ -175,13 +175,13 @@ def _guarded(path: Path, read: Callable[[Path], Any]) -> Any:
     if not path.is_file():
         there = 'a folder' if path.is_dir() else 'nothing'
         raise UserError(
-            f'Expected a parquet file at {path}, got {there} there; download or copy '
-            'the data set again.'
+            f'expected a parquet file at {path}, got {there} there; download or copy '
+            'the data set again'
         )
     try:
         return read(path)
     except _DAMAGE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'Expected a readable parquet file at {path}, got "{reason}"; fetch it again.'
+            f'expected a readable parquet file at {path}, got "{reason}"; fetch it again'
         ) from error

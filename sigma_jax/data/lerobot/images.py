@@ -39,8 +39,8 @@ def decode_cell(
         raise
     except (*_DAMAGE, *_BOMBS) as error:
         raise UserError(
-            f'Expected an encoded image in {name}, got "{reason_of(error)}"; the file is damaged '
-            f'or none of {", ".join(FORMATS)}, fetch it again or store it as one of these.'
+            f'expected an encoded image in {name}, got "{reason_of(error)}"; the file is damaged '
+            f'or none of {", ".join(FORMATS)}, fetch it again or store it as one of these'
         ) from error
 
 
@@ -49,12 +49,12 @@ def _check(image: Image.Image, size: tuple[int, int], name: str) -> None:
     check_size(image, (size, size[::-1]), name)
     if image.mode in DEPTHS:
         raise UserError(
-            f'Expected 8-bit colour in {name}, got mode {image.mode}, as depth is stored; leave '
+            f'expected 8-bit colour in {name}, got mode {image.mode}, as depth is stored; leave '
             'out this camera, or give it one channel by its shape in meta/info.json and name it '
-            'in data.depth.'
+            'in data.depth'
         )
     if image.mode not in MODES:
         raise UserError(
-            f'Expected 8-bit colour in {name}, a picture of mode {", ".join(MODES)}, got mode '
-            f'{image.mode}; store it as RGB or leave out this camera.'
+            f'expected 8-bit colour in {name}, a picture of mode {", ".join(MODES)}, got mode '
+            f'{image.mode}; store it as RGB or leave out this camera'
         )

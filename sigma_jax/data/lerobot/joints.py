@@ -39,13 +39,13 @@ def joint_names(
         wanted = f"a feature '{missing[0]}'" if missing else f'a feature named by data.{setting}'
         advice = _advice(features, setting)
         raise UserError(
-            f'Expected {wanted} in {root}/meta/info.json, got {sorted(features)}; {advice}.'
+            f'expected {wanted} in {root}/meta/info.json, got {sorted(features)}; {advice}'
         )
     widths = [column_width(features, key, root) for key in columns]
     if sum(widths) > MAX_WIDTH:
         raise UserError(
-            f'Expected 1 to {MAX_WIDTH} numbers in data.{setting} of {root}, got {sum(widths)} in '
-            f'{list(columns)}; name fewer columns.'
+            f'expected 1 to {MAX_WIDTH} numbers in data.{setting} of {root}, got {sum(widths)} in '
+            f'{list(columns)}; name fewer columns'
         )
     check_different(f'data.{setting}', columns)
     return tuple(
@@ -65,8 +65,8 @@ def column_width(features: Features, key: str, root: Path) -> int:
         or not 1 <= shape[0] <= MAX_WIDTH
     ):
         raise UserError(
-            f"Expected '{key}' of shape [1] to [{MAX_WIDTH}] in {root}/meta/info.json, got "
-            f'{shape!r}; pi0.5 takes no other.'
+            f"expected '{key}' of shape [1] to [{MAX_WIDTH}] in {root}/meta/info.json, got "
+            f'{shape!r}; pi0.5 takes no other'
         )
     return shape[0]
 

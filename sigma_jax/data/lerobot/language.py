@@ -32,6 +32,6 @@ def read_language(table: pa.Table, entry: EpisodeEntry, rows: Sequence[int]) -> 
         except (pa.ArrowException, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f'Expected text in the language columns of {entry.data}, episode {entry.index}, '
-                f'got "{reason}" at frame {row}; write them again.'
+                f'expected text in the language columns of {entry.data}, episode {entry.index}, '
+                f'got "{reason}" at frame {row}; write them again'
             ) from error

@@ -42,22 +42,22 @@ def read_info(root: Path) -> dict[str, Any]:
     """
     if not root.is_dir():
         raise UserError(
-            f'Expected a LeRobot data set directory, got {root}, which does not '
-            'exist; check data.source.'
+            f'expected a LeRobot data set directory, got {root}, which does not '
+            'exist; check data.source'
         )
     path = root / 'meta' / 'info.json'
     info = read_json(require_inside(root, path))
     version = info.get('codebase_version')
     if version not in VERSIONS:
         raise UserError(
-            f'Expected codebase_version {" or ".join(VERSIONS)} in {path}, got {version!r}; '
-            "convert the data set with LeRobot's own script for its version."
+            f'expected codebase_version {" or ".join(VERSIONS)} in {path}, got {version!r}; '
+            "convert the data set with LeRobot's own script for its version"
         )
     for key in ('features', 'data_path'):
         if not info.get(key):
             raise UserError(
-                f"Expected '{key}' in {path}, got none; the file is damaged, fetch "
-                'the data set again.'
+                f"expected '{key}' in {path}, got none; the file is damaged, fetch "
+                'the data set again'
             )
     fps = info.get('fps')
     if (
@@ -67,8 +67,8 @@ def read_info(root: Path) -> dict[str, Any]:
         or not 0 < fps <= MAX_FPS
     ):
         raise UserError(
-            f"Expected 'fps' in {path} to be a number from 0 to {MAX_FPS}, got "
-            f'{fps!r}; correct it there.'
+            f"expected 'fps' in {path} to be a number from 0 to {MAX_FPS}, got "
+            f'{fps!r}; correct it there'
         )
     check_features(info['features'], path)
     return info
@@ -87,15 +87,14 @@ def list_episodes(
     entries = read(root, info, videos)
     if not entries:
         raise UserError(
-            f'Expected at least one episode in {root}, got none; record or fetch the '
-            'data set again.'
+            f'expected at least one episode in {root}, got none; record or fetch the data set again'
         )
     indices = [entry.index for entry in entries]
     if len(set(indices)) != len(indices):
         twice = next(index for index in indices if indices.count(index) > 1)
         raise UserError(
-            f'Expected every episode once in {root}/meta, got {twice} twice; fetch '
-            'the data set again.'
+            f'expected every episode once in {root}/meta, got {twice} twice; fetch '
+            'the data set again'
         )
     for key, have in (
         ('total_episodes', len(entries)),
@@ -103,8 +102,8 @@ def list_episodes(
     ):
         if info.get(key) is not None and info[key] != have:
             raise UserError(
-                f'Expected {info[key]} ({key} in {root}/meta/info.json) in the list of episodes, '
-                f'got {have}; part of the metadata is missing, fetch it again.'
+                f'expected {info[key]} ({key} in {root}/meta/info.json) in the list of episodes, '
+                f'got {have}; part of the metadata is missing, fetch it again'
             )
     return {entry.index: entry for entry in entries}
 
@@ -135,8 +134,8 @@ def _episodes_v30(
     paths = sorted((root / 'meta' / 'episodes').glob('chunk-*/file-*.parquet'))
     if not paths:
         raise UserError(
-            f'Expected meta/episodes/chunk-*/file-*.parquet in {root}, got none; '
-            'fetch the data set again.'
+            f'expected meta/episodes/chunk-*/file-*.parquet in {root}, got none; '
+            'fetch the data set again'
         )
     columns = ['episode_index', 'length', 'data/chunk_index', 'data/file_index']
     columns += [
@@ -155,8 +154,8 @@ def _episode_rows(path: Path, columns: list[str]) -> list[dict[str, Any]]:
     missing = [name for name in columns if name not in table.column_names]
     if missing:
         raise UserError(
-            f'Expected column {missing[0]} in {path}, got none of that name; fetch '
-            'the data set again.'
+            f'expected column {missing[0]} in {path}, got none of that name; fetch '
+            'the data set again'
         )
     return rows_of(path, table.select(columns))
 
@@ -187,6 +186,6 @@ def _seconds(row: Mapping[str, Any], key: str, where: Path) -> float:
     value = row[key]
     if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
         raise UserError(
-            f"Expected seconds for '{key}' in {where}, got {value!r}; fetch the data set again."
+            f"expected seconds for '{key}' in {where}, got {value!r}; fetch the data set again"
         )
     return float(value)

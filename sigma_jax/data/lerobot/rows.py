@@ -73,8 +73,8 @@ def _joined(parts: Sequence[pa.Table], entry: EpisodeEntry) -> pa.Table:
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f'Expected the parts of episode {entry.index} to have columns of the same types, got '
-            f'"{reason}"; fetch the data set again.'
+            f'expected the parts of episode {entry.index} to have columns of the same types, got '
+            f'"{reason}"; fetch the data set again'
         ) from error
 
 
@@ -89,8 +89,8 @@ def _complete(table: pa.Table, entry: EpisodeEntry, places: Sequence[Path] = ())
             map(str, [*others, entry.data] if entry.data.is_file() or not others else others)
         )
         raise UserError(
-            f'Expected {entry.length} rows (at least 1) of episode {entry.index} in {where}, '
-            f'got {len(table)}; metadata and data are from different copies, fetch both again.'
+            f'expected {entry.length} rows (at least 1) of episode {entry.index} in {where}, '
+            f'got {len(table)}; metadata and data are from different copies, fetch both again'
         )
     return table
 
@@ -100,6 +100,6 @@ def _require_columns(path: Path, columns: Sequence[str]) -> None:
     missing = [name for name in [*columns, EPISODE] if schema.names.count(name) != 1]
     if missing:
         raise UserError(
-            f"Expected one column '{missing[0]}' in {path}, got {schema.names}; fetch it again "
-            'or, where meta/info.json calls a column otherwise than the file, correct it there.'
+            f"expected one column '{missing[0]}' in {path}, got {schema.names}; fetch it again "
+            'or, where meta/info.json calls a column otherwise than the file, correct it there'
         )

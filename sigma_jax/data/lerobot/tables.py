@@ -43,8 +43,8 @@ class Recording:
         if self.height % 2 or self.width % 2:
             size = f'{self.height} x {self.width}'
             raise UserError(
-                'Expected an even image height and width for yuv420p video; got '
-                f'{size}; round them up.'
+                'expected an even image height and width for yuv420p video, got '
+                f'{size}; round them up'
             )
 
     @property

@@ -36,7 +36,7 @@ def read_tasks(root: Path, version: str) -> dict[int, str]:
     if not rows or len(tasks) != len(rows):
         problem = 'one of them twice' if rows else 'none'
         raise UserError(
-            f'Expected tasks with an index each in {path}, got {problem}; fetch the file again.'
+            f'expected tasks with an index each in {path}, got {problem}; fetch the file again'
         )
     return tasks
 
@@ -46,8 +46,8 @@ def _task_rows(path: Path) -> list[dict[str, Any]]:
     name = _text_column(table)
     if name is None or table.column_names.count(INDEX) != 1:
         raise UserError(
-            f'Expected columns task_index and task in {path}, got {table.column_names}; fetch the '
-            f'data set again{_ambiguity(table) if name is None else ""}.'
+            f'expected columns task_index and task in {path}, got {table.column_names}; fetch the '
+            f'data set again{_ambiguity(table) if name is None else ""}'
         )
     return [
         {INDEX: row[INDEX], 'task': row[name]} for row in rows_of(path, table.select([INDEX, name]))

@@ -36,8 +36,8 @@ class LeRobotWriter:
         self.out = Path(out)
         if self.out.exists():
             raise UserError(
-                f'Expected a new folder for the data set; got {self.out}, which exists; choose '
-                'another name.'
+                f'expected a new folder for the data set, got {self.out}, which exists; choose '
+                'another name'
             )
         self.recording = recording
         self._settings = video or VideoSettings()
@@ -111,8 +111,8 @@ class LeRobotWriter:
         """
         if not self._rows:
             raise UserError(
-                f'Expected at least one episode for {self.out}; got none; add '
-                'episodes before finish().'
+                f'expected at least one episode for {self.out}, got none; add '
+                'episodes before finish()'
             )
         self._close()
         pq.write_table(
@@ -166,19 +166,19 @@ class LeRobotWriter:
         missing = [camera for camera in self.recording.cameras if camera not in images]
         if missing or not length:
             raise UserError(
-                f'Expected frames of the cameras {self.recording.cameras}; got {length}, without '
-                f'{missing}.'
+                f'expected frames of the cameras {self.recording.cameras}, got {length}, without '
+                f'{missing}'
             )
         shapes |= {camera: (images[camera], image_shape) for camera in self.recording.cameras}
         for name, (values, shape) in shapes.items():
             if values.shape != shape:
                 raise UserError(
-                    f'Expected {name} of shape {shape}; got {values.shape}; record every frame of '
-                    'every stream.'
+                    f'expected {name} of shape {shape}, got {values.shape}; record every frame of '
+                    'every stream'
                 )
         if not (np.isfinite(states).all() and np.isfinite(actions).all()):
             raise UserError(
-                'Expected finite states and actions; got NaN or infinity; drop this episode.'
+                'expected finite states and actions, got NaN or infinity; drop this episode'
             )
 
     def _numeric_columns(

@@ -42,8 +42,8 @@ class AugmentConfig:
             0 < self.crop <= 1 and 0 <= self.rotation <= 45 and all(0 <= x <= 1 for x in amounts)
         ):
             raise UserError(
-                'Expected a crop above 0, up to 45 degrees and other amounts of 0 to 1, got '
-                f'{self}; correct them.'
+                'expected a crop above 0, up to 45 degrees and other amounts of 0 to 1, got '
+                f'{self}; correct them'
             )
 
 

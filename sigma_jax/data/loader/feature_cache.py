@@ -83,8 +83,8 @@ def opened(path: Path) -> np.ndarray:
         return _mapped(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f'Expected frozen features in {path}, got "{error}"; delete {path.parent}, it is made '
-            'again.'
+            f'expected frozen features in {path}, got "{error}"; delete {path.parent}, it is made '
+            'again'
         ) from error
 
 

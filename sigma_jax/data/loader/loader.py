@@ -95,8 +95,8 @@ def make_loader(
     """
     if batch_size < 1 or (sequence_length is not None and sequence_length < 1):
         raise UserError(
-            f'Expected batch_size and sequence_length of at least 1, got {batch_size} and '
-            f'{sequence_length}; correct them.'
+            f'expected batch_size and sequence_length of at least 1, got {batch_size} and '
+            f'{sequence_length}; correct them'
         )
     records = split.records()
     sequences = cut_sequences(records.index, sequence_length)
@@ -104,8 +104,8 @@ def make_loader(
         sequences = fill_batches(sequences, batch_size)
     elif num_epochs is not None and len(sequences) * num_epochs < batch_size:
         raise UserError(
-            f'Expected at least {batch_size} sequences for one batch of {split.name}, got '
-            f'{len(sequences)}; lower batch_size or sequence_length.'
+            f'expected at least {batch_size} sequences for one batch of {split.name}, got '
+            f'{len(sequences)}; lower batch_size or sequence_length'
         )
     cut = dataclasses.replace(
         records.meta,
@@ -182,8 +182,8 @@ def _boxes(records: Records, policy: ProcessorConfig) -> tuple[Box, ...] | None:
     sizes, side = records.meta.camera_sizes, records.meta.image_size
     if sizes is None:
         raise UserError(
-            f'Expected camera_sizes in the meta.json of {records.directory}, got none, and this '
-            f'policy pads pictures with {policy.image_padding:g}; prepare the shards again.'
+            f'expected camera_sizes in the meta.json of {records.directory}, got none, and this '
+            f'policy pads pictures with {policy.image_padding:g}; prepare the shards again'
         )
     boxes = tuple(content_box(sizes[name], side, side) for name in records.meta.camera_names)
     return None if all(box == (0, 0, side, side) for box in boxes) else boxes
@@ -193,11 +193,11 @@ def _base(split: Split, kind: str | None, sample: int | None) -> Float[np.ndarra
     if kind is None:
         return None
     if kind != 'pi05':
-        raise UserError(f"Expected baselines 'pi05' or None, got {kind!r}; choose one of them.")
+        raise UserError(f"expected baselines 'pi05' or None, got {kind!r}; choose one of them")
     samples = split.base_actions()
     if sample is not None and not 0 <= sample < samples.shape[1]:
         raise UserError(
-            f'Expected a baseline sample below {samples.shape[1]}, got {sample}; run '
-            'prepare_data.py with more samples.'
+            f'expected a baseline sample below {samples.shape[1]}, got {sample}; run '
+            'prepare_data.py with more samples'
         )
     return samples.mean(1) if sample is None else samples[:, sample]

@@ -60,8 +60,8 @@ class TorchDataset:
         """
         if index not in self.episodes:
             raise UserError(
-                f'Expected an episode of {self.root} (0 to {len(self.episodes) - 1}), got {index}; '
-                'correct the episode lists.'
+                f'expected an episode of {self.root} (0 to {len(self.episodes) - 1}), got {index}; '
+                'correct the episode lists'
             )
         run = self.episodes[index]
         starts = [known.window.frame - run[0].window.frame for known in run]
@@ -91,9 +91,9 @@ class TorchDataset:
         for row in rows:
             if int(row) not in places:
                 raise UserError(
-                    f'Expected a frame of episode {index} where a window of {self.root} starts '
+                    f'expected a frame of episode {index} where a window of {self.root} starts '
                     f'({sorted(places)[:6]}), got {row}; set data.horizon and data.stride to '
-                    "those of the shards, and data.tail to 'drop'."
+                    "those of the shards, and data.tail to 'drop'"
                 )
             known = places[int(row)]
             shard = _shard(
@@ -127,15 +127,15 @@ def open_torch_shards(
     fps = float((of and of.fps) or settings.fps)
     if not (np.isfinite(fps) and fps > 0):
         raise UserError(
-            f'Expected frames a second in data.torch_shards.fps, got {fps:g}; {root} '
-            'does not say them.'
+            f'expected frames a second in data.torch_shards.fps, got {fps:g}; {root} '
+            'does not say them'
         )
     first = known[0].window
     widths = {'state': len(first.state), 'action': len(first.actions[0])}
     if max(widths.values()) > MAX_WIDTH:
         raise UserError(
-            f'Expected states and actions of 1 to {MAX_WIDTH} numbers, got {widths}; '
-            'pi0.5 takes no more.'
+            f'expected states and actions of 1 to {MAX_WIDTH} numbers, got {widths}; '
+            'pi0.5 takes no more'
         )
     texts = list(dict.fromkeys([*(of.tasks if of else ()), *(one.window.text for one in known)]))
     return TorchDataset(
@@ -167,8 +167,8 @@ def _read(root: Path, settings: TorchSettings) -> tuple[list[Known], int]:
             known.append(Known(bare, path, place))
     if len(shapes) != 1:
         raise UserError(
-            f'Expected windows of one shape (views, state, actions) in {root}, got '
-            f'{shapes or "none"}; save them apart.'
+            f'expected windows of one shape (views, state, actions) in {root}, got '
+            f'{shapes or "none"}; save them apart'
         )
     return known, next(iter(shapes))[0]
 

@@ -22,7 +22,7 @@ def check_pickle(path: Path) -> None:
     executed.
     """
     if not path.is_file():
-        raise UserError(f'Expected a shard at {path}, got nothing there; copy it again.')
+        raise UserError(f'expected a shard at {path}, got nothing there; copy it again')
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -53,6 +53,6 @@ def _check_opcodes(path: Path, data: bytes) -> None:
 
 def _refused(path: Path, found: str) -> UserError:
     return UserError(
-        f'Expected a whole file of torch.save at {path}, with tensors, numbers and text only, got '
-        f'{found.splitlines()[0]}; nothing of it was run: do not use it, or save its tensors again.'
+        f'expected a whole file of torch.save at {path}, with tensors, numbers and text only, got '
+        f'{found.splitlines()[0]}; nothing of it was run: do not use it, or save its tensors again'
     )

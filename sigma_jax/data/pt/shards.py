@@ -78,13 +78,13 @@ def import_torch() -> Any:
         import torch
     except ImportError as error:
         raise UserError(
-            'Expected the package torch for .pt shards, got none installed; pip install '
-            "'sigma_jax[torch]'."
+            'expected the package torch for .pt shards, got none installed; pip install '
+            "'sigma_jax[torch]'"
         ) from error
     if tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:2]) < TORCH:
         raise UserError(
-            f'Expected torch 2.6 or newer, got {torch.__version__}, whose weights_only lets code '
-            'run; upgrade torch.'
+            f'expected torch 2.6 or newer, got {torch.__version__}, whose weights_only lets code '
+            'run; upgrade torch'
         )
     return torch
 
@@ -93,7 +93,7 @@ def list_shards(folder: Path) -> list[Path]:
     """The shards of a folder, in order. Raises UserError where there is none."""
     files = sorted(folder.glob(PATTERN))
     if not files:
-        raise UserError(f'Expected {PATTERN} in {folder}, got none; name a folder of shards.')
+        raise UserError(f'expected {PATTERN} in {folder}, got none; name a folder of shards')
     return files
 
 
@@ -119,7 +119,7 @@ def read_about(folder: Path) -> About | None:
         found = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
         raise UserError(
-            f'Expected JSON in {path}, got "{error}"; copy it again, or remove it.'
+            f'expected JSON in {path}, got "{error}"; copy it again, or remove it'
         ) from error
     if not isinstance(found, dict) or found.get('layout') != LAYOUT:
         return None
@@ -149,12 +149,12 @@ def read_shard(path: Path, settings: TorchSettings = TorchSettings()) -> list[To
     except Exception as error:  # unpickling errors have no common base
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f'Expected a readable shard at {path}, got "{reason[0]}"; copy it again.'
+            f'expected a readable shard at {path}, got "{reason[0]}"; copy it again'
         ) from error
     if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
         raise UserError(
-            f'Expected a list of dictionaries in {path}, got '
-            f'{type(samples).__name__}; save it as one.'
+            f'expected a list of dictionaries in {path}, got '
+            f'{type(samples).__name__}; save it as one'
         )
     limit = path.stat().st_size
     return [
@@ -197,8 +197,8 @@ class _Sample:
                 return None
             known = sorted(map(str, self.entries))
             raise UserError(
-                f"Expected '{key}' in {self.where}, got {known}; map the names in "
-                'data.torch_shards.keys.'
+                f"expected '{key}' in {self.where}, got {known}; map the names in "
+                'data.torch_shards.keys'
             )
         value = self.entries[key]
         if not hasattr(value, 'numpy'):
@@ -206,8 +206,8 @@ class _Sample:
         # a step of 0 from number to number claims any size
         if value.numel() * value.element_size() > self.limit:
             raise UserError(
-                f"Expected the numbers of '{key}' in {self.where}, got {list(value.shape)}, more "
-                'than the file holds; save it again.'
+                f"expected the numbers of '{key}' in {self.where}, got {list(value.shape)}, more "
+                'than the file holds; save it again'
             )
         return (value.float() if value.is_floating_point() else value).numpy()
 
@@ -232,8 +232,8 @@ class _Sample:
             and kinds[3] == np.bool_
         ):
             raise UserError(
-                'Expected uint8 pictures [i h w 3], state [p], actions [t a], mask [t] and a '
+                'expected uint8 pictures [i h w 3], state [p], actions [t a], mask [t] and a '
                 f'text in {self.where}, got {list(map(list, shapes))} of {list(map(str, kinds))} '
                 f'and {type(text).__name__}; save them so, or set '
-                'data.torch_shards.channels_first.'
+                'data.torch_shards.channels_first'
             )

@@ -76,21 +76,21 @@ class RldsDataset:
         """
         if index not in self.episodes:
             raise UserError(
-                f'Expected an episode of {self.root} (0 to {len(self.episodes) - 1}), got {index}; '
-                'correct the episode lists.'
+                f'expected an episode of {self.root} (0 to {len(self.episodes) - 1}), got {index}; '
+                'correct the episode lists'
             )
         record = self._parse(index)
         state, actions = (self._numbers(record, name, index) for name in ('state', 'actions'))
         if len(state) != len(actions):
             raise UserError(
-                f'Expected as many states as actions in episode {index} of {self.root}, got '
-                f'{len(state)} and {len(actions)}; the record is damaged.'
+                f'expected as many states as actions in episode {index} of {self.root}, got '
+                f'{len(state)} and {len(actions)}; the record is damaged'
             )
         length = len(actions) - (self.last_step == 'drop')
         if length < 1:
             raise UserError(
-                f'Expected steps in episode {index} of {self.root}, got none; leave '
-                'this episode out.'
+                f'expected steps in episode {index} of {self.root}, got none; leave '
+                'this episode out'
             )
         tasks = self._tasks(record, index, len(actions))[:length]
         self.seen[index] = tuple(dict.fromkeys(tasks))
@@ -114,8 +114,8 @@ class RldsDataset:
             return tf_example_pb2.Example.FromString(self.episodes[index]()).features.feature
         except DecodeError as error:
             raise UserError(
-                f'Expected a tf.train.Example as episode {index} of {self.root}, got "{error}"; '
-                'copy it again.'
+                f'expected a tf.train.Example as episode {index} of {self.root}, got "{error}"; '
+                'copy it again'
             ) from error
 
     def _numbers(
@@ -124,8 +124,8 @@ class RldsDataset:
         parts = [self._column(record, path, index) for path in self.columns[name]]
         if len(set(map(len, parts))) > 1:
             raise UserError(
-                f'Expected columns of one length in episode {index} of {self.root}, got '
-                f'{list(map(len, parts))} for {list(self.columns[name])}; the record is damaged.'
+                f'expected columns of one length in episode {index} of {self.root}, got '
+                f'{list(map(len, parts))} for {list(self.columns[name])}; the record is damaged'
             )
         return np.concatenate(parts, axis=1)
 
@@ -135,9 +135,9 @@ class RldsDataset:
         )
         if values.size % self.widths[path]:
             raise UserError(
-                f"Expected {self.widths[path]} numbers a step in '{path}', episode {index}, got "
+                f"expected {self.widths[path]} numbers a step in '{path}', episode {index}, got "
                 f'{values.size} in all; features.json of {self.root} is wrong or the record is '
-                'damaged.'
+                'damaged'
             )
         return values.reshape(-1, self.widths[path])
 
@@ -149,17 +149,17 @@ class RldsDataset:
         texts = _values(record, path, index, self.root, ('bytes_list',))
         if len(texts) not in (1, length):
             raise UserError(
-                f"Expected an instruction a step ({length}), or one, in '{path}' of episode "
+                f"expected an instruction a step ({length}), or one, in '{path}' of episode "
                 f'{index}, got {len(texts)}; name another column in data.rlds.instruction, or one '
-                'instruction for all in data.rlds.task.'
+                'instruction for all in data.rlds.task'
             )
         try:
             return tuple(str(text, 'utf-8') for text in texts) * (length // len(texts))
         except UnicodeDecodeError as error:
             raise UserError(
-                f"Expected an instruction as UTF-8 in '{path}' of episode {index}, got "
+                f"expected an instruction as UTF-8 in '{path}' of episode {index}, got "
                 f'"{error}"; name another column in data.rlds.instruction, or one instruction for '
-                'all in data.rlds.task.'
+                'all in data.rlds.task'
             ) from error
 
     def _frames(
@@ -169,8 +169,8 @@ class RldsDataset:
         encoded = _values(self._parse(index), path, index, self.root, ('bytes_list',))
         if len(encoded) != length:
             raise UserError(
-                f"Expected {length} pictures in '{path}' of episode {index}, got {len(encoded)}; "
-                'the record is damaged.'
+                f"expected {length} pictures in '{path}' of episode {index}, got {len(encoded)}; "
+                'the record is damaged'
             )
         for row in rows:
             yield _decode(encoded[row], f"'{path}', episode {index}, step {row} of {self.root}")
@@ -183,14 +183,14 @@ def _values(
     if path not in record:
         names = sorted(name for name in record if name.startswith(f'{STEPS}/'))
         raise UserError(
-            f"Expected a column '{path}' in episode {index} of {root}, got {names}; "
-            'correct data.rlds.'
+            f"expected a column '{path}' in episode {index} of {root}, got {names}; "
+            'correct data.rlds'
         )
     kind = record[path].WhichOneof('kind')
     if kind not in kinds:
         raise UserError(
-            f"Expected {' or '.join(kinds)} in '{path}' of episode {index}, got "
-            f'{kind}; correct data.rlds.'
+            f"expected {' or '.join(kinds)} in '{path}' of episode {index}, got "
+            f'{kind}; correct data.rlds'
         )
     return getattr(record[path], kind).value
 
@@ -207,5 +207,5 @@ def _decode(data: bytes, where: str) -> np.ndarray:
         Image.DecompressionBombWarning,
     ) as error:
         raise UserError(
-            f'Expected an encoded picture in {where}, got "{error}"; the record is damaged.'
+            f'expected an encoded picture in {where}, got "{error}"; the record is damaged'
         ) from error

@@ -35,19 +35,19 @@ def read_features(root: Path) -> dict[str, Feature]:
     path = root / FEATURES
     if not path.is_file():
         raise UserError(
-            f'Expected {path}, got nothing there; this is no RLDS data set, or a copy '
-            'of part of one.'
+            f'expected {path}, got nothing there; this is no RLDS data set, or a copy '
+            'of part of one'
         )
     try:
         found = dict(_flatten(json.loads(path.read_text()), ''))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f'Expected the features of TFDS in {path}, got "{error}"; copy the data set again.'
+            f'expected the features of TFDS in {path}, got "{error}"; copy the data set again'
         ) from error
     if not any(key.startswith(f'{STEPS}/') for key in found):
         raise UserError(
-            f"Expected a feature '{STEPS}' in {path}, got {sorted(found)}; this is a data set of "
-            'TFDS, but its records are no episodes as RLDS has them.'
+            f"expected a feature '{STEPS}' in {path}, got {sorted(found)}; this is a data set of "
+            'TFDS, but its records are no episodes as RLDS has them'
         )
     return found
 

@@ -82,7 +82,7 @@ def _version_folder(path: Path) -> Path:
     if len(found) != 1:
         names = [one.name for one in found] or 'none'
         raise UserError(
-            f'Expected one folder with {FEATURES} in {path}, got {names}; name the one to read.'
+            f'expected one folder with {FEATURES} in {path}, got {names}; name the one to read'
         )
     return found[0]
 
@@ -100,13 +100,13 @@ def _check(settings: RldsSettings) -> None:
         isinstance(settings.fps, int | float) and math.isfinite(settings.fps) and settings.fps > 0
     ):
         raise UserError(
-            'Expected the steps a second of this RLDS data set in data.rlds.fps, got '
-            f'{settings.fps!r}; its records do not say, its paper or recording software does.'
+            'expected the steps a second of this RLDS data set in data.rlds.fps, got '
+            f'{settings.fps!r}; its records do not say, its paper or recording software does'
         )
     if settings.last_step not in LAST_STEPS:
         raise UserError(
-            f'Expected data.rlds.last_step out of {LAST_STEPS}, got '
-            f'{settings.last_step!r}; correct it.'
+            f'expected data.rlds.last_step out of {LAST_STEPS}, got '
+            f'{settings.last_step!r}; correct it'
         )
 
 
@@ -120,8 +120,8 @@ def _find(features: Mapping[str, Feature], name: str, kind: str, setting: str) -
             return path
     known = [path.removeprefix(f'{STEPS}/') for path, one in features.items() if one.kind == kind]
     raise UserError(
-        f"Expected a column '{name}' of kind {kind} (data.rlds.{setting}), got "
-        f'{sorted(known) or "none"}; name one.'
+        f"expected a column '{name}' of kind {kind} (data.rlds.{setting}), got "
+        f'{sorted(known) or "none"}; name one'
     )
 
 
@@ -142,14 +142,14 @@ def _vector(
             or min(one.shape, default=1) < 1
         ):
             raise UserError(
-                f"Expected plain numbers of a known width in '{path}' (data.rlds.{setting}), got "
-                f'{one}; name another.'
+                f"expected plain numbers of a known width in '{path}' (data.rlds.{setting}), got "
+                f'{one}; name another'
             )
     width = sum(_width(features[path]) for path in paths)
     if not 1 <= width <= MAX_WIDTH:
         raise UserError(
-            f'Expected data.rlds.{setting} of 1 to {MAX_WIDTH} numbers, got {width}; '
-            'pi0.5 takes no more.'
+            f'expected data.rlds.{setting} of 1 to {MAX_WIDTH} numbers, got {width}; '
+            'pi0.5 takes no more'
         )
     return paths
 
@@ -173,7 +173,7 @@ def _cameras(features: Mapping[str, Feature], wanted: Mapping[str, str]) -> dict
     names = [CAMERA + path.rsplit('/', 1)[-1] for path in colour]
     if len(set(names)) < len(names):
         raise UserError(
-            f'Expected pictures of different names, got {colour}; map them in data.rlds.cameras.'
+            f'expected pictures of different names, got {colour}; map them in data.rlds.cameras'
         )
     return dict(zip(names, colour, strict=True))
 

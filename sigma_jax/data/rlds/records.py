@@ -34,14 +34,14 @@ def list_split(root: Path, split: str) -> list[Record]:
     files = [path for path, match in found.items() if match['split'] == split]
     if not files:
         raise UserError(
-            f"Expected records of the split '{split}' in {root}, got {splits or 'none'}; set "
-            'data.rlds.split to one of these.'
+            f"expected records of the split '{split}' in {root}, got {splits or 'none'}; set "
+            'data.rlds.split to one of these'
         )
     wanted = int(found[files[0]]['count'])
     if sorted(int(found[path]['number']) for path in files) != list(range(wanted)):
         raise UserError(
-            f"Expected {wanted} files of the split '{split}' in {root}, got "
-            f'{len(files)}; copy the rest.'
+            f"expected {wanted} files of the split '{split}' in {root}, got "
+            f'{len(files)}; copy the rest'
         )
     records = [record for path in files for record in _records(path, found[path]['format'])]
     _check_count(root, split, len(records))
@@ -72,7 +72,7 @@ def _array_record(source: ArrayRecordDataSource, path: Path, number: int) -> byt
 def _damaged(path: Path, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(
-        f'Expected a readable ArrayRecord file at {path}, got "{reason}"; copy it again.'
+        f'expected a readable ArrayRecord file at {path}, got "{reason}"; copy it again'
     )
 
 
@@ -90,10 +90,10 @@ def _check_count(root: Path, split: str, count: int) -> None:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f'Expected the splits of TFDS in {path}, got "{error}"; copy the data set again.'
+            f'expected the splits of TFDS in {path}, got "{error}"; copy the data set again'
         ) from error
     if lengths and sum(lengths) != count:
         raise UserError(
-            f"Expected {sum(lengths)} episodes in the split '{split}' of {root}, as {INFO} says, "
-            f'got {count}; metadata and records are from different copies, copy both again.'
+            f"expected {sum(lengths)} episodes in the split '{split}' of {root}, as {INFO} says, "
+            f'got {count}; metadata and records are from different copies, copy both again'
         )

@@ -31,7 +31,7 @@ def list_records(path: Path) -> list[Place]:
       UserError: a missing or cut file, or a length with a wrong checksum.
     """
     if not path.is_file():
-        raise UserError(f'Expected records at {path}, got nothing there; copy the data set again.')
+        raise UserError(f'expected records at {path}, got nothing there; copy the data set again')
     size, offset, places = path.stat().st_size, 0, []
     with path.open('rb') as file:
         while offset < size:
@@ -40,8 +40,8 @@ def list_records(path: Path) -> list[Place]:
             end = offset + _HEAD.size + length + _TAIL.size
             if end > size:
                 raise UserError(
-                    f'Expected a record of {length} bytes at {offset} in {path}, got only '
-                    f'{size - offset} bytes up to the end; the file is cut short, copy it again.'
+                    f'expected a record of {length} bytes at {offset} in {path}, got only '
+                    f'{size - offset} bytes up to the end; the file is cut short, copy it again'
                 )
             places.append(Place(path, offset + _HEAD.size, length))
             offset = end
@@ -56,8 +56,8 @@ def read_record(place: Place) -> bytes:
         tail = file.read(_TAIL.size)
     if len(tail) != _TAIL.size or masked_crc32c(data) != _TAIL.unpack(tail)[0]:
         raise UserError(
-            f'Expected the record at {place.offset} in {place.path} to match its checksum, got '
-            'another; the file is damaged, copy it again.'
+            f'expected the record at {place.offset} in {place.path} to match its checksum, got '
+            'another; the file is damaged, copy it again'
         )
     return data
 
@@ -68,6 +68,6 @@ def _length(head: bytes, path: Path, offset: int) -> int:
         if masked_crc32c(head[:8]) == crc:
             return length
     raise UserError(
-        f'Expected the length of a TFRecord with its checksum at {offset} in {path}, got other '
-        'bytes; the file is damaged, compressed or no TFRecord.'
+        f'expected the length of a TFRecord with its checksum at {offset} in {path}, got other '
+        'bytes; the file is damaged, compressed or no TFRecord'
     )

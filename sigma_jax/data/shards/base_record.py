@@ -62,6 +62,6 @@ def read_base_record(folder: Path) -> BaseRecord | None:
         return BaseRecord(**known, finished=tuple(map(str, found.get('finished', ()))))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f'Expected the record of a base policy in {file}, got "{error}"; delete '
-            f'{folder}/baselines* and run prepare_data.py with --base again.'
+            f'expected the record of a base policy in {file}, got "{error}"; delete '
+            f'{folder}/baselines* and run prepare_data.py with --base again'
         ) from error

@@ -40,5 +40,5 @@ def file_digest(path: Path) -> str:
             return hashlib.file_digest(file, 'sha256').hexdigest()
     except OSError as error:
         raise UserError(
-            f'Expected to read {path}, got "{error.strerror}"; check its permissions.'
+            f'expected to read {path}, got "{error.strerror}"; check its permissions'
         ) from error

@@ -83,7 +83,7 @@ class Shards:
         """
         if name not in SPLITS:
             raise UserError(
-                f'Expected a split out of {", ".join(SPLITS)}, got {name!r}; choose one of them.'
+                f'expected a split out of {", ".join(SPLITS)}, got {name!r}; choose one of them'
             )
         return Split(self, name)
 
@@ -143,13 +143,13 @@ def open_shards(path: str | Path) -> Shards:
     path = Path(path)
     if not is_finished(path):
         raise UserError(
-            f'Expected finished shards in {path}, got no {META}; run prepare_data.py --out={path}.'
+            f'expected finished shards in {path}, got no {META}; run prepare_data.py --out={path}'
         )
     try:
         found = json.loads((path / META).read_text())
     except ValueError as error:
         raise UserError(
-            f'Expected a {META} of prepare_data.py in {path}, got {error}; prepare it again.'
+            f'expected a {META} of prepare_data.py in {path}, got {error}; prepare it again'
         ) from error
     return Shards(path, Meta.from_json(found, path))
 

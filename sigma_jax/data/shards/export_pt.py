@@ -36,7 +36,7 @@ def export(
       UserError: damaged shards, `out` exists, no torch, or no room.
     """
     if shard_size < 1:
-        raise UserError(f'Expected a shard_size of at least 1, got {shard_size}; correct it.')
+        raise UserError(f'expected a shard_size of at least 1, got {shard_size}; correct it')
     torch, total = import_torch(), shards.meta.total
     files: list[str] = []
     batch: list[dict[str, Any]] = []
@@ -60,7 +60,7 @@ def _save(torch: Any, batch: list[dict[str, Any]], path: Path, out: Path) -> Non
     except (OSError, RuntimeError) as error:  # torch's writer has no error type of its own
         reason = str(error).splitlines()[0]
         raise UserError(
-            f'Expected to write {path.name} of {out}, got "{reason}"; free some room.'
+            f'expected to write {path.name} of {out}, got "{reason}"; free some room'
         ) from error
 
 

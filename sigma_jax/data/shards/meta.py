@@ -113,11 +113,11 @@ class Meta:
                     raise ValueError(f'one without {absent[0]!r}')
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f'Expected a {META} of prepare_data.py in {where}, got {error}; prepare it again.'
+                f'expected a {META} of prepare_data.py in {where}, got {error}; prepare it again'
             ) from error
         if schema != SCHEMA:
             raise UserError(
-                f'Expected shards of schema {SCHEMA} in {where}, got {schema}; prepare them again.'
+                f'expected shards of schema {SCHEMA} in {where}, got {schema}; prepare them again'
             )
         unknown = {name: value for name, value in found.items() if name not in known}
         return cls(**known, keys=tuple(found), unknown=unknown)

@@ -28,18 +28,18 @@ def check_modalities(dataset: Any, config: DataConfig) -> None:
     depths, audios = getattr(dataset, 'depths', ()), getattr(dataset, 'audios', {})
     if unknown := [key for key in config.depth if key not in depths]:
         raise UserError(
-            f'Expected data.depth out of the single-channel image features {list(depths)}, got '
-            f'{unknown}; name features of this data set, or none.'
+            f'expected data.depth out of the single-channel image features {list(depths)}, got '
+            f'{unknown}; name features of this data set, or none'
         )
     if config.audio and config.audio not in audios:
         raise UserError(
-            f"Expected data.audio out of the vector features {list(audios)}, got '{config.audio}'; "
-            'name a column of float32 or int16 samples, or none.'
+            f"expected data.audio out of the vector features {list(audios)}, got '{config.audio}'; "
+            'name a column of float32 or int16 samples, or none'
         )
     for name in ('depth_scale', 'audio_rate'):
         if not 0 < getattr(config, name) < np.inf:
             raise UserError(
-                f'Expected data.{name} above 0, got {getattr(config, name)}; correct the config.'
+                f'expected data.{name} above 0, got {getattr(config, name)}; correct the config'
             )
 
 
@@ -108,7 +108,7 @@ def in_units(
     units = np.rint(depth.astype(np.float64) / scale)
     if units.max(initial=0) > LARGEST:
         raise UserError(
-            f'Expected depth up to {LARGEST * scale:g} m (65535 times data.depth_scale) in '
-            f'episode {episode}, got {depth.max():g} m; raise data.depth_scale.'
+            f'expected depth up to {LARGEST * scale:g} m (65535 times data.depth_scale) in '
+            f'episode {episode}, got {depth.max():g} m; raise data.depth_scale'
         )
     return np.where(depth > 0, np.maximum(units, 1), 0).astype(np.uint16)

@@ -90,8 +90,8 @@ class DataConfig:
         if wrong:
             problem = 'unknown' if wrong[0] in settings else 'missing'
             raise UserError(
-                f"Expected the data settings {sorted(known)}, got {problem} '{wrong[0]}'; correct "
-                'the config.'
+                f"expected the data settings {sorted(known)}, got {problem} '{wrong[0]}'; correct "
+                'the config'
             )
         rows = {name: value for name, value in settings.items() if value not in (None, '')}
         check_rows(cls, rows, 'config.data.')
@@ -152,13 +152,13 @@ def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {})
             dropped[name]['bad episode'] = left_out
     if bad and not splits['train']:
         raise UserError(
-            'Expected windows to train on, got none as no episode can be read '
-            f'({bad_reasons(bad)}); repair these, or choose others in data.train_episodes.'
+            'expected windows to train on, got none as no episode can be read '
+            f'({bad_reasons(bad)}); repair these, or choose others in data.train_episodes'
         )
     if not len(tables['train']):
         raise UserError(
-            f'Expected windows to train on, got none out of {len(splits["train"])} episodes '
-            f'({dropped["train"]}); lower data.min_motion or data.horizon.'
+            f'expected windows to train on, got none out of {len(splits["train"])} episodes '
+            f'({dropped["train"]}); lower data.min_motion or data.horizon'
         )
     statistics = {name: compute_statistics(values) for name, values in columns['train'].items()}
     notes: tuple[str, ...] = ()
@@ -217,23 +217,23 @@ def _check(dataset: Dataset, config: DataConfig) -> None:
             advice, setting, names = 'depth has a setting of its own', 'depth', tuple(depth)
         flag = f'--config.data.{setting}="{names}"'.replace(' ', '')
         raise UserError(
-            f'Expected data.cameras out of {list(dataset.cameras)}, got {unknown or "none"}; '
-            f'{advice}, as in {flag} on the command line.'
+            f'expected data.cameras out of {list(dataset.cameras)}, got {unknown or "none"}; '
+            f'{advice}, as in {flag} on the command line'
         )
     if config.state_dim and len(dataset.state_names) != config.state_dim:
         raise UserError(
-            f'Expected states of width {config.state_dim} (data.state_dim), got '
+            f'expected states of width {config.state_dim} (data.state_dim), got '
             f'{len(dataset.state_names)} in {dataset.root}; choose the matching config or set '
-            'data.state_dim=0 to take any width.'
+            'data.state_dim=0 to take any width'
         )
     if config.on_bad_episode not in ON_BAD_EPISODE:
         raise UserError(
-            f'Expected data.on_bad_episode out of {ON_BAD_EPISODE}, got '
-            f'{config.on_bad_episode!r}; correct the config.'
+            f'expected data.on_bad_episode out of {ON_BAD_EPISODE}, got '
+            f'{config.on_bad_episode!r}; correct the config'
         )
     if config.resize not in STYLES:
         raise UserError(
-            f'Expected data.resize out of {STYLES}, got {config.resize!r}; correct the config.'
+            f'expected data.resize out of {STYLES}, got {config.resize!r}; correct the config'
         )
     check_values(config, len(dataset.state_names))
     for name in (
@@ -247,13 +247,12 @@ def _check(dataset: Dataset, config: DataConfig) -> None:
     ):
         if getattr(config, name) < 1:
             raise UserError(
-                f'Expected data.{name} of at least 1, got {getattr(config, name)}; '
-                'correct the config.'
+                f'expected data.{name} of at least 1, got {getattr(config, name)}; '
+                'correct the config'
             )
     if config.chunk > config.horizon:
         raise UserError(
-            f'Expected data.chunk up to data.horizon={config.horizon}, got '
-            f'{config.chunk}; lower it.'
+            f'expected data.chunk up to data.horizon={config.horizon}, got {config.chunk}; lower it'
         )
 
 

@@ -58,9 +58,9 @@ class Records:
         self._source = _open_source(self.directory, split, self.meta)
         if len(self._source) != len(self.index):
             raise UserError(
-                f'Expected {len(self.index)} windows in the {split} shards of {self.directory}, '
+                f'expected {len(self.index)} windows in the {split} shards of {self.directory}, '
                 f'got {len(self._source)}; the directory mixes two preparations, delete it and '
-                'prepare again.'
+                'prepare again'
             )
 
     def __len__(self) -> int:
@@ -88,8 +88,8 @@ class Records:
         except (DecodeError, OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f'Expected a readable record {number} in the {self.split} shards of '
-                f'{self.directory}, got "{reason}"; delete the directory and prepare it again.'
+                f'expected a readable record {number} in the {self.split} shards of '
+                f'{self.directory}, got "{reason}"; delete the directory and prepare it again'
             ) from error
 
     def _view(self, fields: Mapping[str, Any], name: str) -> np.ndarray:
@@ -126,7 +126,7 @@ def read_index(path: Path) -> Index:
     """
     if not path.is_file():
         raise UserError(
-            f'Expected {path}, got nothing there; run prepare_data.py --out={path.parent}.'
+            f'expected {path}, got nothing there; run prepare_data.py --out={path.parent}'
         )
     with np.load(path) as arrays:
         return Index(**{field.name: arrays[field.name] for field in dataclasses.fields(Index)})
@@ -142,16 +142,16 @@ def read_base_actions(
     """
     if not path.is_file():
         raise UserError(
-            f"Expected the base policy's actions at {path}, got nothing there; run "
-            f'prepare_data.py with a base on --out={path.parent}, or train without baselines.'
+            f"expected the base policy's actions at {path}, got nothing there; run "
+            f'prepare_data.py with a base on --out={path.parent}, or train without baselines'
         )
     with np.load(path) as arrays:
         base = arrays['base']
     if base.ndim != 4 or (base.shape[0], *base.shape[2:]) != expected:
         raise UserError(
-            f'Expected baselines of shape [{expected[0]} samples {expected[1]} {expected[2]}] in '
+            f'expected baselines of shape [{expected[0]} samples {expected[1]} {expected[2]}] in '
             f'{path}, got {list(base.shape)}; they belong to other shards, run prepare_data.py '
-            'again.'
+            'again'
         )
     return base.astype(np.float32)
 
@@ -164,20 +164,20 @@ def _open_source(directory: Path, split: str, meta: Meta) -> ArrayRecordDataSour
     """Random access to the serialised records of a split's shards, in order."""
     if not meta.windows[split]:
         raise UserError(
-            f'Expected windows in split {split} of {directory}, got none; prepare '
-            'with a larger fraction.'
+            f'expected windows in split {split} of {directory}, got none; prepare '
+            'with a larger fraction'
         )
     names = [name for name in sorted(meta.files) if name.startswith(f'{NAME}-{split}.')]
     gone = [name for name in names if not (directory / name).is_file()]
     if gone:
         raise UserError(
-            f'Expected {gone[0]} in {directory}, got nothing there; delete the directory and '
-            'prepare it again.'
+            f'expected {gone[0]} in {directory}, got nothing there; delete the directory and '
+            'prepare it again'
         )
     try:
         return ArrayRecordDataSource([str(directory / name) for name in names])
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f'Expected readable shards in {directory}, got "{reason}"; prepare them again.'
+            f'expected readable shards in {directory}, got "{reason}"; prepare them again'
         ) from error

@@ -35,7 +35,7 @@ def identity_of(config: DataConfig, root: Path) -> dict[str, Any]:
         typed(identity)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f'Expected data settings that {META} can hold, got {error}; correct the config.'
+            f'expected data settings that {META} can hold, got {error}; correct the config'
         ) from error
     return identity
 
@@ -61,8 +61,8 @@ def finished_meta(out: Path, identity: Mapping[str, Any], root: Path | None = No
         gone = [name for name in meta.files if not (out / name).is_file()]
         if gone:
             raise UserError(
-                f'Expected {gone[0]} in {out}, got a directory without it; delete '
-                f'{out} and run again.'
+                f'expected {gone[0]} in {out}, got a directory without it; delete '
+                f'{out} and run again'
             )
         clean_up(out)
         return meta
@@ -74,8 +74,8 @@ def finished_meta(out: Path, identity: Mapping[str, Any], root: Path | None = No
     )
     if foreign:
         raise UserError(
-            f'Expected a new or empty directory for --out, got {out} with {foreign[0]} in it; '
-            'name another.'
+            f'expected a new or empty directory for --out, got {out} with {foreign[0]} in it; '
+            'name another'
         )
     return None
 
@@ -86,8 +86,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(
-            f'Expected settings as JSON in {path}, got "{error}"; delete {path.parent} and run '
-            'again.'
+            f'expected settings as JSON in {path}, got "{error}"; delete {path.parent} and run '
+            'again'
         ) from error
 
 
@@ -117,8 +117,8 @@ def _compare(
             key == SOURCE and root is not None and have == source_digest(root)
         ):
             raise UserError(
-                f'Expected the {state} preparation in {out} to have {key}={wanted[key]}, got '
-                f'{have}; name another --out, or delete this one to start over.'
+                f'expected the {state} preparation in {out} to have {key}={wanted[key]}, got '
+                f'{have}; name another --out, or delete this one to start over'
             )
 
 

@@ -33,16 +33,16 @@ def split_episodes(
         or fractions[0] == 0
     ):
         raise UserError(
-            f'Expected data.split_fractions for {", ".join(SPLITS)} that add up to 1, '
-            f'got {tuple(fractions)}; correct them.'
+            f'expected data.split_fractions for {", ".join(SPLITS)} that add up to 1, '
+            f'got {tuple(fractions)}; correct them'
         )
     held_out = [
         max(1, round(fraction * len(episodes))) if fraction else 0 for fraction in fractions[1:]
     ]
     if sum(held_out) >= len(episodes):
         raise UserError(
-            f'Expected more than {sum(held_out)} episodes for the split {tuple(fractions)}, got '
-            f'{len(episodes)}; record more or set a fraction to 0.'
+            f'expected more than {sum(held_out)} episodes for the split {tuple(fractions)}, got '
+            f'{len(episodes)}; record more or set a fraction to 0'
         )
     order = np.random.default_rng(seed).permutation(np.sort(np.asarray(episodes)))
     cuts = np.cumsum([len(order) - sum(held_out), held_out[0]])
@@ -66,8 +66,8 @@ def _explicit(
             else 'none for train'
         )
         raise UserError(
-            f'Expected episode lists without overlap out of {min(episodes)} to {max(episodes)}, '
+            f'expected episode lists without overlap out of {min(episodes)} to {max(episodes)}, '
             f'got {problem}; correct data.train_episodes, data.calibration_episodes and '
-            'data.test_episodes.'
+            'data.test_episodes'
         )
     return {name: sorted(map(int, explicit.get(name, ()))) for name in SPLITS}

@@ -97,7 +97,7 @@ def choose_windows(counts: Mapping[str, int], wanted: int) -> list[tuple[str, in
     """
     if wanted < 1:
         raise UserError(
-            f'Expected at least one window to draw, got {wanted}; give --windows a larger number.'
+            f'expected at least one window to draw, got {wanted}; give --windows a larger number'
         )
     filled = {split: counts[split] for split in SPLITS if counts.get(split)}
     chosen = dict.fromkeys(list(filled)[:wanted], 1)

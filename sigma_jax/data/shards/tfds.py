@@ -146,7 +146,7 @@ def incoming(path: Path) -> Iterator[Path]:
         if not files.is_full_disk(error):
             raise
         raise UserError(
-            f'Expected room for {path}, got a full disk; free some and run the same command again.'
+            f'expected room for {path}, got a full disk; free some and run the same command again'
         ) from error
 
 
@@ -161,7 +161,7 @@ def told_full_disk(out: Path) -> Iterator[None]:
         if not files.is_full_disk(error):
             raise
         raise UserError(
-            f'Expected room in {out}, got a full disk; free some and run the same command again.'
+            f'expected room in {out}, got a full disk; free some and run the same command again'
         ) from error
 
 

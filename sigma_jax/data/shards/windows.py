@@ -55,12 +55,12 @@ def cut_windows(episode: Episode, *, horizon: int, stride: int, tail: str = 'dro
     """
     if tail not in TAILS:
         raise UserError(
-            f"Expected data.tail to be one of {TAILS}, got '{tail}'; choose one of them."
+            f"expected data.tail to be one of {TAILS}, got '{tail}'; choose one of them"
         )
     if horizon < 1 or stride < 1:
         raise UserError(
-            f'Expected horizon and stride of at least 1, got {horizon} and {stride}; '
-            'correct the config.'
+            f'expected horizon and stride of at least 1, got {horizon} and {stride}; '
+            'correct the config'
         )
     length = len(episode)
     frame = np.arange(0, length if tail == 'pad' else length - horizon + 1, stride)

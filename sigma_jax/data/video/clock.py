@@ -74,9 +74,9 @@ def check_video_clock(
     late = shown[0] * fps
     if abs(late) > TOLERANCE and abs(shown[0] - rows.since) * fps > TOLERANCE:
         raise UserError(
-            f'Expected the first frame of {place} at 0.000 s, got it at {shown[0]:.3f} s, '
+            f'expected the first frame of {place} at 0.000 s, got it at {shown[0]:.3f} s, '
             f'{late:+.2f} frames off, where readers of LeRobot disagree; write the video again '
-            'with a clock from 0 s.'
+            'with a clock from 0 s'
         )
     complete = len(shown) == rows.total
     wrong = _other_numbers(shown, times, fps, rows.before) if complete else {}
@@ -87,9 +87,9 @@ def check_video_clock(
         _check_end(shown, fps, rows, place)
     for row, number in wrong.items():
         raise UserError(
-            f'Expected frame {rows.before + row} of {place} at {times[row]:.3f} s, where row '
+            f'expected frame {rows.before + row} of {place} at {times[row]:.3f} s, where row '
             f'{row} is, got frame {number} of {len(shown)}; its clock skips, encode the video '
-            f'again at {fps:g} frames a second.'
+            f'again at {fps:g} frames a second'
         )
 
 
@@ -110,10 +110,10 @@ def _check_end(shown: np.ndarray, fps: float, rows: FileRows, place: str) -> Non
     lacking = rows.last * fps + rows.last_rows - 1 - shown[-1] * fps
     if lacking > SLIP:
         raise UserError(
-            f'Expected {rows.total} frames in {place}, one for every row of the episodes in it, '
+            f'expected {rows.total} frames in {place}, one for every row of the episodes in it, '
             f'got {len(shown)} that end {lacking:.0f} before the last row; the video is shorter '
             'than the rows and nothing tells which of them lost theirs, fetch or record it again '
-            'or leave out every episode in it.'
+            'or leave out every episode in it'
         )
 
 
@@ -130,9 +130,9 @@ def _check_rate(
     drift = abs(usual.mean() * fps - 1) * np.searchsorted(shown, times[-1])
     if drift > SLIP:
         raise UserError(
-            f'Expected {fps:g} frames a second in {place}, got {1 / usual.mean():.4g}; at '
+            f'expected {fps:g} frames a second in {place}, got {1 / usual.mean():.4g}; at '
             f'{times[-1]:.3f} s they are {drift:.1f} frames off, correct fps in meta/info.json or '
-            'encode the video again.'
+            'encode the video again'
         )
 
 

@@ -53,7 +53,7 @@ def read_frames(
     if not path.is_file():
         there = 'a folder' if path.is_dir() else 'nothing'
         raise UserError(
-            f'Expected a video at {place}, got {there} there; download or copy the data set again.'
+            f'expected a video at {place}, got {there} there; download or copy the data set again'
         )
     if not len(times):
         return
@@ -81,45 +81,44 @@ def _told(error: Exception, place: str, fps: float) -> UserError:
         seen = 'no frame at all' if last is None else f'a frame at {last:.3f} s'
         if last is not None and last > wanted:
             return UserError(
-                f'Expected a frame at {wanted:.3f} s in {place}, got {seen} as the next; a frame '
+                f'expected a frame at {wanted:.3f} s in {place}, got {seen} as the next; a frame '
                 f'is missing there or the clock is shaken, encode the video again at {fps:g} '
-                'frames a second.'
+                'frames a second'
             )
         return UserError(
-            f'Expected a frame at {wanted:.3f} s in {place}, got {seen} and none closer; '
-            'the video is shorter than the rows, fetch or record it again.'
+            f'expected a frame at {wanted:.3f} s in {place}, got {seen} and none closer; '
+            'the video is shorter than the rows, fetch or record it again'
         )
     reason = error.strerror if isinstance(error, av.error.FFmpegError) else type(error).__name__
     return UserError(
-        f'Expected a readable video at {place}, got "{reason}"; the file is truncated or damaged, '
-        'fetch it again.'
+        f'expected a readable video at {place}, got "{reason}"; the file is truncated or damaged, '
+        'fetch it again'
     )
 
 
 def _check_stream(container, place: str, fps: float, until: float) -> None:
     if not container.streams.video:
         raise UserError(
-            f'Expected a video stream in {place}, got none; the file is truncated, fetch it again.'
+            f'expected a video stream in {place}, got none; the file is truncated, fetch it again'
         )
     stream = container.streams.video[0]
     if stream.codec_context is None:
         raise UserError(
-            f'Expected a known video codec in {place}, got another; encode it again '
-            'as AV1 or H.264.'
+            f'expected a known video codec in {place}, got another; encode it again as AV1 or H.264'
         )
     rate = float(stream.average_rate or fps)
     # over fewer frames it is hardly defined
     if stream.frames >= 10 and abs(rate - fps) > RATE_TOLERANCE * fps:
         raise UserError(
-            f'Expected {fps:g} frames a second in {place}, got {rate:g}; correct fps in '
-            'meta/info.json or encode the video again.'
+            f'expected {fps:g} frames a second in {place}, got {rate:g}; correct fps in '
+            'meta/info.json or encode the video again'
         )
     length = stream.duration and max(stream.start_time or 0, 0) + stream.duration
     end = length and stream.time_base and float(length * stream.time_base)
     if end is not None and end <= until:
         raise UserError(
-            f'Expected frames up to {until:.3f} s in {place}, got {end:.3f} s; the video is '
-            'shorter than the rows, fetch or record it again.'
+            f'expected frames up to {until:.3f} s in {place}, got {end:.3f} s; the video is '
+            'shorter than the rows, fetch or record it again'
         )
 
 
@@ -157,8 +156,8 @@ def _colours(frame: av.VideoFrame, place: str) -> UInt8[np.ndarray, 'h x 3']:
             'name it in data.depth'
         )
         raise UserError(
-            f'Expected 8-bit colour in {place}, got {kind}, as depth is stored; leave out this '
-            f'camera{depth if kind.startswith("gray12") else ""}.'
+            f'expected 8-bit colour in {place}, got {kind}, as depth is stored; leave out this '
+            f'camera{depth if kind.startswith("gray12") else ""}'
         )
     return frame.to_ndarray(format='rgb24')
 
@@ -171,8 +170,8 @@ def _turns(frame: av.VideoFrame, place: str, size: tuple[int, int] | None) -> in
     lies = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
     if size is not None and size not in (lies, (frame.height, frame.width)):
         raise UserError(
-            f'Expected frames of {size[0]} x {size[1]} pixels in {place}, got {lies[0]} x '
+            f'expected frames of {size[0]} x {size[1]} pixels in {place}, got {lies[0]} x '
             f'{lies[1]} at {frame.time:.3f} s; correct the shape in meta/info.json or encode the '
-            'video again.'
+            'video again'
         )
     return turns

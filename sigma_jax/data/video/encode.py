@@ -40,8 +40,8 @@ class VideoSettings:
         """Raises UserError for an unknown codec."""
         if self.codec not in ENCODERS:
             raise UserError(
-                f'Expected a video codec of {sorted(ENCODERS)}; got {self.codec!r}; '
-                'choose one of these.'
+                f'expected a video codec of {sorted(ENCODERS)}, got {self.codec!r}; '
+                'choose one of these'
             )
 
 

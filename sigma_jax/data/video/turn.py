@@ -27,9 +27,9 @@ def quarter_turns(frame: av.VideoFrame, place: str) -> int:
         if (x, y) == step and tuple(numbers[2:] / 2**16) == (-step[1], step[0]):
             return turns
     raise UserError(
-        f'Expected a video turned by quarters in {place}, got the matrix '
+        f'expected a video turned by quarters in {place}, got the matrix '
         f'{(numbers / 2**16).tolist()}, which mirrors, scales or slants it; encode the video '
-        'again as it is to be seen.'
+        'again as it is to be seen'
     )
 
 

@@ -170,7 +170,7 @@ def check_report(report: Mapping[str, Any]) -> None:
     """Raises ValueError where a report is not as `SCHEMA` has it, naming the first place."""
     if found := violations(report, SCHEMA):
         raise ValueError(
-            f'a report must follow its schema, but {found[0]}; correct the code or the schema.'
+            f'a report must follow its schema, but {found[0]}; correct the code or the schema'
         )
 
 
