@@ -27,6 +27,7 @@ ROWS = (
     ('training',),
     ('ablations',),
     ('evaluation',),
+    ('api',),
     ('cli', 'sim'),
 )
 # Pure functions of arrays: no files, no clock, no printing.
@@ -76,10 +77,13 @@ def trees() -> dict[str, ast.Module]:
 @functools.cache
 def imports(name: str) -> frozenset[str]:
     """What a module imports anywhere in it: modules of ours as '.name', others by their first
-    part.
+    part. What the front door imports for type checkers alone is left out.
     """
     found = set()
-    for node in ast.walk(trees()[name]):
+    tree = trees()[name]
+    unread = [n for n in tree.body if name == '__init__' and _for_types(n)]
+    left_out = {node for block in unread for node in ast.walk(block)}
+    for node in (node for node in ast.walk(tree) if node not in left_out):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -88,6 +92,10 @@ def imports(name: str) -> frozenset[str]:
     return frozenset(
         _ours(path) if path.startswith('sigma_jax') else path.split('.')[0] for path in found
     )
+
+
+def _for_types(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING'
 
 
 def _ours(path: str) -> str:

@@ -7,7 +7,13 @@ import pathlib
 from collections.abc import Iterator
 
 PACKAGE = 'sigma_jax'
+DOOR = f'{PACKAGE}/__init__.py'
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def for_types(node: ast.stmt) -> bool:
+    """Whether a statement is the block that only type checkers read."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +43,14 @@ class Module:
 
     @functools.cached_property
     def imports(self) -> list[tuple[str, int]]:
-        """(full dotted path of what is imported, line), for every import anywhere in it."""
+        """(full dotted path of what is imported, line), for every import anywhere in it.
+
+        What the package's front door imports for type checkers alone is left out.
+        """
         found = []
-        for node in ast.walk(self.tree):
+        unread = [n for n in self.tree.body if self.file == DOOR and for_types(n)]
+        left_out = {node for block in unread for node in ast.walk(block)}
+        for node in (node for node in ast.walk(self.tree) if node not in left_out):
             if isinstance(node, ast.Import):
                 found += [(alias.name, node.lineno) for alias in node.names]
             elif isinstance(node, ast.ImportFrom):

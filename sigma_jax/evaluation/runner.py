@@ -74,7 +74,7 @@ def load_with(library: Library) -> Callable[[pathlib.Path, Console], Any]:
 
 def run(
     request: Request,
-    console: Console,
+    console: Console | None = None,
     load: Callable[[pathlib.Path, Console], Any] | None = None,
 ) -> tuple[dict, pathlib.Path]:
     """Evaluates what `load` finds in the training folder, writes the files, returns the report and
@@ -82,6 +82,7 @@ def run(
 
     Raises UserError for an unknown split, unfinished training, or shards of another base.
     """
+    console = console or Console(stderr=True)
     check_splits(request.splits, request.stress)
     library, decoded = Library(), Decoded()
     trained = (load or load_with(library))(request.workdir, console)

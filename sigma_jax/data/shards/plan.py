@@ -95,7 +95,7 @@ class DataConfig:
             )
         rows = {name: value for name, value in settings.items() if value not in (None, '')}
         check_rows(cls, rows, 'config.data.')
-        return cls(**{**settings, 'resize': settings['resize'] or STYLES[0]})
+        return cls(**settings)
 
     def settings(self) -> dict[str, Any]:
         """All settings that shape the result, as JSON would give them back; paths are told by
@@ -103,7 +103,7 @@ class DataConfig:
         """
         paths = {'source', 'tokenizer', 'stats_from', 'env_file'}
         kept = {key: value for key, value in dataclasses.asdict(self).items() if key not in paths}
-        return json.loads(json.dumps(kept))
+        return json.loads(json.dumps(kept | {'resize': self.resize or STYLES[0]}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _check(dataset: Dataset, config: DataConfig) -> None:
             f'expected data.on_bad_episode out of {ON_BAD_EPISODE}, got '
             f'{config.on_bad_episode!r}; correct the config'
         )
-    if config.resize not in STYLES:
+    if config.resize not in ('', *STYLES):
         raise UserError(
             f'expected data.resize out of {STYLES}, got {config.resize!r}; correct the config'
         )

@@ -25,6 +25,7 @@ from sigma_jax.data.shards.windows import Windows, first_windows
 from sigma_jax.data.sources import Dataset, open_source
 from sigma_jax.data.video.spare_frames import spare_notes
 from sigma_jax.processing import images
+from sigma_jax.processing.images import STYLES
 from sigma_jax.processing.normalize import norm_stats_json
 
 Progress = Callable[[int, int], None]
@@ -65,7 +66,7 @@ def prepare(
       UserError: bad source or settings, another writer, a full disk, or a directory that holds
         something else.
     """
-    out = Path(out)
+    out, config = Path(out), dataclasses.replace(config, resize=config.resize or STYLES[0])
     dataset = open_source(config.source, config)
     accept(dataset)
     identity = identity_of(config, dataset.root)

@@ -1,0 +1,93 @@
+"""Trainings against their frozen base, simple arms and each other, as a report."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sigma_jax.evaluation import runner
+from sigma_jax.evaluation.compare import runs
+from sigma_jax.evaluation.measure import EvaluationConfig
+from sigma_jax.evaluation.replay_shards import SPLITS
+from sigma_jax.sigma import adapter as inference_adapter
+from sigma_jax.training.compilation import keep_programs
+from sigma_jax.training.folder import RunFolder
+
+Folder = str | pathlib.Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` has measured and written.
+
+    Attributes:
+      report: everything, as sigma_eval_report.json has it.
+      folder: where the files are.
+    """
+
+    report: Mapping[str, Any]
+    folder: pathlib.Path
+
+    @property
+    def report_file(self) -> pathlib.Path:
+        """The report as JSON."""
+        return self.folder / runner.REPORT
+
+    @property
+    def page(self) -> pathlib.Path:
+        """The report to read."""
+        return self.folder / runner.PAGE
+
+
+def evaluate(
+    workdir: Folder | Sequence[Folder],
+    *,
+    shards: Folder | None = None,
+    out: Folder | None = None,
+    splits: Sequence[str] = SPLITS,
+    adapter: str = 'default',
+    episodes_at_once: int = 4,
+    stress: bool = False,
+    robustness: bool = False,
+) -> Evaluation:
+    """Evaluates trained Sigmas on recorded episodes, and writes a report.
+
+    Args:
+      workdir: folder of a finished training, or one with rows/<row>/seed<k>/ in it; several
+        compare. 'NAME=PATH' names the row of a training folder.
+      shards: prepared shards; None are those it was trained on.
+      out: where the report goes; None is the training folder (of several: the first one given).
+      splits: some of 'train', 'calibration' and 'test'; the adapter is fitted on calibration.
+      adapter: 'default' (max_scale chosen on calibration) or 'paper'.
+      episodes_at_once: whole episodes a batch.
+      stress: stress tests of the adapter too; four more replays of the last split.
+      robustness: nine perturbations too; each samples the base on every window anew.
+
+    Returns:
+      The report and where its files are.
+
+    Raises:
+      UserError: no finished training, trainings that do not go together, shards of another base or
+        with episodes that a training learned from, or a folder that cannot be written to.
+    """
+    given = [workdir] if isinstance(workdir, str | pathlib.Path) else list(workdir)
+    paths = [str(path) for path in given]
+    found, left_out = runs.find(paths)
+    head = runs.lead(found)
+    several = len(found) > 1 or bool(left_out)
+    if out is None and several:
+        out = runs.split_name(paths[0])[1]
+    request = runner.Request(
+        head.folder,
+        None if shards is None else pathlib.Path(shards),
+        None if out is None else pathlib.Path(out),
+        tuple(splits),
+        episodes_at_once,
+        EvaluationConfig(adapter=inference_adapter.preset(adapter)),
+        rows=tuple(found) if several else (),
+        left_out=tuple(left_out),
+        stress=stress,
+        robustness=robustness,
+    )
+    keep_programs(RunFolder(head.folder).config().compilation_cache)
+    return Evaluation(*runner.run(request))

@@ -1,0 +1,72 @@
+"""`import sigma_jax as sj`: light until a name is used, and complete for people and for tools."""
+
+import ast
+import json
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+import sigma_jax as sj
+
+ROOT = pathlib.Path(__file__).parents[1]
+SOURCE = ast.parse((ROOT / 'sigma_jax' / '__init__.py').read_text())
+
+
+def run(code: str) -> subprocess.CompletedProcess:
+    """Python code in a process of its own."""
+    command = [sys.executable, '-c', code]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def for_type_checkers() -> dict[str, str]:
+    """{name: full path} of what the front door imports where only type checkers read."""
+    block = next(n for n in SOURCE.body if isinstance(n, ast.If))
+    assert ast.unparse(block.test) == 'TYPE_CHECKING'
+    return {
+        alias.asname or alias.name: f'{node.module}.{alias.name}'
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def test_the_import_alone_loads_no_jax_and_none_of_our_modules():
+    code = (
+        'import json, sys; before = set(sys.modules); import sigma_jax as sj; dir(sj)\n'
+        'print(json.dumps(sorted(set(sys.modules) - before)))'
+    )
+    loaded = json.loads(run(code).stdout)
+    assert 'sigma_jax' in loaded
+    heavy = {'jax', 'flax', 'numpy', 'orbax', 'absl', 'rich', 'ml_collections'}
+    assert not heavy & {name.partition('.')[0] for name in loaded}
+    assert [name for name in loaded if name.startswith('sigma_jax.')] == []
+
+
+def test_opening_data_loads_no_jax():
+    code = 'import sys; import sigma_jax as sj; sj.open_shards; print("jax" in sys.modules)'
+    assert run(code).stdout.strip() == 'False'
+
+
+def test_every_public_name_is_there_and_type_checkers_see_the_same():
+    seen = for_type_checkers()
+    assert set(seen) == set(sj.__all__) and sorted(sj.__all__) == list(sj.__all__)
+    assert set(dir(sj)) == {*sj.__all__, '__version__'}
+    for name, path in seen.items():
+        module, _, inner = path.rpartition('.')
+        found = getattr(sj, name)
+        if isinstance(found, types.ModuleType):
+            assert found.__name__ == path
+        else:
+            assert (found.__module__, found.__qualname__) == (module, inner), name
+
+
+def test_every_public_name_says_what_it_is():
+    assert [name for name in sj.__all__ if not (getattr(sj, name).__doc__ or '').strip()] == []
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'sigma_jax' has no attribute 'trian'"):
+        _ = sj.trian
