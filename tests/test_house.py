@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT / 'tools'))
 import house  # noqa: E402
 import house_built  # noqa: E402
 import house_counts  # noqa: E402
+import house_prose  # noqa: E402
 import house_reads  # noqa: E402
 import house_tree  # noqa: E402
 
@@ -355,13 +356,13 @@ def test_positional_parameters_of_public_functions(tmp_path, text, count):
     assert house_counts.positional(one_module(tmp_path, text))[0][0] == count
 
 
-def test_lengths_run_from_def_to_end_in_package_and_scripts(tmp_path):
+def test_lengths_run_from_def_to_end_without_docstring_in_package_and_scripts(tmp_path):
     text = '@mark\ndef f():\n    """One."""\n\n    def g():\n        pass\n    return g'
     test = 'def test():\n    a\n    b\n'
     sizes = house_counts.lengths(build(tmp_path, one=text, top_run='def h(): pass', tests_x=test))
-    assert [(n, place.what.split()[0]) for n, place in sizes] == [(6, 'f'), (2, 'g'), (1, 'h')]
+    assert [(n, place.what.split()[0]) for n, place in sizes] == [(5, 'f'), (2, 'g'), (1, 'h')]
     largest, above = house.most(sizes, 2)
-    assert largest == 6 and lines(above) == [('one.py', 2)]
+    assert largest == 5 and lines(above) == [('one.py', 2)]
 
 
 def test_mocks_are_counted_outside_tests(tmp_path):
@@ -401,3 +402,51 @@ def test_wide_lines_and_lines_of_tests(tmp_path):
     found = build(tmp_path, one=f'{"x" * 100}\n{"x" * 101}\n', tests_x=f'# {"ä" * 99}\n')
     assert lines(house_counts.wide_lines(found)) == [('one.py', 2), ('x.py', 1)]
     assert house_counts.test_lines(found) == (1, 2)
+
+
+# --- docstrings
+
+ARGS = '"""One.\n\n    Args:\n      a: one\n        more: of it.\n      b: two.\n    """'
+
+
+@pytest.mark.parametrize(
+    ('text', 'count'),
+    [
+        (f'def f(a, *, b=1):\n    {ARGS}', 0),
+        (f'def f(a):\n    {ARGS}', 1),  # b is gone
+        (f'def f(a, b, c):\n    {ARGS}', 1),
+        ('def f(a):\n    """Of `a`."""', 1),
+        ('def f(a): pass', 1),
+        ('def f(): pass\ndef _g(a): pass', 0),
+        ('def f(_): pass\ndef g(*_, **__): pass', 0),
+        (f'def f(*a, **b):\n    {ARGS.replace("a:", "*a:").replace("b:", "**b:")}', 0),
+        (f'def f(*a, **b):\n    {ARGS}', 1),
+        ('class A:\n    def f(self): pass\n    def g(self, a): pass', 1),
+        (f'class A:\n    {ARGS}\n    def __init__(self, a, b): pass', 0),
+        (f'class A:\n    {ARGS}\n    def __call__(self, a, b): pass', 1),
+        ('class _A:\n    def f(self, a): pass', 0),
+    ],
+)
+def test_functions_whose_args_are_not_their_parameters(tmp_path, text, count):
+    assert len(house_prose.undescribed(one_module(tmp_path, text))) == count
+
+
+SAID = '"""One.\n\n    Raises:\n      UserError: something.\n    """'
+
+
+@pytest.mark.parametrize(
+    ('text', 'count'),
+    [
+        ('def f():\n    raise UserError("x")', 1),
+        (f'def f():\n    {SAID}\n    raise UserError("x")', 0),
+        ('def f():\n    """Raises UserError."""\n    raise errors.UserError("x")', 1),
+        ('def f():\n    if x:\n        raise UserError("x") from error', 1),
+        ('def f():\n    raise ValueError("x")\n    raise', 0),
+        ('def f():\n    def g():\n        raise UserError("x")\n    return g', 0),
+        ('def f():\n    g()\ndef _g():\n    raise UserError("x")', 0),
+        (f'class A:\n    {SAID}\n    def __init__(self):\n        raise UserError("x")', 0),
+        ('class A:\n    def f(self):\n        raise UserError("x")', 1),
+    ],
+)
+def test_functions_that_raise_and_do_not_say_so(tmp_path, text, count):
+    assert len(house_prose.unraised(one_module(tmp_path, text))) == count

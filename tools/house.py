@@ -7,7 +7,8 @@
 `house.toml` holds for each count the limit of today and the target, and the names that some counts
 go by. What has grown is to be brought down again; what has fallen, to be recorded (a limit falls no
 further than its target): `tests/test_house.py` asks for both. How each is counted stands in
-`house_counts.py`, `house_built.py` and `house_reads.py`. Exit status 0: all keep their limits.
+`house_counts.py`, `house_built.py`, `house_reads.py` and `house_prose.py`. Exit status 0: all keep
+their limits.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from typing import Any
 
 import house_built
 import house_counts
+import house_prose
 from house_reads import reads
 from house_tree import House, Place, read
 
@@ -110,7 +112,7 @@ def counts(house: House, settings: dict[str, Any]) -> list[Count]:
     add_most(
         'positional', 'positional parameters of a public function', house_counts.positional(house)
     )
-    add_most('lines', 'lines of the longest function', house_counts.lengths(house))
+    add_most('lines', 'lines of the longest function, no docstring', house_counts.lengths(house))
     add_places('back_arrows', 'imports against the order of rows', house_counts.back_arrows, order)
     add_places('circles', 'modules that reach themselves by imports', house_counts.circles)
     add_places('mocks', 'imports of unittest.mock outside tests', house_counts.mocks)
@@ -122,6 +124,10 @@ def counts(house: House, settings: dict[str, Any]) -> list[Count]:
         *own,
     )
     add_places('wide', 'lines over 100 columns', house_counts.wide_lines)
+    add_places(
+        'args', 'public functions whose Args are not their parameters', house_prose.undescribed
+    )
+    add_places('raises', 'public functions with an unsaid UserError', house_prose.unraised)
     share = f'{settings["tests_percent"]} % of sigma_jax/ (now {100 * tests // package} %)'
     add('tests', f'lines of tests short of {share}', max(floor - tests, 0), [])
     return found
