@@ -24,7 +24,7 @@ from sigma_jax.types import Actions
 
 
 class ActionConditionProjector(nn.Module):
-    """c_act = P_act(pool(r_high), tau): an MLP on the normalised pool beside tau (paper 3.3)."""
+    """c_act = P_act(pool(r_high), tau): an MLP on [normalised pool ; tau] (paper 3.3)."""
 
     hidden: int
     d_tau: int
@@ -34,6 +34,15 @@ class ActionConditionProjector(nn.Module):
     def __call__(
         self, pooled: Float[Array, 'b d'], tau: Float[Array, 'b e']
     ) -> Float[Array, 'b e']:
+        """The action condition of each window.
+
+        Args:
+          pooled: mean of r_high over its valid tokens, float32.
+          tau: telepathy factor.
+
+        Returns:
+          c_act, as wide as tau.
+        """
         x = jnp.concatenate([Norm(name='norm')(pooled), tau], axis=-1)
         return Mlp(self.hidden, self.d_tau, self.dtype, name='mlp')(x)
 
@@ -53,6 +62,15 @@ class ActionQueryGenerator(nn.Module):
     def __call__(
         self, state_tokens: Float[Array, 'b n d'], c_act: Float[Array, 'b e']
     ) -> Float[Array, 'b q z']:
+        """The action queries of each window.
+
+        Args:
+          state_tokens: S, from the vision workspace.
+          c_act: action condition.
+
+        Returns:
+          q, `num_queries` tokens of `width`.
+        """
         seed = self.param('seed', nn.initializers.normal(1.0), (self.num_queries, self.width))
         seed = jnp.broadcast_to(seed, (c_act.shape[0], *seed.shape))
         s = Linear(self.width, self.dtype, bias=False, name='w_s')(state_tokens)
@@ -77,10 +95,25 @@ class ActionTokenHead(nn.Module):
         self.detokenizer = Linear(self.action_dim, self.dtype, zero=True)
 
     def __call__(self, query: Float[Array, 'b q z']) -> Float[Array, 'b a']:
+        """The first action of each window, as a residual in units of action_std.
+
+        Args:
+          query: action queries.
+
+        Returns:
+          One action of `action_dim` joints.
+        """
         return self.detokenise(self.tokens(query))
 
     def detokenise(self, tokens: Float[Array, 'b q z']) -> Float[Array, 'b a']:
-        """Action tokens side by side, through one linear map."""
+        """All action tokens of a window as one vector, through gelu and one linear map.
+
+        Args:
+          tokens: low-dimensional action tokens, [b q token_dim].
+
+        Returns:
+          One action of `action_dim` joints.
+        """
         return self.detokenizer(nn.gelu(tokens).reshape(*tokens.shape[:-2], -1))
 
 
@@ -94,6 +127,14 @@ class ActionChunkHead(nn.Module):
 
     @nn.compact
     def __call__(self, query: Float[Array, 'b q z']) -> Float[Array, 'b c a']:
+        """The first `chunk` actions of each window, as residuals in units of action_std.
+
+        Args:
+          query: action queries; their mean is read.
+
+        Returns:
+          `chunk` actions of `action_dim` joints.
+        """
         head = Mlp(self.hidden, self.chunk * self.action_dim, self.dtype, zero_out=True, name='mlp')
         return head(jnp.mean(query, axis=-2)).reshape(
             *query.shape[:-2], self.chunk, self.action_dim
@@ -111,6 +152,15 @@ class TelepathyResidualHead(nn.Module):
 
     @nn.compact
     def __call__(self, pooled: Float[Array, 'b d'], tau: Float[Array, 'b e']) -> Actions:
+        """The explicit residuals of each window, in units of action_std.
+
+        Args:
+          pooled: mean of r_high over its valid tokens, float32.
+          tau: telepathy factor.
+
+        Returns:
+          A residual for each branch; zeros in an untrained head.
+        """
         x = jnp.concatenate([Norm(name='norm')(pooled), tau], axis=-1)
         steps = 1 + self.chunk + self.horizon
         y = Mlp(self.hidden, steps * self.action_dim, self.dtype, zero_out=True, name='mlp')(x)
@@ -121,7 +171,9 @@ class TelepathyResidualHead(nn.Module):
 
 
 class ActionTrajectoryWorkspace(nn.Module):
-    """The parts above; all residuals are in units of action_std."""
+    """The parts above in the paper's order; all residuals are in units of action_std
+    (docs/design.md, "Actions as residuals").
+    """
 
     config: SigmaConfig
 
@@ -142,7 +194,16 @@ class ActionTrajectoryWorkspace(nn.Module):
     def condition(
         self, r_high: Float[Array, 'b s d'], mask: Bool[Array, 'b s'], tau: Float[Array, 'b e']
     ) -> Float[Array, 'b e']:
-        """c_act = P_act(pool(r_high), tau)."""
+        """c_act = P_act(pool(r_high), tau).
+
+        Args:
+          r_high: hidden sequence that the action workspace reads, float32.
+          mask: true for its valid tokens.
+          tau: telepathy factor.
+
+        Returns:
+          The action condition.
+        """
         return self.condition_projector(masked_mean(r_high, mask), tau)
 
     def branches(
@@ -153,7 +214,18 @@ class ActionTrajectoryWorkspace(nn.Module):
         state_tokens: Float[Array, 'b n d'],
         start: Float[Array, 'b t a'] | None = None,
     ) -> Actions:
-        """vec = detokenise(H_A(q)), chk = H_B(q), traj = D_traj(q, r_high, c_act)."""
+        """vec = detokenise(H_A(q)), chk = H_B(q), traj = D_traj(q, r_high, c_act).
+
+        Args:
+          r_high: hidden sequence that the action workspace reads, float32.
+          mask: true for its valid tokens.
+          c_act: action condition.
+          state_tokens: from the vision workspace.
+          start: x_0 of the trajectory branch, in units of action_std; None starts from zeros.
+
+        Returns:
+          The residuals of the three branches.
+        """
         query = self.query_generator(state_tokens, c_act)
         trajectory = self.trajectory(query, r_high, mask, c_act, start)
         return Actions(vec=self.token_head(query), chk=self.chunk_head(query), traj=trajectory)
@@ -161,14 +233,32 @@ class ActionTrajectoryWorkspace(nn.Module):
     def telepathic(
         self, r_high: Float[Array, 'b s d'], mask: Bool[Array, 'b s'], tau: Float[Array, 'b e']
     ) -> Actions:
-        """g([pool(r_high) ; tau])."""
+        """g([pool(r_high) ; tau]).
+
+        Args:
+          r_high: hidden sequence that the action workspace reads, float32.
+          mask: true for its valid tokens.
+          tau: telepathy factor.
+
+        Returns:
+          One more residual for each of the three branches.
+        """
         return self.residual_head(masked_mean(r_high, mask), tau)
 
 
 @jax.custom_jvp
 def add_residual(base: Array, residual: Array) -> Array:
-    """base + residual; where the residual is zero, exactly base (plain addition turns -0.0 into
-    0.0).
+    """base + residual, and exactly base where the residual is zero.
+
+    Plain addition would turn a base of -0.0 into 0.0, so that an untrained Sigma would not give
+    back its base bit for bit. The gradient is that of the sum everywhere.
+
+    Args:
+      base: any shape.
+      residual: of the same shape and units.
+
+    Returns:
+      The sum.
     """
     return jnp.where(residual == 0, base, base + residual)
 
@@ -184,8 +274,25 @@ def apply_residual(
     action_std: Float[Array, 'a'],
     gate: float | Float[Array, ''] = 1.0,
 ) -> Actions:
-    """actions = base + action_std * residual, raw units; gate 0: action_std * residual
-    (docs/design.md, "Actions as residuals").
+    """actions = base + action_std * residual (paper 4.2.1; docs/design.md, "Actions as residuals").
+
+    Args:
+      residual: in units of `action_std`.
+      base: the frozen policy's actions, raw units.
+      action_std: standard deviation of each joint's training actions, raw units.
+      gate: an ablation gate; 0 leaves the base out and gives action_std * residual.
+
+    Returns:
+      Actions in raw units.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.sigma.action import apply_residual
+      >>> from sigma_jax.types import Actions
+      >>> base = Actions.from_trajectory(jnp.full((1, 4, 2), 10.0), chunk=2)
+      >>> residual = Actions.from_trajectory(jnp.ones((1, 4, 2)), chunk=2)
+      >>> apply_residual(residual, base, action_std=jnp.array([0.5, 2.0])).vec.tolist()
+      [[10.5, 12.0]]
     """
 
     def one(residual, base):
@@ -196,10 +303,25 @@ def apply_residual(
 
 
 def fuse_actions(actions: Actions) -> Float[Array, 'b t a']:
-    """u = phi(vec, chk, traj): the mean of the branches that cover a step (paper 3.3; weights are
-    ours).
+    """u = phi(vec, chk, traj): each step is the mean of the branches that cover it (paper 3.3;
+    equal weights are ours).
 
-    Written as corrections to `traj`, so that branches which agree give back exactly their value.
+    It is written as corrections to `traj`, so that branches which agree give back exactly their
+    value.
+
+    Args:
+      actions: the three branches, raw units.
+
+    Returns:
+      One trajectory, raw units.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.sigma.action import fuse_actions
+      >>> from sigma_jax.types import Actions
+      >>> vec, chk = jnp.full((1, 1), 3.0), jnp.full((1, 2, 1), 6.0)
+      >>> fuse_actions(Actions(vec=vec, chk=chk, traj=jnp.zeros((1, 4, 1)))).ravel().tolist()
+      [3.0, 3.0, 0.0, 0.0]
     """
     c = actions.chk.shape[-2]
     first, chunk = actions.traj[..., :1, :], actions.traj[..., 1:c, :]
@@ -211,11 +333,26 @@ def fuse_actions(actions: Actions) -> Float[Array, 'b t a']:
 def low_level_controller(
     command: Float[Array, 'b t a'], config: SigmaConfig, previous: Float[Array, 'b a'] | None = None
 ) -> Float[Array, 'b t a']:
-    """motor_commands = C_low(u): joint limits, then at most `joint_rate` from one step to the next
-    (paper 3.3).
+    """motor_commands = C_low(u): joint limits, then a limit on the change between steps (paper
+    3.3).
 
-    All in raw units. `previous` is the command before the first step, or the measured joint
-    position; without it the first step has no rate limit.
+    Args:
+      command: commands u, raw units.
+      config: `joint_low`, `joint_high` and `joint_rate` (per step) in raw units; None: no limit.
+      previous: the command before the first step or the measured joint position, raw units; without
+        it the first step has no rate limit.
+
+    Returns:
+      Commands within the limits, raw units.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.sigma.action import low_level_controller
+      >>> from sigma_jax.sigma.config import SigmaConfig
+      >>> config = SigmaConfig(action_dim=1, joint_high=(5.0,), joint_rate=(2.0,))
+      >>> command = jnp.array([[[1.0], [9.0], [9.0]]])
+      >>> low_level_controller(command, config).ravel().tolist()
+      [1.0, 3.0, 5.0]
     """
     a = config.action_dim
     low, high, rate = (

@@ -2,16 +2,19 @@
 docs/design.md, "Inference adapter").
 
     residual = actions - a_base
-    ratio = |S^-1 residual|             drift = |rms(tau) - tau_target| / tau_target   mis = 1 - cos(tau, c_act0)
+    ratio = |S^-1 residual|
+    drift = |rms(tau) - tau_target| / tau_target
+    mis   = 1 - cos(tau, c_act0)
     risk  = k_ratio relu(ratio - ratio_ok) + k_tau relu(drift - drift_ok) + k_mis relu(mis - mis_ok)
     scale = min_scale + (max_scale - min_scale) exp(-risk), below 1e-3 exactly 0
     adapted = a_base + scale * residual
 
-`S` is the spread of calibration residuals, all three branches side by side: a standard deviation
-for every entry, and the `rank` directions in which they vary together; `ratio` is 1 in the mean
-square there. A small residual blown up ten times is no larger than a large true one, but it is
-large in directions in which true ones are small: a spread for each joint alone lets it pass. All
-functions are pure and treat each window by itself.
+`S` describes how calibration residuals vary, all three branches in one vector: the standard
+deviation of every entry, and the `rank` directions in which entries vary together. The mean of
+`ratio` squared is 1 on calibration windows. Directions are needed because a small residual that is
+scaled up ten times is no larger than a large true one; it is only large in directions in which true
+ones are small, and a standard deviation for each joint alone does not see that. All functions are
+pure and treat each window by itself.
 """
 
 from collections.abc import Mapping
@@ -75,7 +78,9 @@ class AdapterState:
 
 @struct.dataclass
 class Reasons:
-    """Why a window got its scale: the signals, each one's share of the risk, and the flag."""
+    """Why a window got its scale: the three signals, what each adds to the risk, and whether it was
+    not finite.
+    """
 
     ratio: Float[Array, 'b']
     drift: Float[Array, 'b']
@@ -87,8 +92,17 @@ class Reasons:
 
 
 def preset(name: str) -> AdapterConfig:
-    """'default' (max_scale chosen on calibration episodes) or 'paper' (min 0, max 1.25 as they
-    are).
+    """The settings of a named preset.
+
+    Args:
+      name: 'default' (`max_scale` is chosen on calibration episodes) or 'paper' (min 0 and max 1.25
+        as they are, paper 4.3).
+
+    Returns:
+      Settings for `fit`.
+
+    Raises:
+      UserError: there is no preset of that name.
     """
     presets = {'default': AdapterConfig(), 'paper': AdapterConfig(choose_max_scale=False)}
     if name not in presets:
@@ -105,9 +119,39 @@ def adapt(
     c_act0: Float[Array, 'b e'],
     state: AdapterState,
 ) -> tuple[Actions, Float[Array, 'b'], Float[Array, 'b'], Reasons]:
-    """Adapted actions, scale, risk and reasons.
+    """The residual scaled by how far it is trusted (paper 4.3; formulas in the module's first
+    lines).
 
-    A non-finite residual, tau or c_act0 gives scale 0 and infinite risk, hence the base action.
+    Where residual, tau or c_act0 is not finite, the scale is 0 and the risk infinite: the base
+    action comes back.
+
+    Args:
+      base: the frozen policy's actions, raw units.
+      actions: Sigma's actions, raw units.
+      tau: telepathy factor.
+      c_act0: action condition of pass 1, which never saw tau.
+      state: levels and scales found by `fit`.
+
+    Returns:
+      adapted: actions in raw units; exactly `base` where the scale is 0.
+      scale: factor of each window's residual, 0 or between 1e-3 and `max_scale`.
+      risk: of each window, 0 or more.
+      reasons: the signals and their shares of the risk.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from sigma_jax.sigma import adapter
+      >>> from sigma_jax.types import Actions
+      >>> r = jax.random.normal(jax.random.key(0), (64, 4, 2))
+      >>> base = Actions.from_trajectory(jnp.zeros((64, 4, 2)), chunk=2)
+      >>> actions = Actions.from_trajectory(r, chunk=2)
+      >>> tau = jnp.ones((64, 3))
+      >>> state = adapter.fit(base, actions, actions, tau, tau, adapter.preset('paper'))
+      >>> adapter.adapt(base, actions, tau, tau, state)[1][:3].tolist()
+      [1.25, 1.25, 1.25]
+      >>> far = Actions.from_trajectory(10 * r, chunk=2)
+      >>> adapter.adapt(base, far, tau, tau, state)[1][:3].tolist()
+      [0.0, 0.0, 0.0]
     """
     residual = jax.tree.map(jnp.subtract, actions, base)
     finite = all_finite(residual.vec, residual.chk, residual.traj, tau, c_act0)
@@ -132,11 +176,25 @@ def fit(
     c_act0: Float[Array, 'b e'],
     config: AdapterConfig,
 ) -> AdapterState:
-    """Fits every level, and max_scale where asked, on calibration windows; all actions in raw
-    units.
+    """Fits the adapter on calibration windows; all actions are in raw units.
 
-    max_scale minimises the mean, over the three branches, of adapted error relative to the base's.
-    Windows with a non-finite residual or tau are left out; raises UserError when none is left.
+    The levels are quantiles of the signals times `ok_margin`. `max_scale`, where it is to be
+    chosen, minimises the mean over the three branches of adapted error relative to the base's
+    error. Windows with a residual, tau or c_act0 that is not finite are left out.
+
+    Args:
+      base: the frozen policy's actions.
+      actions: Sigma's actions.
+      target: the recorded actions.
+      tau: telepathy factor.
+      c_act0: action condition of pass 1, which never saw tau.
+      config: settings, such as `preset('default')`.
+
+    Returns:
+      The state that `adapt` takes.
+
+    Raises:
+      UserError: no window is left.
     """
     residual = jax.tree.map(jnp.subtract, actions, base)
     keep = np.asarray(all_finite(residual.vec, residual.chk, residual.traj, tau, c_act0))
@@ -168,7 +226,16 @@ def fit(
 
 @jax.jit
 def score_max_scales(candidates: Float[Array, 'm'], *windows_and_state: Any) -> Float[Array, 'm']:
-    """`relative_error` of the same windows at every candidate for max_scale."""
+    """`relative_error` of the same windows at every candidate for max_scale.
+
+    Args:
+      candidates: values of `max_scale`.
+      *windows_and_state: base, actions, target, tau, c_act0 and state, as `relative_error` takes
+        them.
+
+    Returns:
+      One error for each candidate.
+    """
     base, actions, target, tau, c_act0, state = windows_and_state
 
     def score(max_scale: Array) -> Array:
@@ -187,7 +254,19 @@ def relative_error(
     c_act0: Float[Array, 'b e'],
     state: AdapterState,
 ) -> Float[Array, '']:
-    """Mean over the three branches of adapted squared error / base squared error."""
+    """Mean over the three branches of adapted squared error / base squared error.
+
+    Args:
+      base: the frozen policy's actions, raw units.
+      actions: Sigma's actions, raw units.
+      target: the recorded actions, raw units.
+      tau: telepathy factor.
+      c_act0: action condition of pass 1.
+      state: the adapter.
+
+    Returns:
+      A number without units; 1 is the base's own error.
+    """
     adapted = adapt(base, actions, tau, c_act0, state)[0]
     ratios = jax.tree.map(
         lambda x, a, y: (
@@ -203,7 +282,19 @@ def relative_error(
 def signals(
     residual: Actions, tau: Float[Array, 'b e'], c_act0: Float[Array, 'b e'], state: AdapterState
 ) -> tuple[Float[Array, 'b'], Float[Array, 'b'], Float[Array, 'b']]:
-    """ratio, drift, mis: none has units, none is negative."""
+    """What the risk is made of: ratio, drift and mis (formulas in the module's first lines).
+
+    Args:
+      residual: actions less base actions, raw units.
+      tau: telepathy factor.
+      c_act0: action condition of pass 1.
+      state: the adapter.
+
+    Returns:
+      ratio: length of the residual, measured by S.
+      drift: relative distance of rms(tau) from its calibration median.
+      mis: 1 - cos(tau, c_act0), 0 to 2.
+    """
     scaled = side_by_side(residual) / state.spread
     along = scaled @ state.directions.T
     across = scaled - along @ state.directions
@@ -214,18 +305,33 @@ def signals(
 
 
 def side_by_side(residual: Actions) -> Float[Array, 'b m']:
-    """[vec chk traj], flat."""
+    """The three branches as one vector [vec chk traj].
+
+    Args:
+      residual: one number for each step and joint.
+
+    Returns:
+      m = (1 + c + t) a entries a window.
+    """
     return jnp.concatenate([x.reshape(x.shape[0], -1) for x in jax.tree.leaves(residual)], axis=1)
 
 
 def fit_spread(
     residual: Float[Array, 'b m'], rank: int
 ) -> tuple[Float[Array, 'm'], Float[Array, 'k m'], Float[Array, 'k+1']]:
-    """`spread`, `directions` and `weights` (probabilistic principal components); the mean squared
-    ratio is 1.
+    """S of the module's first lines, by probabilistic principal components.
 
-    No direction counts as narrower than a tenth of the mean variance: a few hundred windows say
-    nothing of those.
+    The mean squared ratio is 1. No direction counts as narrower than a tenth of the mean variance:
+    a few hundred windows say nothing about narrower ones.
+
+    Args:
+      residual: residuals of the calibration windows as vectors, raw units.
+      rank: how many directions are kept.
+
+    Returns:
+      spread: root mean square of every entry, raw units.
+      directions: orthonormal, of residuals divided by `spread`.
+      weights: inverse variance along each direction, and one across them all.
     """
     values = np.asarray(residual, np.float64)
     spread = np.maximum(np.sqrt(np.mean(np.square(values), axis=0)), SMALLEST)
@@ -244,12 +350,29 @@ def fit_spread(
 
 
 def to_dict(state: AdapterState) -> dict[str, Any]:
-    """Plain numbers and lists, for JSON beside the checkpoint."""
+    """An adapter as plain numbers and lists, as the JSON file of a checkpoint holds it.
+
+    Args:
+      state: the adapter.
+
+    Returns:
+      {field: number or nested list}.
+    """
     return {name: np.asarray(value, np.float64).tolist() for name, value in vars(state).items()}
 
 
 def from_dict(values: Mapping[str, Any]) -> AdapterState:
-    """Inverse of `to_dict`; raises UserError when the fields are not those of `AdapterState`."""
+    """Inverse of `to_dict`.
+
+    Args:
+      values: {field: number or nested list}.
+
+    Returns:
+      The adapter, float32.
+
+    Raises:
+      UserError: the fields are not those of `AdapterState`.
+    """
     expected = set(AdapterState.__dataclass_fields__)
     if set(values) != expected:
         raise UserError(
@@ -260,18 +383,42 @@ def from_dict(values: Mapping[str, Any]) -> AdapterState:
 
 
 def rms(x: Float[Array, 'b ...'], axes: int) -> Float[Array, 'b']:
-    """Root mean square over the last `axes` axes."""
+    """Root mean square over the last axes.
+
+    Args:
+      x: any numbers.
+      axes: how many of the last axes.
+
+    Returns:
+      One number a window.
+    """
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=tuple(range(-axes, 0))))
 
 
 def all_finite(*arrays: Float[Array, 'b ...']) -> Bool[Array, 'b']:
-    """True for windows whose entries are all finite."""
+    """True for windows whose entries are all finite.
+
+    Args:
+      *arrays: first axis: windows.
+
+    Returns:
+      One flag a window.
+    """
     flat = [jnp.isfinite(x).reshape(x.shape[0], -1).all(axis=1) for x in arrays]
     return jnp.stack(flat).all(axis=0)
 
 
 def add_scaled(base: Array, residual: Array, scale: Float[Array, 'b']) -> Array:
-    """base + scale * residual; exactly base where the scale is 0, whatever the residual."""
+    """base + scale * residual; exactly base where the scale is 0, whatever the residual.
+
+    Args:
+      base: any shape, first axis: windows.
+      residual: of the same shape.
+      scale: one factor a window.
+
+    Returns:
+      The sum, finite where base is.
+    """
     scale = scale.reshape(-1, *[1] * (base.ndim - 1))
     return jnp.where(
         scale > 0, base + scale * jnp.where(jnp.isfinite(residual), residual, 0.0), base

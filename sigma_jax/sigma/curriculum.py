@@ -25,8 +25,15 @@ class CurriculumConfig:
 
 
 def make_schedules(config: CurriculumConfig) -> dict[str, Schedule]:
-    """One schedule for each term of `losses.sigma_terms`; the action term has weight 1
-    throughout.
+    """A schedule for each term of `losses.sigma_terms` (paper 4.2.2; docs/design.md, "Curriculum").
+
+    The alignment terms follow linear ramps; the action term has weight 1 throughout.
+
+    Args:
+      config: ends and length of the ramps.
+
+    Returns:
+      {term: schedule}, a schedule being a function of the optimiser step.
     """
     ramps = {
         key: optax.linear_schedule(*getattr(config, key), transition_steps=config.ramp_steps)
@@ -40,11 +47,22 @@ def evaluate(
     step: int | Int[Array, ''],
     ramp_speed: float | Float[Array, ''] = 1.0,
 ) -> dict[str, Float[Array, '']]:
-    """The weights at optimiser step `step`, read at `ramp_speed * step`; an infinite speed gives
-    the end values.
+    """The weights of the loss terms at an optimiser step.
 
-    The speed may be traced (it is an ablation); step 0 at infinite speed is the ramp's end, not 0 *
-    inf.
+    Args:
+      schedules: from `make_schedules`.
+      step: optimiser step, from 0.
+      ramp_speed: an ablation, may be traced; the schedules are read at `ramp_speed * step`.
+        Infinite: at their ends, from step 0 on.
+
+    Returns:
+      {term: weight}, float32.
+
+    Examples:
+      >>> from sigma_jax.sigma import curriculum
+      >>> schedules = curriculum.make_schedules(curriculum.CurriculumConfig())
+      >>> {k: round(float(w), 3) for k, w in curriculum.evaluate(schedules, step=41).items()}
+      {'act': 1.0, 'sem': 0.55, 'intent': 0.45, 'tau': 0.015}
     """
     speed = jnp.asarray(ramp_speed, jnp.float32)
     at_once = jnp.isinf(speed)
@@ -54,7 +72,14 @@ def evaluate(
 
 
 def columns(weights: Mapping[str, Float[Array, '']]) -> dict[str, Float[Array, '']]:
-    """The weights under the names of Table 1: {'w_sem', 'w_int', 'w_tau'}."""
+    """The weights under the names of the paper's Table 1.
+
+    Args:
+      weights: {term: weight}.
+
+    Returns:
+      {'w_sem', 'w_int', 'w_tau'}.
+    """
     return {
         f'w_{COLUMNS[key]}': value
         for key, value in weights.items()

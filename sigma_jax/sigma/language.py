@@ -29,6 +29,15 @@ class SemanticFactorHead(nn.Module):
     def __call__(
         self, hidden: Float[Array, 'b s d'], mask: Bool[Array, 'b s']
     ) -> Float[Array, 'b k d']:
+        """The semantic factors of each window.
+
+        Args:
+          hidden: normalised hidden sequence, float32.
+          mask: true for its valid tokens.
+
+        Returns:
+          z_sem.
+        """
         b, _, d = hidden.shape
         query = self.param('query', nn.initializers.normal(1.0), (self.num_factors, d))
         attention = MultiHeadAttention(d, self.heads, self.dtype, name='attention')
@@ -48,6 +57,15 @@ class SemanticWorkspaceMemory(nn.Module):
     def __call__(
         self, m_prev: Float[Array, 'b d'], z_pool: Float[Array, 'b d']
     ) -> Float[Array, 'b d']:
+        """One step of the memory.
+
+        Args:
+          m_prev: memory before the window; zeros where it starts anew.
+          z_pool: mean of the window's semantic factors.
+
+        Returns:
+          The memory m after the window.
+        """
         d = z_pool.shape[-1]
         zeros = nn.initializers.zeros
         w_u, b_u = self.param('w_u', lecun_normal, (d, d)), self.param('b_u', zeros, (d,))
@@ -70,6 +88,15 @@ class SummaryHead(nn.Module):
     def __call__(
         self, hidden: Float[Array, 'b s d'], mask: Bool[Array, 'b s']
     ) -> Float[Array, 'b d']:
+        """One vector for a hidden sequence.
+
+        Args:
+          hidden: normalised hidden sequence, float32.
+          mask: true for its valid tokens.
+
+        Returns:
+          c_env, c_beh or c_text.
+        """
         d = hidden.shape[-1]
         score = self.param('score', nn.initializers.normal(1.0 / math.sqrt(d)), (d,))
         weights = jax.nn.softmax(jnp.where(mask, hidden @ score, -1e30), axis=-1)
@@ -86,15 +113,25 @@ class IntentHead(nn.Module):
     def __call__(
         self, memory: Float[Array, 'b d'], c_env: Float[Array, 'b d'], c_beh: Float[Array, 'b d']
     ) -> Float[Array, 'b d']:
+        """The intent of each window.
+
+        Args:
+          memory: m, after the window.
+          c_env: summary of the surroundings.
+          c_beh: summary of the behaviour.
+
+        Returns:
+          z_intent.
+        """
         d = memory.shape[-1]
         return Mlp(d, d, self.dtype, name='mlp')(jnp.concatenate([memory, c_env, c_beh], axis=-1))
 
 
 class TelepathyProjector(nn.Module):
-    """tau = W_2 gelu(W_1 x + b_1), x the six vectors side by side (paper 3.2); the caller adds b_2.
+    """tau = W_2 gelu(W_1 x + b_1), x the six vectors in one (paper 3.2); the caller adds b_2.
 
     Each vector is normalised first (no parameters), so that the initial rms of tau is `rms`
-    whatever their scales.
+    whatever their scales (docs/design.md, "Language workspace").
     """
 
     d_tau: int
@@ -103,6 +140,14 @@ class TelepathyProjector(nn.Module):
 
     @nn.compact
     def __call__(self, parts: tuple[Float[Array, 'b d'], ...]) -> Float[Array, 'b e']:
+        """The part of tau that depends on the window.
+
+        Args:
+          parts: m, z_intent, c_env, c_beh, z_pool and c_text.
+
+        Returns:
+          tau less b_2.
+        """
         x = jnp.concatenate([_standardised(part) for part in parts], axis=-1)
         d = parts[0].shape[-1]
         w_1 = self.param('w_1', lecun_normal, (x.shape[-1], d))
@@ -133,6 +178,15 @@ class LanguageModulator(nn.Module):
     def __call__(
         self, hidden: Float[Array, 'b s d'], tau: Float[Array, 'b e']
     ) -> Float[Array, 'b s d']:
+        """The hidden sequence with one bias, which tau gives, added to all tokens.
+
+        Args:
+          hidden: of pass 2, float32.
+          tau: telepathy factor.
+
+        Returns:
+          r_high.
+        """
         shape = (tau.shape[-1], hidden.shape[-1])
         w_g, w_b = self.param('w_g', lecun_normal, shape), self.param('w_b', lecun_normal, shape)
         theta_lang = self.param('theta_lang', nn.initializers.constant(self.theta_lang), ())
@@ -142,8 +196,8 @@ class LanguageModulator(nn.Module):
 
 
 class Summary(NamedTuple):
-    """What the hidden sequence of pass 1 says of one window, before the memory: z_sem [b k d], the
-    others [b d].
+    """What the hidden sequence of pass 1 gives for one window, before the memory is read: z_sem [b
+    k d], the others [b d].
     """
 
     z_sem: Array
@@ -154,13 +208,14 @@ class Summary(NamedTuple):
 
 
 class LanguageIntentWorkspace(nn.Module):
-    """The parts above in the paper's order: `summarise` reads the hidden sequence of pass 1,
-    `memory` runs through the windows, `conclude` gives tau, `modulate` reads the hidden sequence of
-    pass 2.
+    """The parts above in the paper's order (docs/design.md, "Language workspace").
 
-    `tau_const` is the paper's b_2. Alone it is the constant tau of the ablation `tau_const`, so
-    that this arm owns no parameter which the full model lacks, and no parameter is idle in the full
-    model.
+    `summarise` reads the hidden sequence of pass 1, `memory` runs through the windows, `conclude`
+    gives tau, `modulate` reads the hidden sequence of pass 2.
+
+    The parameter `tau_const` is the paper's b_2. The ablation `tau_const` uses it alone as a
+    constant tau: so that run has no parameter which the full model lacks, and the full model has no
+    parameter without a use.
     """
 
     config: SigmaConfig
@@ -182,7 +237,15 @@ class LanguageIntentWorkspace(nn.Module):
         self.modulator = LanguageModulator(c.theta_lang, c.dtype)
 
     def summarise(self, hidden: Float[Array, 'b s d'], mask: Bool[Array, 'b s']) -> Summary:
-        """All that pass 1 says of this window alone."""
+        """All that pass 1 gives for a window without the memory.
+
+        Args:
+          hidden: hidden sequence of pass 1, float32.
+          mask: true for its valid tokens.
+
+        Returns:
+          Semantic factors and summaries.
+        """
         hidden = self.hidden_norm(hidden)
         z_sem = self.semantic_factors(hidden, mask)
         c_env, c_beh, c_text = (
@@ -191,8 +254,15 @@ class LanguageIntentWorkspace(nn.Module):
         return Summary(z_sem, jnp.mean(z_sem, axis=-2), c_env, c_beh, c_text)
 
     def conclude(self, summary: Summary, memory: Float[Array, 'b d'], tau_const) -> Telepathy:
-        """All that pass 1 infers of a window, from its summary and the memory after it; gate
-        tau_const 1: tau is one learned vector.
+        """All that pass 1 infers of a window.
+
+        Args:
+          summary: from `summarise`.
+          memory: m, after the window.
+          tau_const: an ablation gate; at 1 tau is one learned vector.
+
+        Returns:
+          What pass 1 infers, tau among it.
         """
         s = summary
         z_intent = self.intent(memory, s.c_env, s.c_beh)
@@ -206,11 +276,27 @@ class LanguageIntentWorkspace(nn.Module):
     def constant_instead(
         self, tau: Float[Array, 'b e'], gate: float | Float[Array, '']
     ) -> Float[Array, 'b e']:
-        """`tau`, or the learned constant where the gate tau_const is 1."""
+        """`tau`, or the learned constant where the gate is 1.
+
+        Args:
+          tau: telepathy factor.
+          gate: the ablation gate `tau_const`.
+
+        Returns:
+          A telepathy factor of the same shape.
+        """
         return keep(gate, jnp.broadcast_to(self.tau_const, tau.shape), tau)
 
     def modulate(
         self, hidden: Float[Array, 'b s d'], tau: Float[Array, 'b e']
     ) -> Float[Array, 'b s d']:
-        """-> r_high."""
+        """The hidden sequence that the action workspace reads.
+
+        Args:
+          hidden: hidden sequence of pass 2, float32.
+          tau: telepathy factor.
+
+        Returns:
+          r_high.
+        """
         return self.modulator(hidden, tau)

@@ -21,18 +21,44 @@ Norm = functools.partial(nn.LayerNorm, epsilon=1e-6, dtype=jnp.float32, use_fast
 def keep(gate: float | Float[Array, ''], value: Array, removed: Array | float) -> Array:
     """An ablation gate: `value` where the gate is above 0, else `removed`, bit for bit
     (docs/design.md, "Ablations").
+
+    Args:
+      gate: a number, may be traced.
+      value: the part that is there.
+      removed: what stands for it where it is not; broadcast against `value`.
+
+    Returns:
+      An array of the shape of `value`.
     """
     return jnp.where(jnp.asarray(gate) > 0, value, removed)
 
 
 def linear(x: Array, kernel: Array, bias: Array | None, dtype: str) -> Float[Array, '...']:
-    """x W + b with the product in `dtype` and a float32 result."""
+    """x W + b, with the product in `dtype` and a float32 result.
+
+    Args:
+      x: [... inputs].
+      kernel: W, [inputs outputs].
+      bias: b, [outputs]; None: none.
+      dtype: 'float32' or 'bfloat16'.
+
+    Returns:
+      [... outputs], float32.
+    """
     y = jnp.dot(x.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
     return y if bias is None else y + bias
 
 
 def masked_mean(x: Float[Array, 'b s d'], mask: Bool[Array, 'b s']) -> Float[Array, 'b d']:
-    """Mean over the valid tokens; zeros where there is none."""
+    """Mean over the valid tokens; zeros where there is none.
+
+    Args:
+      x: tokens.
+      mask: true for the valid ones.
+
+    Returns:
+      One vector a sequence.
+    """
     total = jnp.sum(jnp.where(mask[..., None], x, 0.0), axis=-2)
     return total / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
 
@@ -44,8 +70,18 @@ def attend(
     mask: Bool[Array, 'b s'] | None,
     dtype: str,
 ) -> Float[Array, 'b m h z']:
-    """softmax(Q K^T / sqrt(z)) V for `h` heads of width `z`; masked keys weigh nothing, even if all
-    are masked.
+    """softmax(Q K^T / sqrt(z)) V for `h` heads of width `z`.
+
+    Args:
+      query: Q.
+      key: K.
+      value: V.
+      mask: true for valid keys; None: all are. Masked keys weigh nothing; where all are masked, the
+        result is 0.
+      dtype: of the products, 'float32' or 'bfloat16'.
+
+    Returns:
+      What each query reads, float32.
     """
     scale = 1.0 / math.sqrt(query.shape[-1])
     query, key, value = (x.astype(dtype) for x in (query * scale, key, value))
@@ -68,6 +104,14 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Float[Array, '...']:
+        """x W + b.
+
+        Args:
+          x: [... inputs].
+
+        Returns:
+          [... features], float32.
+        """
         init = nn.initializers.zeros if self.zero else lecun_normal
         kernel = self.param('kernel', init, (x.shape[-1], self.features))
         has_bias = self.bias and not self.zero
@@ -89,6 +133,14 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Float[Array, '...']:
+        """Both layers.
+
+        Args:
+          x: [... inputs].
+
+        Returns:
+          [... features], float32.
+        """
         w_1 = self.param('w_1', lecun_normal, (x.shape[-1], self.hidden))
         b_1 = self.param('b_1', nn.initializers.zeros, (self.hidden,))
         h = nn.gelu(linear(x, w_1, b_1, self.dtype))
@@ -119,6 +171,17 @@ class MultiHeadAttention(nn.Module):
         context: Float[Array, 'b s d'],
         mask: Bool[Array, 'b s'] | None = None,
     ) -> Float[Array, 'b m d']:
+        """What each query token reads from the context.
+
+        Args:
+          query: tokens that ask.
+          context: tokens that are read; keys and values.
+          mask: true for valid context tokens; None: all are.
+
+        Returns:
+          One token a query, float32.
+        """
+
         def split(x, name):
             y = Linear(self.features, self.dtype, bias=False, name=name)(x)
             return y.reshape(*y.shape[:-1], self.heads, self.features // self.heads)
@@ -141,6 +204,14 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b m d']) -> Float[Array, 'b m d']:
+        """Both sublayers.
+
+        Args:
+          x: tokens, float32.
+
+        Returns:
+          As many tokens.
+        """
         y = Norm(name='attention_norm')(x)
         x = x + MultiHeadAttention(self.features, self.heads, self.dtype, name='attention')(y, y)
         return x + Mlp(self.hidden, self.features, self.dtype, name='ffn')(Norm(name='ffn_norm')(x))

@@ -61,11 +61,26 @@ def sigma_terms(
     action_std: Float[Array, 'a'],
     ablation: Ablation | None = None,
 ) -> tuple[Terms, dict[str, Float[Array, '']]]:
-    """All terms of L_total, keyed like the schedules, and the columns of Table 1 as scalars.
+    """All terms of L_total, keyed like the schedules (paper 4.2.1 and 4.2.2; docs/design.md,
+    "Losses").
 
-    Leaves of `output` and `batch` may carry more leading axes ([b g ...]); they are flattened to
-    one. `action_std` is the per-joint standard deviation of the training actions, positive, raw
-    units.
+        act     L_act + lambda_hard * (the same over the hard set)
+        sem     L_time + beta_mi L_mi
+        intent  -cos(z_intent, m)
+        tau     see `tau_loss`
+
+    Args:
+      output: of Sigma's forward pass; its leaves and those of `batch` may carry more leading axes
+        ([b g ...]), which are flattened to one.
+      batch: the windows that gave it, raw units.
+      config: constants.
+      action_std: standard deviation of each joint's training actions, positive, raw units.
+      ablation: gates; None: all parts are there.
+
+    Returns:
+      terms: {'act', 'sem', 'intent', 'tau'}, one number a window.
+      metrics: means over valid windows under the names of the paper's Table 1 (`L_act`, `L_tau`,
+        `tau_rms`, ...), and `mse_vec`, `mse_chk`, `mse_traj` in raw units.
     """
     ablation = Ablation() if ablation is None else ablation
     output, batch = (
@@ -115,9 +130,28 @@ def combine(
     mask: Bool[Array, 'b'],
     alignment_scale: float | Float[Array, ''] = 1.0,
 ) -> Float[Array, '']:
-    """L_total = masked mean of w_act L_act + alignment_scale * sum of w_k L_k over the other terms.
+    """L_total: the masked mean of w_act L_act + alignment_scale * (sum of w_k L_k over the other
+    terms).
 
-    Raises UserError for a term without a weight.
+    Args:
+      terms: {term: [b]}, from `sigma_terms`.
+      weights: {term: weight}, from `curriculum.evaluate`.
+      mask: true for windows that count; may have leading axes.
+      alignment_scale: common factor of the alignment terms; the paper's is 1.
+
+    Returns:
+      The loss.
+
+    Raises:
+      UserError: a term has no weight.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.sigma import losses
+      >>> terms = {'act': jnp.array([1.0, 3.0, 9.0]), 'tau': jnp.array([2.0, 2.0, 9.0])}
+      >>> weights = {'act': jnp.array(1.0), 'tau': jnp.array(0.5)}
+      >>> float(losses.combine(terms, weights, mask=jnp.array([True, True, False])))
+      3.0
     """
     total = jnp.zeros(())
     for key, value in terms.items():
@@ -131,29 +165,68 @@ def combine(
 
 
 def flatten_windows(tree: PyTree, axes: int) -> PyTree:
-    """Merges the first `axes` axes of every leaf: [b g ...] -> [b*g ...]."""
+    """Merges the first `axes` axes of every leaf: [b g ...] -> [b*g ...].
+
+    Args:
+      tree: arrays.
+      axes: how many axes become one.
+
+    Returns:
+      The same tree of reshaped leaves.
+    """
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), tree)
 
 
 def masked_mean(x: Float[Array, 'b'], mask: Bool[Array, 'b']) -> Float[Array, '']:
-    """Mean of x where mask is true; 0 when it is true nowhere."""
+    """Mean of x where mask is true; 0 when it is true nowhere.
+
+    Args:
+      x: one number a window.
+      mask: true for windows that count.
+
+    Returns:
+      The mean.
+    """
     return jnp.sum(jnp.where(mask, x, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
 def over_subset(subset: Bool[Array, 'b'], mask: Bool[Array, 'b']) -> Float[Array, 'b']:
     """Factor that turns the mean over `mask` into the mean over `subset`: n_mask / n_subset inside,
     0 outside.
+
+    Args:
+      subset: true for some of the windows in `mask`.
+      mask: true for windows that count.
+
+    Returns:
+      One factor a window.
     """
     return jnp.where(subset, jnp.sum(mask) / jnp.maximum(jnp.sum(subset), 1), 0.0)
 
 
 def gated(gate: float | Float[Array, ''], x: Array) -> Array:
-    """x where the gate is open (> 0), else 0, with no gradient."""
+    """x where the gate is open (> 0), else 0, with no gradient.
+
+    Args:
+      gate: an ablation gate.
+      x: any array.
+
+    Returns:
+      An array of the same shape.
+    """
     return jnp.where(jnp.asarray(gate) > 0, x, 0.0)
 
 
 def rms(x: Float[Array, '... e'], axis: int = -1) -> Float[Array, '...']:
-    """Root mean square over `axis`, with gradient 0 at 0."""
+    """Root mean square over `axis`, with gradient 0 at 0.
+
+    Args:
+      x: any numbers.
+      axis: the axis that goes.
+
+    Returns:
+      x without that axis.
+    """
     return safe_norm(x, axis) / math.sqrt(x.shape[axis])
 
 
@@ -163,7 +236,25 @@ def action_mse(
     action_mask: Bool[Array, 'b t'],
     scale: Float[Array, 'a'] | None = None,
 ) -> Float[Array, 'b']:
-    """MSE_i over the valid steps and all joints; errors divided by `scale` where one is given."""
+    """MSE_i over the valid steps and all joints (paper 4.2.1).
+
+    Args:
+      prediction: actions, raw units.
+      target: recorded actions, raw units.
+      action_mask: true for valid steps.
+      scale: divides the errors, such as action_std; None: none.
+
+    Returns:
+      One number a window; 0 without a valid step.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.sigma import losses
+      >>> target, mask = jnp.zeros((1, 3, 2)), jnp.array([[True, True, False]])
+      >>> prediction = jnp.array([[[1.0, 1.0], [3.0, 3.0], [9.0, 9.0]]])
+      >>> losses.action_mse(prediction, target, mask).tolist()
+      [5.0]
+    """
     error = prediction - target if scale is None else (prediction - target) / scale
     square = jnp.sum(jnp.where(action_mask[..., None], jnp.square(error), 0.0), axis=(-2, -1))
     return square / jnp.maximum(jnp.sum(action_mask, axis=-1) * target.shape[-1], 1)
@@ -175,8 +266,17 @@ def branch_errors(
     action_mask: Bool[Array, 'b t'],
     scale: Float[Array, 'a'] | None = None,
 ) -> Terms:
-    """{'vec', 'chk', 'traj'}: MSE_ij of the paper's three branches against the first 1, c, t true
-    steps.
+    """MSE_ij of the paper's three branches against the first 1, c and t recorded steps (paper
+    4.2.1).
+
+    Args:
+      actions: the three branches, raw units.
+      target: recorded actions, raw units.
+      action_mask: true for valid steps.
+      scale: divides the errors, such as action_std; None: none.
+
+    Returns:
+      {'vec', 'chk', 'traj'}, one number a window each.
     """
     predictions = {'vec': actions.vec[..., None, :], 'chk': actions.chk, 'traj': actions.traj}
     return {
@@ -186,7 +286,15 @@ def branch_errors(
 
 
 def weighted_sum(errors: Terms, weights: tuple[float, ...] = (1.0, 1.0, 1.0)) -> Float[Array, 'b']:
-    """sum_j alpha_j MSE_ij; with unit weights the difficulty h_i (paper 4.2.1)."""
+    """sum_j alpha_j MSE_ij; with unit weights the difficulty h_i (paper 4.2.1).
+
+    Args:
+      errors: {'vec', 'chk', 'traj'}, from `branch_errors`.
+      weights: alpha of vec, chk and traj.
+
+    Returns:
+      One number a window.
+    """
     parts = [weight * errors[name] for name, weight in zip(BRANCHES, weights, strict=True)]
     return parts[0] + parts[1] + parts[2]
 
@@ -194,10 +302,25 @@ def weighted_sum(errors: Terms, weights: tuple[float, ...] = (1.0, 1.0, 1.0)) ->
 def hard_mask(
     difficulty: Float[Array, 'b'], mask: Bool[Array, 'b'], ratio: float
 ) -> Bool[Array, 'b']:
-    """H: the ceil(ratio * n_valid) most difficult valid windows, by rank; ties go to the lower
-    index.
+    """H: the ceil(ratio * n_valid) most difficult valid windows (paper 4.2.1).
 
-    The count comes from a table over n_valid, which is traced: in float32, ceil(0.3 * 20) may be 7.
+    They are chosen by rank; of equal ones the lower index comes first. The count is read from a
+    table over n_valid, which is traced: computed in float32, ceil(0.3 * 20) may be 7.
+
+    Args:
+      difficulty: h_i; no gradient goes through it. NaN counts as most difficult.
+      mask: true for valid windows.
+      ratio: rho.
+
+    Returns:
+      True for the windows of H.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.sigma import losses
+      >>> difficulty = jnp.array([0.1, 0.9, 0.5, 7.0])
+      >>> losses.hard_mask(difficulty, jnp.array([True, True, True, False]), ratio=0.3).tolist()
+      [False, True, False, False]
     """
     size = difficulty.shape[0]
     counts = jnp.asarray([math.ceil(round(ratio * n, 9)) for n in range(size + 1)])
@@ -217,7 +340,16 @@ def time_loss(
     """L_time = 1 - cos(z_pool, stop_gradient(m_prev)); 0 where there is no memory yet
     (docs/design.md, "Losses").
 
-    Fresh windows count as zeros in the mean: with single windows, as in the paper, L_time vanishes.
+    Windows without a memory count as zeros in the mean: with single windows, as in the paper,
+    L_time vanishes.
+
+    Args:
+      z_pool: mean of the window's semantic factors.
+      m_prev: memory before the window.
+      fresh: true where that memory has just been reset.
+
+    Returns:
+      One number a window, 0 to 2.
     """
     return jnp.where(fresh, 0.0, 1.0 - safe_cosine(z_pool, jax.lax.stop_gradient(m_prev)))
 
@@ -229,12 +361,31 @@ def info_nce(
     mask: Bool[Array, 'b'],
     temperature: float = 0.07,
 ) -> Float[Array, 'b']:
-    """L_mi (paper 4.2.2): -log softmax_j(cos(z_i, context_j) / temperature) at j = i.
+    """L_mi = -log softmax_j(cos(z_i, context_j) / temperature) at j = i (paper 4.2.2).
 
     The candidates j of window i are i itself and all valid windows with another text: the context
     of a window with the same text holds the same text, so it is left out of the denominator. A
-    batch with one text gives exactly 0; two texts that cannot be told apart give ln 2 (Table 1's
-    L_sem is 0.1 ln 2). Padding gives 0.
+    batch with one text gives exactly 0; two texts that cannot be distinguished give ln 2 (Table 1's
+    L_sem is 0.1 ln 2).
+
+    Args:
+      z_pool: mean of each window's semantic factors.
+      context: what it is to be recognised by: text pool + vision pool.
+      text_id: number of each window's task text.
+      mask: true for valid windows.
+      temperature: divides the cosines.
+
+    Returns:
+      One number a window; 0 on padding.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.sigma import losses
+      >>> same, mask = jnp.ones((2, 4)), jnp.array([True, True])
+      >>> losses.info_nce(same, same, text_id=jnp.array([0, 1]), mask=mask).round(3).tolist()
+      [0.693..., 0.693...]
+      >>> losses.info_nce(same, same, text_id=jnp.array([0, 0]), mask=mask).tolist()
+      [0.0, 0.0]
     """
     cosine = jnp.einsum(
         'id,jd->ij', unit(z_pool), unit(context), precision=jax.lax.Precision.HIGHEST
@@ -247,24 +398,55 @@ def info_nce(
 
 
 def unit(x: Float[Array, 'b d']) -> Float[Array, 'b d']:
-    """x / |x|; zero rows stay zero, with gradient zero."""
+    """x / |x|; zero rows stay zero, with gradient zero.
+
+    Args:
+      x: one vector a row.
+
+    Returns:
+      Vectors of length 1 or 0.
+    """
     norm = safe_norm(x, keepdims=True)
     return jnp.where(norm > 0, x / jnp.where(norm > 0, norm, 1.0), 0.0)
 
 
 def intent_loss(z_intent: Float[Array, 'b d'], memory: Float[Array, 'b d']) -> Float[Array, 'b']:
-    """L_intent = -cos(z_intent, m) (paper 4.2.2: aligned in direction)."""
+    """L_intent = -cos(z_intent, m) (paper 4.2.2: aligned in direction).
+
+    Args:
+      z_intent: intent of the window.
+      memory: m, after the window.
+
+    Returns:
+      One number a window, -1 to 1.
+    """
     return -safe_cosine(z_intent, memory)
 
 
 def tau_loss(
     tau: Float[Array, 'b e'], c_act: Float[Array, 'b e'], config: LossConfig
 ) -> Float[Array, 'b']:
-    """L_tau = 0.01 mean(tau^2) + lambda_collapse max(0, tau_0 - rms(tau))^2 + eta_var (1 - cos(tau,
-    c_act)).
+    """The loss of the telepathy factor (paper 4.2.2; docs/design.md, "Losses").
 
-    The paper's norms are means over dimensions here: only those fit the last row of its Table 1
-    (docs/design.md, "Losses").
+        L_tau = 0.01 mean(tau^2) + lambda_collapse max(0, tau_0 - rms(tau))^2
+                + eta_var (1 - cos(tau, c_act))
+
+    The paper's norms are means over dimensions here: only those fit the last row of its Table 1.
+
+    Args:
+      tau: telepathy factor.
+      c_act: action condition.
+      config: 0.01 (`tau_norm`), `lambda_collapse`, `tau_0` and `eta_var`.
+
+    Returns:
+      One number a window.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.sigma import losses
+      >>> tau = jnp.full((1, 64), 5.653)  # the last row of the paper's Table 1
+      >>> float(losses.tau_loss(tau, tau, losses.LossConfig())[0])
+      0.319...
     """
     collapse = jnp.square(jax.nn.relu(config.tau_0 - rms(tau)))
     direction = 1.0 - safe_cosine(tau, c_act)

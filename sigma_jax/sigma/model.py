@@ -36,21 +36,6 @@ class Sigma(nn.Module):
         carry = None
         while ...:
             carry, output = sigma.apply(variables, backbone, batch, carry, ablation, action_std)
-
-    Args:
-      backbone: the bound policy, whose language model both passes run through.
-      batch: windows, raw units; `base` are the frozen policy's own actions. `reset` says where the
-        memory starts anew; a `tau_override` is used, and reported, in place of the inferred tau.
-      carry: memory and tau before the first window; None starts from empty ones, whatever `reset`
-        says of the first window.
-      ablation: gates.
-      action_std: standard deviation of every joint's actions [a], the unit of the residuals.
-      key: seed of the refinement noise, read only with `noise_scale > 0`. The noise of a window
-        depends on this key, its episode and its frame, not on its batch.
-
-    Raises:
-      ValueError: `base` is not [b horizon action_dim], `noise_scale > 0` without a key, or the
-        observation lacks text embeddings.
     """
 
     config: SigmaConfig
@@ -70,7 +55,29 @@ class Sigma(nn.Module):
         *,
         key: Array | None = None,
     ) -> tuple[Carry, SigmaOutput]:
-        """One window a row, leaves [b ...]."""
+        """One window a row, leaves [b ...] (docs/design.md, "The two passes").
+
+        Args:
+          backbone: the bound policy, whose language model both passes run through.
+          batch: windows, raw units; `base` are the frozen policy's own actions. `reset` says where
+            the memory starts anew; a `tau_override` is used, and reported, in place of the inferred
+            tau.
+          carry: memory and tau before the windows; None starts from empty ones, whatever `reset`
+            says.
+          ablation: gates.
+          action_std: standard deviation of each joint's training actions, the unit of the
+            residuals.
+          key: seed of the refinement noise, read only with `noise_scale > 0`. The noise of a window
+            depends on this key, its episode and its frame, not on its batch.
+
+        Returns:
+          carry: memory and tau after the windows.
+          output: actions in raw units, and all that losses, adapter and metrics read.
+
+        Raises:
+          ValueError: `base` is not [b horizon action_dim], `noise_scale > 0` without a key, or the
+            observation lacks text embeddings.
+        """
         batch, carry = self._begin(batch, carry)
 
         def remember(z_pool):
@@ -92,10 +99,27 @@ class Sigma(nn.Module):
         *,
         key: Array | None = None,
     ) -> tuple[Carry, SigmaOutput]:
-        """g consecutive windows, leaves [b g ...]: what `__call__` gives one after the other.
+        """g consecutive windows, leaves [b g ...]: the same as `__call__` on one after the other.
 
         With `two_pass` nothing before the memory reads an earlier window, so that both language
-        passes take all windows in one batch, and only the memory runs through them in order.
+        passes take all windows in one batch, and only the memory runs through them in order
+        (docs/design.md, "The sequence").
+
+        Args:
+          backbone: as for `__call__`.
+          batch: as for `__call__`, with an axis of consecutive windows.
+          carry: memory and tau before the first windows; None starts from empty ones, whatever
+            `reset` says of those.
+          ablation: gates.
+          action_std: standard deviation of each joint's training actions.
+          key: seed of the refinement noise.
+
+        Returns:
+          carry: memory and tau after the last windows.
+          output: of all windows, leaves [b g ...].
+
+        Raises:
+          ValueError: as `__call__`.
         """
         batch, carry = self._begin(batch, carry)
         if self.config.feedback == 'recurrent':
@@ -282,9 +306,17 @@ def embed_observation(
 ) -> Observation:
     """The observation with `features` and `text_embeddings`, float32, for [b ...] or [b g ...].
 
-    The frozen input layers make them, and training changes nothing of it: they are evaluated once
-    for all windows, in one flattened call. What the observation holds of them already stays;
-    `vision_encoder='patch_embed'` needs no features.
+    The frozen input layers make both, and training changes nothing in them: they are evaluated once
+    for all windows, in one flattened call. What the observation already holds of the two is kept.
+
+    Args:
+      backbone: the bound policy.
+      observation: images, text and their masks.
+      config: `vision_encoder='patch_embed'` needs no features; `text='one_hot'` projects tokens by
+        a fixed random matrix (paper 4.2) instead of the policy's embeddings.
+
+    Returns:
+      The observation that `Sigma` takes.
     """
     axes = _Axes(observation.state.shape[:-1])
     features, embeddings = observation.features, observation.text_embeddings
@@ -314,15 +346,30 @@ def _one_hot_projection(tokens, width):
 
 
 def initial_carry(config: SigmaConfig, batch_size: int) -> Carry:
-    """Empty memory and tau."""
+    """Empty memory and tau.
+
+    Args:
+      config: their widths.
+      batch_size: b.
+
+    Returns:
+      Zeros.
+    """
     return Carry(
         memory=jnp.zeros((batch_size, config.d_model)), tau=jnp.zeros((batch_size, config.d_tau))
     )
 
 
 def window_keys(key: Array, episode: Array, frame: Array) -> Array:
-    """One key a window from seed key, episode and frame, so that its noise does not depend on its
-    batch.
+    """One random key a window, so that its noise does not depend on its batch.
+
+    Args:
+      key: the seed's key.
+      episode: episode of each window, any shape.
+      frame: first frame of each window, of the same shape.
+
+    Returns:
+      Keys, of the same shape.
     """
 
     def one(episode, frame):

@@ -40,6 +40,17 @@ class DiTBlock(nn.Module):
         context: Float[Array, 'b s z'],
         mask: Bool[Array, 'b s'],
     ) -> Float[Array, 'b t z']:
+        """One block over the steps of a trajectory.
+
+        Args:
+          x: one token a step.
+          condition: modulates the three norms.
+          context: tokens that are read.
+          mask: true for valid context tokens.
+
+        Returns:
+          As many tokens, float32.
+        """
         modulation = Linear(6 * self.features, self.dtype, name='modulation')(nn.silu(condition))
         scales_shifts = jnp.split(modulation[..., None, :], 6, axis=-1)
 
@@ -92,7 +103,18 @@ class TrajectoryDiT(nn.Module):
         c_act: Float[Array, 'b e'],
         start: Float[Array, 'b t a'] | None = None,
     ) -> Float[Array, 'b t a']:
-        """`start`: x_0; None starts from zeros."""
+        """A clean residual, refined in `steps` steps from the start.
+
+        Args:
+          query: action queries.
+          r_high: hidden sequence that the action workspace reads, float32.
+          mask: true for its valid tokens.
+          c_act: action condition.
+          start: x_0, in units of action_std; None: zeros.
+
+        Returns:
+          The residual of every step, in units of action_std.
+        """
         context = jnp.concatenate([query, self.context_in(self.context_norm(r_high))], axis=1)
         mask = jnp.concatenate([jnp.ones(query.shape[:2], bool), mask], axis=1)
         condition = self.condition_in(c_act)
@@ -117,8 +139,18 @@ class TrajectoryDiT(nn.Module):
         mask: Bool[Array, 'b s'],
         layers: Any,
     ) -> Float[Array, 'b t a']:
-        """One prediction of the clean residual; `layers`: the blocks' parameters, stacked; None to
-        make them.
+        """One prediction of the clean residual.
+
+        Args:
+          x: the residual at this step of the refinement.
+          step: j, from 0.
+          condition: from c_act.
+          context: queries and projected r_high.
+          mask: true for valid context tokens.
+          layers: the blocks' parameters, stacked; None while parameters are made.
+
+        Returns:
+          clean_j, in units of action_std.
         """
         y = linear(x, self.x_in, None, self.dtype) + self.position
         condition = condition + self.step_embedding[step]
@@ -143,6 +175,16 @@ class TrajectoryDiT(nn.Module):
 
 
 def refine(x: Array, clean: Array, step: int | Int[Array, ''], steps: int) -> Array:
-    """x_{j+1} = clean_j + (s_{j+1} / s_j) (x_j - clean_j), s_j = 1 - j / K."""
+    """x_{j+1} = clean_j + (s_{j+1} / s_j) (x_j - clean_j), s_j = 1 - j / K.
+
+    Args:
+      x: x_j.
+      clean: clean_j, the prediction from x_j.
+      step: j, from 0.
+      steps: K.
+
+    Returns:
+      x_{j+1}; at the last step exactly `clean`.
+    """
     ratio = (steps - step - 1) / (steps - step)
     return clean + ratio * (x - clean)

@@ -30,6 +30,14 @@ class VisionProjector(nn.Module):
     @nn.compact
     def __call__(self, features: Float[Array, 'b f w']) -> Float[Array, 'b f d']:
         # SigLIP tokens come unnormalised and with outlier channels.
+        """Feature tokens at the model's width.
+
+        Args:
+          features: image, depth and audio tokens, float32.
+
+        Returns:
+          As many tokens, float32.
+        """
         return Mlp(self.features, self.features, self.dtype, name='mlp')(
             Norm(name='norm')(features)
         )
@@ -46,6 +54,15 @@ class PerceiverResampler(nn.Module):
     def __call__(
         self, features: Float[Array, 'b f d'], mask: Bool[Array, 'b f']
     ) -> Float[Array, 'b v d']:
+        """`num_visual` tokens that read all features of a window.
+
+        Args:
+          features: F, projected.
+          mask: true for valid tokens; those of an absent camera are not.
+
+        Returns:
+          v_base, float32.
+        """
         d = features.shape[-1]
         query = self.param('query', nn.initializers.normal(1.0), (self.num_visual, d))
         w_q, w_k, w_v = (self.param(name, lecun_normal, (d, d)) for name in ('w_q', 'w_k', 'w_v'))
@@ -69,6 +86,14 @@ class StateEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, state: Float[Array, 'b p']) -> Float[Array, 'b n d']:
+        """The robot's state as tokens.
+
+        Args:
+          state: normalised, about [-1, 1].
+
+        Returns:
+          `num_state` tokens, float32.
+        """
         h = Mlp(self.hidden, self.hidden, self.dtype, name='mlp')(state)
         tokens = Linear(self.num_state * self.features, self.dtype, name='token_expander')(h)
         return tokens.reshape(*state.shape[:-1], self.num_state, self.features)
@@ -89,6 +114,15 @@ class VisionModulator(nn.Module):
     def __call__(
         self, v_base: Float[Array, 'b v d'], tau: Float[Array, 'b e']
     ) -> Float[Array, 'b v d']:
+        """v_mod for one telepathy factor a window.
+
+        Args:
+          v_base: visual tokens.
+          tau: telepathy factor.
+
+        Returns:
+          v_mod, float32.
+        """
         d = v_base.shape[-1]
         theta_t = self.param('theta_t', nn.initializers.constant(self.theta_t), ())
         theta_mod = self.param('theta_mod', nn.initializers.constant(self.theta_mod), ())
@@ -113,11 +147,7 @@ class ModulatedVisionBlock(TransformerBlock):
 
 
 class PatchEmbed(nn.Module):
-    """Square patches of every view -> tokens with a learned position (paper 3.1); for RGB or depth.
-
-    Raises:
-      UserError: the image is not a whole number of patches.
-    """
+    """Square patches of every view -> tokens with a learned position (paper 3.1); for RGB or depth."""
 
     patch_size: int
     features: int
@@ -127,6 +157,17 @@ class PatchEmbed(nn.Module):
     def __call__(
         self, images: UInt8[Array, 'b i h x z'] | Float[Array, 'b i h x z']
     ) -> Float[Array, 'b f w']:
+        """The patches of all views, one view after the other.
+
+        Args:
+          images: uint8, which is scaled to [-1, 1], or float as it is (depth in metres).
+
+        Returns:
+          One token a patch, float32.
+
+        Raises:
+          UserError: the image is not a whole number of patches.
+        """
         b, i, height, width, channels = images.shape
         size = self.patch_size
         if height % size or width % size:
@@ -146,8 +187,8 @@ class PatchEmbed(nn.Module):
 
 
 class AudioPatchEmbed(nn.Module):
-    """Consecutive stretches of the waveform -> tokens with a learned position; the last is padded
-    with zeros.
+    """Consecutive pieces of the waveform -> tokens with a learned position; the last piece is
+    padded with zeros.
     """
 
     patch: int
@@ -156,6 +197,14 @@ class AudioPatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, audio: Float[Array, 'b samples']) -> Float[Array, 'b f w']:
+        """The waveform as tokens.
+
+        Args:
+          audio: samples in [-1, 1].
+
+        Returns:
+          One token for every `patch` samples, float32.
+        """
         audio = jnp.pad(audio, ((0, 0), (0, -audio.shape[-1] % self.patch)))
         tokens = Linear(self.features, self.dtype, name='patch')(
             audio.reshape(audio.shape[0], -1, self.patch)
@@ -164,8 +213,8 @@ class AudioPatchEmbed(nn.Module):
 
 
 class CognitiveVisionWorkspace(nn.Module):
-    """The parts above in the paper's order; `perceive` runs once a window, `modulate` once a
-    pass.
+    """The parts above in the paper's order (docs/design.md, "Vision workspace"): `perceive` runs
+    once a window, `modulate` once a pass.
     """
 
     config: SigmaConfig
@@ -191,8 +240,16 @@ class CognitiveVisionWorkspace(nn.Module):
     def perceive(
         self, features: Float[Array, 'b f w'] | None, observation: Observation
     ) -> tuple[Float[Array, 'b v d'], Float[Array, 'b n d']]:
-        """-> v_base and state_tokens; `features` are the backbone's image tokens, all views along
-        f.
+        """What a window shows, before any modulation.
+
+        Args:
+          features: the backbone's image tokens, all views along f; None with the encoder
+            'patch_embed'.
+          observation: masks, state, and depth and audio where the config asks for them.
+
+        Returns:
+          v_base: visual tokens, float32.
+          state_tokens: from the robot's state, float32.
 
         Raises:
           UserError: parameters are created from an observation that lacks an input the config asks
@@ -208,7 +265,16 @@ class CognitiveVisionWorkspace(nn.Module):
         tau: Float[Array, 'b e'],
         film: float | Float[Array, ''],
     ) -> Float[Array, 'b v d']:
-        """vision_tokens = blocks(v_mod); film gate 0: v_mod = v_base."""
+        """vision_tokens = blocks(v_mod).
+
+        Args:
+          v_base: visual tokens.
+          tau: telepathy factor.
+          film: an ablation gate; at 0 v_mod = v_base.
+
+        Returns:
+          As many tokens, float32.
+        """
         x = keep(film, self.modulator(v_base, tau), v_base)
         for block in self.blocks:
             x = block(x)
