@@ -14,6 +14,19 @@ class UserError(ValueError):
 def few(items: Iterable[str], separator: str = '; ', most: int = 4) -> str:
     """The first items of a list and how many more there are: a message names some tensors, not
     hundreds.
+
+    Args:
+      items: texts.
+      separator: stands between two.
+      most: how many are named.
+
+    Returns:
+      One text.
+
+    Examples:
+      >>> from sigma_jax.errors import few
+      >>> few(['a', 'b', 'c'], most=2)
+      'a; b and 1 more'
     """
     items = list(items)
     rest = f' and {len(items) - most:,} more' if len(items) > most else ''

@@ -1,5 +1,5 @@
-"""Settings that are rows of values: as many and of the kind that a config's dataclass says, or a
-sentence.
+"""Checks of settings: sections with the keys of their dataclass, rows with as many values of the
+kind that it says. What is wrong becomes a sentence.
 """
 
 import dataclasses
@@ -16,10 +16,15 @@ PATTERNS = ('patterns', 'int8', 'freeze')
 
 
 def check_rows(kind: type, values: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for a value that does not fit its `tuple[...]` field of the dataclass
-    `kind`.
+    """Checks the rows of a section.
 
-    `where` stands before a field's name in the message, such as 'config.loss.'.
+    Args:
+      kind: the dataclass, whose `tuple[...]` fields say how many values of which kind.
+      values: settings by field; others are not looked at.
+      where: stands before a field's name in the message, such as 'config.loss.'.
+
+    Raises:
+      UserError: a row has another length, or values of another kind.
     """
     hints = typing.get_type_hints(kind)
     for name in values.keys() & hints.keys():
@@ -27,8 +32,16 @@ def check_rows(kind: type, values: Mapping[str, Any], where: str) -> None:
 
 
 def check_row(name: str, value: Any, hint: Any) -> None:
-    """Raises UserError where `value` is no row as `hint` (`tuple[float, float]`, `tuple[str, ...] |
-    None`) has it.
+    """Checks one value that is to be a row.
+
+    Args:
+      name: of the setting, for the message.
+      value: as it was given.
+      hint: its type, such as `tuple[float, float]` or `tuple[str, ...] | None`; others are not
+        checked.
+
+    Raises:
+      UserError: another length, values of another kind, or a pattern that is no regular expression.
     """
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if value is None and types.NoneType in kinds:
@@ -49,14 +62,35 @@ def check_row(name: str, value: Any, hint: Any) -> None:
 
 
 def is_a(kind: type, value: Any) -> bool:
-    """Whether a value is of a kind; a whole number is a number, True is none."""
+    """Whether a value is of a kind: a whole number is a `float` too, True is neither number.
+
+    Args:
+      kind: float, int, bool or str.
+      value: anything.
+
+    Returns:
+      Whether it is.
+
+    Examples:
+      >>> from sigma_jax.settings import is_a
+      >>> is_a(float, 1), is_a(float, True), is_a(int, 1.0)
+      (True, False, False)
+    """
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def check_patterns(name: str, patterns: Any) -> None:
-    """Raises UserError for a pattern that is no regular expression."""
+    """Checks regular expressions.
+
+    Args:
+      name: of the setting, for the message.
+      patterns: texts.
+
+    Raises:
+      UserError: one is no regular expression.
+    """
     for pattern in patterns:
         try:
             re.compile(pattern)
@@ -74,8 +108,22 @@ def from_section(kind: type, settings: Mapping, where: str) -> Any:
       settings: its fields by name; lists stand for tuples.
       where: the section's name, for messages; '' is the config itself.
 
+    Returns:
+      An instance of `kind`.
+
     Raises:
       UserError: unknown or missing keys, rows of another length or kind.
+
+    Examples:
+      >>> from sigma_jax.settings import from_section
+      >>> from sigma_jax.sigma.curriculum import CurriculumConfig
+      >>> from_section(CurriculumConfig, {'sem': [0.0, 1.0]}, 'curriculum').sem
+      (0.0, 1.0)
+      >>> from_section(CurriculumConfig, {'sem': [0.0]}, 'curriculum')
+      Traceback (most recent call last):
+      ...
+      sigma_jax.errors.UserError: config.curriculum.sem: expected 2 numbers, got [0.0]; write
+      --config.curriculum.sem='(..., ...)'
     """
     name = f'config.{where}' if where else 'config'
     fields = {f.name for f in dataclasses.fields(kind)}

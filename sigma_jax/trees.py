@@ -19,12 +19,32 @@ PyTree = Any
 
 
 def path_string(path: tuple) -> str:
-    """`jax.tree_util` key path -> 'a/b/c'."""
+    """A key path of `jax.tree_util` as 'a/b/c'.
+
+    Args:
+      path: keys of a leaf.
+
+    Returns:
+      The keys, joined.
+    """
     return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
 
 
 def flatten(tree: PyTree, is_leaf: Callable | None = None) -> dict[str, Any]:
-    """Nested dict -> {path: leaf}, in tree order."""
+    """Nested dict -> {path: leaf}, in tree order.
+
+    Args:
+      tree: any pytree.
+      is_leaf: where to stop; as for `jax.tree.leaves`.
+
+    Returns:
+      The leaves by path.
+
+    Examples:
+      >>> from sigma_jax import trees
+      >>> trees.flatten({'b': {'x': 1}, 'a': 2})
+      {'a': 2, 'b/x': 1}
+    """
     return {
         path_string(p): leaf
         for p, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
@@ -32,7 +52,14 @@ def flatten(tree: PyTree, is_leaf: Callable | None = None) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict:
-    """{path: leaf} -> nested dict."""
+    """{path: leaf} -> nested dict: the inverse of `flatten`.
+
+    Args:
+      flat: leaves by path.
+
+    Returns:
+      The nested dictionary.
+    """
     tree: dict = {}
     for path, leaf in flat.items():
         *parents, last = path.split('/')
@@ -44,15 +71,41 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
 
 
 def map_with_path(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
-    """`jax.tree.map` whose function also gets the path as a string."""
+    """`jax.tree.map` whose function also gets the path.
+
+    Args:
+      function: (path, leaf) -> new leaf.
+      tree: any pytree.
+
+    Returns:
+      The tree of new leaves.
+    """
     return jax.tree_util.tree_map_with_path(lambda p, leaf: function(path_string(p), leaf), tree)
 
 
 def select(tree: PyTree, patterns: Iterable[str]) -> PyTree:
-    """Boolean mask over `tree`: true where a pattern matches the whole path.
+    """Boolean mask over a tree: true where a pattern matches the whole path.
 
-    Raises UserError for a pattern that matches nothing, naming the closest path, and for one that
-    does not compile.
+    Args:
+      tree: any pytree.
+      patterns: regular expressions.
+
+    Returns:
+      A tree of the same structure.
+
+    Raises:
+      UserError: a pattern matches nothing, naming the closest path, or does not compile.
+
+    Examples:
+      >>> from sigma_jax import trees
+      >>> tree = {'attn': {'q': 0, 'k': 0}, 'norm': 0}
+      >>> trees.select(tree, ['attn/.*'])
+      {'attn': {'k': True, 'q': True}, 'norm': False}
+      >>> trees.select(tree, ['attn/v'])
+      Traceback (most recent call last):
+      ...
+      sigma_jax.errors.UserError: pattern 'attn/v' matches none of 3 parameter paths; closest:
+      'attn/...'; write a regular expression that matches whole paths
     """
     paths = list(flatten(tree))
     compiled = [(p, _compile(p)) for p in patterns]
@@ -75,19 +128,41 @@ def _compile(pattern: str) -> re.Pattern:
 
 
 def closest(text: str, paths: list[str]) -> str:
-    """The path most like `text`, for error messages; '' when there are none."""
+    """The path most like a text, for error messages.
+
+    Args:
+      text: what was written.
+      paths: what there is.
+
+    Returns:
+      One of `paths`; '' when there are none.
+    """
     found = difflib.get_close_matches(text, paths, n=1, cutoff=0.0)
     return found[0] if found else ''
 
 
 def count(tree: PyTree) -> int:
-    """Number of array elements in all leaves."""
+    """Number of array elements in all leaves.
+
+    Args:
+      tree: arrays, may be abstract.
+
+    Returns:
+      The count.
+    """
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def check_same(expected: PyTree, got: PyTree, what: str) -> None:
-    """Raises UserError for leaves of `got` that `expected` has not, lacks or shapes otherwise: some
-    and a count.
+    """Checks that two trees have the same paths and shapes.
+
+    Args:
+      expected: the model's, may be abstract.
+      got: what came.
+      what: name of what came, for the message.
+
+    Raises:
+      UserError: leaves are missing, unexpected or of another shape; names some and says how many.
     """
     want, have = flatten(expected), flatten(got)
     missing = [f'missing {p} {tuple(want[p].shape)}' for p in want if p not in have]
@@ -107,6 +182,12 @@ def check_same(expected: PyTree, got: PyTree, what: str) -> None:
 def digest(tree: PyTree) -> str:
     """SHA-256 over paths, dtypes, shapes and bytes of all leaves: equal exactly for bitwise equal
     trees.
+
+    Args:
+      tree: arrays.
+
+    Returns:
+      64 hexadecimal digits.
     """
     return combine_digests(
         {path: leaf_digest(np.asarray(leaf)) for path, leaf in flatten(tree).items()}
@@ -114,24 +195,53 @@ def digest(tree: PyTree) -> str:
 
 
 def leaf_digest(array: np.ndarray) -> str:
-    """SHA-256 over dtype, shape and bytes of one array."""
+    """SHA-256 over dtype, shape and bytes of one array.
+
+    Args:
+      array: the array.
+
+    Returns:
+      64 hexadecimal digits.
+    """
     out = start_digest(array.dtype, array.shape)
     out.update(as_bytes(array))
     return out.hexdigest()
 
 
 def start_digest(dtype: np.dtype, shape: tuple[int, ...]) -> Any:
-    """A running digest of one array, for `update(as_bytes(part))` in the order of its elements."""
+    """A running digest of one array, for `update(as_bytes(part))` in the order of its elements.
+
+    Args:
+      dtype: of the array.
+      shape: of the whole array.
+
+    Returns:
+      A `hashlib` object.
+    """
     return hashlib.sha256(f'{dtype} {tuple(shape)}\n'.encode())
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
-    """The elements in C order, as bytes."""
+    """The elements in C order, as bytes.
+
+    Args:
+      array: the array.
+
+    Returns:
+      A view, or a copy where the elements lie in another order.
+    """
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def combine_digests(leaves: Mapping[str, str]) -> str:
-    """The digest of a tree from those of its leaves, by path."""
+    """The digest of a tree from those of its leaves.
+
+    Args:
+      leaves: {path: digest}.
+
+    Returns:
+      64 hexadecimal digits.
+    """
     return hashlib.sha256(
         ''.join(f'{path} {leaves[path]}\n' for path in sorted(leaves)).encode()
     ).hexdigest()

@@ -4,7 +4,7 @@ One letter an axis, in every jaxtyping string, einsum and comment of the project
 
     b batch               g consecutive windows    s hidden sequence      t horizon (16 actions)
     f feature tokens N_f  v visual tokens N_v      n state tokens N_s     l text tokens
-    k semantic factors K  q action queries         d d_model              e telepathy dimension d_tau
+    k semantic factors K  q action queries         d d_model              e width of tau, d_tau
     w backbone width      p state dim              a action dim           c chunk
     r LoRA rank           i camera views           h, x image height, width
     j depth views
@@ -28,13 +28,23 @@ PyTree = Any
 class Observation:
     """What the policy sees at the first frame of a window, never later frames.
 
-    `prompt` is pi0.5's own prompt (task and discretised state); `text` is the task alone, which
-    Sigma's language workspace reads beside its state tokens. `state` is quantile-normalised, about
-    [-1, 1].
-    Depth and audio are optional: None means no tokens, not zeros. Depth is in metres, 0 where there
-    is no reading; its views `j` have a mask of their own, or without one the cameras' mask.
-    `features` and `text_embeddings` are what the frozen policy makes of `images` and `text`, where
-    that was computed before; None: Sigma computes them.
+    Depth and audio are optional: None means no tokens, not zeros.
+
+    Attributes:
+      images: views, uint8 or float in [-1, 1].
+      image_mask: true for cameras that are there.
+      prompt: ids of pi0.5's own prompt (task and discretised state).
+      prompt_mask: true for its real tokens.
+      text: ids of the task alone, which Sigma's language workspace reads together with its state
+        tokens.
+      text_mask: true for its real tokens.
+      state: quantile-normalised, about [-1, 1].
+      depth: metres, 0 where there is no reading.
+      depth_mask: true for depth views that are there; None: the cameras' mask.
+      audio: samples in [-1, 1].
+      features: the frozen policy's tokens of `images`, if computed before; None: Sigma computes
+        them.
+      text_embeddings: its embeddings of `text`, likewise.
     """
 
     images: UInt8[Array, 'b i h x 3'] | Float[Array, 'b i h x 3']  # uint8, or float in [-1, 1]
@@ -63,8 +73,21 @@ class Actions:
 
     @classmethod
     def from_trajectory(cls, trajectory: Float[Array, 'b t a'], chunk: int) -> 'Actions':
-        """Views of one trajectory: `vec` its first step, `chk` its first `chunk` steps
-        (docs/design.md, "Actions as residuals").
+        """Views of one trajectory (docs/design.md, "Actions as residuals").
+
+        Args:
+          trajectory: actions of a window, any units.
+          chunk: c.
+
+        Returns:
+          `vec` is its first step, `chk` its first c steps, `traj` the whole.
+
+        Examples:
+          >>> import jax.numpy as jnp
+          >>> from sigma_jax.types import Actions
+          >>> actions = Actions.from_trajectory(jnp.zeros((1, 16, 6)), chunk=8)
+          >>> actions.vec.shape, actions.chk.shape, actions.traj.shape
+          ((1, 6), (1, 8, 6), (1, 16, 6))
         """
         return cls(vec=trajectory[..., 0, :], chk=trajectory[..., :chunk, :], traj=trajectory)
 
@@ -73,12 +96,21 @@ class Actions:
 class Batch:
     """One training or evaluation batch; under sequences every leaf is [b g ...].
 
-    `actions` and `base` are [t a] trajectories in raw units: the truth and the frozen policy's own
-    sample. `reset` is true where the memory must start anew (episode start, dropped window); `mask`
-    is false on padding windows, which count nowhere. `text_id` numbers distinct task strings
-    (InfoNCE negatives). `time` and `noise` are flow matching's draws where they are made before the
-    batch is divided; None: the objective draws. `tau_override` is a telepathy factor used in place
-    of the inferred one (stress tests); None: the inferred one is used.
+    Attributes:
+      observation: at the first frame of each window.
+      actions: recorded, raw units.
+      action_mask: true for steps before the episode's end.
+      base: the frozen policy's own sample, raw units.
+      reset: true where the memory must start anew (episode start, dropped window).
+      mask: false on padding windows, which count nowhere.
+      text_id: number of each distinct task string (InfoNCE negatives).
+      episode: number of the episode.
+      frame: number of the first frame.
+      time: flow matching's times, where they were drawn before the batch was divided into
+        micro-batches; None: the objective draws them.
+      noise: flow matching's noise, likewise.
+      tau_override: a telepathy factor to use in place of the inferred one (stress tests); None: the
+        inferred one.
     """
 
     observation: Observation
@@ -99,8 +131,13 @@ class Batch:
 class ActionScaling:
     """How raw actions are counted, one number a joint, raw units (see `processing.actions`).
 
-    `low` goes to -1 and `low + span` to 1 in the policy's own actions. Where `relative` is 1 they
-    count from the state, whose normalisation `state_low` and `state_span` undo.
+    Attributes:
+      action_std: standard deviation of the training actions, the unit of Sigma's residuals.
+      low: goes to -1 in the policy's own actions.
+      span: `low + span` goes to 1.
+      relative: 1 where the policy's actions count from the state.
+      state_low: goes to -1 in the policy's own states.
+      state_span: `state_low + state_span` goes to 1.
     """
 
     action_std: Float[Array, 'a']  # of the training actions: the unit of Sigma's residuals
@@ -184,7 +221,14 @@ class Ablation:
 
 
 def to_batch(arrays: Mapping[str, np.ndarray]) -> Batch:
-    """The loader's dictionary, leaves [b g ...], as a Batch. Without baselines `base` is zero."""
+    """The loader's dictionary as a Batch.
+
+    Args:
+      arrays: {field of Batch or Observation: [b g ...]}; without `base` it is zero.
+
+    Returns:
+      The same arrays.
+    """
     names = [f.name for f in dataclasses.fields(Observation)]
     inputs: dict[str, Any] = {k: arrays[k] for k in names if k in arrays}
     rest: dict[str, Any] = {

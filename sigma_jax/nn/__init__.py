@@ -1,1 +1,1 @@
-"""Layers that backbones and Sigma share, LoRA beside their matrices, and weights in fewer bytes."""
+"""Layers that backbones and Sigma share, LoRA for their matrices, and weights in fewer bytes."""

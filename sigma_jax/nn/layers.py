@@ -29,12 +29,25 @@ def project(
     init: Callable = nn.initializers.lecun_normal(),
     dropped: Float[Array, '...'] | None = None,
 ) -> Any:
-    """Weight `name` of `module` applied to `x [... inputs]`, plus its LoRA side path where one is
-    given.
+    """Weight `name` of `module` applied to x, plus its LoRA side path where there is one
+    (docs/design.md, "LoRA").
 
-    Returns `[... outputs]` in x's dtype, or a tuple of them, one for each matrix that the layout
-    stacks. The side path exists where the collection `lora` holds this leaf; it reads `dropped`, or
-    x with a dropout of its own.
+    The side path exists where the collection `lora` holds factors for this leaf. The weight may be
+    an array or codes (`nn.quant`).
+
+    Args:
+      module: the layer that owns the weight; called within its `__call__`.
+      name: of the parameter.
+      x: [... inputs].
+      shape: of the weight, to create it.
+      layout: which of the weight's axes are inputs and outputs.
+      config: LoRA's strength and dropout.
+      init: initialiser of the weight.
+      dropped: x after a dropout that several projections share, read by the side path; None: the
+        side path drops x itself.
+
+    Returns:
+      [... outputs] in x's dtype; a tuple of them, one a matrix, where the layout stacks matrices.
     """
     w = quant.read(module, name, init, shape)
     one = lora.Layout(layout.weight.removeprefix(layout.stack), layout.inputs, layout.outputs)
@@ -51,10 +64,17 @@ def project(
 
 
 def dropout(module: nn.Module, x: Float[Array, '...'], rate: float) -> Float[Array, '...']:
-    """x with a share of its elements set to zero and the rest scaled up, where `module` has a
-    'dropout' rng.
+    """x with some elements set to zero and the others scaled up, where `module` has a 'dropout'
+    rng.
 
-    The share is `rate` rounded to 1/256: eight random bits an element cost a quarter of what 32 do.
+    Args:
+      module: the layer; without that rng x comes back as it is.
+      x: any array.
+      rate: fraction of elements that are dropped, rounded to 1/256: eight random bits an element
+        cost a quarter of 32.
+
+    Returns:
+      An array of x's shape and dtype, with the same mean in expectation.
     """
     level = round(256 * rate)
     if not level or not module.has_rng('dropout'):
@@ -64,8 +84,11 @@ def dropout(module: nn.Module, x: Float[Array, '...'], rate: float) -> Float[Arr
 
 
 class EmulatedGpu(NamedTuple):
-    """A GPU that is not here, for tracing only: its compute capability, and what stands for its
-    kernel, `(q, k, v, mask) -> output`.
+    """A GPU to trace for that need not be here.
+
+    Attributes:
+      capability: its compute capability, such as 9.0.
+      kernel: stands for its fused attention, `(q, k, v, mask) -> output`.
     """
 
     capability: float
@@ -77,7 +100,11 @@ EMULATED: ContextVar[EmulatedGpu | None] = ContextVar('emulated GPU', default=No
 
 @contextlib.contextmanager
 def emulate_gpu(gpu: EmulatedGpu) -> Iterator[None]:
-    """Within the block, attention is traced as on that GPU."""
+    """Within the block, attention is traced as on that GPU.
+
+    Args:
+      gpu: what to trace for.
+    """
     token = EMULATED.set(gpu)
     try:
         yield
@@ -91,10 +118,28 @@ def attention(
     v: Float[Array, 'b s k h'],
     mask: Bool[Array, 'b t s'] | None = None,
 ) -> Float[Array, 'b t n h']:
-    """Softmax attention with n query heads over k key-value heads; q comes scaled; softmax in
-    float32.
+    """Softmax attention of n query heads over k key-value heads, softmax in float32.
 
-    In half precision on GPUs that have it for these sizes, cuDNN's fused kernel.
+    In half precision, on GPUs that have it for these sizes, cuDNN's fused kernel is taken.
+
+    Args:
+      q: queries, scaled already.
+      k: keys; each of its heads serves n / k query heads.
+      v: values.
+      mask: true where a query may read a key; None: everywhere.
+
+    Returns:
+      What each query reads, in v's dtype. A query that may read nothing gets finite numbers.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.nn.layers import attention
+      >>> q, k = jnp.zeros((1, 1, 1, 1)), jnp.zeros((1, 2, 1, 1))
+      >>> v = jnp.array([1.0, 3.0]).reshape(1, 2, 1, 1)
+      >>> float(attention(q, k, v)[0, 0, 0, 0])
+      2.0
+      >>> float(attention(q, k, v, mask=jnp.array([[[False, True]]]))[0, 0, 0, 0])
+      3.0
     """
     if fuses(q, k):
         k, v, mask = whole_tiles(k, v, mask)
@@ -112,7 +157,15 @@ def attention(
 
 
 def fuses(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h']) -> bool:
-    """Whether cuDNN has a fused attention, and its gradient, for these sizes on this device."""
+    """Whether cuDNN has a fused attention, and its gradient, for these sizes on this device.
+
+    Args:
+      q: queries.
+      k: keys.
+
+    Returns:
+      False on devices that are no GPU; within `emulate_gpu` the answer is for that GPU.
+    """
     if (emulated := EMULATED.get()) is not None:
         return fusible(q, k, emulated.capability)
     if jax.default_backend() != 'gpu':
@@ -121,8 +174,15 @@ def fuses(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h']) -> bool:
 
 
 def fusible(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h'], capability: float) -> bool:
-    """Whether cuDNN has a fused attention, and its gradient, for these sizes on a GPU of this
-    compute capability.
+    """Whether cuDNN has a fused attention, and its gradient, for these sizes on some GPU.
+
+    Args:
+      q: queries.
+      k: keys.
+      capability: compute capability of the GPU, such as 8.9.
+
+    Returns:
+      Whether dtype, head width and lengths allow it.
     """
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return False
@@ -136,11 +196,21 @@ def fusible(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h'], capability: 
 def whole_tiles(
     k: Float[Array, 'b s k h'], v: Float[Array, 'b s k h'], mask: Bool[Array, 'b t s'] | None
 ) -> tuple[Float[Array, 'b z k h'], Float[Array, 'b z k h'], Bool[Array, 'b t z'] | None]:
-    """Masked keys appended where the last tile is half full; all else as it is.
+    """Keys padded, and masked, to a whole number of tiles where the last tile is half full.
 
     There cuDNN's gradient with a mask takes the missing keys for zeros: that of a query whose
     logits are all below about -89, or all masked, comes out NaN (pytorch #196678; seen from JAX on
     an H100).
+
+    Args:
+      k: keys.
+      v: values.
+      mask: true where a query may read a key; None: nothing is padded.
+
+    Returns:
+      k: with 64 more keys, or as it was.
+      v: likewise.
+      mask: likewise, false for the new keys.
     """
     if mask is None or k.shape[1] % TILE != TILE // 2:
         return k, v, mask
@@ -149,14 +219,18 @@ def whole_tiles(
 
 
 def remat_policy(name: str) -> Callable:
-    """A policy of `jax.checkpoint_policies`, or one of ours, for what a layer keeps until its
-    gradient is taken.
+    """What a layer keeps until its gradient is taken, by name.
 
-    'save_attention': fused attention is not computed twice. 'save_products': nor are the
-    projections, so that only norms, activations and dropout are; about 70 kB a token and layer at
-    full width.
+    Args:
+      name: a policy of `jax.checkpoint_policies`, 'save_attention' (fused attention is not computed
+        twice) or 'save_products' (nor are the projections: only norms, activations and dropout are,
+        for about 70 kB a token and layer at full width).
 
-    Raises UserError for other names.
+    Returns:
+      A policy for `jax.checkpoint`.
+
+    Raises:
+      UserError: there is no policy of that name.
     """
     policies = jax.checkpoint_policies
     ours = {
@@ -178,8 +252,24 @@ def _is_attention(primitive, *_, **__) -> bool:
 
 
 def safe_norm(x: Array, axis: int = -1, eps: float = 1e-6, keepdims: bool = False) -> Array:
-    """L2 norm whose gradient at zero is zero, not NaN: sqrt(sum x^2) where that is above eps, else
-    0.
+    """L2 norm whose gradient at zero is zero, not NaN.
+
+    Args:
+      x: any array.
+      axis: the axis that is summed over.
+      eps: norms up to it are 0.
+      keepdims: whether the axis stays, with length 1.
+
+    Returns:
+      sqrt(sum x^2) where that is above eps, else 0.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from sigma_jax.nn.layers import safe_norm
+      >>> float(safe_norm(jnp.array([3.0, 4.0])))
+      5.0
+      >>> jax.grad(safe_norm)(jnp.zeros(2)).tolist()
+      [0.0, 0.0]
     """
     square = jnp.sum(jnp.square(x), axis=axis, keepdims=keepdims)
     nonzero = square > eps**2
@@ -187,8 +277,23 @@ def safe_norm(x: Array, axis: int = -1, eps: float = 1e-6, keepdims: bool = Fals
 
 
 def safe_cosine(x: Array, y: Array, axis: int = -1, eps: float = 1e-6) -> Array:
-    """Cosine of the angle between x and y; 0 where either is shorter than eps, with finite
-    gradients.
+    """Cosine of the angle between x and y, with finite gradients everywhere.
+
+    Args:
+      x: vectors along `axis`.
+      y: vectors of the same length.
+      axis: the axis of the vectors.
+      eps: vectors up to this length have no direction.
+
+    Returns:
+      The cosines; 0 where a vector has no direction.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.nn.layers import safe_cosine
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 0.0]])
+      >>> safe_cosine(x, jnp.array([[-2.0, 0.0], [1.0, 1.0]])).tolist()
+      [-1.0, 0.0]
     """
     scale = safe_norm(x, axis, eps) * safe_norm(y, axis, eps)
     valid = scale > 0

@@ -26,6 +26,15 @@ PyTree = Any
 class LoraConfig:
     """Which leaves of the base get factors, and how strong they are (paper 4.2: r 16, dropout, q k
     v o).
+
+    Attributes:
+      patterns: regular expressions over whole parameter paths.
+      rank: r, columns of A and rows of B.
+      alpha: the side path is alpha / r * B A x.
+      dropout: fraction of the side path's inputs that is dropped, [0, 1).
+
+    Raises:
+      UserError: a rank below 1, or a dropout outside [0, 1).
     """
 
     patterns: tuple[str, ...] = ()
@@ -49,8 +58,15 @@ class LoraConfig:
 class Layout:
     """Axes of one weight by letter: `Layout('ndh', 'd', 'nh')` maps d inputs to n*h outputs.
 
-    Letters of `weight` in neither side stack separate matrices (k and v, gate and up); they must
-    come first.
+    Letters of `weight` on neither side stack separate matrices (k and v, gate and up); they come
+    first.
+
+    Examples:
+      >>> from sigma_jax.nn.lora import Layout
+      >>> Layout('kndh', 'd', 'nh').equation()
+      '...d,kndh->k...nh'
+      >>> Layout('kndh', 'd', 'nh').sizes((18, 2, 1, 2048, 256))  # 18 layers, keys and values
+      ((18, 2), 2048, 256)
     """
 
     weight: str
@@ -59,15 +75,23 @@ class Layout:
 
     @property
     def stack(self) -> str:
+        """The letters that number separate matrices."""
         return ''.join(x for x in self.weight if x not in self.inputs + self.outputs)
 
     def equation(self) -> str:
-        """einsum of an input `[... inputs]` with the weight -> `[stack ... outputs]`."""
+        """The einsum of an input [... inputs] with the weight; it gives [stack ... outputs]."""
         return f'...{self.inputs},{self.weight}->{self.stack}...{self.outputs}'
 
     def sizes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
-        """Shape of a weight, possibly with further leading (scanned) axes -> (leading and stack
-        axes, d_in, d_out).
+        """What a weight of this layout is made of.
+
+        Args:
+          shape: of the weight, possibly with more leading (scanned) axes.
+
+        Returns:
+          leading: leading and stack axes.
+          d_in: number of inputs.
+          d_out: number of outputs.
         """
         extra = len(shape) - len(self.weight)
         size = dict(zip(self.weight, shape[extra:], strict=True))
@@ -76,8 +100,18 @@ class Layout:
 
 
 def find_layout(path: str, layouts: Mapping[str, Layout], what: str = 'LoRA') -> Layout:
-    """The layout whose pattern matches the whole path. Raises UserError for leaves that are no
-    matrices.
+    """The layout of a leaf.
+
+    Args:
+      path: of the leaf.
+      layouts: {pattern over whole paths: layout}.
+      what: who asks, for the message.
+
+    Returns:
+      The first whose pattern matches.
+
+    Raises:
+      UserError: none does, since the leaf is no matrix.
     """
     for pattern, layout in layouts.items():
         if re.fullmatch(pattern, path):
@@ -90,10 +124,34 @@ def find_layout(path: str, layouts: Mapping[str, Layout], what: str = 'LoRA') ->
 def init_factors(
     key: Array, base: PyTree, layouts: Mapping[str, Layout], config: LoraConfig
 ) -> PyTree:
-    """Factors for every leaf that a pattern selects: A ~ U(-1/sqrt(d_in), 1/sqrt(d_in)) as PEFT's,
-    B = 0.
+    """Factors for every leaf that a pattern selects (docs/design.md, "LoRA").
 
-    `base` may be abstract. With B = 0 the model is unchanged, bit for bit.
+    A ~ U(-1/sqrt(d_in), 1/sqrt(d_in)) as in PEFT, B = 0: the model is unchanged, bit for bit.
+
+    Args:
+      key: seed; the n-th selected leaf uses `fold_in(key, n)`.
+      base: the base's tree, may be abstract.
+      layouts: {pattern over whole paths: layout}.
+      config: patterns and rank.
+
+    Returns:
+      {leaf path: {'a': [.. r d_in], 'b': [.. d_out r]}} as a nested dictionary, float32.
+
+    Raises:
+      UserError: a pattern matches nothing or no matrix.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from sigma_jax.nn import lora
+      >>> base = {'attn': {'q': jnp.ones((4, 6))}, 'norm': jnp.ones(4)}
+      >>> layouts = {r'attn/.*': lora.Layout('dh', 'd', 'h')}
+      >>> config = lora.LoraConfig(patterns=('attn/q',), rank=2)
+      >>> factors = lora.init_factors(jax.random.key(0), base, layouts, config)
+      >>> jax.tree.map(jnp.shape, factors)
+      {'attn': {'q': {'a': (2, 4), 'b': (6, 2)}}}
+      >>> merged = lora.merge(base, factors, layouts, alpha=16.0)
+      >>> bool((merged['attn']['q'] == base['attn']['q']).all())
+      True
     """
     mask = trees.flatten(trees.select(base, config.patterns))
     shapes = {path: leaf.shape for path, leaf in trees.flatten(base).items() if mask[path]}
@@ -118,7 +176,18 @@ def side_path(
     output_sizes: tuple[int, ...],
     alpha: float,
 ) -> Float[Array, '...']:
-    """alpha / r * B A x, in the shape that `layout.equation()` gives: `[stack ... outputs]`."""
+    """alpha / r * B A x.
+
+    Args:
+      x: [... inputs].
+      factors: {'a', 'b'} of one leaf.
+      layout: of that leaf.
+      output_sizes: length of each output axis.
+      alpha: strength.
+
+    Returns:
+      [stack ... outputs] as `layout.equation()` gives it, in x's dtype.
+    """
     a, b = (factors[name].astype(x.dtype) for name in 'ab')
     s = layout.stack
     x = x.reshape(*x.shape[: x.ndim - len(layout.inputs)], -1)
@@ -130,6 +199,18 @@ def side_path(
 def merge(base: PyTree, factors: PyTree, layouts: Mapping[str, Layout], alpha: float) -> PyTree:
     """base + alpha / r * B A in float32: for export only, never for training (docs/design.md,
     "LoRA").
+
+    Args:
+      base: the base's tree.
+      factors: from `init_factors`, trained.
+      layouts: {pattern over whole paths: layout}.
+      alpha: strength.
+
+    Returns:
+      The base's tree; leaves without factors are the same arrays.
+
+    Raises:
+      UserError: factors of a leaf that is no matrix.
     """
     pairs = trees.flatten(
         factors, is_leaf=lambda x: isinstance(x, Mapping) and set(x) == {'a', 'b'}

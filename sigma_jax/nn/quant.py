@@ -1,11 +1,12 @@
 """The frozen base in fewer bytes (docs/design.md, "Quantised base"; QLoRA, arXiv 2305.14314):
 bfloat16, int8 or NF4, chosen leaf by leaf.
 
-The arithmetic is qwix's. Scales run along one of a weight's input axes; every other index, the
-layer of a stack among them, has scales of its own. So a scan over layers slices codes and scales
-alike, and `nn.project` makes one matrix whole just before its product. NF4's codes are packed here,
-two in a byte: of jnp.uint4, which qwix gives, numpy keeps a byte each, so does XLA on a CPU for all
-layers that a scan runs over, and which operations take it differs by device.
+The arithmetic is qwix's. A scale is shared by entries along one of a weight's input axes only;
+along every other axis, the layer axis of a stack among them, each index has scales of its own. So a
+scan over layers can slice codes and scales with the same index, and `nn.project` turns one matrix
+at a time back into numbers, just before its product. NF4 codes are packed here, two in a byte: qwix
+gives jnp.uint4, of which numpy keeps a byte each, as does XLA on a CPU for the layers that a scan
+runs over, and which operations accept it differs by device.
 """
 
 import dataclasses
@@ -42,11 +43,16 @@ PIECE = 2**28
 class QuantConfig:
     """How the frozen base is stored on the device.
 
-    `kind`: 'stored' (as in its folder), 'bfloat16' (all but what is read in float32), or 'int8' or
-    'nf4' for the leaves that `patterns` select and bfloat16 for the others. `int8`: further leaves
-    that are in int8 whatever the kind.
-    `tile`: inputs that share one of NF4's scales (QLoRA: 64); int8 has one scale for all inputs of
-    an output. Raises UserError for values that make no sense.
+    Attributes:
+      kind: 'stored' (as in its folder), 'bfloat16' (all but what is read in float32), or 'int8' or
+        'nf4' for the leaves that `patterns` select and bfloat16 for the others.
+      patterns: regular expressions over whole parameter paths.
+      int8: further leaves that are in int8 whatever the kind.
+      tile: inputs that share one of NF4's scales (QLoRA: 64); int8 has one scale for all inputs of
+        an output.
+
+    Raises:
+      UserError: an unknown kind, one that needs patterns without any, or a tile below 1.
     """
 
     kind: str = 'stored'
@@ -75,10 +81,15 @@ class QuantConfig:
 
 @struct.dataclass
 class Quantised:
-    """A leaf as codes and scales; `codes` are int8, or two of NF4's along the last axis in a uint8.
+    """A leaf as codes and scales.
 
-    Indices reach only leading axes that share no scale: layers, stacked matrices, rows of the token
-    table.
+    Only leading axes whose entries share no scale may be indexed: layers, stacked matrices, rows of
+    the token table.
+
+    Attributes:
+      codes: int8, or two NF4 codes along the last axis in a uint8.
+      scale: what codes are multiplied by.
+      kind: 'int8' or 'nf4'.
     """
 
     codes: Int8[Array, '...'] | UInt8[Array, '...']
@@ -105,10 +116,18 @@ class Form(NamedTuple):
 
 
 def plan(params: PyTree, layouts: Mapping[str, Layout], config: QuantConfig) -> dict[str, Form]:
-    """{path: form} of every leaf of `params`, which may be abstract.
+    """How every leaf is to be stored.
 
-    Raises UserError for patterns that match nothing or no matrix, and where the tile does not
-    divide an input axis.
+    Args:
+      params: the base's tree, may be abstract.
+      layouts: {pattern over whole paths: layout} of the matrices.
+      config: what is asked for.
+
+    Returns:
+      {path: form}.
+
+    Raises:
+      UserError: a pattern matches nothing or no matrix, or the tile does not divide an input axis.
     """
     matrices = config.patterns if config.kind in SCALES else ()
     chosen, int8 = (
@@ -145,7 +164,25 @@ def _codes(path: str, shape: tuple[int, ...], layout: Layout, kind: str, tile: i
 
 
 def convert(w: Float[Array, '...'], form: Form) -> Array | Quantised:
-    """One leaf, or a slice of it along any axis but `form.axis`, as it is stored."""
+    """One leaf as it is stored.
+
+    Args:
+      w: the leaf, or a slice of it along any axis but `form.axis`.
+      form: how it is stored.
+
+    Returns:
+      An array, or codes.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.nn import quant
+      >>> w = jnp.linspace(-1, 1, 128).reshape(64, 2)
+      >>> codes = quant.convert(w, quant.Form('nf4', axis=0, tile=64))
+      >>> codes.codes.shape, codes.codes.dtype.name, codes.scale.shape
+      ((64, 1), 'uint8', (1, 2))
+      >>> bool(jnp.abs(quant.dense(codes, jnp.float32) - w).max() < 0.16)
+      True
+    """
     if form.kind not in SCALES:
         return w if form.kind == 'stored' else w.astype(jnp.bfloat16)
     q = qwix.quantize(
@@ -176,11 +213,23 @@ def store(
     reads: Callable[[str], bool] = lambda path: True,
     put: Callable[[PyTree], PyTree] = jax.device_put,
 ) -> PyTree:
-    """The leaves of `params` (numpy) that `reads(path)`, in their forms and handed to `put` one
-    after the other.
+    """The base as it is to lie on the device.
 
     Codes are made on the device slice by slice: at no time is there a second float copy of more
-    than one slice. Raises UserError as `plan` does.
+    than one slice.
+
+    Args:
+      params: the base's tree, numpy.
+      layouts: {pattern over whole paths: layout} of the matrices.
+      config: how leaves are stored.
+      reads: whether a path is read at all; other leaves are left out.
+      put: takes one leaf in its final form and puts it on the device.
+
+    Returns:
+      The tree of what `put` returned.
+
+    Raises:
+      UserError: as `plan`.
     """
     forms = plan(params, layouts, config)
     leaves = ((path, leaf) for path, leaf in trees.flatten(params).items() if reads(path))
@@ -209,8 +258,18 @@ def _slices(w: np.ndarray, axis: int) -> Iterator[np.ndarray]:
 
 
 def abstract(params: PyTree, layouts: Mapping[str, Layout], config: QuantConfig) -> PyTree:
-    """Shapes and dtypes of what `store` gives for `params`, which may be abstract; computes
-    nothing.
+    """Shapes and dtypes of what `store` gives; computes nothing.
+
+    Args:
+      params: the base's tree, may be abstract.
+      layouts: {pattern over whole paths: layout} of the matrices.
+      config: how leaves are stored.
+
+    Returns:
+      A tree of `jax.ShapeDtypeStruct`, codes among them.
+
+    Raises:
+      UserError: as `plan`.
     """
     forms = plan(params, layouts, config)
     return trees.map_with_path(
@@ -219,31 +278,68 @@ def abstract(params: PyTree, layouts: Mapping[str, Layout], config: QuantConfig)
 
 
 def count(params: PyTree) -> int:
-    """Number of weights, however they are stored."""
+    """Number of weights, however they are stored.
+
+    Args:
+      params: the base's tree.
+
+    Returns:
+      The count; a pair of NF4 codes in a byte counts as two.
+    """
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, Quantised))
     return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def size(params: PyTree) -> int:
-    """Bytes on the device."""
+    """Bytes on the device.
+
+    Args:
+      params: the base's tree, may be abstract.
+
+    Returns:
+      The sum over all arrays, scales among them.
+    """
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(params))
 
 
 def read(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Array | Quantised:
-    """Leaf `name` of `module`, which `init` makes where there is none: an array, or codes in its
-    place.
+    """A leaf of a module, where it may be codes.
+
+    Args:
+      module: the layer that owns it.
+      name: of the parameter.
+      init: makes it where there is none.
+      shape: to make it.
+
+    Returns:
+      An array, or codes.
     """
     found: Any = module.get_variable('params', name)
     return found if isinstance(found, Quantised) else module.param(name, init, shape)
 
 
 def rows(w: Array | Quantised) -> list:
-    """A leaf's slices along its first axis, along which codes share no scale."""
+    """A leaf's slices along its first axis, whose entries share no scale.
+
+    Args:
+      w: an array, or codes.
+
+    Returns:
+      One slice an index.
+    """
     return [w[n] for n in range(w.shape[0])] if isinstance(w, Quantised) else list(w)
 
 
 def dense(w: Array | Quantised, dtype: Any) -> Float[Array, '...']:
-    """A leaf as an array of `dtype`; codes are multiplied by their scales in float32."""
+    """A leaf as an array; codes are multiplied by their scales in float32.
+
+    Args:
+      w: an array, or codes.
+      dtype: of the result.
+
+    Returns:
+      The weight.
+    """
     if not isinstance(w, Quantised):
         return w.astype(dtype)
     codes = _unpack(w.codes) if w.kind == 'nf4' else w.codes
@@ -253,10 +349,18 @@ def dense(w: Array | Quantised, dtype: Any) -> Float[Array, '...']:
 
 
 def einsum(equation: str, x: Float[Array, '...'], w: Array | Quantised) -> Float[Array, '...']:
-    """The product of x and one weight in x's dtype.
+    """The product of x and one weight, in x's dtype.
 
     A weight made from codes is not kept for the backward pass, whatever the layer around it keeps,
     but made again.
+
+    Args:
+      equation: as for `jnp.einsum`.
+      x: first operand.
+      w: second operand, an array or codes.
+
+    Returns:
+      The product.
     """
     if not isinstance(w, Quantised):
         return jnp.einsum(equation, x, w.astype(x.dtype))

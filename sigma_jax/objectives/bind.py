@@ -1,4 +1,4 @@
-"""The base policy with what is trained laid over what is frozen."""
+"""The base policy whose trained leaves replace the frozen ones."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,7 +12,20 @@ from sigma_jax.types import Ablation, PyTree
 
 
 def overlay(base: PyTree, top: PyTree) -> PyTree:
-    """`base` with the leaves of `top` in place of its own; either may be partial."""
+    """`base` with the leaves of `top` in place of its own.
+
+    Args:
+      base: a nested dictionary, may be partial.
+      top: leaves that win, may be partial.
+
+    Returns:
+      A new dictionary with the same leaves.
+
+    Examples:
+      >>> from sigma_jax.objectives.bind import overlay
+      >>> overlay({'a': {'x': 1, 'y': 2}, 'b': 3}, {'a': {'y': 9}})
+      {'a': {'x': 1, 'y': 9}, 'b': 3}
+    """
     if not isinstance(top, Mapping):
         return top
     return {**base, **{k: overlay(base.get(k, {}), v) for k, v in top.items()}}
@@ -25,7 +38,18 @@ def bind(
     ablation: Ablation,
     dropout_key: Array | None = None,
 ) -> BoundPi05:
-    """The base policy with trainable leaves laid over `params`, and the gated LoRA factors."""
+    """The base policy with its weights and LoRA factors, ready to be called.
+
+    Args:
+      config: the policy's sizes.
+      trainable: groups of trained leaves; `params` replace leaves of the base, `lora` are factors.
+      params: the frozen base.
+      ablation: gates; `lora` at 0 sets the factors to zero.
+      dropout_key: turns LoRA's dropout on.
+
+    Returns:
+      The policy; see `backbones.base`.
+    """
     gate = jnp.asarray(ablation.lora)
     factors = trainable.get('lora')
     gated = (

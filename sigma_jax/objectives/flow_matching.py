@@ -30,20 +30,58 @@ class FlowMatching:
 
     @staticmethod
     def horizon(model: Pi05Config, sigma: object) -> int:
-        """Actions of a window: as many as the policy gives."""
+        """Actions of a window: as many as the policy gives.
+
+        Args:
+          model: the policy's sizes.
+          sigma: Sigma's, which do not count here.
+
+        Returns:
+          The number of steps.
+        """
         return model.action_horizon
 
     @classmethod
     def build(cls, model: Pi05Config, *_: object) -> 'FlowMatching':
-        """See `kinds.Kind`; Sigma's settings do not count."""
+        """The objective of a policy, for which Sigma's settings do not count; see `kinds.Kind`.
+
+        Args:
+          model: the policy's sizes.
+
+        Returns:
+          The objective.
+        """
         return cls(model)
 
     def reads(self, path: str) -> bool:
-        """Whether this leaf of the base is read: all are."""
+        """Whether a leaf of the base is read: all are.
+
+        Args:
+          path: of the leaf.
+
+        Returns:
+          True.
+        """
         return True
 
     def __call__(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key, step):
-        """See `training.step.Objective`; windows of a sequence are independent examples."""
+        """Loss and metrics of one batch; see `training.step.Objective`.
+
+        x_t = t noise + (1 - t) actions, and the loss is the mean of |velocity(x_t, t) - (noise -
+        actions)|^2 over valid steps. Windows of a sequence are independent examples.
+
+        Args:
+          trainable: `lora` or `params` or both.
+          frozen: base and statistics.
+          batch: [b g ...], raw units; `time` and `noise` are drawn where it has none.
+          ablation: gates.
+          key: seed of times, noise and dropout.
+          step: optimiser step, which does not count here.
+
+        Returns:
+          loss: a number without units.
+          metrics: {'velocity_mse'}.
+        """
         batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
         dropout_key = jax.random.split(key, 3)[2]
         relative = batch.actions - action_origin(batch.observation.state, frozen.scaling)
@@ -65,8 +103,15 @@ class FlowMatching:
         return time, jax.random.normal(noise_key, shape)
 
     def draw(self, key: Array, batch: Batch) -> Batch:
-        """`batch` [b g] with the times and the noise that this objective would draw for it, for
-        micro-batches of it.
+        """The batch with its times and noise drawn, so that micro-batches of it use those of the
+        whole.
+
+        Args:
+          key: seed, that of the step.
+          batch: [b g ...].
+
+        Returns:
+          The batch with `time` and `noise`.
         """
         lead, steps = batch.actions.shape[:2], batch.actions.shape[2]
         time, noise = self._draws(key, (lead[0] * lead[1], steps, self.config.action_dim))
@@ -75,5 +120,12 @@ class FlowMatching:
         )
 
     def weight(self, batch: Batch) -> Float[Array, '']:
-        """The number of action steps whose errors the loss is the mean of."""
+        """The number of action steps whose errors the loss is the mean of.
+
+        Args:
+          batch: a micro-batch.
+
+        Returns:
+          The count, as a float.
+        """
         return jnp.sum(batch.action_mask & batch.mask[..., None], dtype=float)

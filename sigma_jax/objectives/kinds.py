@@ -10,13 +10,13 @@ from sigma_jax.objectives.sigma import SigmaObjective
 class Kind(Protocol):
     """What is known of an objective before it is built.
 
-    groups: the sets of trainable groups that it can learn.
-    needs_base_actions: it reads the frozen policy's own actions, which lie beside the shards.
-    trains_policy: the policy itself learns; else heads around it.
-    weighs_terms: its loss is a sum of weighted terms, whose shares can be measured.
-    passes: how often a window passes the language model.
-    horizon: actions of a window that it reads, from the model's sizes and Sigma's.
-    build: the objective of a model, Sigma's sizes, and the constants of its loss and curriculum.
+    Attributes:
+      groups: the sets of trainable groups that it can learn.
+      needs_base_actions: whether it reads the frozen policy's own actions, stored with the shards.
+      trains_policy: whether the policy itself learns; otherwise heads around it do.
+      weighs_terms: whether its loss is a sum of weighted terms, whose fractions of the gradient
+        norm can be measured.
+      passes: how often a window passes the language model.
     """
 
     groups: ClassVar[tuple[frozenset[str], ...]]
@@ -27,18 +27,46 @@ class Kind(Protocol):
 
     @staticmethod
     def horizon(model: Any, sigma: Any) -> int:
-        """Actions of a window."""
+        """Actions of a window that the objective reads.
+
+        Args:
+          model: the policy's sizes.
+          sigma: Sigma's sizes.
+
+        Returns:
+          The number of steps.
+        """
 
     @classmethod
     def build(cls, model: Any, sigma: Any, loss: Any, curriculum: Any) -> Any:
-        """The objective."""
+        """The objective.
+
+        Args:
+          model: the policy's sizes.
+          sigma: Sigma's sizes.
+          loss: constants of the loss.
+          curriculum: constants of the curriculum.
+
+        Returns:
+          A callable as `training.step.Objective`.
+        """
 
 
 KINDS: dict[str, Any] = {'sigma': SigmaObjective, 'flow_matching': FlowMatching}
 
 
 def find(name: str) -> Any:
-    """The objective of this name, a `Kind`. Raises UserError where there is none."""
+    """The objective of a name.
+
+    Args:
+      name: 'sigma' or 'flow_matching'.
+
+    Returns:
+      Its class, a `Kind`.
+
+    Raises:
+      UserError: there is none of that name.
+    """
     if name not in KINDS:
         names = ' or '.join(map(repr, KINDS))
         raise UserError(f'config.objective: expected {names}, got {name!r}; choose one')

@@ -35,24 +35,56 @@ class SigmaObjective:
 
     @staticmethod
     def horizon(model: object, sigma: SigmaConfig) -> int:
-        """Actions of a window: as many as Sigma corrects."""
+        """Actions of a window: as many as Sigma corrects.
+
+        Args:
+          model: the policy's sizes, which do not count here.
+          sigma: Sigma's sizes.
+
+        Returns:
+          The number of steps.
+        """
         return sigma.horizon
 
     @classmethod
     def build(cls, model: Pi05Config, sigma, loss, curriculum) -> 'SigmaObjective':
-        """See `kinds.Kind`."""
+        """The objective of a policy; see `kinds.Kind`.
+
+        Args:
+          model: the policy's sizes.
+          sigma: Sigma's sizes.
+          loss: constants of TRAF and TSAC.
+          curriculum: ends and length of the ramps.
+
+        Returns:
+          The objective.
+        """
         return cls(model, sigma, loss, curriculum)
 
     def reads(self, path: str) -> bool:
-        """Whether this leaf of the base is read: not the action expert's, whose actions lie beside
-        the shards.
+        """Whether a leaf of the base is read: all but the action expert's, whose actions are stored
+        with the shards.
+
+        Args:
+          path: of the leaf.
+
+        Returns:
+          Whether it is read.
         """
         return not ACTION_EXPERT.fullmatch(path)
 
     def encode_frozen(self, frozen: Frozen, observation: Observation) -> Observation:
-        """The observation with what the frozen policy alone makes of its images and text.
+        """The observation with image features and text embeddings, which only frozen weights
+        compute.
 
-        `forward` computes what is missing of it; what is made here and kept, it reads.
+        `forward` computes them where they are missing, and reads those that are there.
+
+        Args:
+          frozen: base and statistics.
+          observation: [b ...] or [b g ...].
+
+        Returns:
+          The observation with `features` and `text_embeddings`, float32.
         """
         backbone = bind(self.config, {}, frozen.params, Ablation())
         return embed_observation(backbone, observation, self.sigma)
@@ -100,7 +132,21 @@ class SigmaObjective:
         return cast(tuple[Carry, SigmaOutput], found)
 
     def terms(self, trainable, frozen, batch, ablation, key, step):
-        """({term: [b]}, {term: weight}, metrics) of one batch."""
+        """The terms of the loss and their weights.
+
+        Args:
+          trainable: `sigma`, and `lora` where it is trained.
+          frozen: base and statistics.
+          batch: [b g ...], raw units.
+          ablation: gates.
+          key: seed of dropout and refinement noise.
+          step: optimiser step, for the curriculum.
+
+        Returns:
+          terms: {term: [b]}, one number a window.
+          weights: {term: weight}.
+          metrics: as `losses.sigma_terms`, and the weights under the names of Table 1.
+        """
         _, output = self.forward(trainable, frozen, batch, ablation, key)
         horizon = self.sigma.horizon
         batch = dataclasses.replace(
@@ -117,21 +163,60 @@ class SigmaObjective:
         return terms, weights, metrics | curriculum.columns(weights)
 
     def __call__(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key, step):
-        """See `training.step.Objective`."""
+        """Loss and metrics of one batch; see `training.step.Objective` and `losses`.
+
+        Args:
+          trainable: `sigma`, and `lora` where it is trained.
+          frozen: base and statistics.
+          batch: [b g ...], raw units.
+          ablation: gates.
+          key: seed of dropout and refinement noise.
+          step: optimiser step, for the curriculum.
+
+        Returns:
+          loss: L_total.
+          metrics: as `terms`.
+        """
         terms, weights, metrics = self.terms(trainable, frozen, batch, ablation, key, step)
         return losses.combine(terms, weights, batch.mask, self.loss.alignment_scale), metrics
 
     def draw(self, key: Array, batch: Batch) -> Batch:
-        """`batch` as it is: noise belongs to key, episode and frame."""
+        """The batch as it is: noise is drawn from key, episode and frame, not for a batch.
+
+        Args:
+          key: seed, which does not count here.
+          batch: [b g ...].
+
+        Returns:
+          The batch.
+        """
         return batch
 
     def weight(self, batch: Batch) -> Float[Array, '']:
-        """The number of windows whose losses are averaged."""
+        """The number of windows whose losses are averaged.
+
+        Args:
+          batch: a micro-batch.
+
+        Returns:
+          The count, as a float.
+        """
         return jnp.sum(batch.mask, dtype=float)
 
     def alignment_share(self, trainable, frozen, batch, ablation, key, step) -> dict[str, Array]:
-        """Gradient norm of each weighted term, and the alignment terms' share of all of them
-        (docs/design.md, "Losses").
+        """Gradient norm of each weighted term alone (docs/design.md, "Losses").
+
+        Args:
+          trainable: `sigma`, and `lora` where it is trained.
+          frozen: base and statistics.
+          batch: [b g ...], raw units.
+          ablation: gates.
+          key: seed of dropout and refinement noise.
+          step: optimiser step, for the curriculum.
+
+        Returns:
+          {'grad_act', 'grad_sem', 'grad_intent', 'grad_tau'}, and as 'grad_share' the alignment
+            terms' part of the sum, 0 to 1.
         """
 
         names = tuple(curriculum.make_schedules(self.curriculum))
@@ -152,7 +237,17 @@ class SigmaObjective:
 
 
 def init_sigma(key: Array, objective: SigmaObjective, frozen: Frozen, batch: Batch) -> PyTree:
-    """Random parameters of the three workspaces for one window of `batch` [b g]."""
+    """Random parameters of the three workspaces.
+
+    Args:
+      key: seed.
+      objective: sizes.
+      frozen: base and statistics.
+      batch: [b g ...]; its first window gives the shapes.
+
+    Returns:
+      {'vision', 'language', 'action'}, float32.
+    """
     first = jax.tree.map(lambda x: x[:1, 0], batch)
     first = dataclasses.replace(
         first,
