@@ -8,6 +8,8 @@ from typing import Any
 
 from benchmarks import train_cases
 from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.loader.sequences import Order
+from sigma_jax.data.loader.windows import shards_processor
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.types import to_batch
@@ -18,12 +20,10 @@ def open_loader(case: train_cases.Case, shards: str, workers: int) -> Any:
     them.
     """
     tokenizer = load_tokenizer(train_cases.settings(case)['tokenizer'])
-    sizes: dict[str, Any] = {
-        'batch_size': case.batch // case.windows,
-        'sequence_length': case.windows,
-    }
-    reading: dict[str, Any] = {'shuffle': True, 'drop_remainder': True, 'num_workers': workers}
-    return make_loader(open_shards(shards).split('train'), tokenizer=tokenizer, **sizes, **reading)
+    opened = open_shards(shards)
+    order = Order(case.batch // case.windows, case.windows, shuffle=True, drop_remainder=True)
+    processor = shards_processor(opened, tokenizer)
+    return make_loader(opened.split('train'), processor, order, num_workers=workers)
 
 
 def measure(case: dict, shards: str, workers: int) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from configs import data_so101
 from sigma_jax.data.lerobot.tables import Recording
 from sigma_jax.data.lerobot.writer import LeRobotWriter
 from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.loader.sequences import Order
+from sigma_jax.data.loader.windows import Contents, shards_processor
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.data.shards.prepare import prepare
@@ -102,16 +104,13 @@ def ours(
 ) -> float:
     """Windows a second, once the first `warm` have come."""
     tokenizer = load_tokenizer(data_so101.get_config().data.tokenizer)
+    opened = open_shards(shards)
     loader = make_loader(
-        open_shards(shards).split('train'),
-        batch_size=batch,
-        tokenizer=tokenizer,
-        seed=1,
-        shuffle=True,
-        num_epochs=None,
-        drop_remainder=True,
-        num_workers=workers,
-        **options,
+        opened.split('train'),
+        shards_processor(opened, tokenizer),
+        Order(batch, seed=1, shuffle=True, num_epochs=None, drop_remainder=True),
+        Contents(**options),
+        workers,
     )
     for _ in range(-(-warm // batch)):
         next(loader)

@@ -9,6 +9,8 @@ import numpy as np
 from rich.progress import Progress
 
 from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.loader.sequences import Order
+from sigma_jax.data.loader.windows import Contents, shards_processor
 from sigma_jax.data.shards.directory import Split
 from sigma_jax.evaluation.replay import RUNS, NumpyBatch, Windows, pad_windows, replay
 from sigma_jax.processing.normalize import Statistics, denormalize
@@ -121,15 +123,9 @@ def whole_episodes(
     def make() -> Iterator[NumpyBatch]:
         every = [split.shards.split(name).index for name in SPLITS]
         length = max(int(np.bincount(index.episode).max(initial=0)) for index in every)
-        loader = make_loader(
-            split,
-            batch_size=episodes_at_once,
-            tokenizer=load_tokenizer(tokenizer),
-            sequence_length=None,
-            baselines=baselines,
-            norm_stats=statistics,
-            policy=policy,
-        )
+        processor = shards_processor(split.shards, load_tokenizer(tokenizer), statistics, policy)
+        order = Order(episodes_at_once, sequence_length=None)
+        loader = make_loader(split, processor, order, Contents(baselines))
         return (pad_windows(batch, length) for batch in loader)
 
     where = split.shards.path, split.name

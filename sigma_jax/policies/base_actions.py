@@ -25,6 +25,8 @@ from sigma_jax.convert.base_policy import (
     robot_statistics,
 )
 from sigma_jax.data.loader import loader as pipeline
+from sigma_jax.data.loader.sequences import Order
+from sigma_jax.data.loader.windows import shards_processor
 from sigma_jax.data.shards import tfds
 from sigma_jax.data.shards.base_record import BaseRecord
 from sigma_jax.data.shards.directory import Shards, Split
@@ -161,13 +163,8 @@ def _finished(shards: Shards, record: BaseRecord) -> tuple[str, ...]:
 def _sample_split(split: Split, policy: Any, config: BaselineConfig, progress) -> np.ndarray:
     """[m samples t a] float32, raw units, in record order."""
     meta, tokenizer = split.shards.meta, load_tokenizer(config.tokenizer)
-    loader = pipeline.make_loader(
-        split,
-        batch_size=config.batch_size,
-        tokenizer=tokenizer,
-        norm_stats=policy.norm_stats,
-        policy=policy.policy,
-    )
+    processor = shards_processor(split.shards, tokenizer, policy.norm_stats, policy.policy)
+    loader = pipeline.make_loader(split, processor, Order(config.batch_size))
     relative = fitting.of_shards((), policy.policy, meta, policy.config.action_dim)
     scaling = action_scaling(policy.norm_stats, policy.norm_stats, relative)
     sampler = sampling.make_sampler(

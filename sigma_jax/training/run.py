@@ -10,7 +10,10 @@ from sigma_jax import xla
 from sigma_jax.convert.base_policy import read_weights
 from sigma_jax.data.loader import loader
 from sigma_jax.data.loader.augment import AugmentConfig
+from sigma_jax.data.loader.batches import Batches
 from sigma_jax.data.loader.feature_cache import Features
+from sigma_jax.data.loader.sequences import Order
+from sigma_jax.data.loader.windows import Contents, shards_processor
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.training import feature_cache
@@ -39,6 +42,9 @@ class Parts:
         self.blueprint.check()
         self.statistics = self.blueprint.statistics
         self.base = self.blueprint.base
+        self.processor = shards_processor(
+            self.shards, self.tokenizer, self.statistics.loader, self.base.policy
+        )
         self.example = to_batch(next(iter(self.make_loader(num_workers=0))))
         self.goal: Any = self.blueprint.objective
         self.base = read_weights(self.base, config.seed, config.tokenizer)
@@ -59,37 +65,30 @@ class Parts:
         train = self.shards.split('train')
         self.features = feature_cache.prepare(made_by, train, encode, self.in_order, progress)
 
-    def in_order(self, batch_size: int):
+    def in_order(self, batch_size: int) -> Batches:
         """Every training window once, in record order, leaves [b 1 ...]."""
-        return loader.make_loader(
-            self.shards.split('train'),
-            batch_size=batch_size,
-            tokenizer=self.tokenizer,
-            norm_stats=self.statistics.loader,
-            policy=self.base.policy,
-        )
+        return loader.make_loader(self.shards.split('train'), self.processor, Order(batch_size))
 
-    def make_loader(self, num_workers: int):
+    def make_loader(self, num_workers: int) -> Batches:
         """Training batches without end, from the first one on."""
         c = self.config
-        return loader.make_loader(
-            self.shards.split('train'),
+        order = Order(
             batch_size=c.batch_size,
-            tokenizer=self.tokenizer,
             sequence_length=c.sequence_length,
             seed=c.seed,
             shuffle=True,
             num_epochs=None,
             drop_remainder=True,
+        )
+        contents = Contents(
             baselines='pi05' if c.kind.needs_base_actions else None,
-            norm_stats=self.statistics.loader,
-            policy=self.base.policy,
-            num_workers=num_workers,
             cache=c.loader.cache,
             state_noise=c.state_noise,
             augment=AugmentConfig() if c.loader.augment else None,
             features=self.features,
         )
+        train = self.shards.split('train')
+        return loader.make_loader(train, self.processor, order, contents, num_workers)
 
 
 class Run(Parts):

@@ -16,7 +16,6 @@ from sigma_jax import trees
 from sigma_jax.ablations import side_by_side, stacked
 from sigma_jax.ablations.stacked import Member
 from sigma_jax.ablations.table import summary, table
-from sigma_jax.data.loader import loader
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained import load_for_evaluation
@@ -28,6 +27,7 @@ from sigma_jax.training.logs import TABLE_1, TrainLog
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation, to_batch
 from tests import toy_run
+from tests.loading import make_loader
 from tests.small_run import QUIET, flow_config
 
 GRID = {
@@ -211,7 +211,7 @@ def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     )
     tokenizer = load_tokenizer(trained.config.tokenizer)
     settings = {'batch_size': 2, 'sequence_length': 2, 'baselines': 'pi05', 'tokenizer': tokenizer}
-    batch = next(loader.make_loader(open_shards(small_run.shards).split('train'), **settings))
+    batch = next(make_loader(open_shards(small_run.shards).split('train'), **settings))
     gates = jax.tree.map(np.float32, Ablation())
     _, want = trained.forward(alone.ema, trained.frozen, to_batch(batch), gates)
     for got, expected in zip(

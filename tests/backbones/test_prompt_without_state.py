@@ -9,7 +9,6 @@ import subprocess
 import numpy as np
 import pytest
 
-from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
@@ -18,6 +17,7 @@ from sigma_jax.processing.spec import OPENPI, OURS
 from sigma_jax.processing.tokenizer import NO_STATE, encode_parts, load_tokenizer, prompt_parts
 from tests.convert.test_beside import stats_json
 from tests.data_pipeline import recordings
+from tests.loading import make_loader
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOKENIZER = ROOT / 'assets/tokenizer/tokenizer.json'

@@ -11,12 +11,12 @@ from scipy import ndimage
 
 from sigma_jax.data.loader import augment
 from sigma_jax.data.loader.augment import Augment, AugmentConfig, Colours, Geometry
-from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from sigma_jax.processing.tokenizer import load_tokenizer
 from tests.data_pipeline import recordings
+from tests.loading import make_loader
 
 RNG = np.random.default_rng(0)
 

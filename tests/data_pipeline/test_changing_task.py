@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from sigma_jax.data.lerobot.dataset import open_dataset
-from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.rlds.open import RldsSettings, open_rlds
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
@@ -16,6 +15,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.processing.normalize import normalize, read_norm_stats
 from sigma_jax.processing.tokenizer import load_tokenizer, pi05_prompt
 from tests.data_pipeline import recordings, rlds_folder
+from tests.loading import make_loader
 
 LENGTHS = (40, 44, 36)
 SPLITS = {'train_episodes': (0, 1), 'calibration_episodes': (2,), 'test_episodes': ()}

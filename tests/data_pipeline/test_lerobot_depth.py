@@ -22,7 +22,6 @@ from sigma_jax.data.lerobot.cells import ORIENTATION
 from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.data.lerobot.depth import Quantiser, depth_keys
 from sigma_jax.data.lerobot.images import decode_cell
-from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.modalities import in_units
 from sigma_jax.data.shards.prepare import prepare
@@ -30,6 +29,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.processing.images import content_box
 from sigma_jax.processing.tokenizer import load_tokenizer
 from tests.data_pipeline import recordings
+from tests.loading import make_loader
 
 DEPTH = 'observation.images.up_depth'
 LENGTHS = (20, 18, 19)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.processing import images
@@ -20,6 +19,7 @@ from sigma_jax.processing.processor import Processor, of_policy, of_shards
 from sigma_jax.processing.spec import ProcessorConfig
 from sigma_jax.processing.tokenizer import NO_STATE, load_tokenizer
 from tests.data_pipeline import recordings
+from tests.loading import make_loader
 
 JOINTS, SIDE, WIDE = 6, 32, 32  # of the robot; pixels; the model's actions
 CAMERAS = ('up', 'side')

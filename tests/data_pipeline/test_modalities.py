@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from sigma_jax.data.lerobot.dataset import open_dataset
-from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
@@ -26,6 +25,7 @@ from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
 from tests import quick
 from tests.data_pipeline import recordings
+from tests.loading import make_loader
 from tests.moments import moments
 from tests.sigma import test_model
 from tests.small_run import QUIET

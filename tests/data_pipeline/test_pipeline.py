@@ -4,14 +4,16 @@ import dataclasses
 import itertools
 from pathlib import Path
 
+import grain
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
 from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.data.loader.augment import AugmentConfig
-from sigma_jax.data.loader.loader import make_loader
-from sigma_jax.data.loader.sequences import cut_sequences, fill_batches
+from sigma_jax.data.loader.loader import batched, dataset
+from sigma_jax.data.loader.sequences import Order, cut_sequences, fill_batches
+from sigma_jax.data.loader.windows import Contents, shards_processor
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.data.shards.records import Index
@@ -21,6 +23,7 @@ from sigma_jax.processing.normalize import normalize, read_norm_stats
 from sigma_jax.processing.tokenizer import Tokenizer, load_tokenizer, pi05_prompt
 from tests.data_pipeline import recordings
 from tests.data_pipeline.spy import Spy
+from tests.loading import make_loader
 
 LENGTHS = (40, 44, 36, 52, 60, 30)
 TRAIN = {'train_episodes': (0, 1, 3, 4), 'calibration_episodes': (2,), 'test_episodes': (5,)}
@@ -351,3 +354,29 @@ def test_relative_statistics_subtract_the_state_in_relative_joints(shards: Path)
     )
     np.testing.assert_allclose(got['actions'].mean, values.mean(0), rtol=1e-6, atol=1e-6)
     assert got['state'] is own['state'] and prepared.relative_statistics(()) == own
+
+
+def test_sequences_of_several_splits_mix_into_batches(shards: Path, tokenizer: Tokenizer) -> None:
+    """Each is as in its own split, in that one's order; a batch holds both, and a place goes on."""
+    opened = open_shards(shards)
+    processor, contents = shards_processor(opened, tokenizer), Contents(state_noise=0.2)
+    order = Order(3, sequence_length=2, seed=7, shuffle=True, num_epochs=None, drop_remainder=True)
+    parts = [
+        dataset(opened.split(name), processor, order, contents) for name in ('train', 'calibration')
+    ]
+    mixed = batched(grain.MapDataset.mix(parts, weights=[2, 1]), order.batch_size)
+    batches = [next(mixed) for _ in range(4)]
+    state = mixed.get_state()
+    rows = [
+        {key: values[row] for key, values in batch.items()} for batch in batches for row in range(3)
+    ]
+    train, calibration = (
+        [row for row in rows if set(row['episode']) <= set(opened.split(name).episodes)]
+        for name in ('train', 'calibration')
+    )
+    assert (len(train), len(calibration)) == (8, 4)
+    for part, found in zip(parts, (train, calibration), strict=True):
+        assert all(equal(row, part[n]) for n, row in enumerate(found))
+    expected = next(mixed)
+    mixed.set_state(state)
+    assert equal(next(mixed), expected)

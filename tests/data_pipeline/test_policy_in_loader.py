@@ -9,7 +9,6 @@ import pytest
 
 import prepare_data
 from configs import data_so101
-from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
@@ -18,6 +17,7 @@ from sigma_jax.processing.normalize import normalize, read_norm_stats
 from sigma_jax.processing.spec import LEROBOT, OPENPI, OURS
 from sigma_jax.processing.tokenizer import load_tokenizer, pi05_prompt
 from tests.data_pipeline import recordings
+from tests.loading import make_loader
 
 OLD = dataclasses.replace(LEROBOT, prompt_state_dim=32, image_padding=-3.0)
 

@@ -15,6 +15,8 @@ REPOSITORY = Path(__file__).parents[2]
 CHILD = """
 import multiprocessing, sys, time
 from sigma_jax.data.loader.loader import make_loader
+from sigma_jax.data.loader.sequences import Order
+from sigma_jax.data.loader.windows import shards_processor
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.sim.record import Plan, record
@@ -26,10 +28,9 @@ def wait(*_):
 
 def load(shards):
     tokenizer = load_tokenizer(SETTINGS['tokenizer'])
-    train = open_shards(shards).split('train')
-    loader = make_loader(
-        train, batch_size=2, tokenizer=tokenizer, num_epochs=None, num_workers=1
-    )
+    opened = open_shards(shards)
+    processor, order = shards_processor(opened, tokenizer), Order(2, num_epochs=None)
+    loader = make_loader(opened.split('train'), processor, order, num_workers=1)
     wait(next(loader))
 
 def record_many(out):

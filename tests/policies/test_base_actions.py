@@ -16,7 +16,6 @@ from absl.testing import flagsaver
 import prepare_data
 from configs import data_so101
 from sigma_jax.backbones.pi05 import BoundPi05
-from sigma_jax.data.loader import loader as pipeline
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.policies import base_actions
@@ -26,6 +25,7 @@ from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.sigma.model import window_keys
 from sigma_jax.types import to_batch
 from tests import golden, quick
+from tests.loading import make_loader
 
 SPLITS = ('train', 'calibration')
 
@@ -72,7 +72,7 @@ def test_a_sample_does_not_depend_on_its_batch(small_run, fresh):
 def test_a_row_is_the_policys_own_sample_in_raw_units(small_run):
     """Window 1, draw 1: noise keyed by seed, draw, episode and frame; units undone by hand."""
     policy = base_actions.load_policy(small_run.baseline_config())
-    loader = pipeline.make_loader(
+    loader = make_loader(
         open_shards(small_run.shards).split('train'),
         batch_size=2,
         norm_stats=small_run.base / 'norm_stats.json',

@@ -18,7 +18,6 @@ import pytest
 from sigma_jax import trees
 from sigma_jax.convert import checkpoint
 from sigma_jax.convert.base_policy import open_base, read_weights
-from sigma_jax.data.loader import loader
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
@@ -32,6 +31,7 @@ from sigma_jax.training.logs import TABLE_1, TrainLog
 from sigma_jax.training.signals import Wish
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation, to_batch
+from tests.loading import make_loader
 from tests.small_run import QUIET, flow_config
 
 
@@ -154,7 +154,7 @@ def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
         != trees.digest(jax.device_get(whole[1].trainable))
     )
     batch = next(
-        loader.make_loader(
+        make_loader(
             open_shards(small_run.shards).split('train'),
             batch_size=2,
             sequence_length=2,

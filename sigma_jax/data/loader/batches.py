@@ -6,7 +6,7 @@ number of batches says the same for any count, so a run may continue with anothe
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import grain
 
@@ -30,6 +30,9 @@ class Batches(Iterator[NumpyBatch]):
         self._dataset, self._start = dataset, start
         self._taken = 0
         self._running: Any = None
+
+    def __iter__(self) -> Self:
+        return self
 
     def __next__(self) -> NumpyBatch:
         if self._taken >= len(self._dataset):
