@@ -1,1 +1,3 @@
-"""From a robot's observation to a policy's inputs, and from its outputs to raw actions; numpy only."""
+"""From a robot's observation to a policy's inputs, and from its outputs to raw actions; numpy
+alone.
+"""

@@ -15,8 +15,28 @@ from sigma_jax.types import ActionScaling
 def normalize_actions(
     actions: Float[Array, '... a'], scaling: ActionScaling, width: int
 ) -> Float[Array, '... d']:
-    """Raw actions -> pi0.5's quantile-normalised units, padded with zeros to the policy's action
-    width.
+    """Raw actions -> pi0.5's normalised units: (x - low) / span * 2 - 1.
+
+    Args:
+      actions: raw units, counted from the origin of `action_origin`.
+      scaling: `low` and `span` are read.
+      width: the policy's number of actions; the rest is padded with zeros.
+
+    Returns:
+      Actions of the policy's width, about [-1, 1].
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.processing import actions
+      >>> from sigma_jax.types import ActionScaling
+      >>> zero, one = jnp.zeros(2), jnp.ones(2)
+      >>> scaling = ActionScaling(action_std=one, low=jnp.array([0.0, -90.0]),
+      ...     span=jnp.array([10.0, 180.0]), relative=zero, state_low=zero, state_span=one)
+      >>> normalised = actions.normalize_actions(jnp.array([[5.0, 90.0]]), scaling, width=4)
+      >>> normalised.tolist()
+      [[0.0, 1.0, 0.0, 0.0]]
+      >>> actions.unnormalize_actions(normalised, scaling).tolist()
+      [[5.0, 90.0]]
     """
     scaled = (actions - scaling.low) / scaling.span * 2 - 1
     return jnp.pad(scaled, [(0, 0)] * (actions.ndim - 1) + [(0, width - actions.shape[-1])])
@@ -25,18 +45,40 @@ def normalize_actions(
 def unnormalize_actions(
     actions: Float[Array, '... d'], scaling: ActionScaling
 ) -> Float[Array, '... a']:
-    """The inverse of `normalize_actions`, padding dropped."""
+    """The inverse of `normalize_actions`, padding dropped.
+
+    Args:
+      actions: of the policy's width, normalised.
+      scaling: `low` and `span` are read.
+
+    Returns:
+      Raw units, counted from the origin of `action_origin`.
+    """
     low, span = scaling.low, scaling.span
     return (actions[..., : low.shape[-1]] + 1) / 2 * span + low
 
 
 def action_origin(state: Float[Array, '... p'], scaling: ActionScaling) -> Float[Array, '... 1 a']:
-    """What the policy's actions count from: the robot's raw state in its relative joints, zero in
-    the others.
+    """What the policy's actions count from: the raw state in relative joints, zero in the others
+    (openpi calls the transform DeltaActions).
 
-    `state` is normalised by the policy's own statistics (openpi calls the transform DeltaActions).
-    A state may be wider than the actions: the first entries count. Where it is narrower, no action
-    beyond it is relative.
+    Args:
+      state: normalised by the policy's own statistics. It may be wider than the actions: the first
+        entries count. Where it is narrower, no action beyond it is relative.
+      scaling: `relative`, `state_low` and `state_span` are read.
+
+    Returns:
+      Raw units, with an axis of one step: it is added to each step of a trajectory.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.processing.actions import action_origin
+      >>> from sigma_jax.types import ActionScaling
+      >>> zero, one = jnp.zeros(2), jnp.ones(2)
+      >>> scaling = ActionScaling(action_std=one, low=zero, span=one,
+      ...     relative=jnp.array([1.0, 0.0]), state_low=zero, state_span=10 * one)
+      >>> action_origin(jnp.array([0.0, 0.0]), scaling).tolist()
+      [[5.0, 0.0]]
     """
     width = scaling.relative.shape[-1]
     first = state[..., :width]
@@ -51,9 +93,18 @@ MIN_STD = 1e-3  # raw units: a joint that never moved is scaled as if it had thi
 def action_scaling(
     stats: NormStats, policy: NormStats, relative_joints: Sequence[bool] = ()
 ) -> ActionScaling:
-    """The spread of the training actions (`stats`), and how the policy counts its own (`policy`).
+    """How actions are counted: Sigma's unit, and the policy's own.
 
-    Of the state, its first entries count, one an action, as in openpi and LeRobot.
+    Of the state the first entries count, one an action, as in openpi and LeRobot.
+
+    Args:
+      stats: of the training data; the standard deviations of its actions are Sigma's unit.
+      policy: the statistics that the policy normalises by.
+      relative_joints: one flag an action, true where the policy's actions count from the state;
+        empty: none does.
+
+    Returns:
+      One number a joint, float32, raw units; a standard deviation of at least 1e-3.
 
     Raises:
       UserError: `relative_joints` does not name every action, or names one beyond the states.

@@ -36,12 +36,18 @@ def relative_joints(
     action_names: Sequence[str],
     padded: int,
 ) -> tuple[bool, ...]:
-    """Which of the robot's actions count from the state: one flag an action, or () where none does.
+    """Which of the robot's actions count from the state.
 
     Args:
       given: the run's own setting; empty leaves it to the base.
       policy: the base's; as many flags as the model is wide (`padded`) are cut, as statistics of
         that width are.
+      state_names: names of the entries of a state.
+      action_names: names of the entries of an action.
+      padded: actions that the model has.
+
+    Returns:
+      One flag an action, or () where none is relative.
 
     Raises:
       UserError: flags that are not True or False, more actions than the model has, another number
@@ -75,17 +81,33 @@ def relative_joints(
 def of_shards(
     given: Sequence[bool], policy: ProcessorConfig, robot: Robot, padded: int
 ) -> tuple[bool, ...]:
-    """`relative_joints` for the robot of some shards or of a data set."""
+    """`relative_joints` for the robot of some shards or of a data set.
+
+    Args:
+      given: the run's own setting; empty leaves it to the base.
+      policy: the base's.
+      robot: names the entries of states and actions.
+      padded: actions that the model has.
+
+    Returns:
+      One flag an action, or () where none is relative.
+
+    Raises:
+      UserError: as `relative_joints`.
+    """
     return relative_joints(given, policy, robot.state_names, robot.action_names, padded)
 
 
 def check_cameras(policy: ProcessorConfig, names: Sequence[str], keys: Sequence[str]) -> None:
-    """Raises UserError where the shards' cameras stand in another order than the policy's views
-    that they feed.
+    """Checks that the shards' cameras stand in the order of the policy's views that they feed.
 
     Args:
-      names: the cameras' short names.
+      policy: its views, and its rename map.
+      names: the cameras' short names, in the order of the shards.
       keys: what the data set itself calls them.
+
+    Raises:
+      UserError: another order.
     """
     fed = [policy.view(name, key) for name, key in zip(names, keys, strict=True)]
     known = [view for view in fed if view in policy.cameras]

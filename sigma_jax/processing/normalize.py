@@ -39,12 +39,14 @@ ABSENT: Any = None  # a column that the source lacks
 class Scaling:
     """How a quantity is normalised.
 
-    `mode`: 'quantile' (q01..q99 to -1..1), 'quantile10' (q10..q90), 'min_max', 'mean_std' or
-    'identity'. `formula` tells precision and what the epsilon does: 'openpi' adds it to every range
-    and computes in float64; 'lerobot' puts it in place of a range of zero, adds it to standard
-    deviations and computes in float32; 'sigma' is openpi's in float32, but for near-constant joints
-    (see `Statistics.span`).
-    `epsilon`: None is the formula's own, 1e-6 in openpi's and ours, 1e-8 in LeRobot's.
+    Attributes:
+      mode: 'quantile' (q01..q99 to -1..1), 'quantile10' (q10..q90), 'min_max', 'mean_std' or
+        'identity'.
+      formula: precision, and what the epsilon does. 'openpi' adds it to every range and computes in
+        float64; 'lerobot' puts it in place of a range of zero, adds it to standard deviations and
+        computes in float32; 'sigma' is openpi's in float32, except in near-constant joints (see
+        `Statistics`).
+      epsilon: None is the formula's own, 1e-6 in openpi's and ours, 1e-8 in LeRobot's.
 
     Raises:
       UserError: an unknown formula, or a mode that it does not have.
@@ -142,7 +144,14 @@ class Statistics:
         return {name: column for name, column in named.items() if column is not None}
 
     def cut(self, width: int) -> 'Statistics':
-        """The first `width` dimensions: openpi's files have 32 whatever the robot."""
+        """The first dimensions: openpi's files have 32 whatever the robot.
+
+        Args:
+          width: how many.
+
+        Returns:
+          Statistics of those.
+        """
         columns: dict[str, Any] = {name: column[:width] for name, column in self.columns().items()}
         return dataclasses.replace(self, **columns)
 
@@ -150,6 +159,24 @@ class Statistics:
 def compute_statistics(values: Float[np.ndarray, 'n p']) -> Statistics:
     """Exact statistics over all rows, in float64 (numpy's linear quantiles, population standard
     deviation).
+
+    Args:
+      values: raw units.
+
+    Returns:
+      mean, std, q01 and q99, for our own formula.
+
+    Examples:
+      >>> import numpy as np
+      >>> from sigma_jax.processing import normalize
+      >>> statistics = normalize.compute_statistics(np.arange(101.0)[:, None])
+      >>> statistics.q01, statistics.q99
+      (array([1.]), array([99.]))
+      >>> x = normalize.normalize(np.array([1.0, 50.0, 99.0])[:, None], statistics)
+      >>> x.ravel().round(5).tolist()
+      [-1.0, 0.0, 1.0]
+      >>> normalize.denormalize(x, statistics).ravel().round(5).tolist()
+      [1.0, 50.0, 99.0]
     """
     exact = np.asarray(values, np.float64)
     low, high = np.quantile(exact, [0.01, 0.99], axis=0)
@@ -157,9 +184,16 @@ def compute_statistics(values: Float[np.ndarray, 'n p']) -> Statistics:
 
 
 def normalize(x: Any, statistics: Statistics) -> Any:
-    """Raw units to normalised ones over the last axis, in the order and precision of the formula.
+    """Raw units -> normalised ones, in the order and precision of the formula.
 
-    Numpy or jax arrays; openpi's formula gives float64 of numpy arrays, the others keep float32.
+    Every mode is an affine map over the last axis: `low` goes to -1 and `low + span` to 1.
+
+    Args:
+      x: numpy or jax, [... p], raw units.
+      statistics: of that quantity.
+
+    Returns:
+      The same shape; openpi's formula gives float64 of numpy arrays, the others keep float32.
     """
     mode, formula = statistics.scaling.mode, statistics.scaling.formula
     if mode == 'identity':
@@ -178,23 +212,42 @@ def normalize(x: Any, statistics: Statistics) -> Any:
 
 
 def first_joints(x: Float[np.ndarray, '... p'], width: int) -> Float[np.ndarray, '... a']:
-    """The first `width` entries of a state, with zeros where it has fewer: those that actions can
-    count from.
+    """The first entries of a state: those that actions can count from.
+
+    Args:
+      x: a state, or statistics of it.
+      width: number of actions.
+
+    Returns:
+      `width` entries, zeros where the state has fewer.
     """
     cut = np.asarray(x)[..., :width]
     return np.pad(cut, [(0, 0)] * (cut.ndim - 1) + [(0, width - cut.shape[-1])])
 
 
 def denormalize(x: Any, statistics: Statistics) -> Any:
-    """The inverse: raw units from normalised ones. Numpy or jax arrays."""
+    """Normalised units -> raw ones: the inverse of `normalize`.
+
+    Args:
+      x: numpy or jax, [... p], normalised.
+      statistics: of that quantity.
+
+    Returns:
+      The same shape, raw units.
+    """
     if statistics.scaling.mode == 'identity':
         return x
     return (x + 1.0) / 2.0 * statistics.span + statistics.low
 
 
 def norm_stats_json(statistics: Mapping[str, Statistics]) -> str:
-    """The text of openpi's norm_stats.json for {'state': ..., 'actions': ...}; openpi skips what it
-    does not know.
+    """The text of openpi's norm_stats.json.
+
+    Args:
+      statistics: {'state': ..., 'actions': ...}; openpi skips columns that it does not know.
+
+    Returns:
+      JSON.
     """
     body = {
         name: {field: value.tolist() for field, value in one.columns().items()}
@@ -210,8 +263,14 @@ def read_norm_stats(
 ) -> dict[str, Statistics]:
     """Reads openpi's norm_stats.json.
 
-    `widths` ({'state': p, 'actions': a}) names what must be there and cuts padded entries (openpi's
-    are 32 wide). `scalings` tells how they will be used; default: our own quantile formula.
+    Args:
+      path: of the file.
+      widths: {'state': p, 'actions': a}: what must be there; padded entries beyond are cut
+        (openpi's files are 32 wide). None: whatever there is.
+      scalings: how each quantity will be used; default: our own quantile formula.
+
+    Returns:
+      {'state': ..., 'actions': ...}, raw units.
 
     Raises:
       UserError: missing or malformed file, a missing quantity, or fewer numbers than `widths` asks
@@ -238,8 +297,17 @@ def read_norm_stats(
 def read_both(
     path: str | Path, scalings: Mapping[str, Scaling] | None = None
 ) -> dict[str, Statistics]:
-    """`read_norm_stats` of a whole policy. Raises UserError where state or actions are absent,
-    too.
+    """`read_norm_stats` of a whole policy.
+
+    Args:
+      path: of the file.
+      scalings: how each quantity will be used.
+
+    Returns:
+      {'state': ..., 'actions': ...}.
+
+    Raises:
+      UserError: as `read_norm_stats`, and where state or actions are absent.
     """
     found = read_norm_stats(path, scalings=scalings)
     if absent := [name for name in BOTH if name not in found]:
@@ -253,8 +321,18 @@ def read_both(
 def cut_to(
     statistics: Mapping[str, Statistics], widths: Mapping[str, int], where: str
 ) -> dict[str, Statistics]:
-    """`statistics` cut to the robot's `widths`. Raises UserError, naming `where`, if they have
-    fewer numbers.
+    """Statistics cut to a robot's widths.
+
+    Args:
+      statistics: by quantity.
+      widths: {quantity: how many dimensions}; others stay as they are.
+      where: they are from, for the message.
+
+    Returns:
+      By quantity.
+
+    Raises:
+      UserError: there are fewer numbers than the robot has.
     """
     cut = dict(statistics)
     for name, width in widths.items():
@@ -269,8 +347,18 @@ def cut_to(
 
 
 def statistics_from(entry: Mapping[str, Any], scaling: Scaling = Scaling()) -> Statistics:
-    """Statistics from {'mean': [...], ...}. Raises KeyError or ValueError for what is absent or no
-    statistics.
+    """Statistics from plain lists.
+
+    Args:
+      entry: {'mean': [...], 'std': [...], ...}.
+      scaling: how they will be used, which says what must be there.
+
+    Returns:
+      Statistics, float64.
+
+    Raises:
+      KeyError: a column is absent.
+      ValueError: columns of different lengths, not finite, or of numbers that no data have.
     """
     names = [field.name for field in dataclasses.fields(Statistics) if field.name != 'scaling']
     parts = {

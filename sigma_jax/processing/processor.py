@@ -105,8 +105,8 @@ class Processor:
 
         Returns:
           `images` [i s s 3] uint8, or float32 in [-1, 1] where a view is not in whole grey levels;
-          `image_mask` [i]; `prompt`, `prompt_mask` [l]; `text`, `text_mask` [l2]; `state` [p]
-          float32, normalised. Tokens are not to be written to.
+            `image_mask` [i]; `prompt`, `prompt_mask` [l]; `text`, `text_mask` [l2]; `state` [p]
+            float32, normalised. Tokens are not to be written to.
 
         Raises:
           UserError: a camera that the policy does not know, none at all, a frame that is no 8-bit
@@ -134,6 +134,9 @@ class Processor:
           actions: normalised, of the model's width.
           state: the reading that the observation had, raw units. Relative joints count from it: its
             first entries, one an action.
+
+        Returns:
+          Actions in raw units.
         """
         statistics = self.statistics['actions']
         width = len(statistics.mean)
@@ -146,7 +149,18 @@ class Processor:
     def views(
         self, frames: Mapping[str, Frame] | UInt8[np.ndarray, 'i s s 3']
     ) -> tuple[np.ndarray, Bool[np.ndarray, ' i']]:
-        """(images [i s s 3], image_mask [i]); see `inputs`."""
+        """The model's views of some camera frames.
+
+        Args:
+          frames: as for `inputs`.
+
+        Returns:
+          images: [i s s 3], as `inputs` says.
+          image_mask: true for cameras that are there.
+
+        Raises:
+          UserError: a camera that the policy does not know, none at all, or views of another shape.
+        """
         size = self.image_size
         if isinstance(frames, np.ndarray):
             if frames.shape != (expected := (len(self.cameras) or len(frames), size, size, 3)):
@@ -167,7 +181,17 @@ class Processor:
         return np.stack(views), np.array([name in frames for name in names])
 
     def view(self, frame: Frame) -> np.ndarray:
-        """A frame in the model's size [s s 3]: uint8, or float32 in [-1, 1] as `inputs` says."""
+        """A frame in the model's size.
+
+        Args:
+          frame: RGB, any size.
+
+        Returns:
+          [s s 3]: uint8, or float32 in [-1, 1] as `inputs` says.
+
+        Raises:
+          UserError: the frame is no 8-bit colour image.
+        """
         size, padding = self.image_size, self.config.image_padding
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
             raise UserError(
@@ -187,7 +211,17 @@ class Processor:
         return canvas
 
     def normalized(self, state: Float[np.ndarray, ' p']) -> Float[np.ndarray, ' p']:
-        """A raw state in the precision of the policy's formula."""
+        """A raw state in normalised units.
+
+        Args:
+          state: the robot's reading, raw units.
+
+        Returns:
+          Normalised, in the precision of the policy's formula.
+
+        Raises:
+          UserError: a state of another width than the statistics.
+        """
         reading, statistics = np.asarray(state, np.float32), self.statistics['state']
         if reading.shape != statistics.mean.shape:
             raise UserError(
@@ -197,12 +231,35 @@ class Processor:
         return normalize(reading, statistics)
 
     def prompt(self, task: str, state: Float[np.ndarray, ' p']) -> Tokens:
-        """pi0.5's prompt for a normalised state."""
+        """pi0.5's prompt as tokens.
+
+        Args:
+          task: the instruction.
+          state: normalised.
+
+        Returns:
+          ids: padded with 0.
+          mask: true for real tokens.
+
+        Raises:
+          UserError: it is too long, or the state holds NaN.
+        """
         parts = prompt_parts(task, state, self.config.prompt_state_dim or 0)
         return _tokens(self.tokenizer, parts, self.config.max_prompt_len or PROMPT_LENGTH, 'prompt')
 
     def text(self, task: str) -> Tokens:
-        """The task alone, which Sigma reads."""
+        """The task alone as tokens, which Sigma reads.
+
+        Args:
+          task: the instruction.
+
+        Returns:
+          ids: padded with 0.
+          mask: true for real tokens.
+
+        Raises:
+          UserError: it is too long.
+        """
         return _tokens(self.tokenizer, (clean_task(task),), self.max_text_len, 'text')
 
 
@@ -212,8 +269,19 @@ def of_policy(
     tokenizer: Tokenizer,
     image_size: int,
 ) -> Processor:
-    """The processor of a policy that comes without shards: its views, its prompt of 200 tokens
-    with the robot's own joints where its settings leave that open.
+    """The processor of a policy that comes without shards.
+
+    What its settings leave open is decided as pi0.5 has it: a prompt of 200 tokens with the robot's
+    own joints.
+
+    Args:
+      config: the policy's settings.
+      statistics: of 'state' and 'actions', raw units.
+      tokenizer: the policy's.
+      image_size: side of the model's images, pixels.
+
+    Returns:
+      The processor.
     """
     config = dataclasses.replace(
         config,
@@ -232,6 +300,15 @@ def of_shards(
     """The processor of a policy on the robot that some shards were recorded with.
 
     Views, image size and token lengths are those of the shards; see `cut_with` for the prompt.
+
+    Args:
+      config: the policy's settings.
+      statistics: of 'state' and 'actions', raw units.
+      tokenizer: the policy's.
+      meta: what the shards say.
+
+    Returns:
+      The processor.
     """
     pairs = zip(meta.camera_names, meta.camera_keys, strict=True)
     return Processor(
@@ -245,8 +322,17 @@ def of_shards(
 
 
 def cut_with(config: ProcessorConfig, meta: Recorded) -> ProcessorConfig:
-    """`config` with the prompt that it has on shards: what it leaves open is as they were prepared,
-    and no prompt is padded beyond theirs.
+    """The policy's settings with the prompt that it has on shards.
+
+    What the policy leaves open is as the shards were prepared, and no prompt is padded beyond
+    theirs.
+
+    Args:
+      config: the policy's settings.
+      meta: what the shards say.
+
+    Returns:
+      Settings with `prompt_state_dim` and `max_prompt_len` decided.
     """
     known, longest = config.prompt_state_dim, config.max_prompt_len
     length = meta.max_prompt_len

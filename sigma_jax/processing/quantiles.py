@@ -1,9 +1,9 @@
-"""Are these quantiles? Statistics that a library averaged over episodes, or took as an envelope of
-theirs, are none.
+"""Are these quantiles? Statistics that a library averaged over episodes, or took as their envelope,
+are none.
 
 LeRobot keeps q01 and q99 of each episode and joins them by their mean (0.4 to 0.6), in `stats.json`
-and in the processors of every policy trained by it. What mean, std, min and max of the same data
-allow is tested here.
+and in the processors of every policy trained by it. Here quantiles are tested against the mean,
+std, min and max of the same data, which leave only some of them possible.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,16 @@ AVERAGED = "averages of the episodes' quantiles, as LeRobot up to 0.6.1 writes t
 
 
 def least_outside(one: Statistics) -> Float[np.ndarray, ' p']:
-    """The smallest share of values outside the ends that mean, std, min and max admit; 0 where they
-    admit none.
+    """The smallest fraction of values outside the ends that mean, std, min and max admit.
 
     E[(x - low)(high - x)] is (mean - low)(high - mean) - var. Inside the ends the product is
     positive, outside it is no smaller than at min or max.
+
+    Args:
+      one: statistics.
+
+    Returns:
+      One fraction a dimension; 0 where min and max are not known or the values may all lie inside.
     """
     if one.min is None or one.max is None:
         return np.zeros_like(one.mean)
@@ -41,8 +46,14 @@ def least_outside(one: Statistics) -> Float[np.ndarray, ' p']:
 
 
 def most_beyond(one: Statistics) -> Float[np.ndarray, ' p']:
-    """The largest share of values beyond the rarer end that mean and std admit (Cantelli's
+    """The largest fraction of values beyond the rarer end that mean and std admit (Cantelli's
     inequality).
+
+    Args:
+      one: statistics.
+
+    Returns:
+      One fraction a dimension.
     """
     low, high = one.ends
     away = np.maximum(np.maximum(one.mean - low, high - one.mean), 0)
@@ -50,8 +61,25 @@ def most_beyond(one: Statistics) -> Float[np.ndarray, ' p']:
 
 
 def doubts(statistics: Mapping[str, Statistics], advice: str) -> list[str]:
-    """A sentence for each quantity whose quantiles are impossible or hardly possible, ending in
-    `advice`.
+    """What speaks against quantiles being such.
+
+    Args:
+      statistics: by quantity.
+      advice: ends each sentence.
+
+    Returns:
+      A sentence for each quantity whose quantiles are impossible or hardly possible.
+
+    Examples:
+      >>> import numpy as np
+      >>> from sigma_jax.processing import normalize, quantiles
+      >>> x = np.random.default_rng(0).normal(size=(1000, 1))
+      >>> exact = normalize.compute_statistics(x)
+      >>> narrow = normalize.Statistics(exact.mean, exact.std, exact.q01 / 2, exact.q99 / 2,
+      ...     min=x.min(0), max=x.max(0))
+      >>> doubts = quantiles.doubts({'state': narrow}, 'compute them again')
+      >>> doubts[0].split(';')[0]
+      'q01..q99 of state 0 are hardly quantiles: 2.4 std apart, min and max 3.0 times as far'
     """
     out = []
     for name, one in statistics.items():
@@ -107,7 +135,15 @@ def _joints(bad: np.ndarray) -> str:
 
 
 def share_outside(values: Float[np.ndarray, 'n p'], one: Statistics) -> Float[np.ndarray, ' p']:
-    """The share of rows outside the ends of `one`."""
+    """The fraction of rows outside the ends of some statistics.
+
+    Args:
+      values: raw units.
+      one: statistics of that quantity.
+
+    Returns:
+      One fraction a dimension.
+    """
     low, high = one.ends
     return ((values < low) | (values > high)).mean(0)
 
@@ -115,8 +151,15 @@ def share_outside(values: Float[np.ndarray, 'n p'], one: Statistics) -> Float[np
 def misfits(
     values: Mapping[str, Float[np.ndarray, 'n p']], statistics: Mapping[str, Statistics]
 ) -> list[str]:
-    """A clause for each quantity of which more rows lie outside the quantiles than estimates of
-    these explain.
+    """Which quantiles do not fit some data.
+
+    Args:
+      values: {quantity: rows}, raw units.
+      statistics: by quantity.
+
+    Returns:
+      A clause for each quantity of which more rows lie outside than the inaccuracy of estimated
+        quantiles explains.
     """
     out = []
     for name, one in statistics.items():
@@ -129,17 +172,29 @@ def misfits(
 
 
 def times_as_wide(one: Statistics, exact: Statistics) -> Float[np.ndarray, ' p']:
-    """The range of `one` in ranges of `exact`; 1 where those are none."""
+    """The range of some statistics in ranges of others.
+
+    Args:
+      one: statistics.
+      exact: of the same quantity.
+
+    Returns:
+      One ratio a dimension; 1 where `exact` has no range.
+    """
     (low, high), (first, last) = one.ends, exact.ends
     still = exact.near_constant | (last <= first)
     return np.where(still, 1, (high - low) / np.where(still, 1, last - first))
 
 
 def how_joined(entry: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> str:
-    """'averages' or 'envelopes' where q01 and q99 of a whole are those of its episodes so joined;
-    '' else.
+    """How q01 and q99 of a whole were made from those of its episodes.
 
-    `entry` and each of `episodes` hold lists under 'q01', 'q99', and `count`.
+    Args:
+      entry: {'q01': [...], 'q99': [...], 'count': ...} of the whole.
+      episodes: the same of each episode.
+
+    Returns:
+      'averages' or 'envelopes'; '' for neither.
     """
     if len(episodes) < 2 or any(
         not {'q01', 'q99', 'count'} <= set(one) for one in (entry, *episodes)
@@ -162,8 +217,15 @@ def how_joined(entry: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) 
 def expected_outside(
     entry: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]
 ) -> Float[np.ndarray, ' p']:
-    """The share of values outside q01..q99 of `entry` by the quantiles of its episodes, straight
-    lines between them.
+    """The fraction of values outside q01..q99 of `entry`, by the quantiles of its episodes with
+    straight lines between them.
+
+    Args:
+      entry: {'q01': [...], 'q99': [...]} of the whole.
+      episodes: their 'count' and quantiles.
+
+    Returns:
+      One fraction a dimension.
     """
     out, total = np.zeros(len(entry['q01'])), 0.0
     for one in episodes:

@@ -1,5 +1,5 @@
-"""How a policy sees the world: normalisation, prompt, image size and padding; `policy.json` beside
-its weights.
+"""How a policy sees the world: normalisation, prompt, image size and padding; stored as
+`policy.json` with its weights.
 """
 
 import dataclasses
@@ -20,10 +20,9 @@ PROMPT_LENGTH = 200  # tokens, both originals' for pi0.5
 
 @dataclasses.dataclass(frozen=True)
 class ProcessorConfig:
-    """Everything between a camera frame, a joint reading and the model that no weight tells.
+    """What lies between camera frames, joint readings and the model, and is not in the weights.
 
-    An absent camera needs no field: its picture is masked, and a masked picture reaches no other
-    token.
+    An absent camera needs no field: its image is masked, and a masked image reaches no other token.
     """
 
     relative_joints: tuple[bool, ...] = ()  # joints whose actions count from the state; (): none
@@ -50,17 +49,38 @@ class ProcessorConfig:
         return {'state': self.state, 'actions': self.actions}
 
     def view(self, camera: str, key: str = '') -> str:
-        """The policy's name of a data set's camera: `camera` in short, `key` in full, where known.
+        """The policy's name for a data set's camera.
 
-        A name that the map has is the data set's, also where a view of the policy is called the
-        same.
+        A name in the rename map is the data set's, also where a view of the policy has the same
+        name.
+
+        Args:
+          camera: the camera's short name.
+          key: its whole name in the data set, where known.
+
+        Returns:
+          The policy's short name.
+
+        Examples:
+          >>> from sigma_jax.processing.spec import ProcessorConfig
+          >>> pair = 'observation.images.up', 'observation.images.base'
+          >>> policy = ProcessorConfig(rename_map=(pair,))
+          >>> policy.view('up'), policy.view('wrist')
+          ('base', 'wrist')
         """
         renamed = dict(self.rename_map)
         short = {_short(theirs): _short(ours) for theirs, ours in self.rename_map}
         return _short(renamed[key]) if key in renamed else short.get(camera, camera)
 
     def scale(self, statistics: Mapping[str, Statistics]) -> dict[str, Statistics]:
-        """`statistics` as this policy uses them."""
+        """Statistics as this policy uses them.
+
+        Args:
+          statistics: by quantity.
+
+        Returns:
+          The same numbers; 'state' and 'actions' with the policy's scalings.
+        """
         used = self.scalings()
         return {
             k: dataclasses.replace(v, scaling=used[k]) if k in used else v
@@ -90,13 +110,26 @@ LEROBOT = dataclasses.replace(
 
 
 def to_json(policy: ProcessorConfig) -> str:
-    """The text of policy.json."""
+    """The text of policy.json.
+
+    Args:
+      policy: settings.
+
+    Returns:
+      JSON, which `from_json` reads.
+    """
     body = dataclasses.asdict(policy) | {'rename_map': dict(policy.rename_map)}
     return json.dumps(body, indent=1) + '\n'
 
 
 def read_policy(folder: str | Path) -> ProcessorConfig | None:
-    """The policy in `folder`, None where there is no policy.json. Absent keys take their defaults.
+    """The policy in a folder.
+
+    Args:
+      folder: of its weights. Keys that its policy.json lacks take their defaults.
+
+    Returns:
+      Its settings; None where there is no policy.json.
 
     Raises:
       UserError: no JSON, an unknown key, a value of another type, or one that does not exist.
@@ -114,8 +147,23 @@ def read_policy(folder: str | Path) -> ProcessorConfig | None:
 
 
 def from_json(data: Any, where: str) -> ProcessorConfig:
-    """A policy from the contents of policy.json. Raises UserError as `read_policy`, naming
-    `where`.
+    """A policy from the contents of policy.json.
+
+    Args:
+      data: parsed JSON.
+      where: it is from, for the message.
+
+    Returns:
+      Its settings.
+
+    Raises:
+      UserError: an unknown key, a value of another type, or one that does not exist.
+
+    Examples:
+      >>> import json
+      >>> from sigma_jax.processing import spec
+      >>> spec.from_json(json.loads(spec.to_json(spec.OPENPI)), 'here') == spec.OPENPI
+      True
     """
     known = {field.name for field in dataclasses.fields(ProcessorConfig)}
     if not isinstance(data, dict) or (unknown := sorted(set(data) - known)):

@@ -28,40 +28,97 @@ class Codec(Protocol):
     """What a tokenizer library offers: ids without special tokens, and back."""
 
     def encode(self, text: str) -> list[int]:
-        """Returns ids; text that spells a special token is text like any other."""
+        """Ids of a text; one that spells a special token is text like any other.
+
+        Args:
+          text: any.
+
+        Returns:
+          Ids without special tokens.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids."""
+        """The text of ids.
+
+        Args:
+          ids: without special tokens.
+
+        Returns:
+          The text.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer behind one interface; pickles, so that loader workers can have it."""
+    """A tokenizer behind one interface; it pickles, so that loader workers can have it.
+
+    Attributes:
+      codec: the library's.
+      vocab_size: number of ids.
+      source: where it was read from.
+    """
 
     codec: Codec
     vocab_size: int
     source: str
 
     def encode(self, text: str) -> list[int]:
-        """Returns ids with a leading bos."""
+        """Ids of a text with a leading bos.
+
+        Args:
+          text: any.
+
+        Returns:
+          Ids.
+        """
         return [BOS, *self.codec.encode(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids, special tokens left out."""
+        """The text of ids.
+
+        Args:
+          ids: special tokens among them are left out.
+
+        Returns:
+          The text.
+        """
         return self.codec.decode([int(i) for i in ids if i > UNKNOWN])
 
 
 def clean_task(task: str) -> str:
-    """openpi's cleaning: outer space stripped, underscores and newlines become spaces."""
+    """openpi's cleaning: outer space stripped, underscores and newlines become spaces.
+
+    Args:
+      task: the instruction.
+
+    Returns:
+      What the prompt holds of it.
+
+    Examples:
+      >>> from sigma_jax.processing.tokenizer import clean_task
+      >>> clean_task(' pick_up the brick' + chr(10))
+      'pick up the brick'
+    """
     return task.strip().replace('_', ' ').replace('\n', ' ')
 
 
 def discretise_state(state: Float[np.ndarray, ' p']) -> Int[np.ndarray, ' p']:
-    """The bin of each normalised value: 256 bins over [-1, 1]; 255 above, -1 below (as openpi and
-    LeRobot).
+    """The bin of each normalised value: 256 bins over [-1, 1] (as openpi and LeRobot).
+
+    Args:
+      state: normalised.
+
+    Returns:
+      0 to 255; 255 above the range, -1 below it.
 
     Raises:
       UserError: a value that is no number; the originals would write 255 for it.
+
+    Examples:
+      >>> import numpy as np
+      >>> from sigma_jax.processing.tokenizer import discretise_state
+      >>> discretise_state(np.array([-1.5, -1.0, 0.0, 1.0])).tolist()
+      [-1, 0, 128, 255]
     """
     if np.isnan(state).any():
         raise UserError(
@@ -71,9 +128,26 @@ def discretise_state(state: Float[np.ndarray, ' p']) -> Int[np.ndarray, ' p']:
 
 
 def pi05_prompt(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> str:
-    """pi0.5's prompt; `state` is normalised, and zero-padded to `width` entries.
+    """pi0.5's prompt: task, and state as bins.
 
     openpi, and LeRobot from 0.5 on, write the robot's own joints; LeRobot before 0.5 all 32 places.
+
+    Args:
+      task: the instruction.
+      state: normalised.
+      width: the state is zero-padded to it.
+
+    Returns:
+      The text.
+
+    Raises:
+      UserError: the state holds NaN.
+
+    Examples:
+      >>> import numpy as np
+      >>> from sigma_jax.processing.tokenizer import pi05_prompt
+      >>> pi05_prompt('lift the brick', np.array([-1.0, 0.0]), width=3).splitlines()
+      ['Task: lift the brick, State: 0 128 128;', 'Action: ']
     """
     padded = np.pad(state, (0, width - len(state))) if width > len(state) else state
     bins = ' '.join(map(str, discretise_state(padded)))
@@ -81,27 +155,57 @@ def pi05_prompt(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> st
 
 
 def prompt_parts(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> tuple[str, ...]:
-    """The texts of a prompt, each of which becomes ids of its own; `width` as for `pi05_prompt`, or
-    NO_STATE.
+    """The texts of a prompt, each of which becomes ids of its own.
 
     Without the state openpi writes pi0's prompt: the task, and a line end that is encoded apart
     from it.
+
+    Args:
+      task: the instruction.
+      state: normalised.
+      width: as for `pi05_prompt`; NO_STATE (-1) leaves the state out.
+
+    Returns:
+      One text or two.
     """
     return (clean_task(task), '\n') if width == NO_STATE else (pi05_prompt(task, state, width),)
 
 
 def encode_parts(tokenizer: Tokenizer, parts: Sequence[str]) -> list[int]:
-    """Ids of all parts one after another, behind one leading bos."""
+    """Ids of all parts one after another, with one leading bos.
+
+    Args:
+      tokenizer: the policy's.
+      parts: from `prompt_parts`.
+
+    Returns:
+      Ids.
+    """
     return [BOS, *(i for part in parts for i in tokenizer.codec.encode(part))]
 
 
 def pad_tokens(
     ids: Sequence[int], length: int, what: str = 'prompt'
 ) -> tuple[Int[np.ndarray, ' l'], Bool[np.ndarray, ' l']]:
-    """Pads at the end with 0; returns ids and the mask of real ones.
+    """Ids padded at the end with 0.
+
+    Args:
+      ids: of a text.
+      length: of the result.
+      what: they are, 'prompt' or 'text', for the message.
+
+    Returns:
+      ids: padded, int32.
+      mask: true for real ones.
 
     Raises:
       UserError: more ids than `length`; nothing is cut off in silence.
+
+    Examples:
+      >>> from sigma_jax.processing.tokenizer import pad_tokens
+      >>> ids, mask = pad_tokens([2, 7], length=4)
+      >>> ids.tolist(), mask.tolist()
+      ([2, 7, 0, 0], [True, True, False, False])
     """
     if len(ids) > length:
         raise UserError(
@@ -116,6 +220,10 @@ def pad_tokens(
 def check_vocab(tokenizer: Tokenizer, table_rows: int) -> None:
     """Checks that tokenizer and embedding table belong together.
 
+    Args:
+      tokenizer: the policy's.
+      table_rows: rows of its embedding table.
+
     Raises:
       UserError: ids would fall outside the table, or a tenth or more of the table could never be
         reached.
@@ -129,8 +237,13 @@ def check_vocab(tokenizer: Tokenizer, table_rows: int) -> None:
 
 
 def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
-    """Loads a tokenizer from a `tokenizer.json`, a sentencepiece `.model`, a directory with either,
-    or a hub id.
+    """Loads a tokenizer.
+
+    Args:
+      spec: a `tokenizer.json`, a sentencepiece `.model`, a directory with either, or a hub id.
+
+    Returns:
+      The tokenizer, with Gemma's special ids.
 
     Raises:
       UserError: nothing there, an unreadable file, other special ids than Gemma's, or a missing
@@ -166,6 +279,9 @@ def _load_json(path: Path) -> Tokenizer:
 class JsonCodec:
     """A `tokenizers.Tokenizer` that keeps reading special tokens as plain text when it is
     unpickled.
+
+    Args:
+      inner: the library's; its setting for special tokens is changed.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -176,11 +292,25 @@ class JsonCodec:
         return JsonCodec, (self.inner,)
 
     def encode(self, text: str) -> list[int]:
-        """Returns ids without special tokens."""
+        """Ids of a text.
+
+        Args:
+          text: any.
+
+        Returns:
+          Ids without special tokens.
+        """
         return self.inner.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of ids."""
+        """The text of ids.
+
+        Args:
+          ids: without special tokens.
+
+        Returns:
+          The text.
+        """
         return self.inner.decode(ids)
 
 
