@@ -18,7 +18,7 @@ from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.settings import check_row, from_section
 from sigma_jax.sigma.curriculum import CurriculumConfig, make_schedules
 from sigma_jax.sigma.losses import LossConfig
-from sigma_jax.training import build
+from sigma_jax.training import groups
 from sigma_jax.training.config import RunConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def take(config, name):
     if section == 'data':
         return getattr(DataConfig.from_settings(config['data']), key)
     if not section:
-        build.check_groups(RunConfig.from_dict(config))
+        groups.check_groups(RunConfig.from_dict(config))
         return config[key]
     made = from_section(SECTIONS[section], config[section], section)
     if section == 'curriculum':

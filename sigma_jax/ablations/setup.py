@@ -13,7 +13,6 @@ from sigma_jax.errors import UserError
 from sigma_jax.training import memory, memory_check
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
-from sigma_jax.training.materialise import make_trainable
 from sigma_jax.training.run import Parts
 from sigma_jax.training.step import TrainState, init_state, make_step
 from sigma_jax.types import Batch, Frozen
@@ -56,11 +55,8 @@ class AblationRun(Parts):
 
     def _start(self, seed: int, optimizer) -> TrainState:
         """The state of a run with this seed before its first step."""
-        config = dataclasses.replace(self.config, seed=seed)
-        trainable, self.frozen = make_trainable(
-            config, self.base, self.goal, self.frozen, self.example
-        )
-        return init_state(seed, trainable, optimizer, config.ema is not None)
+        trainable, self.frozen = self.blueprint.start(self.base, self.frozen, self.example, seed)
+        return init_state(seed, trainable, optimizer, self.config.ema is not None)
 
     def _share(self, frozen: Frozen, batch: Batch) -> Batch:
         """The batch with what the frozen policy makes of it, where it was not read from disk."""

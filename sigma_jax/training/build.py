@@ -18,13 +18,14 @@ from sigma_jax import trees
 from sigma_jax.backbones import pi05
 from sigma_jax.convert.base_policy import Base, check_images, open_base, robot_statistics
 from sigma_jax.data.shards.directory import Shards, is_finished, open_shards
-from sigma_jax.errors import UserError
 from sigma_jax.nn import lora, quant
 from sigma_jax.objectives.sigma import init_sigma
 from sigma_jax.policies.base_actions import check_baselines
 from sigma_jax.processing import fitting
 from sigma_jax.processing.normalize import NormStats
 from sigma_jax.training.config import RunConfig
+from sigma_jax.training.groups import check_groups, check_storage, split_learning
+from sigma_jax.training.materialise import make_trainable
 from sigma_jax.training.optimizer import make_optimizer
 from sigma_jax.training.shapes import batch_shapes, scaling_shapes
 from sigma_jax.types import Batch, Frozen, PyTree
@@ -114,6 +115,23 @@ class Blueprint:
             out['params'] = trees.unflatten(split_learning(self.base.shapes, self.config.freeze)[0])
         return out
 
+    def start(
+        self, base: Base, frozen: Frozen, example: Batch, seed: int | None = None
+    ) -> tuple[PyTree, Frozen]:
+        """(trainable leaves, what stays frozen) with their numbers before the first step.
+
+        Args:
+          base: with its weights.
+          frozen: what `materialise.store_base` and the scaling of actions make.
+          example: a batch.
+          seed: of what is drawn; None: the config's.
+
+        Raises:
+          UserError: groups that the objective does not train, or factors that would never learn.
+        """
+        own = self.config if seed is None else dataclasses.replace(self.config, seed=seed)
+        return make_trainable(own, base, self.objective, frozen, example)
+
     def check(self) -> None:
         """Raises UserError where config, base and shards do not fit each other: images, joints,
         baselines, groups, storage.
@@ -183,44 +201,6 @@ def stored(params: PyTree, how: quant.QuantConfig, reads: Callable[[str], bool])
     every = quant.abstract(params, pi05.STORED, how)
     flat = trees.flatten(every, is_leaf=lambda x: isinstance(x, quant.Quantised))
     return trees.unflatten({path: leaf for path, leaf in flat.items() if reads(path)})
-
-
-def check_groups(config: RunConfig) -> frozenset[str]:
-    """The groups that `config.trainable` lists. Raises UserError where the objective does not train
-    these.
-    """
-    groups = frozenset(config.trainable)
-    if unknown := groups - {'sigma', 'lora', 'params'}:
-        raise UserError(
-            f"config.trainable: expected some of 'sigma', 'lora', 'params', got {sorted(unknown)}"
-        )
-    if groups not in (choices := config.kind.groups):
-        raise UserError(
-            f'config.trainable: objective {config.objective!r} expects '
-            f'{" or ".join(str(tuple(sorted(c, reverse=True))) for c in choices)}, got '
-            f'{config.trainable}; choose one'
-        )
-    return groups
-
-
-def check_storage(config: RunConfig) -> None:
-    """Raises UserError where the base is to learn and would be stored in another dtype than its
-    own.
-    """
-    how = config.quant
-    if how.changes and 'params' in config.trainable:
-        raise UserError(
-            "config.quant: expected kind 'stored' and no int8 where the base itself learns "
-            f"(trainable 'params'), got {how.kind!r} and {list(how.int8)}; train factors beside a "
-            "quantised base: config.trainable=('lora',)"
-        )
-
-
-def split_learning(params: PyTree, freeze: tuple[str, ...]) -> tuple[dict, dict]:
-    """({path: leaf} of what learns, of what stays) where the base itself is trained."""
-    flat, held = trees.flatten(params), trees.flatten(trees.select(params, freeze))
-    learning = {path: leaf for path, leaf in flat.items() if not held[path]}
-    return learning, {path: leaf for path, leaf in flat.items() if held[path]}
 
 
 def make_ablation(config: RunConfig) -> Any:

@@ -15,8 +15,8 @@ from sigma_jax.convert.base_policy import Base
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora, quant
 from sigma_jax.objectives.sigma import SigmaObjective, init_sigma
-from sigma_jax.training.build import check_groups, check_storage, split_learning
 from sigma_jax.training.config import RunConfig
+from sigma_jax.training.groups import check_groups, check_storage, split_learning
 from sigma_jax.types import Batch, Frozen, PyTree
 
 

@@ -20,7 +20,7 @@ from sigma_jax.training import feature_cache
 from sigma_jax.training.build import Blueprint, build, make_ablation
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices, local_devices
-from sigma_jax.training.materialise import make_trainable, store_base
+from sigma_jax.training.materialise import store_base
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Frozen, to_batch
 
@@ -105,9 +105,7 @@ class Run(Parts):
         super().__init__(config, devices)
         optimizer = self.blueprint.optimizer
         self.loader = self.make_loader(config.loader.num_workers)
-        trainable, self.frozen = make_trainable(
-            config, self.base, self.goal, self.frozen, self.example
-        )
+        trainable, self.frozen = self.blueprint.start(self.base, self.frozen, self.example)
         self.frozen = devices.everywhere(self.frozen)
         keeps_average = config.ema is not None
         self.state = devices.everywhere(

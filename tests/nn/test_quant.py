@@ -20,8 +20,8 @@ from sigma_jax.nn.lora import Layout
 from sigma_jax.nn.quant import Form, QuantConfig
 from sigma_jax.objectives.flow_matching import FlowMatching
 from sigma_jax.training import trainer
-from sigma_jax.training.build import check_storage
 from sigma_jax.training.config import RunConfig
+from sigma_jax.training.groups import check_storage
 from sigma_jax.training.run import Run
 from sigma_jax.types import Ablation, to_batch
 from tests import quick
