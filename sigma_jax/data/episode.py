@@ -15,11 +15,19 @@ FrameReader = Callable[[Sequence[int]], Iterator[np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """What every data source turns into; `n` frames, `p` state and `a` action dimensions, raw robot
-    units.
+    """One demonstration, as every data source gives it.
 
-    `readers` holds one function per camera: ascending row numbers in, RGB frames out, one at a
-    time, so an episode never lies in memory as pixels.
+    `n` frames, `p` state and `a` action dimensions, raw robot units.
+
+    Attributes:
+      index: in its data set.
+      state: readings at each frame.
+      actions: recorded at each frame.
+      timestamps: seconds.
+      frame_index: from 0.
+      tasks: the instruction at each frame.
+      readers: one function a camera: ascending row numbers in, RGB frames out, one at a time, so
+        that an episode never lies in memory as pixels.
     """
 
     index: int
@@ -41,7 +49,14 @@ class Episode:
     def frames(
         self, camera: str, rows: Sequence[int] | None = None
     ) -> Iterator[UInt8[np.ndarray, 'h x 3']]:
-        """Yields the camera's frames at ascending `rows` (default: all), decoding lazily.
+        """Yields a camera's frames, decoding lazily.
+
+        Args:
+          camera: its key.
+          rows: ascending row numbers; None: all.
+
+        Returns:
+          An iterator of RGB frames.
 
         Raises:
           UserError: unknown camera, or a video that is damaged or shorter than the rows.
@@ -56,15 +71,28 @@ class Episode:
 
 
 def check_episode(episode: Episode, fps: float) -> None:
-    """Raises UserError unless numbers are finite, rows are consecutive and time advances by one
-    frame a row.
+    """Checks that numbers are finite, rows are consecutive and time advances by one frame a row.
+
+    Args:
+      episode: its columns.
+      fps: frames a second.
+
+    Raises:
+      UserError: they are not.
     """
     check_rows(episode)
     check_steps(episode, fps)
 
 
 def check_rows(episode: Episode) -> None:
-    """Raises UserError unless numbers are finite and rows are consecutive."""
+    """Checks that numbers are finite and rows are consecutive.
+
+    Args:
+      episode: its columns.
+
+    Raises:
+      UserError: they are not.
+    """
     name = f'episode {episode.index}'
     for column, values in (
         ('states', episode.state),
@@ -86,7 +114,14 @@ def check_rows(episode: Episode) -> None:
 
 
 def check_rising(episode: Episode) -> None:
-    """Raises UserError where time runs back."""
+    """Checks that time does not run back.
+
+    Args:
+      episode: its columns.
+
+    Raises:
+      UserError: it does.
+    """
     back = np.flatnonzero(np.diff(episode.timestamps) < 0)
     if len(back):
         before, after = episode.timestamps[back[0] : back[0] + 2]
@@ -98,7 +133,15 @@ def check_rising(episode: Episode) -> None:
 
 
 def check_steps(episode: Episode, fps: float) -> None:
-    """Raises UserError unless time starts at 0 and advances by one frame a row."""
+    """Checks that time starts at 0 and advances by one frame a row.
+
+    Args:
+      episode: its columns.
+      fps: frames a second.
+
+    Raises:
+      UserError: it does not.
+    """
     name = f'episode {episode.index}'
     if abs(episode.timestamps[0]) * fps > 0.5:  # the frames of another episode would be taken
         raise UserError(
@@ -116,11 +159,17 @@ def check_steps(episode: Episode, fps: float) -> None:
 
 
 def check_clock(episode: Episode, fps: float) -> None:
-    """Raises UserError unless every row's time is that of its own video frame, whichever rows are
-    asked for.
+    """Checks that every row's time is that of its own video frame, whichever rows are read.
 
-    A clock that runs a little fast or slow is a whole frame off somewhere: there the frame of
-    another row would fit.
+    A clock that runs a little fast or slow is a whole frame off somewhere, where the frame of
+    another row would seem to fit.
+
+    Args:
+      episode: its columns.
+      fps: frames a second.
+
+    Raises:
+      UserError: a row's time is a quarter of a frame or more off.
     """
     drift = episode.timestamps * fps - episode.frame_index
     off = np.flatnonzero(np.abs(drift) > CLOCK_TOLERANCE)

@@ -53,7 +53,17 @@ class Dataset(Protocol):
         """What there is, by index."""
 
     def read_episode(self, index: int) -> Episode:
-        """An episode; raises UserError where it cannot be read."""
+        """An episode; its frames follow on demand.
+
+        Args:
+          index: one of `episodes`.
+
+        Returns:
+          The episode.
+
+        Raises:
+          UserError: it cannot be read.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +83,14 @@ class SourceSettings:
 class Renamed:
     """A data set under our camera names, and the commit it came from; everything else is the data
     set's own.
+
+    Args:
+      inner: the data set.
+      theirs: {our name: the data set's}; cameras that it does not name keep theirs.
+      revision: commit on the hub; '': not from there.
+
+    Raises:
+      UserError: `theirs` names cameras that are not there, or one of them twice.
     """
 
     def __init__(self, inner: Any, theirs: Mapping[str, str], revision: str) -> None:
@@ -94,7 +112,14 @@ class Renamed:
         return getattr(self.__dict__['inner'], name)
 
     def read_episode(self, index: int) -> Episode:
-        """The episode, its readers under our names."""
+        """The episode, its readers under our names.
+
+        Args:
+          index: one of `episodes`.
+
+        Returns:
+          The episode.
+        """
         episode = self.inner.read_episode(index)
         # depth and audio keep their names
         ours = {theirs: name for name, theirs in self.theirs.items()}
@@ -103,11 +128,15 @@ class Renamed:
 
 
 def open_source(source: str | Path, settings: Any = None) -> Dataset:
-    """Opens a data set by path, or by hub id (`owner/name`, `owner/name@revision`), whatever its
-    kind.
+    """Opens a data set, whatever its kind: LeRobot v2.1 or v3.0, RLDS, `.pt` shards.
 
-    `settings` is a mapping or an object with the entries of the `data` config; missing ones take
-    their defaults. Where it matters, the result has `revision`, the commit on the hub.
+    Args:
+      source: a path, or a hub id (`owner/name`, `owner/name@revision`).
+      settings: a mapping or an object with the entries of the `data` config; missing ones take
+        their defaults.
+
+    Returns:
+      The data set; with `revision`, the commit, where it came from the hub.
 
     Raises:
       UserError: nothing there, nothing that is known, or damaged metadata.
@@ -147,13 +176,22 @@ def _refuse_columns(settings: SourceSettings, instead: str) -> None:
 
 
 def source_settings(settings: Any) -> SourceSettings:
-    """Picks out what sources need.
+    """The settings that sources need.
 
-    Maps of names may be pairs, as a ConfigDict takes no keys with dots: (('observation.images.up',
-    'front'), ).
+    Args:
+      settings: a mapping or an object with the entries of the `data` config. Maps of names may be
+        pairs, as a ConfigDict takes no keys with dots: (('observation.images.up', 'front'), ).
+
+    Returns:
+      Those of them; missing ones have their defaults.
 
     Raises:
       UserError: unknown names in `rlds` or `torch_shards`, or a map that is none.
+
+    Examples:
+      >>> from sigma_jax.data.sources import source_settings
+      >>> source_settings({'camera_map': (('front', 'observation.images.up'),)}).camera_map
+      {'front': 'observation.images.up'}
     """
     names = [field.name for field in dataclasses.fields(SourceSettings)]
     values = (

@@ -24,8 +24,9 @@ Errors = Mapping[str, Float[np.ndarray, 'n']]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Raw squared units, a branch each (paper 6). Success: all errors below; hard: any error at or
-    above.
+    """Limits of the errors, one a branch, in squared raw units (paper 6).
+
+    A window succeeds where all errors are below, and is hard where any is at or above.
     """
 
     vec: float = 0.1
@@ -44,10 +45,26 @@ class Interval(NamedTuple):
 def window_errors(
     actions: Actions, target: Float[np.ndarray, 'n t a'], action_mask: Bool[np.ndarray, 'n t']
 ) -> dict[str, Float[np.ndarray, 'n']]:
-    """mse_vec, mse_chk, mse_trj of each window: mean squared error of the first 1, c, t steps,
-    valid steps only.
+    """mse_vec, mse_chk and mse_trj of each window: the mean squared error of its first 1, c and t
+    steps (paper 6; the lengths are ours, the paper names the errors without them).
 
-    The lengths are ours; the paper names the three errors without them.
+    Args:
+      actions: the three branches, raw units.
+      target: recorded actions, raw units.
+      action_mask: true for valid steps; others do not count.
+
+    Returns:
+      {'mse_vec', 'mse_chk', 'mse_trj'}, squared raw units.
+
+    Examples:
+      >>> import numpy as np
+      >>> from sigma_jax.evaluation import metrics
+      >>> from sigma_jax.types import Actions
+      >>> target, mask = np.zeros((1, 4, 2)), np.array([[True, True, True, False]])
+      >>> trajectory = np.array([1.0, 3.0, 5.0, 100.0])[None, :, None] * np.ones(2)
+      >>> errors = metrics.window_errors(Actions.from_trajectory(trajectory, 2), target, mask)
+      >>> {name: round(float(one[0]), 3) for name, one in errors.items()}
+      {'mse_vec': 1.0, 'mse_chk': 5.0, 'mse_trj': 11.667}
     """
     branches: Any = zip(
         ERRORS, (np.asarray(actions.vec)[:, None], actions.chk, actions.traj), strict=True
@@ -71,7 +88,16 @@ def step_errors(
     target: Float[np.ndarray, 'n t a'],
     action_mask: Bool[np.ndarray, 'n t'],
 ) -> StepErrors:
-    """Errors of the first c steps; masked steps are 0."""
+    """Squared error of each step, mean over joints.
+
+    Args:
+      prediction: actions of the first c steps, raw units.
+      target: recorded actions, raw units.
+      action_mask: true for valid steps.
+
+    Returns:
+      Errors of c steps; 0 where a step is not valid.
+    """
     prediction = np.asarray(prediction, np.float64)
     steps = prediction.shape[1]
     mask = np.asarray(action_mask[:, :steps], bool)
@@ -84,30 +110,78 @@ def error_by_step(
     target: Float[np.ndarray, 'n t a'],
     action_mask: Bool[np.ndarray, 'n t'],
 ) -> Float[np.ndarray, 't']:
-    """Mean squared error at each horizon step, over windows where the step is valid."""
+    """Mean squared error at each horizon step, over windows where the step is valid.
+
+    Args:
+      prediction: actions, raw units.
+      target: recorded actions, raw units.
+      action_mask: true for valid steps.
+
+    Returns:
+      Squared raw units.
+    """
     errors = step_errors(prediction, target, action_mask)
     return errors.square.sum(axis=0) / np.maximum(errors.mask.sum(axis=0), 1)
 
 
 def tau_l2(tau: Float[np.ndarray, 'n e']) -> Float[np.ndarray, 'n']:
-    """L2 norm of the telepathy factor (paper 6)."""
+    """L2 norm of the telepathy factor (paper 6).
+
+    Args:
+      tau: telepathy factor.
+
+    Returns:
+      One number a window.
+    """
     return np.linalg.norm(np.asarray(tau, np.float64), axis=-1)
 
 
 def cosine(x: Float[np.ndarray, 'n d'], y: Float[np.ndarray, 'n d']) -> Float[np.ndarray, 'n']:
-    """Cosine of each row pair, 0 where a row is zero; `sem_align` is cosine(z_pool, text_pool)."""
+    """Cosine of each pair of rows; `sem_align` is cosine(z_pool, text_pool).
+
+    Args:
+      x: one vector a row.
+      y: one vector a row.
+
+    Returns:
+      -1 to 1; 0 where a row is zero.
+    """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     scale = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
     return np.where(scale > 0, np.sum(x * y, axis=-1) / np.where(scale > 0, scale, 1.0), 0.0)
 
 
 def is_success(errors: Errors, thresholds: Thresholds) -> Bool[np.ndarray, 'n']:
-    """All three errors below their thresholds."""
+    """Whether all three errors are below their thresholds (paper 6).
+
+    Args:
+      errors: of `window_errors`.
+      thresholds: squared raw units.
+
+    Returns:
+      One flag a window.
+    """
     return np.logical_and.reduce([errors[f'mse_{k}'] < v for k, v in vars(thresholds).items()])
 
 
 def is_hard(errors: Errors, thresholds: Thresholds) -> Bool[np.ndarray, 'n']:
-    """Any of the three errors at or above its threshold."""
+    """Whether any of the three errors is at or above its threshold (paper 6).
+
+    Args:
+      errors: of `window_errors`.
+      thresholds: squared raw units.
+
+    Returns:
+      One flag a window.
+
+    Examples:
+      >>> import numpy as np
+      >>> from sigma_jax.evaluation import metrics
+      >>> errors = {name: np.array([0.05, 0.15]) for name in metrics.ERRORS}
+      >>> limits = metrics.Thresholds(vec=0.1, chk=0.2, trj=0.2)
+      >>> metrics.is_success(errors, limits).tolist(), metrics.is_hard(errors, limits).tolist()
+      ([True, False], [False, True])
+    """
     return np.logical_or.reduce([errors[f'mse_{k}'] >= v for k, v in vars(thresholds).items()])
 
 
@@ -119,8 +193,18 @@ def paper_summary(
     hard: Thresholds,
     batch_size: int = 4,
 ) -> dict:
-    """One group of `sigma_eval_report.json` under the paper's keys; hard averages are 0 without
-    hard windows.
+    """One group of `sigma_eval_report.json` under the paper's keys.
+
+    Args:
+      errors: of `window_errors`.
+      tau_norm: of `tau_l2`.
+      sem_align: cosine(z_pool, text_pool).
+      success: thresholds below which a window succeeds.
+      hard: thresholds from which on it is hard.
+      batch_size: windows that the paper counts as a batch.
+
+    Returns:
+      {key: number}; averages over hard windows are 0 where there is none.
     """
     count, chosen = len(tau_norm), is_hard(errors, hard)
     summary: dict[str, Any] = {'num_samples': count, 'num_batches': -(-count // batch_size)}
@@ -135,15 +219,30 @@ def paper_summary(
 
 
 def mean(x: np.ndarray) -> float:
-    """Mean as a float; 0 of nothing."""
+    """Mean as a float.
+
+    Args:
+      x: numbers.
+
+    Returns:
+      The mean; 0 of nothing.
+    """
     return float(np.mean(x)) if np.size(x) else 0.0
 
 
 def sum_by_episode(
     values: Float[np.ndarray, 'n'], episode: Int[np.ndarray, 'n']
 ) -> tuple[Int[np.ndarray, 'm'], Float[np.ndarray, 'm'], Int[np.ndarray, 'm']]:
-    """Episodes in ascending order, the sum of their windows' values, and their number of
-    windows.
+    """Sums over the windows of each episode.
+
+    Args:
+      values: one number a window.
+      episode: episode of each window.
+
+    Returns:
+      episodes: ascending.
+      sums: of their windows' values.
+      counts: of their windows.
     """
     episodes, index, counts = np.unique(episode, return_inverse=True, return_counts=True)
     return episodes, np.bincount(index, weights=values, minlength=len(episodes)), counts
@@ -159,11 +258,21 @@ def ratio_interval(
     """sum(numerator) / sum(denominator) with a bootstrap interval over seeds (rows) and episodes
     (columns).
 
-    Episodes are drawn whole and numerator and denominator together, so that a ratio of two arms is
-    paired; with a single seed only episodes are drawn. Percentile limits, expanded for few
-    episodes: the normal tail probability is that of sqrt(m / (m - 1)) times Student's t with m - 1
-    degrees of freedom. A mean is the ratio of sums to counts; a relative change is the ratio of two
-    arms' sums, less one.
+    Episodes are drawn whole, and numerator and denominator together, so that a ratio of two methods
+    is paired; with a single seed only episodes are drawn. The limits are percentiles, expanded for
+    few episodes: the normal tail probability is that of sqrt(m / (m - 1)) times Student's t with m
+    - 1 degrees of freedom. A mean is the ratio of sums to counts; a relative change is the ratio of
+    two methods' sums, less one.
+
+    Args:
+      numerator: sums over the windows of an episode.
+      denominator: likewise.
+      seed: of the bootstrap.
+      level: of confidence.
+      resamples: how many are drawn.
+
+    Returns:
+      The ratio with its limits; they are NaN with a single episode.
     """
     numerator, denominator = np.atleast_2d(numerator), np.atleast_2d(denominator)
     value = float(numerator.sum() / denominator.sum()) if denominator.sum() else float('nan')
@@ -185,7 +294,23 @@ def ratio_interval(
 def mean_interval(
     values: Float[np.ndarray, 'n'], episode: Int[np.ndarray, 'n'], seed: int = 0
 ) -> Interval:
-    """Mean over windows, 95 % interval over episodes."""
+    """Mean over windows, 95 % interval over episodes.
+
+    Args:
+      values: one number a window.
+      episode: episode of each window.
+      seed: of the bootstrap.
+
+    Returns:
+      The mean with its limits, in the units of `values`.
+
+    Examples:
+      >>> import numpy as np
+      >>> from sigma_jax.evaluation import metrics
+      >>> values, episode = np.array([1.0, 3.0, 2.0, 2.0]), np.array([0, 0, 1, 1])
+      >>> metrics.mean_interval(values, episode)  # both episodes have the same mean
+      Interval(value=2.0, low=2.0, high=2.0)
+    """
     _, sums, counts = sum_by_episode(values, episode)
     return ratio_interval(sums, counts, seed)
 
@@ -196,8 +321,16 @@ def relative_change(
     episode: Int[np.ndarray, 'n'],
     seed: int = 0,
 ) -> Interval:
-    """mean(values) / mean(reference) - 1 on the same windows, paired 95 % interval over
-    episodes.
+    """mean(values) / mean(reference) - 1 on the same windows, paired 95 % interval over episodes.
+
+    Args:
+      values: one number a window.
+      reference: one number a window.
+      episode: episode of each window.
+      seed: of the bootstrap.
+
+    Returns:
+      The change with its limits; negative where `values` are smaller.
     """
     _, sums, _ = sum_by_episode(values, episode)
     _, reference_sums, _ = sum_by_episode(reference, episode)

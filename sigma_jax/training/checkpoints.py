@@ -26,9 +26,16 @@ FREE = ('steps', 'log', 'checkpoint', 'loader', 'compilation_cache', 'triton')
 class Checkpoints:
     """A folder of numbered checkpoints; use as a context manager, which waits for the last write.
 
-    With `keep` for training: the newest `keep` of them stay, older ones go when a new one is whole,
-    and what a killed run left half written is swept away. Without it for reading, which changes
-    nothing, also beside a running training.
+    With `keep` it is open for training: the newest `keep` checkpoints stay, older ones are deleted
+    when a new one is complete, and what a killed run left half written is removed. Without it is
+    open for reading, which changes nothing, also while another process trains there.
+
+    Args:
+      folder: where they are or will be.
+      keep: how many stay; None: for reading.
+
+    Raises:
+      UserError: `keep` is below 1.
     """
 
     def __init__(self, folder: str | pathlib.Path, keep: int | None = None):
@@ -53,8 +60,8 @@ class Checkpoints:
                 raise
 
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, None when there is none; whole, but for one that is being
-        written here.
+        """Step of the newest checkpoint, None when there is none; complete, except for one that is
+        being written here.
         """
         return self._manager.latest_step()
 
@@ -64,8 +71,12 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def save(self, state: TrainState, loader: dict, config: RunConfig) -> None:
-        """Writes checkpoint `state.step` in the background, under its final name only when
-        whole.
+        """Writes a checkpoint in the background; it gets its final name only when it is complete.
+
+        Args:
+          state: of the training, whose step numbers the checkpoint.
+          loader: position of the loader, plain JSON.
+          config: of the run.
         """
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
@@ -75,12 +86,28 @@ class Checkpoints:
         self._manager.save(int(state.step), args=items, force=True)
 
     def config(self, step: int) -> dict:
-        """The config that checkpoint `step` was made with."""
+        """The config that a checkpoint was made with.
+
+        Args:
+          step: of the checkpoint.
+
+        Returns:
+          The nested dictionary.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
         return self._read(step, config=ocp.args.JsonRestore())['config']
 
     def refuse_other(self, step: int, config: RunConfig) -> None:
-        """Raises UserError when checkpoint `step` was made with another config, naming every
-        difference.
+        """Checks that a checkpoint was made with the same config.
+
+        Args:
+          step: of the checkpoint.
+          config: of the run that is to continue.
+
+        Raises:
+          UserError: it was made with another one; names every difference.
         """
         if differences := compare(completed(self.config(step)), config.to_dict()):
             raise UserError(
@@ -89,9 +116,19 @@ class Checkpoints:
             )
 
     def restore(self, step: int, like: TrainState, config: RunConfig) -> tuple[TrainState, dict]:
-        """(state, loader position) of checkpoint `step`, shaped as `like`.
+        """What a training continues from.
 
-        Raises UserError when it was made with another config, naming every difference.
+        Args:
+          step: of the checkpoint.
+          like: a state of the same shapes, dtypes and devices.
+          config: of the run that is to continue.
+
+        Returns:
+          state: of the training.
+          loader: position of the loader.
+
+        Raises:
+          UserError: it was made with another config, or is damaged.
         """
         self.refuse_other(step, config)
         shapes = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
@@ -99,10 +136,19 @@ class Checkpoints:
         return restored['state'], restored['loader']
 
     def restore_trainable(self, step: int) -> PyTree:
-        """Trainable leaves of checkpoint `step` for inference, on the host: the running average
-        where one was kept.
+        """Trainable leaves of a checkpoint for inference: the running average where one was kept.
 
-        Whatever devices wrote it: without the leaves' shapes Orbax would look for these.
+        They can be read whatever devices wrote them: the shapes are read first, as without them
+        Orbax would look for the same devices.
+
+        Args:
+          step: of the checkpoint.
+
+        Returns:
+          {group: tree}, numpy.
+
+        Raises:
+          UserError: the checkpoint is damaged.
         """
         with self._told(step), ocp.StandardCheckpointer() as reader:
             found = reader.metadata(
@@ -139,8 +185,19 @@ class Checkpoints:
 
 
 def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Differences of two configs (`RunConfig.to_dict`), `FREE` settings left out, as sentences
-    'key: saved 1, now 2'.
+    """Differences of two configs, settings that may change apart (`FREE`).
+
+    Args:
+      saved: of a checkpoint, as `RunConfig.to_dict` gives it.
+      now: of the run that is to continue.
+
+    Returns:
+      Clauses such as 'seed: saved 1, now 2'.
+
+    Examples:
+      >>> from sigma_jax.training.checkpoints import compare
+      >>> compare({'seed': 1, 'steps': 10}, {'seed': 2, 'steps': 20})
+      ['seed: saved 1, now 2']
     """
     old, new = (traverse_util.flatten_dict(dict(c), sep='.') for c in (saved, now))
     keys = sorted(k for k in old | new if k.split('.')[0] not in FREE)
@@ -152,8 +209,13 @@ def compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An older checkpoint's config with the defaults of what it does not name; as it is where it
-    names what is no setting any more.
+    """An older checkpoint's config with the defaults of what it does not name.
+
+    Args:
+      saved: the nested dictionary.
+
+    Returns:
+      The completed one; `saved` itself where it names what is no setting any more.
     """
     try:
         return RunConfig.from_dict(saved).to_dict()
@@ -162,16 +224,38 @@ def completed(saved: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def whole_steps(folder: pathlib.Path) -> list[int]:
-    """Steps of the whole checkpoints in a folder, oldest first: half ones have other names."""
+    """Steps of the complete checkpoints in a folder; half ones have other names.
+
+    Args:
+      folder: of checkpoints.
+
+    Returns:
+      Oldest first.
+    """
     names = (path.name.removeprefix('step_') for path in folder.glob('step_*'))
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def step_folder(folder: pathlib.Path, step: int) -> pathlib.Path:
-    """Where a checkpoint lies in a folder of them."""
+    """The folder of one checkpoint.
+
+    Args:
+      folder: of checkpoints.
+      step: of the checkpoint.
+
+    Returns:
+      Its path.
+    """
     return folder / f'step_{step}'
 
 
 def parameter_count(trainable: PyTree) -> dict[str, int]:
-    """Elements in each group of trainable leaves."""
+    """Elements in each group of trainable leaves.
+
+    Args:
+      trainable: {group: tree}.
+
+    Returns:
+      {group: count}.
+    """
     return {name: trees.count(tree) for name, tree in trainable.items()}

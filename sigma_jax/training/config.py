@@ -39,7 +39,9 @@ class LoaderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Steps between rows of the log, and between shares of the gradient norm (0: none)."""
+    """Steps between rows of the log, and between measurements of how much of the gradient norm each
+    loss term has (`shares`; 0: none).
+    """
 
     every: int = 10
     shares: int = 0
@@ -65,7 +67,8 @@ class Grid:
 class RunConfig:
     """Every setting of a run; see configs/defaults.py for each.
 
-    Raises UserError for numbers of steps between rows or checkpoints that are none.
+    Raises:
+      UserError: numbers of steps between rows or checkpoints that are none.
     """
 
     objective: str = 'sigma'
@@ -125,8 +128,19 @@ class RunConfig:
         Args:
           settings: as `get_config().to_dict()` of a file in configs/, or a run's config.json.
 
+        Returns:
+          The config.
+
         Raises:
           UserError: an unknown key, a row of another length or kind, a value that makes no sense.
+
+        Examples:
+          >>> from sigma_jax.training.config import RunConfig
+          >>> config = RunConfig.from_dict({'steps': 100, 'loss': {'hard_ratio': 0.5}})
+          >>> config.steps, config.loss.hard_ratio, config.batch_size
+          (100, 0.5, 4)
+          >>> RunConfig.from_dict(config.to_dict()) == config
+          True
         """
         made = {name: make(settings[name]) for name, make in _SECTIONS.items() if name in settings}
         return from_section(cls, {**settings, **made}, '')
@@ -145,6 +159,9 @@ def read_config(workdir: pathlib.Path) -> RunConfig:
 
     Args:
       workdir: where train.py has written config.json.
+
+    Returns:
+      The config.
 
     Raises:
       UserError: no config there, a damaged one, or one without what every run has named.
@@ -171,7 +188,18 @@ def read_config(workdir: pathlib.Path) -> RunConfig:
 
 
 def numbers(values: Mapping[str, Any], where: str) -> dict[str, float]:
-    """Gates as numbers; the text 'inf' is one. Raises UserError for what is none."""
+    """Gates as numbers; the text 'inf' is one.
+
+    Args:
+      values: {gate: number or text}.
+      where: they are from, for the message.
+
+    Returns:
+      {gate: number}.
+
+    Raises:
+      UserError: a value is no number.
+    """
     try:
         return {name: float(value) for name, value in values.items()}
     except (TypeError, ValueError) as error:

@@ -18,11 +18,14 @@ AXIS = 'batch'
 
 
 class Devices:
-    """Where arrays of a run lie. With one device nothing is said to JAX, and programs are as they
-    were without.
+    """Where the arrays of a run lie (`jax.sharding`).
 
-    With several, a jitted step is still one program over the whole batch: hard set, InfoNCE and
-    means see all windows.
+    With one device JAX is not asked for any sharding, and programs are the same as without this
+    class. With several, a jitted step is still one program over the whole batch: hard set, InfoNCE
+    and means see all windows.
+
+    Args:
+      devices: of this process.
     """
 
     def __init__(self, devices: Sequence[jax.Device]):
@@ -33,20 +36,49 @@ class Devices:
         )
 
     def everywhere(self, tree: PyTree) -> PyTree:
-        """`tree` on every device, whole."""
+        """A tree on every device, whole.
+
+        Args:
+          tree: arrays.
+
+        Returns:
+          The tree on the devices.
+        """
         return jax.device_put(tree) if self.count == 1 else jax.device_put(tree, self._everywhere)
 
     def split(self, batch: PyTree) -> PyTree:
-        """`batch` with its first axis divided over the devices."""
+        """A batch with its first axis divided over the devices.
+
+        Args:
+          batch: arrays; their first axis is a multiple of the number of devices.
+
+        Returns:
+          The batch; with one device as it was.
+        """
         return batch if self.count == 1 else self.rows(batch)
 
     def rows(self, tree: PyTree) -> PyTree:
-        """As `split`, and put there in any case: for a state that a step is given to keep."""
+        """As `split`, and put on the device in any case: for a state whose buffers a step may take
+        over.
+
+        Args:
+          tree: arrays.
+
+        Returns:
+          The tree on the devices.
+        """
         return jax.device_put(tree) if self.count == 1 else jax.device_put(tree, self._rows)
 
     def jit(self, step: Callable, triton: bool = False) -> Callable:
-        """A step of `training.step.make_step`, compiled; its state is given away and comes back on
-        every device.
+        """A step of `training.step.make_step`, compiled.
+
+        Args:
+          step: of `make_step`; the buffers of its state are taken over (donated), and the new state
+            is on every device.
+          triton: whether XLA may use Triton.
+
+        Returns:
+          The compiled step.
         """
         options: dict[str, Any] = {'donate_argnums': 0, 'triton': triton}
         if self.count > 1:
@@ -58,8 +90,16 @@ class Devices:
         return xla.jit(step, **options)
 
     def jit_rows(self, step: Callable, triton: bool = False) -> Callable:
-        """A step of `stacked.side_by_side`, compiled: each device has its own rows, all of them the
-        whole batch.
+        """A step over many states side by side, compiled: each device has its own states, all of
+        them the whole batch.
+
+        Args:
+          step: takes states, frozen weights, a batch and gates; the first and last have a leading
+            axis.
+          triton: whether XLA may use Triton.
+
+        Returns:
+          The compiled step.
         """
         options: dict[str, Any] = {'donate_argnums': 0, 'triton': triton}
         if self.count == 1:
@@ -72,8 +112,14 @@ class Devices:
         return xla.jit(apart, **options)
 
     def check(self, batch_size: int, accumulate: int) -> None:
-        """Raises UserError where a batch cannot be divided evenly into micro-batches and these over
-        the devices.
+        """Checks that a batch can be divided evenly into micro-batches, and these over the devices.
+
+        Args:
+          batch_size: sequences of a step.
+          accumulate: micro-batches of a step.
+
+        Raises:
+          UserError: it cannot.
         """
         if accumulate < 1:
             raise UserError(
@@ -91,7 +137,7 @@ def use_all_cores() -> None:
     """Where JAX runs on a CPU, makes every core a device of its own; to be called before JAX is
     asked for devices.
 
-    Members of an ablation on a core each are faster than every one of them on all cores
+    Trainings of an ablation on a core each are faster than all of them on all cores
     (benchmarks/ablations.py).
     """
     if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):

@@ -81,14 +81,22 @@ class RunFolder:
         return read_config(self.path)
 
     def write_config(self, config: RunConfig) -> None:
-        """Notes the config."""
+        """Writes config.json.
+
+        Args:
+          config: of the training.
+        """
         atomic_write(self.config_file, json.dumps(config.to_dict(), indent=1))
 
     def trainable(self, step: int | None = None) -> tuple[int, PyTree]:
-        """(step, trainable leaves) of a checkpoint: the running average where one was kept.
+        """Trainable leaves of a checkpoint: the running average where one was kept.
 
         Args:
           step: which; None is the newest.
+
+        Returns:
+          step: of the checkpoint.
+          leaves: {group: tree}, numpy.
 
         Raises:
           UserError: there is none of that step, naming those there are.
@@ -107,14 +115,25 @@ class RunFolder:
             return chosen, checkpoints.restore_trainable(chosen)
 
     def refuse_other_config(self, config: RunConfig) -> None:
-        """Raises UserError where the newest checkpoint was made with another config."""
+        """Checks that the newest checkpoint, where there is one, was made with the same config.
+
+        Args:
+          config: of the run that is to continue.
+
+        Raises:
+          UserError: it was made with another one; names every difference.
+        """
         if steps := self.steps:
             with Checkpoints(self.checkpoints) as checkpoints:
                 checkpoints.refuse_other(steps[-1], config)
 
     def note_episodes(self, meta: Meta, base: str | pathlib.Path = '') -> None:
-        """Adds the train episodes of `meta`, and those of the policy at `base`, to those that it
-        learned from.
+        """Adds episodes to those that the training learned from.
+
+        Args:
+          meta: of its shards; their train episodes are added.
+          base: the policy that it started from; the episodes which that one learned from are added
+            too.
         """
         seen.note(self.path, meta, base)
 

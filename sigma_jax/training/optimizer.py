@@ -31,7 +31,21 @@ class OptimizerConfig:
 
 
 def rate_schedule(peak: float, config: OptimizerConfig) -> optax.Schedule:
-    """Linear warm-up to `peak`, cosine decay to `final_fraction` of it at `total_steps`."""
+    """Linear warm-up to `peak`, cosine decay to `final_fraction` of it at `total_steps`.
+
+    Args:
+      peak: learning rate after the warm-up.
+      config: steps and fraction.
+
+    Returns:
+      A schedule of the optimiser step.
+
+    Examples:
+      >>> from sigma_jax.training.optimizer import OptimizerConfig, rate_schedule
+      >>> rate = rate_schedule(1e-3, OptimizerConfig(warmup_steps=50, total_steps=1000))
+      >>> [round(float(rate(step)), 6) for step in (50, 1000)]
+      [0.001, 0.0001]
+    """
     warmup = min(config.warmup_steps, max(config.total_steps - 1, 0))
     return optax.warmup_cosine_decay_schedule(
         peak / (warmup + 1),
@@ -43,10 +57,17 @@ def rate_schedule(peak: float, config: OptimizerConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """One clipped AdamW for each top-level group of the trainable tree: `sigma`, `lora`, `params`.
+    """One clipped AdamW for each top-level group of the trainable tree: `sigma`, `lora`, `params`
+    (docs/design.md, "Training step").
 
     The tree holds trainable leaves only, so no moment of a frozen weight ever exists. Matrices
     decay, vectors and scalars do not.
+
+    Args:
+      config: rates, decay and clipping.
+
+    Returns:
+      An optax transformation over {group: tree}.
     """
 
     def group(peak, together):
@@ -69,11 +90,17 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def as_one_vector(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner`, which looks at no leaf by itself, on all leaves end to end.
+    """An optimiser that treats no leaf by itself, run on all leaves as one vector.
 
     Sigma's heads have two hundred leaves: one vector of moments is one kernel instead of hundreds
-    to compile and to start. The price is a copy of the gradients, which whole backbones ('params')
-    would pay dearly. Unlike `optax.flatten` it takes trees without leaves.
+    to compile and to start. The price is a copy of the gradients, which is too high for whole
+    backbones ('params'). Unlike `optax.flatten` it takes trees without leaves.
+
+    Args:
+      inner: the optimiser, whose state is that of one vector.
+
+    Returns:
+      An optimiser of trees.
     """
 
     def flat(tree) -> Float[Array, 'n'] | tuple[()]:
@@ -99,10 +126,30 @@ def as_one_vector(inner: optax.GradientTransformation) -> optax.GradientTransfor
 def decays(path: str, leaf: jax.Array) -> bool:
     """Whether weight decay applies to a leaf: to matrices and tables, not to vectors, one a layer
     or one in all.
+
+    Args:
+      path: of the leaf.
+      leaf: of the trainable tree.
+
+    Returns:
+      Whether it decays.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from sigma_jax.training.optimizer import decays
+      >>> decays('mlp/w_1', jnp.ones((2, 2))), decays('layers/bias', jnp.ones((18, 2)))
+      (True, False)
     """
     return leaf.ndim > 1 and path.rsplit('/', 1)[-1] not in VECTORS
 
 
 def label_groups(trainable: dict) -> dict:
-    """Every leaf labelled with the top-level key it stands under."""
+    """Every leaf labelled with the top-level key that it is under.
+
+    Args:
+      trainable: {group: tree}.
+
+    Returns:
+      The same structure of names.
+    """
     return {name: jax.tree.map(lambda _, name=name: name, tree) for name, tree in trainable.items()}

@@ -36,7 +36,17 @@ Objective = Callable[
 def init_state(
     seed: int, trainable: PyTree, optimizer: optax.GradientTransformation, ema: bool = False
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Args:
+      seed: of all randomness of the training.
+      trainable: {group: tree}.
+      optimizer: makes its own state.
+      ema: whether a running average of the leaves is kept.
+
+    Returns:
+      The state.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         rng=jax.random.key_data(jax.random.key(seed)),
@@ -50,10 +60,25 @@ class Divisible(Protocol):
     """An objective that can be taken over a batch in parts."""
 
     def draw(self, key: Array, batch: Batch) -> Batch:
-        """`batch` with all that is drawn for the whole of it."""
+        """The batch with all that is drawn for the whole of it.
+
+        Args:
+          key: seed, that of the step.
+          batch: [b g ...].
+
+        Returns:
+          The batch.
+        """
 
     def weight(self, batch: Batch) -> Array:
-        """How much a part's loss counts in the whole batch's."""
+        """How much a part's loss counts in that of the whole batch.
+
+        Args:
+          batch: a micro-batch.
+
+        Returns:
+          A number of 0 or more.
+        """
 
     def __call__(
         self,
@@ -64,16 +89,36 @@ class Divisible(Protocol):
         key: Array,
         step: Array,
     ) -> tuple[Array, dict[str, Array]]:
-        """See `Objective`."""
+        """Loss and metrics; see `Objective`.
+
+        Args:
+          trainable: {group: tree}.
+          frozen: base and statistics.
+          batch: [b g ...].
+          ablation: gates.
+          key: seed of this step.
+          step: optimiser step.
+
+        Returns:
+          loss: a scalar.
+          metrics: scalars by name.
+        """
 
 
 def accumulated(objective: Divisible, parts: int) -> Callable:
-    """`jax.value_and_grad` of `objective` over `parts` micro-batches, one after the other, summed
-    in float32.
+    """`jax.value_and_grad` of an objective over micro-batches, one after the other, summed in
+    float32.
 
     Flow matching's loss and gradient are those of the whole batch to rounding, LoRA's dropout
-    apart, whose masks differ. Sigma's hard set and InfoNCE look at one micro-batch at a time
-    (docs/design.md, "Losses"), so there it is another loss.
+    apart, whose masks differ. Sigma's hard set and InfoNCE see one micro-batch at a time
+    (docs/design.md, "Losses"), so for Sigma it is another loss.
+
+    Args:
+      objective: what is minimised.
+      parts: number of micro-batches.
+
+    Returns:
+      A function of the objective's arguments that gives ((loss, metrics), gradient).
     """
     gradient = jax.value_and_grad(objective, has_aux=True)
 
@@ -100,8 +145,16 @@ def accumulated(objective: Divisible, parts: int) -> Callable:
 
 
 def divide(x: Array, parts: int) -> Array:
-    """[b ...] -> [parts b/parts ...]; each part takes every `parts`-th row, so that devices keep
-    their own rows.
+    """[b ...] -> [parts b/parts ...].
+
+    Each part takes every `parts`-th row, so that devices keep their own rows.
+
+    Args:
+      x: first axis: windows.
+      parts: a divisor of b.
+
+    Returns:
+      The parts.
     """
     return jnp.swapaxes(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 0, 1)
 
@@ -112,11 +165,28 @@ def make_step(
     ema_decay: float | None = None,
     accumulate: int = 1,
 ):
-    """`step(state, frozen, batch, ablation) -> (state, metrics)`, pure: jit it with
-    `donate_argnums=0`, or vmap it over rows with `in_axes=(0, None, None, 0)`.
+    """The training step, a pure function (docs/design.md, "Training step").
 
-    `objective` is an `Objective`, or a `Divisible` one where a step takes its batch in `accumulate`
-    micro-batches.
+    Args:
+      objective: an `Objective`, or a `Divisible` one where a batch is taken in micro-batches.
+      optimizer: of `make_optimizer`.
+      ema_decay: of the running average of the trainable leaves, where the state has one.
+      accumulate: micro-batches of a step.
+
+    Returns:
+      `step(state, frozen, batch, ablation) -> (state, metrics)`: jit it with `donate_argnums=0`, or
+        vmap it over states and gates with `in_axes=(0, None, None, 0)`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from sigma_jax.training.step import init_state, make_step
+      >>> def objective(trainable, frozen, batch, ablation, key, step):
+      ...     return (trainable['w'] - batch) ** 2, {}
+      >>> optimizer = optax.sgd(0.5)
+      >>> state = init_state(0, {'w': jnp.array(3.0)}, optimizer)
+      >>> state, metrics = make_step(objective, optimizer)(state, None, jnp.array(1.0), None)
+      >>> float(state.trainable['w']), float(metrics['loss']), int(state.step)
+      (1.0, 4.0, 1)
     """
     gradient = (
         jax.value_and_grad(objective, has_aux=True)

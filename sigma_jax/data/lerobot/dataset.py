@@ -68,6 +68,12 @@ class Dataset:
     def read_episode(self, index: int) -> Episode:
         """Reads an episode's columns; its frames follow on demand.
 
+        Args:
+          index: one of `episodes`.
+
+        Returns:
+          The episode.
+
         Raises:
           UserError: no such episode, missing or damaged file, wrong width or length, non-finite
             numbers.
@@ -195,8 +201,15 @@ class Dataset:
 
 
 def open_dataset(path: str | Path, state: str = STATE, action: str = ACTION) -> Dataset:
-    """Opens a LeRobot data set of format v2.1 or v3.0; `state` and `action` name the columns of
-    these (`columns_of`).
+    """Opens a LeRobot data set of format v2.1 or v3.0; only metadata is read.
+
+    Args:
+      path: its folder.
+      state: column of the state, or several with commas between them (`joints.columns_of`).
+      action: column of the actions, likewise.
+
+    Returns:
+      The data set.
 
     Raises:
       UserError: missing path or file, another format version, no state or action feature, or one

@@ -50,8 +50,13 @@ class Shards:
         return read_norm_stats(self.path / self.meta.norm_stats)
 
     def relative_statistics(self, relative_joints: Sequence[bool]) -> dict[str, Statistics]:
-        """`statistics` with those of the actions taken after subtracting the state in relative
-        joints (train split).
+        """Statistics for a policy with relative joints, from the train split.
+
+        Args:
+          relative_joints: one flag an action; true where the state is subtracted from it first.
+
+        Returns:
+          {'state', 'actions'}: `statistics`, those of the actions taken after the subtraction.
         """
         if not any(relative_joints):
             return self.statistics
@@ -77,6 +82,12 @@ class Shards:
 
     def split(self, name: str) -> 'Split':
         """The windows of a split.
+
+        Args:
+          name: 'train', 'calibration' or 'test'.
+
+        Returns:
+          The split; its files are opened when they are read.
 
         Raises:
           UserError: there is no such split.
@@ -137,6 +148,12 @@ class Split:
 def open_shards(path: str | Path) -> Shards:
     """Opens a finished preparation.
 
+    Args:
+      path: the folder that prepare_data.py has written.
+
+    Returns:
+      The preparation; its files are opened when they are read.
+
     Raises:
       UserError: none there, a damaged meta.json, or one of another schema.
     """
@@ -155,5 +172,12 @@ def open_shards(path: str | Path) -> Shards:
 
 
 def is_finished(path: str | Path) -> bool:
-    """Whether a preparation in `path` has come to its end."""
+    """Whether a preparation has come to its end.
+
+    Args:
+      path: its folder.
+
+    Returns:
+      Whether meta.json, which is written last, is there.
+    """
     return (Path(path) / META).is_file()

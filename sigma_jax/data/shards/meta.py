@@ -101,7 +101,14 @@ class Meta:
 
     @classmethod
     def from_json(cls, found: Any, where: str | Path) -> 'Meta':
-        """What a parsed meta.json in the folder `where` says.
+        """What a meta.json says.
+
+        Args:
+          found: the parsed file, of any version.
+          where: its folder, for the message.
+
+        Returns:
+          The contents; keys that are not known are kept.
 
         Raises:
           UserError: another schema, an absent key, or one of another type.
@@ -160,7 +167,14 @@ NEEDED = {
 
 
 def before(name: str) -> Any:
-    """What a preparation that does not name a key had, as JSON has it; None where all name it."""
+    """What a preparation that does not name a key had.
+
+    Args:
+      name: a key of meta.json.
+
+    Returns:
+      As JSON has it; None where every preparation names the key.
+    """
     field = {f.name: f for f in dataclasses.fields(Meta)}[name]
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
@@ -171,8 +185,15 @@ def before(name: str) -> Any:
 def typed(found: Mapping[str, Any]) -> dict[str, Any]:
     """Those of JSON's values that are fields of `Meta`, as the fields hold them.
 
+    Args:
+      found: the parsed file.
+
+    Returns:
+      {field: value}, rows as tuples.
+
     Raises:
-      TypeError, ValueError: a value of another type.
+      TypeError: a value of another type.
+      ValueError: a text that is no number.
     """
     hints = typing.get_type_hints(Meta)
     return {
@@ -196,14 +217,32 @@ def _typed(value: Any, hint: Any, name: str) -> Any:
 
 
 def camera_names(keys: Sequence[str]) -> list[str]:
-    """Short names of feature keys: 'observation.images.up' -> 'up'; keys that would collide stay
-    whole.
+    """Short names of feature keys; keys that would collide stay whole.
+
+    Args:
+      keys: of a data set's cameras.
+
+    Returns:
+      One name a key.
+
+    Examples:
+      >>> from sigma_jax.data.shards.meta import camera_names
+      >>> camera_names(['observation.images.up', 'observation.images.side'])
+      ['up', 'side']
     """
     short = [key.rsplit('.', 1)[-1] for key in keys]
     return short if len(set(short)) == len(short) else [key.replace('/', '_') for key in keys]
 
 
 def source_keys(cameras: Sequence[str], camera_map: Any) -> tuple[str, ...]:
-    """The data set's own keys of cameras that `data.camera_map` ({name: key}) may have renamed."""
+    """The data set's own keys of cameras that were renamed.
+
+    Args:
+      cameras: names of ours, or keys.
+      camera_map: {our name: key} or pairs, as in `data.camera_map`.
+
+    Returns:
+      One key a camera.
+    """
     keys = dict(camera_map or {})
     return tuple(str(keys.get(name, name)) for name in cameras)

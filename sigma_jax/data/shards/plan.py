@@ -84,7 +84,17 @@ class DataConfig:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> 'DataConfig':
-        """Builds it from a plain dictionary; an unknown or missing name raises UserError."""
+        """The config from a plain dictionary.
+
+        Args:
+          settings: every field; the last six may be absent.
+
+        Returns:
+          The config.
+
+        Raises:
+          UserError: an unknown or missing name, or rows of another length or kind.
+        """
         known = {field.name for field in dataclasses.fields(cls)}
         wrong = sorted((known ^ set(settings)) - ({*SOURCE_SETTINGS, 'env_file'} - set(settings)))
         if wrong:
@@ -108,10 +118,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Windows per split, statistics of the train episodes, and what was left out and why.
+    """What a preparation will write.
 
-    `splits` names the episodes that are used, `digests` says what they are; `bad` holds the reasons
-    against those that cannot be used, `notes` what is odd and was done all the same.
+    Attributes:
+      splits: {split: episodes that are used}.
+      windows: {split: windows}.
+      dropped: {split: {reason: windows or episodes left out}}.
+      statistics: of the train episodes, raw units.
+      bad: {episode: why it cannot be used}.
+      digests: {episode: digest of its columns}.
+      notes: what is odd and was done all the same.
     """
 
     splits: dict[str, list[int]]
@@ -123,7 +139,15 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def shards(self, split: str, shard_size: int) -> list[Windows]:
-        """The windows of a split in pieces of `shard_size`, in order."""
+        """The windows of a split, file by file.
+
+        Args:
+          split: 'train', 'calibration' or 'test'.
+          shard_size: windows of a file.
+
+        Returns:
+          Tables of windows, in order.
+        """
         table = self.windows[split]
         starts = range(0, len(table), shard_size)
         return [
@@ -132,10 +156,16 @@ class Plan:
 
 
 def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {}) -> Plan:
-    """Cuts and filters windows, splits episodes and computes the statistics.
+    """Cuts and filters windows, splits episodes and computes the statistics (docs/design.md,
+    "Windows", docs/design.md, "Episode splits").
 
-    Episodes in `bad` (with a reason each) are left out after the split, so that the others stay
-    where they were.
+    Args:
+      dataset: of `sources.open_source`; no frame is read.
+      config: settings.
+      bad: {episode: reason}; they are left out after the split, so that the others stay in theirs.
+
+    Returns:
+      The plan.
 
     Raises:
       UserError: settings that do not fit the data set, damaged columns, or no window left to train
@@ -178,14 +208,35 @@ def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {})
 
 
 def bad_reasons(bad: Mapping[int, str]) -> str:
-    """What is wrong with the first few bad episodes, and how many more there are."""
+    """What is wrong with the first few bad episodes, and how many more there are.
+
+    Args:
+      bad: {episode: reason}.
+
+    Returns:
+      One clause.
+
+    Examples:
+      >>> from sigma_jax.data.shards.plan import bad_reasons
+      >>> bad_reasons({n: 'no video' for n in range(5)})
+      'episode 0: no video | episode 1: no video | episode 2: no video | and 2 more'
+    """
     told = [f'episode {index}: {reason.rstrip(".")}' for index, reason in list(bad.items())[:SHOWN]]
     return ' | '.join([*told, *([f'and {len(bad) - SHOWN} more'] if len(bad) > SHOWN else [])])
 
 
 def chosen_episodes(dataset: Dataset, config: DataConfig) -> dict[str, list[int]]:
-    """Episodes per split before any is left out; raises UserError for settings that do not fit the
-    data set.
+    """Episodes of each split before any is left out.
+
+    Args:
+      dataset: of `sources.open_source`.
+      config: settings.
+
+    Returns:
+      {split: episodes}.
+
+    Raises:
+      UserError: settings that do not fit the data set.
     """
     _check(dataset, config)
     explicit = {name: getattr(config, f'{name}_episodes') for name in SPLITS}
@@ -195,8 +246,14 @@ def chosen_episodes(dataset: Dataset, config: DataConfig) -> dict[str, list[int]
 
 
 def check_text_lengths(plan: Plan, config: DataConfig) -> None:
-    """Raises UserError if the prompt or task of any window has more tokens than the config
-    allows.
+    """Checks that prompt and task of every window are as short as the config says.
+
+    Args:
+      plan: its windows and statistics.
+      config: tokenizer and lengths.
+
+    Raises:
+      UserError: one has more tokens.
     """
     tokenizer = load_tokenizer(config.tokenizer)
     for table in plan.windows.values():
@@ -300,7 +357,15 @@ def _no_windows(dataset: Dataset, config: DataConfig) -> Windows:
 def describe_statistics(
     statistics: Mapping[str, Statistics], names: Mapping[str, tuple[str, ...]]
 ) -> dict[str, tuple[str, ...]]:
-    """Names the near-constant dimensions, whose normalisation is clamped."""
+    """Names the near-constant dimensions, whose normalisation is clamped.
+
+    Args:
+      statistics: by quantity.
+      names: of the dimensions, by quantity.
+
+    Returns:
+      {quantity: names}.
+    """
     return {
         quantity: tuple(names[quantity][i] for i in np.flatnonzero(one.near_constant))
         for quantity, one in statistics.items()

@@ -1,8 +1,8 @@
-"""Rows of trainings against each other: seeds pooled, contrasts paired by episode (docs/design.md,
-"Evaluation protocol").
+"""Trainings compared: seeds pooled, contrasts paired by episode (docs/design.md, "Evaluation
+protocol").
 
-Pure numpy on errors of windows. Every arm brings a table of errors a seed; arms that need no
-training bring one.
+Pure numpy on errors of windows. Every method brings a table of errors for each seed; methods that
+need no training bring one.
 """
 
 import dataclasses
@@ -21,8 +21,12 @@ BASE = 'pi05'
 
 @dataclasses.dataclass(frozen=True)
 class PooledArm:
-    """An arm's errors: for each seed {mse_vec, mse_chk, mse_trj: [n]}; `seeds` is empty where
-    nothing was trained.
+    """A method's errors on the windows of a split.
+
+    Attributes:
+      errors: for each seed {mse_vec, mse_chk, mse_trj: [n]}, squared raw units.
+      seeds: in that order; empty where nothing was trained.
+      by_step: for each seed the mean error at each step.
     """
 
     errors: Sequence[metrics.Errors]
@@ -30,7 +34,15 @@ class PooledArm:
     by_step: Sequence[Float[np.ndarray, 't']] = ()
 
     def table(self, key: str, episode: Int[np.ndarray, 'n']) -> Float[np.ndarray, 's m']:
-        """Sums over the windows of each episode, a row a seed."""
+        """Sums of one error over the windows of each episode.
+
+        Args:
+          key: 'mse_vec', 'mse_chk' or 'mse_trj'.
+          episode: episode of each window.
+
+        Returns:
+          One row a seed, one column an episode.
+        """
         return np.stack([metrics.sum_by_episode(errors[key], episode)[1] for errors in self.errors])
 
 
@@ -40,8 +52,16 @@ def compare(
     pairs: Sequence[tuple[str, str]],
     seed: int = 0,
 ) -> dict:
-    """Every arm with its interval over seeds and episodes, and the contrasts `pairs` (arm,
-    against).
+    """Every method with its interval over seeds and episodes, and contrasts between them.
+
+    Args:
+      arms: methods by name.
+      episode: episode of each window.
+      pairs: (method, against) of each contrast.
+      seed: of the bootstrap.
+
+    Returns:
+      {'num_windows', 'num_episodes', 'arms', 'contrasts'}, as the report has them.
     """
     return {
         'num_windows': len(episode),
@@ -52,7 +72,17 @@ def compare(
 
 
 def arm_report(arm: PooledArm, episode: Int[np.ndarray, 'n'], seed: int) -> dict[str, Any]:
-    """Means with intervals, means of every seed, and the errors of every seed and episode."""
+    """One method: means with intervals, means of every seed, and the errors of every seed and
+    episode.
+
+    Args:
+      arm: the method.
+      episode: episode of each window.
+      seed: of the bootstrap.
+
+    Returns:
+      A section of the report.
+    """
     episodes, _, counts = metrics.sum_by_episode(episode, episode)
     report: dict[str, Any] = {'seeds': list(arm.seeds)}
     for key in ERRORS:
@@ -68,7 +98,17 @@ def arm_report(arm: PooledArm, episode: Int[np.ndarray, 'n'], seed: int) -> dict
 def contrast(
     arms: Mapping[str, PooledArm], pair: tuple[str, str], episode: Int[np.ndarray, 'n'], seed: int
 ) -> dict[str, Any]:
-    """Relative change of one arm's errors against another's, on the same windows."""
+    """Relative change of one method's errors against another's, on the same windows.
+
+    Args:
+      arms: methods by name.
+      pair: (method, against).
+      episode: episode of each window.
+      seed: of the bootstrap.
+
+    Returns:
+      A row of the report, an interval for each error.
+    """
     one, other = (arms[name] for name in pair)
     changes = {
         key: intervals.change(one.table(key, episode), other.table(key, episode), seed)._asdict()
@@ -80,8 +120,17 @@ def contrast(
 def pairs(
     arms: Sequence[str], tuned: Sequence[str], ablations: Sequence[str], full: str | None
 ) -> list:
-    """(arm, against): every arm against the base and against the tuned ones, the full model against
-    its ablations.
+    """The contrasts of a comparison.
+
+    Args:
+      arms: all methods.
+      tuned: those that are the fine-tuned base.
+      ablations: those that are the full model without a part.
+      full: the full model; None where there is none.
+
+    Returns:
+      (method, against): every method against the base and against the fine-tuned ones, the full
+        model against its ablations.
     """
     against_base = [(name, BASE) for name in arms if name != BASE]
     against_tuned = [(name, one) for one in tuned for name in arms if name not in (BASE, *tuned)]

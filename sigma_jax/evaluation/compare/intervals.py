@@ -1,18 +1,19 @@
-"""Intervals that hold over training seeds and episodes: a two-way bootstrap of one arm's error over
-another's.
+"""Intervals that hold over training seeds and episodes: a two-way bootstrap of one method's error
+relative to another's.
 
-The numbers of an arm form a table, seeds x episodes, of sums over the windows of an episode.
-Episodes are drawn whole and for both arms together (paired), seeds within each arm on their own:
-the runs of two arms are not paired, also where they share a seed.
+The numbers of a method form a table, seeds x episodes, of sums over the windows of an episode.
+Episodes are drawn whole and for both methods together (paired), seeds within each method on their
+own: the runs of two methods are not paired, also where they share a seed.
 
-What an interval covers: the ratio of the two arms' expected errors, over training runs with other
-seeds and over other episodes of the same kind, less one. With one seed there is nothing to tell
-runs apart, and it covers other episodes for this very checkpoint only.
+What an interval covers: the ratio of the two methods' expected errors, over training runs with
+other seeds and over other episodes of the same kind, less one. With one seed nothing says how much
+runs differ, and it covers other episodes for this very checkpoint only.
 
-Plain resampling is too narrow for five seeds and counts what seed and episode do together more than
-once. So the draws give the shape, and their width is set to that of Student's t for the variance
+Plain resampling is too narrow for five seeds, and counts the joint effect of seed and episode more
+than once. So the samples give the shape, and their width is set to that of Student's t for the
+variance
 
-    V = V_seeds(arm) + V_seeds(reference) + V_episodes - V_both      (each arm's own interaction once)
+    V = V_seeds(method) + V_seeds(reference) + V_episodes - V_both   (each its own interaction once)
 
 of the logarithm of the ratio, with Satterthwaite's degrees of freedom.
 """
@@ -38,11 +39,27 @@ class Variance(NamedTuple):
 def ratio(
     values: Table, reference: Table, seed: int = 0, level: float = 0.95, resamples: int = 2000
 ) -> Interval:
-    """Mean over seeds of the sum over episodes, `values` over `reference`, with its interval (see
-    above).
+    """Mean over seeds of the sum over episodes, `values` relative to `reference`, with its interval
+    (method in the module's first lines).
 
-    The limits are NaN where one episode is all there is. With one seed on either side it is
-    `metrics.ratio_interval`.
+    Args:
+      values: one method's table.
+      reference: the other's, on the same episodes.
+      seed: of the bootstrap.
+      level: of confidence.
+      resamples: how many are drawn.
+
+    Returns:
+      The ratio with its limits. They are NaN with a single episode; with one seed on either side it
+        is `metrics.ratio_interval`.
+
+    Examples:
+      >>> import numpy as np
+      >>> from sigma_jax.evaluation.compare import intervals
+      >>> reference = np.random.default_rng(0).uniform(1, 2, (3, 20))  # 3 seeds, 20 episodes
+      >>> change = intervals.change(0.5 * reference, reference)
+      >>> round(change.value, 3), change.low < -0.5 < change.high
+      (-0.5, True)
     """
     values, reference = np.atleast_2d(values), np.atleast_2d(reference)
     if len(values) == len(reference) == 1:
@@ -63,12 +80,31 @@ def ratio(
 
 
 def change(values: Table, reference: Table, seed: int = 0) -> Interval:
-    """`ratio` less one: negative where `values` are the smaller errors."""
+    """`ratio` less one: negative where `values` are the smaller errors.
+
+    Args:
+      values: one method's table.
+      reference: the other's, on the same episodes.
+      seed: of the bootstrap.
+
+    Returns:
+      The relative change with its limits.
+    """
     return Interval(*(x - 1 for x in ratio(values, reference, seed)))
 
 
 def draws(values: Table, reference: Table, seed: int, resamples: int) -> Float[np.ndarray, 'r']:
-    """Logarithms of resampled ratios; draws in which an arm has no error at all are left out."""
+    """Logarithms of resampled ratios; samples in which a method has no error at all are left out.
+
+    Args:
+      values: one method's table.
+      reference: the other's.
+      seed: of the bootstrap.
+      resamples: how many are drawn.
+
+    Returns:
+      One number a sample that is left.
+    """
     rng = np.random.default_rng(seed)
     episodes = values.shape[1]
     columns = rng.multinomial(episodes, np.full(episodes, 1 / episodes), size=resamples)
@@ -80,7 +116,16 @@ def draws(values: Table, reference: Table, seed: int, resamples: int) -> Float[n
 def resample_seeds(
     table: Table, columns: np.ndarray, rng: np.random.Generator
 ) -> Float[np.ndarray, 'r']:
-    """Mean over drawn seeds of the sum over drawn episodes; a single seed stays as it is."""
+    """Mean over drawn seeds of the sum over drawn episodes; a single seed stays as it is.
+
+    Args:
+      table: a method's.
+      columns: how often each sample holds each episode, [r m].
+      rng: draws the seeds.
+
+    Returns:
+      One number a sample.
+    """
     seeds = len(table)
     sums = columns @ table.T
     if seeds == 1:
@@ -90,8 +135,15 @@ def resample_seeds(
 
 
 def log_variance(values: Table, reference: Table) -> Variance:
-    """The variance in this module's first lines, by linearisation: each arm's table divided by its
+    """The variance V of the module's first lines, by linearisation: each table divided by its
     total.
+
+    Args:
+      values: one method's table.
+      reference: the other's.
+
+    Returns:
+      The variance and its degrees of freedom.
     """
     shares = [table / table.mean(axis=0).sum() for table in (values, reference)]
     episodes = values.shape[1]
