@@ -53,6 +53,7 @@ def evaluate(
     sigma_params: PyTree | None = None,
     provenance: Mapping[str, Any] | None = None,
     joints: list[str] | None = None,
+    *,
     state: AdapterState | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> dict:

@@ -76,6 +76,7 @@ def replay(
     batches: Iterable[NumpyBatch],
     run_windows: RunWindows,
     sequence_length: int,
+    *,
     raw_state: Callable[[np.ndarray], np.ndarray] = lambda state: state,
     samples: Float[np.ndarray, 'r m t a'] | None = None,
     on_batch: Callable[[], None] = lambda: None,

@@ -65,6 +65,7 @@ def replay_split(
     split: Split,
     episodes_at_once: int,
     bar: Progress,
+    *,
     runs: Sequence[str] = RUNS,
     name: str = '',
     decoded: Decoded | None = None,
@@ -79,11 +80,11 @@ def replay_split(
         batches,
         trained.predict,
         trained.sequence_length,
-        lambda state: denormalize(state, statistics),
-        base_samples(split),
-        lambda: bar.advance(task),
-        trained.gates,
-        runs,
+        raw_state=lambda state: denormalize(state, statistics),
+        samples=base_samples(split),
+        on_batch=lambda: bar.advance(task),
+        gates=trained.gates,
+        runs=runs,
     )
 
 
@@ -100,8 +101,8 @@ def list_batches(
         trained.config.tokenizer,
         trained.shards.statistics,
         trained.base.policy,
-        'pi05',
-        decoded,
+        baselines='pi05',
+        decoded=decoded,
     )
 
 
@@ -111,6 +112,7 @@ def whole_episodes(
     tokenizer: str,
     statistics: pathlib.Path | Mapping[str, Statistics],
     policy: ProcessorConfig,
+    *,
     baselines: str | None = None,
     decoded: Decoded | None = None,
 ) -> Iterator[NumpyBatch]:

@@ -111,8 +111,8 @@ def run(
         trained.sigma_params,
         facts,
         list(shards.meta.action_names),
-        state,
-        more,
+        state=state,
+        more=more,
     )
     write(result, out, RunFolder(request.workdir).log)
     return result, out

@@ -17,7 +17,7 @@ from typing import Any
 from sigma_jax.errors import UserError
 from sigma_jax.hub import listing
 from sigma_jax.hub.client import Patience, network_errors, patient_client, reason
-from sigma_jax.hub.files import LARGE, fetch_large, repository
+from sigma_jax.hub.files import LARGE, Revision, fetch_large, repository
 from sigma_jax.hub.scrub import scrub
 
 # no pickles, no pictures
@@ -211,7 +211,7 @@ def _download(hub: Any, wanted: dict[str, Any], token: str | None, patience: Pat
         )
     listing.note(repository(hub, repo, kind), commit, sizes)
     large = [name for name in names if sizes[name] >= LARGE]
-    fetch_large(hub, repo, kind, commit, large, token, patience)
+    fetch_large(hub, Revision(repo, kind, commit), large, token, patience)
     path = _snapshot(hub, wanted, token, patience)
     if path.name == commit and not listing.is_whole(hub, path, wanted['allow_patterns']):
         raise UserError(

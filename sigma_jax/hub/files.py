@@ -24,6 +24,15 @@ _SHA256 = re.compile(r'[0-9a-f]{64}')
 
 
 @dataclasses.dataclass(frozen=True)
+class Revision:
+    """A commit of a repository: `owner/name`, and whether it is a 'model' or a 'dataset'."""
+
+    repo: str
+    kind: str
+    commit: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Transfer:
     """One file on its way: `name` in the repository, where it comes from, its size in bytes and its
     checksum or id.
@@ -42,23 +51,24 @@ def repository(hub: Any, repo: str, kind: str) -> Path:
 
 
 def fetch_large(
-    hub: Any,
-    repo: str,
-    kind: str,
-    commit: str,
-    files: Sequence[str],
-    token: str | None,
-    patience: Patience,
+    hub: Any, at: Revision, files: Sequence[str], token: str | None, patience: Patience
 ) -> None:
-    """Brings `files` of a commit into the library's cache.
+    """Brings large files into the library's cache.
+
+    Args:
+      hub: the library.
+      at: which commit of which repository.
+      files: names in it.
+      token: to log in with.
+      patience: with a hub that does not answer.
 
     Raises:
       UserError: the hub does not answer, or sends other bytes than it names, however often it is
         asked.
     """
-    folder = repository(hub, repo, kind)
+    folder = repository(hub, at.repo, at.kind)
     for name in files:
-        url = hub.hf_hub_url(repo, name, repo_type=kind, revision=commit)
+        url = hub.hf_hub_url(at.repo, name, repo_type=at.kind, revision=at.commit)
         about = hub.get_hf_file_metadata(url, token=token)
         through_xet = about.xet_file_data is not None and hub.file_download.is_xet_available()
         if through_xet or not about.size or not _ETAG.fullmatch(about.etag or ''):

@@ -26,6 +26,7 @@ def project(
     shape: tuple[int, ...],
     layout: lora.Layout,
     config: lora.LoraConfig,
+    *,
     init: Callable = nn.initializers.lecun_normal(),
     dropped: Float[Array, '...'] | None = None,
 ) -> Any:

@@ -132,7 +132,7 @@ def test_rows_and_columns_are_in_pytorchs_order(factors, golden_params, tmp_path
 @pytest.mark.parametrize('vision_model', [True, False])
 def test_there_and_back_bitwise(factors, tmp_path, layout, vision_model):
     out = peft.save(
-        factors, CONFIG, abstract(), tmp_path / 'adapter', layout, vision_model=vision_model
+        factors, CONFIG, abstract(), tmp_path / 'adapter', layout=layout, vision_model=vision_model
     )
     back = peft.load(out, abstract())
     assert same(back.factors, factors) and back.notes == ()

@@ -90,7 +90,7 @@ def test_peft_loads_our_adapter_and_lerobot_computes_our_numbers(
     from peft import PeftModel
 
     factors, config = random_factors(params, patterns)
-    out = peft.save(factors, config, params, tmp_path / 'adapter', layout)
+    out = peft.save(factors, config, params, tmp_path / 'adapter', layout=layout)
     policy = lerobot_tiny.policy()
     model = PeftModel.from_pretrained(policy if layout == 'lerobot' else policy.model, out).eval()
     inner = model.base_model.model

@@ -66,8 +66,9 @@ def test_episodes_are_decoded_again_only_for_other_settings(small_run, monkeypat
     tokenizer = BaselineConfig().tokenizer
 
     def read(statistics, baselines=None):
-        where = (train, 1, tokenizer, statistics, OURS, baselines)
-        return [batch['images'].sum() for batch in whole_episodes(*where, decoded)]
+        where = (train, 1, tokenizer, statistics, OURS)
+        batches = whole_episodes(*where, baselines=baselines, decoded=decoded)
+        return [batch['images'].sum() for batch in batches]
 
     assert read(statistics) == read(statistics) and len(opened) == 1
     read(read_norm_stats(statistics)), read(read_norm_stats(statistics))

@@ -54,6 +54,7 @@ def save(
     config: lora.LoraConfig,
     model: Pi05Config | PyTree,
     out: str | pathlib.Path,
+    *,
     layout: str = 'lerobot',
     base: str = '',
     dtype: str = 'float32',

@@ -28,6 +28,7 @@ def window_features(
     state_width: int,
     action_width: int,
     horizon: int,
+    *,
     depth: Iterable[str] = (),
     audio: tuple[int, str] | None = None,
     language: bool = False,

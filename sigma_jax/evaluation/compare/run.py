@@ -256,7 +256,7 @@ def of_sigma(inputs: Inputs, training: Training) -> Measured:
     def replay(split: str, runs: Sequence[str]) -> Windows:
         name = f'{training.row} {training.seed}'
         where = (shards.split(split), inputs.episodes_at_once, inputs.bar)
-        return replay_split(trained, *where, runs, name, inputs.decoded)
+        return replay_split(trained, *where, runs=runs, name=name, decoded=inputs.decoded)
 
     windows, state = (
         (inputs.windows, inputs.state) if same else (replay(inputs.split.name, runs), None)

@@ -97,9 +97,7 @@ def values():
         'rows': [row | {'arms': {'pi05': error, 'sigma': error}} for row in rows],
     }
     more = {'comparison': compared(), 'robustness': robust}
-    return measure.evaluate(
-        splits, EvaluationConfig(), {'w': np.ones(3)}, {'seed': 3}, None, None, more
-    )
+    return measure.evaluate(splits, EvaluationConfig(), {'w': np.ones(3)}, {'seed': 3}, more=more)
 
 
 @pytest.fixture(scope='module')
