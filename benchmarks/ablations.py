@@ -235,7 +235,7 @@ def report(
         console.print(
             f'built in {time.perf_counter() - start:.0f} s; {run.at_once} members at a time'
         )
-        tiny = run.base.config.language.width <= TINY
+        tiny = run.base.config.width <= TINY
         wanted = wanted or (3.0 if asked == 'ratio' else 10.0 if tiny else 4.0)
         ours, theirs = (
             Timed(together(run)),

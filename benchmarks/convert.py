@@ -25,8 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sigma_jax import trees
-from sigma_jax.backbones import pi05
-from sigma_jax.convert import weight_names
+from sigma_jax.backbones import pi05, pi05_names
 from sigma_jax.convert.checkpoint import target_dtype
 from sigma_jax.convert.slices import pieces
 from sigma_jax.convert.tensor_files import DTYPES, TensorFiles, TensorWriter
@@ -43,12 +42,15 @@ def lerobot_tensors(
         path: leaf.shape for path, leaf in trees.flatten(pi05.abstract_params(config)).items()
     }
     found = {}
-    for piece in pieces(shapes, whole=True):
+    for piece in pieces(shapes, pi05_names.TABLE, whole=True):
         shape = piece.form.to_torch(np.broadcast_to(np.int8(0), piece.shape)).shape
-        found[f'model.{piece.name}'] = (shape, target_dtype(piece.path, DTYPES['F32'], dtype))
-    rows, kind = found[f'model.{weight_names.EMBED}']
-    found[f'model.{weight_names.LM_HEAD}'] = (rows, kind)
-    found[f'model.{weight_names.EXPERT_HEAD}'] = ((rows[0], config.expert.width), kind)
+        found[f'model.{piece.name}'] = (
+            shape,
+            target_dtype(piece.path, DTYPES['F32'], dtype, pi05_names.TABLE),
+        )
+    rows, kind = found[f'model.{pi05_names.EMBED}']
+    found[f'model.{pi05_names.LM_HEAD}'] = (rows, kind)
+    found[f'model.{pi05_names.EXPERT_HEAD}'] = ((rows[0], config.expert.width), kind)
     return found
 
 
@@ -122,11 +124,11 @@ def check(out: pathlib.Path, file: pathlib.Path) -> int:
     wide = flat['PaliGemma/llm/layers/mlp/gating_einsum'][-1, 1]
     last = len(flat['PaliGemma/llm/layers/mlp/gating_einsum']) - 1
     up = tensors.read(
-        f'model.{weight_names.PALIGEMMA}language_model.layers.{last}.mlp.up_proj.weight'
+        f'model.{pi05_names.PALIGEMMA}language_model.layers.{last}.mlp.up_proj.weight'
     )
     assert np.array_equal(wide.T, up)
     assert np.array_equal(
-        flat['PaliGemma/llm/embedder/input_embedding'], tensors.read(f'model.{weight_names.EMBED}')
+        flat['PaliGemma/llm/embedder/input_embedding'], tensors.read(f'model.{pi05_names.EMBED}')
     )
     return len(flat)
 

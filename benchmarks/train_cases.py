@@ -9,7 +9,7 @@ as `config.quant` says, so that the device never holds more than they take there
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -166,7 +166,7 @@ def build(case: Case, batch: Batch | None = None) -> Program:
     device.
     """
     config = RunConfig.from_dict(settings(case))
-    sizes = config.model.build(config.lora)
+    sizes = cast(pi05.Pi05Config, config.model.build(config.lora))
     batch = jax.device_put(random_batch(sizes, case) if batch is None else batch)
     goal = assembly.make_objective(config, sizes, batch)
     params = store_base(config, Base(sizes, random_params(sizes), 'random'), goal)
@@ -218,7 +218,7 @@ def sampler_program(base: Base, frozen: Frozen, batch: Batch, flops: float) -> P
 
     def sample(params, keys, observation):
         return unnormalize_actions(
-            pi05.BoundPi05(base.config, params).sample_actions(keys, observation), frozen.scaling
+            base.spec.bind(base.config, params).sample_actions(keys, observation), frozen.scaling
         )
 
     program, seconds = compiled(sample, frozen.params, keys, observation)

@@ -17,6 +17,7 @@ ROWS = (
     ('__init__', 'errors', 'files', 'hub', 'settings', 'data.loader.workers'),
     ('types', 'trees'),
     ('processing',),
+    ('backbones.prompts', 'backbones.pi05_prompt'),
     ('data',),
     ('nn', 'xla'),
     ('backbones',),
@@ -111,7 +112,9 @@ def within(name: str, places: tuple[str, ...]) -> bool:
 
 
 def row(name: str) -> int:
-    """The module's row; a tokenizer of `backbones` has one of its own."""
+    """The module's row; the prompts of `backbones`, which data are read with, have one of their
+    own.
+    """
     rows = [n for n, places in enumerate(ROWS) if within(name, places)]
     assert rows, (
         f'sigma_jax/{name.replace(".", "/")}.py is in no row: give it one in '
@@ -159,12 +162,22 @@ def test_backbones_and_sigma_do_not_know_each_other():
     assert backbones and not any(within(seen, ('sigma',)) for n in backbones for seen in reached(n))
     sigma = [name for name in trees() if within(name, ('sigma',))]
     known = {seen for name in sigma for seen in reached(name) if within(seen, ('backbones',))}
-    assert known == {'backbones.base'}
+    assert known == {'backbones.base', 'backbones.names'}  # what base.py itself is made of
 
 
 def test_sigma_asks_for_no_particular_backbone():
     known = {path for path in imports('sigma.model') if path.startswith('.backbones')}
     assert known == {'.backbones.base'}
+
+
+def test_only_backbones_know_a_particular_backbone():
+    """Others take a spec: from a name, a config or a checkpoint (`backbones.kinds`)."""
+    neutral = {f'backbones.{name}' for name in ('base', 'names', 'kinds', 'prompts')}
+    particular = {n for n in trees() if within(n, ('backbones',))} - neutral - {'backbones'}
+    assert particular > {'backbones.pi05', 'backbones.gemma', 'backbones.pi05_prompt'}
+    for name in trees():
+        if not within(name, ('backbones',)):
+            assert not {path[1:] for path in imports(name)} & particular, name
 
 
 def test_losses_know_neither_sigma_nor_flax():

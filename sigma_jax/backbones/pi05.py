@@ -27,6 +27,12 @@ from sigma_jax.types import Observation
 PyTree = Any
 LAYOUTS = gemma.LAYOUTS | siglip.LAYOUTS
 STORED = LAYOUTS | gemma.TABLE  # what can be quantised
+# fields of a config that are configs themselves
+PARTS = {
+    'vision': siglip.SiglipConfig,
+    'language': gemma.GemmaConfig,
+    'expert': gemma.GemmaConfig,
+}
 # paths of what only acting reads
 ACTION_EXPERT = re.compile(r'PaliGemma/llm/(.*/)?\w+_1(/.*)?|(action|time)_.*')
 
@@ -47,6 +53,21 @@ class Pi05Config:
     remat: str | None = None
     # base weights get gradients: all layers in one scan, unread outputs of the last included
     train_base: bool = False
+
+    @property
+    def width(self) -> int:
+        """Of a token."""
+        return self.language.width
+
+    @property
+    def depth(self) -> int:
+        """Layers of the language model."""
+        return self.language.depth
+
+    @property
+    def image_size(self) -> int:
+        """Side of an image, in pixels."""
+        return self.vision.image_size
 
 
 def sincos_embedding(

@@ -1,8 +1,8 @@
-"""pi0.5 checkpoints in and out.
+"""Checkpoints of a backbone in and out; its spec (`backbones.base`) has names, forms and sizes.
 
 source, checkpoint, writers   open, load, convert: any layout to any layout, slice by slice
 base_policy                   the base of a run: sizes, weights, statistics, does the robot fit it
-weight_names, slices, sizes   the table of names, its slices, sizes from arrays
+slices, sizes                 a model in slices of tensors; its sizes in files beside weights
 validate, joints              what does not fit the model, or the robot
 tensor_files, small_file      safetensors files; small ones, read whole
 orbax_leaves, orbax_tree      Orbax arrays; which of them are the weights

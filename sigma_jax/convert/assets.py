@@ -12,10 +12,11 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
 
-from sigma_jax.backbones.pi05 import Pi05Config
+from sigma_jax.backbones.base import BackboneConfig
 from sigma_jax.convert.dataset_stats import HORIZON
 from sigma_jax.convert.lerobot import read as lerobot_policy
 from sigma_jax.convert.lerobot import restate
@@ -114,7 +115,7 @@ def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HO
         stats, policy.scalings(), policy.relative_joints, horizon, notes.append
     )
     width, flags = len(statistics['actions'].mean), policy.relative_joints
-    if beside.statistics is None or len(flags) == Pi05Config.action_dim:
+    if beside.statistics is None or len(flags) == training_config.WIDTH:
         flags = flags[:width]  # as many as the model is wide, until the robot is known
     if any(flags) and len(flags) != width:
         raise UserError(
@@ -252,7 +253,7 @@ def write(
     folder: str | pathlib.Path,
     layout: str,
     beside: Beside,
-    config: Pi05Config,
+    config: BackboneConfig,
     dtype: str = 'float32',
 ) -> tuple[str, ...]:
     """Writes all of it into `folder`, for `layout` 'jax', 'lerobot' or 'openpi-pytorch'; returns
@@ -269,7 +270,9 @@ def write(
     assets, others = _write_openpi(folder, layout, beside)
     notes = [*beside.notes, *more, *others]
     if layout == 'openpi-pytorch':
-        (folder / 'config.json').write_text(json.dumps(_openpi_config(config, dtype), indent=2))
+        (folder / 'config.json').write_text(
+            json.dumps(_openpi_config(cast(lerobot_files.Experts, config), dtype), indent=2)
+        )
     tokenizers = {name: path for name, path in beside.files.items() if name in CARRIED}
     _copy(folder, layout, {**assets, **tokenizers, **lerobot})
     _tell_sizes(
@@ -285,7 +288,7 @@ def write(
 
 
 def _write_lerobot(
-    folder: pathlib.Path, layout: str, beside: Beside, config: Pi05Config, dtype: str
+    folder: pathlib.Path, layout: str, beside: Beside, config: BackboneConfig, dtype: str
 ) -> tuple[dict[str, pathlib.Path], list[str]]:
     """Writes LeRobot's files where those at hand say something else; returns files to go along as
     they are, and notes.
@@ -300,7 +303,8 @@ def _write_lerobot(
     if _same_lerobot(beside) or (layout != 'lerobot' and not _contradicts(beside, theirs)):
         return theirs, _unsaid(beside) if layout == 'lerobot' else []
     home.mkdir(exist_ok=True)
-    notes = lerobot_files.write(home, beside.policy, beside.statistics, config, dtype)
+    model = cast(lerobot_files.Experts, config)
+    notes = lerobot_files.write(home, beside.policy, beside.statistics, model, dtype)
     if beside.statistics is not None and _same_but_numbers(beside):
         for file in home.glob('policy_*.safetensors'):
             file.unlink()
@@ -345,7 +349,7 @@ def _other_settings(mine: ProcessorConfig, theirs: ProcessorConfig) -> bool:
     return dict(mine.rename_map) != dict(theirs.rename_map)
 
 
-def sized(beside: Beside, config: Pi05Config) -> Beside:
+def sized(beside: Beside, config: BackboneConfig) -> Beside:
     """`beside` that tells LeRobot's config.json the sizes of `config` where it says others; a note
     says which count.
     """
@@ -458,7 +462,7 @@ def _write_openpi(
     return assets.kept, notes
 
 
-def _openpi_config(config: Pi05Config, dtype: str) -> dict[str, object]:
+def _openpi_config(config: lerobot_files.Experts, dtype: str) -> dict[str, object]:
     return {
         'action_dim': config.action_dim,
         'action_horizon': config.action_horizon,

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from sigma_jax import trees
-from sigma_jax.backbones import pi05
-from sigma_jax.backbones.gemma import GemmaConfig
-from sigma_jax.backbones.siglip import SiglipConfig
+from sigma_jax.backbones import kinds
+from sigma_jax.backbones.base import BackboneConfig, BackboneSpec
 from sigma_jax.convert import assets, checkpoint
 from sigma_jax.convert.openpi import training_config
 from sigma_jax.convert.source import Source, open_source
@@ -30,47 +29,50 @@ from sigma_jax.types import PyTree
 class ModelConfig:
     """How a base computes, and its sizes where no folder tells them.
 
-    `dtype` is that of its matrix products, `remat` what layers keep for the backward pass: None
-    (all), 'save_products', 'save_attention', or the name of a `jax.checkpoint` policy.
+    Attributes:
+      dtype: of its matrix products.
+      remat: what layers keep for the backward pass: None (all), 'save_products', 'save_attention',
+        or the name of a `jax.checkpoint` policy.
+      sizes: of a base with random weights; which class they are of says its kind.
     """
 
     dtype: str = 'float32'
     remat: str | None = None
-    sizes: pi05.Pi05Config = pi05.Pi05Config()
+    sizes: BackboneConfig = kinds.USUAL.config()
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any]) -> 'ModelConfig':
-        """From the section `model` of a config. Raises UserError for keys that do not exist."""
+        """From the section `model` of a config: `kind`, `dtype`, `remat`, sizes.
+
+        Raises UserError for keys or a kind that do not exist.
+        """
         run = {name: section[name] for name in ('dtype', 'remat') if name in section}
-        sizes = {name: value for name, value in section.items() if name not in run}
-        return cls(**run, sizes=_sizes(sizes))
+        sizes = {name: value for name, value in section.items() if name not in (*run, 'kind')}
+        return cls(**run, sizes=_sizes(kinds.find(section.get('kind', kinds.USUAL.name)), sizes))
 
     def to_section(self) -> dict[str, Any]:
         """What `from_section` takes."""
-        usual = self.sizes == pi05.Pi05Config()
-        sizes = {} if usual else dataclasses.asdict(self.sizes)
-        own = {name: value for name, value in sizes.items() if name not in SET_BY_A_RUN}
-        return {'dtype': self.dtype, 'remat': self.remat} | own
+        spec = kinds.of(self.sizes)
+        kind = {} if spec is kinds.USUAL else {'kind': spec.name}
+        own = {} if self.sizes == spec.config() else spec.sizes(self.sizes)
+        return {'dtype': self.dtype, 'remat': self.remat} | kind | own
 
-    def build(self, factors: lora.LoraConfig = lora.LoraConfig()) -> pi05.Pi05Config:
+    def build(self, factors: lora.LoraConfig = lora.LoraConfig()) -> BackboneConfig:
         """A model of its own sizes, with LoRA `factors`."""
         return self.fit(self.sizes, factors)
 
-    def fit(self, sizes: pi05.Pi05Config, factors: lora.LoraConfig) -> pi05.Pi05Config:
+    def fit(self, sizes: BackboneConfig, factors: lora.LoraConfig) -> BackboneConfig:
         """A model of these sizes that computes as this says, with LoRA `factors`."""
         return dataclasses.replace(sizes, dtype=self.dtype, remat=self.remat, lora=factors)
 
 
-SET_BY_A_RUN = ('dtype', 'remat', 'lora', 'train_base')  # of a model's config; the rest are sizes
-
-
-def _sizes(section: Mapping[str, Any]) -> pi05.Pi05Config:
+def _sizes(spec: BackboneSpec, section: Mapping[str, Any]) -> Any:
     """Sizes of a policy to be trained from nothing."""
-    parts = {'vision': SiglipConfig, 'language': GemmaConfig, 'expert': GemmaConfig}
+    parts = spec.parts
     built = {
         k: from_section(parts[k], v, f'model.{k}') if k in parts else v for k, v in section.items()
     }
-    return from_section(pi05.Pi05Config, built, 'model')
+    return from_section(spec.config, built, 'model')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +84,18 @@ class Base:
     without a record. `source` reads them; None: they are random.
     """
 
-    config: pi05.Pi05Config
+    config: BackboneConfig
     params: PyTree
     digest: str
     norm_stats: NormStats | None = None
     policy: ProcessorConfig = OURS
     source: Source | None = None
     notes: tuple[str, ...] = ()  # which weights were taken, and what was assumed as no file says it
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """Its kind of backbone."""
+        return kinds.of(self.config)
 
     @property
     def folder(self) -> pathlib.Path | None:
@@ -99,7 +106,7 @@ class Base:
     def shapes(self) -> PyTree:
         """Shapes and dtypes of its leaves as stored; no weight is read."""
         if self.source is None:
-            return pi05.abstract_params(self.config)
+            return self.spec.abstract_params(self.config)
         dtypes = self.source.dtypes
         found = self.source.shapes.items()
         return trees.unflatten({p: jax.ShapeDtypeStruct(shape, dtypes[p]) for p, shape in found})
@@ -140,30 +147,32 @@ def read_weights(base: Base, seed: int = 0, tokenizer: str = '') -> Base:
     if base.source is not None:
         loaded = checkpoint.load_source(base.source)
         return dataclasses.replace(base, params=loaded.params, digest=loaded.digest)
-    params = jax.jit(lambda key: pi05.init_params(key, base.config))(jax.random.key(seed))
-    params = count_in_order(jax.tree.map(np.asarray, params), load_tokenizer(tokenizer))
+    spec = base.spec
+    params = jax.jit(lambda key: spec.init_params(key, base.config))(jax.random.key(seed))
+    params = jax.tree.map(np.asarray, params)
+    if spec.table:
+        params = count_in_order(params, spec.table, load_tokenizer(tokenizer))
     return dataclasses.replace(base, params=params, digest=trees.digest(params))
 
 
-def count_in_order(params: PyTree, tokenizer: Tokenizer) -> PyTree:
-    """Token tables whose rows for 0 ... 255 start as cosines of the number, so that 127 lies beside
-    128.
+def count_in_order(params: PyTree, table: str, tokenizer: Tokenizer) -> PyTree:
+    """`params` with a token table (at the path `table`) whose rows for 0 ... 255 start as cosines
+    of the number, so that 127 lies beside 128.
 
     A pre-trained language model knows the order of numbers, in which pi0.5's prompt writes the
     state; random rows would have to learn it from every (joint, number) pair on its own. Numbers of
     several tokens stay random.
     """
-    path = 'PaliGemma/llm/embedder/input_embedding'
     flat = trees.flatten(params)
-    table = np.array(flat[path])
-    order = np.arange(table.shape[1] // 4)
-    mix = np.random.default_rng(0).normal(size=(len(order), table.shape[1])) / (1 + order[:, None])
+    rows = np.array(flat[table])
+    order = np.arange(rows.shape[1] // 4)
+    mix = np.random.default_rng(0).normal(size=(len(order), rows.shape[1])) / (1 + order[:, None])
     for number in range(256):
         ids = tokenizer.encode(f' {number}')[1:]
         if len(ids) == 1:
             row = np.cos(np.pi * order * number / 255) @ mix
-            table[ids[0]] = row / np.linalg.norm(row)
-    return trees.unflatten(flat | {path: table})
+            rows[ids[0]] = row / np.linalg.norm(row)
+    return trees.unflatten(flat | {table: rows})
 
 
 def robot_statistics(base: Base, robot: fitting.Robot) -> NormStats | None:
@@ -188,7 +197,7 @@ def check_images(base: Base, meta: Meta) -> None:
 
 def check_image_size(base: Base, side: int) -> None:
     """Raises UserError when the base takes no images of `side` pixels."""
-    if side != (expected := base.config.vision.image_size):
+    if side != (expected := base.config.image_size):
         raise UserError(
             f'expected images of {expected} px, which the base takes, got {side} px; '
             f'prepare the shards with --config.data.image_size={expected}'

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from sigma_jax import files, trees
-from sigma_jax.backbones.pi05 import Pi05Config
-from sigma_jax.convert import assets, joints, sizes, weight_names
+from sigma_jax.backbones.base import BackboneConfig
+from sigma_jax.backbones.names import NameTable
+from sigma_jax.convert import assets, joints, sizes
 from sigma_jax.convert.digests import Digests
 from sigma_jax.convert.openpi import training_config
 from sigma_jax.convert.openpi.training_config import RECORD
@@ -28,8 +29,6 @@ from sigma_jax.convert.writers import open_writer
 from sigma_jax.errors import UserError, few
 
 PyTree = Any
-# what LeRobot and openpi keep in bfloat16; the rest stays float32
-HALF = ('language model', 'action expert')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Checkpoint:
     """
 
     params: PyTree
-    config: Pi05Config
+    config: BackboneConfig
     format: str
     notes: tuple[str, ...] = ()
     digest: str = ''
@@ -56,7 +55,7 @@ def load_source(source: Source) -> Checkpoint:
     """
     leaves = {p: np.empty(shape, source.dtypes[p]) for p, shape in source.shapes.items()}
     with Digests(source.shapes, source.dtypes) as digests:
-        for piece in pieces(source.shapes):
+        for piece in pieces(source.shapes, source.spec.names):
             array = source.read(piece)
             leaves[piece.path][piece.index] = digests.add(piece, array)
     _check_digests(source, digests.leaves)
@@ -101,16 +100,16 @@ def convert(
     actions.
     """
     around = _fitted(around or assets.read(source.folder, source.format), source.config)
-    shapes = source.shapes
-    dtypes = {path: target_dtype(path, one, dtype) for path, one in source.dtypes.items()}
-    todo = list(pieces(shapes))
+    shapes, table = source.shapes, source.spec.names
+    dtypes = {path: target_dtype(path, one, dtype, table) for path, one in source.dtypes.items()}
+    todo = list(pieces(shapes, table))
     total, done = sum(_size(piece, dtypes) for piece in todo), 0
     with (
         files.atomic_folder(out) as folder,
         Digests(shapes, source.dtypes) as before,
         Digests(shapes, dtypes) as after,
     ):
-        with open_writer(layout, folder, shapes, dtypes) as put:
+        with open_writer(layout, folder, shapes, dtypes, table) as put:
             for piece in todo:
                 array = source.read(piece)
                 new = (change(piece, array) if change else array).astype(
@@ -123,7 +122,7 @@ def convert(
                 progress(done, total)
         _check_digests(source, before.leaves)
         half = DTYPES['BF16'] in {
-            dtypes[path] for path in dtypes if weight_names.dtype_group(path) in HALF
+            dtypes[path] for path in dtypes if table.group(path) in table.half
         }
         notes = list(
             assets.write(folder, layout, around, source.config, 'bfloat16' if half else 'float32')
@@ -140,7 +139,7 @@ def convert(
     return record
 
 
-def _fitted(around: assets.Beside, config: Pi05Config) -> assets.Beside:
+def _fitted(around: assets.Beside, config: BackboneConfig) -> assets.Beside:
     """`around` with as many flags as actions, and with the model's sizes for LeRobot's config.json;
     notes on both.
     """
@@ -150,13 +149,11 @@ def _fitted(around: assets.Beside, config: Pi05Config) -> assets.Beside:
     )
 
 
-def target_dtype(path: str, stored: np.dtype, dtype: str) -> np.dtype:
+def target_dtype(path: str, stored: np.dtype, dtype: str, table: NameTable) -> np.dtype:
     """The dtype that a leaf is written in."""
     if dtype == 'float32':
         return DTYPES['F32']
-    return (
-        DTYPES['BF16'] if dtype == 'bfloat16' and weight_names.dtype_group(path) in HALF else stored
-    )
+    return DTYPES['BF16'] if dtype == 'bfloat16' and table.group(path) in table.half else stored
 
 
 def _size(piece: Piece, dtypes: Mapping[str, np.dtype]) -> int:
@@ -167,7 +164,7 @@ def _record(source: Source, layout: str, more: Iterable[str], leaves: Mapping[st
     notes = [*source.notes, *more]
     if layout != 'jax':
         notes.append(
-            f'{weight_names.EXPERT_HEAD} is unused and written as zeros, which loaders of '
+            f'{source.spec.names.unused} is unused and written as zeros, which loaders of '
             'this layout ask for'
         )
     return {

@@ -9,17 +9,11 @@ import dataclasses
 import pathlib
 from collections.abc import Collection, Sequence
 
+from sigma_jax.backbones import kinds
 from sigma_jax.errors import UserError, few
 
 Key = tuple[str, ...]
-TOPS = (
-    'PaliGemma',
-    'action_in_proj',
-    'action_out_proj',
-    'time_mlp_in',
-    'time_mlp_out',
-    'state_proj',
-)
+FOREIGN = {'state_proj'}  # first keys of models that are refused by them
 # an optimiser's moments have the weights' names
 NOT_WEIGHTS = {'opt_state', 'mu', 'nu', 'grads', 'gradients'}
 VALUE = 'value'  # a last key that nnx adds
@@ -87,7 +81,8 @@ def _check_whole(
 
 def _root(key: Key) -> Key | None:
     """What stands before the model's own names; None for a leaf that is not the model's."""
-    places = [n for n, name in enumerate(key) if name in TOPS]
+    tops = kinds.tops() | FOREIGN
+    places = [n for n, name in enumerate(key) if name in tops]
     return key[: places[0]] if places else None
 
 

@@ -1,11 +1,11 @@
-"""Checkpoints of other models, told by names that only they have."""
+"""Checkpoints of models that are not read, told by names that only they have."""
 
 import re
 from collections.abc import Collection
 
+from sigma_jax.backbones import kinds
 from sigma_jax.errors import UserError, few
 
-OWN = re.compile(r'(.*[./])?time_mlp_in[./].*')  # what a pi0.5 has and these have not
 MARKS = {  # the first that some name matches; names of tensors or paths of leaves
     r'(.*\.)?vlm_with_expert\..*': 'SmolVLA',
     r'(.*\.)?(_groot_model|backbone\.eagle_model|action_head\.action_encoder)\..*': 'GR00T',
@@ -19,8 +19,8 @@ HEAD = re.compile(r'(.*[./])?action_in_proj[./].*')
 
 
 def refuse(names: Collection[str], where: str) -> None:
-    """Raises UserError where `names` are another model's."""
-    if any(map(OWN.fullmatch, names)):
+    """Raises UserError where `names` are another model's, and of no kind of ours."""
+    if kinds.of_names(names) is not None:
         return
     for mark, model in MARKS.items():
         if found := [one for one in names if re.fullmatch(mark, one)]:

@@ -1,233 +1,63 @@
-"""The sizes of a pi0.5, from its arrays where they tell, from a config file beside them where they
-do not.
-"""
+"""A model's sizes in files beside its weights: `sigma_config.json`, and what others write."""
 
-import collections
-import contextlib
-import dataclasses
 import json
-import math
 import pathlib
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
-
-from sigma_jax.backbones.gemma import GemmaConfig
-from sigma_jax.backbones.pi05 import Pi05Config
-from sigma_jax.backbones.siglip import SiglipConfig
-from sigma_jax.convert import weight_names
-from sigma_jax.errors import UserError, few
-
-CONFIG_FILE = 'sigma_config.json'
-IMAGE, TEXT = (
-    ('i.w', 'i.m', 'i.depth', 'patch', 'tokens'),
-    ('l.w', 'l.m', 'l.q', 'l.k', 'depth', 'vocab'),
-)
-AXES = (*IMAGE, *TEXT, 'e.w', 'e.m', 'e.q', 'e.k', 'action')  # see weight_names.py
-Shapes = Mapping[str, tuple[int, ...]]
+from sigma_jax.backbones import kinds
+from sigma_jax.backbones.base import CONFIG_FILE, BackboneConfig, BackboneSpec
+from sigma_jax.errors import UserError
 
 
-def to_json(config: Pi05Config) -> dict:
+def to_json(config: BackboneConfig) -> dict[str, Any]:
     """A config as plain JSON; LoRA and run-time settings are not properties of the weights and stay
     out.
+
+    Args:
+      config: of any kind of backbone.
+
+    Returns:
+      What `sigma_config.json` holds.
     """
-    out = dataclasses.asdict(config)
-    return {k: v for k, v in out.items() if k not in ('lora', 'dtype', 'remat', 'train_base')}
+    return kinds.of(config).sizes(config)
 
 
-def from_json(data: Mapping) -> Pi05Config:
-    """The inverse of `to_json`."""
-    parts = {'vision': SiglipConfig, 'language': GemmaConfig, 'expert': GemmaConfig}
-    return Pi05Config(**{k: parts[k](**v) if k in parts else v for k, v in data.items()})
+def from_json(data: Mapping[str, Any], spec: BackboneSpec = kinds.USUAL) -> Any:
+    """The inverse of `to_json`.
+
+    Args:
+      data: contents of `sigma_config.json`.
+      spec: the kind of backbone that it is of.
+
+    Returns:
+      The config.
+    """
+    return spec.from_sizes(data)
 
 
-def read_hints(folder: pathlib.Path) -> dict:
-    """What the config files beside a checkpoint say of sizes that no array tells.
+def read_hints(folder: pathlib.Path, spec: BackboneSpec = kinds.USUAL) -> dict[str, Any]:
+    """What the config files beside a checkpoint say of sizes that no array tells (`spec.hints`).
 
-    Keys: `vision_heads`, `kv_heads`, `action_horizon`, `sample_steps`. Reads our
-    `sigma_config.json`, LeRobot's `config.json`, and the `config.json` of a parity fixture.
+    Args:
+      folder: with our `sigma_config.json`, else another's `config.json`.
+      spec: the kind of backbone that the weights are of.
+
+    Returns:
+      Hints for the spec's sizes.
+
+    Raises:
+      UserError: one of them is damaged.
     """
     for name in (CONFIG_FILE, 'config.json'):
         file = folder / name
         if not file.is_file():
             continue
         try:
-            return _hints(dict(json.loads(file.read_text())))
+            return spec.hints(dict(json.loads(file.read_text())))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f'expected the sizes of a model in {file}, got {error}; restore the file or '
                 'remove it'
             ) from error
     return {}
-
-
-def _hints(data: Mapping) -> dict:
-    if 'language' in data:  # ours
-        c = from_json(data)
-        return {
-            'vision_heads': c.vision.heads,
-            'kv_heads': c.language.kv_heads,
-            'action_horizon': c.action_horizon,
-            'sample_steps': c.sample_steps,
-        }
-    if 'vlm' in data:  # a parity fixture
-        return {
-            'vision_heads': data['siglip']['num_heads'],
-            'kv_heads': data['vlm']['num_kv_heads'],
-            'action_horizon': data['action_horizon'],
-            'sample_steps': data['num_steps'],
-        }
-    names = {
-        'chunk_size': 'action_horizon',
-        'num_inference_steps': 'sample_steps',
-        'action_horizon': 'action_horizon',
-    }
-    return {ours: data[theirs] for theirs, ours in names.items() if theirs in data}
-
-
-def infer(
-    shapes: Shapes, hints: Mapping, spell: Callable[[weight_names.Rule], str] = lambda r: r.name
-) -> Pi05Config:
-    """Sizes of the model from PyTorch tensors under canonical names; those that most of them agree
-    on.
-
-    A few damaged tensors do not mislead: they are found later, by comparison. `hints` tell what no
-    array does. Raises UserError where too little is there to tell, naming each tensor as `spell`
-    does.
-    """
-    votes = _votes(shapes)
-    if unknown := [axis for axis in AXES if axis not in votes]:
-        absent = [
-            spell(rule).replace('{n}', '*')
-            for rule in weight_names.RULES
-            if not _matches(rule, shapes)
-        ]
-        raise UserError(
-            'expected the tensors of a pi0.5, got none that tell '
-            f'{few(unknown, ", ", len(TEXT))}; missing or of another rank ({len(absent)}): '
-            f'{few(absent, ", ")}; choose a pi0.5 checkpoint'
-        )
-    size = {axis: counter.most_common(1)[0][0] for axis, counter in votes.items()}
-    kv_heads = _positive(hints, 'kv_heads', 1)
-    side = math.isqrt(size['tokens'])
-    if side**2 != size['tokens']:
-        (rule,) = (rule for rule in weight_names.RULES if 'tokens' in rule.axes)
-        raise UserError(
-            f'{spell(rule)}: expected a square number of rows, got {size["tokens"]}; copy it again'
-        )
-    if any(size[x] % kv_heads for x in ('l.k', 'e.k')):
-        raise UserError(
-            f'expected key projections of {kv_heads} KV heads, got {size["l.k"]} and '
-            f'{size["e.k"]} rows; correct the config beside the weights'
-        )
-    heads = _vision_heads(size['i.w'], hints)
-    vision = SiglipConfig(
-        size['i.w'], size['i.depth'], size['i.m'], heads, size['patch'], size['patch'] * side
-    )
-
-    def expert(x: str, adaptive: bool) -> GemmaConfig:
-        head_dim = size[f'{x}.k'] // kv_heads
-        return GemmaConfig(
-            size[f'{x}.w'],
-            size['depth'],
-            size[f'{x}.m'],
-            size[f'{x}.q'] // head_dim,
-            kv_heads,
-            head_dim,
-            adaptive,
-        )
-
-    return Pi05Config(
-        vision=vision,
-        language=expert('l', False),
-        expert=expert('e', True),
-        vocab_size=size['vocab'],
-        action_dim=size['action'],
-        action_horizon=_positive(hints, 'action_horizon', Pi05Config.action_horizon),
-        sample_steps=_positive(hints, 'sample_steps', Pi05Config.sample_steps),
-    )
-
-
-def _votes(shapes: Shapes) -> dict[str, collections.Counter]:
-    """What each tensor says of each axis it has."""
-    votes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-    for rule in weight_names.RULES:
-        found = _matches(rule, shapes)
-        if found and '{n}' in rule.name:
-            depth = 'i.depth' if 'vision_tower' in rule.name else 'depth'
-            votes[depth][1 + max(found.values())] += 1
-        for name in found:
-            for axis, factor, size in _sizes(rule.axes, shapes[name]):
-                if size and size % factor == 0:
-                    votes[axis][size // factor] += 1
-    return votes
-
-
-def _matches(rule: weight_names.Rule, shapes: Shapes) -> dict[str, int]:
-    """{tensor: layer} of the tensors that a rule names and whose rank fits; layer 0 where nothing
-    is stacked.
-    """
-    before, stacked, after = rule.name.partition('{n}')
-    rank = len(rule.axes.split())
-    if not stacked:
-        return {before: 0} if len(shapes.get(before, ())) == rank else {}
-    ends = (
-        name
-        for name in shapes
-        if name.startswith(before) and name.endswith(after) and len(shapes[name]) == rank
-    )
-    layers = {name: name[len(before) : len(name) - len(after)] for name in ends}
-    return {name: int(layer) for name, layer in layers.items() if layer.isdecimal()}
-
-
-def _sizes(axes: str, shape: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
-    """(axis, factor, size) of each named axis."""
-    names = axes.split()
-    for name, size in zip(names, shape, strict=True):
-        factor, _, axis = name.rpartition('*')
-        if axis in AXES:
-            yield axis, int(factor or 1), size
-
-
-def _vision_heads(width: int, hints: Mapping) -> int:
-    if (heads := _positive(hints, 'vision_heads', 0)) and width % heads == 0:
-        return heads
-    if width % 72 or heads:
-        raise UserError(
-            f'the number of SigLIP heads cannot be read from a width of {width}; expected a '
-            f"divisor of it in {CONFIG_FILE} beside the weights ({{'vision': {{'heads': ...}}}}), "
-            f'got {heads or "none"}; correct it'
-        )
-    return width // 72
-
-
-def _positive(hints: Mapping, key: str, default: int) -> int:
-    value = hints.get(key, default)
-    if not isinstance(value, int) or (value < 1 and key in hints):
-        raise UserError(
-            f'expected {key} to be a positive whole number, got {value!r} in the config; correct it'
-        )
-    return value
-
-
-def from_jax_shapes(shapes: Shapes, hints: Mapping) -> Pi05Config:
-    """Sizes from the leaves of openpi's JAX tree; only horizon and steps come from `hints`."""
-    tensors, found = {}, dict(hints)
-    for rule in weight_names.RULES:
-        # missing, or of another rank
-        with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):
-            *_, (index, name) = rule.names(shapes[rule.path][0])
-            stub = np.broadcast_to(np.int8(0), shapes[rule.path][len(index) :])
-            tensors[name] = rule.form.to_torch(stub).shape
-    for key, pattern, rank in (
-        ('vision_heads', r'.*/(query|key|value)/kernel', 4),
-        ('kv_heads', '.*/kv_einsum.*', 5),
-    ):
-        heads = [
-            s[-2] if rank == 4 else s[2]
-            for p, s in shapes.items()
-            if re.fullmatch(pattern, p) and len(s) == rank
-        ]
-        found |= {key: collections.Counter(heads).most_common(1)[0][0]} if heads else {}
-    return infer(tensors, found, lambda rule: rule.path)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
-from sigma_jax.convert import weight_names
+from sigma_jax.backbones.names import SAME, Form, NameTable, Rule
 from sigma_jax.convert.orbax_leaves import Index
 
 PIECE = 32 * 2**20  # elements; a larger table is cut by rows
@@ -21,24 +21,30 @@ class Piece:
     path: str
     index: Index
     name: str
-    form: weight_names.Form
+    form: Form
     shape: tuple[int, ...]
     rows: slice | None = None
 
 
-def pieces(shapes: Mapping[str, tuple[int, ...]], whole: bool = False) -> Iterator[Piece]:
-    """All pieces, leaf after leaf, those of a leaf in the order of its elements; `whole`: no tensor
-    is cut.
+def pieces(
+    shapes: Mapping[str, tuple[int, ...]], table: NameTable, whole: bool = False
+) -> Iterator[Piece]:
+    """All pieces, leaf after leaf, those of a leaf in the order of its elements.
+
+    Args:
+      shapes: of the leaves.
+      table: the tensors that fill them; a leaf that none fills is a piece by itself.
+      whole: no tensor is cut.
     """
-    by_path: dict[str, list[weight_names.Rule]] = {}
-    for rule in weight_names.RULES:
+    by_path: dict[str, list[Rule]] = {}
+    for rule in table.rules:
         by_path.setdefault(rule.path, []).append(rule)
     for path, rules in by_path.items():
         shape = shapes[path]
         named = [(index, name, rule.form) for rule in rules for index, name in rule.names(shape[0])]
         for index, name, form in sorted(named, key=lambda one: one[0]):
             slot = shape[len(index) :]
-            cut = form is weight_names.SAME and not whole
+            cut = form is SAME and not whole
             parts = max(1, math.ceil(math.prod(slot) / PIECE)) if cut else 1
             step = math.ceil(slot[0] / parts)
             if parts == 1:
@@ -46,3 +52,5 @@ def pieces(shapes: Mapping[str, tuple[int, ...]], whole: bool = False) -> Iterat
             for start in range(0, slot[0], step) if parts > 1 else ():
                 rows = slice(start, min(start + step, slot[0]))
                 yield Piece(path, (*index, rows), name, form, (rows.stop - start, *slot[1:]), rows)
+    for path in (path for path in shapes if path not in by_path):
+        yield Piece(path, (), path, SAME, shapes[path])

@@ -5,14 +5,16 @@ weight is read yet.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from sigma_jax import trees
-from sigma_jax.backbones.pi05 import Pi05Config, abstract_params
-from sigma_jax.convert import orbax_tree, other_models, sizes, torch_names, validate, weight_names
+from sigma_jax.backbones import kinds
+from sigma_jax.backbones.base import BackboneConfig, BackboneSpec
+from sigma_jax.backbones.names import NameTable
+from sigma_jax.convert import orbax_tree, other_models, sizes, torch_names, validate
 from sigma_jax.convert.openpi import lora as openpi_lora
 from sigma_jax.convert.openpi import training_config
 from sigma_jax.convert.openpi.training_config import RECORD
@@ -37,7 +39,7 @@ class Source:
 
     name: str
     folder: pathlib.Path
-    config: Pi05Config
+    config: BackboneConfig
     format: str
     dtypes: Mapping[str, np.dtype]
     read: Callable[[Piece], np.ndarray]
@@ -45,6 +47,11 @@ class Source:
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     factors: openpi_lora.Factors | None = None
+
+    @property
+    def spec(self) -> BackboneSpec:
+        """Its kind of backbone."""
+        return kinds.of(self.config)
 
     @property
     def digest(self) -> str:
@@ -56,9 +63,8 @@ class Source:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every leaf."""
-        return {
-            path: leaf.shape for path, leaf in trees.flatten(abstract_params(self.config)).items()
-        }
+        leaves = trees.flatten(self.spec.abstract_params(self.config))
+        return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def open_source(path: str | pathlib.Path, lora: openpi_lora.Rule | None = None) -> Source:
@@ -84,10 +90,10 @@ def open_source(path: str | pathlib.Path, lora: openpi_lora.Rule | None = None) 
 
 
 def from_memory(
-    params: PyTree, config: Pi05Config, kind: str, folder: pathlib.Path, notes: tuple[str, ...]
+    params: PyTree, config: BackboneConfig, kind: str, folder: pathlib.Path, notes: tuple[str, ...]
 ) -> Source:
     """A tree of arrays as a source. Raises UserError where it does not fit `config`."""
-    trees.check_same(abstract_params(config), params, kind)
+    trees.check_same(kinds.of(config).abstract_params(config), params, kind)
     flat = trees.flatten(params)
     dtypes = {path: np.dtype(leaf.dtype) for path, leaf in flat.items()}
     return Source(
@@ -105,14 +111,14 @@ def _open_orbax(
     params: pathlib.Path, folder: pathlib.Path, note: str, lora: openpi_lora.Rule | None
 ) -> Source:
     reader = LeafReader(params)
-    hints, assumed = training_config.complete(sizes.read_hints(folder), folder)
-    other_models.refuse(reader.shapes, str(params))
+    spec = _kind(reader.shapes, str(params))
+    hints, assumed = training_config.complete(sizes.read_hints(folder, spec), folder)
     shapes, pairs = openpi_lora.split(reader.shapes)
-    config = sizes.from_jax_shapes(shapes, hints)
+    config = spec.from_leaves(shapes, hints)
     found = {path: np.broadcast_to(np.int8(0), shape) for path, shape in shapes.items()}
-    trees.check_same(abstract_params(config), trees.unflatten(found), str(params))
+    trees.check_same(spec.abstract_params(config), trees.unflatten(found), str(params))
     dtypes = {path: reader.dtypes[path] for path in shapes}
-    validate.check_dtypes(dtypes, {path: path for path in dtypes}, str(params))
+    validate.check_dtypes(dtypes, {path: path for path in dtypes}, spec.names, str(params))
     factors = (
         openpi_lora.open_factors(reader.shapes, pairs, reader.whole, lora, str(params))
         if pairs
@@ -134,22 +140,21 @@ def _open_orbax(
 
 def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
     folder, where = path if path.is_dir() else path.parent, str(files.files[0])
-    other_models.refuse(files.names(), where)
-    names = torch_names.resolve(files.names(), where)
+    spec = _kind(files.names(), where)
+    names = torch_names.resolve(files.names(), spec.names, where)
     stored = names.stored
-    notes = [*names.notes, *_resolve_table(stored, files)]
-    hints, assumed = training_config.complete(sizes.read_hints(folder), folder)
-    config = sizes.infer({name: files.shape(key) for name, key in stored.items()}, hints)
-    leaves = trees.flatten(abstract_params(config))
-    owner = {
-        piece.name: piece
-        for piece in pieces({path: leaf.shape for path, leaf in leaves.items()}, whole=True)
-    }
+    notes = [*names.notes, *_resolve_table(stored, spec.names, files)]
+    hints, assumed = training_config.complete(sizes.read_hints(folder, spec), folder)
+    config = spec.from_tensors({name: files.shape(key) for name, key in stored.items()}, hints)
+    leaves = trees.flatten(spec.abstract_params(config))
+    shapes = {path: leaf.shape for path, leaf in leaves.items()}
+    owner = {piece.name: piece for piece in pieces(shapes, spec.names, whole=True)}
     validate.check_tensors(files, stored, owner, where)
     tensors = {name: READ_AS[files.dtype(key)] for name, key in stored.items()}
     if wide := sum(files.dtype(key) == 'F64' for key in stored.values()):
         notes.append(f'{wide} tensors of float64 are read as float32')
-    validate.check_dtypes(tensors, {name: piece.path for name, piece in owner.items()}, where)
+    paths = {name: piece.path for name, piece in owner.items()}
+    validate.check_dtypes(tensors, paths, spec.names, where)
     return Source(
         path.name,
         folder,
@@ -163,18 +168,24 @@ def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
     )
 
 
-def _resolve_table(stored: dict[str, str], files: TensorFiles) -> list[str]:
+def _kind(names: Collection[str], where: str) -> BackboneSpec:
+    """The kind of backbone that a checkpoint is of, by the names in it. Raises UserError for that
+    of a model that is known to be another.
+    """
+    if (spec := kinds.of_names(names)) is None:
+        other_models.refuse(names, where)
+        return kinds.USUAL  # which tells what is missing
+    return spec
+
+
+def _resolve_table(stored: dict[str, str], table: NameTable, files: TensorFiles) -> list[str]:
     """Leaves one name for the token table in `stored`, drops known-unused tensors, and says so."""
-    notes = (
-        [f'{weight_names.EXPERT_HEAD} is unused and left out']
-        if stored.pop(weight_names.EXPERT_HEAD, None)
-        else []
-    )
-    head = stored.pop(weight_names.LM_HEAD, None)
-    if head and weight_names.EMBED not in stored:
-        stored[weight_names.EMBED] = head
+    notes = [f'{table.unused} is unused and left out'] if stored.pop(table.unused, None) else []
+    head = stored.pop(table.tied, None)
+    if head and table.table not in stored:
+        stored[table.table] = head
     elif head:
-        same = _equal(files, head, stored[weight_names.EMBED])
+        same = _equal(files, head, stored[table.table])
         notes.append(f'lm_head {"equals" if same else "differs from"} embed_tokens and is left out')
     return notes
 

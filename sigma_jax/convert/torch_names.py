@@ -5,7 +5,7 @@ combination.
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from sigma_jax.convert import weight_names
+from sigma_jax.backbones.names import NameTable
 from sigma_jax.convert.orbax_tree import is_averaged
 from sigma_jax.errors import UserError, few
 
@@ -32,17 +32,17 @@ class Names:
     notes: list[str]
 
 
-def resolve(names: Iterable[str], where: str) -> Names:
-    """Which tensor is which, averaged weights (EMA) before raw ones.
+def resolve(names: Iterable[str], table: NameTable, where: str) -> Names:
+    """Which tensor of `table` is which, averaged weights (EMA) before raw ones.
 
     Raises UserError where two tensors would be the same one, and none of them is averaged.
     """
     found: dict[str, dict[Prefix, str]] = {}
     for name in names:
-        prefix, own = _parts(name)
+        prefix, own = _parts(name, table.tops)
         if prefix is None and own.rpartition('.')[2] in COUNTERS:
             continue
-        group = found.setdefault(weight_names.canonical(own), {})
+        group = found.setdefault(table.canonical(own), {})
         if (prefix or ()) in group:
             raise _twice(where, [group[prefix or ()], name])
         group[prefix or ()] = name
@@ -58,12 +58,12 @@ def resolve(names: Iterable[str], where: str) -> Names:
     return Names(stored, lerobot, _notes(found, averaged))
 
 
-def _parts(name: str) -> tuple[Prefix | None, str]:
+def _parts(name: str, tops: Sequence[str]) -> tuple[Prefix | None, str]:
     """(what stands before the model's own name, that name), without wrappers; None for a tensor of
-    no pi0.5's.
+    no such model's.
     """
     parts = [part for part in name.split('.') if part not in WRAPPERS]
-    places = [n for n, part in enumerate(parts) if part in weight_names.TOPS]
+    places = [n for n, part in enumerate(parts) if part in tops]
     return (
         (tuple(parts[: places[0]]), '.'.join(parts[places[0] :]))
         if places

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sigma_jax import trees
-from sigma_jax.convert import weight_names
+from sigma_jax.backbones.names import NameTable
 from sigma_jax.convert.slices import Piece
 from sigma_jax.convert.tensor_files import DTYPES, READ_AS, TensorFiles
 from sigma_jax.errors import UserError, few
@@ -47,9 +47,10 @@ def check_tensors(
         )
 
 
-def check_dtypes(found: Mapping[str, np.dtype], paths: Mapping[str, str], where: str) -> None:
-    """Raises UserError where tensors that belong together (`weight_names.DTYPE_GROUPS`) differ in
-    dtype.
+def check_dtypes(
+    found: Mapping[str, np.dtype], paths: Mapping[str, str], table: NameTable, where: str
+) -> None:
+    """Raises UserError where tensors that belong together (`table.groups`) differ in dtype.
 
     `paths` maps each name in `found` to its leaf.
     """
@@ -61,9 +62,7 @@ def check_dtypes(found: Mapping[str, np.dtype], paths: Mapping[str, str], where:
     ]
     groups: dict[str, dict[np.dtype, list[str]]] = {}
     for name, dtype in found.items():
-        groups.setdefault(weight_names.dtype_group(paths[name]), {}).setdefault(dtype, []).append(
-            name
-        )
+        groups.setdefault(table.group(paths[name]), {}).setdefault(dtype, []).append(name)
     for group, kinds in groups.items():
         most = sorted(kinds, key=lambda dtype: len(kinds[dtype]))[-1]
         alike = [dtype for dtype in kinds if len(kinds[dtype]) == len(kinds[most])]

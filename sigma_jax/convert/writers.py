@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sigma_jax.convert import weight_names
+from sigma_jax.backbones.names import NameTable
 from sigma_jax.convert.digests import AHEAD
 from sigma_jax.convert.orbax_leaves import LeafWriter
 from sigma_jax.convert.slices import Piece
@@ -22,13 +22,23 @@ LAYOUTS = ('jax', 'lerobot', 'openpi-pytorch')
 
 @contextlib.contextmanager
 def open_writer(
-    layout: str, folder: pathlib.Path, shapes: Shapes, dtypes: Mapping[str, np.dtype]
+    layout: str,
+    folder: pathlib.Path,
+    shapes: Shapes,
+    dtypes: Mapping[str, np.dtype],
+    table: NameTable,
 ) -> Iterator[Put]:
     """A function that writes one slice in `layout`; all are on the disk when the block ends."""
     if layout not in LAYOUTS:
         raise UserError(f'expected a layout among {", ".join(LAYOUTS)}, got {layout!r}; choose one')
+    if layout != 'jax' and not table.rules:
+        raise UserError(
+            "expected layout 'jax' for a model without a public PyTorch checkpoint, got "
+            f'{layout!r}; choose it'
+        )
     if layout != 'jax':
-        with _torch_writer(folder, shapes, dtypes, 'model.' if layout == 'lerobot' else '') as put:
+        prefix = 'model.' if layout == 'lerobot' else ''
+        with _torch_writer(folder, shapes, dtypes, table, prefix) as put:
             yield put
         return
     pending: collections.deque[Any] = collections.deque()
@@ -64,27 +74,31 @@ def _wait(pending: collections.deque[Any], left: int) -> None:
 
 @contextlib.contextmanager
 def _torch_writer(
-    folder: pathlib.Path, shapes: Shapes, dtypes: Mapping[str, np.dtype], prefix: str
+    folder: pathlib.Path,
+    shapes: Shapes,
+    dtypes: Mapping[str, np.dtype],
+    table: NameTable,
+    prefix: str,
 ) -> Iterator[Put]:
     """LeRobot's set has the token table twice, openpi's as `lm_head` alone; both have an unused
     expert head.
     """
-    tables = [weight_names.LM_HEAD, weight_names.EMBED] if prefix else [weight_names.LM_HEAD]
+    tables = [table.tied, table.table] if prefix else [table.tied]
     tensors: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-    for rule in weight_names.RULES:
+    for rule in table.rules:
         shape, dtype = shapes[rule.path], dtypes[rule.path]
         for index, name in rule.names(shape[0]):
             stub = rule.form.to_torch(np.broadcast_to(np.int8(0), shape[len(index) :]))
             tensors[prefix + name] = (stub.shape, dtype)
-    table = tensors.pop(prefix + weight_names.EMBED)
-    tensors |= dict.fromkeys((prefix + name for name in tables), table)
-    width = tensors[f'{prefix}time_mlp_in.bias'][0][0]
-    tensors[prefix + weight_names.EXPERT_HEAD] = ((table[0][0], width), table[1])
+    rows = tensors.pop(prefix + table.table)
+    tensors |= dict.fromkeys((prefix + name for name in tables), rows)
+    width = tensors[prefix + table.unused_width][0][-1]
+    tensors[prefix + table.unused] = ((rows[0][0], width), rows[1])
     with TensorWriter(folder / WEIGHTS, tensors) as writer:
 
         def write(piece: Piece, array: np.ndarray) -> None:
             tensor, row = piece.form.to_torch(array), piece.rows.start if piece.rows else 0
-            for name in tables if piece.name == weight_names.EMBED else [piece.name]:
+            for name in tables if piece.name == table.table else [piece.name]:
                 writer.write(prefix + name, tensor, row)
 
         yield write

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from sigma_jax.backbones import prompts
 from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.loader.sequences import Order
 from sigma_jax.data.loader.windows import Contents, shards_processor
 from sigma_jax.data.shards.directory import Split
 from sigma_jax.evaluation.replay import RUNS, NumpyBatch, Windows, pad_windows, replay
 from sigma_jax.processing.normalize import Statistics, denormalize
+from sigma_jax.processing.processor import Prompt
 from sigma_jax.processing.spec import ProcessorConfig
 from sigma_jax.processing.tokenizer import load_tokenizer
 
@@ -103,6 +105,7 @@ def list_batches(
         trained.base.policy,
         baselines='pi05',
         decoded=decoded,
+        prompt=trained.base.spec.prompt,
     )
 
 
@@ -115,6 +118,7 @@ def whole_episodes(
     *,
     baselines: str | None = None,
     decoded: Decoded | None = None,
+    prompt: Prompt = prompts.USUAL,
 ) -> Iterator[NumpyBatch]:
     """Batches of whole episodes, all splits with the same number of windows, so that a model
     compiles once.
@@ -125,13 +129,14 @@ def whole_episodes(
     def make() -> Iterator[NumpyBatch]:
         every = [split.shards.split(name).index for name in SPLITS]
         length = max(int(np.bincount(index.episode).max(initial=0)) for index in every)
-        processor = shards_processor(split.shards, load_tokenizer(tokenizer), statistics, policy)
+        words = load_tokenizer(tokenizer)
+        processor = shards_processor(split.shards, words, statistics, policy, prompt)
         order = Order(episodes_at_once, sequence_length=None)
         loader = make_loader(split, processor, order, Contents(baselines))
         return (pad_windows(batch, length) for batch in loader)
 
     where = split.shards.path, split.name
-    settings = (where, episodes_at_once, tokenizer, statistics, policy, baselines)
+    settings = (where, episodes_at_once, tokenizer, statistics, policy, baselines, prompt)
     return make() if decoded is None else decoded(pickle.dumps(settings), make)
 
 

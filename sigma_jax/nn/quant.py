@@ -115,13 +115,19 @@ class Form(NamedTuple):
     tile: int = 0
 
 
-def plan(params: PyTree, layouts: Mapping[str, Layout], config: QuantConfig) -> dict[str, Form]:
+def plan(
+    params: PyTree,
+    layouts: Mapping[str, Layout],
+    config: QuantConfig,
+    float32: re.Pattern[str] = FLOAT32,
+) -> dict[str, Form]:
     """How every leaf is to be stored.
 
     Args:
       params: the base's tree, may be abstract.
       layouts: {pattern over whole paths: layout} of the matrices.
       config: what is asked for.
+      float32: leaves that are never in bfloat16.
 
     Returns:
       {path: form}.
@@ -141,7 +147,7 @@ def plan(params: PyTree, layouts: Mapping[str, Layout], config: QuantConfig) -> 
             return _codes(
                 path, leaf.shape, find_layout(path, layouts, 'quantisation'), kind, config.tile
             )
-        return Form('stored' if kind == 'bfloat16' and FLOAT32.fullmatch(path) else kind)
+        return Form('stored' if kind == 'bfloat16' and float32.fullmatch(path) else kind)
 
     return {path: form(path, leaf) for path, leaf in trees.flatten(params).items()}
 
@@ -212,6 +218,7 @@ def store(
     config: QuantConfig,
     reads: Callable[[str], bool] = lambda path: True,
     put: Callable[[PyTree], PyTree] = jax.device_put,
+    float32: re.Pattern[str] = FLOAT32,
 ) -> PyTree:
     """The base as it is to lie on the device.
 
@@ -224,6 +231,7 @@ def store(
       config: how leaves are stored.
       reads: whether a path is read at all; other leaves are left out.
       put: takes one leaf in its final form and puts it on the device.
+      float32: leaves that are never in bfloat16.
 
     Returns:
       The tree of what `put` returned.
@@ -231,7 +239,7 @@ def store(
     Raises:
       UserError: as `plan`.
     """
-    forms = plan(params, layouts, config)
+    forms = plan(params, layouts, config, float32)
     leaves = ((path, leaf) for path, leaf in trees.flatten(params).items() if reads(path))
     return trees.unflatten({path: put(_host(leaf, forms[path])) for path, leaf in leaves})
 
@@ -257,13 +265,19 @@ def _slices(w: np.ndarray, axis: int) -> Iterator[np.ndarray]:
     yield from np.split(w, count)
 
 
-def abstract(params: PyTree, layouts: Mapping[str, Layout], config: QuantConfig) -> PyTree:
+def abstract(
+    params: PyTree,
+    layouts: Mapping[str, Layout],
+    config: QuantConfig,
+    float32: re.Pattern[str] = FLOAT32,
+) -> PyTree:
     """Shapes and dtypes of what `store` gives; computes nothing.
 
     Args:
       params: the base's tree, may be abstract.
       layouts: {pattern over whole paths: layout} of the matrices.
       config: how leaves are stored.
+      float32: leaves that are never in bfloat16.
 
     Returns:
       A tree of `jax.ShapeDtypeStruct`, codes among them.
@@ -271,7 +285,7 @@ def abstract(params: PyTree, layouts: Mapping[str, Layout], config: QuantConfig)
     Raises:
       UserError: as `plan`.
     """
-    forms = plan(params, layouts, config)
+    forms = plan(params, layouts, config, float32)
     return trees.map_with_path(
         lambda p, w: jax.eval_shape(functools.partial(convert, form=forms[p]), w), params
     )

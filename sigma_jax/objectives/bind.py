@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from sigma_jax.backbones.pi05 import BoundPi05, Pi05Config
+from sigma_jax.backbones import kinds
+from sigma_jax.backbones.base import BackboneConfig, FlowBackbone
 from sigma_jax.types import Ablation, PyTree
 
 
@@ -32,12 +33,12 @@ def overlay(base: PyTree, top: PyTree) -> PyTree:
 
 
 def bind(
-    config: Pi05Config,
+    config: BackboneConfig,
     trainable: PyTree,
     params: PyTree,
     ablation: Ablation,
     dropout_key: Array | None = None,
-) -> BoundPi05:
+) -> FlowBackbone:
     """The base policy with its weights and LoRA factors, ready to be called.
 
     Args:
@@ -48,7 +49,7 @@ def bind(
       dropout_key: turns LoRA's dropout on.
 
     Returns:
-      The policy; see `backbones.base`.
+      The policy; it has `velocity` only where its kind does (`BackboneSpec.flows`).
     """
     gate = jnp.asarray(ablation.lora)
     factors = trainable.get('lora')
@@ -58,4 +59,6 @@ def bind(
         else jax.tree.map(lambda x: jnp.where(gate > 0, x, jnp.zeros_like(x)), factors)
     )
     config = dataclasses.replace(config, train_base='params' in trainable)
-    return BoundPi05(config, overlay(params, trainable.get('params', {})), gated, dropout_key)
+    weights = overlay(params, trainable.get('params', {}))
+    bound: FlowBackbone = kinds.of(config).bind(config, weights, gated, dropout_key)
+    return bound

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from sigma_jax.backbones.pi05 import Pi05Config
+from sigma_jax.backbones import kinds
+from sigma_jax.backbones.base import BackboneConfig
+from sigma_jax.errors import UserError
 from sigma_jax.objectives.bind import bind
 from sigma_jax.processing.actions import action_origin, normalize_actions
 from sigma_jax.types import Ablation, Batch, Frozen
@@ -21,7 +23,7 @@ class FlowMatching:
     Time is Beta(1.5, 1), scaled into [0.001, 1]. Steps beyond an episode's end do not count.
     """
 
-    config: Pi05Config
+    config: BackboneConfig
     groups: ClassVar = (frozenset({'lora'}), frozenset({'params'}), frozenset({'lora', 'params'}))
     needs_base_actions: ClassVar = False
     passes: ClassVar = 1  # of the language model over a window
@@ -29,7 +31,7 @@ class FlowMatching:
     trains_policy: ClassVar = True
 
     @staticmethod
-    def horizon(model: Pi05Config, sigma: object) -> int:
+    def horizon(model: BackboneConfig, sigma: object) -> int:
         """Actions of a window: as many as the policy gives.
 
         Args:
@@ -42,15 +44,23 @@ class FlowMatching:
         return model.action_horizon
 
     @classmethod
-    def build(cls, model: Pi05Config, *_: object) -> 'FlowMatching':
-        """The objective of a policy, for which Sigma's settings do not count; see `kinds.Kind`.
+    def build(cls, model: BackboneConfig, *_: object) -> 'FlowMatching':
+        """The objective of a policy, for which Sigma's settings do not count; see `objectives.kinds.Kind`.
 
         Args:
           model: the policy's sizes.
 
         Returns:
           The objective.
+
+        Raises:
+          UserError: a policy that does not act by flow matching.
         """
+        if not (spec := kinds.of(model)).flows:
+            raise UserError(
+                f"config.objective: expected 'sigma' for a base of kind {spec.name!r}, got "
+                "'flow_matching', and it acts by none; choose sigma, or another base"
+            )
         return cls(model)
 
     def reads(self, path: str) -> bool:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from sigma_jax.backbones.pi05 import ACTION_EXPERT, Pi05Config
+from sigma_jax.backbones import kinds
+from sigma_jax.backbones.base import BackboneConfig
 from sigma_jax.objectives.bind import bind
 from sigma_jax.sigma import curriculum, losses
 from sigma_jax.sigma.model import (
@@ -23,7 +24,7 @@ from sigma_jax.types import Ablation, Batch, Carry, Frozen, Observation, PyTree,
 class SigmaObjective:
     """TRAF and TSAC around the frozen policy (paper 4.2; docs/design.md, "Losses")."""
 
-    config: Pi05Config
+    config: BackboneConfig
     sigma: SigmaConfig
     loss: losses.LossConfig
     curriculum: curriculum.CurriculumConfig
@@ -47,8 +48,8 @@ class SigmaObjective:
         return sigma.horizon
 
     @classmethod
-    def build(cls, model: Pi05Config, sigma, loss, curriculum) -> 'SigmaObjective':
-        """The objective of a policy; see `kinds.Kind`.
+    def build(cls, model: BackboneConfig, sigma, loss, curriculum) -> 'SigmaObjective':
+        """The objective of a policy; see `objectives.kinds.Kind`.
 
         Args:
           model: the policy's sizes.
@@ -62,8 +63,8 @@ class SigmaObjective:
         return cls(model, sigma, loss, curriculum)
 
     def reads(self, path: str) -> bool:
-        """Whether a leaf of the base is read: all but the action expert's, whose actions are stored
-        with the shards.
+        """Whether a leaf of the base is read: all but what only acting reads, whose actions are
+        stored with the shards.
 
         Args:
           path: of the leaf.
@@ -71,7 +72,7 @@ class SigmaObjective:
         Returns:
           Whether it is read.
         """
-        return not ACTION_EXPERT.fullmatch(path)
+        return not kinds.of(self.config).acting.fullmatch(path)
 
     def encode_frozen(self, frozen: Frozen, observation: Observation) -> Observation:
         """The observation with image features and text embeddings, which only frozen weights

@@ -163,7 +163,9 @@ def _finished(shards: Shards, record: BaseRecord) -> tuple[str, ...]:
 def _sample_split(split: Split, policy: Any, config: BaselineConfig, progress) -> np.ndarray:
     """[m samples t a] float32, raw units, in record order."""
     meta, tokenizer = split.shards.meta, load_tokenizer(config.tokenizer)
-    processor = shards_processor(split.shards, tokenizer, policy.norm_stats, policy.policy)
+    processor = shards_processor(
+        split.shards, tokenizer, policy.norm_stats, policy.policy, policy.spec.prompt
+    )
     loader = pipeline.make_loader(split, processor, Order(config.batch_size))
     relative = fitting.of_shards((), policy.policy, meta, policy.config.action_dim)
     scaling = action_scaling(policy.norm_stats, policy.norm_stats, relative)

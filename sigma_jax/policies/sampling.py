@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from sigma_jax.backbones.base import Backbone
-from sigma_jax.backbones.pi05 import BoundPi05, Pi05Config
+from sigma_jax.backbones import kinds
+from sigma_jax.backbones.base import Backbone, BackboneConfig
 from sigma_jax.objectives.bind import bind
 from sigma_jax.processing.actions import action_origin, unnormalize_actions
 from sigma_jax.sigma.model import window_keys
@@ -42,12 +42,13 @@ def make_sampler(bind: Callable[[PyTree], Backbone], seed: int, draws: int, hori
     return sample
 
 
-def bind_frozen(config: Pi05Config) -> Callable[[PyTree], Backbone]:
+def bind_frozen(config: BackboneConfig) -> Callable[[PyTree], Backbone]:
     """Weights are the base's own."""
-    return lambda params: BoundPi05(config, params)
+    spec = kinds.of(config)
+    return lambda params: spec.bind(config, params)
 
 
-def bind_tuned(config: Pi05Config) -> Callable[[PyTree], Backbone]:
+def bind_tuned(config: BackboneConfig) -> Callable[[PyTree], Backbone]:
     """Weights are (trainable, params): LoRA factors, or whole leaves, over the base's."""
     return lambda weights: bind(config, weights[0], weights[1], Ablation())
 

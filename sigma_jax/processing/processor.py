@@ -31,13 +31,28 @@ from sigma_jax.processing.tokenizer import (
     clean_task,
     encode_parts,
     pad_tokens,
-    prompt_parts,
 )
 
 TEXT_LENGTH = 48  # tokens of the task alone, where no shards say (ours)
 
 Frame = UInt8[np.ndarray, 'h x 3']
 Tokens = tuple[Int[np.ndarray, ' l'], Bool[np.ndarray, ' l']]  # ids, mask
+
+
+class Prompt(Protocol):
+    """How a kind of backbone writes its prompt."""
+
+    def __call__(
+        self, task: str, state: Float[np.ndarray, ' p'], width: int = 0
+    ) -> tuple[str, ...]:
+        """The texts of a prompt, each of which becomes ids of its own.
+
+        Args:
+          task: the instruction.
+          state: normalised.
+          width: numbers of a state in the prompt, zero-padded; 0: as many as there are; NO_STATE:
+            none.
+        """
 
 
 class Recorded(Protocol):
@@ -78,6 +93,7 @@ class Processor:
         uses them. 'actions' are read by `outputs` alone.
       tokenizer: the policy's.
       image_size: side of the model's images.
+      write_prompt: the texts of its prompt; a backbone's kind knows them (`backbones.base`).
       cameras: the model's views in order, under the policy's names; (): as the frames come.
       max_text_len: tokens of the task alone.
     """
@@ -86,6 +102,7 @@ class Processor:
     statistics: Mapping[str, Statistics]
     tokenizer: Tokenizer
     image_size: int
+    write_prompt: Prompt
     cameras: tuple[str, ...] = ()
     max_text_len: int = TEXT_LENGTH
 
@@ -231,7 +248,7 @@ class Processor:
         return normalize(reading, statistics)
 
     def prompt(self, task: str, state: Float[np.ndarray, ' p']) -> Tokens:
-        """pi0.5's prompt as tokens.
+        """The prompt as tokens.
 
         Args:
           task: the instruction.
@@ -244,7 +261,7 @@ class Processor:
         Raises:
           UserError: it is too long, or the state holds NaN.
         """
-        parts = prompt_parts(task, state, self.config.prompt_state_dim or 0)
+        parts = self.write_prompt(task, state, self.config.prompt_state_dim or 0)
         return _tokens(self.tokenizer, parts, self.config.max_prompt_len or PROMPT_LENGTH, 'prompt')
 
     def text(self, task: str) -> Tokens:
@@ -268,6 +285,7 @@ def of_policy(
     statistics: Mapping[str, Statistics],
     tokenizer: Tokenizer,
     image_size: int,
+    prompt: Prompt,
 ) -> Processor:
     """The processor of a policy that comes without shards.
 
@@ -279,6 +297,7 @@ def of_policy(
       statistics: of 'state' and 'actions', raw units.
       tokenizer: the policy's.
       image_size: side of the model's images, pixels.
+      prompt: how its kind writes one.
 
     Returns:
       The processor.
@@ -288,7 +307,7 @@ def of_policy(
         prompt_state_dim=config.prompt_state_dim or 0,
         max_prompt_len=config.max_prompt_len or PROMPT_LENGTH,
     )
-    return Processor(config, statistics, tokenizer, image_size, config.cameras)
+    return Processor(config, statistics, tokenizer, image_size, prompt, config.cameras)
 
 
 def of_shards(
@@ -296,6 +315,7 @@ def of_shards(
     statistics: Mapping[str, Statistics],
     tokenizer: Tokenizer,
     meta: Recorded,
+    prompt: Prompt,
 ) -> Processor:
     """The processor of a policy on the robot that some shards were recorded with.
 
@@ -306,6 +326,7 @@ def of_shards(
       statistics: of 'state' and 'actions', raw units.
       tokenizer: the policy's.
       meta: what the shards say.
+      prompt: how its kind writes one.
 
     Returns:
       The processor.
@@ -316,6 +337,7 @@ def of_shards(
         statistics,
         tokenizer,
         meta.image_size,
+        prompt,
         tuple(config.view(name, key) for name, key in pairs),
         meta.max_text_len,
     )

@@ -1,8 +1,7 @@
 """Text to token ids: PaliGemma's tokenizer from a file or the hub, or a small one trained on the
 embedded tasks.
 
-All of them share Gemma's special ids (0 pad, 1 eos, 2 bos, 3 unknown) and pi0.5's prompt format.
-Numpy only.
+All of them share Gemma's special ids (0 pad, 1 eos, 2 bos, 3 unknown). Numpy only.
 """
 
 import dataclasses
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from sigma_jax.errors import UserError
 from sigma_jax.hub import download
 
 PAD, EOS, BOS, UNKNOWN = 0, 1, 2, 3
 NO_STATE = -1  # in place of a width: the prompt holds the task alone
-_BINS = np.linspace(-1, 1, 257)[:-1]
 # of the table's rows; PaliGemma's own 256,000 pieces fill 99.6 % of its 257,152 rows
 SMALLEST_SHARE = 0.9
 
@@ -102,81 +100,12 @@ def clean_task(task: str) -> str:
     return task.strip().replace('_', ' ').replace('\n', ' ')
 
 
-def discretise_state(state: Float[np.ndarray, ' p']) -> Int[np.ndarray, ' p']:
-    """The bin of each normalised value: 256 bins over [-1, 1] (as openpi and LeRobot).
-
-    Args:
-      state: normalised.
-
-    Returns:
-      0 to 255; 255 above the range, -1 below it.
-
-    Raises:
-      UserError: a value that is no number; the originals would write 255 for it.
-
-    Examples:
-      >>> import numpy as np
-      >>> from sigma_jax.processing.tokenizer import discretise_state
-      >>> discretise_state(np.array([-1.5, -1.0, 0.0, 1.0])).tolist()
-      [-1, 0, 128, 255]
-    """
-    if np.isnan(state).any():
-        raise UserError(
-            f'expected numbers in the normalised state, got {state}; look at the reading behind it'
-        )
-    return np.digitize(state, bins=_BINS) - 1
-
-
-def pi05_prompt(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> str:
-    """pi0.5's prompt: task, and state as bins.
-
-    openpi, and LeRobot from 0.5 on, write the robot's own joints; LeRobot before 0.5 all 32 places.
-
-    Args:
-      task: the instruction.
-      state: normalised.
-      width: the state is zero-padded to it.
-
-    Returns:
-      The text.
-
-    Raises:
-      UserError: the state holds NaN.
-
-    Examples:
-      >>> import numpy as np
-      >>> from sigma_jax.processing.tokenizer import pi05_prompt
-      >>> pi05_prompt('lift the brick', np.array([-1.0, 0.0]), width=3).splitlines()
-      ['Task: lift the brick, State: 0 128 128;', 'Action: ']
-    """
-    padded = np.pad(state, (0, width - len(state))) if width > len(state) else state
-    bins = ' '.join(map(str, discretise_state(padded)))
-    return f'Task: {clean_task(task)}, State: {bins};\nAction: '
-
-
-def prompt_parts(task: str, state: Float[np.ndarray, ' p'], width: int = 0) -> tuple[str, ...]:
-    """The texts of a prompt, each of which becomes ids of its own.
-
-    Without the state openpi writes pi0's prompt: the task, and a line end that is encoded apart
-    from it.
-
-    Args:
-      task: the instruction.
-      state: normalised.
-      width: as for `pi05_prompt`; NO_STATE (-1) leaves the state out.
-
-    Returns:
-      One text or two.
-    """
-    return (clean_task(task), '\n') if width == NO_STATE else (pi05_prompt(task, state, width),)
-
-
 def encode_parts(tokenizer: Tokenizer, parts: Sequence[str]) -> list[int]:
     """Ids of all parts one after another, with one leading bos.
 
     Args:
       tokenizer: the policy's.
-      parts: from `prompt_parts`.
+      parts: of a prompt, each encoded by itself.
 
     Returns:
       Ids.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from sigma_jax import trees
-from sigma_jax.backbones import pi05
+from sigma_jax.backbones.base import BackboneConfig, BackboneSpec
 from sigma_jax.convert.base_policy import Base, check_images, open_base, robot_statistics
 from sigma_jax.data.shards.directory import Shards, is_finished, open_shards
 from sigma_jax.nn import lora, quant
@@ -93,7 +93,7 @@ class Blueprint:
     @functools.cached_property
     def frozen(self) -> Frozen:
         """What a step reads and never changes; without the leaves that learn."""
-        params = stored(self.base.shapes, self.config.quant, self.objective.reads)
+        params = stored(self.base.shapes, self.config.quant, self.objective.reads, self.base.spec)
         if 'params' in self.config.trainable:
             params = trees.unflatten(split_learning(self.base.shapes, self.config.freeze)[1])
         return Frozen(params, scaling_shapes(self.batch.actions.shape[-1]))
@@ -103,9 +103,9 @@ class Blueprint:
         """The leaves that learn, by group."""
         key, groups, out = jax.random.key(0), check_groups(self.config), {}
         if 'lora' in groups:
-            factors = self.base.config.lora
+            layouts, factors = self.base.spec.layouts, self.base.config.lora
             out['lora'] = jax.eval_shape(
-                lambda p: lora.init_factors(key, p, pi05.LAYOUTS, factors), self.base.shapes
+                lambda p: lora.init_factors(key, p, layouts, factors), self.base.shapes
             )
         if 'sigma' in groups:
             out['sigma'] = jax.eval_shape(
@@ -173,7 +173,7 @@ def build(config: RunConfig, devices: int = 1, assume: bool = False) -> Blueprin
     sequences = max(config.batch_size // (config.accumulate * devices), 1)
     horizon = config.kind.horizon(base.config, config.sigma)
     meta = open_shards(config.shards).meta if has_shards else None
-    batch = batch_shapes(config, base.config.vision.image_size, sequences, horizon, meta)
+    batch = batch_shapes(config, base.config.image_size, sequences, horizon, meta)
     if not has_shards:
         notes.append(
             f'no shards at {config.shards or "config.shards"} yet; assumed: '
@@ -185,20 +185,22 @@ def build(config: RunConfig, devices: int = 1, assume: bool = False) -> Blueprin
     return Blueprint(config, base, batch, objective, tuple(notes))
 
 
-def make_objective(config: RunConfig, model: pi05.Pi05Config, batch: Batch) -> Any:
+def make_objective(config: RunConfig, model: BackboneConfig, batch: Batch) -> Any:
     """The objective of a config for a model and batches of these shapes."""
     sigma = dataclasses.replace(
         config.sigma,
-        d_model=model.language.width,
+        d_model=model.width,
         state_dim=batch.observation.state.shape[-1],
         action_dim=batch.actions.shape[-1],
     )
     return config.kind.build(model, sigma, config.loss, config.curriculum)
 
 
-def stored(params: PyTree, how: quant.QuantConfig, reads: Callable[[str], bool]) -> PyTree:
+def stored(
+    params: PyTree, how: quant.QuantConfig, reads: Callable[[str], bool], spec: BackboneSpec
+) -> PyTree:
     """Shapes of what `materialise.store_base` puts on the device for the leaves `params`."""
-    every = quant.abstract(params, pi05.STORED, how)
+    every = quant.abstract(params, spec.stored, how, spec.float32)
     flat = trees.flatten(every, is_leaf=lambda x: isinstance(x, quant.Quantised))
     return trees.unflatten({path: leaf for path, leaf in flat.items() if reads(path)})
 

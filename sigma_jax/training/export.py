@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from sigma_jax import __version__, files, trees
-from sigma_jax.backbones.pi05 import LAYOUTS
 from sigma_jax.convert import assets, checkpoint, heads
 from sigma_jax.convert.base_policy import read_weights
 from sigma_jax.convert.lerobot import read
@@ -180,10 +179,11 @@ def merger(run: Trained) -> Callable[[Piece, np.ndarray], np.ndarray]:
     """`change(piece, base weights) -> weights as trained`."""
     trained = trees.flatten(run.trainable.get('params', {}))
     factors, alpha = run.trainable.get('lora', {}), run.config.lora.alpha
+    layouts = run.plan.base.spec.layouts
 
     def change(piece: Piece, array: np.ndarray) -> np.ndarray:
         array = trained[piece.path][piece.index] if piece.path in trained else array
-        return merge_piece(piece.path, piece.index, array, factors, LAYOUTS, alpha)
+        return merge_piece(piece.path, piece.index, array, factors, layouts, alpha)
 
     return change
 

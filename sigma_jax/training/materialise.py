@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sigma_jax import trees
-from sigma_jax.backbones import pi05
+from sigma_jax.backbones.base import BackboneSpec
 from sigma_jax.convert.base_policy import Base
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora, quant
@@ -25,7 +25,10 @@ def store_base(config: RunConfig, base: Base, objective: Any) -> PyTree:
     objective reads. Raises UserError as `check_storage` does.
     """
     check_storage(config)
-    return quant.store(base.params, pi05.STORED, config.quant, objective.reads)
+    spec = base.spec
+    return quant.store(
+        base.params, spec.stored, config.quant, objective.reads, float32=spec.float32
+    )
 
 
 def make_trainable(
@@ -38,10 +41,10 @@ def make_trainable(
     trainable = {}
     if 'lora' in groups:
         trainable['lora'] = lora.init_factors(
-            jax.random.fold_in(key, 1), base.params, pi05.LAYOUTS, base.config.lora
+            jax.random.fold_in(key, 1), base.params, base.spec.layouts, base.config.lora
         )
         if not config.kind.trains_policy:
-            check_sigma_reads(trainable['lora'])
+            check_sigma_reads(base.spec, trainable['lora'])
     if 'sigma' in groups:
         trainable['sigma'] = init_heads(key, objective, frozen, batch)
     if 'params' in groups:
@@ -85,13 +88,11 @@ def host() -> jax.Device | None:
         return None
 
 
-def check_sigma_reads(factors: PyTree) -> None:
+def check_sigma_reads(spec: BackboneSpec, factors: PyTree) -> None:
     """Raises UserError for LoRA factors outside the language model, which is all that Sigma trains
     through.
     """
-    idle = [
-        p for p in trees.flatten(factors) if not p.startswith('PaliGemma/llm/layers/') or '_1/' in p
-    ]
+    idle = [path for path in trees.flatten(factors) if not spec.encoding.fullmatch(path)]
     if idle:
         raise UserError(
             f'LoRA factors of {idle[0].rsplit("/", 1)[0]!r} would never learn: Sigma trains '

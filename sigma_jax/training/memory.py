@@ -136,7 +136,7 @@ def working_set(job: Job) -> int:
         residual_bytes(with_remat(job, name)) for name in ('dots_saveable', 'nothing_saveable')
     )
     passes = job.goal.passes
-    return 2 * max(more - less, 0) // (passes * job.goal.config.language.depth)
+    return 2 * max(more - less, 0) // (passes * job.goal.config.depth)
 
 
 def with_remat(job: Job, remat: str | None) -> Job:

@@ -43,7 +43,11 @@ class Parts:
         self.statistics = self.blueprint.statistics
         self.base = self.blueprint.base
         self.processor = shards_processor(
-            self.shards, self.tokenizer, self.statistics.loader, self.base.policy
+            self.shards,
+            self.tokenizer,
+            self.statistics.loader,
+            self.base.policy,
+            self.base.spec.prompt,
         )
         self.example = to_batch(next(iter(self.make_loader(num_workers=0))))
         self.goal: Any = self.blueprint.objective

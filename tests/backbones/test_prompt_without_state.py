@@ -9,12 +9,13 @@ import subprocess
 import numpy as np
 import pytest
 
+from sigma_jax.backbones.pi05_prompt import prompt_parts
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.spec import OPENPI, OURS
-from sigma_jax.processing.tokenizer import NO_STATE, encode_parts, load_tokenizer, prompt_parts
+from sigma_jax.processing.tokenizer import NO_STATE, encode_parts, load_tokenizer
 from tests.convert.test_beside import stats_json
 from tests.data_pipeline import recordings
 from tests.loading import make_loader
@@ -46,7 +47,7 @@ def test_with_a_state_it_is_one_text_as_before():
 def test_a_camera_frame_becomes_openpis_prompt_whatever_the_state(number):
     tokenizer, statistics, case = load_tokenizer(TOKENIZER), stats_json(), STORED[number]
     frame = np.zeros((56, 56, 3), np.uint8)
-    processor = of_policy(BLIND, statistics, tokenizer, 56)
+    processor = of_policy(BLIND, statistics, tokenizer, 56, prompt_parts)
     for state in (np.zeros(3), np.array([90.0, -3, 1])):
         got = processor.inputs({'up': frame}, state, case['task'])
         assert got['prompt'][got['prompt_mask']].tolist() == case['ids']

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.backbones.pi05 import Pi05Config
+from sigma_jax.backbones.pi05_prompt import prompt_parts
 from sigma_jax.convert import assets
 from sigma_jax.processing.normalize import denormalize, normalize
 from sigma_jax.processing.processor import of_policy
@@ -92,7 +93,7 @@ def test_lerobot_loads_and_computes_the_same(tmp_path, source):
     padded = dataclasses.replace(found.policy, prompt_state_dim=32 if len(tokens) > 50 else 0)
     views = {name: raw[name] for name in CAMERAS}
     tokenizer = load_tokenizer(ROOT / 'assets' / 'tokenizer' / 'tokenizer.json')
-    processor = of_policy(padded, found.statistics, tokenizer, 28)
+    processor = of_policy(padded, found.statistics, tokenizer, 28, prompt_parts)
     ours = processor.inputs(views, raw['state'], TASK)
     assert tokens.tolist() == ours['prompt'][ours['prompt_mask']].tolist()
 

@@ -19,8 +19,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sigma_jax import trees
-from sigma_jax.backbones import pi05
-from sigma_jax.convert import checkpoint, orbax_leaves, sizes, source, weight_names
+from sigma_jax.backbones import names as forms
+from sigma_jax.backbones import pi05, pi05_names, pi05_sizes
+from sigma_jax.convert import checkpoint, orbax_leaves, sizes, source
 from sigma_jax.convert.slices import pieces
 from sigma_jax.errors import UserError
 from tests import golden
@@ -30,8 +31,8 @@ LAYOUTS = {
     'lerobot': 'lerobot.safetensors',
     'openpi-pytorch': 'openpi_pytorch.safetensors',
 }
-EMBED, LM_HEAD = 'model.' + weight_names.EMBED, 'model.' + weight_names.LM_HEAD
-UP_PROJECTION = f'model.{weight_names.EXPERT}layers.1.mlp.up_proj.weight'
+EMBED, LM_HEAD = 'model.' + pi05_names.EMBED, 'model.' + pi05_names.LM_HEAD
+UP_PROJECTION = f'model.{pi05_names.EXPERT}layers.1.mlp.up_proj.weight'
 ACTION = 'model.action_in_proj.weight'
 
 
@@ -108,11 +109,11 @@ def test_exports_hold_every_tensor_that_the_originals_load_strictly(loaded, tmp_
         key: (x.shape, x.dtype) for key, x in theirs.items()
     }
     differ = {
-        weight_names.canonical(key)
+        pi05_names.TABLE.canonical(key)
         for key, x in ours.items()
         if x.tobytes() != theirs[key].tobytes()
     }
-    assert differ == {weight_names.EXPERT_HEAD}
+    assert differ == {pi05_names.EXPERT_HEAD}
 
 
 def test_a_stopped_conversion_leaves_nothing(loaded, tmp_path):
@@ -164,11 +165,8 @@ def test_a_stop_waits_for_the_writes_under_way(loaded, tmp_path, monkeypatch):
 def test_large_tables_pass_by_rows(loaded, tmp_path, monkeypatch):
     monkeypatch.setattr('sigma_jax.convert.slices.PIECE', 4096)  # elements: the table has 512 * 64
     monkeypatch.setattr('sigma_jax.convert.orbax_leaves.WHOLE', 1000)
-    cut = [
-        piece
-        for piece in pieces({p: x.shape for p, x in trees.flatten(loaded['jax'].params).items()})
-        if piece.rows
-    ]
+    shapes = {p: x.shape for p, x in trees.flatten(loaded['jax'].params).items()}
+    cut = [piece for piece in pieces(shapes, pi05_names.TABLE) if piece.rows]
     assert [piece.rows.start for piece in cut] == list(range(0, 512, 64))
     there = save(loaded['jax'], tmp_path / 'there', 'jax')
     assert (
@@ -189,8 +187,8 @@ def test_dtypes_follow_the_originals(loaded, tmp_path, dtype):
     )
     kinds = {path: x.dtype for path, x in trees.flatten(found.params).items()}
     half = {path for path, kind in kinds.items() if kind == ml_dtypes.bfloat16}
-    assert {weight_names.dtype_group(path) for path in half} == (
-        set(checkpoint.HALF) if dtype == 'bfloat16' else set()
+    assert {pi05_names.TABLE.group(path) for path in half} == (
+        set(pi05_names.TABLE.half) if dtype == 'bfloat16' else set()
     )
     assert all('norm' not in path and '/img/' not in path for path in half)
 
@@ -222,25 +220,25 @@ def read_table(name):
     'name', ['lerobot_keys.tsv', 'lerobot_keys_new_transformers.tsv', 'openpi_pytorch_keys.tsv']
 )
 def test_the_table_covers_the_full_size_names_and_shapes(name):
-    want = {weight_names.canonical(key): shape for key, shape in read_table(name).items()}
+    want = {pi05_names.TABLE.canonical(key): shape for key, shape in read_table(name).items()}
     assert len(want) == 813
     leaves, got = trees.flatten(pi05.abstract_params(pi05.Pi05Config())), {}
-    for rule in weight_names.RULES:
+    for rule in pi05_names.RULES:
         shape = leaves[rule.path].shape
         for index, tensor in rule.names(shape[0]):
             stub = np.broadcast_to(np.int8(0), shape[len(index) :])  # one byte, whatever the shape
             got[tensor] = rule.form.to_torch(stub).shape
-    assert want.pop(weight_names.EXPERT_HEAD) == (257152, 1024)
-    assert want.pop(weight_names.LM_HEAD) == got[weight_names.EMBED]
+    assert want.pop(pi05_names.EXPERT_HEAD) == (257152, 1024)
+    assert want.pop(pi05_names.LM_HEAD) == got[pi05_names.EMBED]
     assert got == want
-    config = sizes.infer(want, {})
+    config = pi05_sizes.infer(want, {})
     assert config == pi05.Pi05Config()
 
 
 def test_table_names_every_leaf_once_and_forms_are_inverse():
     leaves = trees.flatten(pi05.abstract_params(golden.config()))
     filled = {path: np.zeros(leaf.shape, int) for path, leaf in leaves.items()}
-    for rule in weight_names.RULES:
+    for rule in pi05_names.RULES:
         for index, _ in rule.names(leaves[rule.path].shape[0]):
             filled[rule.path][index] += 1
             piece = np.random.default_rng(0).standard_normal(filled[rule.path][index].shape)
@@ -250,12 +248,12 @@ def test_table_names_every_leaf_once_and_forms_are_inverse():
 
 @pytest.mark.parametrize(
     'shape',
-    [(weight_names.BLOCK - 1, 3), (2 * weight_names.BLOCK, 5), (3 * weight_names.BLOCK + 7, 2)],
+    [(forms.BLOCK - 1, 3), (2 * forms.BLOCK, 5), (3 * forms.BLOCK + 7, 2)],
 )
 @pytest.mark.parametrize('dtype', [np.float32, ml_dtypes.bfloat16])
 def test_transposing_moves_every_number_of_matrices_larger_than_a_block(shape, dtype):
     matrix = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-    got = weight_names.transpose(matrix)
+    got = forms.transpose(matrix)
     assert got.dtype == dtype and got.flags.c_contiguous and np.array_equal(got, matrix.T)
 
 
@@ -268,7 +266,7 @@ def test_half_precision_stays_half_precision(lerobot, folder, tmp_path):
     )
     for tree in (first.params, again.params):
         assert {x.dtype for x in trees.flatten(tree).values()} == {np.dtype(ml_dtypes.bfloat16)}
-    unused = 'model.' + weight_names.EXPERT_HEAD
+    unused = 'model.' + pi05_names.EXPERT_HEAD
     assert not np.any(back.pop(unused)) and set(back) | {unused} == set(half)
     assert all(x.tobytes() == half[key].tobytes() for key, x in back.items())
 

@@ -18,14 +18,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sigma_jax import trees
-from sigma_jax.backbones import pi05
-from sigma_jax.convert import checkpoint, source, weight_names
+from sigma_jax.backbones import pi05, pi05_names
+from sigma_jax.convert import checkpoint, source
 from sigma_jax.convert.slices import pieces
 from sigma_jax.errors import UserError
 from tests import golden
 
 DTYPES = (ml_dtypes.bfloat16, np.float16, np.float64, np.int32, np.int8)
-UNREAD = (weight_names.EXPERT_HEAD, weight_names.LM_HEAD)
+UNREAD = (pi05_names.EXPERT_HEAD, pi05_names.LM_HEAD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +53,10 @@ def leaf_of(name):
         path: leaf.shape
         for path, leaf in trees.flatten(pi05.abstract_params(golden.config())).items()
     }
-    owners = {piece.name: piece.path for piece in pieces(shapes)} | {
-        weight_names.LM_HEAD: 'PaliGemma/llm/embedder/input_embedding'
+    owners = {piece.name: piece.path for piece in pieces(shapes, pi05_names.TABLE)} | {
+        pi05_names.LM_HEAD: 'PaliGemma/llm/embedder/input_embedding'
     }
-    return owners[weight_names.canonical(name)]
+    return owners[pi05_names.TABLE.canonical(name)]
 
 
 def change_tensors(tensors, name, kind, rng):
@@ -102,14 +102,14 @@ def damage(seed, undamaged, folder):
     unread = [
         name
         for name in tensors
-        if weight_names.canonical(name) in UNREAD and (len(tensors) == 113 or 'expert' in name)
+        if pi05_names.TABLE.canonical(name) in UNREAD and (len(tensors) == 113 or 'expert' in name)
     ]
     name = str(rng.choice([name for name in tensors if name not in unread]))
     changed = change_tensors(tensors, name, kind, rng)
     save_file(tensors, file)
-    names = (weight_names.canonical(changed), leaf_of(name) if kind == 'values' else changed)
-    if weight_names.LM_HEAD in names:
-        names += (weight_names.EMBED,)  # it stands for the table where that is absent
+    names = (pi05_names.TABLE.canonical(changed), leaf_of(name) if kind == 'values' else changed)
+    if pi05_names.LM_HEAD in names:
+        names += (pi05_names.EMBED,)  # it stands for the table where that is absent
     return Damaged(folder, kind, tuple(map(re.escape, names)))
 
 

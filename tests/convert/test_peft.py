@@ -15,8 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sigma_jax import trees
-from sigma_jax.backbones import pi05
-from sigma_jax.convert import weight_names
+from sigma_jax.backbones import pi05, pi05_names
 from sigma_jax.convert.merge import merge_piece
 from sigma_jax.convert.peft import adapter as peft
 from sigma_jax.errors import UserError
@@ -112,7 +111,7 @@ def test_rows_and_columns_are_in_pytorchs_order(factors, golden_params, tmp_path
     base = trees.flatten(golden_params)
     merged = trees.flatten(lora.merge(golden_params, factors, pi05.LAYOUTS, CONFIG.alpha))
     seen = 0
-    for rule in weight_names.RULES:
+    for rule in pi05_names.RULES:
         for index, name in rule.names(base[rule.path].shape[0]):
             key = f'base_model.model.{name.removesuffix(".weight")}.lora_'
             old, new = (

@@ -155,7 +155,8 @@ def lerobot_folder(tmp_path):
 
 def test_what_lerobot_writes_is_read_and_what_is_told_over_it_is_noted(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        'sigma_jax.convert.sizes._vision_heads', lambda width, hints: golden.config().vision.heads
+        'sigma_jax.backbones.pi05_sizes._vision_heads',
+        lambda width, hints: golden.config().vision.heads,
     )
     folder = lerobot_folder(tmp_path)
     record = convert(folder, tmp_path / 'out')

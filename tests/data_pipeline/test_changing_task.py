@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sigma_jax.backbones.pi05_prompt import pi05_prompt
 from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.data.rlds.open import RldsSettings, open_rlds
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from sigma_jax.processing.normalize import normalize, read_norm_stats
-from sigma_jax.processing.tokenizer import load_tokenizer, pi05_prompt
+from sigma_jax.processing.tokenizer import load_tokenizer
 from tests.data_pipeline import recordings, rlds_folder
 from tests.loading import make_loader
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sigma_jax.backbones.pi05_prompt import prompt_parts
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.processing import images
@@ -131,7 +132,7 @@ def test_what_the_loader_gives_is_what_a_robot_would_be_shown(shards, tokenizer)
         want, number = example(
             make_loader(open_shards(folder).split('train'), policy=policy, **settings)
         )
-        processor = of_shards(policy, statistics, tokenizer, meta)
+        processor = of_shards(policy, statistics, tokenizer, meta, prompt_parts)
         got = processor.inputs(*seen_by_robot(shards, number, meta))
         assert set(got) <= set(want)
         for key in set(got) - {'images'}:
@@ -151,7 +152,7 @@ def test_a_frame_as_shards_hold_it_gives_the_same_bits(shards, tokenizer):
     meta, records = open_shards(folder).meta, open_shards(folder).split('train').records()
     for _, policy, statistics in list(trials(style))[:8]:
         policy = dataclasses.replace(policy, image_padding=BLACK)
-        processor = of_shards(policy, statistics, tokenizer, meta)
+        processor = of_shards(policy, statistics, tokenizer, meta, prompt_parts)
         settings = {'batch_size': 1, 'tokenizer': tokenizer, 'norm_stats': statistics}
         want, number = example(
             make_loader(open_shards(folder).split('train'), policy=policy, **settings)
@@ -165,7 +166,7 @@ def test_an_absent_camera_changes_nothing_but_its_own_view(shards, tokenizer):
     style, _, folder = shards
     meta = open_shards(folder).meta
     for rng, policy, statistics in trials(style):
-        processor = of_shards(policy, statistics, tokenizer, meta)
+        processor = of_shards(policy, statistics, tokenizer, meta, prompt_parts)
         views, state, task = seen_by_robot(shards, 0, meta)
         gone = int(rng.integers(2))
         rest = {name: view for name, view in views.items() if name != CAMERAS[gone]}
@@ -188,7 +189,7 @@ def test_with_loss_pictures_differ_by_jpeg_alone(tmp_path, tokenizer, monkeypatc
     meta, statistics = open_shards(tmp_path / 'out').meta, next(trials('openpi'))[2]
     settings = {'batch_size': 1, 'tokenizer': tokenizer, 'norm_stats': statistics}
     want, _ = example(make_loader(open_shards(tmp_path / 'out').split('train'), **settings))
-    processor = of_shards(ProcessorConfig(), statistics, tokenizer, meta)
+    processor = of_shards(ProcessorConfig(), statistics, tokenizer, meta, prompt_parts)
     got, _ = processor.views(dict.fromkeys(CAMERAS, smooth))
     assert got.dtype == want['images'].dtype == np.uint8
     assert 0 < np.abs(got.astype(int) - want['images']).max() <= 6  # grey levels
@@ -198,7 +199,7 @@ def test_with_loss_pictures_differ_by_jpeg_alone(tmp_path, tokenizer, monkeypatc
 def test_actions_come_back_from_the_model_s_units(number, tokenizer):
     """`outputs` undoes what training does to actions, and agrees with the sampler on the device."""
     rng, policy, statistics = list(trials('openpi'))[number]
-    processor = of_policy(policy, statistics, tokenizer, SIDE)
+    processor = of_policy(policy, statistics, tokenizer, SIDE, prompt_parts)
     state, actions = (statistics[k].mean + rng.normal(0, 20, (4, 5, JOINTS)) for k in statistics)
     state = state[:, 0]
     relative = np.array(policy.relative_joints or (False,) * JOINTS)
@@ -220,7 +221,7 @@ def test_a_policy_without_shards_has_its_own_views_and_both_originals_prompt(tok
     rng, policy, statistics = next(trials('openpi'))
     opened = {'prompt_state_dim': None, 'max_prompt_len': None, 'image_padding': BLACK}
     policy = dataclasses.replace(policy, **opened, cameras=('a',))
-    processor = of_policy(policy, statistics, tokenizer, SIDE)
+    processor = of_policy(policy, statistics, tokenizer, SIDE, prompt_parts)
     assert isinstance(processor, Processor) and processor.cameras == ('a',)
     image = frame(0, 0, recordings.CAMERAS[0], (48, 72))
     got = processor.inputs({'a': image}, rng.normal(size=JOINTS), 'lift_it ')

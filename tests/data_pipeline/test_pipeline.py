@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from sigma_jax.backbones.pi05_prompt import pi05_prompt
 from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.data.loader.augment import AugmentConfig
 from sigma_jax.data.loader.loader import batched, dataset
@@ -20,7 +21,7 @@ from sigma_jax.data.shards.records import Index
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import decode_image
 from sigma_jax.processing.normalize import normalize, read_norm_stats
-from sigma_jax.processing.tokenizer import Tokenizer, load_tokenizer, pi05_prompt
+from sigma_jax.processing.tokenizer import Tokenizer, load_tokenizer
 from tests.data_pipeline import recordings
 from tests.data_pipeline.spy import Spy
 from tests.loading import make_loader

@@ -9,13 +9,14 @@ import pytest
 
 import prepare_data
 from configs import data_so101
+from sigma_jax.backbones.pi05_prompt import pi05_prompt
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import BLACK, content_box, resize_with_pad, unit_range
 from sigma_jax.processing.normalize import normalize, read_norm_stats
 from sigma_jax.processing.spec import LEROBOT, OPENPI, OURS
-from sigma_jax.processing.tokenizer import load_tokenizer, pi05_prompt
+from sigma_jax.processing.tokenizer import load_tokenizer
 from tests.data_pipeline import recordings
 from tests.loading import make_loader
 

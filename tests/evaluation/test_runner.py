@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 import configs.data_so101 as data_config
+from sigma_jax.backbones import kinds
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig
@@ -60,7 +61,7 @@ def trained(shards):
         provenance={'step': 7},
         sequence_length=2,
         gates=Ablation(),
-        base=types.SimpleNamespace(digest=DIGEST, policy=OURS),
+        base=types.SimpleNamespace(digest=DIGEST, policy=OURS, spec=kinds.USUAL),
     )
 
 

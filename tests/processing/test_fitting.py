@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sigma_jax.backbones.pi05_prompt import prompt_parts
 from sigma_jax.convert.base_policy import Base
 from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.data.shards.meta import source_keys
@@ -175,7 +176,7 @@ def test_a_frame_goes_to_the_view_that_the_map_names():
         name: np.full((28, 28, 3), level, np.uint8) for name, level in (('up', 0), ('side', 255))
     }
     tokenizer = load_tokenizer('assets/tokenizer/tokenizer.json')
-    processor = of_policy(policy, found, tokenizer, 28)
+    processor = of_policy(policy, found, tokenizer, 28, prompt_parts)
     images = processor.inputs(frames, np.zeros(2, np.float32), 'x')['images']
     assert images[0].min() == 255 and images[1].max() == 0
 

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from sigma_jax.backbones.pi05_prompt import prompt_parts
 from sigma_jax.convert import assets
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import unit_range
@@ -65,7 +66,7 @@ def as_floats(images):
 @pytest.mark.parametrize('folder', FOLDERS)
 def test_model_inputs_are_those_of_the_original(folder, tokenizer):
     policy, statistics = read(folder)
-    processor = of_policy(policy, statistics, tokenizer, SIDE)
+    processor = of_policy(policy, statistics, tokenizer, SIDE, prompt_parts)
     got = processor.inputs(frames(), raw_inputs()['state'], TASK)
     want = dict(np.load(POLICIES / folder / 'reference.npz'))
     for key in ('prompt', 'prompt_mask', 'image_mask'):
@@ -80,7 +81,9 @@ def test_actions_are_those_of_the_original(folder, tokenizer):
     policy, statistics = read(folder)
     raw, want = raw_inputs(), np.load(POLICIES / folder / 'reference.npz')['actions']
     padded = np.pad(raw['model_actions'], [(0, 0), (0, 0), (0, 26)], constant_values=9.0)
-    actions = of_policy(policy, statistics, tokenizer, SIDE).outputs(padded, raw['state'])
+    actions = of_policy(policy, statistics, tokenizer, SIDE, prompt_parts).outputs(
+        padded, raw['state']
+    )
     np.testing.assert_allclose(actions, want, rtol=0, atol=2e-5)  # raw units, up to 170
 
 
@@ -96,7 +99,7 @@ def test_versions_of_lerobot_differ_in_padding_and_prompt():
 def test_an_absent_camera_is_black_and_masked(tokenizer):
     policy, statistics = read('lerobot_0_6_1')
     seen = {'side': frames()['side']}
-    processor = of_policy(policy, statistics, tokenizer, SIDE)
+    processor = of_policy(policy, statistics, tokenizer, SIDE, prompt_parts)
     got = processor.inputs(seen, raw_inputs()['state'], TASK)
     assert got['image_mask'].tolist() == [False, True] and np.all(got['images'][0] == -1)
     whole = processor.inputs(frames(), raw_inputs()['state'], TASK)
@@ -108,7 +111,7 @@ def test_inputs_that_do_not_fit(tokenizer):
 
     def refused(message, views=None, state=raw_inputs()['state'], policy=policy):
         with pytest.raises(UserError, match=message):
-            processor = of_policy(policy, statistics, tokenizer, SIDE)
+            processor = of_policy(policy, statistics, tokenizer, SIDE, prompt_parts)
             processor.inputs(frames() if views is None else views, state, TASK)
 
     refused(r"cameras out of \('up', 'side'\), got \['wrist'\]", {'wrist': frames()['up']})

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import tokenizers
 
+from sigma_jax.backbones.pi05_prompt import discretise_state, pi05_prompt
 from sigma_jax.errors import UserError
-from sigma_jax.processing import tokenizer as tokenizer_lib
 from sigma_jax.processing.tokenizer import (
     Tokenizer,
     check_vocab,
     load_tokenizer,
     pad_tokens,
-    pi05_prompt,
 )
 from tests.small_tokenizer import save_tokenizer, train_small_tokenizer
 
@@ -102,7 +101,7 @@ def test_prompt_is_pi05s() -> None:
 def test_bins_split_the_interval_evenly() -> None:
     """Independent of digitize: bin k holds [-1 + k / 128, -1 + (k + 1) / 128)."""
     values = np.random.default_rng(0).uniform(-1, 1, 1000)
-    assert np.array_equal(tokenizer_lib.discretise_state(values), np.floor((values + 1) * 128))
+    assert np.array_equal(discretise_state(values), np.floor((values + 1) * 128))
 
 
 def stored_prompts() -> list[dict]:

@@ -10,7 +10,8 @@ import os
 import numpy as np
 import pytest
 
-from sigma_jax.processing.tokenizer import load_tokenizer, pi05_prompt
+from sigma_jax.backbones.pi05_prompt import pi05_prompt
+from sigma_jax.processing.tokenizer import load_tokenizer
 from tests.processing.test_tokenizer import stored_prompts
 
 pytestmark = pytest.mark.reference

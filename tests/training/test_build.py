@@ -19,7 +19,8 @@ TABLE = 'PaliGemma/llm/embedder/input_embedding'
 def test_number_tokens_start_beside_their_neighbours():
     tokenizer = load_tokenizer('assets/tokenizer/tokenizer.json')
     random = np.random.default_rng(0).normal(size=(tokenizer.vocab_size, 64)).astype(np.float32)
-    table = trees.flatten(count_in_order(trees.unflatten({TABLE: random}), tokenizer))[TABLE]
+    ordered = count_in_order(trees.unflatten({TABLE: random}), TABLE, tokenizer)
+    table = trees.flatten(ordered)[TABLE]
     ids = np.array([tokenizer.encode(f' {n}')[-1] for n in range(256)])
     cosine = table[ids] @ table[ids].T
     np.testing.assert_allclose(np.diagonal(cosine), 1, rtol=1e-5)

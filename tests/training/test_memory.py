@@ -14,7 +14,7 @@ from rich.console import Console
 
 from configs import defaults
 from sigma_jax import trees
-from sigma_jax.backbones import pi05
+from sigma_jax.backbones import kinds, pi05
 from sigma_jax.errors import UserError
 from sigma_jax.nn import layers, lora, quant
 from sigma_jax.objectives.flow_matching import FlowMatching
@@ -83,11 +83,11 @@ def test_what_stays_is_counted_to_the_byte():
 def test_a_stored_base_has_the_bytes_that_storing_it_takes():
     params, how = small_sigma.frozen().params, quant.QuantConfig('nf4', (r'.*/mlp/.*',), tile=16)
     real = quant.store(params, pi05.STORED, how)
-    assert memory.size(stored(params, how, lambda path: True)) == sum(
+    assert memory.size(stored(params, how, lambda path: True, kinds.USUAL)) == sum(
         x.nbytes for x in jax.tree.leaves(real)
     )
     reads = small_sigma.sigma_objective().reads
-    kept = trees.flatten(stored(params, quant.QuantConfig(), reads))
+    kept = trees.flatten(stored(params, quant.QuantConfig(), reads, kinds.USUAL))
     assert 0 < len(kept) < len(trees.flatten(params)) and all(map(reads, kept))
 
 

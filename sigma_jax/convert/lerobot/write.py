@@ -7,12 +7,12 @@ them; but for a policy with relative actions, which LeRobot knows from 0.5.1 on.
 
 import json
 import pathlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from sigma_jax.backbones.pi05 import Pi05Config
+from sigma_jax.backbones.base import BackboneConfig
 from sigma_jax.convert.lerobot.read import (
     ACTION,
     AFTER,
@@ -37,11 +37,23 @@ VARIANTS = {(2048, 18, 16384): 'gemma_2b', (1024, 18, 4096): 'gemma_300m'}
 Step = dict[str, Any]
 
 
+class Experts(BackboneConfig, Protocol):
+    """A model of two transformers joined layer by layer, which LeRobot's policy `pi05` is."""
+
+    @property
+    def language(self) -> Any:
+        """Sizes of the one that reads: width, depth, mlp_dim."""
+
+    @property
+    def expert(self) -> Any:
+        """Sizes of the one that acts."""
+
+
 def write(
     folder: pathlib.Path,
     policy: ProcessorConfig,
     statistics: NormStats | None,
-    config: Pi05Config,
+    config: Experts,
     dtype: str,
 ) -> list[str]:
     """Writes LeRobot's files; returns what it could not say in them. `dtype` is 'float32' or
@@ -69,7 +81,7 @@ def write(
 
 
 def config_json(
-    policy: ProcessorConfig, features: dict[str, Any], config: Pi05Config, dtype: str
+    policy: ProcessorConfig, features: dict[str, Any], config: Experts, dtype: str
 ) -> dict[str, Any]:
     """The contents of config.json."""
     relative: dict[str, Any] = {}
@@ -94,7 +106,7 @@ def config_json(
         'max_action_dim': config.action_dim,
         'num_inference_steps': config.sample_steps,
         **relative,
-        'image_resolution': [config.vision.image_size] * 2,
+        'image_resolution': [config.image_size] * 2,
         'empty_cameras': 0,
         'tokenizer_max_length': policy.max_prompt_len or PROMPT_LENGTH,
         'normalization_mapping': _modes(policy),
@@ -186,17 +198,15 @@ def _relative_settings(policy: ProcessorConfig) -> dict[str, Any]:
     return {'enabled': True, 'exclude_joints': kept, 'action_names': names}
 
 
-def _features(
-    policy: ProcessorConfig, widths: dict[str, int], config: Pi05Config
-) -> dict[str, Any]:
-    size = config.vision.image_size
+def _features(policy: ProcessorConfig, widths: dict[str, int], config: Experts) -> dict[str, Any]:
+    size = config.image_size
     names = policy.cameras or OPENPI_CAMERAS
     views = {IMAGES + name: {'type': 'VISUAL', 'shape': [3, size, size]} for name in names}
     state = {'type': 'STATE', 'shape': [widths['state']]}
     return {**views, STATE: state, ACTION: {'type': 'ACTION', 'shape': [widths['actions']]}}
 
 
-def _widths(statistics: NormStats | None, config: Pi05Config) -> dict[str, int]:
+def _widths(statistics: NormStats | None, config: Experts) -> dict[str, int]:
     names = ('state', 'actions')
     return {name: len(statistics[name].mean) if statistics else config.action_dim for name in names}
 
@@ -246,7 +256,7 @@ def prompt_notes(policy: ProcessorConfig, statistics: NormStats | None) -> list[
     return []
 
 
-def _notes(policy: ProcessorConfig, statistics: NormStats | None, config: Pi05Config) -> list[str]:
+def _notes(policy: ProcessorConfig, statistics: NormStats | None, config: Experts) -> list[str]:
     notes = []
     if not policy.cameras:
         notes.append(

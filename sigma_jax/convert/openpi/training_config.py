@@ -12,15 +12,16 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from sigma_jax.backbones.pi05 import Pi05Config
+from sigma_jax.backbones.base import BackboneConfig
 from sigma_jax.processing.tokenizer import NO_STATE
 
 RECORD = 'source.json'
 HORIZON, STEPS, PROMPT = 'action_horizon', 'sample_steps', 'prompt_state'
 NAMES = (HORIZON, STEPS, PROMPT)
+WIDTH = 32  # of every action and state in openpi's models, whatever the robot
 DEFAULTS: dict[str, int] = {
-    HORIZON: Pi05Config.action_horizon,
-    STEPS: Pi05Config.sample_steps,
+    HORIZON: 50,
+    STEPS: 10,
     PROMPT: 0,
 }
 # where openpi's own configs and published checkpoints of pi0.5 differ from that
@@ -72,7 +73,7 @@ def recorded_assumptions(folder: pathlib.Path) -> dict[str, str]:
 
 
 def assumption_notes(
-    assumed: Mapping[str, str], config: Pi05Config, prompt_state: int | None
+    assumed: Mapping[str, str], config: BackboneConfig, prompt_state: int | None
 ) -> list[str]:
     """One line that says what is assumed, from where, and how to tell it; none where nothing is."""
     values = {HORIZON: config.action_horizon, STEPS: config.sample_steps}

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from sigma_jax.backbones.pi05 import Pi05Config
+from sigma_jax.backbones import kinds
+from sigma_jax.backbones.base import BackboneConfig
 from sigma_jax.errors import UserError, few
 from sigma_jax.types import Observation
 
@@ -110,10 +111,11 @@ def _read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def check_sizes(fixture: Fixture, model: Pi05Config) -> None:
+def check_sizes(fixture: Fixture, model: BackboneConfig) -> None:
     """Raises UserError naming every size of the fixture that is not the checkpoint's."""
     differences = []
-    for path, got in _sizes(model).items():
+    sizes = kinds.of(model).public_sizes
+    for path, got in (sizes(model) if sizes else {}).items():
         want: Any = fixture.config
         for key in path.split('.'):
             want = want.get(key, got) if isinstance(want, Mapping) else got
@@ -125,34 +127,13 @@ def check_sizes(fixture: Fixture, model: Pi05Config) -> None:
         )
 
 
-def _sizes(model: Pi05Config) -> dict[str, int]:
-    sizes = {
-        'image_size': model.vision.image_size,
-        'patch_size': model.vision.patch,
-        'vocab_size': model.vocab_size,
-        'action_dim': model.action_dim,
-        'siglip.width': model.vision.width,
-        'siglip.depth': model.vision.depth,
-        'siglip.mlp_dim': model.vision.mlp_dim,
-        'siglip.num_heads': model.vision.heads,
-    }
-    for name, expert in (('vlm', model.language), ('action_expert', model.expert)):
-        for theirs, ours in (('num_heads', 'heads'), ('num_kv_heads', 'kv_heads')):
-            sizes[f'{name}.{theirs}'] = getattr(expert, ours)
-        sizes |= {
-            f'{name}.{key}': getattr(expert, key)
-            for key in ('width', 'depth', 'mlp_dim', 'head_dim')
-        }
-    return sizes
-
-
-def check_inputs(fixture: Fixture, model: Pi05Config, needed: set[str]) -> None:
+def check_inputs(fixture: Fixture, model: BackboneConfig, needed: set[str]) -> None:
     """Checks names, shapes and token ids of the inputs that are `needed` beside the observation.
 
     Raises UserError naming what is missing, what has another shape, and ids that the vocabulary
     does not hold.
     """
-    i, size = fixture.inputs, model.vision.image_size
+    i, size = fixture.inputs, model.image_size
     observed = {
         'tokens',
         'token_mask',

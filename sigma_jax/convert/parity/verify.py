@@ -11,14 +11,14 @@ it is equal when its cosine is at least 0.999.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax.backbones.pi05 import Pi05, Pi05Config, positions
+from sigma_jax.backbones import kinds
+from sigma_jax.backbones.base import BackboneConfig
 from sigma_jax.convert import checkpoint
 from sigma_jax.convert.parity.fixture import (
     REMEDY,
@@ -28,7 +28,7 @@ from sigma_jax.convert.parity.fixture import (
     read_fixture,
 )
 from sigma_jax.errors import UserError
-from sigma_jax.types import Observation, PyTree
+from sigma_jax.types import PyTree
 
 # bfloat16 keeps 8 bits; a wrong norm, mask or rotation lands far below (golden fixture's notes)
 COSINE = 0.999
@@ -120,7 +120,7 @@ def quantity_of(key: str, cameras: tuple[str, ...]) -> tuple[str, bool]:
 
 
 def compute(
-    config: Pi05Config, params: PyTree, fixture: Fixture, names: set[str]
+    config: BackboneConfig, params: PyTree, fixture: Fixture, names: set[str]
 ) -> dict[str, np.ndarray]:
     """Ours of the quantities `names`, as numpy in float32; those that we do not know are left out.
 
@@ -129,59 +129,23 @@ def compute(
     needed = TRAINING_INPUTS if names & TRAINING else set()
     needed = needed | (SAMPLING_INPUTS if 'sampled_actions' in names else set())
     check_inputs(fixture, config, needed)
+    spec = kinds.of(config)
+    if (quantities := spec.quantities) is None:
+        raise UserError(
+            f'expected a model whose quantities can be compared, got {spec.name!r}, of which none '
+            'are known; give a checkpoint of another kind'
+        )
 
     @jax.jit  # what nobody asks for is not computed: XLA drops it
-    def run(variables, observation, inputs):
-        found: Any = Pi05(config).apply(
-            variables, observation, inputs, fixture.cameras, method=_quantities
-        )
+    def run(params, observation, inputs):
+        found = quantities(config, params, observation, inputs, fixture.cameras)
         return {name: x for name, x in found.items() if name in names or name == 'prefix_mask'}
 
     inputs = {name: fixture.inputs[name] for name in needed}
-    found = run({'params': jax.device_put(params)}, fixture.observation(), inputs)
+    found = run(jax.device_put(params), fixture.observation(), inputs)
     return {
         name: np.asarray(x if x.dtype != jnp.bfloat16 else x.astype(jnp.float32))
         for name, x in found.items()
-    }
-
-
-def _quantities(
-    model: Pi05, observation: Observation, inputs: Mapping, cameras: tuple[str, ...]
-) -> dict:
-    """All quantities whose inputs are there."""
-    embeddings, mask = model.embed_prefix(observation)
-    found = {
-        'prefix_embeddings': embeddings,
-        'prefix_mask': mask,
-        'prefix_positions': positions(mask),
-        'prefix_hidden': model.encode(embeddings, mask),
-    }
-    tokens = model.config.vision.tokens
-    *views, text = jnp.split(embeddings, [tokens * (n + 1) for n in range(len(cameras))], axis=1)
-    found |= {f'image_embeddings_{name}': view for name, view in zip(cameras, views, strict=True)}
-    found['token_embeddings'] = text
-    if 'time' in inputs:
-        found |= _training(
-            model, observation, mask, inputs['actions'], inputs['noise'], inputs['time']
-        )
-    if 'sample_noise' in inputs:
-        found['sampled_actions'] = model.sample_actions(inputs['sample_noise'], observation)
-    return found
-
-
-def _training(model: Pi05, observation: Observation, mask, actions, noise, time) -> dict:
-    """The training pass at x_t = t noise + (1 - t) actions, whose target is noise - actions."""
-    t = time[:, None, None]
-    x_t = t * noise + (1 - t) * actions
-    velocity = model.velocity(observation, x_t, time)
-    joint = jnp.concatenate([mask, jnp.ones(x_t.shape[:2], bool)], axis=1)
-    return {
-        'time_cond': model.time_condition(time),
-        'suffix_embeddings': model.embed_actions(x_t),
-        'suffix_positions': positions(joint)[:, mask.shape[1] :],
-        'suffix_hidden': model.action_hidden(observation, x_t, time),
-        'velocity': velocity,
-        'loss': (velocity - (noise - actions)) ** 2,
     }
 
 

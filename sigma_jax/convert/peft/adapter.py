@@ -20,8 +20,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sigma_jax import files, trees
-from sigma_jax.backbones.pi05 import LAYOUTS, Pi05Config, abstract_params
-from sigma_jax.convert import small_file, weight_names
+from sigma_jax.backbones import kinds
+from sigma_jax.backbones.base import BackboneConfig
+from sigma_jax.convert import small_file
 from sigma_jax.convert.peft import config as peft_config
 from sigma_jax.convert.peft import tensors as peft_tensors
 from sigma_jax.convert.peft.config import CONFIG
@@ -35,7 +36,11 @@ VISION, NEW_VISION = 'vision_tower.vision_model.', 'vision_tower.'  # transforme
 # Matrices that have no side path here but that an adapter can be merged into (LeRobot's defaults
 # adapt two of them).
 DENSE = lora.Layout('io', 'i', 'o')
-MERGE_LAYOUTS = LAYOUTS | {r'((action|time)_\w+|PaliGemma/llm/.*norm(_1)?/Dense_0)/kernel': DENSE}
+SPEC = kinds.USUAL  # whose PyTorch modules PEFT adapts
+LAYOUTS = SPEC.layouts
+MERGE_LAYOUTS = dict(LAYOUTS) | {
+    r'((action|time)_\w+|PaliGemma/llm/.*norm(_1)?/Dense_0)/kernel': DENSE
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Adapter:
 def save(
     factors: PyTree,
     config: lora.LoraConfig,
-    model: Pi05Config | PyTree,
+    model: BackboneConfig | PyTree,
     out: str | pathlib.Path,
     *,
     layout: str = 'lerobot',
@@ -91,9 +96,7 @@ def save(
                 np.ascontiguousarray(array)
             )
     names = [
-        spelt(rule.name.removesuffix('.weight'))
-        for rule in weight_names.RULES
-        if rule.path in paths
+        spelt(rule.name.removesuffix('.weight')) for rule in SPEC.names.rules if rule.path in paths
     ]
     settings = peft_config.to_json(config, _pattern(names, PREFIXES[layout]), base)
     with files.atomic_folder(out) as folder:
@@ -102,8 +105,9 @@ def save(
     return pathlib.Path(out)
 
 
-def _base(model: Pi05Config | PyTree) -> PyTree:
-    return abstract_params(model) if isinstance(model, Pi05Config) else model
+def _base(model: BackboneConfig | PyTree) -> PyTree:
+    sizes: Any = model if isinstance(model, SPEC.config) else None
+    return model if sizes is None else SPEC.abstract_params(sizes)
 
 
 def _expected(
@@ -120,7 +124,7 @@ def _modules(layers: Mapping[str, int]) -> Iterator[tuple[str, tuple[int, ...], 
     """(path, index, PyTorch module) of every matrix in the leaves named, with their number of
     layers.
     """
-    for rule in weight_names.RULES:
+    for rule in SPEC.names.rules:
         if rule.path in layers and rule.name.endswith('.weight'):
             for index, name in rule.names(layers[rule.path]):
                 yield rule.path, index, name.removesuffix('.weight')
@@ -140,7 +144,7 @@ def _pattern(names: Iterable[str], prefix: str) -> str:
 
 def load(
     folder: str | pathlib.Path,
-    model: Pi05Config | PyTree,
+    model: BackboneConfig | PyTree,
     layouts: Mapping[str, lora.Layout] = LAYOUTS,
 ) -> Adapter:
     """Reads an adapter folder that PEFT wrote for LeRobot's policy or the bare PyTorch module, any

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 
 from sigma_jax import trees
-from sigma_jax.convert import weight_names
+from sigma_jax.backbones import kinds
 from sigma_jax.convert.peft.config import PeftConfig
 from sigma_jax.errors import UserError, few
 from sigma_jax.nn import lora
@@ -59,7 +59,7 @@ def collect(
     for key, array in tensors.items():
         match = KEY.fullmatch(key)
         module = (
-            weight_names.canonical(f'{match["module"]}.weight').removesuffix('.weight')
+            kinds.USUAL.names.canonical(f'{match["module"]}.weight').removesuffix('.weight')
             if match
             else ''
         )

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from jaxtyping import Float
 
+from sigma_jax.backbones import prompts
 from sigma_jax.data.loader.augment import Augment, AugmentConfig
 from sigma_jax.data.loader.examples import JitterPromptState, Pad, ToExample
 from sigma_jax.data.loader.feature_cache import AddFeatures, Features
@@ -17,7 +18,7 @@ from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import BLACK, Box, content_box
 from sigma_jax.processing.normalize import Statistics, cut_to, read_norm_stats
-from sigma_jax.processing.processor import Processor, of_shards
+from sigma_jax.processing.processor import Processor, Prompt, of_shards
 from sigma_jax.processing.spec import OURS, ProcessorConfig
 from sigma_jax.processing.tokenizer import Tokenizer
 
@@ -53,6 +54,7 @@ def shards_processor(
     tokenizer: Tokenizer,
     norm_stats: str | Path | Mapping[str, Statistics] | None = None,
     policy: ProcessorConfig = OURS,
+    prompt: Prompt = prompts.USUAL,
 ) -> Processor:
     """How a base sees the windows of some shards.
 
@@ -61,13 +63,14 @@ def shards_processor(
       tokenizer: of the base.
       norm_stats: statistics to normalise states by, such as a checkpoint's; default: those beside
         the shards.
-      policy: how the base builds its prompt and pads its pictures; default: as the shards were
-        prepared.
+      policy: what the base's prompt holds and how it pads its pictures; default: as the shards
+        were prepared.
+      prompt: how the base's kind writes a prompt.
 
     Raises:
       UserError: statistics that are not there or do not fit the robot's joints.
     """
-    return of_shards(policy, _statistics(shards, norm_stats), tokenizer, shards.meta)
+    return of_shards(policy, _statistics(shards, norm_stats), tokenizer, shards.meta, prompt)
 
 
 def _statistics(

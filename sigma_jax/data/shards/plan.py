@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sigma_jax.backbones import prompts
 from sigma_jax.data.episode import Episode
 from sigma_jax.data.lerobot.joints import ACTION, STATE
 from sigma_jax.data.shards import windows as windows_lib
@@ -30,7 +31,6 @@ from sigma_jax.processing.tokenizer import (
     encode_parts,
     load_tokenizer,
     pad_tokens,
-    prompt_parts,
 )
 from sigma_jax.settings import check_rows
 
@@ -259,7 +259,7 @@ def check_text_lengths(plan: Plan, config: DataConfig) -> None:
     for table in plan.windows.values():
         states = normalize(table.state, plan.statistics['state'])
         for task, state in zip(table.task, states, strict=True):
-            parts = prompt_parts(task, state, config.prompt_state_dim)
+            parts = prompts.USUAL(task, state, config.prompt_state_dim)
             pad_tokens(encode_parts(tokenizer, parts), config.max_prompt_len)
         for task in sorted(set(table.task)):
             pad_tokens(tokenizer.encode(clean_task(task)), config.max_text_len, 'text')

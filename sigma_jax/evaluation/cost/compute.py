@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sigma_jax.backbones import pi05
+from sigma_jax.backbones import kinds
+from sigma_jax.backbones.base import BackboneConfig
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation.cost import flops
 from sigma_jax.policies import sampling
@@ -96,7 +97,7 @@ def of_sigma(trained: Any, batch: Mapping[str, Any]) -> int:
     return flops.count(trained.forward, *trained.inputs(batch, trained.gates)) // batch['mask'].size
 
 
-def of_sample(config: pi05.Pi05Config, batch: Batch) -> int:
+def of_sample(config: BackboneConfig, batch: Batch) -> int:
     """Operations of one sample of a policy for one window of `batch`; only shapes are read, no
     weights needed.
     """
@@ -104,6 +105,6 @@ def of_sample(config: pi05.Pi05Config, batch: Batch) -> int:
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[lead:]), x.dtype), batch)
     a_joint: Any = jax.ShapeDtypeStruct(one.actions.shape[-1:], 'float32')
     scaling = ActionScaling(*[a_joint] * len(dataclasses.fields(ActionScaling)))
-    params = jax.eval_shape(lambda: pi05.init_params(jax.random.key(0), config))
+    params = kinds.of(config).abstract_params(config)
     sample = sampling.make_sampler(sampling.bind_frozen(config), 0, 1, one.actions.shape[-2])
     return flops.count(sample, params, scaling, one)

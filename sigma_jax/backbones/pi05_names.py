@@ -1,19 +1,26 @@
-"""One table between pi0.5's PyTorch names (LeRobot, openpi) and openpi's JAX paths, readable both
-ways.
+"""The table between pi0.5's PyTorch names (LeRobot, openpi) and openpi's JAX paths.
 
-A rule says which tensor fills which slice of a leaf, and in which form. `{n}` in a name runs over
-the layers stacked on axis 0; `stack` is the index within a leaf that holds two matrices (k and v,
-gate and up). `axes` names the tensor's sizes, from which the model's are read (`sizes.py`):
+`axes` of a rule names the tensor's sizes, from which the model's are read (`pi05_sizes.py`):
 
-    v w m q k   width, mlp width, query rows (heads * head_dim), key rows, of a Gemma: language `l.`, action expert `e.`
-    i.w i.m     width and mlp width of the image encoder; `patch`, `tokens`, `vocab`, `action`; `3*e.w`: three of them
+    w m q k     width, mlp width, query rows (heads * head_dim), key rows, of a Gemma:
+                language `l.`, action expert `e.`
+    i.w i.m     width and mlp width of the image encoder
+    patch, tokens, vocab, action; `3*e.w`: three of them
 """
 
-import dataclasses
-import re
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from sigma_jax.backbones.names import (
+    ADDED_AXIS,
+    CONVOLUTION,
+    HEADS_FIRST,
+    HEADS_OUT,
+    HEADS_SECOND,
+    RESHAPED,
+    SAME,
+    TRANSPOSED,
+    Form,
+    NameTable,
+    Rule,
+)
 
 PALIGEMMA = 'paligemma_with_expert.paligemma.model.'
 EXPERT = 'paligemma_with_expert.gemma_expert.model.'
@@ -22,66 +29,6 @@ LM_HEAD = 'paligemma_with_expert.paligemma.lm_head.weight'
 # kept by the originals, read by nobody
 EXPERT_HEAD = 'paligemma_with_expert.gemma_expert.lm_head.weight'
 TOPS = ('paligemma_with_expert', 'action_in_proj', 'action_out_proj', 'time_mlp_in', 'time_mlp_out')
-BLOCK = 64  # rows transposed at once: what a cache holds; 4 to 6 times as fast as numpy's own order
-
-
-def transpose(x: np.ndarray) -> np.ndarray:
-    """A transposed copy of a matrix."""
-    # numpy copies extension types such as bfloat16 one by one
-    bits = x.view(f'u{x.dtype.itemsize}')
-    out = np.empty(x.shape[::-1], bits.dtype)
-    for n in range(0, len(x), BLOCK):
-        out[:, n : n + BLOCK] = bits[n : n + BLOCK].T
-    return out.view(x.dtype)
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """How a tensor becomes a slice of ours (`to_jax(tensor, slice shape)`) and back
-    (`to_torch(slice)`).
-    """
-
-    to_jax: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
-    to_torch: Callable[[np.ndarray], np.ndarray]
-
-
-SAME = Form(lambda x, shape: x, lambda x: x)
-# biases of several heads
-RESHAPED = Form(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1))
-ADDED_AXIS = Form(lambda x, shape: x[None], lambda x: x[0])
-TRANSPOSED = Form(lambda x, shape: transpose(x), transpose)
-CONVOLUTION = Form(lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
-# (heads * head_dim, width) -> (heads, width, head_dim), (width, heads, head_dim); (width, heads *
-# head_dim) -> ...
-HEADS_FIRST = Form(
-    lambda x, shape: x.reshape(shape[0], shape[2], shape[1]).transpose(0, 2, 1),
-    lambda x: x.transpose(0, 2, 1).reshape(-1, x.shape[1]),
-)
-HEADS_SECOND = Form(
-    lambda x, shape: transpose(x).reshape(shape), lambda x: transpose(x.reshape(x.shape[0], -1))
-)
-HEADS_OUT = Form(
-    lambda x, shape: transpose(x).reshape(shape), lambda x: transpose(x.reshape(-1, x.shape[-1]))
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """`path` (ours) <- tensors `name` (theirs, openpi's spelling with `vision_model.`)."""
-
-    path: str
-    name: str
-    form: Form
-    axes: str
-    stack: int | None = None
-
-    def names(self, layers: int) -> Iterator[tuple[tuple[int, ...], str]]:
-        """(index into our leaf, tensor name) of every tensor that this rule covers."""
-        tail = () if self.stack is None else (self.stack,)
-        if '{n}' not in self.name:
-            yield tail, self.name
-        else:
-            yield from (((n, *tail), self.name.format(n=n)) for n in range(layers))
 
 
 def _dense(
@@ -202,16 +149,19 @@ DTYPE_GROUPS = {
     'action and time projections': '(action|time)_.*',
 }
 
-
-def dtype_group(path: str) -> str:
-    """The group of leaves that a leaf shares its dtype with."""
-    return next(name for name, pattern in DTYPE_GROUPS.items() if re.fullmatch(pattern, path))
-
-
-def canonical(name: str) -> str:
-    """A tensor name as openpi spells it: no leading `model.`, `vision_tower.vision_model.` in
-    full.
-    """
-    if re.match(rf'model\.({"|".join(TOPS)})\.', name):
-        name = name.removeprefix('model.')
-    return re.sub(r'vision_tower\.(?!vision_model\.)', 'vision_tower.vision_model.', name)
+TABLE = NameTable(
+    rules=RULES,
+    tops=TOPS,
+    spellings=(
+        # LeRobot's policy wraps the model
+        (rf'^model\.(?=({"|".join(TOPS)})\.)', ''),
+        # as transformers had it before, and openpi has it
+        (r'vision_tower\.(?!vision_model\.)', 'vision_tower.vision_model.'),
+    ),
+    table=EMBED,
+    tied=LM_HEAD,
+    unused=EXPERT_HEAD,
+    unused_width='time_mlp_in.bias',
+    groups=DTYPE_GROUPS,
+    half=('language model', 'action expert'),
+)
