@@ -11,7 +11,7 @@ from sigma_jax.ablations.stacked import ALIVE, Member, mean_and_spread
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.logs import read_rows
 
-SHOWN = ('loss', 'mse_vec', 'mse_chk', 'mse_traj')
+SHOWN = ('loss', 'mse_vec', 'mse_chk', 'mse_trj')
 
 
 def summary(
@@ -42,10 +42,10 @@ def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
         Column('row', no_wrap=True),
         *SHOWN,
         'seeds',
-        caption='last training batch, mean ± spread over seeds',
+        caption='last training batch, mean ± standard deviation over seeds',
     )
     if any(entry['failed'] is not None for entries in found.values() for entry in entries):
-        out.add_column('no number')
+        out.add_column('NaN')
     for name, entries in found.items():
         whole = [entry for entry in entries if entry['failed'] is None]
         cells = [

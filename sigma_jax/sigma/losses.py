@@ -22,6 +22,8 @@ Terms = dict[str, Float[Array, 'b']]
 BRANCHES = ('vec', 'chk', 'traj')
 # term -> suffix in the paper's Table 1
 COLUMNS = {'act': 'act', 'sem': 'sem', 'intent': 'int', 'tau': 'tau'}
+# branch -> its error, spelled as in the paper's Tables 2 and 3
+ERRORS = {'vec': 'mse_vec', 'chk': 'mse_chk', 'traj': 'mse_trj'}
 EXCLUDED = -1e9  # logit of a window that is no candidate: finite, so that gradients stay finite
 
 
@@ -80,7 +82,7 @@ def sigma_terms(
     Returns:
       terms: {'act', 'sem', 'intent', 'tau'}, one number a window.
       metrics: means over valid windows under the names of the paper's Table 1 (`L_act`, `L_tau`,
-        `tau_rms`, ...), and `mse_vec`, `mse_chk`, `mse_traj` in raw units.
+        `tau_rms`, ...), and `mse_vec`, `mse_chk`, `mse_trj` in raw units.
     """
     ablation = Ablation() if ablation is None else ablation
     output, batch = (
@@ -116,7 +118,7 @@ def sigma_terms(
     scalars = {f'L_{COLUMNS[key]}': value for key, value in terms.items()}
     scalars |= {'L_act_hard': act_hard, 'L_time': time, 'L_mi': mi, 'tau_rms': rms(telepathy.tau)}
     raw = branch_errors(output.actions, batch.actions, batch.action_mask)
-    scalars |= {f'mse_{name}': value for name, value in raw.items()}
+    scalars |= {ERRORS[name]: value for name, value in raw.items()}
     metrics = {key: masked_mean(value, mask) for key, value in scalars.items()}
     return terms, metrics | {
         'hard_ratio': jnp.asarray(config.hard_ratio),

@@ -16,6 +16,7 @@ from sigma_jax.files import atomic_write
 LOSSES = ['loss', 'L_act', 'L_sem', 'L_int', 'L_tau', 'L_act_hard']
 TABLE_1 = ['step', *LOSSES, 'w_sem', 'w_int', 'w_tau', 'hard_ratio', 'tau_rms']
 Row = Mapping[str, str]
+BEFORE = {'mse_traj': 'mse_trj'}  # columns of earlier logs, under the names of today
 
 
 class TrainLog:
@@ -115,6 +116,6 @@ def read_rows(file: pathlib.Path) -> list[Row]:
     text = file.read_bytes().decode()
     whole = text[: text.rfind('\n') + 1]
     return [
-        {k: v for k, v in row.items() if v}
+        {BEFORE.get(k, k): v for k, v in row.items() if v}
         for row in csv.DictReader(io.StringIO(whole, newline=''))
     ]

@@ -166,7 +166,7 @@ def test_the_table_leaves_out_and_names_what_failed(tmp_path):
     for member, loss in zip(members, (1.0, 2.0, 50.0), strict=True):
         with TrainLog(tmp_path / str(member.seed), 0) as log:
             log.write(
-                9, {'loss': loss, 'mse_vec': 1.0, 'mse_chk': 1.0, 'mse_traj': 1.0, 'L_sem': 3.0}
+                9, {'loss': loss, 'mse_vec': 1.0, 'mse_chk': 1.0, 'mse_trj': 1.0, 'L_sem': 3.0}
             )
     found = summary(
         members, [RunFolder(tmp_path / str(n)) for n in range(3)], np.array([-1, -1, 12])
@@ -177,7 +177,7 @@ def test_the_table_leaves_out_and_names_what_failed(tmp_path):
         'loss': 50.0,
         'mse_vec': 1.0,
         'mse_chk': 1.0,
-        'mse_traj': 1.0,
+        'mse_trj': 1.0,
     }
     cells = [next(iter(column.cells)) for column in table(found).columns]
     assert cells == ['a', '1.5 ± 0.71', '1 ± 0', '1 ± 0', '1 ± 0', '2', 'seed 2 at step 12']

@@ -343,6 +343,16 @@ def test_rows_of_a_log_cut_short_are_dropped(tmp_path):
     assert len(rows(tmp_path)) == 1 and float(rows(tmp_path)[0]['loss']) == 9.0
 
 
+def test_a_log_with_columns_of_before_goes_on_under_the_names_of_today(tmp_path):
+    (tmp_path / 'train_log.csv').write_text('step,mse_traj,mse_vec\n0,3.5,2.0\n')
+    with TrainLog(tmp_path, 1) as log:
+        log.write(1, {'mse_trj': 0.25, 'mse_vec': 1.0})
+    assert [list(row.items()) for row in rows(tmp_path)] == [
+        [('step', '0'), ('mse_trj', '3.5'), ('mse_vec', '2.0')],
+        [('step', '1'), ('mse_trj', '0.25'), ('mse_vec', '1.0')],
+    ]
+
+
 def test_a_run_without_checkpoint_cannot_be_evaluated(small_run, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(small_run.config()))
     with pytest.raises(UserError, match='expected a checkpoint in .*, got none; run train.py'):
