@@ -12,7 +12,7 @@ from sigma_jax.backbones.base import BackboneConfig
 from sigma_jax.errors import UserError
 from sigma_jax.objectives.bind import bind
 from sigma_jax.processing.actions import action_origin, normalize_actions
-from sigma_jax.types import Ablation, Batch, Frozen
+from sigma_jax.types import Ablation, Batch, Frozen, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,15 @@ class FlowMatching:
         """
         return True
 
-    def __call__(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key, step):
+    def __call__(
+        self,
+        trainable: PyTree,
+        frozen: Frozen,
+        batch: Batch,
+        ablation: Ablation,
+        key: Array,
+        step: Array,
+    ) -> tuple[Array, dict[str, Array]]:
         """Loss and metrics of one batch; see `training.step.Objective`.
 
         x_t = t noise + (1 - t) actions, and the loss is the mean of |velocity(x_t, t) - (noise -

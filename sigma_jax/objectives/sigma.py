@@ -12,6 +12,7 @@ from sigma_jax.backbones import kinds
 from sigma_jax.backbones.base import BackboneConfig
 from sigma_jax.objectives.bind import bind
 from sigma_jax.sigma import curriculum, losses
+from sigma_jax.sigma.curriculum import CurriculumConfig
 from sigma_jax.sigma.model import (
     Sigma,
     SigmaConfig,
@@ -27,7 +28,7 @@ class SigmaObjective:
     config: BackboneConfig
     sigma: SigmaConfig
     loss: losses.LossConfig
-    curriculum: curriculum.CurriculumConfig
+    curriculum: CurriculumConfig
     groups: ClassVar = (frozenset({'sigma'}), frozenset({'sigma', 'lora'}))
     needs_base_actions: ClassVar = True
     passes: ClassVar = 2  # of the language model over a window
@@ -48,7 +49,13 @@ class SigmaObjective:
         return sigma.horizon
 
     @classmethod
-    def build(cls, model: BackboneConfig, sigma, loss, curriculum) -> 'SigmaObjective':
+    def build(
+        cls,
+        model: BackboneConfig,
+        sigma: SigmaConfig,
+        loss: losses.LossConfig,
+        curriculum: CurriculumConfig,
+    ) -> 'SigmaObjective':
         """The objective of a policy; see `objectives.kinds.Kind`.
 
         Args:
@@ -132,7 +139,15 @@ class SigmaObjective:
         )
         return cast(tuple[Carry, SigmaOutput], found)
 
-    def terms(self, trainable, frozen, batch, ablation, key, step):
+    def terms(
+        self,
+        trainable: PyTree,
+        frozen: Frozen,
+        batch: Batch,
+        ablation: Ablation,
+        key: Array,
+        step: Array,
+    ) -> tuple[losses.Terms, dict[str, Array], dict[str, Array]]:
         """The terms of the loss and their weights.
 
         Args:
@@ -163,7 +178,15 @@ class SigmaObjective:
         )
         return terms, weights, metrics | curriculum.columns(weights)
 
-    def __call__(self, trainable, frozen: Frozen, batch: Batch, ablation: Ablation, key, step):
+    def __call__(
+        self,
+        trainable: PyTree,
+        frozen: Frozen,
+        batch: Batch,
+        ablation: Ablation,
+        key: Array,
+        step: Array,
+    ) -> tuple[Array, dict[str, Array]]:
         """Loss and metrics of one batch; see `training.step.Objective` and `losses`.
 
         Args:
@@ -204,7 +227,15 @@ class SigmaObjective:
         """
         return jnp.sum(batch.mask, dtype=float)
 
-    def alignment_share(self, trainable, frozen, batch, ablation, key, step) -> dict[str, Array]:
+    def alignment_share(
+        self,
+        trainable: PyTree,
+        frozen: Frozen,
+        batch: Batch,
+        ablation: Ablation,
+        key: Array,
+        step: Array,
+    ) -> dict[str, Array]:
         """Gradient norm of each weighted term alone (docs/design.md, "Losses").
 
         Args:

@@ -253,7 +253,12 @@ class LanguageIntentWorkspace(nn.Module):
         )
         return Summary(z_sem, jnp.mean(z_sem, axis=-2), c_env, c_beh, c_text)
 
-    def conclude(self, summary: Summary, memory: Float[Array, 'b d'], tau_const) -> Telepathy:
+    def conclude(
+        self,
+        summary: Summary,
+        memory: Float[Array, 'b d'],
+        tau_const: float | Float[Array, ''],
+    ) -> Telepathy:
         """All that pass 1 infers of a window.
 
         Args:

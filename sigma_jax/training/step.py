@@ -164,7 +164,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     ema_decay: float | None = None,
     accumulate: int = 1,
-):
+) -> Callable:
     """The training step, a pure function (docs/design.md, "Training step").
 
     Args:
