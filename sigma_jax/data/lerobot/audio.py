@@ -16,8 +16,14 @@ Features = Mapping[str, Mapping[str, Any]]
 
 
 def audio_columns(features: Features, others: Sequence[str]) -> dict[str, tuple[int, str]]:
-    """{key: (samples a row, dtype)} of vector features other than `others`, which are state and
-    action.
+    """Vector features that may be audio.
+
+    Args:
+      features: of info.json.
+      others: columns of state and actions, which are none.
+
+    Returns:
+      {key: (samples a row, dtype)}.
     """
     found = {}
     for key, value in features.items():
@@ -32,8 +38,20 @@ def audio_columns(features: Features, others: Sequence[str]) -> dict[str, tuple[
 def read_audio(
     table: pa.Table, key: str, kind: tuple[int, str], entry: EpisodeEntry, rows: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Yields the samples [n] at `rows`, in the dtype of the feature; raises UserError for gaps and
-    for NaN.
+    """Yields an episode's samples.
+
+    Args:
+      table: the episode's rows.
+      key: of the feature.
+      kind: (samples a row, dtype).
+      entry: the episode, for messages.
+      rows: ascending row numbers.
+
+    Returns:
+      An iterator of [n], in the dtype of the feature.
+
+    Raises:
+      UserError: gaps, NaN, or rows of another length.
     """
     samples = columns.vectors(table, key, kind[0], entry)
     for row in rows:

@@ -16,10 +16,15 @@ ORIENTATION = 0x0112  # the Exif tag; 5 to 8 swap height and width
 
 
 def cell_source(cell: Any, root: Path, name: str) -> io.BytesIO | Path:
-    """What Pillow opens for a cell {'bytes': ..., 'path': ...}, where bytes go first; `name` says
-    whose it is.
+    """What Pillow opens for a cell {'bytes': ..., 'path': ...}, where bytes go first.
 
-    A path is relative to the data set, or absolute and within it.
+    Args:
+      cell: its path is relative to the data set, or absolute and within it.
+      root: of the data set.
+      name: whose image it is, for messages.
+
+    Returns:
+      Bytes or a path.
 
     Raises:
       UserError: neither bytes nor a path, no file there, or one outside the data set.
@@ -53,7 +58,14 @@ def cell_source(cell: Any, root: Path, name: str) -> io.BytesIO | Path:
 
 
 def reason_of(error: Exception) -> str:
-    """The first line of an error, without the address of what was read."""
+    """The first line of an error, without the address of what was read.
+
+    Args:
+      error: any.
+
+    Returns:
+      One line.
+    """
     first = (str(error).splitlines() or [''])[0]
     return re.sub(r' ?<[^<>]* at 0x[0-9a-fA-F]+>', '', first) or type(error).__name__
 
@@ -61,10 +73,19 @@ def reason_of(error: Exception) -> str:
 def upright(
     image: Image.Image, size: tuple[int, int], name: str, what: str = 'an image'
 ) -> Image.Image:
-    """The picture turned as its Exif tag says, in PNG, JPEG, WebP and TIFF; it is decoded for that.
+    """The image turned as its Exif tag says, in PNG, JPEG, WebP and TIFF; it is decoded for that.
 
-    Raises UserError for one that no tag turns into `size` (height, width); messages begin with
-    `what` and `name`.
+    Args:
+      image: opened.
+      size: (height, width) in pixels that it must have after or before the turn.
+      name: whose image it is, for messages.
+      what: it is, at the beginning of messages.
+
+    Returns:
+      The image in that size.
+
+    Raises:
+      UserError: no tag turns it into that size.
     """
     image.load()
     with warnings.catch_warnings(action='ignore'):  # a tag that cannot be read is none
@@ -81,8 +102,16 @@ def upright(
 def check_size(
     image: Image.Image, sizes: tuple[tuple[int, int], ...], name: str, what: str = 'an image'
 ) -> None:
-    """Raises UserError for a picture of none of these sizes (height, width), by its header
-    alone.
+    """Checks an image's size by its header alone.
+
+    Args:
+      image: opened.
+      sizes: (height, width) in pixels that are allowed.
+      name: whose image it is, for messages.
+      what: it is, at the beginning of messages.
+
+    Raises:
+      UserError: it has none of these sizes.
     """
     if (image.height, image.width) not in sizes or image.height * image.width > MAX_PIXELS:
         raise UserError(

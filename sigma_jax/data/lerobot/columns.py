@@ -15,6 +15,15 @@ def vectors(
     """A column of lists (or of scalars, width 1), float32; what float32 cannot hold becomes
     infinite.
 
+    Args:
+      table: the episode's rows.
+      name: of the column.
+      width: numbers of a row.
+      entry: the episode, for messages.
+
+    Returns:
+      One row a frame.
+
     Raises:
       UserError: no numbers, missing values, or rows of another width.
     """
@@ -23,12 +32,36 @@ def vectors(
 
 
 def seconds(table: pa.Table, name: str, entry: EpisodeEntry) -> Float[np.ndarray, ' n']:
-    """A column of scalars, float64; raises as `vectors`."""
+    """A column of scalars, float64.
+
+    Args:
+      table: the episode's rows.
+      name: of the column.
+      entry: the episode, for messages.
+
+    Returns:
+      One number a frame.
+
+    Raises:
+      UserError: as `vectors`.
+    """
     return _flat(table, name, 1, entry).astype(np.float64)
 
 
 def counts(table: pa.Table, name: str, entry: EpisodeEntry) -> Int[np.ndarray, ' n']:
-    """A column of whole numbers, int64; raises as `vectors`."""
+    """A column of whole numbers, int64.
+
+    Args:
+      table: the episode's rows.
+      name: of the column.
+      entry: the episode, for messages.
+
+    Returns:
+      One number a frame.
+
+    Raises:
+      UserError: as `vectors`.
+    """
     values = _flat(table, name, 1, entry)
     if not np.issubdtype(values.dtype, np.integer):
         raise _refused(name, entry, 'whole numbers', str(values.dtype))

@@ -48,8 +48,14 @@ Feature = Mapping[str, Any]
 
 
 def depth_keys(features: Mapping[str, Feature]) -> tuple[str, ...]:
-    """Image features of one channel, and what is marked as a depth map and no picture of three
-    colours.
+    """Features that hold depth: images of one channel, and what is marked as a depth map and is no
+    colour image.
+
+    Args:
+      features: of info.json.
+
+    Returns:
+      Their keys.
     """
     return tuple(
         key
@@ -76,8 +82,17 @@ def _info(feature: Feature, key: str) -> Any:
 
 
 def stated_unit(feature: Feature, key: str) -> float | None:
-    """Metres a reading, where the data set says so; raises UserError for a unit that is neither 'm'
-    nor 'mm'.
+    """Metres a reading, where the data set says so.
+
+    Args:
+      feature: of info.json.
+      key: of the feature, for messages.
+
+    Returns:
+      1 or 0.001; None where nothing is said.
+
+    Raises:
+      UserError: a unit that is neither 'm' nor 'mm'.
     """
     unit = _info(feature, 'depth_unit')
     if unit is not None and unit not in UNITS:
@@ -89,7 +104,15 @@ def stated_unit(feature: Feature, key: str) -> float | None:
 
 
 def describe(feature: Feature, key: str) -> str:
-    """What a map of this feature holds, for meta.json."""
+    """What a map of this feature holds, for meta.json.
+
+    Args:
+      feature: of info.json.
+      key: of the feature, for messages.
+
+    Returns:
+      In words.
+    """
     if feature['dtype'] == 'video':
         return str(Quantiser.of(feature, key))
     unit = _info(feature, 'depth_unit')
@@ -111,7 +134,18 @@ class Quantiser:
 
     @classmethod
     def of(cls, feature: Feature, key: str) -> 'Quantiser':
-        """The one that a feature states; raises UserError where its numbers make no range."""
+        """The quantiser that a feature states.
+
+        Args:
+          feature: of info.json.
+          key: of the feature, for messages.
+
+        Returns:
+          The quantiser.
+
+        Raises:
+          UserError: its numbers make no range.
+        """
         stated = {
             field.name: _info(feature, f'video.{field.name}') for field in dataclasses.fields(cls)
         }
@@ -134,7 +168,14 @@ class Quantiser:
         return one
 
     def metres(self, codes: Int[np.ndarray, 'h x']) -> Float[np.ndarray, 'h x']:
-        """Distances of 12-bit codes, float32; 0 for code 0."""
+        """Distances of 12-bit codes, float32; 0 for code 0.
+
+        Args:
+          codes: 12 bits each.
+
+        Returns:
+          Metres.
+        """
         low, high = (
             math.log(x + self.shift) if self.use_log else x
             for x in (self.depth_min, self.depth_max)
@@ -153,7 +194,18 @@ class Quantiser:
 
 
 def read_codes(frame: av.VideoFrame, place: str) -> UInt16[np.ndarray, 'h x']:
-    """The codes of a video's frame; raises UserError for any other kind of picture."""
+    """The codes of a video's frame.
+
+    Args:
+      frame: decoded.
+      place: of the frame, for messages.
+
+    Returns:
+      12 bits each.
+
+    Raises:
+      UserError: any other kind of image.
+    """
     if frame.format.name not in CODES:
         raise UserError(
             f'expected 12-bit depth (gray12le) in {place}, got {frame.format.name}; take it out '
@@ -165,7 +217,18 @@ def read_codes(frame: av.VideoFrame, place: str) -> UInt16[np.ndarray, 'h x']:
 def read_cells(
     cells: pa.ChunkedArray, feature: Feature, key: str, name: str, rows: Sequence[int], root: Path
 ) -> Iterator[Num[np.ndarray, 'h x 1']]:
-    """Yields the depth maps at `rows`; `name` says in messages whose they are.
+    """Yields an episode's depth maps.
+
+    Args:
+      cells: of the column.
+      feature: of info.json.
+      key: of the feature.
+      name: whose maps they are, for messages.
+      rows: ascending row numbers.
+      root: of the data set.
+
+    Returns:
+      An iterator of maps, in the feature's unit.
 
     Raises:
       UserError: no picture, a damaged one, one of another size, neither 16 bits nor float, or

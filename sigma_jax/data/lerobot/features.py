@@ -14,8 +14,14 @@ Features = Mapping[str, Mapping[str, Any]]
 
 
 def check_features(features: Any, path: Path) -> None:
-    """Raises UserError unless `features` maps names to descriptions and every picture has a
-    plausible size.
+    """Checks that features map names to descriptions, and that images have a plausible size.
+
+    Args:
+      features: of info.json.
+      path: of that file, for messages.
+
+    Raises:
+      UserError: they do not.
     """
     if not isinstance(features, dict) or not all(
         isinstance(value, dict) for value in features.values()
@@ -34,7 +40,14 @@ def check_features(features: Any, path: Path) -> None:
 
 
 def is_picture(feature: Mapping[str, Any]) -> bool:
-    """Whether a feature is a camera, stored as a video or as images."""
+    """Whether a feature is a camera, stored as a video or as images.
+
+    Args:
+      feature: of info.json.
+
+    Returns:
+      Whether it is.
+    """
     return feature.get('dtype') in PICTURES
 
 
@@ -52,8 +65,14 @@ def _check_size(key: str, shape: Any, path: Path) -> None:
 
 
 def picture_size(feature: Mapping[str, Any]) -> tuple[int, int]:
-    """(height, width) in pixels; channels may stand first, as `names` says or, without names, a 1,
+    """Size of a camera's images; channels may stand first, as `names` says or, without names, a 1,
     3 or 4 there.
+
+    Args:
+      feature: of info.json.
+
+    Returns:
+      (height, width) in pixels.
     """
     shape, names = feature['shape'], feature.get('names')
     if (

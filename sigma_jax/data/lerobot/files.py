@@ -25,8 +25,18 @@ _DAMAGE = (pa.ArrowException, OSError, ValueError, MemoryError)
 
 
 def safe_path(root: Path, template: Any, **fields: Any) -> Path:
-    """Fills a path template of info.json; one that leaves `root` or holds other fields raises
-    UserError.
+    """Fills a path template of info.json.
+
+    Args:
+      root: of the data set.
+      template: such as 'data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet'.
+      **fields: what may stand in it.
+
+    Returns:
+      A path within `root`.
+
+    Raises:
+      UserError: the path leaves `root`, or the template holds other fields.
     """
     for name, spec, conversion in _template_fields(template):
         if name is not None and (
@@ -59,9 +69,20 @@ def _template_fields(template: Any) -> list[tuple[str | None, str | None, str | 
 
 
 def require_inside(root: Path, path: Path) -> Path:
-    """Returns `path`; raises UserError if links lead it out of `root`.
+    """Checks that a path lies within a data set, also after its links are followed.
 
-    A snapshot in a hub cache consists of links into `blobs` beside `snapshots`; those are followed.
+    A snapshot in a hub cache consists of links into `blobs`, a neighbour of `snapshots`; those are
+    followed.
+
+    Args:
+      root: of the data set.
+      path: of a file.
+
+    Returns:
+      `path`.
+
+    Raises:
+      UserError: links lead out of `root`.
     """
     home, target = root.resolve(), path.resolve()
     blobs = [home.parents[1] / 'blobs'] if home.parent.name == 'snapshots' else []
@@ -74,7 +95,13 @@ def require_inside(root: Path, path: Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file.
+    """The object in a JSON file.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Its keys and values.
 
     Raises:
       UserError: no such file, not UTF-8, not JSON, or no object.
@@ -83,7 +110,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Returns the objects of a file with one a line; raises as `read_json`."""
+    """The objects of a file with one a line.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      One dictionary a line.
+
+    Raises:
+      UserError: as `read_json`.
+    """
     return [_parse(path, line) for line in _read_text(path).split('\n') if line.strip()]
 
 
@@ -121,7 +158,20 @@ def _parse(path: Path, text: str) -> dict[str, Any]:
 
 
 def whole(row: Mapping[str, Any], key: str, where: Path, least: int = 0) -> int:
-    """The whole number `row[key]`, `least` or more; anything else raises UserError."""
+    """A whole number in a row.
+
+    Args:
+      row: of a file.
+      key: of the number.
+      where: the row is from, for messages.
+      least: that it may be.
+
+    Returns:
+      The number.
+
+    Raises:
+      UserError: anything else is there.
+    """
     value = row.get(key)
     if type(value) is not int or not least <= value < 2**31:
         raise UserError(
@@ -132,7 +182,19 @@ def whole(row: Mapping[str, Any], key: str, where: Path, least: int = 0) -> int:
 
 
 def text(row: Mapping[str, Any], key: str, where: Path) -> str:
-    """The text `row[key]`; raises UserError where it is none, empty or no Unicode."""
+    """A text in a row.
+
+    Args:
+      row: of a file.
+      key: of the text.
+      where: the row is from, for messages.
+
+    Returns:
+      The text.
+
+    Raises:
+      UserError: it is absent, empty, no text or no Unicode.
+    """
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
         raise UserError(
@@ -147,13 +209,32 @@ def text(row: Mapping[str, Any], key: str, where: Path) -> str:
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """Returns the columns of a parquet file, or raises UserError when it is missing or damaged."""
+    """The columns of a parquet file.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Names and types.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
     return _guarded(path, pq.read_schema)
 
 
 def read_parquet(path: Path, **options: Any) -> pa.Table:
-    """Reads a parquet file; raises UserError when it is missing, damaged or claims more than it can
-    hold.
+    """Reads a parquet file.
+
+    Args:
+      path: of the file.
+      **options: for `pyarrow.parquet`.
+
+    Returns:
+      The table.
+
+    Raises:
+      UserError: it is missing, damaged or claims more than it can hold.
     """
     metadata = _guarded(path, pq.read_metadata)
     groups = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
@@ -167,7 +248,18 @@ def read_parquet(path: Path, **options: Any) -> pa.Table:
 
 
 def rows_of(path: Path, table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of a table as dictionaries; text that is not UTF-8 raises UserError."""
+    """The rows of a table as dictionaries.
+
+    Args:
+      path: of its file, for messages.
+      table: read from there.
+
+    Returns:
+      One dictionary a row.
+
+    Raises:
+      UserError: text that is not UTF-8.
+    """
     return _guarded(path, lambda _: table.to_pylist())
 
 

@@ -24,8 +24,16 @@ _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryEr
 def decode_cell(
     cell: Any, size: tuple[int, int], name: str, root: Path
 ) -> UInt8[np.ndarray, 'h x 3']:
-    """RGB of a cell {'bytes': ..., 'path': ...} as one looks at it; `name` says in messages whose
-    picture it is.
+    """RGB of a cell {'bytes': ..., 'path': ...}, turned as its Exif tag says.
+
+    Args:
+      cell: of a parquet file.
+      size: (height, width) in pixels that it must have.
+      name: whose image it is, for messages.
+      root: of the data set.
+
+    Returns:
+      The image.
 
     Raises:
       UserError: no picture, a damaged one, not 8 bits a channel, or not of `size` (height, width).

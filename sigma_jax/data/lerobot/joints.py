@@ -21,6 +21,12 @@ _NUMBERS = ('float', 'int', 'uint', 'bool')
 def columns_of(setting: str) -> tuple[str, ...]:
     """Names in a setting: one, or several with commas between them, whose numbers follow each
     other.
+
+    Args:
+      setting: such as 'observation.arm,observation.gripper'.
+
+    Returns:
+      The names.
     """
     return tuple(part.strip() for part in setting.split(',') if part.strip())
 
@@ -28,8 +34,16 @@ def columns_of(setting: str) -> tuple[str, ...]:
 def joint_names(
     features: Features, columns: tuple[str, ...], setting: str, root: Path
 ) -> tuple[str, ...]:
-    """Names of the entries of a vector, made up where the data set has none; `setting` named its
-    `columns`.
+    """Names of the entries of a vector, made up where the data set has none.
+
+    Args:
+      features: of info.json.
+      columns: that make the vector.
+      setting: that named them, for messages.
+      root: of the data set, for messages.
+
+    Returns:
+      One name an entry.
 
     Raises:
       UserError: no such feature, one named twice, or a vector that is not 1 to 32 wide.
@@ -56,7 +70,19 @@ def joint_names(
 
 
 def column_width(features: Features, key: str, root: Path) -> int:
-    """How many numbers a row of a column has; raises UserError unless they are 1 to 32."""
+    """How many numbers a row of a column has.
+
+    Args:
+      features: of info.json.
+      key: of the column.
+      root: of the data set, for messages.
+
+    Returns:
+      1 to 32.
+
+    Raises:
+      UserError: it is no vector, or of another width.
+    """
     shape = features[key].get('shape')
     if (
         not isinstance(shape, list)

@@ -15,15 +15,30 @@ LANGUAGE = 'language'  # the dtype of such a feature, and our name for all of a 
 
 
 def language_columns(features: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
-    """Features of language; the instruction (task_index) is none of them."""
+    """Features of language; the instruction (task_index) is none of them.
+
+    Args:
+      features: of info.json.
+
+    Returns:
+      Their keys.
+    """
     return tuple(key for key, value in features.items() if value.get('dtype') == LANGUAGE)
 
 
 def read_language(table: pa.Table, entry: EpisodeEntry, rows: Sequence[int]) -> Iterator[str]:
-    """Yields the columns of `table` at `rows` as JSON, {column: what stands there}.
+    """Yields an episode's language as JSON, {column: what stands there}.
+
+    Args:
+      table: the episode's rows.
+      entry: the episode, for messages.
+      rows: ascending row numbers.
+
+    Returns:
+      An iterator of texts.
 
     Raises:
-      UserError: text that is none.
+      UserError: what stands there is no text.
     """
     for row in rows:
         try:

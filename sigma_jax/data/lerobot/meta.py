@@ -35,7 +35,13 @@ class EpisodeEntry:
 
 
 def read_info(root: Path) -> dict[str, Any]:
-    """Returns meta/info.json.
+    """Reads meta/info.json.
+
+    Args:
+      root: of the data set.
+
+    Returns:
+      Its keys and values.
 
     Raises:
       UserError: missing path, bad JSON, an unsupported version, or a value that no recording has.
@@ -77,7 +83,15 @@ def read_info(root: Path) -> dict[str, Any]:
 def list_episodes(
     root: Path, info: Mapping[str, Any], videos: tuple[str, ...]
 ) -> dict[int, EpisodeEntry]:
-    """Returns every episode by its index; `videos` are the feature keys of dtype video.
+    """Every episode of a data set.
+
+    Args:
+      root: of the data set.
+      info: of `read_info`.
+      videos: feature keys of dtype video.
+
+    Returns:
+      {index: entry}.
 
     Raises:
       UserError: missing or damaged files, an episode that is there twice, or fewer than info.json

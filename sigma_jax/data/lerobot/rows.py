@@ -21,16 +21,26 @@ EPISODE = 'episode_index'
 
 
 class Rows:
-    """Reads episodes of one data set; what a search has found is remembered."""
+    """Reads episodes of one data set; what a search has found is remembered.
+
+    Args:
+      root: of the data set.
+      searches: whether an episode may lie in other files than the one that its entry names.
+    """
 
     def __init__(self, root: Path, searches: bool) -> None:
-        """`searches`: whether an episode may lie in other files than the one that its entry
-        names.
-        """
+        """Nothing is read yet."""
         self._root, self._searches = root, searches
 
     def read(self, entry: EpisodeEntry, columns: Sequence[str]) -> pa.Table:
         """All rows of an episode, in order.
+
+        Args:
+          entry: the episode.
+          columns: to read.
+
+        Returns:
+          A table.
 
         Raises:
           UserError: a missing or damaged file, a missing column, or another number of rows than the

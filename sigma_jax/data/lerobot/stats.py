@@ -18,8 +18,13 @@ Stats = dict[str, list]
 
 
 def numeric_stats(values: np.ndarray) -> Stats:
-    """Statistics over axis 0 of [n, k] (or [n], then k = 1); every entry is a list of length k,
-    `count` of length 1.
+    """Statistics over the frames of a vector, as LeRobot writes them.
+
+    Args:
+      values: [n, k], or [n], then k = 1.
+
+    Returns:
+      {key: list of length k}; `count` has length 1.
     """
     values = values.reshape(len(values), -1)
     real = values.astype(np.float64)
@@ -34,7 +39,14 @@ def numeric_stats(values: np.ndarray) -> Stats:
 
 
 def image_histogram(images: np.ndarray) -> np.ndarray:
-    """Histogram int64 [3, 256] per channel of the `sampled_frames` of uint8 [n, h, w, 3]."""
+    """Histogram of each channel over the `sampled_frames`.
+
+    Args:
+      images: uint8 [n, h, w, 3].
+
+    Returns:
+      int64 [3, 256].
+    """
     chosen = images[sampled_frames(len(images))]
     return np.stack(
         [np.bincount(chosen[..., channel].reshape(-1), minlength=_LEVELS) for channel in range(3)]
@@ -42,15 +54,26 @@ def image_histogram(images: np.ndarray) -> np.ndarray:
 
 
 def sampled_frames(count: int) -> np.ndarray:
-    """Indices of the frames that image statistics of an episode of `count` frames are taken
-    from.
+    """The frames that image statistics of an episode are taken from.
+
+    Args:
+      count: frames of the episode.
+
+    Returns:
+      Their numbers.
     """
     return np.unique(np.linspace(0, count - 1, min(count, _IMAGE_SAMPLES)).round().astype(int))
 
 
 def image_stats(histogram: np.ndarray, frames: int) -> Stats:
-    """Statistics of [3, 256] histograms, values in 0..1, each entry [3, 1, 1]; `count` is the
-    number of frames.
+    """Statistics of images from their histograms, values in 0..1.
+
+    Args:
+      histogram: [3, 256].
+      frames: that it was taken over.
+
+    Returns:
+      {key: [3, 1, 1]}; `count` is the number of frames.
     """
     levels = np.arange(_LEVELS) / (_LEVELS - 1)
     weights = histogram / histogram.sum(axis=1, keepdims=True)
@@ -67,7 +90,14 @@ def image_stats(histogram: np.ndarray, frames: int) -> Stats:
 
 
 def flatten(stats: Mapping[str, Stats]) -> dict[str, list]:
-    """{'stats/<feature>/<key>': value}, the columns of meta/episodes."""
+    """The columns of meta/episodes.
+
+    Args:
+      stats: by feature.
+
+    Returns:
+      {'stats/<feature>/<key>': value}.
+    """
     return {
         f'stats/{feature}/{key}': value
         for feature, entry in stats.items()

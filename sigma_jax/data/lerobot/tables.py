@@ -54,7 +54,18 @@ class Recording:
 
 
 def info(recording: Recording, codec: str, episodes: int, frames: int, tasks: int) -> dict:
-    """The content of meta/info.json."""
+    """The content of meta/info.json.
+
+    Args:
+      recording: of the data set.
+      codec: of its videos.
+      episodes: how many.
+      frames: how many.
+      tasks: how many.
+
+    Returns:
+      For JSON.
+    """
     return {
         'codebase_version': VERSION,
         'robot_type': recording.robot_type,
@@ -73,8 +84,13 @@ def info(recording: Recording, codec: str, episodes: int, frames: int, tasks: in
 
 
 def data_schema(joints: int) -> pa.Schema:
-    """Schema of data/*.parquet for `joints` joints, with the features as the datasets library
-    expects them.
+    """Schema of data/*.parquet, with the features as the datasets library expects them.
+
+    Args:
+      joints: entries of state and actions.
+
+    Returns:
+      The schema.
     """
     vector = pa.list_(pa.float32(), joints)
     fields = [
@@ -98,7 +114,15 @@ def data_schema(joints: int) -> pa.Schema:
 
 
 def table(columns: Mapping[str, np.ndarray], schema: pa.Schema) -> pa.Table:
-    """A table of [T] and [T, joints] arrays; two-dimensional ones become fixed-size lists."""
+    """A table of [T] and [T, joints] arrays; two-dimensional ones become fixed-size lists.
+
+    Args:
+      columns: {name: array}.
+      schema: with the same names.
+
+    Returns:
+      The table.
+    """
     arrays = []
     for field in schema:
         values = columns[field.name]
@@ -115,6 +139,13 @@ def episodes_table(rows: Sequence[dict], recording: Recording) -> pa.Table:
     """The table of meta/episodes with LeRobot's types: nested lists for image statistics.
 
     Int64 where the feature is integral.
+
+    Args:
+      rows: one dictionary an episode.
+      recording: of the data set.
+
+    Returns:
+      The table.
     """
     fields = []
     for name in rows[0]:
@@ -136,7 +167,14 @@ def _stats_type(feature: str, key: str, images: Sequence[str]) -> pa.DataType:
 
 
 def tasks_table(tasks: Mapping[str, int]) -> pa.Table:
-    """meta/tasks.parquet as pandas writes a frame whose unnamed index is the task text."""
+    """meta/tasks.parquet as pandas writes a frame whose unnamed index is the task text.
+
+    Args:
+      tasks: {text: index}.
+
+    Returns:
+      The table.
+    """
     index = '__index_level_0__'
     column = {
         'name': 'task_index',
@@ -173,7 +211,15 @@ def tasks_table(tasks: Mapping[str, int]) -> pa.Table:
 
 
 def features(recording: Recording, codec: str) -> dict:
-    """The features of meta/info.json."""
+    """The features of meta/info.json.
+
+    Args:
+      recording: of the data set.
+      codec: of its videos.
+
+    Returns:
+      {key: description}.
+    """
     joints = {'dtype': 'float32', 'shape': [len(recording.joints)], 'names': list(recording.joints)}
     video = {
         'video.height': recording.height,

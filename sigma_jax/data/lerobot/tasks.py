@@ -24,7 +24,14 @@ NAMES = ('task', '__index_level_0__')
 
 
 def read_tasks(root: Path, version: str) -> dict[int, str]:
-    """Returns task_index -> instruction.
+    """Reads the instructions.
+
+    Args:
+      root: of the data set.
+      version: of its format, 'v2.1' or 'v3.0'.
+
+    Returns:
+      {task_index: instruction}.
 
     Raises:
       UserError: missing or damaged file, a repeated index, a text that is empty or no text.

@@ -29,10 +29,18 @@ _FLOATS = ['action.list.element', 'observation.state.list.element', 'timestamp']
 class LeRobotWriter:
     """Writes one data set, episode by episode; use it as a context manager, an exception leaves
     nothing behind.
+
+    Args:
+      out: the new data set's folder.
+      recording: rate, joints and cameras.
+      video: settings of the encoder; None: the default.
+
+    Raises:
+      UserError: `out` exists.
     """
 
     def __init__(self, out: str | Path, recording: Recording, video: VideoSettings | None = None):
-        """Opens the files in a hidden folder beside `out`; raises UserError where `out` exists."""
+        """Opens the files in a hidden folder next to `out`."""
         self.out = Path(out)
         if self.out.exists():
             raise UserError(

@@ -84,7 +84,15 @@ class Augment(grain.transforms.RandomMap):
     def random_map(
         self, element: dict[str, np.ndarray], rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """Replaces `images` and `depth`; everything else stays."""
+        """Replaces `images` and `depth`; everything else stays.
+
+        Args:
+          element: windows of a sequence, [g ...].
+          rng: of this element.
+
+        Returns:
+          The element.
+        """
         images = element['images']
         geometry = draw_geometry(self.config, images.shape[2], rng)
         colours, others = draw_colours(self.config, rng), draw_colours(self.config, rng)
@@ -108,7 +116,16 @@ class Augment(grain.transforms.RandomMap):
 
 
 def draw_geometry(config: AugmentConfig, side: int, rng: np.random.Generator) -> Geometry:
-    """A random window of int(crop * side) pixels, and a rotation about its centre."""
+    """A random window of int(crop * side) pixels, and a rotation about its centre.
+
+    Args:
+      config: amounts.
+      side: of the image, pixels.
+      rng: of this element.
+
+    Returns:
+      The geometry.
+    """
     kept = int(side * config.crop)
     limit = (side - kept) / 2
     down, across = rng.uniform(-limit, limit, 2)
@@ -117,14 +134,30 @@ def draw_geometry(config: AugmentConfig, side: int, rng: np.random.Generator) ->
 
 
 def draw_colours(config: AugmentConfig, rng: np.random.Generator) -> Colours:
-    """Each amount is uniform up to either side of 0."""
+    """Each amount is uniform up to either side of 0.
+
+    Args:
+      config: amounts.
+      rng: of this element.
+
+    Returns:
+      The amounts.
+    """
     names = ('brightness', 'contrast', 'hue', 'saturation')
     amounts = [float(rng.uniform(-getattr(config, name), getattr(config, name))) for name in names]
     return Colours(bool(rng.random() < config.colour_share), *amounts)
 
 
 def move(image: UInt8[np.ndarray, 'h h 3'], geometry: Geometry) -> UInt8[np.ndarray, 'h h 3']:
-    """Crop, stretch and rotation in one bilinear sampling, black beyond the picture."""
+    """Crop, stretch and rotation in one bilinear sampling, black beyond the picture.
+
+    Args:
+      image: RGB.
+      geometry: drawn.
+
+    Returns:
+      RGB.
+    """
     side = image.shape[0]
     (down, across), sin, cos = geometry.shift, math.sin(geometry.angle), math.cos(geometry.angle)
     border = math.ceil(side / 2 * abs(sin) + max(abs(down), abs(across))) + 2
@@ -142,7 +175,15 @@ def move(image: UInt8[np.ndarray, 'h h 3'], geometry: Geometry) -> UInt8[np.ndar
 
 
 def move_nearest(image: Num[np.ndarray, 'h h z'], geometry: Geometry) -> Num[np.ndarray, 'h h z']:
-    """`move` for readings that must not be mixed; 0, no reading, beyond the picture."""
+    """`move` for readings that must not be mixed; 0, no reading, beyond the image.
+
+    Args:
+      image: readings.
+      geometry: drawn.
+
+    Returns:
+      Readings.
+    """
     side = image.shape[0]
     sin, cos = math.sin(geometry.angle), math.cos(geometry.angle)
     row, col = np.meshgrid(*[np.arange(side) - (side - 1) / 2] * 2, indexing='ij')
@@ -156,6 +197,13 @@ def move_nearest(image: Num[np.ndarray, 'h h z'], geometry: Geometry) -> Num[np.
 def recolour(image: UInt8[np.ndarray, 'h x 3'], colours: Colours) -> UInt8[np.ndarray, 'h x 3']:
     """Brightness and contrast of the value, then hue and saturation, in HSV (augmax's
     `ColorJitter`).
+
+    Args:
+      image: RGB.
+      colours: drawn.
+
+    Returns:
+      RGB.
     """
     if not colours.applied:
         return image
@@ -167,13 +215,28 @@ def recolour(image: UInt8[np.ndarray, 'h x 3'], colours: Colours) -> UInt8[np.nd
 
 
 def brightened(x: Float[np.ndarray, '...'], amount: float) -> Float[np.ndarray, '...']:
-    """Towards 1 for a positive amount, towards 0 for a negative one."""
+    """Towards 1 for a positive amount, towards 0 for a negative one.
+
+    Args:
+      x: 0..1.
+      amount: -1..1.
+
+    Returns:
+      0..1.
+    """
     return x * np.float32(1 - abs(amount)) + np.float32(max(amount, 0.0))
 
 
 def contrasted(x: Float[np.ndarray, '...'], amount: float) -> Float[np.ndarray, '...']:
     """Three straight pieces from (0, 0) by (0.5, 0.5) to (1, 1), the middle one of slope
     tan((amount + 1) pi / 4).
+
+    Args:
+      x: 0..1.
+      amount: -1..1.
+
+    Returns:
+      0..1.
     """
     slope = np.float32(math.tan((amount + 1) * math.pi / 4))
     knee = slope / (2 * (1 + slope))
@@ -182,8 +245,15 @@ def contrasted(x: Float[np.ndarray, '...'], amount: float) -> Float[np.ndarray, 
 
 
 def to_hsv(rgb: Float[np.ndarray, 'h x 3']) -> Sequence[Float[np.ndarray, 'h x']]:
-    """Hue in turns, saturation and value, 0..1; hue and saturation are 0 where there is no
-    colour.
+    """Hue in turns, saturation and value, 0..1; hue and saturation are 0 where there is no colour.
+
+    Args:
+      rgb: 0..1.
+
+    Returns:
+      hue: in turns.
+      saturation: 0..1.
+      value: 0..1.
     """
     value, spread = rgb.max(-1), np.ptp(rgb, axis=-1)
     red, green, blue = np.moveaxis(rgb, -1, 0)
@@ -198,7 +268,16 @@ def to_hsv(rgb: Float[np.ndarray, 'h x 3']) -> Sequence[Float[np.ndarray, 'h x']
 def from_hsv(
     hue: np.ndarray, saturation: np.ndarray, value: np.ndarray
 ) -> Float[np.ndarray, 'h x 3']:
-    """The inverse of `to_hsv`; hue may lie outside 0..1."""
+    """The inverse of `to_hsv`; hue may lie outside 0..1.
+
+    Args:
+      hue: in turns.
+      saturation: 0..1.
+      value: 0..1.
+
+    Returns:
+      RGB, 0..1.
+    """
     k = np.mod(np.array([5, 3, 1], np.float32) + hue[..., None] * np.float32(6), np.float32(6))
     share = np.clip(np.minimum(k, 4 - k), 0, 1)
     return value[..., None] * (1 - saturation[..., None] * share)

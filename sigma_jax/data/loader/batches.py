@@ -24,6 +24,10 @@ class Batches(Iterator[NumpyBatch]):
     before the first one.
 
     `get_state` and `set_state` resume exactly, whatever `start` does to be fast.
+
+    Args:
+      dataset: whose elements are batches.
+      start: opens an iterator over it.
     """
 
     def __init__(self, dataset: grain.MapDataset, start: Start):
@@ -50,10 +54,13 @@ class Batches(Iterator[NumpyBatch]):
         return {NEXT: self._taken}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to the place that `get_state` gave, or that Grain's own iterator did with any number
-        of workers.
+        """Goes to a place in the data.
 
-        Raises UserError for what is no such place, and for one beyond the end of the data.
+        Args:
+          state: that `get_state` gave, or Grain's own iterator with any number of workers.
+
+        Raises:
+          UserError: it is no such place, or one beyond the end of the data.
         """
         taken = batches_taken(state)
         if taken > len(self._dataset):
@@ -72,8 +79,16 @@ class Batches(Iterator[NumpyBatch]):
 
 
 def batches_taken(state: Mapping[str, Any]) -> int:
-    """How many batches had been taken: Grain deals them to its workers in turn, so theirs add
-    up.
+    """How many batches had been taken: Grain deals them to its workers in turn, so theirs add up.
+
+    Args:
+      state: of Grain's iterator.
+
+    Returns:
+      The count.
+
+    Raises:
+      UserError: it is no such state.
     """
     try:
         workers = state.get(WORKERS, [state])

@@ -28,6 +28,12 @@ class ToExample(grain.transforms.Map):
     def map(self, element: Int[np.ndarray, ' g']) -> NumpyBatch:
         """Loads, normalises and tokenises; padding repeats a real window, so that no value is out
         of range.
+
+        Args:
+          element: record numbers of a sequence; -1 is padding.
+
+        Returns:
+          Fields of `Batch` and `Observation`, [g ...].
         """
         real = element != PADDING
         numbers = np.where(real, element, element[real][-1] if real.any() else 0)
@@ -92,7 +98,14 @@ class Pad(grain.transforms.Map):
     padding: float
 
     def map(self, element: NumpyBatch) -> NumpyBatch:
-        """Replaces `images` [g i h x 3]; everything else stays."""
+        """Replaces `images` [g i h x 3]; everything else stays.
+
+        Args:
+          element: windows of a sequence.
+
+        Returns:
+          The element.
+        """
         views = [
             [
                 padded_with(view, box, self.padding)
@@ -113,7 +126,15 @@ class JitterPromptState(grain.transforms.RandomMap):
     noise: float
 
     def random_map(self, element: NumpyBatch, rng: np.random.Generator) -> NumpyBatch:
-        """Replaces `prompt` and `prompt_mask` [g l]; everything else stays."""
+        """Replaces `prompt` and `prompt_mask` [g l]; everything else stays.
+
+        Args:
+          element: windows of a sequence.
+          rng: of this element.
+
+        Returns:
+          The element.
+        """
         states = element['state'] + rng.normal(0, self.noise, element['state'].shape)
         tasks = self.example.records.meta.tasks
         pairs = [

@@ -51,11 +51,25 @@ class Features:
         return self.folder / f'{self.split}-texts.npy'
 
     def part(self, n: int) -> Path:
-        """The file with the windows from `n * FILE` on."""
+        """One file of the cache.
+
+        Args:
+          n: number of the file; it holds the windows from `n * FILE` on.
+
+        Returns:
+          Its path.
+        """
         return self.folder / f'{self.split}-{n:05d}.npy'
 
     def parts(self, windows: int) -> list[Path]:
-        """All files that so many windows take."""
+        """All files that so many windows take.
+
+        Args:
+          windows: how many.
+
+        Returns:
+          Their paths.
+        """
         return [self.part(n) for n in range(-(-windows // FILE))]
 
     def made_by(self) -> dict[str, Any] | None:
@@ -66,18 +80,43 @@ class Features:
             return None
 
     def encode(self, array: np.ndarray) -> np.ndarray:
-        """An array as a file holds it."""
+        """An array as a file holds it.
+
+        Args:
+          array: float.
+
+        Returns:
+          In the dtype of the files.
+        """
         kind, stored = DTYPES[self.dtype]
         return np.ascontiguousarray(array, kind).view(stored)
 
     def window(self, number: int) -> Float[np.ndarray, 'f w']:
-        """Features of record `number`. Raises UserError where its file is gone or damaged."""
+        """The features of one window.
+
+        Args:
+          number: of the record.
+
+        Returns:
+          float32.
+
+        Raises:
+          UserError: its file is gone or damaged.
+        """
         return opened(self.part(number // FILE))[number % FILE].view(DTYPES[self.dtype][0])
 
 
 def opened(path: Path) -> np.ndarray:
-    """The array in a file, read from disk where it is looked at. Raises UserError where it is gone
-    or damaged.
+    """The array in a file, read from disk where it is looked at.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      A memory map.
+
+    Raises:
+      UserError: it is gone or damaged.
     """
     try:
         return _mapped(path, path.stat().st_mtime_ns)
@@ -103,7 +142,14 @@ class AddFeatures(grain.transforms.Map):
     features: Features
 
     def map(self, element: NumpyBatch) -> NumpyBatch:
-        """Everything else stays."""
+        """Adds the features; everything else stays.
+
+        Args:
+          element: windows of a sequence.
+
+        Returns:
+          The element with `features`.
+        """
         numbers: Int[np.ndarray, ' g'] = np.maximum(element['record'], 0)
         seen = np.stack([self.features.window(int(n)) for n in numbers])
         texts = opened(self.features.texts)[element['text_id']]

@@ -68,12 +68,18 @@ class Order:
 
 
 def cut_sequences(index: Index, length: int | None) -> Int[np.ndarray, 'sequences g']:
-    """Cuts each episode's windows into runs of `length` record numbers; every window lies in
-    exactly one run.
+    """Cuts each episode's windows into runs; every window lies in exactly one (docs/design.md, "The
+    sequence").
 
-    The last run of an episode is filled up with -1. `length` None makes one run of each whole
-    episode, as long as the longest. Runs never cross episodes; gaps of dropped windows inside are
-    marked by `Index.is_first`.
+    The last run of an episode is filled up with -1. Runs never cross episodes; gaps of dropped
+    windows inside are marked by `Index.is_first`.
+
+    Args:
+      index: where each window is from.
+      length: of a run; None makes one of each whole episode, as long as the longest.
+
+    Returns:
+      Record numbers.
     """
     starts = np.flatnonzero(np.diff(index.episode, prepend=index.episode[0] - 1))
     episodes = np.split(np.arange(len(index)), starts[1:])
@@ -87,6 +93,14 @@ def cut_sequences(index: Index, length: int | None) -> Int[np.ndarray, 'sequence
 
 
 def fill_batches(sequences: Int[np.ndarray, 'n g'], batch_size: int) -> Int[np.ndarray, 'm g']:
-    """Appends runs of padding until whole batches come out."""
+    """Appends runs of padding until whole batches come out.
+
+    Args:
+      sequences: record numbers.
+      batch_size: sequences of a batch.
+
+    Returns:
+      A multiple of `batch_size` of them.
+    """
     missing = -len(sequences) % batch_size
     return np.pad(sequences, ((0, missing), (0, 0)), constant_values=PADDING)

@@ -55,8 +55,16 @@ class TorchDataset:
         return {index: run[0].window.episode for index, run in self.episodes.items()}
 
     def read_episode(self, index: int) -> Episode:
-        """Joins the windows of an episode. Raises UserError for no such episode, or numbers that
-        are not finite.
+        """Joins the windows of an episode.
+
+        Args:
+          index: one of `episodes`.
+
+        Returns:
+          The episode.
+
+        Raises:
+          UserError: no such episode, or numbers that are not finite.
         """
         if index not in self.episodes:
             raise UserError(
@@ -114,6 +122,13 @@ def open_torch_shards(
     folder: str | Path, settings: TorchSettings = TorchSettings()
 ) -> TorchDataset:
     """Reads all windows of a folder of `.pt` shards, and keeps all but their pictures.
+
+    Args:
+      folder: of `shard_*.pt`.
+      settings: names and units.
+
+    Returns:
+      The data set.
 
     Raises:
       UserError: as `torch_shards.read_windows`; no frame rate; windows of different shapes, or too

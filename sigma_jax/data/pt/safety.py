@@ -18,8 +18,13 @@ _LOADS_CODE = {'INST', 'OBJ', 'NEWOBJ', 'NEWOBJ_EX', 'STACK_GLOBAL', 'EXT1', 'EX
 
 
 def check_pickle(path: Path) -> None:
-    """Raises UserError for anything but a zip file of torch.save with plain contents; nothing is
-    executed.
+    """Checks that a file is a zip of torch.save with plain contents; nothing is executed.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      UserError: it is anything else.
     """
     if not path.is_file():
         raise UserError(f'expected a shard at {path}, got nothing there; copy it again')

@@ -73,7 +73,14 @@ class TorchWindow:
 
 
 def import_torch() -> Any:
-    """The module torch. Raises UserError where it is missing, or too old to read safely."""
+    """The module torch.
+
+    Returns:
+      The module.
+
+    Raises:
+      UserError: it is missing, or too old to read safely.
+    """
     try:
         import torch
     except ImportError as error:
@@ -90,7 +97,17 @@ def import_torch() -> Any:
 
 
 def list_shards(folder: Path) -> list[Path]:
-    """The shards of a folder, in order. Raises UserError where there is none."""
+    """The shards of a folder, in order.
+
+    Args:
+      folder: of `shard_*.pt`.
+
+    Returns:
+      Their paths.
+
+    Raises:
+      UserError: there is none.
+    """
     files = sorted(folder.glob(PATTERN))
     if not files:
         raise UserError(f'expected {PATTERN} in {folder}, got none; name a folder of shards')
@@ -111,8 +128,16 @@ class About:
 
 
 def read_about(folder: Path) -> About | None:
-    """meta.json, as `export_pt.export` writes it; None where there is none, or one of another
-    origin.
+    """meta.json as `export_pt.export` writes it.
+
+    Args:
+      folder: of `shard_*.pt`.
+
+    Returns:
+      Its contents; None where there is none, or one of another origin.
+
+    Raises:
+      UserError: it is damaged.
     """
     path = folder / META
     try:
@@ -132,6 +157,13 @@ def read_windows(
 ) -> Iterator[TorchWindow]:
     """Yields the windows of all shards in order; one shard at a time is in memory.
 
+    Args:
+      folder: of `shard_*.pt`.
+      settings: names and units.
+
+    Returns:
+      An iterator of windows.
+
     Raises:
       UserError: no shards, no torch, a file with anything but plain contents, entries missing or of
         a wrong shape.
@@ -141,7 +173,18 @@ def read_windows(
 
 
 def read_shard(path: Path, settings: TorchSettings = TorchSettings()) -> list[TorchWindow]:
-    """The windows of one shard (see `read_windows`)."""
+    """The windows of one shard.
+
+    Args:
+      path: of the file.
+      settings: names and units.
+
+    Returns:
+      Its windows.
+
+    Raises:
+      UserError: as `read_windows`.
+    """
     check_pickle(path)
     torch = import_torch()
     try:

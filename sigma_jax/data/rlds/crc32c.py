@@ -18,7 +18,14 @@ _BITS = np.arange(32, dtype=np.uint32)
 
 
 def crc32c(data: bytes | memoryview) -> int:
-    """The checksum of `data`."""
+    """The CRC-32C of some bytes.
+
+    Args:
+      data: any.
+
+    Returns:
+      32 bits.
+    """
     whole = len(data) // _LANE * _LANE
     crc = np.full(1, 0xFFFFFFFF, np.uint32)
     if whole:
@@ -30,7 +37,14 @@ def crc32c(data: bytes | memoryview) -> int:
 
 
 def masked_crc32c(data: bytes | memoryview) -> int:
-    """The checksum as TFRecord files hold it."""
+    """The checksum as TFRecord files hold it.
+
+    Args:
+      data: any.
+
+    Returns:
+      32 bits.
+    """
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + MASK_DELTA) & 0xFFFFFFFF
 

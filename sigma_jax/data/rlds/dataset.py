@@ -70,6 +70,12 @@ class RldsDataset:
     def read_episode(self, index: int) -> Episode:
         """Reads an episode's numbers and instruction; its frames follow on demand.
 
+        Args:
+          index: one of `episodes`.
+
+        Returns:
+          The episode.
+
         Raises:
           UserError: no such episode, a damaged record, a missing column, wrong widths or lengths,
             non-finite numbers.

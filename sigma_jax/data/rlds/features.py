@@ -27,7 +27,13 @@ class Feature:
 
 
 def read_features(root: Path) -> dict[str, Feature]:
-    """The columns of a record by their path, such as 'steps/observation/image'.
+    """The columns of a record.
+
+    Args:
+      root: folder with features.json.
+
+    Returns:
+      {path such as 'steps/observation/image': feature}.
 
     Raises:
       UserError: no features.json, damaged, or one without steps.

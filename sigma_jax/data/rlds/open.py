@@ -36,12 +36,26 @@ class RldsSettings:
 
 
 def is_rlds(path: Path) -> bool:
-    """Whether a folder, or a version folder in it, holds TFDS metadata."""
+    """Whether a folder, or a version folder in it, holds TFDS metadata.
+
+    Args:
+      path: of a folder.
+
+    Returns:
+      Whether it is.
+    """
     return (path / FEATURES).is_file() or any(path.glob(f'*/{FEATURES}'))
 
 
 def open_rlds(path: str | Path, settings: RldsSettings) -> RldsDataset:
     """Opens a TFDS folder whose records are episodes.
+
+    Args:
+      path: of the folder, or of one above its version.
+      settings: which columns are state, actions and cameras.
+
+    Returns:
+      The data set.
 
     Raises:
       UserError: no such folder, columns that are not there or do not fit, no frame rate, missing or

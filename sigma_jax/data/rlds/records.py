@@ -23,6 +23,13 @@ def list_split(root: Path, split: str) -> list[Record]:
     """Readers of the serialised episodes of a split, in the order of the files; nothing but lengths
     is read.
 
+    Args:
+      root: folder with dataset_info.json.
+      split: its name.
+
+    Returns:
+      One reader an episode.
+
     Raises:
       UserError: no such split, missing files, damaged ones, or another number of episodes than
         dataset_info.json says.

@@ -27,6 +27,12 @@ class Place:
 def list_records(path: Path) -> list[Place]:
     """The places of a file's records, from their lengths alone: no data are read.
 
+    Args:
+      path: of the file.
+
+    Returns:
+      One place a record.
+
     Raises:
       UserError: a missing or cut file, or a length with a wrong checksum.
     """
@@ -49,7 +55,17 @@ def list_records(path: Path) -> list[Place]:
 
 
 def read_record(place: Place) -> bytes:
-    """The data of a record. Raises UserError where their checksum differs."""
+    """The data of a record.
+
+    Args:
+      place: of `list_records`.
+
+    Returns:
+      Its bytes.
+
+    Raises:
+      UserError: their checksum differs.
+    """
     with place.path.open('rb') as file:
         file.seek(place.offset)
         data = file.read(place.length)

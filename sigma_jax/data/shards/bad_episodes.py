@@ -13,8 +13,15 @@ from sigma_jax.errors import UserError
 def find_bad_episodes(
     dataset: Dataset, config: DataConfig, progress: Callable[[int, int], None]
 ) -> dict[int, str]:
-    """Returns {episode: what is wrong with it}; `progress` is called with (episodes done, episodes
-    in all).
+    """Tries to read every episode.
+
+    Args:
+      dataset: of `sources.open_source`.
+      config: settings.
+      progress: called with (episodes done, episodes in all).
+
+    Returns:
+      {episode: what is wrong with it}.
     """
     indices = sorted(index for part in chosen_episodes(dataset, config).values() for index in part)
     bad = {}

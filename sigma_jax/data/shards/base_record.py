@@ -32,7 +32,14 @@ class BaseRecord:
         return json.dumps(self.to_json(), indent=1)
 
     def differences(self, other: 'BaseRecord') -> list[str]:
-        """Fields in which two records differ, other splits left out."""
+        """Fields in which two records differ, other splits left out.
+
+        Args:
+          other: record.
+
+        Returns:
+          Names of the fields.
+        """
         return [
             field.name
             for field in dataclasses.fields(BaseRecord)
@@ -46,7 +53,13 @@ KINDS: dict[str, Any] = {
 
 
 def read_base_record(folder: Path) -> BaseRecord | None:
-    """The record beside the shards in `folder`, None where there is none.
+    """Which policy's actions were computed for some shards.
+
+    Args:
+      folder: of the shards.
+
+    Returns:
+      The record; None where there is none.
 
     Raises:
       UserError: a damaged file.

@@ -11,8 +11,14 @@ from sigma_jax.processing.tokenizer import NO_STATE
 
 
 def check_values(config: Any, states: int) -> None:
-    """Raises UserError for a value that means nothing; `states` is how many numbers a state of the
-    data set has.
+    """Checks that the values of a config mean something.
+
+    Args:
+      config: `plan.DataConfig`.
+      states: numbers of a state of the data set.
+
+    Raises:
+      UserError: one does not.
     """
     for name in ('min_motion', 'min_action_norm'):
         if np.isnan(value := getattr(config, name)):
@@ -39,7 +45,15 @@ def check_values(config: Any, states: int) -> None:
 
 
 def check_different(setting: str, names: Sequence[str]) -> None:
-    """Raises UserError where a setting names something twice."""
+    """Checks that a setting names nothing twice.
+
+    Args:
+      setting: its name, for messages.
+      names: its value.
+
+    Raises:
+      UserError: it does.
+    """
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(
             f"expected different names in {setting}, got '{twice[0]}' twice; name each once"

@@ -37,8 +37,14 @@ NOTE = (
 
 
 def contact_sheet(shards: Shards, windows: int) -> bytes:
-    """PNG of `windows` windows spread over splits and episodes; the same shards give the same
-    picture.
+    """An image of windows from all splits and episodes; the same shards give the same image.
+
+    Args:
+      shards: finished.
+      windows: how many.
+
+    Returns:
+      The bytes of a PNG.
 
     Raises:
       UserError: damaged shards, or fewer than one window wanted.

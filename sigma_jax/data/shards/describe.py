@@ -21,7 +21,18 @@ def describe(
     files: dict[str, str],
     identity: Mapping[str, Any],
 ) -> Meta:
-    """What becomes meta.json; `files` maps names to sha256, `identity` is `resume.identity_of`."""
+    """What becomes meta.json; `files` maps names to sha256, `identity` is `resume.identity_of`.
+
+    Args:
+      dataset: that was prepared.
+      config: settings.
+      plan: what was written.
+      files: {name: sha256}.
+      identity: of `resume.identity_of`.
+
+    Returns:
+      The contents of meta.json.
+    """
     joints = {'state': dataset.state_names, 'actions': dataset.action_names}
     return Meta(
         source=config.source,
@@ -51,7 +62,14 @@ def describe(
 
 
 def task_list(dataset: Dataset) -> list[str]:
-    """Distinct instructions in the order of their task_index; the position is the text_id."""
+    """Distinct instructions in the order of their task_index; the position is the text_id.
+
+    Args:
+      dataset: of `sources.open_source`.
+
+    Returns:
+      The instructions.
+    """
     return list(dict.fromkeys(dataset.tasks[key] for key in sorted(dataset.tasks)))
 
 

@@ -10,9 +10,15 @@ from sigma_jax.errors import UserError
 def source_digest(root: Path, pictures: Collection[str] | None = None) -> str:
     """sha256 over names and contents of a data set's files, hidden ones left out.
 
-    With `pictures`, the features whose pictures are read, only over files of a LeRobot data set
-    that a preparation
-    reads: a camera that is fetched later, or a new README, makes no other data set of it.
+    With `pictures` only over files of a LeRobot data set that a preparation reads: a camera that is
+    fetched later, or a new README, makes no other data set of it.
+
+    Args:
+      root: of the data set.
+      pictures: features whose images are read; None: all files count.
+
+    Returns:
+      64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     files = [path for path in root.rglob('*') if path.is_file()]
@@ -25,8 +31,14 @@ def source_digest(root: Path, pictures: Collection[str] | None = None) -> str:
 
 
 def is_read(relative: PurePath, pictures: Collection[str] | None) -> bool:
-    """Whether a preparation that takes these `pictures` reads a file of a LeRobot data set; None
-    takes all files.
+    """Whether a preparation reads a file of a LeRobot data set.
+
+    Args:
+      relative: path of the file within the data set.
+      pictures: features whose images are read; None: all files are.
+
+    Returns:
+      Whether it does.
     """
     if pictures is None or relative.parts[0] in ('meta', 'data'):
         return True
@@ -34,7 +46,17 @@ def is_read(relative: PurePath, pictures: Collection[str] | None) -> bool:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file; one that cannot be read raises UserError."""
+    """sha256 of a file.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      64 hexadecimal digits.
+
+    Raises:
+      UserError: it cannot be read.
+    """
     try:
         with path.open('rb') as file:
             return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -25,12 +25,19 @@ def export(
     shard_size: int = 512,
     progress: Progress = lambda done, total: None,
 ) -> About:
-    """Writes the windows of a finished preparation to the new folder `out`, and returns its
-    meta.json.
+    """Writes the windows of a finished preparation as `.pt` shards.
 
-    The frozen policy's actions go along where they were computed. Pictures are those that the
-    loader gives: decoded, at the model's resolution. `progress` is called with (windows done,
-    windows in all).
+    The frozen policy's actions go along where they were computed. Images are those that the loader
+    gives: decoded, at the model's resolution.
+
+    Args:
+      shards: finished.
+      out: the new folder.
+      shard_size: windows of a file.
+      progress: called with (windows done, windows in all).
+
+    Returns:
+      The contents of its meta.json.
 
     Raises:
       UserError: damaged shards, `out` exists, no torch, or no room.

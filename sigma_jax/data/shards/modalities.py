@@ -22,8 +22,14 @@ LARGEST = 2**16 - 1
 
 
 def check_modalities(dataset: Any, config: DataConfig) -> None:
-    """Raises UserError where `data.depth` or `data.audio` names nothing of its kind, or a scale is
-    not positive.
+    """Checks the settings of depth and audio.
+
+    Args:
+      dataset: of `sources.open_source`.
+      config: settings.
+
+    Raises:
+      UserError: `data.depth` or `data.audio` names nothing of its kind, or a scale is not positive.
     """
     depths, audios = getattr(dataset, 'depths', ()), getattr(dataset, 'audios', {})
     if unknown := [key for key in config.depth if key not in depths]:
@@ -44,7 +50,15 @@ def check_modalities(dataset: Any, config: DataConfig) -> None:
 
 
 def describe_modalities(dataset: Any, config: DataConfig) -> dict[str, Any]:
-    """The fields of `Meta` that tell of them; none where there are none."""
+    """The fields of `Meta` on depth, audio and language; none where there are none.
+
+    Args:
+      dataset: of `sources.open_source`.
+      config: settings.
+
+    Returns:
+      {field: value}.
+    """
     found: dict[str, Any] = {}
     if config.depth:
         names, told = tuple(camera_names(config.depth)), getattr(dataset, 'depth_told', {})
@@ -62,7 +76,15 @@ def describe_modalities(dataset: Any, config: DataConfig) -> dict[str, Any]:
 
 
 def record_features(dataset: Any, config: DataConfig) -> dict[str, Any]:
-    """The arguments of `shards.window_features` for them."""
+    """The arguments of `tfds.window_features` for depth, audio and language.
+
+    Args:
+      dataset: of `sources.open_source`.
+      config: settings.
+
+    Returns:
+      {argument: value}.
+    """
     audio = dataset.audios[config.audio] if config.audio else None
     language = bool(getattr(dataset, 'languages', ()))
     return {'depth': camera_names(config.depth), 'audio': audio, 'language': language}
@@ -71,8 +93,15 @@ def record_features(dataset: Any, config: DataConfig) -> dict[str, Any]:
 def record_fields(
     episode: Episode, rows: list[int], config: DataConfig
 ) -> Iterator[Mapping[str, Any]]:
-    """The fields `depth`, `audio`, `language` of the records at ascending `rows`, where wished for
-    or there.
+    """The fields `depth`, `audio` and `language` of records.
+
+    Args:
+      episode: they are of.
+      rows: ascending row numbers.
+      config: which are asked for.
+
+    Returns:
+      An iterator of {field: value}.
     """
     names = camera_names(config.depth)
     depth = [episode.frames(key, rows) for key in config.depth]
@@ -97,8 +126,15 @@ def record_fields(
 def in_units(
     depth: Num[np.ndarray, 'h x'], scale: float, episode: int
 ) -> UInt16[np.ndarray, 'h x']:
-    """Metres as whole multiples of `scale`, 0 only where there is no reading; what has no unit
-    (uint16) stays.
+    """Depth in 16 bits: whole multiples of a scale, 0 only where there is no reading.
+
+    Args:
+      depth: metres, or uint16 of an unknown unit, which stays.
+      scale: metres a step.
+      episode: it is of, for messages.
+
+    Returns:
+      The multiples.
 
     Raises:
       UserError: a distance that 16 bits do not hold.

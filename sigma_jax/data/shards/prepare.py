@@ -32,11 +32,20 @@ Progress = Callable[[int, int], None]
 
 
 def silent(done: int, total: int) -> None:
-    """Reports nothing."""
+    """Reports nothing.
+
+    Args:
+      done: not read.
+      total: not read.
+    """
 
 
 def welcome(dataset: Dataset) -> None:
-    """Accepts any data set."""
+    """Accepts any data set.
+
+    Args:
+      dataset: not read.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +63,20 @@ def prepare(
     checking: Progress = silent,
     accept: Callable[[Dataset], None] = welcome,
 ) -> Result:
-    """Writes the shards of `config.source` to `out` (`Meta.files` of the result lists them).
+    """Writes the shards of a data set; a stopped run continues where its last complete shard ended.
 
-    A run that was stopped continues where its last whole shard ended, and the files come out
-    bitwise the same as without the stop. `progress` is called with (windows done, windows in all),
-    `checking` with (episodes done, episodes in all) where `config.on_bad_episode` is 'skip' and
-    every episode is tried first. `accept` is shown the opened data set before anything is written,
-    and may raise.
+    The files come out bitwise the same as without the stop.
+
+    Args:
+      config: settings.
+      out: the folder.
+      progress: called with (windows done, windows in all).
+      checking: called with (episodes done, episodes in all) where `config.on_bad_episode` is 'skip'
+        and every episode is tried first.
+      accept: gets the opened data set before anything is written, and may raise.
+
+    Returns:
+      What was written.
 
     Raises:
       UserError: bad source or settings, another writer, a full disk, or a directory that holds

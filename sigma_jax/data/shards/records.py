@@ -51,7 +51,17 @@ class Index:
 
 
 class Records:
-    """The windows of one split, by record number; images are decoded on access."""
+    """The windows of one split, by record number; images are decoded on access.
+
+    Args:
+      directory: of the shards.
+      split: its name.
+      meta: what the shards say.
+      index: of the split.
+
+    Raises:
+      UserError: a split without windows, or damaged shards.
+    """
 
     def __init__(self, directory: Path, split: str, meta: Meta, index: Index) -> None:
         self.directory, self.split, self.meta, self.index = directory, split, meta, index
@@ -67,7 +77,15 @@ class Records:
         return len(self.index)
 
     def numbers(self, number: int) -> tuple[Float[np.ndarray, ' p'], Float[np.ndarray, 't a']]:
-        """State and actions of a window, raw units, its images left undecoded."""
+        """State and actions of a window, its images left undecoded.
+
+        Args:
+          number: of the record.
+
+        Returns:
+          state: raw units.
+          actions: raw units.
+        """
         return self._numbers(self._fields(number))
 
     def __getitem__(self, number: int) -> Record:
@@ -121,6 +139,12 @@ class Records:
 def read_index(path: Path) -> Index:
     """Reads <split>-index.npz.
 
+    Args:
+      path: of the file.
+
+    Returns:
+      Where each window is from.
+
     Raises:
       UserError: no finished shards.
     """
@@ -135,7 +159,14 @@ def read_index(path: Path) -> Index:
 def read_base_actions(
     path: Path, expected: tuple[int, int, int]
 ) -> Float[np.ndarray, 'm samples t a']:
-    """Reads baselines-<split>.npz, raw units; `expected` is (m, t, a).
+    """Reads baselines-<split>.npz.
+
+    Args:
+      path: of the file.
+      expected: (m, t, a).
+
+    Returns:
+      Raw units.
 
     Raises:
       UserError: they were not computed, or for other shards.

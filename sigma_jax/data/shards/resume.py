@@ -21,8 +21,17 @@ BAD = 'bad_episodes'  # those that a preparation under way has found
 
 
 def identity_of(config: DataConfig, root: Path) -> dict[str, Any]:
-    """What two preparations must share to have the same result; `root` is the folder of the data
-    set.
+    """What two preparations must share to have the same result.
+
+    Args:
+      config: settings.
+      root: folder of the data set.
+
+    Returns:
+      For JSON.
+
+    Raises:
+      UserError: a file that counts cannot be read.
     """
     digests = {SOURCE: source_digest(root, pictures(config))}
     for name in ('tokenizer', 'stats_from'):
@@ -41,17 +50,32 @@ def identity_of(config: DataConfig, root: Path) -> dict[str, Any]:
 
 
 def pictures(config: DataConfig) -> set[str]:
-    """The data set's own names of the features whose pictures a preparation reads."""
+    """The data set's own names of the features whose images a preparation reads.
+
+    Args:
+      config: settings.
+
+    Returns:
+      Keys.
+    """
     theirs = source_settings(dataclasses.asdict(config)).camera_map
     return {theirs.get(name, name) for name in (*config.cameras, *config.depth)}
 
 
 def finished_meta(out: Path, identity: Mapping[str, Any], root: Path | None = None) -> Meta | None:
-    """What a finished preparation holds, or None for a new or unfinished directory with the same
-    settings.
+    """What a finished preparation holds.
 
-    `root` is the folder of the data set: of what older preparations of it have recorded, all its
-    files are compared.
+    Args:
+      out: its folder.
+      identity: of `identity_of`.
+      root: folder of the data set: of what older preparations of it have recorded, all its files
+        are compared.
+
+    Returns:
+      The contents of meta.json; None for a new or unfinished directory with the same settings.
+
+    Raises:
+      UserError: the folder holds something else.
     """
     meta_path, unfinished_path = out / META, out / UNFINISHED
     if meta_path.is_file():
@@ -81,7 +105,17 @@ def finished_meta(out: Path, identity: Mapping[str, Any], root: Path | None = No
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Returns a JSON object of ours; damaged text raises UserError."""
+    """A JSON object of ours.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      Its keys and values.
+
+    Raises:
+      UserError: damaged text.
+    """
     try:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
@@ -92,12 +126,25 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def write_unfinished(out: Path, identity: Mapping[str, Any], bad: Mapping[int, str]) -> None:
-    """Notes what a preparation under way is, and which episodes it leaves out."""
+    """Notes what a preparation under way is, and which episodes it leaves out.
+
+    Args:
+      out: its folder.
+      identity: of `identity_of`.
+      bad: {episode: reason}.
+    """
     tfds.write_text(out / UNFINISHED, json.dumps({**identity, BAD: bad}, indent=2) + '\n')
 
 
 def known_bad(out: Path) -> dict[int, str] | None:
-    """The episodes that a stopped preparation left out; None where none was stopped."""
+    """The episodes that a stopped preparation left out.
+
+    Args:
+      out: its folder.
+
+    Returns:
+      {episode: reason}; None where none was stopped.
+    """
     if not (out / UNFINISHED).is_file():
         return None
     return {int(index): reason for index, reason in read_settings(out / UNFINISHED)[BAD].items()}
@@ -123,6 +170,10 @@ def _compare(
 
 
 def clean_up(out: Path) -> None:
-    """Removes what only a preparation under way needs."""
+    """Removes what only a preparation under way needs.
+
+    Args:
+      out: folder of the preparation.
+    """
     (out / UNFINISHED).unlink(missing_ok=True)
     shutil.rmtree(out / tfds.INCOMING, ignore_errors=True)

@@ -18,7 +18,15 @@ FILE = 'episodes.json'
 
 
 def episode_digest(episode: Episode) -> str:
-    """Of states and actions: a camera more, another number, format or task text changes nothing."""
+    """Digest of an episode's states and actions: a camera more, another number, format or task text
+    changes nothing.
+
+    Args:
+      episode: its columns.
+
+    Returns:
+      64 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for values in (episode.state, episode.actions):
         array = np.ascontiguousarray(values, '<f4')
@@ -27,19 +35,30 @@ def episode_digest(episode: Episode) -> str:
 
 
 def of_split(meta: Meta, split: str) -> dict[str, int] | None:
-    """{digest: episode} of a split of prepared shards; None where their preparation recorded
-    none.
+    """The episodes of a split of prepared shards.
+
+    Args:
+      meta: what the shards say.
+      split: its name.
+
+    Returns:
+      {digest: episode}; None where their preparation recorded none.
     """
     known = meta.episode_digests
     return None if known is None else {known[index]: index for index in meta.splits[split]}
 
 
 def note(workdir: Path, meta: Meta, base: str | Path = '') -> None:
-    """Adds the train episodes of `meta`, and those that the policy at `base` has learned from, to a
+    """Adds the train episodes of some shards, and those that a policy has learned from, to a
     folder's record.
 
     A folder that went on with other shards has learned from both. Nothing is written where nothing
     is known.
+
+    Args:
+      workdir: of the training.
+      meta: what the shards say.
+      base: the policy; '': none.
     """
     found = of_split(meta, 'train')
     if found is None:
@@ -55,8 +74,16 @@ def note(workdir: Path, meta: Meta, base: str | Path = '') -> None:
 
 
 def read(folder: Path) -> dict[str, str] | None:
-    """{digest: name} of the episodes that a training in `folder` learned from; None where it
-    recorded none.
+    """The episodes that a training has learned from.
+
+    Args:
+      folder: of the training.
+
+    Returns:
+      {digest: name}; None where it recorded none.
+
+    Raises:
+      UserError: the record is damaged.
     """
     file = folder / FILE
     if not file.is_file():

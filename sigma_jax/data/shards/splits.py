@@ -16,10 +16,19 @@ def split_episodes(
     seed: int,
     explicit: Mapping[str, Sequence[int]],
 ) -> dict[str, list[int]]:
-    """Returns ascending episode lists for train, calibration and test.
+    """Divides episodes into train, calibration and test (docs/design.md, "Episode splits").
 
     With any `explicit` list given, those lists are the split. Otherwise a shuffle keyed by `seed`
     is cut by `fractions`; every split with a positive fraction gets at least one episode.
+
+    Args:
+      episodes: that there are.
+      fractions: of train, calibration and test.
+      seed: of the shuffle.
+      explicit: {split: episodes}.
+
+    Returns:
+      {split: ascending episodes}.
 
     Raises:
       UserError: fractions that do not add up to 1, too few episodes, unknown or repeated episodes.

@@ -17,7 +17,14 @@ Section = tuple[str, list[tuple[str, str]]]
 
 
 def sections(meta: Meta) -> list[Section]:
-    """Everything in meta.json as (title, [(name, value)]), in the order of reading."""
+    """Everything in meta.json as (title, [(name, value)]), in the order of reading.
+
+    Args:
+      meta: what the shards say.
+
+    Returns:
+      In the order of reading.
+    """
     said = meta.to_json()
     return [
         ('source', _source(meta)),
@@ -89,8 +96,14 @@ def _text(value: Any) -> str:
 
 
 def choose_windows(counts: Mapping[str, int], wanted: int) -> list[tuple[str, int]]:
-    """(split, record number) of `wanted` windows: one of every split, the rest in proportion,
-    evenly over each.
+    """Windows of all splits: one of every split, the rest in proportion, evenly over each.
+
+    Args:
+      counts: {split: windows}.
+      wanted: how many.
+
+    Returns:
+      (split, record number) of each.
 
     Raises:
       UserError: fewer than one wanted.

@@ -35,6 +35,19 @@ def window_features(
 ) -> tfds.features.FeaturesDict:
     """The fields of a record; images are stored as JPEG bytes, depth as 16-bit PNG, audio as
     (samples, dtype).
+
+    Args:
+      cameras: names.
+      image_size: side of the images, pixels.
+      state_width: numbers of a state.
+      action_width: numbers of an action.
+      horizon: actions of a window.
+      depth: names of depth views.
+      audio: (samples, dtype); None: none.
+      language: whether there is any.
+
+    Returns:
+      TFDS features.
     """
     feature = tfds.features
     image = {
@@ -69,14 +82,29 @@ def window_features(
 
 
 def shard_file(split: str, shard: int, count: int) -> str:
-    """The name TFDS gives to shard `shard` of `count`."""
+    """The name that TFDS gives to a shard.
+
+    Args:
+      split: its name.
+      shard: number of the shard.
+      count: of shards.
+
+    Returns:
+      The file's name.
+    """
     return f'{NAME}-{split}.array_record-{shard:05d}-of-{count:05d}'
 
 
 def write_shard(
     path: Path, features: tfds.features.FeaturesDict, examples: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Writes one shard atomically. Equal examples give equal files."""
+    """Writes one shard atomically. Equal examples give equal files.
+
+    Args:
+      path: of the file.
+      features: of `window_features`.
+      examples: the records.
+    """
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
     with incoming(path) as temporary:
         writer = array_record_module.ArrayRecordWriter(str(temporary), 'group_size:1')
@@ -89,13 +117,23 @@ def write_shard(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Writes a text file atomically.
+
+    Args:
+      path: of the file.
+      text: its contents.
+    """
     with incoming(path) as temporary:
         temporary.write_text(text)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz atomically; equal arrays give equal files."""
+    """Writes an .npz atomically; equal arrays give equal files.
+
+    Args:
+      path: of the file.
+      arrays: by name.
+    """
     with incoming(path) as temporary, temporary.open('wb') as file:
         np.savez(file, allow_pickle=False, **arrays)
 
@@ -103,8 +141,12 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def write_tfds_metadata(
     out: Path, features: tfds.features.FeaturesDict, splits: Mapping[str, tuple[list[int], int]]
 ) -> None:
-    """Writes dataset_info.json and features.json; `splits` maps a name to (windows per shard,
-    bytes).
+    """Writes dataset_info.json and features.json.
+
+    Args:
+      out: the folder.
+      features: of `window_features`.
+      splits: {name: (windows of each shard, bytes)}.
     """
     staging = out / INCOMING / 'metadata'
     shutil.rmtree(staging, ignore_errors=True)
@@ -132,8 +174,16 @@ def write_tfds_metadata(
 
 @contextlib.contextmanager
 def incoming(path: Path) -> Iterator[Path]:
-    """Gives a temporary path on the same disk; renames it to `path` when the block ends without an
-    error.
+    """A temporary path on the same disk, renamed when the block ends without an error.
+
+    Args:
+      path: the final one.
+
+    Returns:
+      A context with the temporary path.
+
+    Raises:
+      UserError: the disk is full.
     """
     folder = path.parent / INCOMING
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,8 +203,17 @@ def incoming(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def told_full_disk(out: Path) -> Iterator[None]:
-    """Raises UserError where the block fails for want of room; what is in `out` stays there to be
+    """Turns want of room within the block into a sentence; what is written stays there to be
     continued.
+
+    Args:
+      out: the folder.
+
+    Returns:
+      A context.
+
+    Raises:
+      UserError: the disk is full.
     """
     try:
         yield
@@ -167,7 +226,12 @@ def told_full_disk(out: Path) -> Iterator[None]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Flushes a finished file to disk and gives it its final name."""
+    """Flushes a finished file to disk and gives it its final name.
+
+    Args:
+      temporary: path.
+      path: the final one.
+    """
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)
@@ -182,5 +246,12 @@ def _sync(path: Path) -> None:
 
 
 def writer_lock(out: Path) -> contextlib.AbstractContextManager[None]:
-    """Holds `out` for one preparation."""
+    """Holds a folder for one preparation.
+
+    Args:
+      out: the folder.
+
+    Returns:
+      A context.
+    """
     return files.writer_lock(out, 'preparation')

@@ -38,20 +38,44 @@ class Windows:
         return len(self.frame)
 
     def take(self, selection: np.ndarray) -> 'Windows':
-        """Returns the windows chosen by an index or boolean array."""
+        """Some of the windows.
+
+        Args:
+          selection: indices, or a mask.
+
+        Returns:
+          Their table.
+        """
         return Windows(*(column[selection] for column in columns(self)))
 
 
 def columns(windows: Windows) -> tuple[np.ndarray, ...]:
-    """Returns the columns in the order of the fields."""
+    """The columns in the order of the fields.
+
+    Args:
+      windows: a table.
+
+    Returns:
+      Arrays.
+    """
     return tuple(getattr(windows, field.name) for field in dataclasses.fields(Windows))
 
 
 def cut_windows(episode: Episode, *, horizon: int, stride: int, tail: str = 'drop') -> Windows:
-    """Cuts an episode every `stride` frames.
+    """Cuts an episode into windows (docs/design.md, "Windows").
 
-    `tail` says what happens to a window that runs over the episode's end: 'drop' leaves it out,
-    'pad' repeats the last action with `action_mask` false.
+    Args:
+      episode: its columns.
+      horizon: actions of a window.
+      stride: frames from one window to the next.
+      tail: what happens to a window that runs over the episode's end: 'drop' leaves it out, 'pad'
+        repeats the last action with `action_mask` false.
+
+    Returns:
+      The windows.
+
+    Raises:
+      UserError: an unknown tail, or a horizon or stride below 1.
     """
     if tail not in TAILS:
         raise UserError(
@@ -101,11 +125,17 @@ def _masked_mean_max(values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, 
 def filter_windows(
     windows: Windows, *, min_motion: float, min_action_norm: float
 ) -> tuple[Windows, dict[str, int]]:
-    """Drops windows that barely move; returns those kept and how many went for which reason.
+    """Drops windows in which the robot barely moves (docs/design.md, "Windows").
 
-    `min_motion` bounds `avg_motion` (docs/design.md, "Windows"), `min_action_norm` bounds
-    `avg_action_l2` (paper 4.1; on absolute joint positions it filters nothing). 0 switches a filter
-    off.
+    Args:
+      windows: a table.
+      min_motion: least `avg_motion`, raw units; 0: no limit.
+      min_action_norm: least `avg_action_l2` (paper 4.1; on absolute joint positions it filters
+        nothing); 0: no limit.
+
+    Returns:
+      kept: the others.
+      dropped: {reason: how many}.
     """
     still = windows.avg_motion < min_motion
     small = ~still & (windows.avg_action_l2 < min_action_norm)
@@ -119,6 +149,13 @@ def filter_windows(
 def first_windows(windows: Windows, stride: int) -> Bool[np.ndarray, ' m']:
     """True where a window has no predecessor `stride` frames earlier: the memory starts anew there
     (docs/design.md, "The sequence").
+
+    Args:
+      windows: a table.
+      stride: frames.
+
+    Returns:
+      One flag a window.
     """
     if not len(windows):
         return np.zeros(0, bool)
@@ -127,5 +164,12 @@ def first_windows(windows: Windows, stride: int) -> Bool[np.ndarray, ' m']:
 
 
 def concatenate(tables: Sequence[Windows]) -> Windows:
-    """Joins tables in order; at least one is needed."""
+    """Joins tables in order; at least one is needed.
+
+    Args:
+      tables: at least one.
+
+    Returns:
+      One table.
+    """
     return Windows(*(np.concatenate(parts) for parts in zip(*map(columns, tables), strict=True)))

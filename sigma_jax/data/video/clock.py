@@ -41,7 +41,15 @@ class FileRows:
 
 
 def place_rows(entries: Iterable[EpisodeEntry], camera: str) -> Mapping[int, FileRows]:
-    """The place of every episode in its file of one camera, by the episode's index."""
+    """The place of every episode in its file of one camera.
+
+    Args:
+      entries: episodes.
+      camera: its key.
+
+    Returns:
+      {episode: place}.
+    """
     files: dict[Path, list[EpisodeEntry]] = {}
     for entry in entries:
         files.setdefault(entry.videos[camera][0], []).append(entry)
@@ -61,11 +69,19 @@ def place_rows(entries: Iterable[EpisodeEntry], camera: str) -> Mapping[int, Fil
 def check_video_clock(
     path: Path, times: Float[np.ndarray, ' n'], fps: float, rows: FileRows, name: str
 ) -> None:
-    """Raises UserError where the frame shown at the time of any row of an episode is that of
-    another row.
+    """Checks that the frame shown at the time of any row is that row's own.
 
-    `times` are those of all its rows, in seconds of the file; a file that cannot be read is left to
-    whoever reads it.
+    A file that cannot be read is left to whoever reads it.
+
+    Args:
+      path: of the video.
+      times: of all rows of the episode, seconds of the file.
+      fps: frames a second.
+      rows: the episode's place in the file.
+      name: of the episode, for messages.
+
+    Raises:
+      UserError: the frame of another row is shown.
     """
     shown, resolution, declared = _shown(path)
     if not len(shown):

@@ -37,13 +37,20 @@ def read_frames(
     size: tuple[int, int] | None = None,
     pixels: Callable[[av.VideoFrame, str], np.ndarray] | None = None,
 ) -> Iterator[UInt8[np.ndarray, 'h x 3']]:
-    """Yields the RGB frames shown at ascending `times` (seconds from the file's start), one after
-    another.
+    """Yields the frames of a video that are shown at some times.
 
-    `until` is the time of the last frame the file must hold, wanted or not; `name` says in messages
-    whose frames these are; `size` is the (height, width) every frame must have, as it is stored or
-    once it is turned as the container says; `pixels` takes a frame (and its place) apart where it
-    is no picture of colours.
+    Args:
+      path: of the video.
+      times: ascending, seconds from the file's start.
+      fps: frames a second that the data set names.
+      until: time of the last frame that the file must hold, whether it is read or not.
+      name: whose frames these are, for messages.
+      size: (height, width) every frame must have, as it is stored or once it is turned as the
+        container says.
+      pixels: `(frame, place) -> array`, for frames that are no colour images.
+
+    Returns:
+      An iterator of RGB frames, one after another.
 
     Raises:
       UserError: the file is missing, damaged or too short, of another frame rate or size, or holds

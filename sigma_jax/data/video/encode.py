@@ -46,7 +46,15 @@ class VideoSettings:
 
 
 class VideoWriter:
-    """One mp4 file; `write` appends frames, `close` flushes."""
+    """One mp4 file; `write` appends frames, `close` flushes.
+
+    Args:
+      path: of the new file.
+      height: pixels, even.
+      width: pixels, even.
+      fps: frames a second.
+      settings: of the encoder.
+    """
 
     def __init__(self, path: Path, height: int, width: int, fps: int, settings: VideoSettings):
         """Opens the file; height and width are even."""
@@ -58,7 +66,11 @@ class VideoWriter:
         self._open = True
 
     def write(self, images: np.ndarray) -> None:
-        """Appends frames uint8 [n, height, width, 3], RGB."""
+        """Appends frames.
+
+        Args:
+          images: uint8 [n, height, width, 3], RGB.
+        """
         for image in images:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format='rgb24')
             self._container.mux(self._stream.encode(frame))

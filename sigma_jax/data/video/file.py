@@ -21,5 +21,12 @@ LENIENT: dict[str, Any] = (
 
 
 def open_video(path: Path) -> InputContainer:
-    """Opens a video file for reading; what is none raises an error of FFmpeg's."""
+    """Opens a video file for reading; what is none raises an error of FFmpeg's.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      PyAV's container.
+    """
     return av.open(str(path), options=CONTAINER, **LENIENT)

@@ -17,10 +17,16 @@ _DAMAGE = (av.error.FFmpegError, ValueError, ArithmeticError, MemoryError, OSErr
 
 
 def spare_notes(dataset: Any, keys: Sequence[str]) -> tuple[str, ...]:
-    """A note for each of the first few files of `keys` that declares more frames than the rows that
-    fill it from 0 on.
+    """Notes on files that declare more frames than the rows that fill them from 0 on.
 
     Only headers are read; a file that cannot be read is left to whoever reads it.
+
+    Args:
+      dataset: of `sources.open_source`.
+      keys: of the videos' features.
+
+    Returns:
+      A note for each of the first few such files.
     """
     entries = [entry for entry in dataset.episodes.values() if getattr(entry, 'videos', None)]
     files: dict[Path, FileRows] = {}

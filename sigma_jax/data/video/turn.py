@@ -12,8 +12,14 @@ from sigma_jax.errors import UserError
 
 
 def quarter_turns(frame: av.VideoFrame, place: str) -> int:
-    """By how many quarters a frame is to be turned counterclockwise; `place` says in messages where
-    it is.
+    """By how many quarters a frame is to be turned counterclockwise.
+
+    Args:
+      frame: decoded.
+      place: of the frame, for messages.
+
+    Returns:
+      0 to 3.
 
     Raises:
       UserError: for a matrix that mirrors, scales or turns by another angle: readers differ there.
@@ -34,5 +40,13 @@ def quarter_turns(frame: av.VideoFrame, place: str) -> int:
 
 
 def turn(pixels: UInt8[np.ndarray, 'h w 3'], turns: int) -> UInt8[np.ndarray, 'a b 3']:
-    """The picture turned by quarters counterclockwise."""
+    """An image turned by quarters.
+
+    Args:
+      pixels: of the image.
+      turns: counterclockwise.
+
+    Returns:
+      The turned one.
+    """
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
