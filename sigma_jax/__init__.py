@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from sigma_jax.data.shards.directory import Shards, open_shards
     from sigma_jax.data.shards.plan import DataConfig
     from sigma_jax.errors import UserError
+    from sigma_jax.policies.base import Policy
     from sigma_jax.policies.base_actions import BaselineConfig
+    from sigma_jax.policies.load import load_policy
     from sigma_jax.sigma import losses
     from sigma_jax.training.config import RunConfig
     from sigma_jax.training.folder import RunFolder
@@ -44,6 +46,7 @@ _HOMES = {
     'DataConfig': 'data.shards.plan',
     'Evaluation': 'api.evaluation',
     'Inspection': 'api.preparation',
+    'Policy': 'policies.base',
     'Preparation': 'api.preparation',
     'Proof': 'api.conversion',
     'RunConfig': 'training.config',
@@ -56,6 +59,7 @@ _HOMES = {
     'export': 'api.training',
     'export_pt': 'api.preparation',
     'inspect_shards': 'api.preparation',
+    'load_policy': 'policies.load',
     'open_dataset': 'api.preparation',
     'open_shards': 'data.shards.directory',
     'prepare_data': 'api.preparation',
@@ -76,6 +80,7 @@ __all__ = [
     'DataConfig',
     'Evaluation',
     'Inspection',
+    'Policy',
     'Preparation',
     'Proof',
     'RunConfig',
@@ -89,6 +94,7 @@ __all__ = [
     'export',
     'export_pt',
     'inspect_shards',
+    'load_policy',
     'losses',
     'open_dataset',
     'open_shards',

@@ -28,7 +28,6 @@ from sigma_jax.evaluation.replay_shards import (
     Decoded,
     list_batches,
     replay_split,
-    whole_episodes,
 )
 from sigma_jax.evaluation.report import page
 from sigma_jax.evaluation.report.schema import check_report
@@ -203,19 +202,12 @@ def extras(
         bar.update(task, total=1, completed=1)
     if request.robustness:
         base, task = (
-            robustness.BasePolicy(shards, trained.config.base),
+            robustness.BasePolicy(shards, trained.base, trained.frozen.params),
             bar.add_task('robustness', total=9, note=''),
         )
 
         def pairs():
-            bases = whole_episodes(
-                split,
-                request.episodes_at_once,
-                base.config.tokenizer,
-                base.statistics,
-                base.policy,
-                decoded=decoded,
-            )
+            bases = base.batches(split, request.episodes_at_once, decoded)
             return zip(batches(), bases, strict=True)
 
         rows = robustness.table(

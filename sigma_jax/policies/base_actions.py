@@ -10,12 +10,9 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
-import jax
 import numpy as np
 
-from sigma_jax import xla
 from sigma_jax.convert.base_policy import (
     Base,
     ModelConfig,
@@ -32,12 +29,12 @@ from sigma_jax.data.shards.base_record import BaseRecord
 from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
-from sigma_jax.policies import sampling
+from sigma_jax.nn.lora import LoraConfig
+from sigma_jax.policies.sampled import Sampler, check_acts, make_sampler, on_device
 from sigma_jax.processing import fitting
-from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import NormStats
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
-from sigma_jax.types import to_batch
+from sigma_jax.types import PyTree, to_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +54,23 @@ def write_baselines(
     config: BaselineConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BaseRecord:
-    """Samples the policy on all splits. Returns the record; finished splits of the same settings
-    are kept.
+    """Samples the policy on all splits; finished ones of the same settings are kept.
 
-    Raises UserError for shards, base or tokenizer that do not fit each other.
+    Args:
+      shards: whose windows.
+      config: which policy, and how.
+      progress: is told (windows done, windows in all).
+
+    Returns:
+      The record that now lies beside the shards.
+
+    Raises:
+      UserError: shards, base or tokenizer do not fit each other.
     """
     meta, policy = shards.meta, describe_policy(config)
     check_policy(policy, config, meta.horizon)
     check_images(policy, meta)
-    robot = check_robot(policy, meta)
+    check_robot(policy, meta)
     if not policy.digest:
         policy = read_weights(policy)
     record = BaseRecord(
@@ -81,12 +86,14 @@ def write_baselines(
     todo = [one for one in splits if one.windows and one.name not in record.finished]
     if todo and policy.params is None:  # half a minute at full size
         policy = read_weights(policy)
-    policy = dataclasses.replace(policy, norm_stats=robot)
     total, done = meta.total, 0
     progress(0, total)  # the first batch takes a while to compile
+    sample = sampler_of(shards, policy, record) if todo else None
     for split in splits:
-        if split in todo:
-            arrays = _sample_split(split, policy, config, lambda n, d=done: progress(d + n, total))
+        if sample is not None and split in todo:
+            arrays = _sample_split(
+                split, policy, sample, config, lambda n, d=done: progress(d + n, total)
+            )
             buffer = io.BytesIO()
             np.savez(buffer, base=arrays)
             atomic_write(split.base_file, buffer.getvalue())
@@ -98,7 +105,17 @@ def write_baselines(
 
 
 def describe_policy(config: BaselineConfig) -> Base:
-    """The converted policy and its statistics, its weights left unread."""
+    """The converted policy and its statistics, its weights left unread.
+
+    Args:
+      config: where it lies, in which dtype it computes.
+
+    Returns:
+      The opened base.
+
+    Raises:
+      UserError: no base is named, or none is there.
+    """
     if not config.base:
         raise UserError(
             'expected a converted pi0.5 as the base, got none; name its folder '
@@ -107,20 +124,19 @@ def describe_policy(config: BaselineConfig) -> Base:
     return open_base(config.base, ModelConfig(config.dtype))
 
 
-def load_policy(config: BaselineConfig) -> Base:
-    """The converted policy with its weights. Raises UserError without `norm_stats.json` in its
-    folder.
-    """
-    policy = describe_policy(config)
-    _check_statistics(policy, config)
-    return read_weights(policy)
-
-
 def check_policy(policy: Base, config: BaselineConfig, horizon: int) -> None:
-    """Raises UserError where the policy cannot be sampled, with this tokenizer, for windows of
-    `horizon` actions.
+    """Whether the policy can be sampled for some windows.
+
+    Args:
+      policy: opened.
+      config: with the tokenizer's name.
+      horizon: actions of a window.
+
+    Raises:
+      UserError: it does not act, no statistics lie beside it, the tokenizer is not its own, or it
+        gives fewer actions.
     """
-    _check_statistics(policy, config)
+    check_acts(policy)
     check_vocab(load_tokenizer(config.tokenizer), policy.config.vocab_size)
     if policy.config.action_horizon < horizon:
         raise UserError(
@@ -133,19 +149,18 @@ def check_policy(policy: Base, config: BaselineConfig, horizon: int) -> None:
 def check_robot(policy: Base, robot: fitting.Robot) -> NormStats | None:
     """The policy's statistics for a robot.
 
-    Raises UserError where the policy knows another robot: too few numbers, or relative joints that
-    are not its own.
+    Args:
+      policy: opened.
+      robot: what names its joints.
+
+    Returns:
+      Statistics of the robot's width; None where the policy has none.
+
+    Raises:
+      UserError: it knows another robot: too few numbers, or relative joints that are not its own.
     """
     fitting.of_shards((), policy.policy, robot, policy.config.action_dim)
     return robot_statistics(policy, robot)
-
-
-def _check_statistics(policy: Base, config: BaselineConfig) -> None:
-    if policy.norm_stats is None:
-        raise UserError(
-            f'expected norm_stats.json in {config.base}, got none; a policy is sampled in the '
-            'units it was trained in: copy the statistics of its training data there'
-        )
 
 
 def _finished(shards: Shards, record: BaseRecord) -> tuple[str, ...]:
@@ -160,36 +175,67 @@ def _finished(shards: Shards, record: BaseRecord) -> tuple[str, ...]:
     return tuple(name for name in old.finished if shards.split(name).base_file.is_file())
 
 
-def _sample_split(split: Split, policy: Any, config: BaselineConfig, progress) -> np.ndarray:
+def sampler_of(
+    shards: Shards, base: Base, record: BaseRecord, held: PyTree | None = None, draws: int = 0
+) -> Sampler:
+    """The sampler behind the base's actions beside some shards: what it gives is what lies there.
+
+    Args:
+      shards: whose windows are sampled.
+      base: with its weights.
+      record: how it is sampled.
+      held: leaves of the base that lie on the device already; see `sampled.on_device`.
+      draws: how many of the recorded draws, from the first; 0: all.
+
+    Returns:
+      The sampler.
+
+    Raises:
+      UserError: a base that does not act, has no statistics, or knows another robot.
+    """
+    same = ModelConfig(record.dtype).fit(base.config, LoraConfig())
+    return make_sampler(
+        dataclasses.replace(base, config=same),
+        shards.meta,
+        shards.meta.horizon,
+        seed=record.seed,
+        draws=draws or record.samples,
+        weights=on_device(base.params, held),
+    )
+
+
+def _sample_split(
+    split: Split, base: Base, sample: Sampler, config: BaselineConfig, progress
+) -> np.ndarray:
     """[m samples t a] float32, raw units, in record order."""
     meta, tokenizer = split.shards.meta, load_tokenizer(config.tokenizer)
     processor = shards_processor(
-        split.shards, tokenizer, policy.norm_stats, policy.policy, policy.spec.prompt
+        split.shards, tokenizer, sample.statistics, base.policy, base.spec.prompt
     )
-    loader = pipeline.make_loader(split, processor, Order(config.batch_size))
-    relative = fitting.of_shards((), policy.policy, meta, policy.config.action_dim)
-    scaling = action_scaling(policy.norm_stats, policy.norm_stats, relative)
-    sampler = sampling.make_sampler(
-        sampling.bind_frozen(policy.config), config.seed, config.samples, meta.horizon
-    )
-    sample, params = xla.jit(sampler), jax.device_put(policy.params)
     out = np.zeros(
         (split.windows, config.samples, meta.horizon, meta.widths['actions']), np.float32
     )
-    for batch in loader:
+    for batch in pipeline.make_loader(split, processor, Order(config.batch_size)):
         number = batch['record'][:, 0]
         real = number >= 0
-        windows = to_batch({key: x[:, 0] for key, x in batch.items()})
-        out[number[real]] = np.asarray(sample(params, scaling, windows))[real]
+        drawn = sample(to_batch({key: x[:, 0] for key, x in batch.items()}))
+        out[number[real]] = drawn[real]
         progress(int(number.max()) + 1)
     return out
 
 
 def check_baselines(shards: Shards, base_digest: str) -> BaseRecord:
-    """What made the baselines beside the shards. Raises UserError when they are missing or come
-    from another policy.
+    """What made the baselines beside the shards.
 
-    `base_digest` '' is not known yet.
+    Args:
+      shards: with them.
+      base_digest: of the policy that they are to be of; '' is not known yet.
+
+    Returns:
+      The record.
+
+    Raises:
+      UserError: there are none, or they come from another policy.
     """
     if (record := shards.baselines) is None:
         raise UserError(

@@ -24,7 +24,17 @@ Sample = Callable[[PyTree, ActionScaling, Batch], Float[Array, 'b m t a']]
 
 
 def make_sampler(bind: Callable[[PyTree], Backbone], seed: int, draws: int, horizon: int) -> Sample:
-    """A function to compile; `bind` gives the policy of some weights."""
+    """A function to compile: samples of a policy in raw units.
+
+    Args:
+      bind: gives the policy of some weights.
+      seed: of the noise; a window's own comes of seed, draw, episode and frame.
+      draws: chunks a window.
+      horizon: actions that are kept of a chunk.
+
+    Returns:
+      See `Sample`.
+    """
 
     def sample(weights, scaling, batch):
         backbone = bind(weights)
@@ -43,13 +53,27 @@ def make_sampler(bind: Callable[[PyTree], Backbone], seed: int, draws: int, hori
 
 
 def bind_frozen(config: BackboneConfig) -> Callable[[PyTree], Backbone]:
-    """Weights are the base's own."""
+    """How a base is bound.
+
+    Args:
+      config: its sizes.
+
+    Returns:
+      A function of its weights.
+    """
     spec = kinds.of(config)
     return lambda params: spec.bind(config, params)
 
 
 def bind_tuned(config: BackboneConfig) -> Callable[[PyTree], Backbone]:
-    """Weights are (trainable, params): LoRA factors, or whole leaves, over the base's."""
+    """How a base is bound with what was trained.
+
+    Args:
+      config: its sizes, LoRA settings among them.
+
+    Returns:
+      A function of (trainable, params): LoRA factors, or whole leaves, over the base's.
+    """
     return lambda weights: bind(config, weights[0], weights[1], Ablation())
 
 
@@ -60,8 +84,18 @@ def in_parts(
     batch: Mapping[str, Any],
     at_once: int = AT_ONCE,
 ) -> Float[np.ndarray, 'b g m t a']:
-    """`sample` on a batch [b g ...], `at_once` windows at a time whatever the batch, so that it
+    """Samples of a loader's batch, some windows at a time whatever the batch, so that the sampler
     compiles once.
+
+    Args:
+      sample: compiled.
+      weights: its first argument.
+      scaling: its second.
+      batch: leaves [b g ...].
+      at_once: windows.
+
+    Returns:
+      Actions in raw units.
     """
     lead = batch['episode'].shape
     flat = {key: x.reshape(-1, *x.shape[2:]) for key, x in batch.items()}

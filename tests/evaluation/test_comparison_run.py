@@ -8,19 +8,24 @@ import numpy as np
 import pytest
 
 import evaluate
+from sigma_jax import trees
 from sigma_jax.backbones import pi05
+from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation.metrics import ERRORS
-from sigma_jax.evaluation.replay_shards import in_order, whole_episodes
+from sigma_jax.evaluation.replay_shards import in_order
 from sigma_jax.evaluation.report import schema
 from sigma_jax.evaluation.runner import Request
 from sigma_jax.evaluation.stress import robustness
 from sigma_jax.evaluation.stress.perturb import every_level
 from sigma_jax.nn import lora
+from sigma_jax.nn.quant import Quantised
 from sigma_jax.objectives.sigma import init_sigma
+from sigma_jax.training.build import build
 from sigma_jax.training.checkpoints import Checkpoints
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
+from sigma_jax.training.materialise import store_base
 from sigma_jax.training.run import Parts
 from sigma_jax.training.step import TrainState
 from tests.small_run import SmallRun, flow_config
@@ -182,17 +187,30 @@ def test_untouched_lora_samples_as_the_base_does(report):
 
 
 def test_base_sampled_again_is_what_lies_beside_the_shards(small_run):
-    base = robustness.BasePolicy(open_shards(small_run.shards), str(small_run.base))
-    batches = whole_episodes(
-        open_shards(small_run.shards).split('train'),
-        1,
-        base.config.tokenizer,
-        base.statistics,
-        base.policy,
-    )
+    opened = read_weights(open_base(str(small_run.base), ModelConfig()))
+    base = robustness.BasePolicy(open_shards(small_run.shards), opened)
+    batches = base.batches(open_shards(small_run.shards).split('train'), 1)
     drawn, _, _ = in_order((batch, base.sample(batch)) for batch in batches)
     stored = open_shards(small_run.shards).split('train').base_actions()[:, 0]
     np.testing.assert_allclose(drawn, stored, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['stored', 'bfloat16', 'int8'])
+def test_a_run_s_frozen_leaves_are_shared_and_change_no_bit(small_run, kind):
+    """Whatever form the run keeps them in: what holds other numbers is put there anew."""
+    quant = {'kind': kind, 'patterns': ('.*/mlp/linear',)}
+    config = RunConfig.from_dict(small_run.config(quant=quant))
+    opened = read_weights(build(config).base)
+    held = store_base(config, opened, build(config).objective)
+    shards = open_shards(small_run.shards)
+    alone, beside = (robustness.BasePolicy(shards, opened, x) for x in (None, held))
+    batch = next(alone.batches(shards.split('train'), 1))
+    assert np.array_equal(alone.sample(batch), beside.sample(batch))
+    leaves = trees.flatten(held, is_leaf=lambda x: isinstance(x, Quantised))
+    used = trees.flatten(beside._sampler.weights)
+    shared = {path for path, leaf in leaves.items() if used[path] is leaf}
+    assert len(leaves) < len(used)  # Sigma keeps no action expert
+    assert (len(shared) == len(leaves)) == (kind == 'stored') and shared
 
 
 def test_a_single_folder_is_evaluated_as_ever(folder, monkeypatch):

@@ -16,6 +16,7 @@ from absl.testing import flagsaver
 import prepare_data
 from configs import data_so101
 from sigma_jax.backbones.pi05 import BoundPi05
+from sigma_jax.convert.base_policy import read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.policies import base_actions
@@ -71,7 +72,7 @@ def test_a_sample_does_not_depend_on_its_batch(small_run, fresh):
 
 def test_a_row_is_the_policys_own_sample_in_raw_units(small_run):
     """Window 1, draw 1: noise keyed by seed, draw, episode and frame; units undone by hand."""
-    policy = base_actions.load_policy(small_run.baseline_config())
+    policy = read_weights(base_actions.describe_policy(small_run.baseline_config()))
     loader = make_loader(
         open_shards(small_run.shards).split('train'),
         batch_size=2,

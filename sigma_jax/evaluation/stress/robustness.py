@@ -9,57 +9,78 @@ of the base a window, kind and level.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
-from sigma_jax import xla
-from sigma_jax.convert.base_policy import robot_statistics
-from sigma_jax.data.shards.directory import Shards
+from sigma_jax.convert.base_policy import Base
+from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.evaluation import measure, metrics
 from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.replay import CARRIED, NumpyBatch, Windows, replay
+from sigma_jax.evaluation.replay_shards import Decoded, whole_episodes
 from sigma_jax.evaluation.stress.perturb import Perturbation, every_level
-from sigma_jax.policies import base_actions, sampling
-from sigma_jax.processing import fitting
-from sigma_jax.processing.actions import action_scaling
+from sigma_jax.policies import base_actions
 from sigma_jax.sigma.adapter import AdapterState
+from sigma_jax.types import PyTree
 
 ARMS = ('pi05', 'sigma', 'sigma+adapter')
 
 
 class BasePolicy:
-    """The policy behind the baselines of some shards; `sample(batch)` gives what lies beside them,
-    on clean windows.
+    """The policy behind the base's actions beside some shards; `sample(batch)` gives what lies
+    there, on clean windows.
 
-    `statistics` and `policy` say how its own prompts are written, which need not be how Sigma's
-    are.
+    `statistics`, `policy`, `prompt` and `tokenizer` say how its own prompts are written, which need
+    not be how Sigma's are.
+
+    Args:
+      shards: with the base's actions.
+      base: of a run, with its weights.
+      held: the run's frozen leaves; those that hold the same numbers do not lie on the device
+        twice.
+
+    Raises:
+      UserError: no such actions, those of another base, or a base that cannot be sampled.
     """
 
-    def __init__(self, shards: Shards, base: str):
-        record, meta = base_actions.check_baselines(shards, ''), shards.meta
-        self.config = base_actions.BaselineConfig(
-            base=base,
-            tokenizer=record.tokenizer,
-            samples=record.samples,
-            seed=record.seed,
-            dtype=record.dtype,
-        )
-        loaded = base_actions.load_policy(self.config)
-        self.policy = loaded.policy
-        own: Any = robot_statistics(loaded, meta)
-        self.statistics = own
-        relative = fitting.of_shards((), loaded.policy, meta, loaded.config.action_dim)
-        self.scaling = action_scaling(own, own, relative)
-        self.params = jax.device_put(loaded.params)
-        self.run = xla.jit(
-            sampling.make_sampler(
-                sampling.bind_frozen(loaded.config), self.config.seed, 1, meta.horizon
-            )
+    def __init__(self, shards: Shards, base: Base, held: PyTree | None = None):
+        record = base_actions.check_baselines(shards, base.digest)
+        self._sampler = base_actions.sampler_of(shards, base, record, held, draws=1)
+        self.tokenizer, self.statistics = record.tokenizer, self._sampler.statistics
+        self.policy, self.prompt = base.policy, base.spec.prompt
+
+    def batches(
+        self, split: Split, episodes_at_once: int, decoded: Decoded | None = None
+    ) -> Iterator[NumpyBatch]:
+        """Batches of whole episodes as the policy itself sees them.
+
+        Args:
+          split: of the shards.
+          episodes_at_once: in a batch.
+          decoded: keeps them for who asks again.
+
+        Returns:
+          An iterator over them, leaves [b g ...].
+        """
+        return whole_episodes(
+            split,
+            episodes_at_once,
+            self.tokenizer,
+            self.statistics,
+            self.policy,
+            decoded=decoded,
+            prompt=self.prompt,
         )
 
     def sample(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The first sample of every window, [b g t a] in raw units."""
-        return sampling.in_parts(self.run, self.params, self.scaling, batch)[:, :, 0]
+        """The first sample of every window.
+
+        Args:
+          batch: of `batches`, perturbed or not.
+
+        Returns:
+          Actions [b g t a], raw units.
+        """
+        return self._sampler.of_sequences(batch)[:, :, 0]
 
 
 def perturbed(

@@ -1,0 +1,89 @@
+"""A folder of weights as a policy that acts."""
+
+import dataclasses
+import pathlib
+
+from sigma_jax.convert.base_policy import Base, ModelConfig, open_base, read_weights
+from sigma_jax.errors import UserError
+from sigma_jax.nn import quant
+from sigma_jax.nn.quant import QuantConfig
+from sigma_jax.policies.base_actions import check_robot
+from sigma_jax.policies.sampled import SampledPolicy, check_acts, make_sampler
+from sigma_jax.processing.fitting import Robot
+from sigma_jax.processing.processor import of_policy
+from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Joints:
+    """A robot by the names of its joints, as `load_policy` takes one."""
+
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+
+
+def load_policy(
+    folder: str | pathlib.Path,
+    *,
+    tokenizer: str = '',
+    robot: Robot | int | None = None,
+    seed: int = 0,
+    dtype: str = 'float32',
+    storage: QuantConfig = QuantConfig(),
+) -> SampledPolicy:
+    """A base, or a fine-tuned policy exported whole, that acts on one robot.
+
+    Args:
+      folder: of a checkpoint in any layout, or a hub id.
+      tokenizer: file, folder or hub id; '' takes the one beside the weights.
+      robot: what names its joints (a data set, the meta of shards, `Joints`), or how many it has;
+        None takes as many as the statistics beside the weights have, which openpi pads to the
+        model's width.
+      seed: of its noise.
+      dtype: of its matrix products.
+      storage: in what form its weights lie on the device.
+
+    Returns:
+      The policy, with its weights on the device; the first `infer` compiles it.
+
+    Raises:
+      UserError: no checkpoint there, no statistics or tokenizer beside it, or a robot that it does
+        not know.
+
+    Examples:
+      >>> policy = load_policy('runs/demo/base')  # doctest: +SKIP
+      >>> policy.infer(env.observe())['actions'].shape  # doctest: +SKIP
+      (16, 6)
+    """
+    base = open_base(str(folder), ModelConfig(dtype))
+    if base.folder is None:
+        raise UserError('expected the folder of a policy, got none; name one')
+    check_acts(base)
+    known = joints_of(base, robot)
+    check_robot(base, known)
+    words = load_tokenizer(tokenizer or base.folder)
+    check_vocab(words, base.config.vocab_size)
+    base, spec, horizon = read_weights(base), base.spec, base.config.action_horizon
+    weights = quant.store(base.params, spec.stored, storage, float32=spec.float32)
+    sampler = make_sampler(base, known, horizon, seed=seed, weights=weights)
+    side = base.config.image_size
+    processor = of_policy(base.policy, sampler.statistics, words, side, spec.prompt)
+    return SampledPolicy(base, processor, sampler, horizon)
+
+
+def joints_of(base: Base, robot: Robot | int | None) -> Robot:
+    """A robot as `load_policy` is told of it.
+
+    Args:
+      base: with its statistics.
+      robot: what names its joints, or how many it has; None: as many as the statistics.
+
+    Returns:
+      What names them.
+    """
+    if robot is not None and not isinstance(robot, int):
+        return robot
+    statistics = base.norm_stats or {}
+    widths = [robot or len(statistics[name].mean) for name in ('state', 'actions')]
+    names = [tuple(f'joint_{n}' for n in range(width)) for width in widths]
+    return Joints(*names)

@@ -1,0 +1,272 @@
+"""A base that acts by itself: its sampler for a robot, and the policy around it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from sigma_jax import trees, xla
+from sigma_jax.convert.base_policy import Base, robot_statistics
+from sigma_jax.errors import UserError
+from sigma_jax.nn.quant import Quantised
+from sigma_jax.policies import sampling
+from sigma_jax.policies.base import ACTIONS, IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.processing import fitting
+from sigma_jax.processing.actions import action_scaling
+from sigma_jax.processing.normalize import NormStats
+from sigma_jax.processing.processor import Processor
+from sigma_jax.types import ActionScaling, Batch, Observation, PyTree
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampler:
+    """A base's own actions on one robot, compiled once; what is stored beside shards, what
+    robustness draws anew and what a live policy does are all this.
+
+    Attributes:
+      statistics: of the robot's state and actions, by which the base is asked.
+      run: compiled; see `sampling.Sample`.
+      weights: on the device.
+      scaling: of the actions.
+    """
+
+    statistics: NormStats
+    run: sampling.Sample
+    weights: PyTree
+    scaling: ActionScaling
+
+    def __call__(self, batch: Batch) -> Float[np.ndarray, 'b m t a']:
+        """All draws for the windows of a batch.
+
+        Args:
+          batch: leaves [b ...].
+
+        Returns:
+          Actions in raw units.
+        """
+        return np.asarray(self.run(self.weights, self.scaling, batch))
+
+    def of_sequences(self, batch: Mapping[str, Any]) -> Float[np.ndarray, 'b g m t a']:
+        """The same of a loader's batch, some windows at a time; see `sampling.in_parts`.
+
+        Args:
+          batch: leaves [b g ...].
+
+        Returns:
+          Actions in raw units.
+        """
+        return sampling.in_parts(self.run, self.weights, self.scaling, batch)
+
+
+def make_sampler(
+    base: Base,
+    robot: fitting.Robot,
+    horizon: int,
+    *,
+    seed: int = 0,
+    draws: int = 1,
+    weights: PyTree | None = None,
+) -> Sampler:
+    """The sampler of a base with its weights, on a robot.
+
+    Args:
+      base: with its weights and statistics.
+      robot: whose joints they are.
+      horizon: actions that are kept of a chunk.
+      seed: of the noise, which is a window's own: by episode, frame and draw.
+      draws: chunks a window.
+      weights: the base's on the device, in whatever form; None: put there as they are stored.
+
+    Returns:
+      The sampler; its first call compiles it.
+
+    Raises:
+      UserError: a base that does not act, has no statistics, or knows another robot.
+    """
+    check_acts(base)
+    relative = fitting.of_shards((), base.policy, robot, base.config.action_dim)
+    statistics = cast(NormStats, robot_statistics(base, robot))
+    sample = sampling.make_sampler(sampling.bind_frozen(base.config), seed, draws, horizon)
+    weights = on_device(base.params) if weights is None else weights
+    scaling = action_scaling(statistics, statistics, relative)
+    return Sampler(statistics, xla.jit(sample), weights, scaling)
+
+
+def check_acts(base: Base) -> None:
+    """Whether a base can be sampled at all.
+
+    Args:
+      base: opened, its weights unread or read.
+
+    Raises:
+      UserError: its kind does not act, or no statistics lie beside it.
+    """
+    if not base.spec.samples:
+        raise UserError(
+            f'expected a base that acts, got one of kind {base.spec.name!r}, which does not; take '
+            'another base'
+        )
+    if base.norm_stats is None:
+        raise UserError(
+            f'expected norm_stats.json in {base.folder}, got none; a policy is sampled in the '
+            'units it was trained in: copy the statistics of its training data there'
+        )
+
+
+def on_device(params: PyTree, held: PyTree | None = None) -> PyTree:
+    """Weights on the device, in the dtypes in which they are stored.
+
+    Args:
+      params: all leaves, of the host.
+      held: leaves of the same weights that lie on the device for another purpose, such as a
+        training's frozen ones. Those of the same dtype hold the same numbers and are shared;
+        quantised ones are not.
+
+    Returns:
+      All leaves on the device.
+    """
+    leaves = trees.flatten(held or {}, is_leaf=lambda x: isinstance(x, Quantised))
+
+    def one(path: str, leaf: Any) -> Any:
+        there: Any = leaves.get(path)
+        same = isinstance(there, jax.Array) and there.dtype == leaf.dtype
+        return there if same and there.shape == leaf.shape else jax.device_put(leaf)
+
+    return trees.map_with_path(one, params)
+
+
+class SampledPolicy:
+    """A base as a `policies.base.Policy`: no Sigma, no memory but the count of what it was asked.
+
+    Args:
+      base: opened; of its settings the steps to carry out count.
+      processor: how it sees the world.
+      sampler: how it acts on the robot.
+      horizon: actions of a chunk, as the sampler gives them.
+
+    The noise of a chunk belongs to seed, episode and frame: `reset` begins the next episode, and
+    each `infer` is a frame of it. An observation may tell both itself (`episode`, `frame`), as
+    those of a data set do. Cameras stay the same until `reset`: one that drops out would be masked
+    in silence otherwise.
+    """
+
+    def __init__(self, base: Base, processor: Processor, sampler: Sampler, horizon: int):
+        self._processor, self._sampler = processor, sampler
+        steps = base.policy.action_steps or horizon
+        self._spec = PolicySpec(
+            cameras=processor.cameras,
+            state_dim=len(sampler.statistics['state'].mean),
+            action_dim=len(sampler.statistics['actions'].mean),
+            horizon=horizon,
+            action_steps=min(steps, horizon),
+            processor=processor.config,
+        )
+        self._episode, self._frame = 0, 0
+        self._views: frozenset[str] = frozenset()  # of this episode
+
+    @property
+    def spec(self) -> PolicySpec:
+        """See `policies.base.Policy`."""
+        return self._spec
+
+    def reset(self) -> None:
+        """See `policies.base.Policy`."""
+        self._episode, self._frame = self._episode + bool(self._frame), 0
+        self._views = frozenset()
+
+    def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A chunk of actions for one observation; see `policies.base.Policy`.
+
+        Args:
+          observation: raw.
+
+        Returns:
+          `actions` [t a] float32, raw units.
+
+        Raises:
+          UserError: an observation that lacks something, or holds something else.
+        """
+        frames, state, task = read_observation(observation, self._spec)
+        if self._views - set(frames):
+            raise UserError(
+                f'expected the cameras of this episode ({", ".join(sorted(self._views))}), got '
+                f'{", ".join(sorted(frames))}; call reset where a camera is taken away'
+            )
+        inputs = self._processor.inputs(frames, state, task)
+        episode = np.asarray([observation.get('episode', self._episode)], np.int32)
+        frame = np.asarray([observation.get('frame', self._frame)], np.int32)
+        drawn = self._sampler(one_window(inputs, episode, frame, self._spec))
+        self._frame, self._views = self._frame + 1, frozenset(frames)
+        return {ACTIONS: drawn[0, 0]}
+
+
+def one_window(
+    inputs: Mapping[str, np.ndarray], episode: np.ndarray, frame: np.ndarray, spec: PolicySpec
+) -> Batch:
+    """A batch of one window, with no actions to learn from.
+
+    Args:
+      inputs: fields of its observation, without a batch axis.
+      episode: its number, [1].
+      frame: within the episode, [1].
+      spec: sizes of the actions that are not there.
+
+    Returns:
+      Leaves [1 ...].
+    """
+    fields: dict[str, Any] = {name: np.asarray(x)[None] for name, x in inputs.items()}
+    none = np.zeros((1, spec.horizon, spec.action_dim), np.float32)
+    yes, mask = np.ones(1, bool), np.ones((1, spec.horizon), bool)
+    text_id = np.zeros(1, np.int32)
+    arrays: Any = none, mask, none, yes, yes, text_id, episode, frame
+    return Batch(Observation(**fields), *arrays)
+
+
+def read_observation(
+    observation: Mapping[str, Any], spec: PolicySpec
+) -> tuple[dict[str, np.ndarray], np.ndarray, str]:
+    """A raw observation in its parts, checked.
+
+    Args:
+      observation: see `policies.base.Policy.infer`.
+      spec: what the policy takes.
+
+    Returns:
+      Frames by camera, state [p], task.
+
+    Raises:
+      UserError: a key that is absent, a state of another width or with NaN or infinity in it, or a
+        task that is no text. Frames are checked where they are resized (`Processor.inputs`).
+    """
+    names = tuple(key for key in observation if key.startswith(IMAGES))
+    if missing := [key for key in (STATE, TASK) if key not in observation]:
+        raise UserError(
+            f'expected {" and ".join(missing)} in an observation, got {sorted(observation)}; name '
+            'its parts as LeRobot does'
+        )
+    if not names:
+        views = ' or '.join(IMAGES + name for name in spec.cameras or ('NAME',))
+        raise UserError(
+            f'expected a frame of some camera ({views}), got {sorted(observation)}; pass one at '
+            'least'
+        )
+    task = observation[TASK]
+    if not isinstance(task, str):
+        raise UserError(
+            f'expected {TASK} as a text, got {type(task).__name__}; pass the instruction of this '
+            'one robot'
+        )
+    state = np.asarray(observation[STATE], np.float32)
+    if state.shape != (spec.state_dim,):
+        raise UserError(
+            f'expected {STATE} of {spec.state_dim} numbers, got shape {list(state.shape)}; pass '
+            'the joints that the policy was trained on, in their order'
+        )
+    if not np.isfinite(state).all():
+        raise UserError(
+            f'expected numbers in {STATE}, got {state.tolist()}; look at the reading behind it'
+        )
+    return {name.removeprefix(IMAGES): np.asarray(observation[name]) for name in names}, state, task

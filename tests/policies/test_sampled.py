@@ -1,0 +1,214 @@
+"""A base that acts by itself: what it does in a window's place is what lies beside the shards."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sigma_jax.backbones import kinds
+from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
+from sigma_jax.data.shards.directory import open_shards
+from sigma_jax.errors import UserError
+from sigma_jax.nn.quant import QuantConfig, Quantised
+from sigma_jax.policies.base import IMAGES, STATE, TASK, Policy
+from sigma_jax.policies.load import Joints, joints_of, load_policy
+from sigma_jax.policies.sampled import SampledPolicy, make_sampler, on_device
+from sigma_jax.processing.processor import of_shards
+from sigma_jax.processing.tokenizer import load_tokenizer
+
+TOKENIZER = 'assets/tokenizer/tokenizer.json'
+NAMES = ('shoulder_pan', 'shoulder_lift', 'elbow_flex', 'wrist_flex', 'wrist_roll', 'gripper')
+
+
+@pytest.fixture(scope='module')
+def base(small_run):
+    return read_weights(open_base(str(small_run.base), ModelConfig()))
+
+
+@pytest.fixture(scope='module')
+def policy(small_run, base):
+    """The base on the robot, views and prompts of the small run's shards."""
+    meta = open_shards(small_run.shards).meta
+    sampler = make_sampler(base, meta, meta.horizon, draws=2)
+    tokenizer = load_tokenizer(TOKENIZER)
+    processor = of_shards(base.policy, sampler.statistics, tokenizer, meta, base.spec.prompt)
+    return SampledPolicy(base, processor, sampler, meta.horizon)
+
+
+@pytest.fixture(scope='module')
+def live(small_run):
+    """The same weights opened as anybody would."""
+    return load_policy(small_run.base, tokenizer=TOKENIZER)
+
+
+def recorded(small_run, number: int, split='train') -> dict:
+    """A window as a robot in its place would have seen it."""
+    records, meta = open_shards(small_run.shards).split(split).records(), None
+    meta, index, record = records.meta, records.index, records[number]
+    frames = zip(meta.camera_names, record.images, strict=True)
+    return {IMAGES + name: frame for name, frame in frames} | {
+        STATE: record.state,
+        TASK: meta.tasks[index.text_id[number]],
+        'episode': int(index.episode[number]),
+        'frame': int(index.frame[number]),
+    }
+
+
+def test_it_does_what_lies_beside_the_shards(small_run, policy):
+    """The base's own actions, sampled four windows at a time; here each window comes alone."""
+    stored = open_shards(small_run.shards).split('train').base_actions()
+    for number in (0, 1, len(stored) - 1):
+        policy.reset()
+        got = policy.infer(recorded(small_run, number))['actions']
+        assert got.shape == (16, 6) and got.dtype == np.float32
+        np.testing.assert_allclose(got, stored[number, 0], rtol=1e-5, atol=1e-4)
+
+
+def test_a_loaded_policy_does_the_same(small_run, live, policy):
+    """Its prompt is padded to 200 tokens where the shards' are shorter: masked tokens say
+    nothing.
+    """
+    seen = recorded(small_run, 2)
+    policy.reset()
+    got = live.infer(seen)['actions']
+    np.testing.assert_allclose(got, policy.infer(seen)['actions'], rtol=1e-4, atol=1e-3)
+    live.reset()
+
+
+def test_what_it_takes_and_gives_is_told(live, policy):
+    kept: Policy = live
+    assert (kept.spec.state_dim, kept.spec.action_dim, kept.spec.horizon) == (6, 6, 16)
+    assert kept.spec.action_steps == 16 and kept.spec.processor.prompt_state_dim == 0
+    assert policy.spec.cameras == ('up', 'side')
+
+
+def test_noise_belongs_to_episode_and_frame(small_run, policy):
+    """Frames of an episode differ, the same frame of the same episode does not, episodes do."""
+    seen = recorded(small_run, 0)
+    counted = {key: x for key, x in seen.items() if key not in ('episode', 'frame')}
+    policy.reset()
+    told = [policy.infer(seen | {'episode': 7, 'frame': n})['actions'] for n in (0, 1)]
+    assert np.abs(told[0] - told[1]).max() > 1e-3
+    again = policy.infer(seen | {'episode': 7, 'frame': 0})['actions']
+    assert np.array_equal(again, told[0])
+    policy.reset()
+    first = [policy.infer(counted)['actions'] for _ in range(2)]
+    policy.reset()
+    policy.reset()  # an episode without a frame is none
+    second = [policy.infer(counted)['actions'] for _ in range(2)]
+    every = [*first, *second]
+    assert all(np.abs(x - y).max() > 1e-3 for n, x in enumerate(every) for y in every[:n])
+
+
+def test_seeds_differ(small_run, live):
+    other = load_policy(small_run.base, tokenizer=TOKENIZER, seed=1)
+    seen = recorded(small_run, 0)
+    live.reset()
+    assert np.abs(live.infer(seen)['actions'] - other.infer(seen)['actions']).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({STATE: None}, r"expected observation.state in an observation, got \['episode'"),
+        ({TASK: None}, 'expected task in an observation, got'),
+        ({IMAGES + 'up': None, IMAGES + 'side': None}, r'a frame of some camera \(.*images.up or'),
+        ({IMAGES + 'side': None}, r'the cameras of this episode \(side, up\), got up; call reset'),
+        ({IMAGES + 'top': np.zeros((28, 28, 3), np.uint8)}, r"cameras out of .*, got \['top'\]"),
+        ({IMAGES + 'up': np.zeros((28, 28, 3))}, r'of uint8 \[height width 3\], got float64'),
+        ({IMAGES + 'up': np.zeros((28, 28), np.uint8)}, r'of uint8 .*, got uint8 \[28, 28\]'),
+        ({STATE: np.zeros(5)}, r'expected observation.state of 6 numbers, got shape \[5\]; pass'),
+        ({STATE: np.zeros((1, 6))}, r'of 6 numbers, got shape \[1, 6\]'),
+        ({STATE: np.array([0, 0, np.nan, 0, 0, 0])}, r'expected numbers in observation.state, got'),
+        ({STATE: np.array([0, 0, np.inf, 0, 0, 0])}, r'expected numbers in observation.state, got'),
+        ({TASK: ['lift', 'push']}, 'expected task as a text, got list; pass the instruction'),
+        ({TASK: 'lift it ' * 200}, 'expected a prompt of at most .* tokens'),
+    ],
+)  # fmt: skip
+def test_a_wrong_observation_is_told_in_a_sentence(small_run, policy, change, message):
+    policy.reset()
+    policy.infer(recorded(small_run, 0))
+    wrong = recorded(small_run, 0) | change
+    with pytest.raises(UserError, match=message):
+        policy.infer({key: x for key, x in wrong.items() if x is not None})
+    policy.infer(recorded(small_run, 0))  # and nothing is broken
+
+
+def test_a_camera_may_be_absent_from_an_episode_s_start(small_run, policy):
+    """It is masked; the frame itself counts for nothing then."""
+    seen = recorded(small_run, 0)
+    alone = {key: x for key, x in seen.items() if key != IMAGES + 'side'}
+    policy.reset()
+    got = policy.infer(alone)['actions']
+    policy.reset()
+    assert np.abs(got - policy.infer(seen)['actions']).max() > 1e-4
+
+
+@pytest.mark.parametrize('kind', ['bfloat16', 'int8'])
+def test_weights_lie_as_asked(small_run, live, kind):
+    """In fewer bytes; the actions stay near."""
+    storage = QuantConfig(kind, ('.*/mlp(_1)?/linear',))
+    small = load_policy(small_run.base, tokenizer=TOKENIZER, storage=storage)
+    leaf = small._sampler.weights['PaliGemma']['llm']['layers']['mlp']['linear']
+    assert isinstance(leaf, Quantised) if kind == 'int8' else leaf.dtype == jnp.bfloat16
+    seen = recorded(small_run, 0)
+    live.reset()
+    want, got = live.infer(seen)['actions'], small.infer(seen)['actions']
+    assert 0 < np.abs(got - want).max() < 0.1 * np.ptp(want)
+
+
+def test_leaves_on_the_device_are_shared_where_they_hold_the_same(base):
+    """Of another dtype, another shape or as codes they are not."""
+    path = ('PaliGemma', 'llm', 'layers', 'mlp', 'linear')
+    leaf = base.params['PaliGemma']['llm']['layers']['mlp']['linear']
+
+    def shared(held) -> bool:
+        tree = held
+        for name in reversed(path):
+            tree = {name: tree}
+        got = on_device(base.params, tree)
+        assert jax.tree.all(jax.tree.map(np.array_equal, got, base.params))
+        return got['PaliGemma']['llm']['layers']['mlp']['linear'] is held
+
+    assert shared(jax.device_put(leaf))
+    assert not shared(jax.device_put(leaf).astype(jnp.bfloat16))
+    assert not shared(jax.device_put(leaf)[:, 1:])
+    assert not shared(Quantised(jnp.zeros(leaf.shape, jnp.int8), jnp.ones(1), 'int8'))
+
+
+def test_a_robot_is_known_by_its_joints(base):
+    assert joints_of(base, None) == joints_of(base, 6)
+    assert joints_of(base, None).action_names[-1] == 'joint_5'
+    robot = Joints(NAMES, NAMES)
+    assert joints_of(base, robot) is robot
+
+
+def test_folders_that_are_no_policy(small_run, tmp_path, monkeypatch, base):
+    def refused(message, folder=small_run.base, **settings):
+        with pytest.raises(UserError, match=message):
+            load_policy(folder, **{'tokenizer': TOKENIZER} | settings)
+
+    refused('expected a checkpoint at', folder=tmp_path / 'nowhere')
+    refused('expected the folder of a policy, got none', folder='')
+    refused('expected tokenizer.json or tokenizer.model in', tokenizer='')
+    refused('expected a robot of up to 8 actions', robot=9)
+    refused('7', robot=7)
+    shutil.copytree(small_run.base, tmp_path / 'bare')
+    (tmp_path / 'bare/norm_stats.json').unlink()
+    refused('expected norm_stats.json in .*bare, got none', folder=tmp_path / 'bare')
+    still = dataclasses.replace(base.spec, samples=False)
+    monkeypatch.setitem(kinds.KINDS, 'pi05', still)
+    refused("expected a base that acts, got one of kind 'pi05'")
+
+
+def test_steps_to_carry_out_are_the_policy_s_own(small_run, tmp_path):
+    shutil.copytree(small_run.base, tmp_path / 'base')
+    settings = json.loads((tmp_path / 'base/policy.json').read_text())
+    for steps, want in ((5, 5), (40, 16)):
+        (tmp_path / 'base/policy.json').write_text(json.dumps(settings | {'action_steps': steps}))
+        found = load_policy(tmp_path / 'base', tokenizer=TOKENIZER)
+        assert found.spec.action_steps == want
