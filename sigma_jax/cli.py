@@ -33,8 +33,14 @@ HELP_FLAGS = ('-h', '-help', '--help', '-helpshort', '--helpshort')
 
 
 def reports_user_errors(main: Callable) -> Callable:
-    """Runs `main`; what a user can cause is printed as a sentence, without a traceback, and ends
-    with status 2.
+    """A script's main function, whose UserError is printed as a sentence, without a traceback, and
+    ends with status 2.
+
+    Args:
+      main: the function.
+
+    Returns:
+      The same with that.
     """
 
     @functools.wraps(main)
@@ -63,13 +69,15 @@ def reports_user_errors(main: Callable) -> Callable:
 
 
 def run_with_config(main: Callable[[Any], int | None], default: str) -> None:
-    """Calls `main(config)` with the ConfigDict that `--config=FILE.py --config.KEY=VALUE ...`
-    describe.
+    """Calls `main` with the config that the command line describes (`--config=FILE.py
+    --config.KEY=VALUE ...`).
 
-    What `main` returns is the exit status.
+    Other flags of the script are read as usual (absl). `--help` lists the script's flags and every
+    key of the config with its value.
 
-    Other flags of the script are read as usual (absl). Without `--config` the file `default` is
-    taken. `--help` lists the script's flags and every key of the config with its value.
+    Args:
+      main: gets the ConfigDict; what it returns is the exit status.
+      default: file that is taken without `--config`.
     """
     holder = config_flags.DEFINE_config_file('config', None, 'see help_text')
     parse = reports_user_errors(functools.partial(parse_flags, default=default))
@@ -77,8 +85,18 @@ def run_with_config(main: Callable[[Any], int | None], default: str) -> None:
 
 
 def parse_flags(argv: list[str], default: str, values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Parses the command line into `values`; returns [program]. Raises UserError where it makes no
-    sense.
+    """Parses the command line.
+
+    Args:
+      argv: program and arguments.
+      default: file that is taken without `--config`.
+      values: that the flags are written to.
+
+    Returns:
+      [program].
+
+    Raises:
+      UserError: the command line makes no sense.
     """
     argv = [argv[0], *_with_config(argv[1:], default)]
     file = _config_file(argv)
@@ -121,8 +139,16 @@ def _config_file(argv: list[str]) -> str:
 
 
 def load(file: str) -> Mapping:
-    """What `get_config()` of a config file returns. Raises UserError where there is no such file or
-    function.
+    """What `get_config()` of a config file returns.
+
+    Args:
+      file: its path.
+
+    Returns:
+      The ConfigDict.
+
+    Raises:
+      UserError: there is no such file or function.
     """
     if not pathlib.Path(file).is_file() or not file.endswith('.py'):
         raise UserError(
@@ -137,7 +163,15 @@ def load(file: str) -> Mapping:
 
 
 def flatten(settings: Mapping, prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """('section.key', value) of every leaf."""
+    """Every leaf of nested settings.
+
+    Args:
+      settings: nested.
+      prefix: before each key.
+
+    Returns:
+      An iterator of ('section.key', value).
+    """
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f'{prefix}{key}.')
@@ -146,7 +180,16 @@ def flatten(settings: Mapping, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def require_known(argv: list[str], file: str, settings: Mapping[str, Any]) -> None:
-    """Raises UserError for an override --config.KEY whose key the config does not have."""
+    """Checks the overrides of a command line.
+
+    Args:
+      argv: program and arguments.
+      file: of the config.
+      settings: of the config.
+
+    Raises:
+      UserError: an override names a key that the config does not have.
+    """
     for argument in argv:
         match = re.match(r'--?config\.([^=]+)', argument)
         if match and (key := re.sub(r'\[\d+\]', '', match[1])) not in settings:
@@ -158,7 +201,16 @@ def require_known(argv: list[str], file: str, settings: Mapping[str, Any]) -> No
 
 
 def help_text(program: str, file: str, settings: Mapping[str, Any]) -> str:
-    """The script's docstring, its flags, and the settings of its config."""
+    """The script's docstring, its flags, and the settings of its config.
+
+    Args:
+      program: its name.
+      file: of the config.
+      settings: of the config.
+
+    Returns:
+      The text.
+    """
     main = sys.modules['__main__']
     lines = [
         (main.__doc__ or '').strip(),
@@ -174,7 +226,15 @@ def help_text(program: str, file: str, settings: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def transfer_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with bytes, speed and remaining time; gives `progress(bytes done, bytes in all)`."""
+    """A bar with bytes, speed and remaining time.
+
+    Args:
+      console: for the bar.
+      what: is transferred.
+
+    Returns:
+      A context with `progress(bytes done, bytes in all)`.
+    """
     columns = (
         TextColumn('{task.description}'),
         BarColumn(),

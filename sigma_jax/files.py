@@ -17,7 +17,14 @@ LOCK = '.lock'
 def atomic_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A folder to fill, renamed to `out` when the block ends well, removed when it fails.
 
-    Raises UserError if `out` exists: nothing is overwritten.
+    Args:
+      out: the folder; nothing is overwritten.
+
+    Returns:
+      A context with the folder to fill.
+
+    Raises:
+      UserError: `out` exists.
     """
     out = pathlib.Path(out)
     if out.exists():
@@ -39,6 +46,12 @@ def atomic_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
 def replaced_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
     """The name of a folder to make, which takes the place of `out` when the block ends well; else
     `out` stays.
+
+    Args:
+      out: the folder.
+
+    Returns:
+      A context with that name.
     """
     out = pathlib.Path(out)
     new, old = (out.with_name(f'.{out.name}.{word}') for word in ('new', 'old'))
@@ -62,6 +75,10 @@ def replaced_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
 def atomic_write(out: str | os.PathLike, data: bytes | str) -> None:
     """Writes a file under a temporary name, flushes it to disk and renames it; a failure keeps the
     old file.
+
+    Args:
+      out: the file.
+      data: its contents.
     """
     out = pathlib.Path(out)
     part = out.with_name(f'.{out.name}.part')
@@ -78,11 +95,18 @@ def atomic_write(out: str | os.PathLike, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def writer_lock(folder: str | os.PathLike, what: str) -> Iterator[None]:
-    """Holds `folder`, made where it is missing, for one writer; the system lets go when the process
+    """Holds a folder, made where it is missing, for one writer; the system lets go when the process
     ends, however.
 
-    Raises UserError while another process holds it; `what` names what that one does, such as
-    'training'.
+    Args:
+      folder: to hold.
+      what: the writer does, such as 'training'.
+
+    Returns:
+      A context.
+
+    Raises:
+      UserError: another process holds it.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +124,12 @@ def writer_lock(folder: str | os.PathLike, what: str) -> Iterator[None]:
 def is_full_disk(error: BaseException) -> bool:
     """Whether an error, or what caused it, is want of room: on the disk, in a quota, or under a
     limit on files.
+
+    Args:
+      error: any.
+
+    Returns:
+      Whether it is.
     """
     codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError) and error.errno in codes:

@@ -7,7 +7,16 @@ import jax
 
 
 def jit(function: Callable, triton: bool = False, **arguments: Any) -> jax.stages.Wrapped:
-    """`jax.jit` with `options`."""
+    """`jax.jit` with `options`.
+
+    Args:
+      function: to compile.
+      triton: as for `options`.
+      **arguments: for `jax.jit`.
+
+    Returns:
+      The compiled function.
+    """
     return jax.jit(function, compiler_options=options(triton), **arguments)
 
 
@@ -16,9 +25,14 @@ def options(triton: bool = False) -> dict[str, bool]:
 
     Without `triton` no products by Triton: trying them out takes half of the compile time at full
     size, for 3 % of a LoRA step and nothing of Sigma's. And no products that write into a slice of
-    what layers keep for the backward
-    pass: where the layer reads the product too, XLA computes it twice ('save_products' at full
-    size: 16 % slower).
+    what layers keep for the backward pass: where the layer reads the product too, XLA computes it
+    twice ('save_products' at full size: 16 % slower).
+
+    Args:
+      triton: whether products by Triton are tried.
+
+    Returns:
+      {option: value}.
     """
     if jax.default_backend() != 'gpu':
         return {}

@@ -3,7 +3,7 @@ compiled step.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
@@ -29,7 +29,13 @@ class AblationRun(Parts):
     `config.seed`. Members are divided over as many local devices as divide their number; each
     device computes `at_once` of its own at a time (0: what suits the device).
 
-    Raises UserError for anything wrong with config, shards or base.
+    Args:
+      config: of the whole ablation.
+      members: rows and seeds.
+      at_once: members that a device computes at a time; 0: what suits the device.
+
+    Raises:
+      UserError: anything wrong with config, shards or base.
     """
 
     def __init__(self, config: RunConfig, members: Sequence[Member], at_once: int = 0):
@@ -63,8 +69,12 @@ class AblationRun(Parts):
         observation = self.goal.encode_frozen(frozen, batch.observation)
         return dataclasses.replace(batch, observation=observation)
 
-    def add_features(self, progress) -> None:
-        """See `Parts.add_features`."""
+    def add_features(self, progress: Callable[[int, int], None]) -> None:
+        """See `Parts.add_features`.
+
+        Args:
+          progress: called with (windows done, windows in all).
+        """
         super().add_features(progress)
         self.loader = self.make_loader(self.config.loader.num_workers)
 
@@ -72,6 +82,13 @@ class AblationRun(Parts):
 def suits(config: RunConfig, members: int) -> int:
     """Members that a device of this kind computes best at a time: on a GPU as many as `fitting`
     finds room for.
+
+    Args:
+      config: of the run.
+      members: on this device.
+
+    Returns:
+      How many.
     """
     if jax.default_backend() == 'cpu':
         return CPU_AT_ONCE
@@ -80,13 +97,22 @@ def suits(config: RunConfig, members: int) -> int:
 
 
 def fitting(parts: Mapping[str, int], members: int, usable: int) -> int:
-    """How many of `members` to take at a time, by the forecast of one's step and the `usable` bytes
-    of a GPU.
+    """How many members to take at a time, by the forecast of one's step.
 
-    The states of all lie there, and again while new ones are made of old. Of the room left only
-    half is given to passing things, where more than one member is in it: a forecast is no promise,
-    and a GPU that is full of work gains nothing by more of it. Raises UserError where not even one
-    has room.
+    The states of all lie on the device, and again while new ones are made of old. Of the room left
+    only half is used for what comes and goes, where more than one member is in it: a forecast is no
+    promise, and a GPU that is full of work gains nothing by more of it.
+
+    Args:
+      parts: {part: bytes} of `memory.forecast`.
+      members: on this device.
+      usable: bytes of the GPU.
+
+    Returns:
+      How many.
+
+    Raises:
+      UserError: not even one has room.
     """
     state = parts['trainable leaves'] + parts['moments'] + parts['running average']
     passing = (
@@ -104,7 +130,14 @@ def fitting(parts: Mapping[str, int], members: int, usable: int) -> int:
 
 
 def check(config: RunConfig) -> None:
-    """Raises UserError for a config whose gates would change nothing."""
+    """Checks that a config's gates change something.
+
+    Args:
+      config: of the run.
+
+    Raises:
+      UserError: they would change nothing.
+    """
     if config.kind.trains_policy:
         raise UserError(
             "config.ablations: expected objective 'sigma', whose parts the gates switch, got "
@@ -118,6 +151,13 @@ def check(config: RunConfig) -> None:
 
 
 def share_members(members: int) -> Devices:
-    """As many local devices as can have the same number of members each."""
+    """The local devices among which members can be divided evenly.
+
+    Args:
+      members: how many.
+
+    Returns:
+      As many devices as possible.
+    """
     found = jax.local_devices()
     return Devices(found[: max(n for n in range(1, len(found) + 1) if members % n == 0)])

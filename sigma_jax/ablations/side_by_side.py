@@ -41,10 +41,17 @@ SUMMARY = 'ablations.json'
 def train(
     config: RunConfig, grid: Mapping, workdir: str | pathlib.Path, console: Console | None = None
 ) -> tuple[list[Member], Rows]:
-    """Trains all members to `config.steps`, continuing from the newest checkpoint in `workdir`.
+    """Trains all members to `config.steps`, continuing from the newest checkpoint.
 
-    `grid` is what a file such as configs/ablations.py returns. Returns the members and their
-    states.
+    Args:
+      config: of the whole ablation.
+      grid: what a file such as configs/ablations.py returns.
+      workdir: the folder.
+      console: for lines and bars; None: a new one.
+
+    Returns:
+      members: rows and seeds.
+      rows: their states.
 
     Raises:
       UserError: as `trainer.train` does, and when no member is left.
@@ -69,8 +76,18 @@ def train(
 
 
 def with_grid(config: RunConfig, grid: Mapping) -> tuple[RunConfig, list[Member]]:
-    """(the config with all rows and seeds in it, the members). Raises UserError for a grid that
-    cannot be meant.
+    """The config with all rows and seeds in it.
+
+    Args:
+      config: of the run.
+      grid: what a file such as configs/ablations.py returns.
+
+    Returns:
+      config: completed.
+      members: rows and seeds.
+
+    Raises:
+      UserError: a grid that cannot be meant.
     """
     if missing := {'rows', 'seeds'} - set(grid):
         raise UserError(
@@ -90,7 +107,13 @@ def with_grid(config: RunConfig, grid: Mapping) -> tuple[RunConfig, list[Member]
 
 
 def work(run: AblationRun, folder: RunFolder, console: Console) -> None:
-    """Restores, trains, saves: all that needs the work folder."""
+    """Restores, trains, saves: all that needs the work folder.
+
+    Args:
+      run: all members.
+      folder: of the ablation.
+      console: for lines and bars.
+    """
     keep = run.config.checkpoint.keep
     rows = [place(folder, member) for member in run.members]
     with stop_wish() as stop, Checkpoints(folder.checkpoints, keep) as checkpoints:
@@ -110,7 +133,15 @@ def work(run: AblationRun, folder: RunFolder, console: Console) -> None:
 
 
 def place(folder: RunFolder, member: Member) -> RunFolder:
-    """The training folder of one member."""
+    """The training folder of one member.
+
+    Args:
+      folder: of the ablation.
+      member: one row and seed.
+
+    Returns:
+      Its folder.
+    """
     return RunFolder(folder.path / 'rows' / member.row / f'seed{member.seed}')
 
 
@@ -122,7 +153,16 @@ def loop(
     progress: Progress,
     stop: Wish,
 ) -> None:
-    """Steps to `config.steps`; rows, checkpoints and the wish to stop as in `trainer.loop`."""
+    """Steps to `config.steps`; rows, checkpoints and the wish to stop as in `trainer.loop`.
+
+    Args:
+      run: all members.
+      batches: of the loader.
+      checkpoints: open for training.
+      logs: one a member.
+      progress: of a bar.
+      stop: whether a signal came.
+    """
     config, start = run.config, run.state.step
     steps, every = config.steps, config.log.every
     told: set[int] = set()
@@ -151,9 +191,18 @@ def loop(
 
 
 def tell_failed(run: AblationRun, progress: Progress, told: set[int]) -> list[int]:
-    """Numbers of the members that go on; names those that have stopped since the last look.
+    """Names the members that have stopped since the last look.
 
-    Raises UserError when none is left.
+    Args:
+      run: all members.
+      progress: of a bar.
+      told: numbers of those named before; new ones are added.
+
+    Returns:
+      Numbers of the members that go on.
+
+    Raises:
+      UserError: none is left.
     """
     failed = np.asarray(run.state.failed)
     stopped = [m for m, step in enumerate(failed) if step != ALIVE]
@@ -174,7 +223,13 @@ def tell_failed(run: AblationRun, progress: Progress, told: set[int]) -> list[in
 
 
 def announce(run: AblationRun, workdir: pathlib.Path, console: Console) -> None:
-    """One line on what is trained, on what, how."""
+    """One line on what is trained, on what, how.
+
+    Args:
+      run: all members.
+      workdir: the folder.
+      console: for the line.
+    """
     count = len(run.members)
     counts = ', '.join(
         f'{k} {n // count:,}' for k, n in parameter_count(run.state.state.trainable).items()
@@ -188,6 +243,12 @@ def announce(run: AblationRun, workdir: pathlib.Path, console: Console) -> None:
 def save_members(run: AblationRun, position: dict, folder: RunFolder, progress: Progress) -> None:
     """A training folder for each member: its state, and a config of its own; those that are there
     stay.
+
+    Args:
+      run: all members.
+      position: of the loader.
+      folder: of the ablation.
+      progress: of a bar.
     """
     rows = jax.device_get(run.state)
     task = progress.add_task('saving', total=len(run.members), note='')

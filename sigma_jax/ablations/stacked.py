@@ -49,11 +49,18 @@ class Rows:
 
 
 def grid(rows: Mapping[str, Mapping[str, float]], seeds: Iterable[int]) -> list[Member]:
-    """All rows with all seeds, the seeds of a row beside each other; `rows` maps a name to the
-    gates it changes.
+    """All rows with all seeds, the seeds of a row next to each other.
 
-    Raises UserError for a gate that does not exist, a name that is no folder's, a seed that comes
-    twice, or none.
+    Args:
+      rows: {name: the gates that it changes}.
+      seeds: of each row.
+
+    Returns:
+      The members.
+
+    Raises:
+      UserError: a gate that does not exist, a name that is no folder's, a seed that comes twice, or
+        none.
     """
     seeds = list(seeds)
     if not rows or not seeds or len(set(seeds)) < len(seeds):
@@ -84,32 +91,66 @@ def stack(trees: Iterable[PyTree]) -> PyTree:
     """Trees of one structure -> one tree on the host, every leaf with a leading axis.
 
     In numpy: on a device, every shape among the hundreds of leaves would be a program to compile.
+
+    Args:
+      trees: of one structure.
+
+    Returns:
+      One tree, numpy.
     """
     return jax.tree.map(lambda *leaves: np.stack(leaves), *(jax.device_get(tree) for tree in trees))
 
 
 def stack_gates(members: Iterable[Member]) -> Ablation:
-    """Gates of all members, float32 [m]."""
+    """Gates of all members, float32 [m].
+
+    Args:
+      members: rows and seeds.
+
+    Returns:
+      The gates.
+    """
     return jax.tree.map(lambda x: x.astype(np.float32), stack([member.gates for member in members]))
 
 
 def start(states: Iterable[PyTree]) -> Rows:
-    """All members before their first step, on the host."""
+    """All members before their first step, on the host.
+
+    Args:
+      states: of `training.step.init_state`.
+
+    Returns:
+      The members.
+    """
     state = stack(states)
     return Rows(state, np.full(state.step.shape, ALIVE, np.int32))
 
 
 def member_state(rows: Rows, n: int) -> PyTree:
-    """The training state of member `n` alone; of rows on several devices, take `jax.device_get` of
-    them first.
+    """The training state of one member; of members on several devices, take `jax.device_get` first.
+
+    Args:
+      rows: all members.
+      n: number of the member.
+
+    Returns:
+      Its state.
     """
     return jax.tree.map(lambda x: x[n], rows.state)
 
 
 def at_once(asked: int, members: int) -> int:
-    """The largest number of members, at most `asked`, that divides all of them; 0 asks for all.
+    """The largest number of members, at most `asked`, that divides all of them.
 
-    Raises UserError for fewer than none.
+    Args:
+      asked: 0 asks for all.
+      members: how many there are.
+
+    Returns:
+      The number.
+
+    Raises:
+      UserError: fewer than none.
     """
     if asked < 0:
         raise UserError(
@@ -120,10 +161,14 @@ def at_once(asked: int, members: int) -> int:
 
 
 def guarded(step: Step) -> Callable:
-    """`step` of one member, which stays at its last finite state from the step on whose loss or
-    gradient is no number.
+    """A step of one member, which stays at its last finite state from the first loss or gradient on
+    that is no number.
 
-    (state, failed, frozen, batch, gates) -> (state, failed, metrics).
+    Args:
+      step: of `training.step.make_step`.
+
+    Returns:
+      (state, failed, frozen, batch, gates) -> (state, failed, metrics).
     """
 
     def one(state, failed, frozen, batch, gates):
@@ -138,14 +183,19 @@ def guarded(step: Step) -> Callable:
 
 def side_by_side(
     step: Step, count: int, share: Callable[[Frozen, Batch], Batch] = lambda frozen, batch: batch
-):
-    """`all_rows(rows, frozen, batch, gates) -> (rows, metrics [m])` from a step of
-    `training.step.make_step`.
+) -> Callable:
+    """A step of all members, from that of one.
 
-    `count` members are computed at once under `jax.vmap`, then the next ones, in one program: all
-    at once they would outgrow a CPU's caches, or a GPU's memory. `count` must divide their number
-    (`at_once`). `share(frozen, batch)` adds to the batch what does not depend on a member; it is
-    computed once.
+    Members are computed under `jax.vmap`, `count` at once and then the next ones, in one program:
+    all at once they would outgrow a CPU's caches, or a GPU's memory.
+
+    Args:
+      step: of `training.step.make_step`.
+      count: divides the number of members (`at_once`).
+      share: (frozen, batch) -> batch: adds what does not depend on a member; it is computed once.
+
+    Returns:
+      `all_rows(rows, frozen, batch, gates) -> (rows, metrics [m])`.
     """
     chunk = (
         jax.vmap(guarded(step), in_axes=(0, 0, None, None, 0))
@@ -186,8 +236,14 @@ def _alone(one: Callable) -> Callable:
 
 
 def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1) over seeds; NaN where there are none, 0 where there is
-    one.
+    """Mean and standard deviation (n - 1) over seeds.
+
+    Args:
+      values: one a seed.
+
+    Returns:
+      mean: NaN where there are no values.
+      deviation: NaN where there are none, 0 where there is one.
     """
     numbers = list(values)
     if not numbers:

@@ -17,11 +17,18 @@ SHOWN = ('loss', 'mse_vec', 'mse_chk', 'mse_trj')
 def summary(
     members: Sequence[Member], folders: Sequence[RunFolder], failed: np.ndarray
 ) -> dict[str, Any]:
-    """{row: [one dictionary a seed]}: the values of its last row in train_log.csv, and the step at
-    which it failed.
+    """The last row of each member's log.
 
     All members end on the same batch, so that the rows of a seed are paired; one batch is no
     evaluation.
+
+    Args:
+      members: rows and seeds.
+      folders: of the members.
+      failed: the step at which each failed.
+
+    Returns:
+      {row: [one dictionary a seed]}.
     """
     found: dict[str, list[dict]] = {}
     for member, folder, step in zip(members, folders, failed, strict=True):
@@ -35,8 +42,13 @@ def summary(
 
 
 def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    """Mean and standard deviation over the seeds that went on to the end; names those that did
-    not.
+    """Mean and standard deviation over the seeds that went on to the end; names those that did not.
+
+    Args:
+      found: of `summary`.
+
+    Returns:
+      For the console.
     """
     out = Table(
         Column('row', no_wrap=True),

@@ -144,8 +144,18 @@ def _cut(
 
 
 def fitting_base(config: DataConfig, base: BaselineConfig, sampled: bool = True) -> Base:
-    """The base, its weights unread. Raises UserError where it does not fit these windows, to be
-    `sampled` on them.
+    """The base, its weights unread, after a check that it fits the windows.
+
+    Args:
+      config: of the windows.
+      base: which policy, and how it is sampled.
+      sampled: whether it is to be sampled.
+
+    Returns:
+      The base.
+
+    Raises:
+      UserError: it does not fit.
     """
     found = base_actions.describe_policy(base)
     if sampled:
@@ -157,8 +167,14 @@ def fitting_base(config: DataConfig, base: BaselineConfig, sampled: bool = True)
 
 
 def follow_base(config: DataConfig, policy: ProcessorConfig) -> DataConfig:
-    """Resizes pictures and writes states into prompts as the base does, where the config leaves it
-    open.
+    """The config with resizing and prompts as the base has them, where it leaves them open.
+
+    Args:
+      config: of the windows.
+      policy: the base's.
+
+    Returns:
+      The config.
     """
     return dataclasses.replace(
         config,
@@ -186,8 +202,15 @@ def _accept_robot(
 
 
 def summary(out: pathlib.Path, result: Result) -> Iterator[str]:
-    """Windows kept and dropped per split, episodes left out, joints whose normalisation was
-    clamped.
+    """What was prepared: windows kept and dropped per split, episodes left out, joints whose
+    normalisation was clamped.
+
+    Args:
+      out: the folder.
+      result: of `prepare`.
+
+    Returns:
+      An iterator of lines.
     """
     meta: Meta = result.meta
     state = 'already complete, nothing to do' if result.was_complete else 'written'

@@ -55,7 +55,14 @@ def train(config: RunConfig, workdir: str | pathlib.Path) -> Training:
 
 
 def last_losses(folder: RunFolder) -> dict[str, float]:
-    """The last row of a log without its step; empty where there is none."""
+    """The last row of a log without its step; empty where there is none.
+
+    Args:
+      folder: of the training.
+
+    Returns:
+      {column: value}.
+    """
     rows = read_rows(folder.log)
     return {k: float(v) for k, v in rows[-1].items() if k != 'step'} if rows else {}
 

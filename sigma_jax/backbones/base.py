@@ -37,10 +37,10 @@ class Backbone(Protocol):
         """Tokens of all views of one observation.
 
         Args:
-          images: uint8, or float in [-1, 1]; [b i h x 3].
+          images: views, [b i h x 3].
 
         Returns:
-          The views' tokens, in the order of the views.
+          Tokens, in order of views.
         """
         ...
 
@@ -51,7 +51,7 @@ class Backbone(Protocol):
           tokens: ids.
 
         Returns:
-          The embeddings, as the model's first layer takes them.
+          Embeddings.
         """
         ...
 
@@ -62,11 +62,11 @@ class Backbone(Protocol):
         valid one.
 
         Args:
-          embeddings: of any origin.
-          mask: which are valid.
+          embeddings: one a token.
+          mask: true for valid tokens.
 
         Returns:
-          What its last layer makes of each, normed.
+          The hidden sequence.
         """
         ...
 
@@ -74,11 +74,11 @@ class Backbone(Protocol):
         """The policy's own action chunk.
 
         Args:
-          key: one a batch element [b], so that a chunk does not depend on its batch.
-          observation: what it sees.
+          key: one a window, so that its sample does not depend on its batch.
+          observation: [b ...].
 
         Returns:
-          Actions in normalised units, of the model's width, padding included.
+          Normalised actions.
         """
         ...
 

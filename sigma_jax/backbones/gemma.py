@@ -7,6 +7,7 @@ axis.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -32,6 +33,7 @@ LAYOUTS = {
 }
 # as the tied output layer would read it
 TABLE = {r'.*/embedder/input_embedding': Layout('vw', 'w', 'v')}
+PerExpert = Sequence[Any]  # one array an expert, None where it is absent
 Cache = tuple[Float[Array, 'layers b s k h'], Float[Array, 'layers b s k h']]
 
 
@@ -49,14 +51,30 @@ class GemmaConfig:
 
 
 def suffix(expert: int) -> str:
-    """Expert 0 has no suffix, expert 1 '_1'."""
+    """What a parameter's name ends in: '' for expert 0, '_1' for expert 1.
+
+    Args:
+      expert: its number.
+
+    Returns:
+      The ending.
+    """
     return f'_{expert}' if expert else ''
 
 
 def rope(
     x: Float[Array, 'b s n h'], positions: Int[Array, 'b s'], max_wavelength: float = 10_000.0
-):
-    """Rotary position embedding on the two halves of the head, in float32."""
+) -> Float[Array, 'b s n h']:
+    """Rotary position embedding on the two halves of the head, in float32.
+
+    Args:
+      x: queries or keys.
+      positions: of the tokens.
+      max_wavelength: of the slowest rotation, in tokens.
+
+    Returns:
+      The rotated ones, in x's dtype.
+    """
     half = x.shape[-1] // 2
     timescale = max_wavelength ** (2.0 / x.shape[-1] * jnp.arange(half, dtype=jnp.float32))
     angle = (positions[..., None].astype(jnp.float32) / timescale)[:, :, None, :]
@@ -73,8 +91,18 @@ class RMSNorm(nn.Module):
     adaptive: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'b s w'], cond: Float[Array, 'b w2'] | None):
-        """Returns the normed x and the gate of the residual branch (None where not adaptive)."""
+    def __call__(
+        self, x: Float[Array, 'b s w'], cond: Float[Array, 'b w2'] | None
+    ) -> tuple[Any, Any]:
+        """The normed sequence, and the gate of the residual branch.
+
+        Args:
+          x: sequence.
+          cond: conditioning of an adaptive norm; None: not adaptive.
+
+        Returns:
+          The sequence in x's dtype, and the gate (None where not adaptive).
+        """
         w = x.shape[-1]
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
@@ -95,7 +123,16 @@ class Einsum(nn.Module):
     lora: LoraConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, '...'], dropped: Float[Array, '...'] | None = None):
+    def __call__(self, x: Float[Array, '...'], dropped: Float[Array, '...'] | None = None) -> Any:
+        """The product with the weight, and its LoRA side path.
+
+        Args:
+          x: [... inputs].
+          dropped: x after a dropout that several projections share; None: of its own.
+
+        Returns:
+          [... outputs].
+        """
         return project(self, 'w', x, self.shape, self.layout, self.lora, dropped=dropped)
 
 
@@ -109,9 +146,19 @@ class Attention(nn.Module):
     wanted: tuple[bool, ...] | None = None
 
     @nn.compact
-    def __call__(self, xs, positions: Int[Array, 'b t'], mask: Bool[Array, 'b t s'], cache):
-        """`xs`: one [b t_i w_i] or None an expert; `cache`: earlier (k, v) [b s k h]. Returns
-        (outputs, (k, v)).
+    def __call__(
+        self, xs: PerExpert, positions: Int[Array, 'b t'], mask: Bool[Array, 'b t s'], cache: Any
+    ) -> tuple[PerExpert, Any]:
+        """One attention over the tokens of all experts.
+
+        Args:
+          xs: one [b t_i w_i] an expert, or None.
+          positions: over the joined sequence.
+          mask: over the joined sequence; s counts cached keys first.
+          cache: earlier (k, v), [b s k h]; None: none.
+
+        Returns:
+          One output an expert, and (k, v) of all.
         """
         spans = joined(xs)
         asking = [i for i in spans if self.wanted is None or self.wanted[i]]
@@ -140,11 +187,17 @@ class Attention(nn.Module):
             start += length
         return outputs, grown
 
-    def heads_in(self, i: int, x: Float[Array, 'b t w'], asks: bool):
-        """Queries [b t n h] (None where it does not ask), keys and values [b t k h] of expert i,
-        before rotation.
+    def heads_in(self, i: int, x: Float[Array, 'b t w'], asks: bool) -> tuple[Any, ...]:
+        """Queries, keys and values of one expert, before rotation; the side paths of all three read
+        the same dropout of x.
 
-        The side paths of all three read the same dropout of x.
+        Args:
+          i: number of the expert.
+          x: its tokens.
+          asks: whether its queries are needed.
+
+        Returns:
+          Queries [b t n h] (None where not needed), keys and values [b t k h].
         """
         c, low = self.configs[i], dropout(self, x, self.lora.dropout)
         query = Einsum(
@@ -157,8 +210,15 @@ class Attention(nn.Module):
         return q, *both(x, low)
 
 
-def joined(xs) -> dict[int, tuple[int, int]]:
-    """{expert: (first, last + 1) of its tokens in the joined sequence} of those present."""
+def joined(xs: PerExpert) -> dict[int, tuple[int, int]]:
+    """Where the tokens of each expert lie in the joined sequence.
+
+    Args:
+      xs: one sequence an expert, or None.
+
+    Returns:
+      {expert: (first, last + 1)} of those present.
+    """
     spans, start = {}, 0
     for i, x in enumerate(xs):
         if x is not None:
@@ -175,6 +235,14 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b t w']) -> Float[Array, 'b t w']:
+        """W_down (gelu(W_gate x) * W_up x).
+
+        Args:
+          x: sequence.
+
+        Returns:
+          As many tokens.
+        """
         w = x.shape[-1]
         gate, up = project(self, 'gating_einsum', x, (2, w, self.mlp_dim), GATING, self.lora)
         return project(
@@ -199,7 +267,26 @@ class Block(nn.Module):
     wanted: tuple[bool, ...] | None = None
 
     @nn.compact
-    def __call__(self, xs, cache, positions, mask, conds):
+    def __call__(
+        self,
+        xs: PerExpert,
+        cache: Any,
+        positions: Int[Array, 'b t'],
+        mask: Bool[Array, 'b t s'],
+        conds: PerExpert,
+    ) -> tuple[PerExpert, Any]:
+        """One layer over the tokens of all experts.
+
+        Args:
+          xs: one sequence an expert, or None.
+          cache: keys and values of this layer, or None.
+          positions: over the joined sequence.
+          mask: over the joined sequence.
+          conds: conditioning of each expert's norms, or None.
+
+        Returns:
+          The sequences, and the cache.
+        """
         normed, gates = self.norms('pre_attention_norm', xs, conds)
         ys, new_cache = Attention(self.configs, self.lora, self.wanted, name='attn')(
             normed, positions, mask, cache
@@ -215,8 +302,17 @@ class Block(nn.Module):
         ]
         return tuple(map(add_gated, xs, ys, gates)), None if cache is None else new_cache
 
-    def norms(self, name: str, xs, conds):
-        """The norm `name` of every expert present: (normed sequences, gates)."""
+    def norms(self, name: str, xs: PerExpert, conds: PerExpert) -> Any:
+        """The norm `name` of every expert present: (normed sequences, gates).
+
+        Args:
+          name: of the norm.
+          xs: one sequence an expert, or None.
+          conds: conditioning, or None.
+
+        Returns:
+          The sequences, and the gates.
+        """
         pairs = [
             (None, None) if x is None else RMSNorm(c.adaptive, name=name + suffix(i))(x, cond)
             for i, (c, x, cond) in enumerate(zip(self.configs, xs, conds, strict=True))
@@ -224,8 +320,17 @@ class Block(nn.Module):
         return zip(*pairs, strict=True)
 
 
-def add_gated(x, y, gate):
-    """x + y, or x + y * gate; None stays None."""
+def add_gated(x: Any, y: Any, gate: Any) -> Any:
+    """x + y, or x + y * gate; None stays None.
+
+    Args:
+      x: sequence, or None.
+      y: what is added.
+      gate: of an adaptive norm, or None.
+
+    Returns:
+      The sum.
+    """
     if x is None:
         return None
     return x + (y if gate is None else y * gate).astype(x.dtype)
@@ -240,6 +345,14 @@ class Embedder(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l w']:
+        """Token embeddings, scaled by sqrt(w).
+
+        Args:
+          tokens: ids.
+
+        Returns:
+          Embeddings.
+        """
         init = nn.initializers.normal(self.width**-0.5)
         table = quant.read(self, 'input_embedding', init, (self.vocab_size, self.width))
         return quant.dense(table[tokens], self.dtype) * jnp.asarray(self.width**0.5, self.dtype)
@@ -272,12 +385,25 @@ class Gemma(nn.Module):
             setattr(self, f'final_norm{suffix(i)}', RMSNorm(c.adaptive))
 
     def embed(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l w']:
-        """Token embeddings, scaled by sqrt(w)."""
+        """Token embeddings, scaled by sqrt(w).
+
+        Args:
+          tokens: ids.
+
+        Returns:
+          Embeddings.
+        """
         return self.embedder(tokens)
 
     def empty_cache(self, batch: int) -> Cache:
-        """Keys and values of no positions: handing this in asks for the cache of what is
+        """Keys and values of no positions; given to a call, it asks for the cache of what is
         computed.
+
+        Args:
+          batch: b.
+
+        Returns:
+          The cache.
         """
         c = self.configs[0]
         empty = jnp.zeros((c.depth, batch, 0, c.kv_heads, c.head_dim), self.dtype)
@@ -285,19 +411,26 @@ class Gemma(nn.Module):
 
     def __call__(
         self,
-        xs,
-        positions,
-        mask,
-        conds,
+        xs: PerExpert,
+        positions: Int[Array, 'b t'],
+        mask: Bool[Array, 'b t s'],
+        conds: PerExpert,
         cache: Cache | None = None,
         wanted: tuple[bool, ...] | None = None,
-    ):
-        """`xs`, `conds`: one entry an expert, None where absent.
+    ) -> tuple[PerExpert, Cache | None]:
+        """All layers and the final norm.
 
-        positions [b t] and mask [b t s] are over the joined sequence t; s counts cached keys first.
-        `wanted`: whose final sequences are read (None: all). In the last layer the others give keys
-        and values only. Returns (final-normed sequences, cache grown by t), or None for a cache
-        where none was given.
+        Args:
+          xs: one sequence an expert; None where absent.
+          positions: [b t], over the joined sequence.
+          mask: [b t s], over the joined sequence; s counts cached keys first.
+          conds: conditioning of each expert's norms; None where absent.
+          cache: of earlier tokens; None: none is kept.
+          wanted: experts whose final sequences are read; None: all. In the last layer the others
+            compute keys and values only.
+
+        Returns:
+          The final-normed sequences, and the cache grown by t (None where none was given).
         """
         xs, conds = tuple(xs), tuple(conds)
         if wanted is None or self.is_initializing():

@@ -71,10 +71,19 @@ class Pi05Config:
 
 
 def sincos_embedding(
-    time: Float[Array, 'b'], width: int, min_period=4e-3, max_period=4.0
+    time: Float[Array, 'b'], width: int, min_period: float = 4e-3, max_period: float = 4.0
 ) -> Float[Array, 'b w']:
     """[sin, cos] of 2 pi t / period, with periods geometric from `min_period` to `max_period`, in
     float32.
+
+    Args:
+      time: 0 to 1.
+      width: of the embedding, even.
+      min_period: of the fastest wave.
+      max_period: of the slowest.
+
+    Returns:
+      The embedding.
     """
     fraction = jnp.linspace(0.0, 1.0, width // 2)
     period = min_period * (max_period / min_period) ** fraction
@@ -83,7 +92,15 @@ def sincos_embedding(
 
 
 def unit_range(images: Array, dtype: str) -> Float[Array, '...']:
-    """uint8 images -> [-1, 1]; float images pass as they are."""
+    """uint8 images -> [-1, 1]; float images pass as they are.
+
+    Args:
+      images: uint8 or float.
+      dtype: of the result.
+
+    Returns:
+      Images in [-1, 1].
+    """
     if images.dtype == jnp.uint8:
         return (images.astype(jnp.float32) / 255.0 * 2.0 - 1.0).astype(dtype)
     return images.astype(dtype)
@@ -114,20 +131,41 @@ class Pi05(nn.Module):
         self.time_mlp_out = dense(c.expert.width)
 
     def encode_images(self, images: Array) -> Float[Array, 'b f w']:
-        """All views [b i h x 3] (uint8, or float in [-1, 1]) -> their tokens in order of views."""
+        """Tokens of all views, in order of views.
+
+        Args:
+          images: [b i h x 3], uint8, or float in [-1, 1].
+
+        Returns:
+          Tokens.
+        """
         b, i, *size = images.shape
         tokens = self.PaliGemma.img(unit_range(images.reshape(b * i, *size), self.config.dtype))
         return tokens.reshape(b, -1, tokens.shape[-1])
 
     def embed_text(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l w']:
-        """Token embeddings, scaled by sqrt(w)."""
+        """Token embeddings, scaled by sqrt(w).
+
+        Args:
+          tokens: ids.
+
+        Returns:
+          Embeddings.
+        """
         return self.PaliGemma.llm.embed(tokens)
 
     def encode(
         self, embeddings: Float[Array, 'b s w'], mask: Bool[Array, 'b s']
     ) -> Float[Array, 'b s w']:
-        """The language model over [b s w], bidirectional over valid positions, after its final
-        norm.
+        """The language model over a sequence of embeddings, bidirectional over valid positions,
+        after its final norm.
+
+        Args:
+          embeddings: one a token.
+          mask: true for valid tokens.
+
+        Returns:
+          The hidden sequence.
         """
         pair = mask[:, None, :] & mask[:, :, None]
         x = embeddings.astype(self.config.dtype)
@@ -137,7 +175,15 @@ class Pi05(nn.Module):
     def embed_prefix(
         self, observation: Observation
     ) -> tuple[Float[Array, 'b s w'], Bool[Array, 'b s']]:
-        """[views, prompt] as embeddings, and which of them are valid."""
+        """[views, prompt] as embeddings.
+
+        Args:
+          observation: [b ...].
+
+        Returns:
+          embeddings: one a token.
+          mask: true for valid tokens.
+        """
         images = self.encode_images(observation.images)
         text = self.embed_text(observation.prompt)
         views = jnp.repeat(observation.image_mask, self.config.vision.tokens, axis=1)
@@ -146,19 +192,40 @@ class Pi05(nn.Module):
         )
 
     def time_condition(self, time: Float[Array, 'b']) -> Float[Array, 'b w']:
-        """Conditioning vector of the adaptive norms at flow-matching time."""
+        """Conditioning vector of the adaptive norms at flow-matching time.
+
+        Args:
+          time: 0 (actions) to 1 (noise).
+
+        Returns:
+          The vector.
+        """
         x = sincos_embedding(time, self.config.expert.width).astype(self.config.dtype)
         return nn.silu(self.time_mlp_out(nn.silu(self.time_mlp_in(x))))
 
     def embed_actions(self, x_t: Float[Array, 'b t a']) -> Float[Array, 'b t w']:
-        """Noisy actions at the action expert's width."""
+        """Noisy actions at the action expert's width.
+
+        Args:
+          x_t: noisy actions, normalised.
+
+        Returns:
+          One token a step.
+        """
         return self.action_in_proj(x_t.astype(self.config.dtype))
 
     def action_hidden(
         self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
     ) -> Float[Array, 'b t w']:
-        """The training pass: prefix and actions in one attention -> the action expert after its
-        final norm.
+        """The training pass: prefix and actions in one attention.
+
+        Args:
+          observation: [b ...].
+          x_t: noisy actions, normalised.
+          time: 0 (actions) to 1 (noise).
+
+        Returns:
+          The action expert's sequence after its final norm.
         """
         prefix, mask = self.embed_prefix(observation)
         joint = jnp.concatenate([mask, jnp.ones(x_t.shape[:2], bool)], axis=1)
@@ -175,14 +242,29 @@ class Pi05(nn.Module):
     def velocity(
         self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
     ) -> Float[Array, 'b t a']:
-        """The velocity of the training pass, in float32."""
+        """The velocity of the training pass, in float32.
+
+        Args:
+          observation: [b ...].
+          x_t: noisy actions, normalised.
+          time: 0 (actions) to 1 (noise).
+
+        Returns:
+          d x_t / d time.
+        """
         return self.action_out_proj(self.action_hidden(observation, x_t, time)).astype(jnp.float32)
 
     def sample_actions(
         self, noise: Float[Array, 'b t a'], observation: Observation
     ) -> Float[Array, 'b t a']:
-        """Euler steps from noise at time 1 to actions at time 0, normalised units, with cached
-        prefix.
+        """Euler steps from noise at time 1 to actions at time 0, with cached prefix.
+
+        Args:
+          noise: standard normal.
+          observation: [b ...].
+
+        Returns:
+          Normalised actions.
         """
         llm, steps = self.PaliGemma.llm, self.config.sample_steps
         prefix, mask = self.embed_prefix(observation)
@@ -208,19 +290,42 @@ class Pi05(nn.Module):
     def init_all(
         self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
     ):
-        """Touches every parameter once, for `init`."""
+        """Touches every parameter once, for `init`.
+
+        Args:
+          observation: [b ...].
+          x_t: noisy actions.
+          time: of each.
+        """
         return self.velocity(observation, x_t, time)
 
 
 def positions(mask: Bool[Array, 'b s']) -> Int[Array, 'b s']:
-    """Masked tokens do not advance the position: cumsum(mask) - 1."""
+    """Positions of tokens, of which masked ones do not count: cumsum(mask) - 1.
+
+    Args:
+      mask: true for valid tokens.
+
+    Returns:
+      The positions.
+    """
     return jnp.cumsum(mask, axis=1) - 1
 
 
 def example_observation(
     config: Pi05Config, batch: int = 1, views: int = 2, prompt: int = 8
 ) -> Observation:
-    """Zeros of the right shapes, for `init` and `eval_shape`."""
+    """Zeros of the right shapes, for `init` and `eval_shape`.
+
+    Args:
+      config: sizes.
+      batch: b.
+      views: i.
+      prompt: l.
+
+    Returns:
+      The observation.
+    """
     size = config.vision.image_size
     tokens, mask = jnp.zeros((batch, prompt), jnp.int32), jnp.ones((batch, prompt), bool)
     return Observation(
@@ -235,7 +340,15 @@ def example_observation(
 
 
 def init_params(key: Array, config: Pi05Config) -> PyTree:
-    """Random parameters, float32, in openpi's tree."""
+    """Random parameters, float32, in openpi's tree.
+
+    Args:
+      key: seed.
+      config: sizes.
+
+    Returns:
+      The tree.
+    """
     x_t = jnp.zeros((1, config.action_horizon, config.action_dim))
     return Pi05(config).init(
         key, example_observation(config), x_t, jnp.zeros((1,)), method='init_all'
@@ -243,7 +356,14 @@ def init_params(key: Array, config: Pi05Config) -> PyTree:
 
 
 def abstract_params(config: Pi05Config) -> PyTree:
-    """Shapes and dtypes of the parameters, without allocating them."""
+    """Shapes and dtypes of the parameters, without allocating them.
+
+    Args:
+      config: sizes.
+
+    Returns:
+      A tree of `jax.ShapeDtypeStruct`.
+    """
     return jax.eval_shape(functools.partial(init_params, config=config), jax.random.key(0))
 
 
@@ -268,28 +388,65 @@ class BoundPi05:
         return Pi05(self.config, parent=None).apply(variables, *inputs, method=method, rngs=rngs)
 
     def encode_images(self, images: Array) -> Float[Array, 'b f w']:
-        """See `Pi05.encode_images`."""
+        """See `Pi05.encode_images`.
+
+        Args:
+          images: [b i h x 3].
+
+        Returns:
+          Tokens.
+        """
         return self._apply('encode_images', images)
 
     def embed_text(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l w']:
-        """See `Pi05.embed_text`."""
+        """See `Pi05.embed_text`.
+
+        Args:
+          tokens: ids.
+
+        Returns:
+          Embeddings.
+        """
         return self._apply('embed_text', tokens)
 
     def encode(
         self, embeddings: Float[Array, 'b s w'], mask: Bool[Array, 'b s']
     ) -> Float[Array, 'b s w']:
-        """See `Pi05.encode`."""
+        """See `Pi05.encode`.
+
+        Args:
+          embeddings: one a token.
+          mask: true for valid tokens.
+
+        Returns:
+          The hidden sequence.
+        """
         return self._apply('encode', embeddings, mask)
 
     def velocity(
         self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
-    ):
-        """See `Pi05.velocity`."""
+    ) -> Float[Array, 'b t a']:
+        """See `Pi05.velocity`.
+
+        Args:
+          observation: [b ...].
+          x_t: noisy actions, normalised.
+          time: 0 (actions) to 1 (noise).
+
+        Returns:
+          d x_t / d time.
+        """
         return self._apply('velocity', observation, x_t, time)
 
     def sample_actions(self, key: Array, observation: Observation) -> Float[Array, 'b t a']:
-        """`key`: one key a batch element [b], so that a window's sample does not depend on its
-        batch.
+        """The policy's own action chunk, normalised.
+
+        Args:
+          key: one a window [b], so that its sample does not depend on its batch.
+          observation: [b ...].
+
+        Returns:
+          Normalised actions.
         """
         shape = (self.config.action_horizon, self.config.action_dim)
         noise = jax.vmap(lambda k: jax.random.normal(k, shape))(key)

@@ -47,6 +47,14 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
+        """x W + b.
+
+        Args:
+          x: [... inputs].
+
+        Returns:
+          [... outputs].
+        """
         y = project(self, 'kernel', x, self.shape, self.layout, self.lora)
         size = dict(zip(self.layout.weight, self.shape, strict=True))
         bias = self.param(
@@ -63,6 +71,14 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b s w']) -> Float[Array, 'b s w']:
+        """Attention of all tokens to all.
+
+        Args:
+          x: tokens.
+
+        Returns:
+          As many tokens.
+        """
         w, n = x.shape[-1], self.heads
         q, k, v = (
             Projection((w, n, w // n), HEADS_IN, self.lora, name=name)(x)
@@ -80,6 +96,14 @@ class MlpBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b s w']) -> Float[Array, 'b s w']:
+        """Two layers with gelu.
+
+        Args:
+          x: tokens.
+
+        Returns:
+          As many tokens.
+        """
         w = x.shape[-1]
         x = Projection((w, self.mlp_dim), DENSE, self.lora, name='Dense_0')(x)
         return Projection((self.mlp_dim, w), DENSE, self.lora, name='Dense_1')(
@@ -88,8 +112,15 @@ class MlpBlock(nn.Module):
 
 
 def layer_norm(x: Float[Array, 'b s w'], name: str) -> Float[Array, 'b s w']:
-    """LayerNorm in float32, back in x's dtype; the variance of what is left after the mean, which
-    does not cancel.
+    """LayerNorm in float32, back in x's dtype; the variance is computed after the mean is taken
+    off, so that it does not cancel.
+
+    Args:
+      x: tokens.
+      name: of the norm.
+
+    Returns:
+      As many tokens.
     """
     return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=jnp.float32, name=name)(
         x
@@ -104,6 +135,14 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b s w'], _: None) -> tuple[Float[Array, 'b s w'], None]:
+        """One layer; the None is what a scan asks for.
+
+        Args:
+          x: tokens.
+
+        Returns:
+          As many tokens, and None.
+        """
         attend = SelfAttention(self.config.heads, self.lora, name='MultiHeadDotProductAttention_0')
         x = x + attend(layer_norm(x, 'LayerNorm_0'))
         x = x + MlpBlock(self.config.mlp_dim, self.lora, name='MlpBlock_0')(
@@ -121,6 +160,14 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'b s w']) -> Float[Array, 'b s w']:
+        """All layers and the final norm.
+
+        Args:
+          x: tokens.
+
+        Returns:
+          As many tokens.
+        """
         block = nn.remat(EncoderBlock, prevent_cse=False) if self.remat else EncoderBlock
         layers = nn.scan(
             block,
@@ -145,6 +192,14 @@ class Siglip(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, 'b h x 3']) -> Float[Array, 'b f w']:
+        """The tokens of one view.
+
+        Args:
+          images: in [-1, 1].
+
+        Returns:
+          One token a patch, at the language model's width.
+        """
         c = self.config
         patches = split_patches(images.astype(self.dtype), c.patch)
         x = PatchEmbedding(c, name='embedding')(patches)
@@ -163,6 +218,14 @@ class PatchEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Float[Array, 'b f y z 3']) -> Float[Array, 'b f w']:
+        """One token a patch.
+
+        Args:
+          patches: pixels of each.
+
+        Returns:
+          Tokens.
+        """
         c = self.config
         kernel = self.param(
             'kernel', nn.initializers.lecun_normal((0, 1, 2)), (c.patch, c.patch, 3, c.width)
@@ -174,7 +237,15 @@ class PatchEmbedding(nn.Module):
 
 
 def split_patches(images: Float[Array, 'b h x c'], patch: int) -> Float[Array, 'b f y z c']:
-    """Non-overlapping square patches in row-major order."""
+    """Non-overlapping square patches in row-major order.
+
+    Args:
+      images: any.
+      patch: pixels a side.
+
+    Returns:
+      The patches.
+    """
     b, h, x, c = images.shape
     images = images.reshape(b, h // patch, patch, x // patch, patch, c)
     return jnp.swapaxes(images, 2, 3).reshape(b, -1, patch, patch, c)

@@ -83,12 +83,17 @@ def read(
     stats: str | pathlib.Path | None = None,
     horizon: int = HORIZON,
 ) -> Beside:
-    """What lies beside the weights in `folder` (or beside a file of weights).
+    """The assets of a policy: how it sees the world, as files next to its weights say.
 
-    `format` is that of the checkpoint ('lerobot', 'openpi-jax', 'openpi-pytorch'), for folders that
-    do not tell.
-    `stats` names other statistics: a norm_stats.json, a folder with one, a LeRobot policy or data
-    set, whose relative actions count in chunks of `horizon`.
+    Args:
+      folder: of the weights, or a file of them.
+      format: of the checkpoint ('lerobot', 'openpi-jax', 'openpi-pytorch'), for folders that do not
+        say.
+      stats: other statistics: a norm_stats.json, a folder with one, a LeRobot policy or data set.
+      horizon: actions of a chunk, for statistics of relative actions.
+
+    Returns:
+      The assets.
 
     Raises:
       UserError: damaged files, another policy than pi0.5, statistics that the normalisation cannot
@@ -108,7 +113,19 @@ def read(
 
 
 def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HORIZON) -> Beside:
-    """`beside` with the statistics that `stats` names. Raises UserError as `read`."""
+    """Assets with other statistics.
+
+    Args:
+      beside: the assets.
+      stats: as for `read`.
+      horizon: as for `read`.
+
+    Returns:
+      The assets.
+
+    Raises:
+      UserError: as `read`.
+    """
     policy = beside.policy
     notes = [note for note in beside.notes if 'name their source' not in note and KEPT not in note]
     statistics = find_statistics(
@@ -147,6 +164,15 @@ def trained_with(
 
     The base's longest prompt stays: what is padded counts for nothing, and a task that is longer
     than those of the training is none too long for the model.
+
+    Args:
+      base: assets of the base.
+      statistics: of the training.
+      relative_joints: of the training.
+      meta: of its shards.
+
+    Returns:
+      The assets.
     """
     policy = dataclasses.replace(
         cut_with(base.policy, meta),
@@ -256,11 +282,18 @@ def write(
     config: BackboneConfig,
     dtype: str = 'float32',
 ) -> tuple[str, ...]:
-    """Writes all of it into `folder`, for `layout` 'jax', 'lerobot' or 'openpi-pytorch'; returns
-    notes.
+    """Writes assets.
 
-    The notes say what is not known or what the layout cannot say. `dtype` ('float32', 'bfloat16')
-    is that of the weights, which LeRobot's and openpi's config.json name.
+    Args:
+      folder: where to.
+      layout: 'jax', 'lerobot' or 'openpi-pytorch'.
+      beside: the assets.
+      config: sizes of the policy.
+      dtype: 'float32' or 'bfloat16', that of the weights, which LeRobot's and openpi's config.json
+        name.
+
+    Returns:
+      Notes on what is not known, or what the layout cannot say.
     """
     folder = pathlib.Path(folder)
     (folder / POLICY_FILE).write_text(to_json(beside.policy))
@@ -350,8 +383,14 @@ def _other_settings(mine: ProcessorConfig, theirs: ProcessorConfig) -> bool:
 
 
 def sized(beside: Beside, config: BackboneConfig) -> Beside:
-    """`beside` that tells LeRobot's config.json the sizes of `config` where it says others; a note
-    says which count.
+    """Assets whose LeRobot config.json has the policy's sizes; a note says so where it had others.
+
+    Args:
+      beside: the assets.
+      config: sizes of the policy.
+
+    Returns:
+      The assets.
     """
     file, told, notes = beside.files.get(lerobot_policy.CONFIG), dict(beside.told), []
     settings = read_json(file) if file else {}

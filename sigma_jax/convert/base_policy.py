@@ -42,9 +42,16 @@ class ModelConfig:
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any]) -> 'ModelConfig':
-        """From the section `model` of a config: `kind`, `dtype`, `remat`, sizes.
+        """From the section `model` of a config.
 
-        Raises UserError for keys or a kind that do not exist.
+        Args:
+          section: its keys and values.
+
+        Returns:
+          The settings.
+
+        Raises:
+          UserError: keys that do not exist.
         """
         run = {name: section[name] for name in ('dtype', 'remat') if name in section}
         sizes = {name: value for name, value in section.items() if name not in (*run, 'kind')}
@@ -58,11 +65,26 @@ class ModelConfig:
         return {'dtype': self.dtype, 'remat': self.remat} | kind | own
 
     def build(self, factors: lora.LoraConfig = lora.LoraConfig()) -> BackboneConfig:
-        """A model of its own sizes, with LoRA `factors`."""
+        """A model of its own sizes.
+
+        Args:
+          factors: LoRA's settings.
+
+        Returns:
+          The sizes.
+        """
         return self.fit(self.sizes, factors)
 
     def fit(self, sizes: BackboneConfig, factors: lora.LoraConfig) -> BackboneConfig:
-        """A model of these sizes that computes as this says, with LoRA `factors`."""
+        """A model of given sizes that computes as these settings say.
+
+        Args:
+          sizes: of a checkpoint.
+          factors: LoRA's settings.
+
+        Returns:
+          The sizes.
+        """
         return dataclasses.replace(sizes, dtype=self.dtype, remat=self.remat, lora=factors)
 
 
@@ -156,12 +178,20 @@ def read_weights(base: Base, seed: int = 0, tokenizer: str = '') -> Base:
 
 
 def count_in_order(params: PyTree, table: str, tokenizer: Tokenizer) -> PyTree:
-    """`params` with a token table (at the path `table`) whose rows for 0 ... 255 start as cosines
-    of the number, so that 127 lies beside 128.
+    """A token table whose rows for 0 ... 255 start as cosines of the number, so that 127 is near
+    128.
 
     A pre-trained language model knows the order of numbers, in which pi0.5's prompt writes the
     state; random rows would have to learn it from every (joint, number) pair on its own. Numbers of
     several tokens stay random.
+
+    Args:
+      params: random.
+      table: path of the token table.
+      tokenizer: whose ids the rows are.
+
+    Returns:
+      `params` with that table.
     """
     flat = trees.flatten(params)
     rows = np.array(flat[table])
@@ -179,7 +209,15 @@ def robot_statistics(base: Base, robot: fitting.Robot) -> NormStats | None:
     """The base's own statistics, cut to the robot's joints: openpi's have 32 entries whatever the
     robot.
 
-    Raises UserError where they have fewer entries than the robot has joints.
+    Args:
+      base: its statistics.
+      robot: names of states and actions.
+
+    Returns:
+      The statistics, or None where the base has none.
+
+    Raises:
+      UserError: they have fewer entries than the robot has joints.
     """
     if base.norm_stats is None:
         return None
@@ -188,15 +226,29 @@ def robot_statistics(base: Base, robot: fitting.Robot) -> NormStats | None:
 
 
 def check_images(base: Base, meta: Meta) -> None:
-    """Raises UserError when the shards' images are not as the base takes them: size, resize, order
-    of cameras.
+    """Checks that the shards' images are as the base takes them.
+
+    Args:
+      base: its sizes and settings.
+      meta: of the shards.
+
+    Raises:
+      UserError: another size, resize or order of cameras.
     """
     check_image_size(base, meta.image_size)
     check_resize(base.policy, meta)
 
 
 def check_image_size(base: Base, side: int) -> None:
-    """Raises UserError when the base takes no images of `side` pixels."""
+    """Checks that the base takes images of a size.
+
+    Args:
+      base: its sizes.
+      side: pixels.
+
+    Raises:
+      UserError: it does not.
+    """
     if side != (expected := base.config.image_size):
         raise UserError(
             f'expected images of {expected} px, which the base takes, got {side} px; '
@@ -205,8 +257,14 @@ def check_image_size(base: Base, side: int) -> None:
 
 
 def check_resize(policy: ProcessorConfig, meta: Meta) -> None:
-    """Raises UserError when the shards' images were shrunk or their cameras ordered unlike the
-    base's.
+    """Checks that the shards' images were shrunk and their cameras ordered as the base's.
+
+    Args:
+      policy: the base's.
+      meta: of the shards.
+
+    Raises:
+      UserError: they were not.
     """
     side, style = meta.image_size, meta.resize
     sizes = [None] if meta.camera_sizes is None else list(meta.camera_sizes.values())

@@ -45,13 +45,31 @@ class Checkpoint:
 
 
 def load(path: str | pathlib.Path) -> Checkpoint:
-    """Any supported checkpoint, whole. Raises UserError naming every tensor that does not fit."""
+    """Any supported checkpoint, whole.
+
+    Args:
+      path: of it, or a hub id.
+
+    Returns:
+      The weights and sizes.
+
+    Raises:
+      UserError: a tensor does not fit; names every one.
+    """
     return load_source(open_source(path))
 
 
 def load_source(source: Source) -> Checkpoint:
-    """The weights of an opened checkpoint, whole. Raises UserError where they differ from the
-    digests recorded beside them.
+    """The weights of an opened checkpoint, whole.
+
+    Args:
+      source: opened.
+
+    Returns:
+      The weights and sizes.
+
+    Raises:
+      UserError: they differ from the digests recorded with them.
     """
     leaves = {p: np.empty(shape, source.dtypes[p]) for p, shape in source.shapes.items()}
     with Digests(source.shapes, source.dtypes) as digests:
@@ -70,8 +88,17 @@ def save(
     layout: str = 'jax',
     **options: Any,
 ) -> pathlib.Path:
-    """Writes weights in memory as `convert` does; statistics and settings are those in `folder` or
-    `around`.
+    """Writes weights in memory as `convert` does.
+
+    Args:
+      checkpoint: the weights.
+      folder: whose statistics and settings go along, if no `around` is given.
+      out: the new folder.
+      layout: of the names.
+      **options: for `convert`.
+
+    Returns:
+      `out`.
     """
     folder = pathlib.Path(folder)
     source = from_memory(
@@ -90,14 +117,23 @@ def convert(
     progress: Callable[[int, int], None] = lambda done, total: None,
     around: assets.Beside | None = None,
 ) -> dict:
-    """Writes `source` to a new folder, whole or not at all; returns the record that it also writes.
+    """Writes a checkpoint to a new folder, whole or not at all.
 
-    `layout` is one of `writers.LAYOUTS`; `dtype` 'stored', 'float32' or 'bfloat16' (the matrices of
-    both Gemmas, as the originals). `change` maps each slice to what is written; `progress` gets
-    bytes done and in all; `around` is written beside the weights instead of what lies beside the
-    source. Raises UserError if `out` exists, where the weights differ from the digests recorded
-    beside them, and where statistics, relative joints and the model tell of other numbers of
-    actions.
+    Args:
+      source: opened.
+      out: the new folder.
+      layout: one of `writers.LAYOUTS`.
+      dtype: 'stored', 'float32' or 'bfloat16' (the matrices of both Gemmas, as the originals).
+      change: maps each slice to what is written; None: as it is.
+      progress: called with (bytes done, bytes in all).
+      around: assets to write in place of the source's own.
+
+    Returns:
+      The record that is also written.
+
+    Raises:
+      UserError: `out` exists, the weights differ from the digests recorded with them, or
+        statistics, relative joints and the model have other numbers of actions.
     """
     around = _fitted(around or assets.read(source.folder, source.format), source.config)
     shapes, table = source.shapes, source.spec.names
@@ -150,7 +186,17 @@ def _fitted(around: assets.Beside, config: BackboneConfig) -> assets.Beside:
 
 
 def target_dtype(path: str, stored: np.dtype, dtype: str, table: NameTable) -> np.dtype:
-    """The dtype that a leaf is written in."""
+    """The dtype that a leaf is written in.
+
+    Args:
+      path: of the leaf.
+      stored: its dtype.
+      dtype: as for `convert`.
+      table: names, and which leaves are matrices of the Gemmas.
+
+    Returns:
+      The dtype.
+    """
     if dtype == 'float32':
         return DTYPES['F32']
     return DTYPES['BF16'] if dtype == 'bfloat16' and table.group(path) in table.half else stored

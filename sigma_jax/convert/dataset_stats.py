@@ -33,6 +33,16 @@ def read(
     They are computed from its rows where these are here; else they are taken from meta/stats.json,
     and `note` is told what is wrong with them.
 
+    Args:
+      root: of the data set.
+      scalings: how they will be used.
+      relative_joints: one flag an action.
+      horizon: actions of a chunk.
+      note: called with what is wrong.
+
+    Returns:
+      The statistics.
+
     Raises:
       UserError: neither rows nor statistics, or none that the normalisation can use.
     """

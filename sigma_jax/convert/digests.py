@@ -13,7 +13,12 @@ AHEAD = 3  # slices waiting while the next is read
 
 
 class Digests:
-    """SHA-256 of leaves whose slices arrive in order, computed on a thread of its own."""
+    """SHA-256 of leaves whose slices arrive in order, computed on a thread of its own.
+
+    Args:
+      shapes: of the leaves.
+      dtypes: of the leaves.
+    """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype]):
         self._running = {
@@ -30,7 +35,15 @@ class Digests:
         self._pool.shutdown(cancel_futures=kind is not None)
 
     def add(self, piece: Piece, array: np.ndarray) -> np.ndarray:
-        """Takes the next slice, and gives it back."""
+        """Takes the next slice, and gives it back.
+
+        Args:
+          piece: which slice.
+          array: its numbers.
+
+        Returns:
+          The same array.
+        """
         self._seen.add(piece.path)
         self._pending.append(
             self._pool.submit(lambda: self._running[piece.path].update(trees.as_bytes(array)))

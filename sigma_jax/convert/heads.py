@@ -21,8 +21,16 @@ FORMAT, VERSION = 'sigma_jax heads', 1
 def save_heads(tree: PyTree, out: str | pathlib.Path, config: Mapping[str, Any]) -> pathlib.Path:
     """Writes parameters ('sigma' of a run) to a .safetensors file, whole or not at all.
 
-    `config` is plain JSON: the fields of `SigmaConfig`, so that a reader can build the model.
-    Raises UserError if `out` exists or is not called .safetensors.
+    Args:
+      tree: the parameters.
+      out: the file.
+      config: plain JSON: the fields of `SigmaConfig`, so that a reader can build the model.
+
+    Returns:
+      `out`.
+
+    Raises:
+      UserError: `out` exists or is not called .safetensors.
     """
     out = pathlib.Path(out)
     if out.suffix != '.safetensors' or out.exists():
@@ -45,11 +53,19 @@ def save_heads(tree: PyTree, out: str | pathlib.Path, config: Mapping[str, Any])
 def load_heads(
     file: str | pathlib.Path, expected: PyTree | None = None
 ) -> tuple[PyTree, dict[str, Any]]:
-    """(parameters as numpy arrays, config) of a file that `save_heads` wrote.
+    """The parameters in a file that `save_heads` wrote.
 
-    Raises UserError for another kind or version of file, for contents that differ from the digest
-    written with them, and, given `expected` (arrays or their shapes), naming every leaf that does
-    not fit.
+    Args:
+      file: the file.
+      expected: arrays or their shapes, to check against; None: no check.
+
+    Returns:
+      tree: numpy.
+      config: plain JSON.
+
+    Raises:
+      UserError: another kind or version of file, contents that differ from the digest written with
+        them, or leaves that do not fit, all of which are named.
     """
     file = pathlib.Path(file)
     tensors, metadata = small_file.read(file)

@@ -16,6 +16,15 @@ def fitted(
     Fewer flags than actions mean what openpi's mask means: the rest are absolute. As many as the
     model is wide (`padded`) are cut to the robot's, as they were told before it was known.
 
+    Args:
+      policy: settings.
+      statistics: of the robot; None: not known.
+      padded: actions that the model has.
+
+    Returns:
+      policy: settings.
+      notes: on what was added.
+
     Raises:
       UserError: more actions than the model has, or more flags than actions.
     """

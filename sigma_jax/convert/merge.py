@@ -20,12 +20,21 @@ def merge_piece(
     layouts: Mapping[str, lora.Layout],
     alpha: float,
 ) -> np.ndarray:
-    """`piece + alpha / r * B A` in float32, for `piece = base[path][index]`: one slice of
-    `lora.merge`.
+    """`piece + alpha / r * B A` in float32: one slice of `lora.merge`.
 
-    `index` holds a whole number for each of the leading axes (scanned layers, stacked matrices)
-    that the caller goes through. A slice of a leaf without factors comes back as it is, however it
-    was cut.
+    A slice of a leaf without factors comes back as it is, however it was cut.
+
+    Args:
+      path: of the leaf.
+      index: `piece = base[path][index]`: a whole number for each of the leading axes (scanned
+        layers, stacked matrices) that the caller goes through.
+      piece: of the base.
+      factors: of all leaves.
+      layouts: {pattern over whole paths: layout}.
+      alpha: strength.
+
+    Returns:
+      The slice.
     """
     pair = _pair(factors, path)
     if pair is None:

@@ -25,12 +25,19 @@ WHOLE = 64 * 2**20
 
 
 def read_names(folder: pathlib.Path) -> tuple[dict[str, str], bool, str]:
-    """({path: array's name in the store}, whether arrays are zarr 3, which weights they are), from
-    Orbax's JSON.
+    """The weights in an Orbax folder, from its JSON.
 
     Paths are those of the weights (`orbax_tree`); a last element `value` (openpi's training loop)
     is dropped. Orbax's own `metadata()` opens every array in the background and reports damage
     after it has returned.
+
+    Args:
+      folder: of the checkpoint.
+
+    Returns:
+      names: {path: array's name in the store}.
+      zarr3: whether arrays are zarr 3.
+      which: weights they are, in words.
     """
     try:
         data = json.loads((folder / '_METADATA').read_text())
@@ -52,7 +59,11 @@ def _damaged(where: object, error: Exception) -> UserError:
 
 
 class LeafReader:
-    """Reads slices of the leaves of one Orbax checkpoint, OCDBT or not, zarr 2 or 3."""
+    """Reads slices of the leaves of one Orbax checkpoint, OCDBT or not, zarr 2 or 3.
+
+    Args:
+      folder: of the checkpoint.
+    """
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder.absolute()
@@ -66,10 +77,20 @@ class LeafReader:
             self.shapes[path], self.dtypes[path] = tuple(store.shape), store.dtype.numpy_dtype
 
     def read(self, path: str, index: Index = ()) -> np.ndarray:
-        """A slice of a leaf, as stored. Raises UserError for lost and truncated chunks.
+        """A slice of a leaf, as stored.
 
         A leaf whose chunks hold more than the slice (openpi's are one chunk each) is read once and
         kept until the next.
+
+        Args:
+          path: of the leaf.
+          index: of the slice; (): the whole leaf.
+
+        Returns:
+          The slice.
+
+        Raises:
+          UserError: lost or truncated chunks.
         """
         if path != self._kept[0]:
             store, self._kept = self._open(path), (path, None)
@@ -80,7 +101,17 @@ class LeafReader:
         return self._fetch(path, self._open(path)[index]) if kept is None else kept[index]
 
     def whole(self, path: str) -> np.ndarray:
-        """A whole leaf, while what `read` keeps of another stays. Raises UserError as `read`."""
+        """A whole leaf, while what `read` keeps of another stays.
+
+        Args:
+          path: of the leaf.
+
+        Returns:
+          The leaf.
+
+        Raises:
+          UserError: as `read`.
+        """
         return self._fetch(path, self._open(path))
 
     def _fetch(self, path: str, store: ts.TensorStore) -> np.ndarray:
@@ -109,6 +140,10 @@ class LeafWriter:
 
     Orbax lays out the tree, with a number in place of each leaf; TensorStore replaces the numbers
     by arrays.
+
+    Args:
+      folder: of the new checkpoint.
+      leaves: {path: (shape, dtype)}.
     """
 
     def __init__(
@@ -122,10 +157,17 @@ class LeafWriter:
         self._whole: np.ndarray | None = None
 
     def write(self, path: str, index: Index, piece: np.ndarray) -> Any:
-        """Starts to write one slice; the result waits for the disk. None: kept until its leaf is
-        complete.
+        """Starts to write one slice.
 
         All slices of a leaf have one shape, but for the last rows of one that is cut by rows.
+
+        Args:
+          path: of the leaf.
+          index: of the slice.
+          piece: its numbers.
+
+        Returns:
+          Something that waits for the disk; None: the slice is kept until its leaf is complete.
         """
         shape, dtype = self._leaves[path]
         whole = math.prod(shape) * dtype.itemsize <= WHOLE

@@ -33,7 +33,15 @@ class Chosen:
 def choose(keys: Sequence[Key], where: str) -> Chosen:
     """The weights among all leaves of a tree.
 
-    Raises UserError where there are several and none is averaged, or an optimiser's state alone.
+    Args:
+      keys: of all leaves.
+      where: they are from, for messages.
+
+    Returns:
+      What was chosen.
+
+    Raises:
+      UserError: there are several weights and none is averaged, or an optimiser's state alone.
     """
     roots = list(dict.fromkeys(root for key in keys if (root := _root(key)) is not None))
     plain = [root for root in roots if not NOT_WEIGHTS & set(root)]
@@ -87,7 +95,14 @@ def _root(key: Key) -> Key | None:
 
 
 def is_averaged(root: Sequence[str]) -> bool:
-    """Whether these keys name averaged weights."""
+    """Whether these keys name averaged weights.
+
+    Args:
+      root: keys above the weights.
+
+    Returns:
+      Whether they do.
+    """
     return any('ema' in name.lower().split('_') for name in root)
 
 
@@ -113,11 +128,18 @@ def _note(root: Key, plain: Sequence[Key], keys: Sequence[Key]) -> str:
 
 
 def find_folder(path: pathlib.Path) -> tuple[pathlib.Path | None, pathlib.Path, str]:
-    """(the Orbax folder with the weights or None, the checkpoint's own folder, which was taken out
-    of several).
+    """The Orbax folder with the weights of a checkpoint.
 
-    A step of openpi's training holds `params/`, which it serves, beside `train_state/`, from which
-    it goes on.
+    A step of openpi's training holds `params/`, which it serves, and `train_state/`, from which it
+    goes on.
+
+    Args:
+      path: that was named.
+
+    Returns:
+      orbax: the folder; None: there is none.
+      folder: the checkpoint's own.
+      which: was taken out of several, in words.
     """
     path = path.parent if path.name == STATE and _is_orbax(path.parent / WEIGHTS) else path
     if path.name == WEIGHTS and _is_orbax(path) and _is_orbax(path.parent / AVERAGED):

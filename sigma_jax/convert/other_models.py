@@ -19,7 +19,15 @@ HEAD = re.compile(r'(.*[./])?action_in_proj[./].*')
 
 
 def refuse(names: Collection[str], where: str) -> None:
-    """Raises UserError where `names` are another model's, and of no kind of ours."""
+    """Refuses the weights of other models.
+
+    Args:
+      names: of the tensors.
+      where: they are from, for messages.
+
+    Raises:
+      UserError: they are another model's.
+    """
     if kinds.of_names(names) is not None:
         return
     for mark, model in MARKS.items():

@@ -54,7 +54,17 @@ class Told:
 
 
 def as_told(source: Source, around: Beside, told: Told) -> tuple[Source, Beside]:
-    """Both with what is told; where a file says otherwise, a note says which was taken."""
+    """Both with what is told; where a file says otherwise, a note says which was taken.
+
+    Args:
+      source: opened.
+      around: its assets.
+      told: settings of the command line.
+
+    Returns:
+      source: with the settings.
+      around: with the settings.
+    """
     sizes = {
         name: getattr(told, name) for name in (HORIZON, STEPS) if getattr(told, name) is not None
     }

@@ -15,10 +15,10 @@ def to_json(config: BackboneConfig) -> dict[str, Any]:
     out.
 
     Args:
-      config: of any kind of backbone.
+      config: sizes.
 
     Returns:
-      What `sigma_config.json` holds.
+      For JSON.
     """
     return kinds.of(config).sizes(config)
 
@@ -27,27 +27,30 @@ def from_json(data: Mapping[str, Any], spec: BackboneSpec = kinds.USUAL) -> Any:
     """The inverse of `to_json`.
 
     Args:
-      data: contents of `sigma_config.json`.
+      data: of `to_json`.
       spec: the kind of backbone that it is of.
 
     Returns:
-      The config.
+      The sizes.
     """
     return spec.from_sizes(data)
 
 
 def read_hints(folder: pathlib.Path, spec: BackboneSpec = kinds.USUAL) -> dict[str, Any]:
-    """What the config files beside a checkpoint say of sizes that no array tells (`spec.hints`).
+    """What config files say of sizes that no array shows.
+
+    Keys: `vision_heads`, `kv_heads`, `action_horizon`, `sample_steps`. Reads our
+    `sigma_config.json`, LeRobot's `config.json`, and the `config.json` of a parity fixture.
 
     Args:
-      folder: with our `sigma_config.json`, else another's `config.json`.
+      folder: of the checkpoint.
       spec: the kind of backbone that the weights are of.
 
     Returns:
-      Hints for the spec's sizes.
+      {key: number}.
 
     Raises:
-      UserError: one of them is damaged.
+      UserError: a damaged file.
     """
     for name in (CONFIG_FILE, 'config.json'):
         file = folder / name

@@ -29,12 +29,15 @@ class Piece:
 def pieces(
     shapes: Mapping[str, tuple[int, ...]], table: NameTable, whole: bool = False
 ) -> Iterator[Piece]:
-    """All pieces, leaf after leaf, those of a leaf in the order of its elements.
+    """All slices, leaf after leaf, those of a leaf in the order of its elements.
 
     Args:
       shapes: of the leaves.
       table: the tensors that fill them; a leaf that none fills is a piece by itself.
-      whole: no tensor is cut.
+      whole: whether no tensor is cut.
+
+    Returns:
+      An iterator of slices.
     """
     by_path: dict[str, list[Rule]] = {}
     for rule in table.rules:

@@ -10,8 +10,17 @@ from sigma_jax.errors import UserError
 
 
 def read(file: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(tensors by name, metadata). Raises UserError for a file that is absent, pickled, damaged or
-    cut short.
+    """A small safetensors file.
+
+    Args:
+      file: its path.
+
+    Returns:
+      tensors: by name.
+      metadata: texts by name.
+
+    Raises:
+      UserError: it is absent, pickled, damaged or cut short.
     """
     if not file.is_file():
         raise UserError(f'expected a safetensors file at {file}, got no such file; check the path')

@@ -68,11 +68,18 @@ class Source:
 
 
 def open_source(path: str | pathlib.Path, lora: openpi_lora.Rule | None = None) -> Source:
-    """Opens any supported checkpoint, by path or hub id; `lora` says how openpi's factors in it are
-    to be merged.
+    """Opens any supported checkpoint; weights are read when they are asked for.
 
-    Raises UserError naming what is missing, extra or mis-shaped, and for factors without `lora` or
-    `lora` without any.
+    Args:
+      path: of it, or a hub id.
+      lora: how openpi's factors in it are to be merged; None: it has none.
+
+    Returns:
+      The checkpoint.
+
+    Raises:
+      UserError: a tensor is missing, extra or mis-shaped, factors without `lora`, or `lora` without
+        any.
     """
     path = local_path(path)
     if not (path / 'params').exists() and (path / 'pretrained_model').is_dir():
@@ -92,7 +99,21 @@ def open_source(path: str | pathlib.Path, lora: openpi_lora.Rule | None = None) 
 def from_memory(
     params: PyTree, config: BackboneConfig, kind: str, folder: pathlib.Path, notes: tuple[str, ...]
 ) -> Source:
-    """A tree of arrays as a source. Raises UserError where it does not fit `config`."""
+    """A tree of arrays as a source.
+
+    Args:
+      params: the tree.
+      config: sizes.
+      kind: of checkpoint.
+      folder: of its assets.
+      notes: sentences.
+
+    Returns:
+      The source.
+
+    Raises:
+      UserError: it does not fit `config`.
+    """
     trees.check_same(kinds.of(config).abstract_params(config), params, kind)
     flat = trees.flatten(params)
     dtypes = {path: np.dtype(leaf.dtype) for path, leaf in flat.items()}

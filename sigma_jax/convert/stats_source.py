@@ -24,12 +24,21 @@ def find_statistics(
     horizon: int = dataset_stats.HORIZON,
     note: Callable[[str], None] = lambda text: None,
 ) -> NormStats:
-    """Statistics from a norm_stats.json, a folder with one, a LeRobot policy or data set, for use
-    by `scalings`.
+    """Statistics of a policy, from wherever they may be.
 
     Those of a data set are computed from its rows, of chunks of `horizon` actions where some joints
-    are relative. `note` is told what was found, and what is wrong with statistics that cannot be
-    computed anew.
+    are relative.
+
+    Args:
+      path: a norm_stats.json, a folder with one, a LeRobot policy or data set.
+      scalings: how they will be used.
+      relative_joints: one flag an action.
+      horizon: actions of a chunk.
+      note: called with what was found, and what is wrong with statistics that cannot be computed
+        anew.
+
+    Returns:
+      The statistics.
 
     Raises:
       UserError: nothing of the kind there, several of them, or statistics without what the
@@ -58,8 +67,15 @@ def find_statistics(
 
 
 def other_joints(path: str | pathlib.Path, relative_joints: Sequence[bool], width: int) -> str:
-    """How the policy beside statistics of `width` actions counts others of them from the state; ''
-    if it does not.
+    """How the policy of some statistics counts other actions from the state.
+
+    Args:
+      path: of the statistics.
+      relative_joints: one flag an action.
+      width: actions of the statistics.
+
+    Returns:
+      In words; '' if it does not.
     """
     theirs = _flags_beside(pathlib.Path(path))
     if theirs is None:
@@ -93,8 +109,13 @@ def _flags_beside(path: pathlib.Path) -> tuple[bool, ...] | None:
 
 
 def asset_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """openpi's `assets/<asset_id>/norm_stats.json`, by their place in the folder (or beside it,
-    where they are).
+    """openpi's `assets/<asset_id>/norm_stats.json`.
+
+    Args:
+      folder: of the checkpoint.
+
+    Returns:
+      {place in the folder: path}.
     """
     found = sorted((folder / 'assets').rglob(NORM_STATS))
     return {file.relative_to(folder).as_posix(): file for file in found}

@@ -32,6 +32,12 @@ ADAPTER, ADAPTER_CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 class TensorFiles:
     """Lazy mapping from tensor name to numpy array over one or several memory-mapped safetensors
     files.
+
+    Args:
+      files: of a checkpoint.
+
+    Raises:
+      UserError: a file is damaged, or two have a tensor of one name.
     """
 
     def __init__(self, files: list[pathlib.Path]):
@@ -53,17 +59,38 @@ class TensorFiles:
         return sorted(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Shape of a tensor, without reading it.
+
+        Args:
+          name: of the tensor.
+
+        Returns:
+          The shape.
+        """
         return tuple(self._slice(name).get_shape())
 
     def dtype(self, name: str) -> str:
         """A tensor's type as the file spells it: F32, BF16, F16, F64, or one that no weight should
         have.
+
+        Args:
+          name: of the tensor.
+
+        Returns:
+          Its spelling.
         """
         return self._slice(name).get_dtype()
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
-        """One tensor as stored, or some of its rows; float64 as float32."""
+        """One tensor as stored, or some of its rows; float64 as float32.
+
+        Args:
+          name: of the tensor.
+          rows: a slice; None: all.
+
+        Returns:
+          The numbers.
+        """
         found = (
             self._open[self._where[name]].get_tensor(name)
             if rows is None
@@ -111,6 +138,15 @@ def _where_it_ends(file: pathlib.Path) -> str:
 def find_files(path: pathlib.Path) -> list[pathlib.Path]:
     """The safetensors files of a checkpoint path: a file, or a folder with one file or a sharded
     set.
+
+    Args:
+      path: of a checkpoint.
+
+    Returns:
+      The files.
+
+    Raises:
+      UserError: there is none, an incomplete set, pickled files, or those of a PEFT adapter.
     """
     if path.is_file():
         if path.suffix != '.safetensors':
@@ -177,10 +213,14 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
 
 
 class TensorWriter:
-    """Writes a safetensors file whose tensors arrive in any order, piece by piece; rows never
+    """Writes a safetensors file whose tensors arrive in any order, slice by slice; rows never
     written read as zeros.
 
-    `tensors` is {name: (shape, dtype)}. Use as a context manager, which flushes to disk.
+    Use as a context manager, which flushes to disk.
+
+    Args:
+      file: the new file.
+      tensors: {name: (shape, dtype)}.
     """
 
     def __init__(
@@ -215,7 +255,13 @@ class TensorWriter:
                 os.fsync(self._file.fileno())
 
     def write(self, name: str, array: np.ndarray, first_row: int = 0) -> None:
-        """Puts `array` at `first_row` of a tensor."""
+        """Writes rows of a tensor.
+
+        Args:
+          name: of the tensor.
+          array: the rows.
+          first_row: where they begin.
+        """
         start, row = self._places[name]
         self._file.seek(self._data + start + first_row * row)
         self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

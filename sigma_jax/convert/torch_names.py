@@ -33,9 +33,18 @@ class Names:
 
 
 def resolve(names: Iterable[str], table: NameTable, where: str) -> Names:
-    """Which tensor of `table` is which, averaged weights (EMA) before raw ones.
+    """Which tensor is which, averaged weights (EMA) before raw ones.
 
-    Raises UserError where two tensors would be the same one, and none of them is averaged.
+    Args:
+      names: of all tensors.
+      table: names of the model's tensors.
+      where: they are from, for messages.
+
+    Returns:
+      The names.
+
+    Raises:
+      UserError: two tensors would be the same one, and none of them is averaged.
     """
     found: dict[str, dict[Prefix, str]] = {}
     for name in names:

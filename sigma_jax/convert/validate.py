@@ -16,10 +16,16 @@ from sigma_jax.errors import UserError, few
 def check_tensors(
     files: TensorFiles, stored: Mapping[str, str], owner: Mapping[str, Piece], where: str
 ) -> None:
-    """Raises UserError for tensors that are missing, extra, mis-shaped or of no weight's type.
+    """Checks the tensors of a checkpoint against what is needed.
 
-    `stored` maps canonical names to those in the files, `owner` the names wanted to the slices that
-    they fill.
+    Args:
+      files: its tensors.
+      stored: {canonical name: name in the files}.
+      owner: {name that is needed: the slice that it fills}.
+      where: they are from, for messages.
+
+    Raises:
+      UserError: tensors that are missing, extra, mis-shaped or of no weight's type.
     """
     shapes: dict[tuple, tuple[int, ...]] = {}
     # some alone are damage
@@ -50,9 +56,16 @@ def check_tensors(
 def check_dtypes(
     found: Mapping[str, np.dtype], paths: Mapping[str, str], table: NameTable, where: str
 ) -> None:
-    """Raises UserError where tensors that belong together (`table.groups`) differ in dtype.
+    """Checks that tensors which belong together (the groups of the table) have one dtype.
 
-    `paths` maps each name in `found` to its leaf.
+    Args:
+      found: {name: dtype}.
+      paths: {name: leaf}.
+      table: names and groups of the model's tensors.
+      where: they are from, for messages.
+
+    Raises:
+      UserError: they differ.
     """
     allowed = list(DTYPES.values())
     problems = [

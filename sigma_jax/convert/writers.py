@@ -28,7 +28,21 @@ def open_writer(
     dtypes: Mapping[str, np.dtype],
     table: NameTable,
 ) -> Iterator[Put]:
-    """A function that writes one slice in `layout`; all are on the disk when the block ends."""
+    """Within the block, slices of a checkpoint can be written; all are on the disk when it ends.
+
+    Args:
+      layout: one of `LAYOUTS`.
+      folder: where to.
+      shapes: of our leaves.
+      dtypes: of our leaves.
+      table: names of the model's tensors.
+
+    Returns:
+      A context with a function that writes one slice.
+
+    Raises:
+      UserError: an unknown layout, one that the model has no names for, or a write that fails.
+    """
     if layout not in LAYOUTS:
         raise UserError(f'expected a layout among {", ".join(LAYOUTS)}, got {layout!r}; choose one')
     if layout != 'jax' and not table.rules:

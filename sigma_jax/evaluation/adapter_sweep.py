@@ -20,11 +20,18 @@ RELATIVE = jax.jit(adapter.relative_error)
 
 
 def sweep(splits: Mapping[str, Windows], state: Any) -> dict:
-    """Error relative to the base's, mean of the three branches, of every pair of scales on every
-    split but train.
+    """Errors relative to the base's, mean of the three branches, for every pair of least and
+    largest scale, on every split but train.
 
     The row `chosen` is the best on calibration. The adapter in use keeps a least scale of 0
     whatever this table says: above it, no risk however large would bring back the base.
+
+    Args:
+      splits: replayed windows.
+      state: the fitted adapter.
+
+    Returns:
+      For the report.
     """
     rows = []
     for least, largest in itertools.product(LEAST, LARGEST):
@@ -41,7 +48,15 @@ def sweep(splits: Mapping[str, Windows], state: Any) -> dict:
 
 
 def error(windows: Windows, state: AdapterState) -> float:
-    """`adapter.relative_error` of Sigma on these windows; cut-off windows only where all are."""
+    """`adapter.relative_error` of Sigma on these windows; cut-off windows only where all are.
+
+    Args:
+      windows: replayed.
+      state: the adapter.
+
+    Returns:
+      Without units.
+    """
     whole = windows.action_mask.all(axis=1)
     windows = windows.select(whole) if whole.any() else windows
     run = windows.predictions[CARRIED]

@@ -22,7 +22,16 @@ class BiasFit(NamedTuple):
 def hold(state: Float[np.ndarray, 'n p'], horizon: int, joints: int) -> Float[np.ndarray, 'n t a']:
     """Repeats the state for the whole window; states and actions are positions of the same joints.
 
-    Raises UserError when they have different widths.
+    Args:
+      state: raw units.
+      horizon: steps of a window.
+      joints: of an action.
+
+    Returns:
+      Raw units.
+
+    Raises:
+      UserError: states and actions have different widths.
     """
     if state.shape[-1] != joints:
         raise UserError(
@@ -35,7 +44,15 @@ def hold(state: Float[np.ndarray, 'n p'], horizon: int, joints: int) -> Float[np
 def mean_action(
     actions: Float[np.ndarray, 'n t a'], action_mask: Bool[np.ndarray, 'n t']
 ) -> Float[np.ndarray, 't a']:
-    """Mean training action at each horizon step, over windows where the step is valid."""
+    """Mean training action at each horizon step, over windows where the step is valid.
+
+    Args:
+      actions: of training windows, raw units.
+      action_mask: true for valid steps.
+
+    Returns:
+      Raw units.
+    """
     return masked_average(actions, action_mask)
 
 
@@ -48,6 +65,14 @@ def fit_bias(
 
     Where the base does not vary (or one window is all there is) the weight is 1 and only the bias
     is fitted.
+
+    Args:
+      base: the base's actions in training windows, raw units.
+      actions: recorded.
+      action_mask: true for valid steps.
+
+    Returns:
+      Weight and bias of each joint and step.
     """
     base, actions = np.asarray(base, np.float64), np.asarray(actions, np.float64)
     mean_base, mean_true = masked_average(base, action_mask), masked_average(actions, action_mask)
@@ -59,13 +84,29 @@ def fit_bias(
 
 
 def apply_bias(base: Float[np.ndarray, 'n t a'], fit: BiasFit) -> Float[np.ndarray, 'n t a']:
-    """The corrected base."""
+    """The corrected base.
+
+    Args:
+      base: its actions, raw units.
+      fit: of `fit_bias`.
+
+    Returns:
+      Raw units.
+    """
     return fit.weight * np.asarray(base, np.float64) + fit.bias
 
 
 def masked_average(
     x: Float[np.ndarray, 'n t a'], mask: Bool[np.ndarray, 'n t']
 ) -> Float[np.ndarray, 't a']:
-    """Mean over windows of valid steps; 0 where a step is never valid."""
+    """Mean over windows of valid steps; 0 where a step is never valid.
+
+    Args:
+      x: any numbers.
+      mask: true for valid steps.
+
+    Returns:
+      One number a step and joint.
+    """
     mask = np.asarray(mask, bool)[..., None]
     return np.where(mask, x, 0.0).sum(axis=0, dtype=np.float64) / np.maximum(mask.sum(axis=0), 1)

@@ -21,7 +21,14 @@ ErrorTable = Mapping[str, Mapping[str, metrics.Errors]]  # split -> arm -> error
 
 
 def two_by_two(split_arms: Mapping[str, dict]) -> dict:
-    """The paper's telepathy switch x adapter on one checkpoint (paper 5.3)."""
+    """The paper's telepathy switch x adapter on one checkpoint (paper 5.3).
+
+    Args:
+      split_arms: methods of a split in the report.
+
+    Returns:
+      For the report.
+    """
     names = {
         'telepathy_on': {'adapter_off': CARRIED, 'adapter_on': CARRIED + ADAPTED},
         'telepathy_off': {'adapter_off': TAU_OFF, 'adapter_on': TAU_OFF + ADAPTED},
@@ -39,8 +46,17 @@ def two_by_two(split_arms: Mapping[str, dict]) -> dict:
 def pooled(
     splits: Mapping[str, Windows], errors: ErrorTable, arm: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Errors of an arm, tau norm and semantic alignment of Sigma, over all windows of all
-    splits.
+    """A method's windows of all splits together.
+
+    Args:
+      splits: replayed windows.
+      errors: {split: {method: errors}}.
+      arm: name of the method.
+
+    Returns:
+      errors: of the method.
+      tau_norm: of Sigma.
+      sem_align: of Sigma.
     """
     runs = [windows.predictions[CARRIED] for windows in splits.values()]
     tau = np.concatenate([metrics.tau_l2(run.tau) for run in runs])
@@ -61,6 +77,16 @@ def paper_report(
 ) -> dict:
     """The paper's keys: all windows of all splits together, Sigma and the base, both with Sigma's
     tau (paper 6).
+
+    Args:
+      splits: replayed windows.
+      errors: {split: {method: errors}}.
+      success: thresholds, squared raw units.
+      hard: thresholds, squared raw units.
+      batch_size: windows that the paper counts as a batch.
+
+    Returns:
+      For the report.
     """
     groups = {
         group: metrics.paper_summary(*pooled(splits, errors, arm), success, hard, batch_size)
@@ -73,6 +99,12 @@ def paper_report(
 def head_statistics(params: PyTree | None) -> dict:
     """CHECK A: number, mean, std and rms of the tensors of the heads ('sigma' leaves), in float64
     (paper 6).
+
+    Args:
+      params: trained `sigma` leaves; None: none.
+
+    Returns:
+      For the report.
     """
     leaves = [np.asarray(x, np.float64).reshape(-1) for x in jax.tree.leaves(params)]
     count = max(sum(x.size for x in leaves), 1)
@@ -92,6 +124,15 @@ def check_b(
 ) -> dict[str, list[dict]]:
     """CHECK B: means of single batches, one in `every` (more often where that gives under ten
     rows).
+
+    Args:
+      splits: replayed windows.
+      errors: {split: {method: errors}}.
+      batch_size: windows that the paper counts as a batch.
+      every: batches from one row to the next.
+
+    Returns:
+      {group: rows}.
     """
     result = {}
     for group, arm in GROUPS:

@@ -62,11 +62,15 @@ def evaluate(
     Args:
       splits: replayed windows of any of 'train', 'calibration', 'test'. Without train there is no
         `mean` and no `pi05_bias` arm, without calibration no adapter.
+      config: thresholds and settings of the adapter.
       sigma_params: the trained 'sigma' leaves, for CHECK A.
       provenance: anything that says where the numbers come from; stored as it is.
       joints: names of the action dimensions.
       state: the adapter where it has been fitted already; None fits it.
       more: further sections ('comparison', 'stress', 'robustness', 'compute').
+
+    Returns:
+      JSON-ready values.
     """
     if state is None and 'calibration' in splits:
         state = fit_adapter(splits['calibration'], config.adapter)
@@ -95,6 +99,13 @@ def evaluate(
 def fit_adapter(windows: Windows, config: AdapterConfig) -> AdapterState:
     """The adapter fitted on calibration windows, telepathy on (docs/design.md, "Inference
     adapter"); cut-off windows only where all are.
+
+    Args:
+      windows: of the calibration split.
+      config: settings.
+
+    Returns:
+      The adapter.
     """
     whole = windows.action_mask.all(axis=1)
     windows = windows.select(whole) if whole.any() else windows
@@ -108,7 +119,16 @@ def fit_adapter(windows: Windows, config: AdapterConfig) -> AdapterState:
 def make_arms(
     windows: Windows, train: Windows | None, state: AdapterState | None
 ) -> dict[str, Arm]:
-    """All arms of one split by name, in the order of the report."""
+    """All arms of one split by name, in the order of the report.
+
+    Args:
+      windows: replayed.
+      train: those of the train split; None: no methods that are fitted on it.
+      state: the fitted adapter; None: none.
+
+    Returns:
+      {name: method}.
+    """
     horizon, joints = windows.actions.shape[1:]
     trajectories = {}
     if windows.state.shape[1] == joints:
@@ -132,14 +152,31 @@ def make_arms(
 
 
 def run_adapter(windows: Windows, name: str, state: AdapterState) -> tuple:
-    """`adapter.adapt` on the run `name`, as numpy."""
+    """`adapter.adapt` on the run `name`, as numpy.
+
+    Args:
+      windows: replayed.
+      name: 'sigma', 'sigma_tau_off' or 'sigma_reset'.
+      state: the adapter.
+
+    Returns:
+      As `adapter.adapt`.
+    """
     run = windows.predictions[name]
     base = views(np.asarray(windows.base, np.float32), windows.chunk)
     return jax.tree.map(np.asarray, ADAPT(base, run.actions, run.tau, run.c_act0, state))
 
 
 def errors_of(arm: Arm, windows: Windows) -> dict[str, np.ndarray]:
-    """mse_vec, mse_chk, mse_trj of an arm, [n] each."""
+    """mse_vec, mse_chk and mse_trj of a method.
+
+    Args:
+      arm: the method.
+      windows: replayed.
+
+    Returns:
+      {error: [n]}, squared raw units.
+    """
     return metrics.window_errors(arm.actions, windows.actions, windows.action_mask)
 
 
@@ -151,6 +188,15 @@ def split_report(
 ) -> dict:
     """Every arm of one split: errors with intervals, change against the base, rates, by episode and
     by step.
+
+    Args:
+      windows: replayed.
+      table: methods by name.
+      errors: of each.
+      config: thresholds.
+
+    Returns:
+      For the report.
     """
     reports = {
         name: arm_report(arm, windows, errors[name], errors[BASE], config)
@@ -170,8 +216,18 @@ def arm_report(
     reference: metrics.Errors,
     config: EvaluationConfig,
 ) -> dict:
-    """One arm on one split; `change` is relative to the base on the same windows, paired over
+    """One method on one split; `change` is relative to the base on the same windows, paired over
     episodes.
+
+    Args:
+      arm: the method.
+      windows: replayed.
+      errors: of the method.
+      reference: errors of the base.
+      config: thresholds.
+
+    Returns:
+      For the report.
     """
     report: dict[str, Any] = {}
     for name in ERRORS:
@@ -192,8 +248,14 @@ def arm_report(
 
 
 def by_episode(errors: metrics.Errors, episode: np.ndarray) -> dict:
-    """{'episode': [...], 'num_windows': [...], 'mse_vec': [...], ...}: means over each episode's
-    windows.
+    """Means over each episode's windows.
+
+    Args:
+      errors: of a method.
+      episode: of each window.
+
+    Returns:
+      {'episode': [...], 'num_windows': [...], 'mse_vec': [...], ...}.
     """
     episodes, _, counts = metrics.sum_by_episode(errors[ERRORS[0]], episode)
     means = {name: metrics.sum_by_episode(errors[name], episode)[1] / counts for name in ERRORS}
@@ -201,7 +263,15 @@ def by_episode(errors: metrics.Errors, episode: np.ndarray) -> dict:
 
 
 def adapter_report(splits: Mapping[str, Windows], state: AdapterState | None) -> dict | None:
-    """The fitted state and, for every window outside train, scale, risk and reasons."""
+    """The fitted state and, for every window outside train, scale, risk and reasons.
+
+    Args:
+      splits: replayed windows.
+      state: the fitted adapter; None: none.
+
+    Returns:
+      For the report; None without an adapter.
+    """
     if state is None:
         return None
     report: dict[str, Any] = {
@@ -232,6 +302,15 @@ def example(
 ) -> dict:
     """One episode for the figures: that of median Sigma error, in the last split, so that it
     flatters nobody.
+
+    Args:
+      splits: replayed windows.
+      table: {split: {name: method}}.
+      errors: {split: {name: errors}}.
+      joints: names of the action dimensions.
+
+    Returns:
+      For the report.
     """
     split = list(splits)[-1]
     windows = splits[split]
@@ -258,6 +337,12 @@ def example(
 def jsonable(x: Any) -> Any:
     """Arrays to lists, numpy scalars to Python's, non-finite numbers to None; floats to seven
     digits.
+
+    Args:
+      x: nested values.
+
+    Returns:
+      What JSON has.
     """
     if isinstance(x, Mapping):
         return {str(key): jsonable(value) for key, value in x.items()}

@@ -18,10 +18,16 @@ LOG = 'evaluations.jsonl'
 
 
 def check_log(workdir: pathlib.Path) -> str:
-    """Looks into the log before an evaluation works for hours; returns what there is to tell about
-    it, or ''.
+    """Looks into the log of evaluations before one works for hours.
 
-    Raises UserError where nothing can be added to it.
+    Args:
+      workdir: the training folder.
+
+    Returns:
+      What there is to report about it, or ''.
+
+    Raises:
+      UserError: nothing can be added to it.
     """
     log = workdir / LOG
     if (log.exists() and not log.is_file()) or not os.access(
@@ -38,11 +44,17 @@ def check_log(workdir: pathlib.Path) -> str:
 
 
 def count_test_reads(workdir: pathlib.Path, splits: tuple[str, ...]) -> int:
-    """Adds this evaluation to `workdir/evaluations.jsonl`; returns how many of them have read the
-    test split.
+    """Adds this evaluation to `evaluations.jsonl`.
 
     A damaged line, as a full disk or a lost machine leaves one, stays as it is and counts: it may
-    have read it.
+    have read the test split.
+
+    Args:
+      workdir: the training folder.
+      splits: that this one reads.
+
+    Returns:
+      How many of them have read the test split.
     """
     log = workdir / LOG
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
@@ -54,7 +66,14 @@ def count_test_reads(workdir: pathlib.Path, splits: tuple[str, ...]) -> int:
 
 
 def read_log(log: pathlib.Path) -> list[list[str] | None]:
-    """The splits of each evaluation in the log, None where its line is damaged."""
+    """The splits of each evaluation in the log, None where its line is damaged.
+
+    Args:
+      log: the file.
+
+    Returns:
+      One entry a line.
+    """
     lines = log.read_text(errors='replace').splitlines() if log.is_file() else []
     return [_splits(line) for line in lines if line.strip()]
 
@@ -67,7 +86,15 @@ def _splits(line: str) -> list[str] | None:
 
 
 def provenance(trained: Any, shards: Shards) -> dict[str, Any]:
-    """Everything that says where the numbers come from."""
+    """Everything that says where the numbers come from.
+
+    Args:
+      trained: what was evaluated.
+      shards: the data.
+
+    Returns:
+      For the report.
+    """
     record = check_baselines(shards, '')
     return {
         'version': __version__,

@@ -52,7 +52,14 @@ class Windows:
         return self.predictions[CARRIED].actions.chk.shape[1]
 
     def select(self, rows: Any) -> 'Windows':
-        """The windows `rows` (indices or mask) of every array."""
+        """Some of the windows, in every array.
+
+        Args:
+          rows: indices, or a mask.
+
+        Returns:
+          Their table.
+        """
         predictions = {
             name: Prediction(
                 Actions(p.actions.vec[rows], p.actions.chk[rows], p.actions.traj[rows]),
@@ -83,13 +90,28 @@ def replay(
     gates: Ablation = EVERYTHING,
     runs: Sequence[str] = RUNS,
 ) -> Windows:
-    """Runs the model three times over every batch: memory carried, telepathy off, memory reset.
+    """Runs the model up to three times over every batch: memory carried, telepathy off, memory
+    reset.
 
-    A batch holds whole episodes, leaves [b g ...]; the third run starts anew every
-    `sequence_length` windows, as training did. Padding windows are dropped. `samples` holds several
-    actions of the base for every record, and `batch['record']` the number of each window's record.
-    `gates` are those the model was trained with; `runs` names those of the three that are wanted.
-    Raises UserError when no valid window comes.
+    The third run starts anew every `sequence_length` windows, as training did. Padding windows are
+    dropped.
+
+    Args:
+      batches: whole episodes, leaves [b g ...].
+      run_windows: the model.
+      sequence_length: of the training.
+      raw_state: undoes the normalisation of states.
+      samples: several actions of the base for every record; `batch['record']` numbers each
+        window's.
+      on_batch: called after each batch.
+      gates: that the model was trained with.
+      runs: which of the three.
+
+    Returns:
+      All windows.
+
+    Raises:
+      UserError: no valid window comes.
     """
     parts: list[Windows] = []
     for batch in batches:
@@ -119,7 +141,16 @@ def replay(
 
 
 def predict(output: SigmaOutput, axes: int, keep: Bool[np.ndarray, 'n']) -> Prediction:
-    """What evaluation keeps of a forward pass, valid windows only, leading axes flattened."""
+    """What evaluation keeps of a forward pass, valid windows only, leading axes flattened.
+
+    Args:
+      output: of the model.
+      axes: leading axes that become one.
+      keep: true for valid windows.
+
+    Returns:
+      numpy.
+    """
 
     def flat(x: Any) -> Any:
         return flatten(np.asarray(x, np.float32), axes)[keep]
@@ -130,13 +161,28 @@ def predict(output: SigmaOutput, axes: int, keep: Bool[np.ndarray, 'n']) -> Pred
 
 
 def views(trajectory: Any, chunk: int) -> Actions:
-    """`Actions.from_trajectory` for numpy arrays."""
+    """`Actions.from_trajectory` for numpy arrays.
+
+    Args:
+      trajectory: [n t a].
+      chunk: c.
+
+    Returns:
+      The three branches.
+    """
     return Actions.from_trajectory(trajectory, chunk)
 
 
 def reset_every(reset: Bool[np.ndarray, 'b g'], length: int) -> Bool[np.ndarray, 'b g']:
-    """Also true at every `length`-th window since the last reset; single windows [b] are all
-    reset.
+    """Where the memory starts anew: at resets, and at every `length`-th window since the last one;
+    single windows [b] are all reset.
+
+    Args:
+      reset: of the batch.
+      length: of a run.
+
+    Returns:
+      One flag a window.
     """
     if reset.ndim == 1:
         return np.ones_like(reset)
@@ -146,12 +192,27 @@ def reset_every(reset: Bool[np.ndarray, 'b g'], length: int) -> Bool[np.ndarray,
 
 
 def flatten(x: np.ndarray, axes: int) -> np.ndarray:
-    """[b g ...] -> [b*g ...]."""
+    """[b g ...] -> [b*g ...].
+
+    Args:
+      x: any array.
+      axes: that become one.
+
+    Returns:
+      The reshaped array.
+    """
     return x.reshape(-1, *x.shape[axes:])
 
 
 def concatenate(parts: list[Windows]) -> Windows:
-    """One `Windows` of several, in order."""
+    """One `Windows` of several, in order.
+
+    Args:
+      parts: at least one.
+
+    Returns:
+      One table.
+    """
     names = parts[0].predictions
     predictions = {
         name: concatenate_predictions([part.predictions[name] for part in parts]) for name in names
@@ -164,6 +225,13 @@ def concatenate(parts: list[Windows]) -> Windows:
 def pad_windows(batch: NumpyBatch, length: int) -> NumpyBatch:
     """[b g ...] -> [b length ...]: repeats the last window with mask False, so that all splits
     share one shape.
+
+    Args:
+      batch: [b g ...].
+      length: of its second axis.
+
+    Returns:
+      [b length ...].
     """
     missing = length - batch['mask'].shape[1]
     if missing <= 0:
@@ -177,7 +245,14 @@ def pad_windows(batch: NumpyBatch, length: int) -> NumpyBatch:
 
 
 def concatenate_predictions(parts: list[Prediction]) -> Prediction:
-    """One `Prediction` of several, in order."""
+    """One `Prediction` of several, in order.
+
+    Args:
+      parts: at least one.
+
+    Returns:
+      One.
+    """
     branches: Any = [
         np.concatenate([getattr(p.actions, name) for p in parts]) for name in ('vec', 'chk', 'traj')
     ]

@@ -29,6 +29,9 @@ class Decoded:
 
     Trainings of one comparison see the same pictures and prompts, and decoding them takes longer
     than a small model.
+
+    Args:
+      room: bytes that are kept at most.
     """
 
     def __init__(self, room: int = ROOM):
@@ -38,7 +41,15 @@ class Decoded:
     def __call__(
         self, key: bytes, make: Callable[[], Iterable[NumpyBatch]]
     ) -> Iterator[NumpyBatch]:
-        """What `make` gives, or gave for the same key when it was read to its end."""
+        """Batches, decoded at most once while there is room.
+
+        Args:
+          key: what they depend on.
+          make: decodes them.
+
+        Returns:
+          An iterator over them.
+        """
         if key in self._kept:
             yield from self._kept[key]
             return
@@ -56,7 +67,14 @@ class Decoded:
 
 
 def read_only(batch: NumpyBatch) -> NumpyBatch:
-    """The same arrays, not to be changed in place."""
+    """The same arrays, not to be changed in place.
+
+    Args:
+      batch: decoded.
+
+    Returns:
+      The batch.
+    """
     for x in batch.values():
         x.flags.writeable = False
     return batch
@@ -72,8 +90,19 @@ def replay_split(
     name: str = '',
     decoded: Decoded | None = None,
 ) -> Windows:
-    """Every window of one split through Sigma, whole episodes at a time; `name` is what the bar
-    shows.
+    """Every window of one split through Sigma, whole episodes at a time.
+
+    Args:
+      trained: a Sigma.
+      split: of the shards.
+      episodes_at_once: in a batch.
+      bar: for progress.
+      runs: of `replay`.
+      name: that the bar shows.
+      decoded: keeps batches; None: nothing is kept.
+
+    Returns:
+      All windows.
     """
     statistics = trained.shards.statistics['state']
     batches = list_batches(trained, split, episodes_at_once, decoded)
@@ -96,7 +125,17 @@ def list_batches(
     episodes_at_once: int,
     decoded: Decoded | None = None,
 ) -> Iterator[NumpyBatch]:
-    """Batches of whole episodes as Sigma sees them, states normalised as in its training."""
+    """Batches of whole episodes as Sigma sees them, states normalised as in its training.
+
+    Args:
+      trained: a Sigma.
+      split: of the shards.
+      episodes_at_once: in a batch.
+      decoded: keeps batches; None: nothing is kept.
+
+    Returns:
+      An iterator of batches.
+    """
     return whole_episodes(
         split,
         episodes_at_once,
@@ -123,7 +162,18 @@ def whole_episodes(
     """Batches of whole episodes, all splits with the same number of windows, so that a model
     compiles once.
 
-    `decoded` keeps them for the next who asks for the same.
+    Args:
+      split: of the shards.
+      episodes_at_once: in a batch.
+      tokenizer: its path.
+      statistics: by which states are normalised.
+      policy: settings of the processor.
+      baselines: digest of the base whose actions are read; None: none are.
+      decoded: keeps batches for the next who asks for the same; None: nothing is kept.
+      prompt: how state and task become text.
+
+    Returns:
+      An iterator of batches.
     """
 
     def make() -> Iterator[NumpyBatch]:
@@ -141,12 +191,27 @@ def whole_episodes(
 
 
 def count_batches(split: Split, episodes_at_once: int) -> int:
-    """How many batches of whole episodes a split has."""
+    """How many batches of whole episodes a split has.
+
+    Args:
+      split: of the shards.
+      episodes_at_once: in a batch.
+
+    Returns:
+      The count.
+    """
     return -(-len(np.unique(split.index.episode)) // episodes_at_once)
 
 
 def base_samples(split: Split) -> np.ndarray | None:
-    """All samples of the base [r m t a] where several were drawn."""
+    """All samples of the base [r m t a] where several were drawn.
+
+    Args:
+      split: of the shards.
+
+    Returns:
+      Raw units; None where one was drawn.
+    """
     samples = split.base_actions()
     return samples if samples.shape[1] > 1 else None
 
@@ -154,8 +219,15 @@ def base_samples(split: Split) -> np.ndarray | None:
 def in_order(
     batches: Iterable[tuple[NumpyBatch, np.ndarray]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(values [n ...], episode [n], frame [n]) of the valid windows of pairs (batch, values [b g
-    ...]), sorted.
+    """Values of the valid windows, sorted by episode and frame.
+
+    Args:
+      batches: pairs (batch, values [b g ...]).
+
+    Returns:
+      values: [n ...].
+      episode: [n].
+      frame: [n].
     """
     parts = [
         (values[b['mask']], b['episode'][b['mask']], b['frame'][b['mask']]) for b, values in batches

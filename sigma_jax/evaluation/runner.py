@@ -67,7 +67,14 @@ class Request:
 
 
 def load_with(library: Library) -> Callable[[pathlib.Path, Console], Any]:
-    """How a Sigma is opened, sharing with others what `library` holds."""
+    """How a Sigma is opened, sharing with others what `library` holds.
+
+    Args:
+      library: what is shared.
+
+    Returns:
+      (workdir, console) -> an opened Sigma.
+    """
     return lambda workdir, console: Trained(workdir, library)
 
 
@@ -76,10 +83,19 @@ def run(
     console: Console | None = None,
     load: Callable[[pathlib.Path, Console], Any] | None = None,
 ) -> tuple[dict, pathlib.Path]:
-    """Evaluates what `load` finds in the training folder, writes the files, returns the report and
-    its folder.
+    """Evaluates a training folder and writes the files.
 
-    Raises UserError for an unknown split, unfinished training, or shards of another base.
+    Args:
+      request: what is asked for.
+      console: for lines and bars; None: a new one.
+      load: opens the checkpoint; None: a Sigma.
+
+    Returns:
+      report: JSON-ready.
+      out: its folder.
+
+    Raises:
+      UserError: an unknown split, unfinished training, or shards of another base.
     """
     console = console or Console(stderr=True)
     check_splits(request.splits, request.stress)
@@ -120,11 +136,20 @@ def run(
 def check_first(
     request: Request, config: RunConfig, shards: Shards, out: pathlib.Path
 ) -> list[str]:
-    """What can be wrong with the end of an evaluation, looked at before its work; returns what
-    there is to tell.
+    """Looks, before the work, at what can go wrong at the end of an evaluation.
 
-    Raises UserError where an episode that a training learned from would judge it, where nothing can
-    be written, and for a split without windows.
+    Args:
+      request: what is asked for.
+      config: of the training.
+      shards: the data.
+      out: folder of the report.
+
+    Returns:
+      What there is to report.
+
+    Raises:
+      UserError: an episode that a training learned from would judge it, nothing can be written, or
+        a split has no windows.
     """
     check_writable(out)
     check_windows(request.splits, shards)
@@ -141,7 +166,14 @@ def check_first(
 
 
 def check_writable(out: pathlib.Path) -> None:
-    """Raises UserError where no file can be made in the folder `out`, which is left as it was."""
+    """Checks that a file can be made in a folder, which is left as it was.
+
+    Args:
+      out: the folder.
+
+    Raises:
+      UserError: none can be.
+    """
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -159,7 +191,15 @@ def check_writable(out: pathlib.Path) -> None:
 
 
 def check_windows(splits: tuple[str, ...], shards: Shards) -> None:
-    """Raises UserError for a split of the shards that holds no window."""
+    """Checks that splits hold windows.
+
+    Args:
+      splits: their names.
+      shards: the data.
+
+    Raises:
+      UserError: one holds none.
+    """
     counts = shards.meta.windows
     if not (empty := [name for name in splits if not counts[name]]):
         return
@@ -182,8 +222,20 @@ def extras(
     decoded: Decoded,
     bar: Progress,
 ) -> dict[str, Any]:
-    """What was asked for beside the evaluation of one checkpoint, by its key in the report; of the
-    headline split.
+    """What was asked for in addition to the evaluation of one checkpoint; of the headline split.
+
+    Args:
+      request: what is asked for.
+      trained: a Sigma.
+      shards: the data.
+      splits: replayed windows.
+      state: the fitted adapter; None: none.
+      library: what is shared.
+      decoded: keeps batches.
+      bar: for progress.
+
+    Returns:
+      {key of the report: section}.
     """
     split = shards.split(headline(splits))
 
@@ -243,8 +295,13 @@ def extras(
 
 
 def write(result: dict, out: pathlib.Path, log: pathlib.Path) -> None:
-    """The three files, made whole before the first is written; the report only as its schema has
-    it.
+    """Writes the three files of a report, made whole before the first is written; the report only
+    as its schema has it.
+
+    Args:
+      result: the report.
+      out: its folder.
+      log: of the training.
     """
     check_report(result)
     files = {REPORT: json.dumps(result, indent=1, allow_nan=False)}
@@ -258,8 +315,14 @@ def write(result: dict, out: pathlib.Path, log: pathlib.Path) -> None:
 
 
 def check_splits(splits: tuple[str, ...], stress: bool = False) -> None:
-    """Raises UserError for a split that does not exist, none at all, or stress tests without an
-    adapter.
+    """Checks the names of splits.
+
+    Args:
+      splits: asked for.
+      stress: whether there are stress tests, which need the adapter and so calibration.
+
+    Raises:
+      UserError: one does not exist, there is none, or stress tests without an adapter.
     """
     if unknown := [name for name in splits if name not in SPLITS] or ([''] if not splits else []):
         raise UserError(

@@ -43,7 +43,16 @@ class Library:
         self._opened: dict[str, tuple[Parts, Callable]] = {}
 
     def open(self, config: RunConfig, make: Callable[[Parts], Callable]) -> tuple[Parts, Callable]:
-        """(parts, `make(parts)` compiled); weights are arguments of the latter."""
+        """The parts of a run, and a compiled function of them; both are shared among runs that
+        allow it.
+
+        Args:
+          config: of the run.
+          make: gives the function of its parts; weights are arguments of it.
+
+        Returns:
+          The parts and the function.
+        """
         # without a base its random weights have that seed
         left_out = PER_RUN | ({'seed'} if config.base else set())
         same = {k: v for k, v in config.to_dict().items() if k not in left_out}
@@ -59,6 +68,13 @@ class Trained:
 
     `gates` are those it was trained with: evaluation must not bring back a part that training left
     out.
+
+    Args:
+      workdir: the training folder.
+      library: what is shared; None: nothing.
+
+    Raises:
+      UserError: the run trains the policy itself, or has no checkpoint.
     """
 
     def __init__(self, workdir: pathlib.Path, library: Library | None = None):
@@ -91,13 +107,28 @@ class Trained:
         }
 
     def predict(self, batch: Mapping[str, np.ndarray], ablation: Ablation) -> SigmaOutput:
-        """SigmaOutput of windows [b g ...], memory carried along g and reset where the batch
+        """Sigma's output for windows [b g ...], memory carried along g and reset where the batch
         says.
+
+        Args:
+          batch: [b g ...].
+          ablation: gates.
+
+        Returns:
+          The output.
         """
         return jax.device_get(self.forward(*self.inputs(batch, ablation))[1])
 
     def inputs(self, batch: Mapping[str, np.ndarray], ablation: Ablation) -> tuple:
-        """What `forward` takes."""
+        """What `forward` takes.
+
+        Args:
+          batch: [b g ...].
+          ablation: gates.
+
+        Returns:
+          Arguments.
+        """
         gates = jax.tree.map(lambda x: np.asarray(x, np.float32), ablation)
         return self.trainable, self.frozen, to_batch(batch), gates
 
@@ -107,6 +138,12 @@ class TrainedPolicy:
     every window.
 
     `statistics` normalise the states of its prompts, as they did in training.
+
+    Args:
+      workdir: the training folder.
+      library: what is shared.
+      draws: samples of a window.
+      seed: of the noise.
     """
 
     def __init__(self, workdir: pathlib.Path, library: Library, draws: int, seed: int):
@@ -129,12 +166,29 @@ class TrainedPolicy:
         }
 
     def sample(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """[b g m t a]; the noise of a window is that of the base's samples."""
+        """Samples of every window; the noise is that of the base's samples.
+
+        Args:
+          batch: [b g ...].
+
+        Returns:
+          [b g m t a], raw units.
+        """
         return sampling.in_parts(
             self.run, (self.trainable, self.frozen.params), self.frozen.scaling, batch
         )
 
 
 def load_for_evaluation(workdir: str | pathlib.Path, *_: object) -> Trained:
-    """The newest checkpoint of a training folder. Raises UserError where there is none."""
+    """The newest checkpoint of a training folder.
+
+    Args:
+      workdir: the folder.
+
+    Returns:
+      The Sigma.
+
+    Raises:
+      UserError: there is none.
+    """
     return Trained(pathlib.Path(workdir))

@@ -49,12 +49,27 @@ class Patience:
     sleep: Callable[[float], None] = time.sleep
 
     def seconds(self, failures: int) -> float:
-        """The wait after so many failures in a row."""
+        """The wait after so many failures in a row.
+
+        Args:
+          failures: so far.
+
+        Returns:
+          Seconds.
+        """
         return min(self.longest, self.first * 2 ** (failures - 1)) * random.uniform(0.5, 1)
 
     def pause(self, what: str, why: str, failures: int, asked: float | None = None) -> None:
-        """Waits, or raises UserError after the last try or where the hub asks for more than there
-        is patience.
+        """Waits before the next try.
+
+        Args:
+          what: was asked for, for messages.
+          why: it failed.
+          failures: so far.
+          asked: seconds that the hub asks to wait; None: it does not say.
+
+        Raises:
+          UserError: it was the last try, or the hub asks for more than there is patience.
         """
         if failures >= self.tries:
             raise UserError(
@@ -78,6 +93,13 @@ class Patience:
 def retry_after(headers: Any, now: datetime.datetime | None = None) -> float | None:
     """Seconds that an answer asks to wait: Retry-After as a number or a date (RFC 9110), or the
     hub's RateLimit.
+
+    Args:
+      headers: of the answer.
+      now: to count a date from; None: the clock.
+
+    Returns:
+      Seconds; None where it does not ask.
     """
     value = (headers.get('Retry-After') or '').strip()
     if re.fullmatch(r'\d{1,9}(\.\d+)?', value):
@@ -91,7 +113,14 @@ def retry_after(headers: Any, now: datetime.datetime | None = None) -> float | N
 
 
 def network_errors(client: Any) -> tuple[type[Exception], ...]:
-    """What the library below `client` raises when a connection fails."""
+    """What the library below `client` raises when a connection fails.
+
+    Args:
+      client: of huggingface_hub.
+
+    Returns:
+      The exceptions.
+    """
     library = importlib.import_module(_library(client).__module__)
     return library.NetworkError, library.TimeoutException, library.RemoteProtocolError
 
@@ -109,10 +138,18 @@ def _library(client: Any) -> type:
 def patient_client(
     hub: Any, patience: Patience, tokens: Sequence[str | None] = ()
 ) -> Iterator[None]:
-    """Within the block huggingface_hub (`hub`) asks through a patient client, and logs none of
-    `tokens`.
+    """Within the block huggingface_hub asks through a patient client, and logs no tokens.
 
-    Raises UserError for one before 1.0.
+    Args:
+      hub: the module.
+      patience: how long.
+      tokens: not to be logged.
+
+    Returns:
+      A context.
+
+    Raises:
+      UserError: a version before 1.0.
     """
     if not hasattr(hub, 'set_client_factory'):
         raise UserError(
@@ -163,5 +200,12 @@ def _patient(client: Any, patience: Patience) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, with its name, and nothing secret in it."""
+    """The first line of an error, with its name, and nothing secret in it.
+
+    Args:
+      error: any.
+
+    Returns:
+      One line.
+    """
     return scrub(f'{type(error).__name__}: {str(error).strip()}'.strip(': ').splitlines()[0])

@@ -49,10 +49,16 @@ class Fetched:
 
 
 def local_path(name: str | os.PathLike[str]) -> Path:
-    """The path itself where it exists; else the folder into which a checkpoint's files are fetched
-    (and kept there).
+    """A checkpoint's path on this disk; what is not here is fetched, and kept.
 
-    Raises UserError for what is neither, without the extra `hf`, and where the hub gives nothing.
+    Args:
+      name: a path, or a hub id.
+
+    Returns:
+      The path itself, or the folder of the fetched files.
+
+    Raises:
+      UserError: it is neither, the extra `hf` is missing, or the hub gives nothing.
     """
     path = Path(name)
     if path.exists():
@@ -66,7 +72,14 @@ def local_path(name: str | os.PathLike[str]) -> Path:
 
 
 def is_hub_id(name: str | os.PathLike[str]) -> bool:
-    """Whether a name that is no path reads as `owner/name` or `owner/name@revision`."""
+    """Whether a name that is no path reads as `owner/name` or `owner/name@revision`.
+
+    Args:
+      name: any.
+
+    Returns:
+      Whether it does.
+    """
     match = HUB_ID.fullmatch(str(name))
     looks_like_a_file = Path(str(name).partition('@')[0]).suffix in (
         '.json',
@@ -78,8 +91,13 @@ def is_hub_id(name: str | os.PathLike[str]) -> bool:
 
 
 def dataset_files(cameras: Sequence[str] = ()) -> tuple[str, ...]:
-    """What is needed of a data set: tables, records, and the videos of `cameras` (none named: of
-    all).
+    """What is needed of a data set: tables, records, and videos.
+
+    Args:
+      cameras: whose videos; none named: all.
+
+    Returns:
+      Glob patterns.
     """
     keys = [glob.escape(camera) for camera in cameras] or ['*']
     return (
@@ -95,8 +113,17 @@ def fetch(
     env_file: str | os.PathLike[str] = '',
     patience: Patience = Patience(),
 ) -> Fetched:
-    """Fetches the `files` (glob patterns) of a 'model' or 'dataset', as far as they are not in the
-    cache already.
+    """Fetches files of a repository, as far as they are not in the cache already.
+
+    Args:
+      name: `owner/name` or `owner/name@revision`.
+      kind: 'model' or 'dataset'.
+      files: glob patterns.
+      env_file: with a token; '': where it is looked for, see `read_token`.
+      patience: with the hub.
+
+    Returns:
+      The folder and the commit.
 
     Raises:
       UserError: not a hub id, no such repository or revision, a licence to accept, no connection
@@ -144,11 +171,17 @@ def fetch(
 
 
 def read_token(env_file: str | os.PathLike[str] = '') -> str | None:
-    """HF_TOKEN from the environment, else from `env_file`, else from .env or sigma.env beside the
-    command, else None.
+    """The token for the hub: HF_TOKEN from the environment, else from a file.
 
-    None leaves the choice to huggingface_hub, which knows who has logged in. Raises UserError for a
-    file that is named but not there, and for a token that is none; the messages do not show it.
+    Args:
+      env_file: the file; '': .env or sigma.env in the working directory.
+
+    Returns:
+      The token; None leaves the choice to huggingface_hub, which knows who has logged in.
+
+    Raises:
+      UserError: a file that is named but not there, or a token that is none; messages do not show
+        it.
     """
     token, where = os.environ.get('HF_TOKEN', '').strip(), 'the environment'
     if not token:

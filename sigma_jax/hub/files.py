@@ -46,7 +46,16 @@ class Transfer:
 
 
 def repository(hub: Any, repo: str, kind: str) -> Path:
-    """The library's folder of a repository in its cache."""
+    """The library's folder of a repository in its cache.
+
+    Args:
+      hub: the module.
+      repo: `owner/name`.
+      kind: 'model' or 'dataset'.
+
+    Returns:
+      The folder.
+    """
     return Path(hub.constants.HF_HUB_CACHE).expanduser() / '--'.join((f'{kind}s', *repo.split('/')))
 
 
@@ -56,11 +65,11 @@ def fetch_large(
     """Brings large files into the library's cache.
 
     Args:
-      hub: the library.
+      hub: the module.
       at: which commit of which repository.
-      files: names in it.
-      token: to log in with.
-      patience: with a hub that does not answer.
+      files: their names.
+      token: or None.
+      patience: with the hub.
 
     Raises:
       UserError: the hub does not answer, or sends other bytes than it names, however often it is

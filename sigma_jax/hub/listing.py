@@ -18,16 +18,28 @@ THEIRS = 'trees'  # the library's own note, in newer versions; these have looked
 
 
 def note(repository: Path, commit: str, sizes: Mapping[str, int]) -> None:
-    """Writes down the files of a commit and their sizes."""
+    """Writes down the files of a commit and their sizes.
+
+    Args:
+      repository: its folder in the cache.
+      commit: of the files.
+      sizes: {file: bytes}.
+    """
     folder = repository / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / f'{commit}.json', json.dumps(dict(sizes)))
 
 
 def is_whole(hub: Any, snapshot: Path, patterns: Sequence[str]) -> bool:
-    """Whether all files of a snapshot's commit that fit `patterns` are there with all their bytes.
+    """Whether all files of a snapshot's commit are there with all their bytes.
 
-    False where nothing says what the commit holds.
+    Args:
+      hub: the module.
+      snapshot: its folder in the cache.
+      patterns: of the files that count.
+
+    Returns:
+      Whether they are; False where nothing says what the commit holds.
     """
     repository, commit = snapshot.parents[1], snapshot.name
     try:

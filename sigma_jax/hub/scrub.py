@@ -12,8 +12,15 @@ QUERY = re.compile(r'((?:https?:/)?/[^\s?\'"<>]*)\?[^\s\'"]+')
 
 
 def scrub(text: str, tokens: Iterable[str | None] = ()) -> str:
-    """`text` without `tokens`, what looks like one, log-ins in addresses, and all that follows an
+    """A text without tokens, what looks like one, log-ins in addresses, and all that follows an
     address's `?`.
+
+    Args:
+      text: any.
+      tokens: that are known.
+
+    Returns:
+      The text.
     """
     for token in tokens:
         text = text.replace(token, '<token>') if token else text
@@ -21,12 +28,24 @@ def scrub(text: str, tokens: Iterable[str | None] = ()) -> str:
 
 
 class Scrubbed(logging.Filter):
-    """Scrubs what a library logs, before a handler writes it."""
+    """Scrubs what a library logs, before a handler writes it.
+
+    Args:
+      tokens: that are known.
+    """
 
     def __init__(self, tokens: Iterable[str | None] = ()):
         super().__init__()
         self._tokens = tuple(tokens)
 
     def filter(self, record: logging.LogRecord) -> bool:
+        """Scrubs a record.
+
+        Args:
+          record: of a log.
+
+        Returns:
+          True.
+        """
         record.msg, record.args = scrub(record.getMessage(), self._tokens), ()
         return True

@@ -39,10 +39,14 @@ class Pose:
 
 
 class Arm:
-    """Kinematics and units of the SO-101 in a compiled scene; works on scratch data of its own."""
+    """Kinematics and units of the SO-101 in a compiled scene; works on scratch data of its own.
+
+    Args:
+      model: the compiled scene.
+    """
 
     def __init__(self, model: 'mujoco.MjModel'):
-        """Looks up the arm's joints and actuators in `model`."""
+        """Looks up the arm's joints and actuators."""
         self.model = model
         self.scratch = mujoco.MjData(model)
         joints = [model.joint(name) for name in JOINTS]
@@ -54,22 +58,43 @@ class Arm:
         self._pan_origin = model.body('shoulder').pos[:2].copy()
 
     def to_units(self, radians: np.ndarray) -> np.ndarray:
-        """Radians [..., 6] to degrees and percent open [..., 6]."""
+        """Radians to degrees and percent open.
+
+        Args:
+          radians: [..., 6].
+
+        Returns:
+          [..., 6].
+        """
         units = np.rad2deg(radians)
         low, high = self.ranges[-1]
         units[..., -1] = 100 * (radians[..., -1] - low) / (high - low)
         return units
 
     def to_radians(self, units: np.ndarray) -> np.ndarray:
-        """Degrees and percent open [..., 6] to radians [..., 6]."""
+        """Degrees and percent open to radians.
+
+        Args:
+          units: [..., 6].
+
+        Returns:
+          [..., 6].
+        """
         radians = np.deg2rad(units)
         low, high = self.ranges[-1]
         radians[..., -1] = low + np.asarray(units)[..., -1] / 100 * (high - low)
         return radians
 
     def forward(self, joints: np.ndarray, site: str = 'grasp') -> tuple[np.ndarray, np.ndarray]:
-        """Position [3] of `site` in metres and gripper rotation [3, 3] at body joint angles [5] in
-        radians.
+        """Where the arm is at some joint angles.
+
+        Args:
+          joints: of the body, [5], radians.
+          site: whose position it is.
+
+        Returns:
+          position: [3], metres.
+          rotation: of the gripper, [3, 3].
         """
         self.scratch.qpos[self.qpos_index[:BODY_JOINTS]] = joints
         mujoco.mj_kinematics(self.model, self.scratch)
@@ -78,11 +103,18 @@ class Arm:
         return found.xpos.copy(), found.xmat.reshape(3, 3).copy()
 
     def inverse(self, pose: Pose, start: np.ndarray, iterations: int = 200) -> np.ndarray:
-        """Body joint angles [5], radians, that bring the pose's site to `pose`, searched from
-        `start` [5].
+        """Body joint angles that bring a site to a pose.
 
         Damped least squares on position, approach axis and jaw axis; the caller compares `forward`
         with `pose` where reach matters.
+
+        Args:
+          pose: wanted.
+          start: [5], radians, from which they are searched.
+          iterations: at most.
+
+        Returns:
+          [5], radians.
         """
         joints = np.array(start, dtype=float)
         for _ in range(iterations):
@@ -98,9 +130,15 @@ class Arm:
         return joints
 
     def holding_command(self, joints: np.ndarray) -> np.ndarray:
-        """Servo targets [5] that hold `joints` [5] against gravity, radians.
+        """Servo targets that hold the arm against gravity.
 
         A position servo sags by torque over stiffness, so that much is added to the position.
+
+        Args:
+          joints: [5], radians.
+
+        Returns:
+          [5], radians.
         """
         self.forward(joints)
         self.scratch.qvel[:] = 0

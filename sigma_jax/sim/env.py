@@ -28,6 +28,13 @@ def close_at_exit(owner: object, close: Callable[[], None]) -> Callable[[], obje
     A finalizer alone would run at the exit after hooks that are registered later than the first
     finalizer of anybody, such as JAX's; MuJoCo's is among them, and ends the display in which the
     context lies.
+
+    Args:
+      owner: whose end closes it.
+      close: called once.
+
+    Returns:
+      A function that closes it now.
     """
     closing = finalize(owner, close)
     closing.atexit = False
@@ -46,14 +53,21 @@ class PickPlaceEnv:
     Observations are dicts: `observation.state` float32 [6] (degrees, gripper percent open), `task`
     str and, where `images` is true, `observation.images.up` and `.side` uint8 [height, width, 3].
     Actions are joint targets [6] in the same units.
+
+    Args:
+      task: one of `tasks`.
+      images: whether observations hold them.
+      height: of the images, pixels.
+      width: of the images, pixels.
+
+    Raises:
+      UserError: an unknown task, or no off-screen renderer.
     """
 
     def __init__(
         self, task: str = TARGET_TASK, images: bool = True, height: int = HEIGHT, width: int = WIDTH
     ):
-        """Builds the scene; raises UserError for an unknown task or where no off-screen renderer is
-        available.
-        """
+        """Builds the scene."""
         self.task = find_task(task)
         self.images = images
         self.model = build_model()
@@ -68,7 +82,15 @@ class PickPlaceEnv:
         self._brick_geoms = {color: self.model.geom(f'{color}_brick').id for color in BRICKS}
 
     def reset(self, seed: int | list[int], task: str | None = None) -> dict[str, np.ndarray | str]:
-        """Starts the episode that belongs to `seed`: same seed, same task, same episode."""
+        """Starts the episode that belongs to a seed: same seed, same task, same episode.
+
+        Args:
+          seed: of the episode.
+          task: one of `tasks`; None: that of the environment.
+
+        Returns:
+          The first observation.
+        """
         self.task = self.task if task is None else find_task(task)
         self.rng = np.random.default_rng(seed)
         self.layout = sample_layout(self.task, self.rng)
@@ -84,8 +106,16 @@ class PickPlaceEnv:
         return script.plan(self.arm, self.task, self._placed(), self._start_command(), self.rng)
 
     def step(self, action: np.ndarray) -> dict[str, np.ndarray | str]:
-        """Holds the joint targets `action` [6] for 1/30 s; targets are clipped to the joints'
-        ranges.
+        """Holds joint targets for 1/30 s; they are clipped to the joints' ranges.
+
+        Args:
+          action: [6].
+
+        Returns:
+          The next observation.
+
+        Raises:
+          UserError: targets that are no six finite numbers.
         """
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (len(JOINTS),) or not np.isfinite(action).all():
@@ -117,7 +147,14 @@ class PickPlaceEnv:
         return observation
 
     def render(self, camera: str = 'up') -> np.ndarray:
-        """The picture uint8 [height, width, 3] of the camera `up` or `side`."""
+        """The image of a camera.
+
+        Args:
+          camera: 'up' or 'side'.
+
+        Returns:
+          uint8 [height, width, 3].
+        """
         if self._renderer is None:
             self._renderer = self._open_renderer()
             self._let_go = close_at_exit(self, self._renderer.close)
@@ -135,9 +172,11 @@ class PickPlaceEnv:
         )
 
     def show(self, qpos: np.ndarray) -> None:
-        """Puts the scene into a recorded configuration `qpos` for rendering.
+        """Puts the scene into a recorded configuration for rendering; velocities and contacts are
+        not restored.
 
-        Velocities and contacts are not restored.
+        Args:
+          qpos: of MuJoCo.
         """
         self.data.qpos[:] = qpos
         self._pose_for_rendering()

@@ -72,13 +72,29 @@ class Plan:
     video: VideoSettings = field(default_factory=VideoSettings)
 
     def task_of(self, episode: int) -> str:
-        """Tasks take turns."""
+        """The task of an episode; tasks take turns.
+
+        Args:
+          episode: its number.
+
+        Returns:
+          Its text.
+        """
         texts = MIXES[self.mix]
         return texts[episode % len(texts)]
 
 
 def roll_out(env: PickPlaceEnv, seed: int | list[int], task: str) -> Rollout:
-    """Plays the script of one episode, without rendering."""
+    """Plays the script of one episode, without rendering.
+
+    Args:
+      env: the scene.
+      seed: of the episode.
+      task: its text.
+
+    Returns:
+      What happened.
+    """
     env.reset(seed, task)
     actions = env.demonstrate()
     states, configurations = [], []
@@ -92,8 +108,18 @@ def roll_out(env: PickPlaceEnv, seed: int | list[int], task: str) -> Rollout:
 
 
 def demonstrate(env: PickPlaceEnv, plan: Plan, episode: int) -> Demonstration:
-    """The first successful attempt at an episode, rendered; raises UserError after MAX_ATTEMPTS
-    failures.
+    """The first successful attempt at an episode, rendered.
+
+    Args:
+      env: the scene.
+      plan: of the recording.
+      episode: its number.
+
+    Returns:
+      The demonstration.
+
+    Raises:
+      UserError: MAX_ATTEMPTS failures.
     """
     task = plan.task_of(episode)
     for attempt in range(MAX_ATTEMPTS):
@@ -149,7 +175,16 @@ def record(
 
 
 def success_rate(task: str, episodes: int, seed: int = 0) -> float:
-    """Share of scripted episodes that succeed at the first attempt, unrendered."""
+    """How many scripted episodes succeed at the first attempt, unrendered.
+
+    Args:
+      task: its text.
+      episodes: that are tried.
+      seed: of the first.
+
+    Returns:
+      0 to 1.
+    """
     env = PickPlaceEnv(task, images=False)
     return float(
         np.mean([roll_out(env, [seed, episode, 0], task).success for episode in range(episodes)])

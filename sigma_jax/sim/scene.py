@@ -82,7 +82,13 @@ def build_model() -> 'mujoco.MjModel':
 
 
 def place(model: 'mujoco.MjModel', data: 'mujoco.MjData', layout: Layout) -> None:
-    """Moves bricks, box and plate of `data` to `layout`, at rest; the arm is left alone."""
+    """Moves bricks, box and plate to a layout, at rest; the arm is left alone.
+
+    Args:
+      model: the compiled scene.
+      data: its state.
+      layout: where they go.
+    """
     for color, (x, y, yaw) in layout.bricks.items():
         joint = model.joint(f'{color}_free')
         start, speed = joint.qposadr[0], joint.dofadr[0]

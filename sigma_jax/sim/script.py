@@ -43,7 +43,12 @@ class Keyframe:
 
 
 class Sketch:
-    """Collects keyframes in one operator's style, with this episode's variation."""
+    """Collects keyframes in one operator's style, with this episode's variation.
+
+    Args:
+      habits: the operator's means.
+      rng: of this episode.
+    """
 
     def __init__(self, habits: Habits, rng: np.random.Generator):
         """Draws this episode's pace, tilt and opening around the operator's means."""
@@ -63,8 +68,15 @@ class Sketch:
         sway: float = 1.0,
         site: str = 'grasp',
     ) -> None:
-        """Adds a motion of `site` to `place` [3]; `sway` also scales the keyframe's own jitter of 5
-        mm.
+        """Adds a motion of a site to a place.
+
+        Args:
+          place: [3], metres.
+          yaw: of the gripper, radians.
+          gripper: percent open.
+          seconds: that it takes.
+          sway: scales the slow deviation, and the keyframe's own jitter of 5 mm.
+          site: that is moved.
         """
         jitter = sway * self.rng.normal(0, 0.005, size=3)
         x, y, z = (float(v) for v in np.asarray(place) + jitter)
@@ -78,11 +90,22 @@ class Sketch:
         )
 
     def home(self, gripper: float, seconds: float) -> None:
-        """Adds a motion to the home pose."""
+        """Adds a motion to the home pose.
+
+        Args:
+          gripper: percent open.
+          seconds: that it takes.
+        """
         self._add(Keyframe(None, gripper, self._duration(seconds)))
 
     def hold(self, gripper: float, seconds: float, sway: float = 0.0) -> None:
-        """Adds a stay at the present pose, with the gripper moving to `gripper`."""
+        """Adds a stay at the present pose.
+
+        Args:
+          gripper: percent open, at its end.
+          seconds: that it takes.
+          sway: scales the slow deviation.
+        """
         last = self.frames[-1]
         self._add(Keyframe(last.pose, gripper, self._duration(seconds), min(sway, last.sway)))
 
@@ -176,8 +199,13 @@ PLANS: dict[str, Callable[[Sketch, Task, Layout], None]] = {
 
 
 def starting_joints(rng: np.random.Generator) -> np.ndarray:
-    """Joint angles [6] at the start of an episode, degrees and percent open: home with a spread of
-    a few degrees.
+    """Joint angles at the start of an episode: home, with a deviation of a few degrees.
+
+    Args:
+      rng: of the episode.
+
+    Returns:
+      [6], degrees and percent open.
     """
     return np.append(
         np.array(HOME) + rng.normal(0, 3.0, size=BODY_JOINTS), RELAXED + rng.uniform(-2, 2)
@@ -208,8 +236,14 @@ def plan(
 
 
 def interpolate(targets: np.ndarray, seconds: list[float]) -> np.ndarray:
-    """Minimum-jerk motion through targets [n + 1, j] with a stop at each, n durations; returns [T,
-    j] at 30 Hz.
+    """Minimum-jerk motion through targets with a stop at each.
+
+    Args:
+      targets: [n + 1, j].
+      seconds: n durations.
+
+    Returns:
+      [T, j] at 30 Hz.
     """
     pieces = []
     for start, end, duration in zip(targets[:-1], targets[1:], seconds, strict=True):
@@ -221,7 +255,15 @@ def interpolate(targets: np.ndarray, seconds: list[float]) -> np.ndarray:
 
 
 def slow_deviation(frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Two slow sinusoids per body joint, [frames, 5] degrees, of `_SWAY` amplitude in all."""
+    """Two slow sinusoids per body joint, of `_SWAY` amplitude in all.
+
+    Args:
+      frames: how many.
+      rng: of the episode.
+
+    Returns:
+      [frames, 5], degrees.
+    """
     time = np.arange(frames)[:, None, None] / FPS
     frequency = rng.uniform(0.12, 0.45, size=(1, BODY_JOINTS, 2))
     phase = rng.uniform(0, 2 * np.pi, size=(1, BODY_JOINTS, 2))

@@ -103,7 +103,17 @@ MIXES = {'target': (TARGET_TASK,), 'base': tuple(text for text in TASKS if text 
 
 
 def find_task(text: str) -> Task:
-    """Returns the task with this text; raises UserError naming the known ones."""
+    """The task with a text.
+
+    Args:
+      text: of the task.
+
+    Returns:
+      The task.
+
+    Raises:
+      UserError: there is none; names the known ones.
+    """
     if text not in TASKS:
         raise UserError(
             f'expected one of the tasks {sorted(TASKS)}, got {text!r}; pass one of these texts'
@@ -114,6 +124,13 @@ def find_task(text: str) -> Task:
 def sample_layout(task: Task, rng: np.random.Generator) -> Layout:
     """Draws where bricks, box and plate stand; the bricks keep `_BRICK_SEPARATION` between their
     centres.
+
+    Args:
+      task: whose objects must be apart.
+      rng: of the episode.
+
+    Returns:
+      The layout.
     """
     while True:
         main = rng.uniform(*np.transpose(task.bricks))

@@ -143,7 +143,14 @@ class Blueprint:
         check_storage(self.config)
 
     def check_base(self, digest: str) -> None:
-        """Raises UserError where the actions beside the shards are those of another base."""
+        """Checks that the base's stored actions are those of this base.
+
+        Args:
+          digest: of its weights.
+
+        Raises:
+          UserError: they are another's.
+        """
         if self.kind.needs_base_actions:
             check_baselines(self.shards, digest)
 
@@ -186,7 +193,16 @@ def build(config: RunConfig, devices: int = 1, assume: bool = False) -> Blueprin
 
 
 def make_objective(config: RunConfig, model: BackboneConfig, batch: Batch) -> Any:
-    """The objective of a config for a model and batches of these shapes."""
+    """The objective of a config for a model and batches of these shapes.
+
+    Args:
+      config: of the run.
+      model: sizes of the policy.
+      batch: shapes of the data.
+
+    Returns:
+      The objective.
+    """
     sigma = dataclasses.replace(
         config.sigma,
         d_model=model.width,
@@ -199,12 +215,29 @@ def make_objective(config: RunConfig, model: BackboneConfig, batch: Batch) -> An
 def stored(
     params: PyTree, how: quant.QuantConfig, reads: Callable[[str], bool], spec: BackboneSpec
 ) -> PyTree:
-    """Shapes of what `materialise.store_base` puts on the device for the leaves `params`."""
+    """Shapes of what `materialise.store_base` puts on the device for the leaves `params`.
+
+    Args:
+      params: leaves of the base, may be abstract.
+      how: storage on the device.
+      reads: whether a path is read.
+      spec: of the backbone.
+
+    Returns:
+      A tree of `jax.ShapeDtypeStruct`.
+    """
     every = quant.abstract(params, spec.stored, how, spec.float32)
     flat = trees.flatten(every, is_leaf=lambda x: isinstance(x, quant.Quantised))
     return trees.unflatten({path: leaf for path, leaf in flat.items() if reads(path)})
 
 
 def make_ablation(config: RunConfig) -> Any:
-    """Its gates as arrays."""
+    """A config's gates as arrays.
+
+    Args:
+      config: of the run.
+
+    Returns:
+      The gates.
+    """
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config.ablation)

@@ -10,11 +10,14 @@ import jax
 
 
 def keep_programs(folder: str) -> None:
-    """Keeps what takes more than a second to compile in `folder`; '' keeps nothing.
+    """Keeps on disk what takes more than a second to compile.
 
     Only scripts call this: the library alone leaves no files. A cache that the user has set up for
     JAX (JAX_COMPILATION_CACHE_DIR) stays as it is; one that cannot be read or written costs a
     warning and the compile time.
+
+    Args:
+      folder: of the cache; '': nothing is kept.
     """
     if folder and jax.config.values['jax_compilation_cache_dir'] is None:
         jax.config.update(

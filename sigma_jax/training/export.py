@@ -72,14 +72,19 @@ def export_run(
     """Writes the export of a training folder, whole or not at all.
 
     Args:
+      workdir: the training folder.
+      out: the new folder.
       step: which checkpoint; None is the newest.
       layout: 'lerobot' or 'openpi-pytorch', of adapter and merged weights.
       merge: write merged weights too; runs that changed the base weights have nothing else to give.
       base_model: name or folder, in `layout`, of the adapted checkpoint, for the adapter's
         settings.
 
-    Raises UserError if `out` exists, for a folder without the checkpoint, and for a run with
-    nothing to export.
+    Returns:
+      `out`.
+
+    Raises:
+      UserError: `out` exists, the folder lacks the checkpoint, or the run has nothing to export.
     """
     run = read_run(RunFolder(pathlib.Path(workdir)), step)
     groups = set(run.trainable)
@@ -116,8 +121,17 @@ def export_run(
 
 
 def read_run(folder: RunFolder, step: int | None = None) -> Trained:
-    """A checkpoint of a training. Raises UserError where there is none of that step, naming those
-    there are.
+    """A checkpoint of a training.
+
+    Args:
+      folder: of the training.
+      step: which; None is the newest.
+
+    Returns:
+      The checkpoint.
+
+    Raises:
+      UserError: there is none of that step; names those there are.
     """
     config = folder.config()
     chosen, trainable = folder.trainable(step)
@@ -126,8 +140,15 @@ def read_run(folder: RunFolder, step: int | None = None) -> Trained:
 
 
 def opened(plan: Blueprint) -> tuple[Source, str]:
-    """The base of a run and its digest; its weights are read only where no digest was recorded
-    beside them.
+    """The base of a run and its digest; its weights are read only where no digest was recorded with
+    them.
+
+    Args:
+      plan: of the run.
+
+    Returns:
+      source: of the weights.
+      digest: of the weights.
     """
     base = plan.base
     if base.source is not None and base.source.digests:
@@ -140,21 +161,41 @@ def opened(plan: Blueprint) -> tuple[Source, str]:
 
 
 def base_beside(run: Trained) -> assets.Beside:
-    """What lies beside the base's weights."""
+    """The assets of a run's base.
+
+    Args:
+      run: a checkpoint.
+
+    Returns:
+      The assets.
+    """
     source = run.plan.base.source
     return assets.Beside(OURS) if source is None else assets.read(source.folder, source.format)
 
 
 def statistics(run: Trained) -> dict[str, normalize.Statistics]:
-    """Those that the run used: the data's for Sigma; for the policy itself its base's or the
+    """The statistics that a run used: the data's for Sigma; for the policy itself its base's or the
     data's, as configured.
+
+    Args:
+      run: a checkpoint.
+
+    Returns:
+      {'state', 'actions'}.
     """
     found = run.plan.statistics
     return found.policy if run.trains_policy else found.own
 
 
 def trained_beside(run: Trained) -> assets.Beside:
-    """What belongs beside the trained policy's weights."""
+    """The assets of the trained policy.
+
+    Args:
+      run: a checkpoint.
+
+    Returns:
+      The assets.
+    """
     joints = run.plan.statistics.relative_joints
     return assets.trained_with(base_beside(run), statistics(run), joints, run.plan.shards.meta)
 
@@ -162,6 +203,11 @@ def trained_beside(run: Trained) -> assets.Beside:
 def describe_adapter(run: Trained, adapter: pathlib.Path, layout: str) -> None:
     """Adds to an adapter how the policy sees the world, and what LeRobot reads: a config.json that
     says what it is.
+
+    Args:
+      run: a checkpoint.
+      adapter: its folder.
+      layout: of its names.
     """
     assets.write(adapter, layout, trained_beside(run), run.source.config)
     if layout == 'lerobot':
@@ -170,13 +216,26 @@ def describe_adapter(run: Trained, adapter: pathlib.Path, layout: str) -> None:
 
 
 def save_merged(run: Trained, out: pathlib.Path, layout: str) -> None:
-    """Base and trained weights in one float32 checkpoint, one slice in memory at a time."""
+    """Base and trained weights in one float32 checkpoint, one slice in memory at a time.
+
+    Args:
+      run: a checkpoint.
+      out: the new folder.
+      layout: of its names.
+    """
     around = trained_beside(run) if run.trains_policy else base_beside(run)
     checkpoint.convert(run.source, out, layout, 'float32', merger(run), around=around)
 
 
 def merger(run: Trained) -> Callable[[Piece, np.ndarray], np.ndarray]:
-    """`change(piece, base weights) -> weights as trained`."""
+    """How a slice of the base becomes one of the trained policy.
+
+    Args:
+      run: a checkpoint.
+
+    Returns:
+      `change(piece, base weights) -> weights as trained`.
+    """
     trained = trees.flatten(run.trainable.get('params', {}))
     factors, alpha = run.trainable.get('lora', {}), run.config.lora.alpha
     layouts = run.plan.base.spec.layouts
@@ -189,7 +248,15 @@ def merger(run: Trained) -> Callable[[Piece, np.ndarray], np.ndarray]:
 
 
 def record(run: Trained, contents: Mapping[str, str]) -> dict[str, Any]:
-    """What `export.json` holds."""
+    """The contents of `export.json`.
+
+    Args:
+      run: a checkpoint.
+      contents: {file: what it is}.
+
+    Returns:
+      For JSON.
+    """
     return {
         'sigma_jax': __version__,
         'objective': run.config.objective,

@@ -32,7 +32,17 @@ Encode = Callable[[Observation], Observation]
 
 
 def check(config: RunConfig) -> bool:
-    """Whether a run of this config reads cached features. Raises UserError where it could not."""
+    """Whether a run reads cached features.
+
+    Args:
+      config: of the run.
+
+    Returns:
+      Whether it does.
+
+    Raises:
+      UserError: it is to, and could not.
+    """
     if config.features not in ('', 'cache'):
         raise UserError(
             f"config.features: expected '' or 'cache', got {config.features!r}; choose one"
@@ -53,7 +63,16 @@ def check(config: RunConfig) -> bool:
 
 
 def identity(config: RunConfig, base: Base, shards: Shards) -> dict[str, Any]:
-    """What two caches must share to hold the same numbers."""
+    """What two caches must share to hold the same numbers.
+
+    Args:
+      config: of the run.
+      base: the policy.
+      shards: the data.
+
+    Returns:
+      For JSON.
+    """
     tokenizer = pathlib.Path(config.tokenizer)
     return {
         'schema': SCHEMA,
@@ -76,17 +95,21 @@ def prepare(
     batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Features:
-    """The features of `split`, of which what is missing is computed; nothing is read of the data
-    where none is.
+    """The features of a split; what is missing is computed, and where nothing is, no data are read.
 
     Args:
       made_by: from `identity`; whatever lies there with another one is removed.
+      split: of the shards.
       encode: fills in what the frozen policy makes of an observation [b 1 ...].
       batches: `batches(b)` gives all windows in record order as the loader does, leaves [b 1 ...],
         padding last.
       progress: told (windows done, windows in all).
 
-    Raises UserError while another process makes them.
+    Returns:
+      The features.
+
+    Raises:
+      UserError: another process makes them.
     """
     features = Features(split.shards.features, split.name, str(made_by['dtype']))
     if features.dtype not in DTYPES:

@@ -21,7 +21,13 @@ class Recent:
         self._steps: list[tuple[int, Mapping[str, Any], np.ndarray, np.ndarray]] = []
 
     def add(self, step: int, metrics: Mapping[str, Any], batch: Batch) -> None:
-        """One step and the windows it saw."""
+        """Keeps one step and the windows it saw.
+
+        Args:
+          step: its number.
+          metrics: of the step.
+          batch: that it saw.
+        """
         self._steps.append((step, metrics, np.asarray(batch.episode), np.asarray(batch.frame)))
 
     def finite(self) -> dict[str, float]:
@@ -40,14 +46,31 @@ class Recent:
 
 
 def read(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics as plain numbers."""
+    """Metrics as plain numbers.
+
+    Args:
+      metrics: scalars, may be arrays.
+
+    Returns:
+      {name: number}.
+    """
     return {k: float(v) for k, v in jax.device_get(dict(metrics)).items()}
 
 
 def require_finite(
     values: Mapping[str, float], step: int, episode: np.ndarray, frame: np.ndarray
 ) -> None:
-    """Raises UserError naming step, terms and windows when a metric is not finite."""
+    """Checks that all metrics are finite.
+
+    Args:
+      values: {name: number}.
+      step: its number.
+      episode: of each window.
+      frame: of each window.
+
+    Raises:
+      UserError: one is not; names step, terms and windows.
+    """
     if bad := [name for name, value in values.items() if not np.isfinite(value)]:
         windows = sorted(
             {(int(e), int(f)) for e, f in zip(episode.ravel(), frame.ravel(), strict=True)}

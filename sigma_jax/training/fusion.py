@@ -38,6 +38,12 @@ CALLS = (
 def nbytes(leaf: Any) -> int:
     """Bytes of an array or of what has its shape and dtype; a random key has two words, a token of
     an effect none.
+
+    Args:
+      leaf: an array, or a shape.
+
+    Returns:
+      Bytes.
     """
     if not hasattr(leaf, 'dtype'):
         return 0
@@ -47,8 +53,14 @@ def nbytes(leaf: Any) -> int:
 
 
 def sources(jaxpr: Any, known: dict | None = None) -> dict[Any, dict[Any, int]]:
-    """{value: {value that fusions read to make it: bytes}} of a jaxpr; inputs not `known` lie on
-    the device anyway.
+    """What fusions read to make each value of a jaxpr.
+
+    Args:
+      jaxpr: traced.
+      known: sources of its inputs; the others lie on the device anyway.
+
+    Returns:
+      {value: {value that is read: bytes}}.
     """
     found: dict = {v: {} for v in (*jaxpr.invars, *jaxpr.constvars)} | (known or {})
 
@@ -87,6 +99,12 @@ def element_wise(eqn: Any) -> bool:
 
     Its results have the shape of its operands, and it is lowered to such operations only: to no
     loop, sum, product or call. What cannot be lowered here is none.
+
+    Args:
+      eqn: of a jaxpr.
+
+    Returns:
+      Whether it does.
     """
     given, made = (
         [getattr(v.aval, 'shape', ()) for v in values] for values in (eqn.invars, eqn.outvars)

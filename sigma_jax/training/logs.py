@@ -26,6 +26,10 @@ class TrainLog:
     A row is on disk when `write` returns. The CSV is the truth: TensorBoard's events are written
     anew from its rows when a run continues, so that none is missing or doubled, whatever ended the
     run before (their clock starts anew).
+
+    Args:
+      workdir: the folder.
+      start: step that the run continues from; later rows are cut off.
     """
 
     def __init__(self, workdir: pathlib.Path, start: int):
@@ -47,7 +51,12 @@ class TrainLog:
                 raise
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One row: Table 1's columns first, all others in alphabetic order."""
+        """Writes one row: Table 1's columns first, all others in alphabetic order.
+
+        Args:
+          step: its number.
+          values: {column: number}.
+        """
         row = {'step': str(step)} | {k: repr(float(v)) for k, v in values.items()}
         self._rows.append(row)
         if row.keys() <= set(self._columns):
@@ -73,6 +82,10 @@ class TrainLog:
 class Board:
     """TensorBoard's event file, written without a thread, so that what goes wrong is raised where
     it happens.
+
+    Args:
+      folder: of the events.
+      rows: that are there already.
     """
 
     def __init__(self, folder: pathlib.Path, rows: Iterable[Row]):
@@ -85,7 +98,11 @@ class Board:
         self._writer.flush()
 
     def write(self, row: Row) -> None:
-        """All values of one row."""
+        """Writes all values of one row.
+
+        Args:
+          row: of the log.
+        """
         self._add(row)
         self._writer.flush()
 
@@ -102,14 +119,26 @@ class Board:
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
-    """Table 1's columns first, all others that any row has in alphabetic order."""
+    """Table 1's columns first, all others that any row has in alphabetic order.
+
+    Args:
+      rows: of a log.
+
+    Returns:
+      Names.
+    """
     known = {key for row in rows for key in row}
     return [c for c in TABLE_1 if c in known] + sorted(known - set(TABLE_1))
 
 
 def read_rows(file: pathlib.Path) -> list[Row]:
-    """Rows of a log without their empty cells; a last line that a full disk cut short is left
-    out.
+    """Rows of a log without their empty cells; a last line that a full disk cut short is left out.
+
+    Args:
+      file: train_log.csv.
+
+    Returns:
+      The rows.
     """
     if not file.is_file():
         return []

@@ -21,8 +21,18 @@ from sigma_jax.types import Batch, Frozen, PyTree
 
 
 def store_base(config: RunConfig, base: Base, objective: Any) -> PyTree:
-    """The base's weights on the device, as `config.quant` says; only those leaves that the
-    objective reads. Raises UserError as `check_storage` does.
+    """The base's weights on the device; only those leaves that the objective reads.
+
+    Args:
+      config: how they are stored.
+      base: with its weights.
+      objective: says what is read.
+
+    Returns:
+      The tree.
+
+    Raises:
+      UserError: as `check_storage`.
     """
     check_storage(config)
     spec = base.spec
@@ -34,8 +44,18 @@ def store_base(config: RunConfig, base: Base, objective: Any) -> PyTree:
 def make_trainable(
     config: RunConfig, base: Base, objective: Any, frozen: Frozen, batch: Batch
 ) -> tuple[PyTree, Frozen]:
-    """(trainable leaves, what stays frozen) before the first step; `config.trainable` lists the
-    groups.
+    """What is trained and what stays frozen, before the first step.
+
+    Args:
+      config: whose `trainable` lists the groups.
+      base: with its weights.
+      objective: of the run.
+      frozen: base and statistics.
+      batch: shapes of the data.
+
+    Returns:
+      trainable: {group: tree}.
+      frozen: without the leaves that are trained.
     """
     groups, key = check_groups(config), jax.random.key(config.seed)
     trainable = {}
@@ -60,6 +80,15 @@ def init_heads(key: jax.Array, objective: SigmaObjective, frozen: Frozen, batch:
 
     Drawn on the host: a GPU's compiler takes 40 s for that many random numbers at full size, a
     CPU's a fifth of it.
+
+    Args:
+      key: seed.
+      objective: sizes.
+      frozen: may be abstract.
+      batch: may be abstract.
+
+    Returns:
+      {'vision', 'language', 'action'}.
     """
     leaves, structure = jax.tree.flatten(jax.eval_shape(lambda *inputs: inputs, frozen, batch))
     with jax.default_device(host()):
@@ -89,8 +118,14 @@ def host() -> jax.Device | None:
 
 
 def check_sigma_reads(spec: BackboneSpec, factors: PyTree) -> None:
-    """Raises UserError for LoRA factors outside the language model, which is all that Sigma trains
-    through.
+    """Checks that LoRA factors lie in the language model, which is all that Sigma trains through.
+
+    Args:
+      spec: of the backbone.
+      factors: {path: factors}.
+
+    Raises:
+      UserError: some lie elsewhere.
     """
     idle = [path for path in trees.flatten(factors) if not spec.encoding.fullmatch(path)]
     if idle:

@@ -43,7 +43,14 @@ class Job:
 
 
 def size(tree: PyTree) -> int:
-    """Bytes of all leaves on a device."""
+    """Bytes of all leaves on a device.
+
+    Args:
+      tree: arrays, may be abstract.
+
+    Returns:
+      Bytes.
+    """
     return sum(fusion.nbytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
@@ -74,6 +81,12 @@ _fused.defvjp(_fused_forward, lambda kept, g: (*kept[:3], jnp.zeros_like(kept[3]
 def emulate(capability: float) -> contextlib.AbstractContextManager[None]:
     """Within the block, attention is traced as on a GPU of this compute capability; it can be
     traced only.
+
+    Args:
+      capability: such as 9.0.
+
+    Returns:
+      A context.
     """
 
     def attention(q: Float[Array, 'b t n h'], k, v, mask=None) -> Float[Array, 'b t n h']:
@@ -84,8 +97,13 @@ def emulate(capability: float) -> contextlib.AbstractContextManager[None]:
 
 
 def residuals(job: Job) -> tuple[Any, list]:
-    """(the traced forward pass, those of its values that `jax.vjp` keeps and that are none of its
-    inputs).
+    """The forward pass, traced, and what its gradient needs of it.
+
+    Args:
+      job: the step.
+
+    Returns:
+      The trace, and those of its values that `jax.vjp` keeps and that are none of its inputs.
     """
     gates = jax.tree.map(lambda _: jnp.ones(()), Ablation())
 
@@ -102,7 +120,14 @@ def residuals(job: Job) -> tuple[Any, list]:
 
 
 def residual_bytes(job: Job) -> int:
-    """Bytes of all values that `jax.vjp` of the objective keeps beside its inputs."""
+    """Bytes of all values that `jax.vjp` of the objective keeps, its inputs apart.
+
+    Args:
+      job: the step.
+
+    Returns:
+      Bytes.
+    """
     return sum(fusion.nbytes(v.aval) for v in residuals(job)[1])
 
 
@@ -111,6 +136,12 @@ def kept(job: Job) -> int:
 
     A residual made by element-wise operations alone from other values is read through these: it is
     made again inside the fusion that reads it, if its sources take no more room than it does.
+
+    Args:
+      job: the step.
+
+    Returns:
+      Bytes.
     """
     jaxpr, values = residuals(job)
     made_of = fusion.sources(jaxpr)
@@ -126,11 +157,17 @@ def kept(job: Job) -> int:
 
 
 def working_set(job: Job) -> int:
-    """Bytes of the layer whose gradient is taken, beside what is kept.
+    """Bytes of the layer whose gradient is taken, without what is kept.
 
     The rule: the results of its matrix products, which exist again then, and as much for their
     gradients. The language model's layers are the largest, by far; one layer's products are a
     `depth`-th of what the policy 'dots_saveable' keeps more than 'nothing_saveable' does.
+
+    Args:
+      job: the step.
+
+    Returns:
+      Bytes.
     """
     more, less = (
         residual_bytes(with_remat(job, name)) for name in ('dots_saveable', 'nothing_saveable')
@@ -140,7 +177,15 @@ def working_set(job: Job) -> int:
 
 
 def with_remat(job: Job, remat: str | None) -> Job:
-    """The same job under another policy."""
+    """The same job under another policy.
+
+    Args:
+      job: the step.
+      remat: name of the policy; None: none.
+
+    Returns:
+      The job.
+    """
     goal = dataclasses.replace(job.goal, config=dataclasses.replace(job.goal.config, remat=remat))
     return dataclasses.replace(job, goal=goal)
 
@@ -148,6 +193,12 @@ def with_remat(job: Job, remat: str | None) -> Job:
 def unpacked(job: Job) -> int:
     """Bytes of the largest matrix of a quantised base, made whole for its products: twice, for two
     may overlap.
+
+    Args:
+      job: the step.
+
+    Returns:
+      Bytes.
     """
     leaves = jax.tree.leaves(job.frozen.params, is_leaf=lambda x: isinstance(x, quant.Quantised))
     # a table is read row by row
@@ -157,8 +208,14 @@ def unpacked(job: Job) -> int:
 
 
 def forecast(job: Job) -> dict[str, int]:
-    """{part: bytes} of a step at its peak: parts that stay for the whole run, then those that come
-    and go.
+    """The memory of a step at its peak: parts that stay for the whole run, then those that come and
+    go.
+
+    Args:
+      job: the step.
+
+    Returns:
+      {part: bytes}.
     """
     state = jax.eval_shape(lambda t: init_state(0, t, job.optimizer, job.ema), job.trainable)
     gradients = size(job.trainable) * (2 if job.accumulate > 1 else 1)

@@ -28,10 +28,19 @@ class Card:
 
 
 def find_card(card_gib: float | None) -> Card:
-    """The card the user names, or the GPU here. Raises UserError where there is neither.
+    """The card the user names, or the GPU here.
 
     A card that is not here is taken for one of the data centre from 40 GiB on (capability 9, fused
     attention), below for a consumer's (8.9, where cuDNN fuses no heads as wide as Gemma's).
+
+    Args:
+      card_gib: its memory, GiB; None: the GPU here.
+
+    Returns:
+      The card.
+
+    Raises:
+      UserError: there is neither.
     """
     device = jax.local_devices()[0]
     here = device.platform == 'gpu'
@@ -53,14 +62,32 @@ def find_card(card_gib: float | None) -> Card:
 
 
 def make_job(config: RunConfig, devices: int = 1) -> tuple[memory.Job, tuple[str, ...]]:
-    """(the step that `config` describes, on one of `devices`, by shapes; what was assumed)."""
+    """The step that a config describes, by shapes.
+
+    Args:
+      config: of the run.
+      devices: that share it.
+
+    Returns:
+      job: on one of them.
+      assumed: what was assumed, in words.
+    """
     plan = build(config, devices, assume=True)
     parts = plan.objective, plan.optimizer, plan.trainable, plan.frozen, plan.batch
     return memory.Job(*parts, config.ema is not None, config.accumulate), plan.notes
 
 
 def advice(config: RunConfig, job: memory.Job, parts: Mapping[str, int]) -> list[str]:
-    """What would make a step smaller, each with what it saves, the largest first."""
+    """What would make a step smaller, each with what it saves, the largest first.
+
+    Args:
+      config: of the run.
+      job: its step.
+      parts: of `memory.forecast`.
+
+    Returns:
+      Sentences.
+    """
     moving = parts['kept activations'] + parts['largest layer']
     found: list[tuple[int, str]] = []
     micro = config.batch_size // job.accumulate
@@ -88,11 +115,17 @@ def advice(config: RunConfig, job: memory.Job, parts: Mapping[str, int]) -> list
 
 
 def check(config: RunConfig, card_gib: float | None, console: Console, members: int = 1) -> int:
-    """Prints the forecast and a verdict. Returns the exit status: 0 where the config fits, 1 where
-    it does not.
+    """Prints the forecast and a verdict.
 
-    Of `members` trainings side by side, the states of all are there, old and new, and at least one
-    step.
+    Args:
+      config: of the run.
+      card_gib: memory of the card, GiB; None: the GPU here.
+      console: for the table.
+      members: trainings side by side: the states of all are there, old and new, and at least one
+        step.
+
+    Returns:
+      The exit status: 0 where it fits, 1 where it does not.
     """
     card = find_card(card_gib)
     here = jax.local_devices()
@@ -118,7 +151,16 @@ def check(config: RunConfig, card_gib: float | None, console: Console, members: 
 
 
 def verdict(total: int, card: Card, suggestions: list[str]) -> str:
-    """One sentence."""
+    """Whether it fits, in a sentence.
+
+    Args:
+      total: bytes.
+      card: the GPU.
+      suggestions: of `advice`.
+
+    Returns:
+      The sentence.
+    """
     room = f'{card.usable / GIB:.1f} GiB that JAX may take of {card.name}'
     if total <= card.usable:
         return f'fits: about {total / GIB:.1f} GiB of the {room}'

@@ -19,7 +19,13 @@ class Bar(Protocol):
     def update(
         self, done: int | None = None, total: int | None = None, note: str | None = None
     ) -> None:
-        """Sets what is done, of how much, and a short text at the end; None leaves it as it is."""
+        """Sets what a bar shows; None leaves it as it is.
+
+        Args:
+          done: how much.
+          total: of how much.
+          note: a short text at the end.
+        """
 
     def advance(self) -> None:
         """One more is done."""
@@ -29,38 +35,86 @@ class Bars(Protocol):
     """Tasks that are shown together."""
 
     def add(self, name: str, total: int | None = None, done: int = 0, note: str = '') -> Bar:
-        """A new one; without a total it is not known how much there is."""
+        """A new bar.
+
+        Args:
+          name: in front of it.
+          total: of how much; None: not known.
+          done: so far.
+          note: a short text at the end.
+
+        Returns:
+          The bar.
+        """
 
 
 class Reporter(Protocol):
     """Who is told what long work does."""
 
     def say(self, text: str) -> None:
-        """A line, or several, of plain text."""
+        """Shows a line, or several, of plain text.
+
+        Args:
+          text: to show.
+        """
 
     def bars(self, unit: str = '') -> contextlib.AbstractContextManager[Bars]:
-        """A place for bars while the block runs; `unit` is '' for a count or 'bytes'."""
+        """A place for bars while the block runs.
+
+        Args:
+          unit: '' for a count, or 'bytes'.
+
+        Returns:
+          A context with the bars.
+        """
 
 
 class Silent:
     """A reporter, its bars and each of them, that tells nobody."""
 
     def say(self, text: str) -> None:
-        """Nothing."""
+        """Shows nothing.
+
+        Args:
+          text: not read.
+        """
 
     @contextlib.contextmanager
     def bars(self, unit: str = '') -> Iterator['Silent']:
-        """No bars."""
+        """Shows no bars.
+
+        Args:
+          unit: not read.
+
+        Returns:
+          A context.
+        """
         yield self
 
     def add(self, name: str, total: int | None = None, done: int = 0, note: str = '') -> 'Silent':
-        """No bar."""
+        """Shows no bar.
+
+        Args:
+          name: not read.
+          total: not read.
+          done: not read.
+          note: not read.
+
+        Returns:
+          Something to update.
+        """
         return self
 
     def update(
         self, done: int | None = None, total: int | None = None, note: str | None = None
     ) -> None:
-        """Nothing."""
+        """Shows nothing.
+
+        Args:
+          done: not read.
+          total: not read.
+          note: not read.
+        """
 
     def advance(self) -> None:
         """Nothing."""

@@ -22,7 +22,7 @@ from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices, local_devices
 from sigma_jax.training.materialise import store_base
 from sigma_jax.training.step import init_state, make_step
-from sigma_jax.types import Frozen, to_batch
+from sigma_jax.types import Batch, Frozen, to_batch
 
 
 class Parts:
@@ -30,6 +30,10 @@ class Parts:
     example of the data.
 
     The base's weights are read last: whatever is wrong with the rest is reported at once.
+
+    Args:
+      config: of the run.
+      devices: where its arrays lie.
     """
 
     def __init__(self, config: RunConfig, devices: Devices):
@@ -62,7 +66,8 @@ class Parts:
         """From here on loaders give the frozen features too; those that are not on disk are
         computed first.
 
-        `progress` is told (windows done, windows in all) while that goes on.
+        Args:
+          progress: called with (windows done, windows in all).
         """
         encode = functools.partial(xla.jit(self.goal.encode_frozen), self.frozen)
         made_by = feature_cache.identity(self.config, self.base, self.shards)
@@ -70,11 +75,25 @@ class Parts:
         self.features = feature_cache.prepare(made_by, train, encode, self.in_order, progress)
 
     def in_order(self, batch_size: int) -> Batches:
-        """Every training window once, in record order, leaves [b 1 ...]."""
+        """Every training window once, in record order, leaves [b 1 ...].
+
+        Args:
+          batch_size: windows of a batch.
+
+        Returns:
+          An iterator of batches.
+        """
         return loader.make_loader(self.shards.split('train'), self.processor, Order(batch_size))
 
     def make_loader(self, num_workers: int) -> Batches:
-        """Training batches without end, from the first one on."""
+        """Training batches without end, from the first one on.
+
+        Args:
+          num_workers: decoding processes.
+
+        Returns:
+          An iterator of batches.
+        """
         c = self.config
         order = Order(
             batch_size=c.batch_size,
@@ -96,10 +115,15 @@ class Parts:
 
 
 class Run(Parts):
-    """A training run: beside its parts the loader, the state before the first step, and the
-    compiled step.
+    """A training run: its parts, the loader, the state before the first step, and the compiled
+    step.
 
-    Raises UserError for anything wrong with config, shards or base.
+    Args:
+      config: of the run.
+      devices: where its arrays lie; None: all of this machine.
+
+    Raises:
+      UserError: anything wrong with config, shards or base.
     """
 
     def __init__(self, config: RunConfig, devices: Devices | None = None):
@@ -119,12 +143,24 @@ class Run(Parts):
         self.step = devices.jit(step, config.triton)
 
     def add_features(self, progress: Callable[[int, int], None]) -> None:
-        """See `Parts.add_features`."""
+        """See `Parts.add_features`.
+
+        Args:
+          progress: called with (windows done, windows in all).
+        """
         super().add_features(progress)
         self.loader = self.make_loader(self.config.loader.num_workers)
 
-    def shares(self, batch, key) -> dict[str, jax.Array]:
-        """Gradient norm of each loss term; costs four backward passes."""
+    def shares(self, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+        """Gradient norm of each loss term; costs four backward passes.
+
+        Args:
+          batch: to measure on.
+          key: seed.
+
+        Returns:
+          {name: number}.
+        """
         measure = xla.jit(self.goal.alignment_share)
         return measure(
             self.state.trainable, self.frozen, batch, self.ablation, key, self.state.step

@@ -66,6 +66,13 @@ def batch_shapes(
 
 
 def scaling_shapes(width: int) -> ActionScaling:
-    """Shapes of `actions.action_scaling` for so many actions."""
+    """Shapes of `actions.action_scaling` for so many actions.
+
+    Args:
+      width: number of actions.
+
+    Returns:
+      A tree of `jax.ShapeDtypeStruct`.
+    """
     a_joint: Any = jax.ShapeDtypeStruct((width,), jnp.float32)
     return ActionScaling(*[a_joint] * len(dataclasses.fields(ActionScaling)))

@@ -13,6 +13,10 @@ CAUGHT = (signal.SIGTERM, signal.SIGINT)
 class Stopped(Exception):
     """A run that signal `number` ended after step `step`, which is saved; scripts exit with 128 +
     `number`.
+
+    Args:
+      number: of the signal.
+      step: that is saved.
     """
 
     def __init__(self, number: int | None, step: int):

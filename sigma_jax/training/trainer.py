@@ -45,10 +45,18 @@ TRAINED = 'trained here'  # the format in a saved policy's record
 def train(
     config: RunConfig, workdir: str | pathlib.Path, console: Console | None = None
 ) -> TrainState:
-    """Trains to `config.steps`, continuing from the newest checkpoint in `workdir`.
+    """Trains to `config.steps`, continuing from the newest checkpoint.
 
     What costs nothing is checked before the base is read: whether another training is at work here,
     and whether the checkpoints there are of this config.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      console: for lines and bars; None: a new one.
+
+    Returns:
+      The state after the last step.
 
     Raises:
       UserError: anything wrong with config, shards, base or checkpoint; a loss that is not finite;
@@ -74,7 +82,12 @@ def train(
 
 
 def add_features(run: Any, console: Console) -> None:
-    """Has the frozen features computed, where they are not on disk, and read from there."""
+    """Has the frozen features computed, where they are not on disk, and read from there.
+
+    Args:
+      run: of a training.
+      console: for a bar.
+    """
     with progress_bar(console) as progress:
         task = progress.add_task('frozen features', total=None, note='')
         run.add_features(lambda done, total: progress.update(task, completed=done, total=total))
@@ -82,8 +95,18 @@ def add_features(run: Any, console: Console) -> None:
 
 @contextlib.contextmanager
 def told_full_disk(run: Any, folder: RunFolder) -> Iterator[None]:
-    """Raises UserError, naming the step and the last whole checkpoint, where the block fails for
-    want of room.
+    """Turns want of room within the block into a sentence with the step and the last whole
+    checkpoint.
+
+    Args:
+      run: of a training.
+      folder: its folder.
+
+    Returns:
+      A context.
+
+    Raises:
+      UserError: the disk is full.
     """
     try:
         yield
@@ -99,8 +122,15 @@ def told_full_disk(run: Any, folder: RunFolder) -> Iterator[None]:
 
 
 def work(run: Run, folder: RunFolder, console: Console) -> int:
-    """Restores, trains, saves: all that needs the work folder. Returns the step that it went on
-    from.
+    """Restores, trains, saves: all that needs the work folder.
+
+    Args:
+      run: of a training.
+      folder: its folder.
+      console: for lines and bars.
+
+    Returns:
+      The step that it went on from.
     """
     keep = run.config.checkpoint.keep
     with stop_wish() as stop, Checkpoints(folder.checkpoints, keep) as checkpoints:
@@ -116,13 +146,25 @@ def work(run: Run, folder: RunFolder, console: Console) -> int:
 
 
 def note_episodes(run: Any, folder: RunFolder) -> None:
-    """Writes down from which episodes a training folder learns, whatever becomes of its shards."""
+    """Writes down from which episodes a training folder learns, whatever becomes of its shards.
+
+    Args:
+      run: of a training.
+      folder: its folder.
+    """
     if shards := getattr(run, 'shards', None):
         folder.note_episodes(shards.meta, run.config.base)
 
 
 def restore(run: Any, batches: Any, checkpoints: Checkpoints, console: Console) -> None:
-    """State and place in the data of the newest checkpoint, where there is one."""
+    """State and place in the data of the newest checkpoint, where there is one.
+
+    Args:
+      run: of a training.
+      batches: of the loader.
+      checkpoints: open for training.
+      console: for a line.
+    """
     if (step := checkpoints.latest()) is not None:
         run.state, position = checkpoints.restore(step, run.state, run.config)
         batches.set_state(position)
@@ -132,6 +174,13 @@ def restore(run: Any, batches: Any, checkpoints: Checkpoints, console: Console) 
 def next_batch(batches: Any, first: bool) -> Batch:
     """The loader's next batch; with the first one its processes start, which leave Ctrl-C to this
     one.
+
+    Args:
+      batches: of the loader.
+      first: whether it is the first.
+
+    Returns:
+      The batch.
     """
     with deaf_children() if first else contextlib.nullcontext():
         return to_batch(next(batches))
@@ -147,6 +196,14 @@ def loop(
 ) -> None:
     """Steps from `run.state.step` to `config.steps`; the only place where training has side
     effects.
+
+    Args:
+      run: of a training.
+      batches: of the loader.
+      checkpoints: open for training.
+      log: of the training.
+      progress: of a bar.
+      stop: whether a signal came.
     """
     config, start = run.config, int(run.state.step)
     steps, every, recent = config.steps, config.log.every, Recent()
@@ -176,7 +233,13 @@ def loop(
 
 
 def announce(run: Run, workdir: pathlib.Path, console: Console) -> None:
-    """One line on what is trained, on what, where; and on what of the base was assumed."""
+    """One line on what is trained, on what, where; and on what of the base was assumed.
+
+    Args:
+      run: of a training.
+      workdir: its folder.
+      console: for the line.
+    """
     for note in run.base.notes:
         console.print(note, highlight=False, markup=False)
     counts = ', '.join(f'{name} {n:,}' for name, n in parameter_count(run.state.trainable).items())
@@ -191,8 +254,14 @@ def announce(run: Run, workdir: pathlib.Path, console: Console) -> None:
 def save_policy(run: Run, out: pathlib.Path, console: Console, changed: bool = False) -> None:
     """The trained policy as a converted folder, with the statistics it was trained with.
 
-    One that a run has saved here is replaced where it is of another step, or the weights have
-    `changed` since; a folder of anybody else's is left as it is.
+    A folder that a run has saved here is replaced where it is of another step, or the weights have
+    changed since; a folder of anybody else's is left as it is.
+
+    Args:
+      run: of a training.
+      out: the policy's folder.
+      console: for a line.
+      changed: whether the weights have.
     """
     step, found = int(run.state.step), saved_at(out)
     if out.exists() and (found is None or (found == step and not changed)):
@@ -216,7 +285,14 @@ def save_policy(run: Run, out: pathlib.Path, console: Console, changed: bool = F
 
 
 def saved_at(policy: pathlib.Path) -> int | None:
-    """The step at which a run saved its policy; None where there is no folder, or another's."""
+    """The step at which a run saved its policy.
+
+    Args:
+      policy: its folder.
+
+    Returns:
+      The step; None where there is no folder, or another's.
+    """
     try:
         record = json.loads((policy / RECORD).read_text())
         counts = [
@@ -229,7 +305,14 @@ def saved_at(policy: pathlib.Path) -> int | None:
 
 @contextlib.contextmanager
 def progress_bar(console: Console) -> Iterator[Progress]:
-    """A bar with count, elapsed and remaining time and a note."""
+    """A bar with count, elapsed and remaining time and a note.
+
+    Args:
+      console: for the bar.
+
+    Returns:
+      A context with it.
+    """
     columns = (
         TextColumn('{task.description}'),
         BarColumn(),

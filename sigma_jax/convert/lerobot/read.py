@@ -52,7 +52,14 @@ class Found:
 
 
 def is_here(folder: pathlib.Path) -> bool:
-    """Whether `folder` holds LeRobot's files: a pipeline, or a config.json with a `type`."""
+    """Whether `folder` holds LeRobot's files: a pipeline, or a config.json with a `type`.
+
+    Args:
+      folder: of a checkpoint.
+
+    Returns:
+      Whether it does.
+    """
     return (folder / BEFORE).is_file() or (
         (folder / CONFIG).is_file() and 'type' in read_json(folder / CONFIG)
     )
@@ -60,6 +67,12 @@ def is_here(folder: pathlib.Path) -> bool:
 
 def read(folder: pathlib.Path) -> Found:
     """Reads LeRobot's files.
+
+    Args:
+      folder: of a checkpoint.
+
+    Returns:
+      What they say.
 
     Raises:
       UserError: damaged files, another policy than pi0.5, or a mode or option that is not known
@@ -258,7 +271,17 @@ def _notes(steps: Mapping[str, Any], statistics: NormStats | None, old: bool) ->
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
-    """An object from a JSON file. Raises UserError for anything else."""
+    """An object from a JSON file.
+
+    Args:
+      file: the file.
+
+    Returns:
+      Its keys and values.
+
+    Raises:
+      UserError: anything else is there.
+    """
     try:
         data = json.loads(file.read_text())
     except (OSError, ValueError) as error:

@@ -30,6 +30,11 @@ def restate(out: pathlib.Path, files: Mapping[str, pathlib.Path], statistics: No
     step that has some.
 
     Statistics of pictures, and all else that a state file holds, are kept.
+
+    Args:
+      out: the folder.
+      files: config.json and both pipelines, by name.
+      statistics: of 'state' and 'actions'.
     """
     widths = {STATE: len(statistics['state'].mean), ACTION: len(statistics['actions'].mean)}
     config = read_json(files[CONFIG])

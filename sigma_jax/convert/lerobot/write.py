@@ -56,8 +56,17 @@ def write(
     config: Experts,
     dtype: str,
 ) -> list[str]:
-    """Writes LeRobot's files; returns what it could not say in them. `dtype` is 'float32' or
-    'bfloat16'.
+    """Writes LeRobot's files.
+
+    Args:
+      folder: where to.
+      policy: settings.
+      statistics: or None.
+      config: sizes of the policy.
+      dtype: 'float32' or 'bfloat16'.
+
+    Returns:
+      What could not be said in them.
     """
     widths = _widths(statistics, config)
     features = _features(policy, widths, config)
@@ -83,7 +92,17 @@ def write(
 def config_json(
     policy: ProcessorConfig, features: dict[str, Any], config: Experts, dtype: str
 ) -> dict[str, Any]:
-    """The contents of config.json."""
+    """The contents of config.json.
+
+    Args:
+      policy: settings.
+      features: of its inputs and outputs.
+      config: sizes of the policy.
+      dtype: of the weights.
+
+    Returns:
+      For JSON.
+    """
     relative: dict[str, Any] = {}
     if any(policy.relative_joints):
         settings = _relative_settings(policy)
@@ -212,7 +231,15 @@ def _widths(statistics: NormStats | None, config: Experts) -> dict[str, int]:
 
 
 def tensors(statistics: NormStats) -> dict[str, np.ndarray]:
-    """{feature.column: float32}; ranges that our formula guards are written as it uses them."""
+    """Statistics as LeRobot stores them; ranges that our formula guards are written as it uses
+    them.
+
+    Args:
+      statistics: of 'state' and 'actions'.
+
+    Returns:
+      {feature.column: float32}.
+    """
     out: dict[str, np.ndarray] = {}
     for name, feature in (('state', STATE), ('actions', ACTION)):
         columns = guarded(statistics[name]).columns()
@@ -223,6 +250,12 @@ def tensors(statistics: NormStats) -> dict[str, np.ndarray]:
 def guarded(one: Statistics) -> Statistics:
     """q99 moved to where our formula has its 1, in near-constant joints: others divide by what the
     file says.
+
+    Args:
+      one: statistics.
+
+    Returns:
+      The statistics.
     """
     if one.scaling.formula != 'sigma' or one.q01 is None or one.q99 is None:
         return one
@@ -233,12 +266,27 @@ def guarded(one: Statistics) -> Statistics:
 def variant(sizes: Any, default: str) -> str:
     """The name LeRobot and openpi have for a transformer of these sizes, `default` where they have
     none.
+
+    Args:
+      sizes: of a transformer.
+      default: where LeRobot and openpi have no name for them.
+
+    Returns:
+      The name.
     """
     return VARIANTS.get((sizes.width, sizes.depth, sizes.mlp_dim), default)
 
 
 def prompt_notes(policy: ProcessorConfig, statistics: NormStats | None) -> list[str]:
-    """What LeRobot's files cannot say of the prompt's state."""
+    """What LeRobot's files cannot say of the prompt's state.
+
+    Args:
+      policy: settings.
+      statistics: or None.
+
+    Returns:
+      Sentences.
+    """
     if policy.prompt_state_dim == NO_STATE:
         return [
             f"the prompt has no state: {BEFORE} has pi0's step of a line end in place of pi0.5's "

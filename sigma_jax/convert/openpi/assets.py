@@ -45,11 +45,18 @@ class Assets:
 def current(
     files: Mapping[str, pathlib.Path], statistics: NormStats | None, wanted: bool
 ) -> Assets:
-    """The assets of a source (`files`, by place) beside `statistics`; `wanted`: openpi is to find
-    some in any case.
+    """openpi's assets for some statistics.
 
     Where some file holds these numbers, the others are left out: they are another robot's. Where
     none does, the only one is written anew under its id, and several give way to a new one.
+
+    Args:
+      files: of a source, by place.
+      statistics: or None.
+      wanted: whether openpi is to find some in any case.
+
+    Returns:
+      The assets.
     """
     if statistics is None:
         return Assets(files)
@@ -81,8 +88,15 @@ def _left_out(names: list[str]) -> str:
 
 
 def holds(file: pathlib.Path, statistics: NormStats) -> bool:
-    """Whether openpi would read these statistics from a file: as they are, or as quantiles that
+    """Whether openpi would read some statistics from a file: as they are, or as quantiles that
     compute the same.
+
+    Args:
+      file: norm_stats.json.
+      statistics: of 'state' and 'actions'.
+
+    Returns:
+      Whether it would.
     """
     try:
         body = json.loads(file.read_text())['norm_stats']
@@ -103,7 +117,14 @@ def _same(ours: Statistics, theirs: Statistics) -> bool:
 
 
 def as_quantiles(one: Statistics) -> Statistics:
-    """Statistics with which openpi's quantile formula computes what `one` computes."""
+    """Statistics with which openpi's quantile formula computes what `one` computes.
+
+    Args:
+      one: statistics.
+
+    Returns:
+      Quantiles.
+    """
     scaling = Scaling('quantile', 'openpi')
     if one.scaling.mode == 'quantile':
         return dataclasses.replace(write.guarded(one), scaling=scaling)

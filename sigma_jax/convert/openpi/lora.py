@@ -47,7 +47,18 @@ class Rule:
 
     @classmethod
     def told(cls, alpha: str | None, rank_stabilised: bool) -> 'Rule':
-        """From the texts of flags."""
+        """From the texts of flags.
+
+        Args:
+          alpha: a number, or two such as '16,32'; None: not given.
+          rank_stabilised: whether the strength is alpha / sqrt(rank).
+
+        Returns:
+          The rule.
+
+        Raises:
+          UserError: `alpha` is neither.
+        """
         try:
             return cls(
                 None if alpha is None else tuple(map(float, alpha.split(','))), rank_stabilised
@@ -62,8 +73,14 @@ class Rule:
 
 
 def split(shapes: Shapes) -> tuple[dict[str, tuple[int, ...]], dict[str, dict[str, str]]]:
-    """(leaves that are no factors, {leaf that they belong to: {'a': its factor's path, 'b':
-    ...}}).
+    """Which leaves of a checkpoint are LoRA factors.
+
+    Args:
+      shapes: of all leaves.
+
+    Returns:
+      leaves: that are none.
+      pairs: {leaf that they belong to: {'a': its factor's path, 'b': ...}}.
     """
     pairs: dict[str, dict[str, str]] = {}
     for path in shapes:
@@ -88,8 +105,15 @@ class Factors:
     _kept: tuple[str, np.ndarray, np.ndarray] | None = None
 
     def merge(self, piece: Piece, array: np.ndarray) -> np.ndarray:
-        """A slice of the base with its share of the factors, in float32; as it is where there are
+        """A slice of the base with its part of the factors, in float32; as it is where there are
         none.
+
+        Args:
+          piece: which slice.
+          array: its numbers.
+
+        Returns:
+          The slice.
         """
         if piece.path not in self.pairs:
             return array
@@ -112,8 +136,20 @@ def open_factors(
     rule: Rule | None,
     where: str,
 ) -> Factors:
-    """The factors in `where`, checked. Raises UserError for such as do not fit, and where `rule`
-    does not suffice.
+    """The factors of a checkpoint, checked.
+
+    Args:
+      shapes: of all leaves.
+      pairs: of `split`.
+      read: gives an array by its path.
+      rule: of their strength; None: openpi's own.
+      where: they are from, for messages.
+
+    Returns:
+      The factors.
+
+    Raises:
+      UserError: some do not fit, or `rule` does not suffice.
     """
     ranks = _ranks(shapes, pairs, where)
     text = describe(ranks)
@@ -128,7 +164,14 @@ def open_factors(
 
 
 def describe(ranks: Mapping[str, int]) -> str:
-    """Whose factors, and of which rank."""
+    """Whose factors, and of which rank.
+
+    Args:
+      ranks: {leaf: rank}.
+
+    Returns:
+      In words.
+    """
     parts = []
     for name in EXPERTS:
         own = {path: rank for path, rank in ranks.items() if expert(path) == name}
@@ -150,7 +193,14 @@ def describe(ranks: Mapping[str, int]) -> str:
 
 
 def expert(path: str) -> str:
-    """Whose matrix a leaf is."""
+    """Whose matrix a leaf is.
+
+    Args:
+      path: of a leaf.
+
+    Returns:
+      In words.
+    """
     return EXPERTS[1] if re.search(r'(einsum|mlp)_1/', path) else EXPERTS[0]
 
 

@@ -39,7 +39,15 @@ BY_DEFAULT = 'openpi by default'
 
 
 def assumed_values(folder: pathlib.Path) -> tuple[dict[str, int], str]:
-    """Each name's value where no file says it, and where that comes from."""
+    """Each name's value where no file says it, and where that comes from.
+
+    Args:
+      folder: of a checkpoint.
+
+    Returns:
+      values: {name: number}.
+      origin: in words.
+    """
     place = folder.absolute()
     for one in (place, *place.parents[:LEVELS]):
         if one.name in PUBLIC:
@@ -52,7 +60,16 @@ def assumed_values(folder: pathlib.Path) -> tuple[dict[str, int], str]:
 def complete(
     hints: Mapping[str, Any], folder: pathlib.Path
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """(`hints` with horizon and steps, {name of what is assumed: where that comes from})."""
+    """Hints completed with horizon and steps.
+
+    Args:
+      hints: that files gave.
+      folder: of the checkpoint.
+
+    Returns:
+      hints: complete.
+      assumed: {name of what is assumed: where that comes from}.
+    """
     values, origin = assumed_values(folder)
     missing = [name for name in (HORIZON, STEPS) if name not in hints]
     recorded = {name: one for name, one in recorded_assumptions(folder).items() if name in hints}
@@ -62,8 +79,13 @@ def complete(
 
 
 def recorded_assumptions(folder: pathlib.Path) -> dict[str, str]:
-    """What the conversion that wrote `folder` assumed; {} where it assumed nothing, or none wrote
-    it.
+    """What the conversion that wrote a folder assumed.
+
+    Args:
+      folder: of the checkpoint.
+
+    Returns:
+      {name: origin}; {} where it assumed nothing, or none wrote it.
     """
     try:
         found = json.loads((folder / RECORD).read_text())['assumed']
@@ -75,7 +97,16 @@ def recorded_assumptions(folder: pathlib.Path) -> dict[str, str]:
 def assumption_notes(
     assumed: Mapping[str, str], config: BackboneConfig, prompt_state: int | None
 ) -> list[str]:
-    """One line that says what is assumed, from where, and how to tell it; none where nothing is."""
+    """A line that says what is assumed, from where, and how to set it; none where nothing is.
+
+    Args:
+      assumed: {name: origin}.
+      config: sizes of the policy.
+      prompt_state: numbers of a state in the prompt; None: not known.
+
+    Returns:
+      The lines.
+    """
     values = {HORIZON: config.action_horizon, STEPS: config.sample_steps}
     texts = {name: f'{name} {value}' for name, value in values.items()} | {
         PROMPT: prompt_text(prompt_state)
@@ -93,7 +124,14 @@ def assumption_notes(
 
 
 def prompt_text(prompt_state: int | None) -> str:
-    """In words, what of the state the prompt holds."""
+    """In words, what of the state the prompt holds.
+
+    Args:
+      prompt_state: numbers of a state in the prompt; None: not known.
+
+    Returns:
+      In words.
+    """
     if prompt_state == NO_STATE:
         return 'a prompt without state'
     return (

@@ -53,8 +53,16 @@ class Fixture:
 
 
 def read_fixture(folder: str | pathlib.Path) -> Fixture:
-    """Reads the three files. Raises UserError for a missing or damaged one, for pickles, and for
-    NaN or infinity.
+    """Reads the three files of a fixture.
+
+    Args:
+      folder: of the fixture.
+
+    Returns:
+      The fixture.
+
+    Raises:
+      UserError: a missing or damaged file, a pickle, NaN or infinity.
     """
     folder = pathlib.Path(folder)
     config = _read_config(folder / 'config.json')
@@ -112,7 +120,15 @@ def _read_arrays(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def check_sizes(fixture: Fixture, model: BackboneConfig) -> None:
-    """Raises UserError naming every size of the fixture that is not the checkpoint's."""
+    """Checks that a fixture was made with a checkpoint of these sizes.
+
+    Args:
+      fixture: read.
+      model: sizes of the checkpoint.
+
+    Raises:
+      UserError: it was not; names every size that differs.
+    """
     differences = []
     sizes = kinds.of(model).public_sizes
     for path, got in (sizes(model) if sizes else {}).items():
@@ -128,10 +144,15 @@ def check_sizes(fixture: Fixture, model: BackboneConfig) -> None:
 
 
 def check_inputs(fixture: Fixture, model: BackboneConfig, needed: set[str]) -> None:
-    """Checks names, shapes and token ids of the inputs that are `needed` beside the observation.
+    """Checks names, shapes and token ids of a fixture's inputs.
 
-    Raises UserError naming what is missing, what has another shape, and ids that the vocabulary
-    does not hold.
+    Args:
+      fixture: read.
+      model: sizes of the checkpoint.
+      needed: names that are read in addition to the observation.
+
+    Raises:
+      UserError: one is missing or has another shape, or the vocabulary does not hold an id.
     """
     i, size = fixture.inputs, model.image_size
     observed = {

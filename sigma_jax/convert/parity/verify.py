@@ -69,6 +69,12 @@ class Row:
 def passed(rows: Iterable[Row]) -> bool:
     """True when no quantity differs and at least one was compared: the exit status of `verify` is 0
     then, else 1.
+
+    Args:
+      rows: of `verify`.
+
+    Returns:
+      Whether they pass.
     """
     rows = list(rows)
     return not any(row.differs for row in rows) and any(row.max_abs is not None for row in rows)
@@ -80,10 +86,21 @@ def verify(
     tolerance: float = 1e-4,
     dtype: str = 'float32',
 ) -> list[Row]:
-    """Compares every quantity of the fixture's `outputs.npz`, in the order of the file.
+    """Compares every quantity of a fixture, in the order of the file.
 
-    `dtype` is what we compute in. Raises UserError for a checkpoint or fixture that cannot be read
-    or do not belong together; a quantity that we do not know is a row of its own.
+    A quantity that is not known here is a row of its own.
+
+    Args:
+      checkpoint_path: or a hub id.
+      fixture_dir: folder of the fixture.
+      tolerance: largest relative difference.
+      dtype: that is computed in here.
+
+    Returns:
+      One row a quantity.
+
+    Raises:
+      UserError: a checkpoint or fixture that cannot be read, or that do not belong together.
     """
     if dtype not in DTYPES:
         raise UserError(
@@ -111,8 +128,15 @@ def verify(
 
 
 def quantity_of(key: str, cameras: tuple[str, ...]) -> tuple[str, bool]:
-    """(name of the quantity, whether it is the second implementation's) of a key of
-    `outputs.npz`.
+    """What a key of `outputs.npz` is.
+
+    Args:
+      key: of the file.
+      cameras: names.
+
+    Returns:
+      name: of the quantity.
+      second: whether it is the second implementation's.
     """
     known = {f'image_embeddings_{camera}' for camera in cameras}
     openpi = key.endswith(OPENPI) and key not in known
@@ -122,9 +146,19 @@ def quantity_of(key: str, cameras: tuple[str, ...]) -> tuple[str, bool]:
 def compute(
     config: BackboneConfig, params: PyTree, fixture: Fixture, names: set[str]
 ) -> dict[str, np.ndarray]:
-    """Ours of the quantities `names`, as numpy in float32; those that we do not know are left out.
+    """Quantities of a fixture's inputs as computed here; those that are not known are left out.
 
-    Raises UserError for inputs that are missing or of another shape than the model's.
+    Args:
+      config: sizes.
+      params: weights.
+      fixture: its inputs.
+      names: of the quantities.
+
+    Returns:
+      {quantity: float32}.
+
+    Raises:
+      UserError: inputs that are missing or of another shape than the model's.
     """
     needed = TRAINING_INPUTS if names & TRAINING else set()
     needed = needed | (SAMPLING_INPUTS if 'sampled_actions' in names else set())
@@ -158,10 +192,24 @@ def compare(
     half: bool = False,
     mask: np.ndarray | None = None,
 ) -> Row:
-    """One row; `mask` [b s] says which tokens count, `half` that a side ran in bfloat16.
+    """The difference of one quantity.
 
-    Of prefix tokens (axis 1) `theirs` may hold the first alone. Raises UserError where the shapes
-    differ otherwise.
+    Of prefix tokens (axis 1) `theirs` may hold the first alone.
+
+    Args:
+      quantity: its name.
+      source: whose numbers `theirs` are.
+      ours: or None where it is not known.
+      theirs: of the fixture.
+      tolerance: largest relative difference.
+      half: whether a side ran in bfloat16.
+      mask: [b s], which tokens count; None: all.
+
+    Returns:
+      A row.
+
+    Raises:
+      UserError: shapes that differ.
     """
     if ours is None:
         return Row(quantity, source, None, None, None, 'unknown')

@@ -68,13 +68,20 @@ def save(
     """Writes an adapter folder for `PeftModel.from_pretrained`, whole or not at all.
 
     Args:
+      factors: {leaf: {'a', 'b'}}.
+      config: rank and strength.
       model: sizes, or a tree of the base's shapes; the factors are checked against it.
+      out: the new folder.
       layout: 'lerobot' for LeRobot's `PI05Policy`, 'openpi-pytorch' for the bare module of either.
       base: name or folder of the adapted checkpoint, which LeRobot reads to find it.
       dtype: 'float32', or 'stored' to keep bfloat16 factors as they are.
       vision_model: False for transformers that call the image encoder `vision_tower.encoder`.
 
-    Raises UserError for factors that do not fit, an unknown layout, and if `out` exists.
+    Returns:
+      `out`.
+
+    Raises:
+      UserError: factors that do not fit, an unknown layout, or `out` exists.
     """
     if layout not in PREFIXES or dtype not in ('float32', 'stored'):
         raise UserError(
@@ -151,12 +158,21 @@ def load(
     spelling of names.
 
     Matrices of an adapted leaf that the adapter leaves out get factors of zero, which change
-    nothing; `notes` says so. `use_rslora` goes into alpha; smaller ranks are padded with zeros;
+    nothing; `notes` says so. `use_rslora` goes into alpha; smaller ranks are padded with zeros
     where matrices differ in alpha, the difference goes into B. `layouts=MERGE_LAYOUTS` also takes
     matrices that factors can only be merged into.
 
-    Raises UserError for what is no plain LoRA, and naming every tensor that is missing, unknown or
-    mis-shaped.
+    Args:
+      folder: of the adapter.
+      model: sizes, or a tree of the base's shapes.
+      layouts: `MERGE_LAYOUTS` also takes matrices that factors can only be merged into.
+
+    Returns:
+      Factors, settings and notes.
+
+    Raises:
+      UserError: it is no plain LoRA, or tensors are missing, unknown or mis-shaped, all of which
+        are named.
     """
     folder, base = pathlib.Path(folder), trees.flatten(_base(model))
     settings = peft_config.read(folder)

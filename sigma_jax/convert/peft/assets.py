@@ -34,11 +34,16 @@ SAID = {
 
 
 def home(adapter: str | pathlib.Path) -> pathlib.Path:
-    """The folder with adapter_config.json: the one named (a path or hub id), or the one within it
-    that has it.
+    """The folder with adapter_config.json: the one named, or the one within it that has it.
 
-    Raises UserError, naming the right folder, for a file of an adapter and for a run with several
-    steps.
+    Args:
+      adapter: a path or hub id.
+
+    Returns:
+      The folder.
+
+    Raises:
+      UserError: a file of an adapter, or a run with several steps; names the right folder.
     """
     folder = local_path(adapter)
     if folder.is_file():
@@ -62,10 +67,17 @@ def merged(
     stats: str | pathlib.Path | None = None,
     horizon: int = HORIZON,
 ) -> Beside:
-    """What belongs beside `base` with the adapter in `folder` merged in; one note says whose it is
-    and what differs.
+    """The assets of a base with an adapter merged in; one note says whose they are and what
+    differs.
 
-    `stats` names other statistics, which then count (`horizon` as in `assets.read`).
+    Args:
+      base: its assets.
+      folder: of the adapter.
+      stats: other statistics, which then count; None: the adapter's or base's.
+      horizon: as in `assets.read`.
+
+    Returns:
+      The assets.
 
     Raises:
       UserError: damaged files, an adapter of another policy than pi0.5, or settings whose
@@ -80,8 +92,18 @@ def merged(
 
 
 def sized(source: Source, folder: pathlib.Path) -> tuple[Source, tuple[str, ...]]:
-    """`source` with the action horizon and sample steps of the adapter's config.json, and a note on
-    each change.
+    """A base with the action horizon and sample steps of an adapter's config.json.
+
+    Args:
+      source: the base.
+      folder: of the adapter.
+
+    Returns:
+      source: with those sizes.
+      notes: one on each change.
+
+    Raises:
+      UserError: a horizon or number of steps that is no whole number of at least 1.
     """
     hints = {
         k: v for k, v in sizes.read_hints(folder).items() if k in ('action_horizon', 'sample_steps')

@@ -55,19 +55,40 @@ class PeftConfig:
     layers_pattern: tuple[str, ...] = ()
 
     def rank(self, module: str) -> int:
-        """r of one module; the first pattern that matches the end of its name counts."""
+        """r of one module; the first pattern that matches the end of its name counts.
+
+        Args:
+          module: its name.
+
+        Returns:
+          The rank.
+        """
         return int(_first_match(self.rank_pattern, module, self.r))
 
     def alpha(self, module: str, rank: int, padded: int) -> float:
         """The alpha with which factors padded to a larger rank are as strong: PEFT scales B A by
-        alpha / rank, or by alpha / sqrt(rank) with `use_rslora`, and our factors by alpha /
-        padded.
+        alpha / rank, or by alpha / sqrt(rank) with `use_rslora`, and our factors by alpha / padded.
+
+        Args:
+          module: its name.
+          rank: of its factors.
+          padded: the larger rank.
+
+        Returns:
+          Our alpha.
         """
         alpha = float(_first_match(self.alpha_pattern, module, self.lora_alpha))
         return alpha * (math.sqrt(rank) if self.use_rslora else 1) * (padded / rank)
 
     def selects(self, module: str) -> bool | None:
-        """Whether PEFT would adapt a module of this name; None where the settings do not tell."""
+        """Whether PEFT would adapt a module of this name; None where the settings do not tell.
+
+        Args:
+          module: its name.
+
+        Returns:
+          Whether it would.
+        """
         if self.target_modules in (None, 'all-linear'):
             return None
         if self.exclude_modules and _named(self.exclude_modules, module):
@@ -103,8 +124,16 @@ def _first_match(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 
 
 def read(folder: pathlib.Path) -> PeftConfig:
-    """Reads `adapter_config.json`. Raises UserError for a damaged file and for what is no plain
-    LoRA.
+    """Reads `adapter_config.json`.
+
+    Args:
+      folder: of the adapter.
+
+    Returns:
+      The settings.
+
+    Raises:
+      UserError: a damaged file, or no plain LoRA.
     """
     file = folder / CONFIG
     if not file.is_file():
@@ -131,7 +160,15 @@ def read(folder: pathlib.Path) -> PeftConfig:
 
 
 def check_plain(data: Mapping[str, Any], file: pathlib.Path) -> None:
-    """Raises UserError naming every setting that plain A and B on frozen weights cannot express."""
+    """Checks that settings are those of plain A and B on frozen weights.
+
+    Args:
+      data: the parsed file.
+      file: it is from, for messages.
+
+    Raises:
+      UserError: some are not; names every one.
+    """
     bad = [f'{key}={data[key]!r}' for key in REFUSED if data.get(key)]
     bad += [f'bias={data["bias"]!r}'] if data.get('bias', 'none') != 'none' else []
     start = data.get('init_lora_weights', True)
@@ -172,8 +209,15 @@ def _parse(data: Mapping[str, Any]) -> PeftConfig:
 
 
 def to_json(lora: LoraConfig, target_modules: str, base: str) -> dict[str, Any]:
-    """The settings as PEFT >= 0.9 reads them; `base` is the name or folder of the adapted
-    checkpoint.
+    """The settings as PEFT >= 0.9 reads them.
+
+    Args:
+      lora: rank and strength.
+      target_modules: a pattern.
+      base: name or folder of the adapted checkpoint.
+
+    Returns:
+      For JSON.
     """
     alpha = int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha
     return {

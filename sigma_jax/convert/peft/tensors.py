@@ -53,7 +53,17 @@ def collect(
     settings: PeftConfig,
     layouts: Mapping[str, lora.Layout],
 ) -> Found:
-    """Pairs of tensors, in any spelling of their names, in the order of `places`."""
+    """Pairs of tensors, in any spelling of their names, in the order of `places`.
+
+    Args:
+      tensors: of the adapter.
+      places: where factors may be.
+      settings: of the adapter.
+      layouts: of our leaves.
+
+    Returns:
+      What was found.
+    """
     pairs: dict[str, Pair] = {}
     problems, adapters = [], set()
     for key, array in tensors.items():
@@ -136,8 +146,16 @@ def misfits(
     shapes: Mapping[str, tuple[int, ...]],
     settings: PeftConfig,
 ) -> list[str]:
-    """A sentence for each tensor of another shape or type than its place takes; `shapes` are those
-    of our leaves.
+    """A sentence for each tensor of another shape or type than its place takes.
+
+    Args:
+      pairs: of `collect`.
+      places: where factors may be.
+      shapes: of our leaves.
+      settings: of the adapter.
+
+    Returns:
+      Sentences.
     """
     problems: list[str] = []
     dtypes: dict[str, np.dtype] = {}
@@ -165,8 +183,16 @@ def assemble(
     shapes: Mapping[str, tuple[int, ...]],
     gains: Mapping[str, float],
 ) -> dict[str, np.ndarray]:
-    """Our leaves, zero where there is no pair, B multiplied by its matrix's gain (in float32 where
-    that is not 1).
+    """Our leaves, zero where there is no pair.
+
+    Args:
+      pairs: of `collect`.
+      places: where factors may be.
+      shapes: of our leaves.
+      gains: what each matrix's B is multiplied by (in float32 where that is not 1).
+
+    Returns:
+      {path: array}.
     """
     leaves: dict[str, np.ndarray] = {}
     exact = {path: True for path, _ in places.values()}
@@ -190,6 +216,14 @@ def assemble(
 def notes(places: Places, pairs: Mapping[str, Pair], gains: Mapping[str, float]) -> tuple[str, ...]:
     """What a reader of the adapter should know: matrices without factors, and strengths moved into
     B.
+
+    Args:
+      places: where factors may be.
+      pairs: of `collect`.
+      gains: of each matrix.
+
+    Returns:
+      Sentences.
     """
     out = []
     for path in {places[module][0]: None for module in pairs}:

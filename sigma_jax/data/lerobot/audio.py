@@ -51,7 +51,7 @@ def read_audio(
       An iterator of [n], in the dtype of the feature.
 
     Raises:
-      UserError: gaps, NaN, or rows of another length.
+      UserError: NaN or infinity, missing values, or rows of another length.
     """
     samples = columns.vectors(table, key, kind[0], entry)
     for row in rows:

@@ -31,7 +31,7 @@ def identity_of(config: DataConfig, root: Path) -> dict[str, Any]:
       For JSON.
 
     Raises:
-      UserError: a file that counts cannot be read.
+      UserError: a file that counts cannot be read, or meta.json cannot hold a setting.
     """
     digests = {SOURCE: source_digest(root, pictures(config))}
     for name in ('tokenizer', 'stats_from'):
@@ -75,7 +75,7 @@ def finished_meta(out: Path, identity: Mapping[str, Any], root: Path | None = No
       The contents of meta.json; None for a new or unfinished directory with the same settings.
 
     Raises:
-      UserError: the folder holds something else.
+      UserError: the folder holds something else, or not all of its files.
     """
     meta_path, unfinished_path = out / META, out / UNFINISHED
     if meta_path.is_file():

@@ -35,9 +35,18 @@ class Measured:
 def once(
     folder: pathlib.Path, name: str, key: Mapping[str, Any], make: Callable[[], Measured]
 ) -> Measured:
-    """What `make` gives, or what it gave before an interruption for the same `key` (JSON-ready).
+    """A measurement, read where an interrupted evaluation has kept it.
 
     A file that is damaged, or of another key, is made again.
+
+    Args:
+      folder: of what is kept.
+      name: of the file.
+      key: what the measurement depends on, JSON-ready.
+      make: measures.
+
+    Returns:
+      The measurement.
     """
     file = folder / FOLDER / f'{name}.npz'
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
@@ -52,12 +61,24 @@ def once(
 
 
 def clear(folder: pathlib.Path) -> None:
-    """Removes what was kept: the report holds it now, and the next evaluation measures anew."""
+    """Removes what was kept: the report holds it now, and the next evaluation measures anew.
+
+    Args:
+      folder: of what is kept.
+    """
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 
 def pack(found: Measured, digest: str) -> bytes:
-    """As a .npz file: 'arm/quantity' to array, and the rest as JSON."""
+    """As a .npz file: 'arm/quantity' to array, and the rest as JSON.
+
+    Args:
+      found: a measurement.
+      digest: of its key.
+
+    Returns:
+      The bytes of a file.
+    """
     arrays: dict[str, Any] = {ABOUT: np.array(json.dumps({'key': digest, 'cost': found.cost}))}
     for name, (errors, by_step) in found.arms.items():
         arrays |= {f'{name}/{quantity}': x for quantity, x in (*errors.items(), (BY_STEP, by_step))}
@@ -67,8 +88,17 @@ def pack(found: Measured, digest: str) -> bytes:
 
 
 def read(file: pathlib.Path, digest: str) -> Measured:
-    """Raises ValueError where the file was made for another key, and what numpy raises for a
-    damaged one.
+    """A measurement that was kept.
+
+    Args:
+      file: of `once`.
+      digest: of its key.
+
+    Returns:
+      The measurement.
+
+    Raises:
+      ValueError: the file was made for another key; a damaged one raises what numpy does.
     """
     with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
         about = json.loads(str(arrays[ABOUT]))

@@ -83,10 +83,21 @@ class Inputs:
 
 
 def compare_rows(inputs: Inputs) -> dict[str, Any]:
-    """The report's section `comparison`: arms by row, contrasts, what each row is and costs.
+    """The report's section `comparison`: methods by row, contrasts, what each row is and costs.
 
-    Arms that need no training come first; of the full Sigma also the adapter, fitted anew for each
-    seed, and the telepathy switch; a fine-tuned policy gives one sample and the mean of `DRAWS`.
+    Methods that need no training come first; of the full Sigma also the adapter, fitted anew for
+    each seed, and the telepathy switch; a fine-tuned policy gives one sample and the mean of
+    `DRAWS`.
+
+    Args:
+      inputs: trainings, windows and settings.
+
+    Returns:
+      For the report.
+
+    Raises:
+      UserError: a training has learned from episodes that judge it, or a row has the name of a
+        method.
     """
     judging = [inputs.split]
     if inputs.state is not None:
@@ -127,7 +138,17 @@ def described(
     facts: dict[str, dict],
     arms: Mapping[str, PooledArm],
 ) -> dict[str, Any]:
-    """Roles of the rows, all contrasts that follow from them, and the costs."""
+    """Roles of the rows, all contrasts that follow from them, and the costs.
+
+    Args:
+      inputs: trainings, windows and settings.
+      rows: trainings by row.
+      facts: what each row is.
+      arms: methods by name.
+
+    Returns:
+      For the report.
+    """
     tuned = [row for row, of in rows.items() if of[0].role == TUNED]
     sigmas = [row for row, of in rows.items() if of[0].role != TUNED]
     head = lead(list(inputs.trainings))
@@ -151,6 +172,12 @@ def described(
 def by_row(trainings: Sequence[Training]) -> dict[str, list[Training]]:
     """Trainings of each row in the order of their seeds; fine-tuned policies first, then the full
     Sigma.
+
+    Args:
+      trainings: of all rows.
+
+    Returns:
+      {row: trainings}.
     """
     order = {TUNED: 0, FULL: 1}
     rows: dict[str, list[Training]] = {}
@@ -160,12 +187,27 @@ def by_row(trainings: Sequence[Training]) -> dict[str, list[Training]]:
 
 
 def gates_of(training: Training) -> dict[str, Any]:
-    """The gates that a training's config names."""
+    """The gates that a training's config names.
+
+    Args:
+      training: of a row.
+
+    Returns:
+      {gate: value}.
+    """
     return training.config.to_dict()['ablation']
 
 
 def measure_once(inputs: Inputs, training: Training) -> Measured:
-    """`of_policy` or `of_sigma`, read where an interrupted evaluation of the same has kept it."""
+    """`of_policy` or `of_sigma`, read where an interrupted evaluation of the same has kept it.
+
+    Args:
+      inputs: trainings, windows and settings.
+      training: of a row.
+
+    Returns:
+      The measurement.
+    """
     shards = inputs.split.shards
     key = {
         'training': [str(training.folder.resolve()), *(RunFolder(training.folder).newest or ())],
@@ -188,7 +230,15 @@ def measure_once(inputs: Inputs, training: Training) -> Measured:
 def reduced(
     arms: Mapping[str, Arm], windows: Windows
 ) -> dict[str, tuple[metrics.Errors, np.ndarray]]:
-    """{name: (errors of every window, error by step)}."""
+    """{name: (errors of every window, error by step)}.
+
+    Args:
+      arms: methods by name.
+      windows: replayed.
+
+    Returns:
+      {name: (errors of every window, error by step)}.
+    """
     return {
         name: (
             measure.errors_of(arm, windows),
@@ -201,7 +251,15 @@ def reduced(
 
 
 def pooled(measured: Sequence[Measured], seeds: Sequence[int]) -> dict[str, PooledArm]:
-    """The arms of a row, its seeds together."""
+    """The arms of a row, its seeds together.
+
+    Args:
+      measured: one a seed.
+      seeds: in that order.
+
+    Returns:
+      {method: its errors}.
+    """
     return {
         name: PooledArm(
             [one.arms[name][0] for one in measured],
@@ -213,7 +271,15 @@ def pooled(measured: Sequence[Measured], seeds: Sequence[int]) -> dict[str, Pool
 
 
 def of_policy(inputs: Inputs, training: Training) -> Measured:
-    """A fine-tuned policy: one sample, and the mean of all."""
+    """A fine-tuned policy: one sample, and the mean of all.
+
+    Args:
+      inputs: trainings, windows and settings.
+      training: of a policy.
+
+    Returns:
+      The measurement.
+    """
     shards = inputs.split.shards
     seed = check_baselines(shards, '').seed
     policy = TrainedPolicy(training.folder, inputs.library, DRAWS, seed)
@@ -245,7 +311,15 @@ def of_policy(inputs: Inputs, training: Training) -> Measured:
 
 
 def of_sigma(inputs: Inputs, training: Training) -> Measured:
-    """A Sigma's own arm; of a full one also the adapter and the switch."""
+    """A Sigma's own arm; of a full one also the adapter and the switch.
+
+    Args:
+      inputs: trainings, windows and settings.
+      training: of a Sigma.
+
+    Returns:
+      The measurement.
+    """
     same = training.folder == inputs.lead
     trained = inputs.opened if same else Trained(training.folder, inputs.library)
     shards = inputs.split.shards

@@ -47,16 +47,23 @@ class Training:
 
 
 def find(paths: Iterable[str]) -> tuple[list[Training], list[str]]:
-    """(trainings, folders left out) behind the command line's `--workdir`s, rows in the order
-    given.
+    """The trainings that a command line names, rows in the order given.
 
     A path is a training folder, or a folder with rows/<row>/seed<k>/ in it; `NAME=PATH` names the
     row of a training folder, otherwise it is named by its folder, or by the one above where it is
     called seed<k>. Of several trainings, those that stopped before their last step, such as one
-    that met NaN, are left out and told.
+    that met NaN, are left out and reported.
 
-    Raises UserError where there is no training, two with one seed in a row, or configs that differ
-    in more than that.
+    Args:
+      paths: of `--workdir`.
+
+    Returns:
+      trainings: found.
+      left_out: folders of the others.
+
+    Raises:
+      UserError: there is no training, two with one seed in a row, or configs that differ in more
+        than that.
     """
     found: list[Training] = []
     left_out: list[str] = []
@@ -88,12 +95,31 @@ def find(paths: Iterable[str]) -> tuple[list[Training], list[str]]:
 
 
 def opened(row: str, folder: pathlib.Path) -> Training:
-    """The training in a folder. Raises UserError where there is none."""
+    """The training in a folder.
+
+    Args:
+      row: it belongs to.
+      folder: of the training.
+
+    Returns:
+      The training.
+
+    Raises:
+      UserError: there is none.
+    """
     return Training(row, folder, RunFolder(folder).config())
 
 
 def split_name(path: str) -> tuple[str, pathlib.Path]:
-    """'NAME=PATH' in its parts; a path that exists as it is has no name."""
+    """'NAME=PATH' in its parts; a path that exists as it is has no name.
+
+    Args:
+      path: of `--workdir`.
+
+    Returns:
+      name: '' for none.
+      path: the rest.
+    """
     name, sign, rest = path.partition('=')
     if sign and '/' not in name and not pathlib.Path(path).exists():
         return name, pathlib.Path(rest)
@@ -101,19 +127,40 @@ def split_name(path: str) -> tuple[str, pathlib.Path]:
 
 
 def own_name(folder: pathlib.Path) -> str:
-    """The row's name that a folder suggests."""
+    """The row's name that a folder suggests.
+
+    Args:
+      folder: of a training.
+
+    Returns:
+      The name.
+    """
     folder = folder.resolve()
     return folder.parent.name if SEED_FOLDER.fullmatch(folder.name) else folder.name
 
 
 def seed_order(name: str) -> int:
-    """seed10 comes after seed9."""
+    """What folders are sorted by: seed10 comes after seed9.
+
+    Args:
+      name: of a folder.
+
+    Returns:
+      The number.
+    """
     return int('0' + re.sub(r'\D', '', name))
 
 
 def check(found: list[Training]) -> None:
-    """Raises UserError where a row's trainings are not the same but for their seeds, or Sigma with
-    and without tau not the same but for that gate."""
+    """Checks that trainings may be compared.
+
+    Args:
+      found: all of them.
+
+    Raises:
+      UserError: a row's trainings are not the same but for their seeds, or Sigma with and without
+        tau not the same but for that gate.
+    """
     first: dict[str, Training] = {}
     seen: dict[tuple[str, int], Training] = {}
     for training in found:
@@ -141,8 +188,15 @@ def check(found: list[Training]) -> None:
 
 
 def apart(one: Training, other: Training, *but: str) -> list[str]:
-    """Settings in which two trainings differ, sections in `but` and what changes no result left
-    out.
+    """Settings in which two trainings differ, what changes no result left out.
+
+    Args:
+      one: training.
+      other: training.
+      *but: sections that do not count.
+
+    Returns:
+      Their names.
     """
     plain = [
         {k: v for k, v in training.config.to_dict().items() if k not in but}
@@ -155,12 +209,20 @@ def apart(one: Training, other: Training, *but: str) -> list[str]:
 
 
 def check_held_out(training: Training, split: Split) -> str:
-    """Raises UserError where a training learned from episodes of a split that is to judge it.
+    """Checks that a training has not learned from episodes of a split that is to judge it.
 
     Episodes count by what they are; where nothing says that of one side, by their numbers in the
     same data set.
-    Returns what there is to tell: that nothing can be said, or that a data set has an episode
-    twice.
+
+    Args:
+      training: of a row.
+      split: of the shards.
+
+    Returns:
+      What there is to report: that nothing can be said, or that a data set has an episode twice.
+
+    Raises:
+      UserError: it has learned from some.
     """
     if split.name == 'train':
         return ''
@@ -193,15 +255,31 @@ def check_held_out(training: Training, split: Split) -> str:
 
 
 def learned_from(training: Training, meta: Meta | None) -> Mapping[str, Any] | None:
-    """{digest: episode} of what a training and its base have learned from, as far as it is
-    known.
+    """What a training and its base have learned from, as far as it is known.
+
+    Args:
+      training: of a row.
+      meta: of its shards; None: they are gone.
+
+    Returns:
+      {digest: episode}; None where nothing is known.
     """
     found = RunFolder(training.folder).episodes()
     return found if found is not None or meta is None else seen.of_split(meta, 'train')
 
 
 def refuse(twice: Mapping[int, Any], training: Training, split: str, own: pathlib.Path) -> None:
-    """Raises UserError where there is an episode of a `split` that a training has learned from."""
+    """Checks that there are no episodes of a split that a training has learned from.
+
+    Args:
+      twice: those there are.
+      training: of a row.
+      split: its name.
+      own: shards of the training.
+
+    Raises:
+      UserError: there is one.
+    """
     if twice:
         first = min(twice)
         name = (
@@ -220,7 +298,14 @@ def lead(found: list[Training]) -> Training:
     """The training whose own report the comparison extends: full Sigma (rather the row named
     sigma), lowest seed.
 
-    Raises UserError where no Sigma is among them.
+    Args:
+      found: all trainings.
+
+    Returns:
+      One of them.
+
+    Raises:
+      UserError: no Sigma is among them.
     """
     sigmas = [m for m in found if m.role != TUNED]
     if not sigmas:

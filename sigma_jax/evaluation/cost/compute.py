@@ -27,11 +27,16 @@ def cost(
     own: int | None = None,
     base: int | None = None,
 ) -> dict[str, Any]:
-    """One arm's row.
+    """A method's row: parameters, and floating-point operations of training and of a window.
 
-    `own` and `base` are floating-point operations a window: of the arm itself, and of sampling the
-    base that it starts from; None where the arm does neither. `parameters` are those of its groups;
-    the base's own do not learn.
+    Args:
+      parameters: that learn, by group.
+      config: of its training; None: none.
+      own: operations a window of the method itself; None: none.
+      base: operations a window of sampling the base that it starts from; None: none.
+
+    Returns:
+      For the report.
     """
     learning = (
         None if parameters is None else sum(n for group, n in parameters.items() if group != 'base')
@@ -48,14 +53,29 @@ def cost(
 
 
 def single(trained: Any, batch: Mapping[str, Any]) -> dict[str, dict]:
-    """Rows of the base and of one Sigma."""
+    """Rows of the base and of one Sigma.
+
+    Args:
+      trained: a Sigma.
+      batch: of its data.
+
+    Returns:
+      {method: row}.
+    """
     sample = of_sample(trained.base.config, to_batch(batch))
     own = cost(trained.parameter_counts, trained.config, of_sigma(trained, batch), sample)
     return {'pi05': cost(base=sample), 'sigma': own}
 
 
 def seen(config: RunConfig) -> int:
-    """Windows that training has taken, each as often as it came."""
+    """Windows that training has taken, each as often as it came.
+
+    Args:
+      config: of the training.
+
+    Returns:
+      The count.
+    """
     return config.steps * config.windows_per_step
 
 
@@ -64,7 +84,13 @@ def of_training(config: RunConfig) -> int:
     included.
 
     Sigma's also have one sample of the base for each window of its training split, where actions
-    are residuals on it. Counted as if no other feature were read from disk (`config.features`).
+    are residuals on it. Counted as if no feature were read from disk (`config.features`).
+
+    Args:
+      config: of the training.
+
+    Returns:
+      The count.
     """
     same = dataclasses.replace(
         config, seed=0, steps=1, ablation=Ablation(), ablations='', optimizer=OptimizerConfig()
@@ -93,13 +119,27 @@ def _of_parts(config: RunConfig) -> tuple[int, int]:
 
 
 def of_sigma(trained: Any, batch: Mapping[str, Any]) -> int:
-    """Operations a window of Sigma's forward pass, SigLIP and both language passes included."""
+    """Operations a window of Sigma's forward pass, SigLIP and both language passes included.
+
+    Args:
+      trained: a Sigma.
+      batch: of its data.
+
+    Returns:
+      The count.
+    """
     return flops.count(trained.forward, *trained.inputs(batch, trained.gates)) // batch['mask'].size
 
 
 def of_sample(config: BackboneConfig, batch: Batch) -> int:
-    """Operations of one sample of a policy for one window of `batch`; only shapes are read, no
-    weights needed.
+    """Operations of one sample of a policy for one window; only shapes are read.
+
+    Args:
+      config: sizes.
+      batch: shapes of the data.
+
+    Returns:
+      The count.
     """
     lead = batch.mask.ndim
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[lead:]), x.dtype), batch)

@@ -15,22 +15,43 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 
 def count(function: Callable, *arguments: Any) -> int:
-    """Floating-point operations of `function(*arguments)`; only shapes are read.
+    """Floating-point operations of a call; only shapes are read.
 
     What is compiled already is traced as it is: inside another trace JAX refuses options for XLA
     (`xla.options`).
+
+    Args:
+      function: that is called.
+      *arguments: may be abstract.
+
+    Returns:
+      The count.
     """
     compiled = function if hasattr(function, 'trace') else jax.jit(function)
     return of_jaxpr(compiled.trace(*arguments).jaxpr.jaxpr)
 
 
 def of_jaxpr(jaxpr: Jaxpr) -> int:
-    """Operations of all equations; a `while` without a known end counts once."""
+    """Operations of all equations; a `while` without a known end counts once.
+
+    Args:
+      jaxpr: traced.
+
+    Returns:
+      The count.
+    """
     return sum(of_equation(equation) for equation in jaxpr.eqns)
 
 
 def of_equation(equation: JaxprEqn) -> int:
-    """Operations of one equation, those inside it included."""
+    """Operations of one equation, those inside it included.
+
+    Args:
+      equation: of a jaxpr.
+
+    Returns:
+      The count.
+    """
     name = equation.primitive.name
     if name == 'dot_general':
         (contracted, _), _ = equation.params['dimension_numbers']
@@ -54,12 +75,26 @@ def of_equation(equation: JaxprEqn) -> int:
 
 
 def shape_of(variable: Any) -> tuple[int, ...]:
-    """Of an operand or a result."""
+    """The shape of an operand or a result.
+
+    Args:
+      variable: of a jaxpr.
+
+    Returns:
+      The shape.
+    """
     return variable.aval.shape
 
 
 def inside(params: dict[str, Any]) -> list[Jaxpr]:
-    """The functions that an equation calls."""
+    """The functions that an equation calls.
+
+    Args:
+      params: of the equation.
+
+    Returns:
+      Their jaxprs.
+    """
     values = [
         x
         for value in params.values()

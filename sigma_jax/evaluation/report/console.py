@@ -23,7 +23,13 @@ PAINT = {'lower': 'green', 'higher': 'red', 'open': 'default'}
 
 
 def show(report: Mapping, console: Console, checks: bool = False) -> None:
-    """Everything that was asked for: tables first, then what they say in sentences."""
+    """Prints a report: tables first, then what they say in sentences.
+
+    Args:
+      report: of `measure.evaluate`.
+      console: to print on.
+      checks: whether CHECK A and CHECK B are shown too.
+    """
     console.print(arms_tables(report))
     if comparison := report.get('comparison'):
         console.print(comparison_table(comparison))
@@ -42,7 +48,15 @@ def show(report: Mapping, console: Console, checks: bool = False) -> None:
 
 
 def narrow(title: str, *columns: str) -> Table:
-    """A table without frame: the first column is text, the others are numbers."""
+    """A table without frame: the first column is text, the others are numbers.
+
+    Args:
+      title: of the table.
+      *columns: their headings.
+
+    Returns:
+      The table.
+    """
     table = Table(
         title=title,
         title_justify='left',
@@ -56,7 +70,14 @@ def narrow(title: str, *columns: str) -> Table:
 
 
 def comparison_table(comparison: Mapping) -> Table:
-    """Contrasts of the full Sigma, or all where there is none, with their intervals."""
+    """Contrasts of the full Sigma, or all where there is none, with their intervals.
+
+    Args:
+      comparison: section of the report.
+
+    Returns:
+      The table.
+    """
     table = narrow(f'{comparison["split"]}: contrasts, change in % [95 %]', 'arm, against', *ERRORS)
     for contrast in parts_of(comparison) + references_of(comparison) or comparison['contrasts']:
         cells = [
@@ -67,13 +88,27 @@ def comparison_table(comparison: Mapping) -> Table:
 
 
 def interval_text(change: Mapping) -> str:
-    """'−20.0' over '(−25.1, −14.2)'."""
+    """A change over its interval, such as '−20.0' over '(−25.1, −14.2)'.
+
+    Args:
+      change: value and limits.
+
+    Returns:
+      The text.
+    """
     value = change_text(change['value'], unit='')
     return value if change['low'] is None else f'{value}\n({limits_text(change)})'
 
 
 def check_a(report: Mapping) -> Table:
-    """CHECK A of the paper: the heads, the same for both groups."""
+    """CHECK A of the paper: the heads, the same for both groups.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      The table.
+    """
     keys = ('heads_tensors', 'mean', 'std', 'rms')
     table = narrow('CHECK A', 'group', *keys)
     for group, values in report['check_a'].items():
@@ -82,7 +117,15 @@ def check_a(report: Mapping) -> Table:
 
 
 def check_b(report: Mapping, group: str) -> Table:
-    """CHECK B of the paper: single batches of one group."""
+    """CHECK B of the paper: single batches of one group.
+
+    Args:
+      report: of `measure.evaluate`.
+      group: 'sigma' or the base.
+
+    Returns:
+      The table.
+    """
     keys = (*ERRORS, 'tau_l2', 'sem_align')
     table = narrow(f'CHECK B: {group}', 'batch', *keys)
     for row in report['check_b'][group]:
@@ -91,7 +134,14 @@ def check_b(report: Mapping, group: str) -> Table:
 
 
 def robustness_table(rows: Sequence[Mapping]) -> Table:
-    """mse_trj of each arm under every perturbation."""
+    """mse_trj of each arm under every perturbation.
+
+    Args:
+      rows: section of the report.
+
+    Returns:
+      The table.
+    """
     table = narrow('robustness: mse_trj', 'observation', *rows[0]['arms'])
     for row in rows:
         table.add_row(
@@ -101,13 +151,27 @@ def robustness_table(rows: Sequence[Mapping]) -> Table:
 
 
 def arms_tables(report: Mapping) -> Group:
-    """One table a split, narrow enough for 80 columns."""
+    """One table a split, narrow enough for 80 columns.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      The tables.
+    """
     return Group(*(split_table(name, values) for name, values in report['splits'].items()))
 
 
 def split_table(name: str, values: Mapping) -> Table:
-    """A row an arm: mean squared errors in raw units; a change whose interval excludes zero is
-    coloured.
+    """A row for each method: mean squared errors in raw units; a change whose interval excludes
+    zero is coloured.
+
+    Args:
+      name: of the split.
+      values: of the split in the report.
+
+    Returns:
+      The table.
     """
     table = Table(
         title=f'{name}: {size(values)}',
@@ -127,7 +191,15 @@ def split_table(name: str, values: Mapping) -> Table:
 
 
 def error_cells(error: Mapping, arm: str) -> tuple[str, str]:
-    """'12.30' and '−20.0 %'; the base without a change."""
+    """An error and its change, such as '12.30' and '−20.0 %'; the base has no change.
+
+    Args:
+      error: value and change.
+      arm: name of the method.
+
+    Returns:
+      Two texts.
+    """
     change = error['change']
     text = '' if arm == 'pi05' else f'[{PAINT[outcome(change)]}]{change_text(change["value"])}[/]'
     return number(error['value']), text

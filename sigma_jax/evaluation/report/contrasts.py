@@ -30,14 +30,29 @@ UNITS = {18: 'E', 15: 'P', 12: 'T', 9: 'G', 6: 'M', 3: 'k'}
 
 
 def find(comparison: Mapping, arm: str | None, against: str | None) -> Mapping[str, Any] | None:
-    """The contrast of two arms, where there is one."""
+    """The contrast of two methods.
+
+    Args:
+      comparison: section of the report.
+      arm: name of the method.
+      against: name of the other.
+
+    Returns:
+      The contrast; None where there is none.
+    """
     pairs = ((c['arm'], c['against'], c) for c in comparison['contrasts'])
     return next((c for one, other, c in pairs if (one, other) == (arm, against)), None)
 
 
 def answer_of(contrast: Mapping) -> str:
-    """'Yes:', 'No, it hurts:', 'In part:', 'Mixed:' or 'Not shown:', by which intervals exclude
-    zero.
+    """The first word on a contrast: 'Yes:', 'No, it hurts:', 'In part:', 'Mixed:' or 'Not shown:',
+    by which intervals exclude zero.
+
+    Args:
+      contrast: of the report.
+
+    Returns:
+      The text.
     """
     signs = {outcome(contrast[key]) for key in ERRORS}
     if {'lower', 'higher'} <= signs:
@@ -51,6 +66,12 @@ def answer_of(contrast: Mapping) -> str:
 def telepathy_verdict(comparison: Mapping) -> str:
     """One sentence: is Sigma better than the same model trained without telepathy, on which
     episodes, how surely.
+
+    Args:
+      comparison: section of the report.
+
+    Returns:
+      The sentence.
     """
     full, without = comparison['full'], comparison['no_tau']
     contrast = find(comparison, full, without)
@@ -72,6 +93,12 @@ def telepathy_verdict(comparison: Mapping) -> str:
 def reading(comparison: Mapping) -> str:
     """What the intervals of that contrast do and do not say, in a sentence; '' where the first one
     says it all.
+
+    Args:
+      comparison: section of the report.
+
+    Returns:
+      The sentence.
     """
     contrast = find(comparison, comparison['full'], comparison['no_tau'])
     if contrast is None:
@@ -97,7 +124,15 @@ def reading(comparison: Mapping) -> str:
 
 
 def certainty(comparison: Mapping, *rows: str) -> str:
-    """What the intervals are over."""
+    """What the intervals are over.
+
+    Args:
+      comparison: section of the report.
+      *rows: that are compared.
+
+    Returns:
+      In words.
+    """
     many = all(len(comparison['rows'][row]['seeds']) > 1 for row in rows)
     return (
         '95 % intervals over seeds and episodes'
@@ -107,7 +142,14 @@ def certainty(comparison: Mapping, *rows: str) -> str:
 
 
 def gain_verdict(comparison: Mapping) -> str:
-    """A sentence a reference: full Sigma against its frozen base, and against plain fine-tuning."""
+    """A sentence a reference: full Sigma against its frozen base, and against plain fine-tuning.
+
+    Args:
+      comparison: section of the report.
+
+    Returns:
+      Sentences.
+    """
     full = comparison['full']
     others = [(BASE, 'its frozen base')]
     others += [
@@ -123,7 +165,14 @@ def gain_verdict(comparison: Mapping) -> str:
 
 
 def means(comparison: Mapping) -> list[str]:
-    """Arms that are the mean of a fine-tuned policy's samples."""
+    """Methods that are the mean of a fine-tuned policy's samples.
+
+    Args:
+      comparison: section of the report.
+
+    Returns:
+      Their names.
+    """
     return [
         name
         for name in comparison['arms']
@@ -132,13 +181,28 @@ def means(comparison: Mapping) -> list[str]:
 
 
 def episodes(comparison: Mapping) -> str:
-    """'11 held-out test episodes'."""
+    """How many episodes a comparison has, such as '11 held-out test episodes'.
+
+    Args:
+      comparison: section of the report.
+
+    Returns:
+      In words.
+    """
     count = comparison['num_episodes']
     return f'{count} {KINDS[comparison["split"]]} episode{"s" * (count > 1)}'
 
 
 def seeds(comparison: Mapping, row: str) -> str:
-    """'5 runs'."""
+    """How many trainings a row has, such as '5 runs'.
+
+    Args:
+      comparison: section of the report.
+      row: its name.
+
+    Returns:
+      In words.
+    """
     count = len(comparison['rows'][row]['seeds'])
     return f'{count} run{"s" * (count > 1)}'
 
@@ -146,6 +210,12 @@ def seeds(comparison: Mapping, row: str) -> str:
 def parts_of(comparison: Mapping) -> list[Mapping]:
     """Full Sigma against each model trained without one of its parts, telepathy first: what that
     part is worth.
+
+    Args:
+      comparison: section of the report.
+
+    Returns:
+      Contrasts.
     """
     full = comparison['full']
     names = sorted(comparison['ablations'], key=lambda name: name != comparison['no_tau'])
@@ -153,7 +223,14 @@ def parts_of(comparison: Mapping) -> list[Mapping]:
 
 
 def references_of(comparison: Mapping) -> list[Mapping]:
-    """Full Sigma, with and without adapter, against base and fine-tuned policies."""
+    """Full Sigma, with and without adapter, against base and fine-tuned policies.
+
+    Args:
+      comparison: section of the report.
+
+    Returns:
+      Contrasts.
+    """
     full = comparison['full']
     arms = (full, f'{full}+adapter')
     found = [
@@ -165,7 +242,15 @@ def references_of(comparison: Mapping) -> list[Mapping]:
 
 
 def contrast_table(contrasts: Sequence[Mapping], mark: str | None = None) -> str:
-    """A row a contrast: change of each error, its interval below."""
+    """A row a contrast: change of each error, its interval below.
+
+    Args:
+      contrasts: of the report.
+      mark: the method that stands out; None: none.
+
+    Returns:
+      HTML.
+    """
     rows = [
         [f'{breakable(c["arm"])}<br><small>against {breakable(c["against"])}</small>']
         + [change_cell(c[key]) for key in ERRORS]
@@ -178,19 +263,41 @@ def contrast_table(contrasts: Sequence[Mapping], mark: str | None = None) -> str
 
 
 def change_cell(change: Mapping) -> str:
-    """'−20.0 %' over '[−25.1, −14.2]', coloured where the interval excludes zero."""
+    """A change over its interval, such as '−20.0 %' over '[−25.1, −14.2]', coloured where the
+    interval excludes zero.
+
+    Args:
+      change: value and limits.
+
+    Returns:
+      HTML.
+    """
     paint = {'lower': 'good', 'higher': 'bad'}.get(outcome(change), 'open')
     limits = '' if change['low'] is None else '<br><small>[' + limits_text(change) + ']</small>'
     return f'<span class={paint}>{change_text(change["value"])}</span>{limits}'
 
 
 def limits_text(change: Mapping) -> str:
-    """'−25.1, −14.2'."""
+    """An interval's limits, such as '−25.1, −14.2'.
+
+    Args:
+      change: value and limits.
+
+    Returns:
+      The text.
+    """
     return ', '.join(change_text(change[key], unit='') for key in ('low', 'high'))
 
 
 def arms_table(comparison: Mapping) -> str:
-    """Every arm: seeds, three errors with their change against pi05, parameters and compute."""
+    """Every method: seeds, three errors with their change against the base, parameters and compute.
+
+    Args:
+      comparison: section of the report.
+
+    Returns:
+      HTML.
+    """
     rows = []
     for name, arm in comparison['arms'].items():
         against = find(comparison, name, BASE) or {}
@@ -205,7 +312,14 @@ def arms_table(comparison: Mapping) -> str:
 
 
 def cost_table(costs: Mapping) -> str:
-    """Parameters that learn and compute of every row."""
+    """Parameters that learn and compute of every row.
+
+    Args:
+      costs: of the report, by row.
+
+    Returns:
+      HTML.
+    """
     rows = [
         [
             breakable(name),
@@ -231,12 +345,26 @@ def cost_table(costs: Mapping) -> str:
 
 
 def thousands(count: int | None) -> str:
-    """'1,865,379'; a dash for None."""
+    """A count such as '1,865,379'; a dash for None.
+
+    Args:
+      count: any.
+
+    Returns:
+      The text.
+    """
     return '–' if count is None else f'{int(count):,}'
 
 
 def operations(count: float | None) -> str:
-    """'12.3 GFLOP'."""
+    """A number of operations such as '12.3 GFLOP'.
+
+    Args:
+      count: of floating-point operations; None: a dash.
+
+    Returns:
+      The text.
+    """
     if count is None:
         return '–'
     power = next((p for p in UNITS if count >= 10**p), 3)
@@ -244,7 +372,14 @@ def operations(count: float | None) -> str:
 
 
 def rows_note(comparison: Mapping) -> str:
-    """Which gates each row was trained with, and what could not take part."""
+    """Which gates each row was trained with, and what could not take part.
+
+    Args:
+      comparison: section of the report.
+
+    Returns:
+      HTML.
+    """
     told = [
         f'{row}: {", ".join(changed(facts["gates"])) or facts["role"]}'
         for row, facts in comparison['rows'].items()
@@ -256,7 +391,14 @@ def rows_note(comparison: Mapping) -> str:
 
 
 def changed(gates: Mapping[str, float]) -> Iterable[str]:
-    """Gates that are not as in the full model."""
+    """Gates that are not as in the full model.
+
+    Args:
+      gates: {gate: value}.
+
+    Returns:
+      Their names with values.
+    """
     return [
         f'{name} = {float(value):g}'
         for name, value in gates.items()

@@ -55,12 +55,26 @@ CURVES = (
 
 
 def colour(arm: str) -> str:
-    """The same colour for the same arm in every figure."""
+    """The colour of a method, the same in every figure.
+
+    Args:
+      arm: its name.
+
+    Returns:
+      A colour of matplotlib.
+    """
     return COLOURS.get(arm, OTHER)
 
 
 def render(figure: Figure) -> str:
-    """SVG text, the same for the same figure."""
+    """SVG text, the same for the same figure.
+
+    Args:
+      figure: drawn.
+
+    Returns:
+      The text.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format='svg', metadata={'Date': None})
     return buffer.getvalue()
@@ -72,14 +86,30 @@ def drawing():
 
 
 def new_figure(rows: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of the common width with `rows` x `columns` axes, in reading order."""
+    """A figure of the common width.
+
+    Args:
+      rows: of axes.
+      columns: of axes.
+      height: inches.
+
+    Returns:
+      figure: empty.
+      axes: in reading order.
+    """
     figure = Figure(figsize=(5.8, height), layout='constrained')
     return figure, list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
 
 
 def forest(arms: Mapping[str, dict]) -> str:
-    """Change of each arm's error against pi05, in per cent, with 95 % intervals; one panel per
+    """Change of each method's error against the base, per cent, with 95 % intervals; one panel per
     error.
+
+    Args:
+      arms: of a split in the report.
+
+    Returns:
+      SVG.
     """
     names = [name for name in arms if name != 'pi05'][::-1]
     with drawing():
@@ -103,6 +133,12 @@ def forest(arms: Mapping[str, dict]) -> str:
 def draw_interval(axes: Axes, y: float, change: Mapping[str, Any], paint: str) -> None:
     """A dot and, where there is one, its interval; per cent. An arrow at the edge for a value
     beyond it.
+
+    Args:
+      axes: to draw on.
+      y: place of the row.
+      change: value and limits.
+      paint: colour.
     """
     if change['value'] is None:
         return
@@ -118,7 +154,14 @@ def draw_interval(axes: Axes, y: float, change: Mapping[str, Any], paint: str) -
 
 
 def training_curves(log: Mapping[str, Float[np.ndarray, 'n']]) -> str:
-    """The columns of Table 1 over optimiser steps; columns that the log lacks are left out."""
+    """The columns of Table 1 over optimiser steps; columns that the log lacks are left out.
+
+    Args:
+      log: {column: values}.
+
+    Returns:
+      SVG.
+    """
     shown = [
         (title, [c for c in columns if c in log]) for key, title, columns in CURVES if key in log
     ]
@@ -138,7 +181,15 @@ def training_curves(log: Mapping[str, Float[np.ndarray, 'n']]) -> str:
 
 
 def draw_curve(axes: Axes, step: np.ndarray, values: np.ndarray, name: str, paint: str) -> None:
-    """The raw values pale, their running mean over a fiftieth of the run strong."""
+    """The raw values pale, their running mean over a fiftieth of the run strong.
+
+    Args:
+      axes: to draw on.
+      step: of each value.
+      values: of the column.
+      name: of the column.
+      paint: colour.
+    """
     width = 1 if name.startswith('w_') else max(1, len(values) // 50)
     if width > 1:
         axes.plot(step, values, color=paint, alpha=0.25, linewidth=0.8)
@@ -148,7 +199,14 @@ def draw_curve(axes: Axes, step: np.ndarray, values: np.ndarray, name: str, pain
 
 
 def error_by_step(arms: Mapping[str, dict]) -> str:
-    """Mean squared error over the steps of a window, one line an arm, logarithmic."""
+    """Mean squared error over the steps of a window, one line a method, logarithmic.
+
+    Args:
+      arms: of a split in the report.
+
+    Returns:
+      SVG.
+    """
     with drawing():
         figure, (axes,) = new_figure(1, 1, 3.2)
         for name, arm in arms.items():
@@ -162,8 +220,14 @@ def error_by_step(arms: Mapping[str, dict]) -> str:
 
 
 def trajectories(example: Mapping) -> str:
-    """Each joint over one episode: truth, and every arm's windows laid end to end without
+    """Each joint over one episode: truth, and every method's windows laid end to end without
     overlap.
+
+    Args:
+      example: section of the report.
+
+    Returns:
+      SVG.
     """
     joints, frames = example['joints'], np.asarray(example['frame'])
     horizon = np.asarray(example['truth']).shape[1]
@@ -182,7 +246,15 @@ def trajectories(example: Mapping) -> str:
 
 
 def disjoint(frames: np.ndarray, horizon: int) -> list[int]:
-    """Indices of windows that follow each other without overlap, from the first on."""
+    """Indices of windows that follow each other without overlap, from the first on.
+
+    Args:
+      frames: first frame of each window.
+      horizon: steps of a window.
+
+    Returns:
+      The indices.
+    """
     rows: list[int] = []
     for index, frame in enumerate(frames):
         if not rows or frame >= frames[rows[-1]] + horizon:
@@ -193,7 +265,14 @@ def disjoint(frames: np.ndarray, horizon: int) -> list[int]:
 def draw_windows(
     axes: Axes, frames: np.ndarray, values: Float[np.ndarray, 'n t'], name: str
 ) -> None:
-    """One line, broken between windows."""
+    """One line, broken between windows.
+
+    Args:
+      axes: to draw on.
+      frames: first frame of each window.
+      values: of one joint.
+      name: of the method.
+    """
     steps = np.arange(values.shape[1])
     gap = np.full((len(values), 1), np.nan)
     x = np.concatenate([frames[:, None] + steps, gap], axis=1).ravel()
@@ -208,7 +287,14 @@ def draw_windows(
 
 
 def tau_over_episode(example: Mapping) -> str:
-    """Norm of tau along one episode, memory carried through it and reset as in training."""
+    """Norm of tau along one episode, memory carried through it and reset as in training.
+
+    Args:
+      example: section of the report.
+
+    Returns:
+      SVG.
+    """
     with drawing():
         figure, (axes,) = new_figure(1, 1, 2.4)
         axes.plot(
@@ -234,7 +320,15 @@ def tau_over_episode(example: Mapping) -> str:
 
 
 def adapter_scale(recorded: Mapping[str, Sequence], episode: int) -> str:
-    """The adapter's scale for all windows of a split, one episode strong."""
+    """The adapter's scale for all windows of a split, one episode strong.
+
+    Args:
+      recorded: {quantity: one value a window}.
+      episode: that is drawn strong.
+
+    Returns:
+      SVG.
+    """
     frame, scale = np.asarray(recorded['frame']), np.asarray(recorded['scale'], float)
     episodes = np.asarray(recorded['episode'])
     with drawing():

@@ -16,8 +16,14 @@ PAINT = {True: '#1f5fa8', False: '#6b7a90'}
 
 
 def contrasts(found: Sequence[Mapping[str, Any]], marked: str | None = None) -> str:
-    """Change of one arm's error against another's, per cent, with 95 % intervals; `marked` stands
-    out.
+    """Change of one method's error against another's, per cent, with 95 % intervals.
+
+    Args:
+      found: contrasts of the report.
+      marked: the method that stands out; None: none.
+
+    Returns:
+      SVG.
     """
     edge = edge_of(found)
     with drawing():
@@ -45,20 +51,42 @@ def contrasts(found: Sequence[Mapping[str, Any]], marked: str | None = None) -> 
 
 
 def label(contrast: Mapping[str, Any]) -> str:
-    """'sigma − no_tau', broken where it is long."""
+    """Name of a contrast, such as 'sigma − no_tau', broken where it is long.
+
+    Args:
+      contrast: of the report.
+
+    Returns:
+      The text.
+    """
     parts = contrast['arm'], f'− {contrast["against"]}'
     return (' ' if sum(map(len, parts)) < 20 else '\n').join(parts)
 
 
 def edge_of(found: Sequence[Mapping[str, Any]]) -> float:
-    """The least of `LIMITS` that holds nine in ten of all limits shown."""
+    """The least of `LIMITS` that holds nine in ten of all limits shown.
+
+    Args:
+      found: contrasts of the report.
+
+    Returns:
+      Per cent.
+    """
     changes = [c[key] for c in found for key in ERRORS]
     sizes = [abs(100 * x[k]) for x in changes for k in ('low', 'value', 'high') if x[k] is not None]
     return next((limit for limit in LIMITS if limit >= np.quantile(sizes or [0], 0.9)), LIMITS[-1])
 
 
 def draw(axes: Axes, y: float, change: Mapping[str, Any], paint: str, edge: float) -> None:
-    """A dot and its interval, per cent; an arrow at the side for what lies beyond."""
+    """A dot and its interval, per cent; an arrow at the side for what lies beyond.
+
+    Args:
+      axes: to draw on.
+      y: place of the row.
+      change: value and limits.
+      paint: colour.
+      edge: of the axes, per cent.
+    """
     if change['value'] is None:
         return
     value = 100 * change['value']
@@ -72,6 +100,12 @@ def draw(axes: Axes, y: float, change: Mapping[str, Any], paint: str, edge: floa
 def robustness(rows: Sequence[Mapping[str, Any]]) -> str:
     """Error of the trajectory over the levels of each kind; the left end of every line is the clean
     recording.
+
+    Args:
+      rows: section of the report.
+
+    Returns:
+      SVG.
     """
     clean, kinds = rows[0], list(dict.fromkeys(row['kind'] for row in rows[1:]))
     with drawing():
@@ -92,7 +126,14 @@ def robustness(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def short(row: Mapping[str, Any]) -> str:
-    """A level for an axis: '10', '30 %', '8 fr.'."""
+    """A level for an axis, such as '10', '30 %', '8 fr.'.
+
+    Args:
+      row: of the report.
+
+    Returns:
+      The text.
+    """
     if row['kind'] == 'none':
         return 'clean'
     first = row['name'].split()[0]

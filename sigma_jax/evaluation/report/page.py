@@ -57,6 +57,12 @@ inference, not a model trained without it.</li></ul>"""
 def read_log(path: Path) -> dict[str, Float[np.ndarray, 'n']]:
     """Columns of a training log with Table 1's names; {} where there is none. Cells that are no
     numbers are NaN.
+
+    Args:
+      path: train_log.csv.
+
+    Returns:
+      {column: values}.
     """
     if not path.is_file():
         return {}
@@ -74,7 +80,15 @@ def _number(cell: str | None) -> float:
 
 
 def render(report: Mapping, log: Mapping[str, Float[np.ndarray, 'n']]) -> str:
-    """The page as text."""
+    """The page as text.
+
+    Args:
+      report: of `measure.evaluate`.
+      log: of `read_log`.
+
+    Returns:
+      HTML.
+    """
     first = comparison_screen(report) if report.get('comparison') else first_screen(report)
     parts = [first, error_section(report), training_section(log), episode_section(report)]
     parts += [
@@ -90,7 +104,14 @@ def render(report: Mapping, log: Mapping[str, Float[np.ndarray, 'n']]) -> str:
 
 
 def first_screen(report: Mapping) -> str:
-    """The question, its answer in a sentence, and the table."""
+    """The question, its answer in a sentence, and the table.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      HTML.
+    """
     name = tables.headline_split(report)
     sentence = html.escape(tables.verdict(report)).replace(' %', '&nbsp;%')
     return (
@@ -104,8 +125,14 @@ def first_screen(report: Mapping) -> str:
 
 
 def comparison_screen(report: Mapping) -> str:
-    """Whether telepathy helps: a sentence, a table, a forest plot; then all arms, and the
+    """Whether telepathy helps: a sentence, a table, a forest plot; then all methods, and the
     checkpoint shown below.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      HTML.
     """
     c = report['comparison']
     sentence = html.escape(compared.telepathy_verdict(c)).replace(' %', '&nbsp;%')
@@ -139,7 +166,16 @@ def comparison_screen(report: Mapping) -> str:
 
 
 def picture_of(contrasts: list, marked: str | None, caption: str) -> str:
-    """A table of contrasts and their forest plot; nothing where there are none."""
+    """A table of contrasts and their forest plot; nothing where there are none.
+
+    Args:
+      contrasts: of the report.
+      marked: the method that stands out; None: none.
+      caption: of the plot.
+
+    Returns:
+      HTML.
+    """
     if not contrasts:
         return ''
     return compared.contrast_table(contrasts, marked) + image(
@@ -148,13 +184,27 @@ def picture_of(contrasts: list, marked: str | None, caption: str) -> str:
 
 
 def test_reads(report: Mapping) -> str:
-    """How often the test split has been evaluated for this run, where that was counted."""
+    """How often the test split has been evaluated for this run, where that was counted.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      HTML.
+    """
     reads = report['provenance'].get('test_reads')
     return '' if reads is None else f'Times the test split of this run was read: {reads}.'
 
 
 def error_section(report: Mapping) -> str:
-    """Forest plot, error by step, rates and the other splits."""
+    """Forest plot, error by step, rates and the other splits.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      HTML.
+    """
     name = tables.headline_split(report)
     split, costs = report['splits'][name], report.get('compute')
     others = ''.join(
@@ -180,7 +230,14 @@ def error_section(report: Mapping) -> str:
 
 
 def training_section(log: Mapping[str, Float[np.ndarray, 'n']]) -> str:
-    """Loss terms and the norm of tau over training, the columns of the paper's Table 1."""
+    """Loss terms and the norm of tau over training, the columns of the paper's Table 1.
+
+    Args:
+      log: of `read_log`.
+
+    Returns:
+      HTML.
+    """
     if not log or 'step' not in log:
         return '<h2>Training</h2><p class=note>No training log lay beside this checkpoint.</p>'
     note = (
@@ -192,7 +249,14 @@ def training_section(log: Mapping[str, Float[np.ndarray, 'n']]) -> str:
 
 
 def episode_section(report: Mapping) -> str:
-    """One episode: trajectories, norm of tau, adapter scale."""
+    """One episode: trajectories, norm of tau, adapter scale.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      HTML.
+    """
     shown = report['example']
     text = f'Episode {shown["episode"]} of {shown["split"]}, the one with the median Sigma error.'
     parts = [
@@ -219,7 +283,14 @@ def episode_section(report: Mapping) -> str:
 
 
 def paper_section(report: Mapping) -> str:
-    """The paper's own protocol and checks, beside its numbers."""
+    """The paper's own protocol and checks, next to its numbers.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      HTML.
+    """
     pooled = ', '.join(report['windows_of'])
     return (
         f'<h2>By the protocol of the paper</h2><p class=note>All windows of {pooled} together, as '
@@ -233,7 +304,14 @@ def paper_section(report: Mapping) -> str:
 
 
 def provenance_section(report: Mapping) -> str:
-    """Definitions, then everything that says where the numbers come from."""
+    """Definitions, then everything that says where the numbers come from.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      HTML.
+    """
     provenance = dict(report['provenance'])
     config = provenance.pop('config', None) or {}
     large = ('spread', 'directions', 'weights')

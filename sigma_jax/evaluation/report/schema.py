@@ -19,13 +19,29 @@ NUMBERS: dict[str, Any] = {'type': 'array', 'items': NUMBER}
 def record(
     properties: Mapping[str, Any], optional: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """An object with these properties, and perhaps the optional ones."""
+    """An object with these properties, and perhaps the optional ones.
+
+    Args:
+      properties: {name: schema}, all of them needed.
+      optional: {name: schema}; None: none.
+
+    Returns:
+      The schema.
+    """
     known = {**properties, **(optional or {})}
     return {'type': 'object', 'required': list(properties), 'properties': known}
 
 
 def table_of(values: Any, kind: str = 'object') -> dict[str, Any]:
-    """An object of any names, or an array, of equal things."""
+    """An object of any names, or an array, of equal things.
+
+    Args:
+      values: schema of each.
+      kind: 'object' or 'array'.
+
+    Returns:
+      The schema.
+    """
     return (
         {'type': kind, 'additionalProperties': values}
         if kind == 'object'
@@ -34,7 +50,14 @@ def table_of(values: Any, kind: str = 'object') -> dict[str, Any]:
 
 
 def for_errors(values: Any) -> dict[str, Any]:
-    """The same for mse_vec, mse_chk and mse_trj."""
+    """One schema for mse_vec, mse_chk and mse_trj.
+
+    Args:
+      values: schema of each.
+
+    Returns:
+      The schema.
+    """
     return dict.fromkeys(ERRORS, values)
 
 
@@ -167,7 +190,14 @@ TYPES: dict[str, Any] = {
 
 
 def check_report(report: Mapping[str, Any]) -> None:
-    """Raises ValueError where a report is not as `SCHEMA` has it, naming the first place."""
+    """Checks that a report is as `SCHEMA` has it.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Raises:
+      ValueError: it is not; names the first place.
+    """
     if found := violations(report, SCHEMA):
         raise ValueError(
             f'a report must follow its schema, but {found[0]}; correct the code or the schema'
@@ -175,7 +205,16 @@ def check_report(report: Mapping[str, Any]) -> None:
 
 
 def violations(value: Any, schema: Mapping[str, Any], where: str = 'report') -> list[str]:
-    """What is wrong with `value`, each with its place; [] where it follows the schema."""
+    """What is wrong with `value`, each with its place; [] where it follows the schema.
+
+    Args:
+      value: any JSON.
+      schema: that it is to follow.
+      where: its place, for messages.
+
+    Returns:
+      Sentences.
+    """
     if 'anyOf' in schema:
         options = [violations(value, option, where) for option in schema['anyOf']]
         return [] if [] in options else options[0]
@@ -199,12 +238,27 @@ def violations(value: Any, schema: Mapping[str, Any], where: str = 'report') -> 
 
 
 def names(kinds: str | Sequence[str]) -> Sequence[str]:
-    """The types that a schema allows."""
+    """The types that a schema allows.
+
+    Args:
+      kinds: `type` of a schema.
+
+    Returns:
+      Their names.
+    """
     return [kinds] if isinstance(kinds, str) else kinds
 
 
 def is_a(value: Any, kind: str) -> bool:
-    """Whether a value is of a JSON type; true and false are no numbers, 2.0 is an integer."""
+    """Whether a value is of a JSON type; true and false are no numbers, 2.0 is an integer.
+
+    Args:
+      value: any JSON.
+      kind: name of the type.
+
+    Returns:
+      Whether it is.
+    """
     if isinstance(value, bool):
         return kind == 'boolean'
     if kind == 'integer' and isinstance(value, float):

@@ -27,6 +27,12 @@ PAPER = {
 def number(x: float | None) -> str:
     """Four significant digits without exponent where that reads well; a dash for None; counts
     whole.
+
+    Args:
+      x: any number.
+
+    Returns:
+      The text.
     """
     if x is None:
         return '–'
@@ -37,28 +43,64 @@ def number(x: float | None) -> str:
 
 
 def percent(x: float | None) -> str:
-    """A signed percentage with a true minus sign, one decimal."""
+    """A signed percentage with a true minus sign, one decimal.
+
+    Args:
+      x: a relative change; None: a dash.
+
+    Returns:
+      The text.
+    """
     return '–' if x is None else f'{100 * x:+.1f} %'.replace('-', '−')
 
 
 def headline_split(report: Mapping) -> str:
-    """The split that answers the question: test where it was evaluated."""
+    """The split that answers the question: test where it was evaluated.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      Its name.
+    """
     return headline(report['splits'])
 
 
 def headline(splits: Mapping[str, Any]) -> str:
-    """'test', or the last of these splits without it."""
+    """'test', or the last of these splits without it.
+
+    Args:
+      splits: by name.
+
+    Returns:
+      One of the names.
+    """
     return 'test' if 'test' in splits else list(splits)[-1]
 
 
 def size(split: Mapping) -> str:
-    """'62 windows of 5 episodes'."""
+    """How large a split is, such as '62 windows of 5 episodes'.
+
+    Args:
+      split: of the report.
+
+    Returns:
+      In words.
+    """
     episodes = split['num_episodes']
     return f'{split["num_windows"]} windows of {episodes} episode{"s" * (episodes > 1)}'
 
 
 def verdict(report: Mapping, arm: str = 'sigma') -> str:
-    """One sentence: does Sigma beat its base on held-out episodes, by how much, with interval."""
+    """One sentence: does Sigma beat its base on held-out episodes, by how much, with interval.
+
+    Args:
+      report: of `measure.evaluate`.
+      arm: name of the method.
+
+    Returns:
+      The sentence.
+    """
     name = headline_split(report)
     split = report['splits'][name]
     changes = {key: split['arms'][arm][key]['change'] for key in ERRORS}
@@ -80,7 +122,14 @@ def verdict(report: Mapping, arm: str = 'sigma') -> str:
 
 
 def answer(changes: Any) -> str:
-    """The first word: yes or no only where all three intervals exclude zero on the same side."""
+    """The first word: yes or no only where all three intervals exclude zero on the same side.
+
+    Args:
+      changes: of the three errors.
+
+    Returns:
+      The word.
+    """
     signs = [outcome(change) for change in changes]
     if all(sign == 'lower' for sign in signs):
         return 'Yes:'
@@ -90,14 +139,29 @@ def answer(changes: Any) -> str:
 
 
 def outcome(change: Change) -> str:
-    """'lower', 'higher' or 'open' (the interval holds zero, or there is none)."""
+    """'lower', 'higher' or 'open' (the interval holds zero, or there is none).
+
+    Args:
+      change: value and limits.
+
+    Returns:
+      The word.
+    """
     if change['low'] is None:
         return 'open'
     return 'lower' if change['high'] < 0 else 'higher' if change['low'] > 0 else 'open'
 
 
 def describe(change: Change) -> str:
-    """'35.2 % lower [30.1, 40.0]'; a negative limit lies on the other side."""
+    """A change in words, such as '35.2 % lower [30.1, 40.0]'; a negative limit lies on the other
+    side.
+
+    Args:
+      change: value and limits.
+
+    Returns:
+      The text.
+    """
     value = change['value'] or 0.0
     side, sign = ('lower', -1) if value <= 0 else ('higher', 1)
     text = f'{abs(100 * value):.1f} % {side}'
@@ -108,7 +172,16 @@ def describe(change: Change) -> str:
 
 
 def against_simple(report: Mapping, arm: str = 'sigma') -> str:
-    """One sentence: which of the arms without a learned model the arm beats in all three errors."""
+    """One sentence: which of the methods without a learned model the method beats in all three
+    errors.
+
+    Args:
+      report: of `measure.evaluate`.
+      arm: name of the method.
+
+    Returns:
+      The sentence.
+    """
     split_arms = report['splits'][headline_split(report)]['arms']
     better: list[str] = []
     worse: list[str] = []
@@ -128,7 +201,14 @@ def against_simple(report: Mapping, arm: str = 'sigma') -> str:
 
 
 def join(words: Sequence[str]) -> str:
-    """'a, b and c'."""
+    """Words as a sentence lists them, such as 'a, b and c'.
+
+    Args:
+      words: at least one.
+
+    Returns:
+      The text.
+    """
     return (
         words[0]
         if len(words) == 1
@@ -141,6 +221,14 @@ def join(words: Sequence[str]) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], mark: int | None = None) -> str:
     """An HTML table that scrolls sideways; the first column is text, the row `mark` stands out.
     Escapes nothing.
+
+    Args:
+      header: of the columns.
+      rows: cells of each.
+      mark: number of the row that stands out; None: none.
+
+    Returns:
+      HTML.
     """
     head = ''.join(f'<th>{cell}</th>' for cell in header)
     body = ''.join(
@@ -153,8 +241,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], mark: int | None
 
 
 def arms_table(split: Mapping) -> str:
-    """Every arm: three errors, each with its change against pi05 and the interval of that
+    """Every method: three errors, each with its change against the base and the interval of that
     change.
+
+    Args:
+      split: of the report.
+
+    Returns:
+      HTML.
     """
     names = list(split['arms'])
     rows = [
@@ -169,18 +263,42 @@ def arms_table(split: Mapping) -> str:
 
 
 def image(svg: str, caption: str) -> str:
-    """An SVG as an embedded picture with a text for those who do not see it."""
+    """An SVG as an embedded picture with a text for those who do not see it.
+
+    Args:
+      svg: of a figure.
+      caption: also for those who do not see it.
+
+    Returns:
+      HTML.
+    """
     data = base64.b64encode(svg.encode()).decode()
     return f'<img alt="{html.escape(caption)}" src="data:image/svg+xml;base64,{data}">'
 
 
 def breakable(name: str) -> str:
-    """An arm's name that may break after '_' and before '+', for narrow screens."""
+    """A method's name that may break after '_' and before '+', for narrow screens.
+
+    Args:
+      name: of the method.
+
+    Returns:
+      HTML.
+    """
     return html.escape(name).replace('_', '_<wbr>').replace('+', '<wbr>+')
 
 
 def error_cell(error: Mapping, name: str) -> str:
-    """'12.3' over '−20.0 %' over '[−25.1, −14.2]'; the base itself has no change."""
+    """An error with its change, such as '12.3' over '−20.0 %' over '[−25.1, −14.2]'; the base
+    itself has no change.
+
+    Args:
+      error: value and change.
+      name: of the method.
+
+    Returns:
+      HTML.
+    """
     if name == 'pi05':
         return f'{number(error["value"])}<br><small>reference</small>'
     change = error['change']
@@ -196,6 +314,13 @@ def error_cell(error: Mapping, name: str) -> str:
 def change_text(change: float | None, unit: str = ' %') -> str:
     """A relative change as a signed percentage, or as a multiple of the base where it is ten times
     it or more.
+
+    Args:
+      change: relative; None: a dash.
+      unit: after a percentage.
+
+    Returns:
+      The text.
     """
     if change is not None and change >= 9:
         return f'× {1 + change:.0f}'
@@ -203,7 +328,14 @@ def change_text(change: float | None, unit: str = ' %') -> str:
 
 
 def paper_table(report: Mapping) -> str:
-    """The paper's averages beside ours, Sigma and base."""
+    """The paper's averages next to ours, Sigma and base.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      HTML.
+    """
     rows = [
         [key, number(report['sigma'][key]), number(report['pi05_base'][key]), sigma, base]
         for key, (sigma, base) in PAPER.items()
@@ -214,7 +346,14 @@ def paper_table(report: Mapping) -> str:
 
 
 def switch_table(report: Mapping) -> str:
-    """Telepathy switch x adapter on one checkpoint, the headline split."""
+    """Telepathy switch x adapter on one checkpoint, the headline split.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      HTML.
+    """
     cells = report['telepathy_by_adapter'][headline_split(report)]
     rows = [
         [
@@ -228,7 +367,14 @@ def switch_table(report: Mapping) -> str:
 
 
 def check_a_table(report: Mapping) -> str:
-    """CHECK A of the paper: both groups read the same heads."""
+    """CHECK A of the paper: both groups read the same heads.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      HTML.
+    """
     keys = ('heads_tensors', 'mean', 'std', 'rms')
     rows = [
         [group, *(number(values[key]) for key in keys)]
@@ -238,7 +384,14 @@ def check_a_table(report: Mapping) -> str:
 
 
 def check_b_table(report: Mapping) -> str:
-    """CHECK B of the paper, both groups side by side."""
+    """CHECK B of the paper, both groups in one table.
+
+    Args:
+      report: of `measure.evaluate`.
+
+    Returns:
+      HTML.
+    """
     pairs = zip(report['check_b']['sigma'], report['check_b']['pi05_base'], strict=True)
     rows = [
         [str(s['batch'])]
@@ -258,7 +411,14 @@ def check_b_table(report: Mapping) -> str:
 
 
 def rates_table(split: Mapping) -> str:
-    """Success and hard-sample rates, norm of tau and semantic alignment of every arm."""
+    """Success and hard-sample rates, norm of tau and semantic alignment of every method.
+
+    Args:
+      split: of the report.
+
+    Returns:
+      HTML.
+    """
     keys = ('success_rate', 'hard_sample_fraction', 'tau_l2', 'sem_align')
     return table(
         ['arm', *keys],
@@ -270,13 +430,28 @@ def rates_table(split: Mapping) -> str:
 
 
 def flat_table(values: Mapping[str, Any]) -> str:
-    """Nested settings as dotted keys, one a row."""
+    """Nested settings as dotted keys, one a row.
+
+    Args:
+      values: nested.
+
+    Returns:
+      HTML.
+    """
     rows = [[html.escape(key), html.escape(text)] for key, text in flatten(values)]
     return table(['key', 'value'], rows)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = '') -> list[tuple[str, str]]:
-    """{'a': {'b': 1}} -> [('a.b', '1')]."""
+    """Nested settings as pairs: {'a': {'b': 1}} -> [('a.b', '1')].
+
+    Args:
+      values: nested.
+      prefix: before each key.
+
+    Returns:
+      The pairs.
+    """
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

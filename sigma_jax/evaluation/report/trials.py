@@ -17,6 +17,12 @@ MARKS = {
 def stress_section(found: Mapping | None) -> str:
     """Each stress: errors relative to the base's, with and without adapter, and whether the bound
     holds.
+
+    Args:
+      found: section of the report; None: not measured.
+
+    Returns:
+      HTML.
     """
     if not found:
         return ''
@@ -52,13 +58,26 @@ def stress_section(found: Mapping | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """'0.48 ×'."""
+    """A ratio such as '0.48 ×'.
+
+    Args:
+      value: any; None: a dash.
+
+    Returns:
+      The text.
+    """
     return '–' if value is None else f'{number(value)} ×'
 
 
 def robustness_section(found: Mapping | None) -> str:
-    """Errors of base, Sigma and Sigma with adapter under camera noise, dropped pictures and delayed
+    """Errors of base, Sigma and Sigma with adapter under camera noise, dropped images and delayed
     state.
+
+    Args:
+      found: section of the report; None: not measured.
+
+    Returns:
+      HTML.
     """
     if not found:
         return ''
@@ -87,15 +106,28 @@ def robustness_section(found: Mapping | None) -> str:
 
 
 def cell(error: Mapping, arm: str) -> str:
-    """'12.3' over '−20.0 %'; the base without a change."""
+    """An error over its change, such as '12.3' over '−20.0 %'; the base without a change.
+
+    Args:
+      error: value and change.
+      arm: name of the method.
+
+    Returns:
+      HTML.
+    """
     if arm == 'pi05':
         return number(error['value'])
     return f'{number(error["value"])}<br><small>{change_text(error["change"]["value"])}</small>'
 
 
 def sweep_section(adapter: Mapping | None) -> str:
-    """Error relative to the base's for every least and largest scale, best on calibration
-    marked.
+    """Error relative to the base's for every least and largest scale, best on calibration marked.
+
+    Args:
+      adapter: section of the report; None: none was fitted.
+
+    Returns:
+      HTML.
     """
     if not (adapter and adapter.get('sweep')):
         return ''
@@ -115,7 +147,14 @@ def sweep_section(adapter: Mapping | None) -> str:
 
 
 def verdicts(stress: Mapping) -> list[str]:
-    """A line for each stress, and one for the gain that is kept without."""
+    """A line for each stress, and one for the gain that is kept without.
+
+    Args:
+      stress: section of the report.
+
+    Returns:
+      Sentences.
+    """
     lines = []
     for values in stress['rows']:
         worst = {arm: max(values[arm].values()) for arm in ('sigma', 'adapter')}

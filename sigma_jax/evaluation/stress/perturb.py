@@ -17,8 +17,15 @@ STATE = ('state', 'prompt', 'prompt_mask')  # the prompt spells the state out
 
 
 def camera_noise(batch: NumpyBatch, level: float, seed: int) -> NumpyBatch:
-    """Normal noise on every pixel, `level` grey levels of 255 wide, clipped to what a picture can
-    hold.
+    """Normal noise on every pixel, clipped to what an image can hold.
+
+    Args:
+      batch: [b g ...].
+      level: standard deviation, grey levels of 255.
+      seed: of the noise.
+
+    Returns:
+      The batch.
     """
     images = batch['images']
     whole = images.dtype == np.uint8
@@ -32,8 +39,15 @@ def camera_noise(batch: NumpyBatch, level: float, seed: int) -> NumpyBatch:
 
 
 def dropped_frames(batch: NumpyBatch, level: float, seed: int) -> NumpyBatch:
-    """Each camera's picture is black with probability `level`, and not masked: the policy is not
-    told.
+    """Black images, not masked: the policy does not know.
+
+    Args:
+      batch: [b g ...].
+      level: probability of each camera's image, 0 to 1.
+      seed: of the choice.
+
+    Returns:
+      The batch.
     """
     images = batch['images'].copy()
     for at in np.ndindex(batch['episode'].shape):
@@ -43,8 +57,15 @@ def dropped_frames(batch: NumpyBatch, level: float, seed: int) -> NumpyBatch:
 
 
 def delayed_state(batch: NumpyBatch, level: float, seed: int = 0) -> NumpyBatch:
-    """State and prompt of `level` windows ago, at the beginning of an episode those of its first
-    window.
+    """State and prompt of an earlier window; at the beginning of an episode those of its first.
+
+    Args:
+      batch: [b g ...].
+      level: windows that they are late.
+      seed: not read.
+
+    Returns:
+      The batch.
     """
     index = np.arange(batch['reset'].shape[1])
     start = np.maximum.accumulate(np.where(batch['reset'], index, 0), axis=1)
@@ -55,7 +76,17 @@ def delayed_state(batch: NumpyBatch, level: float, seed: int = 0) -> NumpyBatch:
 
 
 def generator(batch: NumpyBatch, at: tuple[int, ...], seed: int, kind: int) -> np.random.Generator:
-    """The window's own random numbers."""
+    """The window's own random numbers.
+
+    Args:
+      batch: [b g ...].
+      at: index of the window.
+      seed: of all.
+      kind: number of the perturbation.
+
+    Returns:
+      numpy's generator.
+    """
     return np.random.default_rng([seed, kind, int(batch['episode'][at]), int(batch['frame'][at])])
 
 
@@ -68,10 +99,25 @@ class Perturbation:
     seed: int = 0
 
     def __call__(self, batch: NumpyBatch) -> NumpyBatch:
+        """The perturbed batch.
+
+        Args:
+          batch: [b g ...].
+
+        Returns:
+          The batch.
+        """
         return KINDS[self.kind](batch, self.level, self.seed)
 
     def name(self, stride: int) -> str:
-        """The level in words; `stride` is that between windows, in frames."""
+        """The level in words.
+
+        Args:
+          stride: frames from one window to the next.
+
+        Returns:
+          Such as '30 %'.
+        """
         return {
             'camera_noise': f'{self.level:g} grey levels',
             'dropped_frames': f'{100 * self.level:g} % of pictures black',
@@ -93,5 +139,12 @@ LEVELS = {
 
 
 def every_level(seed: int = 0) -> list[Perturbation]:
-    """Nine: three levels of three kinds."""
+    """Nine: three levels of three kinds.
+
+    Args:
+      seed: of all.
+
+    Returns:
+      The perturbations.
+    """
     return [Perturbation(kind, level, seed) for kind, levels in LEVELS.items() for level in levels]

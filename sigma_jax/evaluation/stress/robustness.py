@@ -90,6 +90,14 @@ def perturbed(
 ) -> Iterator[NumpyBatch]:
     """Sigma's batches, changed, each with the base sampled on the same change of the base's own
     batch.
+
+    Args:
+      pairs: (Sigma's batch, the base's batch) of the same windows.
+      change: the perturbation.
+      sample: of the base.
+
+    Returns:
+      An iterator of Sigma's batches.
     """
     for ours, bases in pairs:
         base = sample(change(bases))
@@ -106,8 +114,21 @@ def table(
     on_level: Callable[[], None] = lambda: None,
     changes: Iterable[Perturbation] | None = None,
 ) -> list[dict]:
-    """A row for the clean windows and for each change: errors of the arms, with their change
-    against pi05 there.
+    """A row for the clean windows and for each perturbation: errors of the methods, with their
+    change against the base there.
+
+    Args:
+      clean: replayed windows.
+      pairs: gives (Sigma's batch, the base's batch).
+      trained: a Sigma.
+      sample: of the base.
+      state: the fitted adapter; None: none.
+      stride: frames from one window to the next.
+      on_level: called after each row.
+      changes: perturbations; None: `every_level`.
+
+    Returns:
+      For the report.
     """
     rows = [{'kind': 'none', 'level': 0, 'name': 'as recorded', 'arms': arm_errors(clean, state)}]
     for change in changes or every_level():
@@ -124,6 +145,13 @@ def table(
 def arm_errors(windows: Windows, state: AdapterState | None) -> dict[str, dict]:
     """mse_vec, mse_chk, mse_trj of each arm: mean, and change against pi05 on the same windows,
     paired.
+
+    Args:
+      windows: replayed.
+      state: the fitted adapter; None: none.
+
+    Returns:
+      {method: {error: value and change}}.
     """
     arms = measure.make_arms(windows, None, state)
     errors = {name: measure.errors_of(arms[name], windows) for name in ARMS if name in arms}

@@ -39,9 +39,17 @@ class Stress:
 
 def every_stress(
     clean: Windows, batches: Callable[[], Iterable[NumpyBatch]], trained: Any, seed: int = 0
-):
-    """All stresses on the windows `clean`, one after the other; `batches()` are those that gave
-    them.
+) -> Iterator[Stress]:
+    """All stresses on some windows, one after the other.
+
+    Args:
+      clean: replayed windows.
+      batches: gives the batches that they came from.
+      trained: a Sigma.
+      seed: of the noise.
+
+    Returns:
+      An iterator of stresses.
     """
     yield Stress(f'residual × {FACTOR:g}', blown_up(clean, FACTOR))
     own = float(np.sqrt(np.mean(np.square(clean.predictions[CARRIED].tau))))
@@ -57,7 +65,15 @@ def every_stress(
 
 
 def blown_up(windows: Windows, factor: float) -> Windows:
-    """The same windows, Sigma's residual `factor` times as large."""
+    """The same windows with a scaled residual of Sigma.
+
+    Args:
+      windows: replayed.
+      factor: of the residual.
+
+    Returns:
+      The windows.
+    """
     run = windows.predictions[CARRIED]
     base = views(windows.base, windows.chunk)
     actions = jax.tree.map(
@@ -69,7 +85,16 @@ def blown_up(windows: Windows, factor: float) -> Windows:
 
 
 def noise(windows: Windows, rms: float, seed: int) -> Float[np.ndarray, 'n e']:
-    """A tau of normal noise for every window, keyed by seed, episode and frame."""
+    """A tau of normal noise for every window, keyed by seed, episode and frame.
+
+    Args:
+      windows: replayed.
+      rms: root mean square of tau.
+      seed: of the noise.
+
+    Returns:
+      Telepathy factors.
+    """
     width = windows.predictions[CARRIED].tau.shape[1]
     draws = [
         np.random.default_rng([seed, 3, int(e), int(f)]).standard_normal(width)
@@ -79,8 +104,13 @@ def noise(windows: Windows, rms: float, seed: int) -> Float[np.ndarray, 'n e']:
 
 
 def foreign(windows: Windows) -> Float[np.ndarray, 'n e']:
-    """For every window the tau of the same place in the next episode, or of that one's last
-    window.
+    """For every window the tau of the same place in the next episode, or of that one's last window.
+
+    Args:
+      windows: replayed.
+
+    Returns:
+      Telepathy factors.
     """
     tau, starts = (
         windows.predictions[CARRIED].tau,
@@ -97,7 +127,17 @@ def foreign(windows: Windows) -> Float[np.ndarray, 'n e']:
 def with_tau(
     batches: Iterable[NumpyBatch], trained: Any, clean: Windows, tau: Float[np.ndarray, 'n e']
 ) -> Windows:
-    """The windows again, with this tau [n e] in place of the inferred one."""
+    """The windows again, with another tau in place of the inferred one.
+
+    Args:
+      batches: that the windows came from.
+      trained: a Sigma.
+      clean: replayed windows.
+      tau: of each window.
+
+    Returns:
+      The windows.
+    """
     of_window = dict(
         zip(zip(clean.episode.tolist(), clean.frame.tolist(), strict=True), tau, strict=True)
     )
@@ -110,8 +150,15 @@ def with_tau(
 def override_tau(
     batches: Iterable[NumpyBatch], of_window: Mapping[tuple[int, int], np.ndarray], width: int
 ) -> Iterator[NumpyBatch]:
-    """Batches with a leaf `tau_override` [b g e] from {(episode, frame): tau}; zero on padding
-    windows.
+    """Batches with a leaf `tau_override` [b g e]; zero on padding windows.
+
+    Args:
+      batches: [b g ...].
+      of_window: {(episode, frame): tau}.
+      width: e.
+
+    Returns:
+      An iterator of batches.
     """
     for batch in batches:
         tau = np.zeros((*batch['episode'].shape, width), np.float32)
@@ -122,8 +169,15 @@ def override_tau(
 
 
 def report(clean: Windows, stresses: Iterable[Stress], state: AdapterState) -> dict:
-    """Rows of all stresses and what is wanted of them; `clean` says what the adapter costs without
-    one.
+    """Rows of all stresses, and what is asked of them.
+
+    Args:
+      clean: replayed windows, for what the adapter costs without a stress.
+      stresses: of `every_stress`.
+      state: the fitted adapter.
+
+    Returns:
+      For the report.
     """
     rows = [row(stress.name, stress.windows, state) for stress in stresses]
     calm = row('none', clean, state)
@@ -139,7 +193,14 @@ def report(clean: Windows, stresses: Iterable[Stress], state: AdapterState) -> d
 
 
 def kept_enough(kept: Mapping[str, float | None]) -> bool | None:
-    """Whether enough of every gain is kept; None where Sigma gains nothing."""
+    """Whether enough of every gain is kept; None where Sigma gains nothing.
+
+    Args:
+      kept: {error: fraction of the gain that the adapter keeps}; None: no gain.
+
+    Returns:
+      Whether it is; None where Sigma gains nothing.
+    """
     values = [value for value in kept.values() if value is not None]
     return all(value >= KEPT for value in values) if values else None
 
@@ -149,6 +210,14 @@ def row(name: str, windows: Windows, state: AdapterState) -> dict:
 
     Informative where any of the three errors of plain Sigma is `INFORMATIVE` times the base's or
     more; it holds where all three with the adapter are `WANTED` times the base's or less.
+
+    Args:
+      name: of the stress.
+      windows: under it.
+      state: the fitted adapter.
+
+    Returns:
+      For the report.
     """
     arms = measure.make_arms(windows, None, state)
     names = {'base': 'pi05', 'sigma': 'sigma', 'adapter': 'sigma+adapter'}
