@@ -68,7 +68,7 @@ class Recorded(Protocol):
 
     @property
     def image_size(self) -> int:
-        """Side of the pictures."""
+        """Side of the images, pixels."""
 
     @property
     def prompt_state_dim(self) -> int:

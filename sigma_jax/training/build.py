@@ -69,7 +69,11 @@ class Blueprint:
 
     @functools.cached_property
     def shards(self) -> Shards:
-        """Its data. Raises UserError where there are none."""
+        """Its data.
+
+        Raises:
+          UserError: there are none.
+        """
         return open_shards(self.config.shards)
 
     @functools.cached_property
@@ -79,7 +83,11 @@ class Blueprint:
 
     @functools.cached_property
     def statistics(self) -> Statistics:
-        """Those of data or base, as configured. Raises UserError where they do not fit."""
+        """Those of data or base, as configured.
+
+        Raises:
+          UserError: they do not fit the robot of the data.
+        """
         config, base, shards = self.config, self.base, self.shards
         own = shards.statistics
         takes_base = self.kind.trains_policy and config.stats_from == 'base'
@@ -133,8 +141,10 @@ class Blueprint:
         return make_trainable(own, base, self.objective, frozen, example)
 
     def check(self) -> None:
-        """Raises UserError where config, base and shards do not fit each other: images, joints,
-        baselines, groups, storage.
+        """Checks that config, base and shards fit each other.
+
+        Raises:
+          UserError: images, joints, baselines, groups or storage do not.
         """
         check_images(self.base, self.shards.meta)
         _ = self.statistics

@@ -31,11 +31,16 @@ class Recent:
         self._steps.append((step, metrics, np.asarray(batch.episode), np.asarray(batch.frame)))
 
     def finite(self) -> dict[str, float]:
-        """Metrics of the last step. Raises UserError naming the first step whose metrics are not
-        all finite.
+        """Metrics of the last step.
 
-        Earlier steps are looked at where the last one is bad: from a state that is no number none
-        comes back.
+        Earlier steps are looked at only where the last one is not finite: once a state holds NaN,
+        all later steps do.
+
+        Returns:
+          {name: number}.
+
+        Raises:
+          UserError: a metric is not finite; names the first step where that was so.
         """
         values = read(self._steps[-1][1])
         if not all(map(np.isfinite, values.values())):

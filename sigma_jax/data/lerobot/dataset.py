@@ -43,7 +43,7 @@ class Dataset:
 
     @property
     def depths(self) -> tuple[str, ...]:
-        """Features that `data.depth` may name: pictures of one channel and marked depth maps, which
+        """Features that `data.depth` may name: images of one channel and marked depth maps, which
         are no cameras.
         """
         return depth.depth_keys(self.features)
@@ -62,7 +62,7 @@ class Dataset:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Columns of language beside the instruction, which the shards carry as they are."""
+        """Columns of language other than the instruction, which the shards carry as they are."""
         return language.language_columns(self.features)
 
     def read_episode(self, index: int) -> Episode:

@@ -44,7 +44,7 @@ class DataConfig:
     """The `data` part of a config; configs/data_so101.py explains each value and where it comes
     from.
 
-    The last six tell where the data are and under which names (`sigma_jax.data.sources`); a config
+    The last six say where the data are and under which names (`sigma_jax.data.sources`); a config
     may leave them out.
     """
 
@@ -108,8 +108,8 @@ class DataConfig:
         return cls(**settings)
 
     def settings(self) -> dict[str, Any]:
-        """All settings that shape the result, as JSON would give them back; paths are told by
-        digests instead.
+        """All settings that shape the result, as JSON would give them back; digests of the files
+        stand for paths.
         """
         paths = {'source', 'tokenizer', 'stats_from', 'env_file'}
         kept = {key: value for key, value in dataclasses.asdict(self).items() if key not in paths}
