@@ -4,6 +4,7 @@ The code cites sections of `docs/design.md`; each of them must be there.
 """
 
 import ast
+import importlib.util
 import pathlib
 import re
 
@@ -27,6 +28,11 @@ ROWS = [
     line
     for line in TABLES.splitlines()
     if line.startswith('| ') and not line.startswith(('| input', '| version'))
+]
+DESCRIBED = [  # by the API pages of the site: modules, and what is in them
+    name
+    for file in sorted((ROOT / 'docs' / 'api').glob('*.md'))
+    for name in re.findall(r'^::: ([\w.]+)', file.read_text(), re.MULTILINE)
 ]
 NAMED = sorted(set(re.findall(r'`(tests/[\w/]+\.py)(?:::(\w+))?`', TABLES)))
 
@@ -70,6 +76,12 @@ def test_no_file_cites_a_section_by_number():
 def test_a_path_that_a_page_names_exists(page):
     named = set(PATH.findall(page.read_text()))
     assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+@pytest.mark.parametrize('name', DESCRIBED)
+def test_what_a_page_of_the_api_describes_exists(name):
+    module, _, inner = name.rpartition('.')
+    assert hasattr(importlib.import_module(module), inner) or importlib.util.find_spec(name)
 
 
 @pytest.mark.parametrize(('file', 'test'), NAMED)
