@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.backbones import kinds
+from sigma_jax.convert import checkpoint
 from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
@@ -96,12 +97,22 @@ def test_noise_belongs_to_episode_and_frame(small_run, policy):
     again = policy.infer(seen | {'episode': 7, 'frame': 0})['actions']
     assert np.array_equal(again, told[0])
     policy.reset()
-    first = [policy.infer(counted)['actions'] for _ in range(2)]
+    first = [policy.infer(counted)['actions'] for _ in range(3)]
     policy.reset()
     policy.reset()  # an episode without a frame is none
     second = [policy.infer(counted)['actions'] for _ in range(2)]
     every = [*first, *second]
     assert all(np.abs(x - y).max() > 1e-3 for n, x in enumerate(every) for y in every[:n])
+
+
+@pytest.mark.parametrize('layout', ['lerobot', 'openpi-pytorch'])
+def test_a_policy_written_for_others_acts_the_same(small_run, live, tmp_path, layout):
+    """An exported policy is a folder of weights like any other."""
+    out = checkpoint.save(checkpoint.load(small_run.base), small_run.base, tmp_path / 'out', layout)
+    other = load_policy(out, tokenizer=TOKENIZER, robot=open_shards(small_run.shards).meta)
+    seen = recorded(small_run, 0)
+    live.reset()
+    assert np.array_equal(live.infer(seen)['actions'], other.infer(seen)['actions'])
 
 
 def test_seeds_differ(small_run, live):
