@@ -117,6 +117,11 @@ class RunConfig:
         return kinds.find(self.objective)
 
     @property
+    def gates(self) -> dict[str, Any]:
+        """Its ablation as JSON can hold it: 'inf' for a ramp without end."""
+        return _plain(self.ablation)
+
+    @property
     def windows_per_step(self) -> int:
         """Windows that one optimiser step learns from."""
         return self.batch_size * self.sequence_length

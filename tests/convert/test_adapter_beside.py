@@ -15,7 +15,9 @@ from sigma_jax.convert import assets as beside
 from sigma_jax.convert import checkpoint, source
 from sigma_jax.convert.lerobot import read
 from sigma_jax.convert.peft import assets
+from sigma_jax.convert.peft.record import OF_POLICY
 from sigma_jax.errors import UserError
+from sigma_jax.objectives import kinds
 from sigma_jax.processing.normalize import Scaling, compute_statistics, norm_stats_json
 from sigma_jax.processing.spec import OPENPI, OURS, to_json
 from tests import golden, metas
@@ -294,3 +296,8 @@ def test_an_adapter_named_alone_is_told_from_its_base(adapter, part, named):
     ) as caught:
         checkpoint.load(adapter / part)
     assert ('it names lerobot/pi05_base' in str(caught.value)) == (named is not None)
+
+
+def test_a_record_knows_every_objective_that_trains_the_policy():
+    of_policy = {name for name, kind in kinds.KINDS.items() if kind.trains_policy}
+    assert of_policy == OF_POLICY

@@ -14,8 +14,9 @@ from sigma_jax.convert import sizes
 from sigma_jax.convert.assets import Beside
 from sigma_jax.convert.dataset_stats import HORIZON
 from sigma_jax.convert.lerobot import read
-from sigma_jax.convert.lerobot.read import NormStats, read_json
+from sigma_jax.convert.lerobot.read import NormStats
 from sigma_jax.convert.peft import config as peft_config
+from sigma_jax.convert.peft.record import EXPORT, ExportRecord
 from sigma_jax.convert.source import Source
 from sigma_jax.convert.stats_source import NORM_STATS, asset_files
 from sigma_jax.errors import UserError
@@ -24,12 +25,11 @@ from sigma_jax.processing.normalize import Scaling, read_both, statistics_from
 from sigma_jax.processing.spec import POLICY_FILE, ProcessorConfig
 
 INSIDE = ('', 'pretrained_model', 'adapter')  # LeRobot's step of a training, an export of ours
-EXPORT = 'export.json'
 SAID = {
     'relative_joints': 'relative joints', 'cameras': 'cameras', 'rename_map': 'rename map',
     'state': 'normalisation of the state', 'actions': 'normalisation of the actions',
-    'prompt_state_dim': "the prompt's state", 'max_prompt_len': "the prompt's length", 'resize': 'resizing',
-    'image_padding': 'padding of pictures', 'action_steps': 'action steps',
+    'prompt_state_dim': "the prompt's state", 'max_prompt_len': "the prompt's length",
+    'resize': 'resizing', 'image_padding': 'padding of pictures', 'action_steps': 'action steps',
 }  # fmt: skip
 
 
@@ -170,16 +170,16 @@ def _from_record(base: Beside, folder: pathlib.Path) -> Beside | None:
     file = folder.parent / EXPORT
     if not file.is_file() or not (folder.parent / NORM_STATS).is_file():
         return None
-    config = read_json(file).get('config') or {}
-    if config.get('objective') != 'flow_matching':
+    record = ExportRecord.read(folder.parent)
+    if not record.trains_policy:
         return None  # Sigma's statistics are its heads'; the policy under them keeps its own
     own = (
         base.policy.scalings()
-        if config.get('stats_from') == 'base'
+        if record.base_statistics
         else dict.fromkeys(('state', 'actions'), Scaling())
     )
     statistics = read_both(folder.parent / NORM_STATS, scalings=own)
-    flags = tuple(map(bool, config.get('relative_joints') or ())) or base.policy.relative_joints
+    flags = record.relative_joints or base.policy.relative_joints
     width = len(statistics['actions'].mean)
     policy = dataclasses.replace(
         base.policy, relative_joints=flags[:width], state=own['state'], actions=own['actions']

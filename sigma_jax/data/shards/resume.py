@@ -125,6 +125,29 @@ def read_settings(path: Path) -> dict[str, Any]:
         ) from error
 
 
+@dataclasses.dataclass(frozen=True)
+class Unfinished:
+    """What a stopped preparation leaves out: {episode: reason}."""
+
+    bad: dict[int, str]
+
+    @classmethod
+    def read(cls, out: Path) -> 'Unfinished':
+        """The notes of a preparation under way.
+
+        Args:
+          out: its folder.
+
+        Returns:
+          The notes.
+
+        Raises:
+          UserError: damaged text.
+        """
+        found = read_settings(out / UNFINISHED)
+        return cls({int(index): reason for index, reason in found[BAD].items()})
+
+
 def write_unfinished(out: Path, identity: Mapping[str, Any], bad: Mapping[int, str]) -> None:
     """Notes what a preparation under way is, and which episodes it leaves out.
 
@@ -147,7 +170,7 @@ def known_bad(out: Path) -> dict[int, str] | None:
     """
     if not (out / UNFINISHED).is_file():
         return None
-    return {int(index): reason for index, reason in read_settings(out / UNFINISHED)[BAD].items()}
+    return Unfinished.read(out).bad
 
 
 def _compare(

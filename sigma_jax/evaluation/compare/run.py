@@ -195,7 +195,7 @@ def gates_of(training: Training) -> dict[str, Any]:
     Returns:
       {gate: value}.
     """
-    return training.config.to_dict()['ablation']
+    return training.config.gates
 
 
 def measure_once(inputs: Inputs, training: Training) -> Measured:
@@ -342,7 +342,7 @@ def of_sigma(inputs: Inputs, training: Training) -> Measured:
         names |= {CARRIED + ADAPTED: training.row + ADAPTED, TAU_OFF: f'{training.row}_tau_off'}
     made = measure.make_arms(windows, None, state)
     arms = {name: made[arm] for arm, name in names.items() if arm in made}
-    needs_base = None if float(gates_of(training).get('residual', 1.0)) == 0 else inputs.sample
+    needs_base = None if training.config.ablation.residual == 0 else inputs.sample
     own = compute.of_sigma(trained, inputs.one)
     return Measured(
         reduced(arms, windows),

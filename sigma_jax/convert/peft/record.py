@@ -1,0 +1,45 @@
+"""What an export of ours says in its export.json of the training behind an adapter."""
+
+import dataclasses
+import pathlib
+
+from sigma_jax.convert.lerobot.read import read_json
+
+EXPORT = 'export.json'
+# objectives that train the policy itself; the heads of the others have statistics of their own
+OF_POLICY = frozenset({'flow_matching'})
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportRecord:
+    """The settings of a training that its adapter goes by.
+
+    Attributes:
+      trains_policy: whether the policy itself was trained, not heads around it.
+      base_statistics: whether its numbers were scaled as the base's are.
+      relative_joints: one flag an action; none where the base's count.
+    """
+
+    trains_policy: bool
+    base_statistics: bool
+    relative_joints: tuple[bool, ...]
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> 'ExportRecord':
+        """The record of an export.
+
+        Args:
+          folder: of the export.
+
+        Returns:
+          Its record.
+
+        Raises:
+          UserError: a damaged file.
+        """
+        config = read_json(folder / EXPORT).get('config') or {}
+        return cls(
+            config.get('objective') in OF_POLICY,
+            config.get('stats_from') == 'base',
+            tuple(map(bool, config.get('relative_joints') or ())),
+        )
