@@ -5,8 +5,10 @@ python convert_weights.py --checkpoint=lerobot/pi05_base --out=runs/base
 python convert_weights.py --checkpoint=runs/base --out=runs/for_lerobot --layout=lerobot
 python convert_weights.py --checkpoint=runs/base --adapter=PEFT_FOLDER --out=runs/merged
 python convert_weights.py --checkpoint=OPENPI_LORA_STEP --merge_lora --out=runs/merged
-python convert_weights.py verify --checkpoint=runs/base --fixture=FIXTURE       (tools/make_fixture.py makes one)
-python convert_weights.py export --workdir=runs/sigma --out=runs/sigma_export   (LoRA for PEFT, heads, merged weights)
+# tools/make_fixture.py makes one
+python convert_weights.py verify --checkpoint=runs/base --fixture=FIXTURE
+# LoRA for PEFT, heads, merged weights
+python convert_weights.py export --workdir=runs/sigma --out=runs/sigma_export
 """
 
 import argparse

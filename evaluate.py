@@ -2,9 +2,11 @@
 read.
 
     python evaluate.py --workdir=runs/sigma
-    python evaluate.py --workdir=runs/sigma --splits=train,calibration     choose without reading test
+    # choose without reading test
+    python evaluate.py --workdir=runs/sigma --splits=train,calibration
     python evaluate.py --workdir=runs/sigma --stress --robustness --checks
-    python evaluate.py --workdir=runs/ablations                            rows/<row>/seed<k>/, arms by row
+    # rows/<row>/seed<k>/, arms by row
+    python evaluate.py --workdir=runs/ablations
     python evaluate.py --workdir=runs/ablations --workdir=pi05_lora=runs/lora0 --out=runs/comparison
 
 Writes sigma_eval_report.json, report.html and adapter.json. Each evaluation is entered in

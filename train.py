@@ -1,8 +1,10 @@
 """Trains Sigma, or pi0.5 itself, from a config, and continues where a stopped run left off.
 
     python train.py --config=configs/sigma_so101.py --workdir=runs/sigma
-    python train.py --config=configs/sigma_so101.py --workdir=runs/quick --config.steps=100 --config.seed=1
-    python train.py --config=configs/sigma_so101.py --config.ablations=configs/ablations.py --workdir=runs/ablations
+    python train.py --config=configs/sigma_so101.py --workdir=runs/quick --config.steps=100 \
+        --config.seed=1
+    python train.py --config=configs/sigma_so101.py --config.ablations=configs/ablations.py \
+        --workdir=runs/ablations
 
 The same command with --check says how much memory it will need, and whether that fits the GPU here
 or, with --check --card_gib=24, any other; the status is 1 where it does not.

@@ -1,9 +1,11 @@
 """Rows x seeds in one program against one compiled step in a loop over them, from compiling to the
 last step.
 
-    python benchmarks/ablations.py                             # 12 rows x 5 seeds on the embedded data, tiny pi0.5
+    # 12 rows x 5 seeds on the embedded data, tiny pi0.5
+    python benchmarks/ablations.py
     python benchmarks/ablations.py --steps 10 --rows 4 --seeds 2 --at-once 1 2 4
-    python benchmarks/ablations.py --base runs/base --shards runs/shards --config configs/sigma_so101.py
+    python benchmarks/ablations.py --base runs/base --shards runs/shards \
+        --config configs/sigma_so101.py
 
 Both sides take the same batches from the loader and end with the states of all members. The loop is
 what plain

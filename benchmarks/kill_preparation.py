@@ -2,7 +2,8 @@
 undisturbed run.
 
     python benchmarks/kill_preparation.py --kills=200
-    sudo python benchmarks/kill_preparation.py --kills=0 --disk=/mnt/small   # mounts a small tmpfs there
+    # mounts a small tmpfs there
+    sudo python benchmarks/kill_preparation.py --kills=0 --disk=/mnt/small
 
 After every kill all files under their final names must be those of the undisturbed run; a
 preparation is started again until it ends, and then all of its files must be. Ends with status 1

@@ -2,7 +2,8 @@
 undisturbed run.
 
     python benchmarks/kill_training.py --kills=50
-    sudo python benchmarks/kill_training.py --kills=0 --disk=/mnt/small   # mounts a small tmpfs there
+    # mounts a small tmpfs there
+    sudo python benchmarks/kill_training.py --kills=0 --disk=/mnt/small
 
 A training is started again until it ends; then weights, moments and running average, the loader's
 position, the rows of the log and TensorBoard's values must be those of the undisturbed run, to the

@@ -1,7 +1,8 @@
 """LeRobot's own reader, opened and timed; runs in an environment with lerobot 0.4.4 and imports
 nothing of ours.
 
-    python benchmarks/lerobot_reader.py --root=DIR --backend=pyav --workers=2 --windows=400 --size=224
+    python benchmarks/lerobot_reader.py --root=DIR --backend=pyav --workers=2 --windows=400 \
+        --size=224
 
 Prints one line of JSON. torchvision no longer decodes video and has no build for every torch; where
 its reader is missing, a stand-in over PyAV takes its place, which does what torchvision's `pyav`

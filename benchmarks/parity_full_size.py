@@ -1,8 +1,10 @@
 """Full-size parity: LeRobot's own PyTorch pi0.5 and ours, with the same random weights, on one
 accelerator.
 
-    python benchmarks/parity_full_size.py                       # a GPU with 40 GB; LeRobot >= 0.5 beside sigma_jax
-    python benchmarks/parity_full_size.py --tiny --device=cpu   # the same at a width that a CPU takes
+    # a GPU with 40 GB; LeRobot >= 0.5 beside sigma_jax
+    python benchmarks/parity_full_size.py
+    # the same at a width that a CPU takes
+    python benchmarks/parity_full_size.py --tiny --device=cpu
 
 For float32 and then bfloat16: random weights in LeRobot's model, saved as it saves them; what that
 model computes with them (`tools/make_fixture.py`); conversion (`convert_weights.py`); every

@@ -2,7 +2,8 @@
 evaluation on 100 episodes.
 
     python -m sigma_jax.sim --task-mix target --episodes 220 --seed 11 --out DATA/target
-    python -m sigma_jax.sim --task-mix base --episodes 240 --seed 12 --out DATA/mix      # for --size mid
+    # for --size mid
+    python -m sigma_jax.sim --task-mix base --episodes 240 --seed 12 --out DATA/mix
     python experiments/telepathy.py --data DATA --out runs/telepathy --size mid --minutes 9
 
 A stage that is finished is not repeated, one that was stopped continues. With --minutes the run

@@ -1,7 +1,9 @@
 """Makes a parity fixture of a pi0.5 checkpoint inside your own LeRobot or openpi installation.
 
-    python make_fixture.py --library lerobot --checkpoint outputs/train/last/pretrained_model --out fixture
-    python make_fixture.py --library openpi-jax --config pi05_droid --checkpoint checkpoints/pi05_droid --out fixture
+    python make_fixture.py --library lerobot --checkpoint outputs/train/last/pretrained_model \
+        --out fixture
+    python make_fixture.py --library openpi-jax --config pi05_droid \
+        --checkpoint checkpoints/pi05_droid --out fixture
     python make_fixture.py --library openpi-pytorch --checkpoint model.safetensors --out fixture
 
 Random camera frames, prompt ids, actions and noise go through the library's own modules, and what

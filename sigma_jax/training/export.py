@@ -2,7 +2,8 @@
 
 adapter/            LoRA factors, for peft's `PeftModel.from_pretrained` (LoRA runs)
 sigma.safetensors   Sigma's heads, for `convert.heads.load_heads` (Sigma runs)
-norm_stats.json     statistics of the training data, in whose units the heads' residuals count (Sigma runs)
+norm_stats.json     statistics of the training data, in whose units the heads' residuals count
+                    (Sigma runs)
 merged/             base and trained weights in one checkpoint (on request)
 export.json         what is what, from which step, on which base
 """

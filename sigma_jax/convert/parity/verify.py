@@ -2,7 +2,7 @@
 
 Every quantity of a fixture is recomputed from the checkpoint and compared:
 
-    max_abs = max |ours - theirs|        max_rel = max_abs / max |theirs|        cosine over all elements
+    max_abs = max |ours - theirs|    max_rel = max_abs / max |theirs|    cosine over all elements
 
 In float32 a quantity is equal when max_rel is at most the tolerance (masks and positions: when all
 are the same). Where our side or theirs ran in bfloat16, rounding alone exceeds any such bound, and

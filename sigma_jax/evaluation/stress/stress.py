@@ -2,7 +2,8 @@
 when it does not.
 
     residual x 10     actions = a_base + 10 (actions - a_base)
-    tau as noise      tau drawn from a normal distribution, as large as the model's own and ten and a hundred times that
+    tau as noise      tau drawn from a normal distribution, as large as the model's own and ten and
+                      a hundred times that
     foreign tau       the tau of the same place in the next episode of the split
 
 A tau from outside goes through all that is downstream of pass 1: FiLM, the second pass, r_high,
