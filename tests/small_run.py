@@ -28,10 +28,21 @@ MODEL = {
     'sample_steps': 2,
 }
 SIGMA = {
-    'd_tau': 4, 'num_factors': 2, 'num_visual': 3, 'num_state': 2, 'heads': 4, 'vision_blocks': 0, 'state_hidden': 8,
-    'action_width': 8, 'action_heads': 2, 'num_queries': 2, 'query_blocks': 0, 'token_dim': 4, 'trajectory_blocks': 0,
+    'd_tau': 4,
+    'num_factors': 2,
+    'num_visual': 3,
+    'num_state': 2,
+    'heads': 4,
+    'vision_blocks': 0,
+    'state_hidden': 8,
+    'action_width': 8,
+    'action_heads': 2,
+    'num_queries': 2,
+    'query_blocks': 0,
+    'token_dim': 4,
+    'trajectory_blocks': 0,
     'refinement_steps': 1,
-}  # fmt: skip
+}
 
 
 @dataclasses.dataclass(frozen=True)

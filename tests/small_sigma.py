@@ -21,11 +21,30 @@ from tests import golden, quick
 B, G, A, T = 2, 4, 3, 4
 LORA = lora.LoraConfig(('.*/attn/(q|kv|attn_vec)_einsum/w',), rank=2, alpha=4.0, dropout=0.1)
 SIGMA = SigmaConfig(
-    d_model=64, state_dim=A, action_dim=A, horizon=T, chunk=2, d_tau=4, num_factors=2, num_visual=3, num_state=2,
-    heads=4, vision_blocks=1, state_hidden=8, patch_size=28, audio_patch=4, use_depth=True, use_audio=True,
-    action_width=8, action_heads=2, num_queries=2, query_blocks=1, token_dim=4, trajectory_blocks=1,
+    d_model=64,
+    state_dim=A,
+    action_dim=A,
+    horizon=T,
+    chunk=2,
+    d_tau=4,
+    num_factors=2,
+    num_visual=3,
+    num_state=2,
+    heads=4,
+    vision_blocks=1,
+    state_hidden=8,
+    patch_size=28,
+    audio_patch=4,
+    use_depth=True,
+    use_audio=True,
+    action_width=8,
+    action_heads=2,
+    num_queries=2,
+    query_blocks=1,
+    token_dim=4,
+    trajectory_blocks=1,
     refinement_steps=2,
-)  # fmt: skip
+)
 PI05 = dataclasses.replace(golden.config(), lora=LORA)
 
 

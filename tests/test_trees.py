@@ -81,9 +81,15 @@ def test_digest_tells_paths_dtypes_shapes_and_bits_apart():
 
     zeros = np.zeros((2, 3), np.float32)
     variants = [
-        zeros, zeros.T, zeros.reshape(6), zeros.astype(np.int32), -zeros, zeros.astype(ml_dtypes.bfloat16), zeros[:0],
+        zeros,
+        zeros.T,
+        zeros.reshape(6),
+        zeros.astype(np.int32),
+        -zeros,
+        zeros.astype(ml_dtypes.bfloat16),
+        zeros[:0],
         np.float32(0),
-    ]  # fmt: skip
+    ]
     assert len({one(x) for x in variants} | {trees.digest({'v': zeros})}) == len(variants) + 1
     assert one(zeros) == one(jnp.zeros((2, 3))) == one(np.zeros((3, 2), np.float32).T)
     order = trees.digest({'a': zeros, 'b': zeros + 1})

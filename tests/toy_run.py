@@ -21,9 +21,14 @@ from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Frozen
 
 CONFIG = {
-    'objective': 'flow_matching', 'steps': 40, 'batch_size': 2, 'sequence_length': 1, 'accumulate': 1,
-    'log': {'every': 1, 'shares': 0}, 'checkpoint': {'every': 4, 'keep': 2},
-}  # fmt: skip
+    'objective': 'flow_matching',
+    'steps': 40,
+    'batch_size': 2,
+    'sequence_length': 1,
+    'accumulate': 1,
+    'log': {'every': 1, 'shares': 0},
+    'checkpoint': {'every': 4, 'keep': 2},
+}
 ONE = np.ones((2, 1))
 FIXED = dict.fromkeys(
     ('images', 'image_mask', 'prompt', 'prompt_mask', 'text', 'text_mask', 'state', 'reset'), ONE

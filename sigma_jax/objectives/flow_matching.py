@@ -45,7 +45,8 @@ class FlowMatching:
 
     @classmethod
     def build(cls, model: BackboneConfig, *_: object) -> 'FlowMatching':
-        """The objective of a policy, for which Sigma's settings do not count; see `objectives.kinds.Kind`.
+        """The objective of a policy, for which Sigma's settings do not count; see
+        `objectives.kinds.Kind`.
 
         Args:
           model: the policy's sizes.

@@ -147,7 +147,7 @@ class ModulatedVisionBlock(TransformerBlock):
 
 
 class PatchEmbed(nn.Module):
-    """Square patches of every view -> tokens with a learned position (paper 3.1); for RGB or depth."""
+    """Square patches of every view -> tokens with a learned position (paper 3.1); RGB or depth."""
 
     patch_size: int
     features: int

@@ -3,9 +3,9 @@ window, computed once, kept on disk.
 
 They lie beside the shards (`data/loader/feature_cache.py`) with the digests of base and data; those
 of another base, other data or another setting are made anew. They have the dtype that the policy
-computes in, so that a file rounds nothing. A training that reads them differs from one that computes them by
-float32's rounding (1e-7 of a feature): which products XLA takes depends on the number of windows in
-a batch. So a run keeps to one way; `Checkpoints` refuses to change it.
+computes in, so that a file rounds nothing. A training that reads them differs from one that
+computes them by float32's rounding (1e-7 of a feature): which products XLA takes depends on the
+number of windows in a batch. So a run keeps to one way; `Checkpoints` refuses to change it.
 """
 
 import hashlib

@@ -174,9 +174,12 @@ def test_files_written_for_openpi_normalise_alike(tmp_path):
         want = normalize(x, first.statistics[name])[:, moved]
         np.testing.assert_allclose(normalize(x, theirs[name])[:, moved], want, atol=2e-5)
     assert json.loads((tmp_path / 'out' / 'config.json').read_text()) == {
-        'action_dim': 8, 'action_horizon': 10, 'paligemma_variant': 'gemma_2b', 'action_expert_variant': 'gemma_300m',
+        'action_dim': 8,
+        'action_horizon': 10,
+        'paligemma_variant': 'gemma_2b',
+        'action_expert_variant': 'gemma_300m',
         'precision': 'bfloat16',
-    }  # fmt: skip
+    }
 
 
 def test_our_guard_of_still_joints_is_written_as_a_range_to_others(tmp_path):
@@ -299,14 +302,26 @@ def test_relative_flags_are_as_many_as_the_statistics_have_numbers(tmp_path, nam
 @pytest.mark.parametrize(
     ('name', 'change', 'message'),
     [
-        ('config.json', lambda x: x.update(type='pi0'), 'expected a pi05 policy in '
-                                                        ".*config.json, got 'pi0'"),
-        ('config.json', lambda x: x.update(use_visual_memory=True), 'without memory in .*, got '
-                                                                    'use_visual_memory'),
-        ('config.json', lambda x: x.update(input_features=3), "LeRobot's processors in .*copy "
-                                                              'its files again'),
-        ('policy_preprocessor.json', lambda x: x.pop('steps'), "expected LeRobot's processors in "
-                                                               ".*'steps'"),
+        (
+            'config.json',
+            lambda x: x.update(type='pi0'),
+            "expected a pi05 policy in .*config.json, got 'pi0'",
+        ),
+        (
+            'config.json',
+            lambda x: x.update(use_visual_memory=True),
+            'without memory in .*, got use_visual_memory',
+        ),
+        (
+            'config.json',
+            lambda x: x.update(input_features=3),
+            "LeRobot's processors in .*copy its files again",
+        ),
+        (
+            'policy_preprocessor.json',
+            lambda x: x.pop('steps'),
+            "expected LeRobot's processors in .*'steps'",
+        ),
         (
             'policy_preprocessor.json',
             lambda x: x['steps'][2]['config']['norm_map'].update(STATE='ROBUST'),
@@ -317,10 +332,13 @@ def test_relative_flags_are_as_many_as_the_statistics_have_numbers(tmp_path, nam
             lambda x: x['steps'][2].update(state_file='../elsewhere.safetensors'),
             "expected statistics beside the processors in .*, got '../elsewhere.safetensors'",
         ),
-        ('policy_postprocessor.json', lambda x: x.update(steps=[3]), "expected LeRobot's "
-                                                                     'processors in'),
+        (
+            'policy_postprocessor.json',
+            lambda x: x.update(steps=[3]),
+            "expected LeRobot's processors in",
+        ),
     ],
-)  # fmt: skip
+)
 def test_lerobot_files_that_cannot_be_used(copied, name, change, message):
     body = json.loads((copied / name).read_text())
     change(body)

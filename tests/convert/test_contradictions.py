@@ -82,9 +82,14 @@ def test_a_folder_of_ours_never_differs_from_itself(tmp_path, name, layout):
 
 @pytest.mark.parametrize(
     ('name', 'width', 'told'),
-    [('lerobot_0_6_1', 32, 'from 0.5 on'), ('lerobot_0_4_4', 0, 'before 0.5 pads'), ('lerobot_0_6_1', 0, ''),
-     ('lerobot_0_4_4', 32, ''), ('lerobot_0_6_1', NO_STATE, 'has no state')],
-)  # fmt: skip
+    [
+        ('lerobot_0_6_1', 32, 'from 0.5 on'),
+        ('lerobot_0_4_4', 0, 'before 0.5 pads'),
+        ('lerobot_0_6_1', 0, ''),
+        ('lerobot_0_4_4', 32, ''),
+        ('lerobot_0_6_1', NO_STATE, 'has no state'),
+    ],
+)
 def test_a_prompt_that_carried_processors_cannot_say_is_noted(tmp_path, name, width, told):
     found = assets.read(POLICIES / name)
     other = dataclasses.replace(found.policy, prompt_state_dim=width)

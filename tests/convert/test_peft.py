@@ -312,12 +312,17 @@ def test_matrices_without_a_side_path_can_be_merged(golden_params, tmp_path):
         ({'r': 'x'}, 'expected the settings of a LoRA adapter'),
         ({'target_modules': '('}, 'expected the settings of a LoRA adapter'),
         ({'r': 5}, r'q_proj.lora_A.weight: expected shape \(5, 64\), got \(4, 64\)'),
-        ({'target_modules': ['q_proj', 'k_proj', 'v_proj']}, 'o_proj.lora_A.weight: '
-                                                             'target_modules does not select it'),
-        ({'target_modules': '.*_proj'}, r'missing .*vision_model.*q_proj, which target_modules '
-                                        r'selects'),
+        (
+            {'target_modules': ['q_proj', 'k_proj', 'v_proj']},
+            'o_proj.lora_A.weight: target_modules does not select it',
+        ),
+        (
+            {'target_modules': '.*_proj'},
+            r'missing .*vision_model.*q_proj, which target_modules '
+            r'selects',
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_are_no_plain_lora_of_these_tensors(tmp_path, settings, message):
     out = edit(STORED / 'attention', tmp_path / 'x', settings)
     with pytest.raises(UserError, match=message):
@@ -330,24 +335,44 @@ KEY = f'base_model.model.model.{Q_NAME.format(n=1)}.lora_A.weight'
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda x: x.pop(KEY), r'\(1 differences\): missing '
-                               r'.*layers.1.self_attn.q_proj.lora_A.weight'),
-        (lambda x: [x.pop(k) for k in list(x) if 'layers.1.' in k], r'\(8 differences\).*1.self_attn.o_proj, which'),
-        (lambda x: x.update({KEY: x[KEY].T.copy()}), r'q_proj.lora_A.weight: expected shape \(4, '
-                                                     r'48\), got \(48, 4\)'),
-        (lambda x: x.update({KEY: x[KEY].astype(np.float16)}), 'expected dtype float32 .*, got '
-                                                               'float16'),
-        (lambda x: x.update({KEY.replace('.w', '.other.w'): x.pop(KEY)}), r"several adapters "
-                                                                          r"\['None', 'other'\]"),
-        (lambda x: x.update({KEY.removeprefix('base_model.model.'): x[KEY]}), 'repeats another '
-                                                                              'spelling'),
-        (lambda x: x.update({KEY.replace('q_proj', 'r_proj'): x[KEY]}), 'unexpected '
-                                                                        '.*r_proj.*closest: '
-                                                                        '.*_proj'),
-        (lambda x: x.update({KEY.replace('lora_A', 'lora_embedding_A'): x[KEY]}), 'unexpected .*lora_embedding_A'),
+        (
+            lambda x: x.pop(KEY),
+            r'\(1 differences\): missing '
+            r'.*layers.1.self_attn.q_proj.lora_A.weight',
+        ),
+        (
+            lambda x: [x.pop(k) for k in list(x) if 'layers.1.' in k],
+            r'\(8 differences\).*1.self_attn.o_proj, which',
+        ),
+        (
+            lambda x: x.update({KEY: x[KEY].T.copy()}),
+            r'q_proj.lora_A.weight: expected shape \(4, '
+            r'48\), got \(48, 4\)',
+        ),
+        (
+            lambda x: x.update({KEY: x[KEY].astype(np.float16)}),
+            'expected dtype float32 .*, got float16',
+        ),
+        (
+            lambda x: x.update({KEY.replace('.w', '.other.w'): x.pop(KEY)}),
+            r'several adapters '
+            r"\['None', 'other'\]",
+        ),
+        (
+            lambda x: x.update({KEY.removeprefix('base_model.model.'): x[KEY]}),
+            'repeats another spelling',
+        ),
+        (
+            lambda x: x.update({KEY.replace('q_proj', 'r_proj'): x[KEY]}),
+            'unexpected .*r_proj.*closest: .*_proj',
+        ),
+        (
+            lambda x: x.update({KEY.replace('lora_A', 'lora_embedding_A'): x[KEY]}),
+            'unexpected .*lora_embedding_A',
+        ),
         (lambda x: x.clear(), r'\(24 differences\)'),
     ],
-)  # fmt: skip
+)
 def test_tensors_that_do_not_fit(tmp_path, change, message):
     def changed(tensors):
         change(tensors)

@@ -117,8 +117,12 @@ def test_lerobots_processors_compute_what_we_do_from_every_file_that_we_write(tm
             folder = tmp_path / f'{name}_{layout}' / inner
             # the tokenizer is a gated file, and no number depends on it
             for kind in ('pre', 'post'):
-                edit(folder / f'policy_{kind}processor.json', lambda x: x.update(
-                    steps=[s for s in x['steps'] if 'token' not in s['registry_name']]))  # fmt: skip
+                edit(
+                    folder / f'policy_{kind}processor.json',
+                    lambda x: x.update(
+                        steps=[s for s in x['steps'] if 'token' not in s['registry_name']]
+                    ),
+                )
             rng = np.random.default_rng(5)
             widths = [len(around.statistics[key].mean) for key in ('state', 'actions')]
             raw = {

@@ -349,20 +349,35 @@ def test_ranges_that_are_none(tmp_path, stated, message):
 @pytest.mark.parametrize(
     ('cell', 'info', 'message'),
     [
-        (lambda mm: encoded(mm)[:900], {}, 'expected a depth picture as PNG in .*up_depth, '
-                                           'episode 0, frame 0 .or'),
+        (
+            lambda mm: encoded(mm)[:900],
+            {},
+            'expected a depth picture as PNG in .*up_depth, episode 0, frame 0 .or',
+        ),
         (lambda mm: b'II*\0' + bytes(40), {}, 'expected a depth picture as PNG in'),
         (lambda mm: encoded(mm[:5]), {}, 'expected depth of 24 x 32 pixels in .*, got 5 x 32'),
-        (lambda mm: encoded(mm.astype(np.uint8)), {}, 'expected 16-bit depth in .*, got a '
-                                                      'picture of mode L'),
-        (lambda mm: encoded(-mm.astype(np.float32)), {}, 'expected depth of 0 or more in .*frame '
-                                                         '0, got -1056;'),
-        (lambda mm: encoded(mm.astype(np.int32) + 2**16), {}, 'expected depth of 0 to 65535 in '
-                                                              '.*, got 66'),
-        (encoded, {'depth_unit': 'inch'}, "expected depth_unit 'm' or 'mm' for .*up_depth.*, got "
-                                          "'inch'"),
+        (
+            lambda mm: encoded(mm.astype(np.uint8)),
+            {},
+            'expected 16-bit depth in .*, got a picture of mode L',
+        ),
+        (
+            lambda mm: encoded(-mm.astype(np.float32)),
+            {},
+            'expected depth of 0 or more in .*frame 0, got -1056;',
+        ),
+        (
+            lambda mm: encoded(mm.astype(np.int32) + 2**16),
+            {},
+            'expected depth of 0 to 65535 in .*, got 66',
+        ),
+        (
+            encoded,
+            {'depth_unit': 'inch'},
+            "expected depth_unit 'm' or 'mm' for .*up_depth.*, got 'inch'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_cells_that_hold_no_depth(tmp_path, cell, info, message):
     root = with_cells(tmp_path, cell, **info)
     with pytest.raises(UserError, match=message):

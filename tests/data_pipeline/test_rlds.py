@@ -107,34 +107,52 @@ def edit(path: Path, old: str, new: str) -> None:
 
 FILE = 'robot-train.tfrecord-00001-of-00002'
 DAMAGE = {
-    'no features': (lambda root: (root / 'features.json').unlink(), 'expected one folder with '
-                                                                    'features.json'),
-    'broken features': (lambda root: (root / 'features.json').write_text('{"a'), 'expected the '
-                                                                                 'features of '
-                                                                                 'TFDS'),
+    'no features': (
+        lambda root: (root / 'features.json').unlink(),
+        'expected one folder with features.json',
+    ),
+    'broken features': (
+        lambda root: (root / 'features.json').write_text('{"a'),
+        'expected the features of TFDS',
+    ),
     'a list': (lambda root: (root / 'features.json').write_text('[]'), "a feature 'steps'"),
-    'no steps': (lambda root: edit(root / 'features.json', '"steps"', '"frames"'), 'a feature '
-                                                                                   "'steps'"),
+    'no steps': (
+        lambda root: edit(root / 'features.json', '"steps"', '"frames"'),
+        "a feature 'steps'",
+    ),
     'no file': (lambda root: (root / FILE).unlink(), "expected 2 files of the split 'train'"),
-    'no records': (lambda root: [path.unlink() for path in root.glob('*.tfrecord*')], "got none; set data.rlds.split"),
-    'cut': (lambda root: (root / FILE).write_bytes((root / FILE).read_bytes()[:-9]), 'the file '
-                                                                                     'is cut '
-                                                                                     'short'),
-    'length': (lambda root: flip(root / FILE, 3), 'the length of a TFRecord with its checksum at '
-                                                  '0'),
-    'claimed 10 GB': (lambda root: (root / FILE).write_bytes(claim(10**10)), 'a record of '
-                                                                             '10000000000 bytes'),
+    'no records': (
+        lambda root: [path.unlink() for path in root.glob('*.tfrecord*')],
+        'got none; set data.rlds.split',
+    ),
+    'cut': (
+        lambda root: (root / FILE).write_bytes((root / FILE).read_bytes()[:-9]),
+        'the file is cut short',
+    ),
+    'length': (
+        lambda root: flip(root / FILE, 3),
+        'the length of a TFRecord with its checksum at 0',
+    ),
+    'claimed 10 GB': (
+        lambda root: (root / FILE).write_bytes(claim(10**10)),
+        'a record of 10000000000 bytes',
+    ),
     'data': (lambda root: flip(root / FILE, 500), 'to match its checksum'),
-    'no example': (lambda root: (root / FILE).write_bytes(folder.frame(b'\xff\xff') * 2), 'a '
-                                                                                          'tf.train.Example '
-                                                                                          'as'),
-    'empty example': (lambda root: (root / FILE).write_bytes(folder.frame(b'') * 2), "'steps/observation/state' "
-                                                                                     'in'),
+    'no example': (
+        lambda root: (root / FILE).write_bytes(folder.frame(b'\xff\xff') * 2),
+        'a tf.train.Example as',
+    ),
+    'empty example': (
+        lambda root: (root / FILE).write_bytes(folder.frame(b'') * 2),
+        "'steps/observation/state' in",
+    ),
     'counts': (lambda root: edit(root / 'dataset_info.json', '"2"', '"5"'), 'expected 6 episodes'),
-    'broken info': (lambda root: (root / 'dataset_info.json').write_text('{'), 'expected the '
-                                                                               'splits of TFDS'),
+    'broken info': (
+        lambda root: (root / 'dataset_info.json').write_text('{'),
+        'expected the splits of TFDS',
+    ),
     'width': (lambda root: edit(root / 'features.json', '"7"', '"5"'), 'expected 5 numbers a step'),
-}  # fmt: skip
+}
 
 
 def claim(length: int) -> bytes:
@@ -160,17 +178,25 @@ WRONG = {
     'fps': ({'fps': 0.0}, 'expected the steps a second'),
     'fps kind': ({'fps': 'ten'}, "got 'ten'"),
     'split': ({'split': 'val'}, "got ['train']"),
-    'state': ({'state': 'observation/joints'}, "['action/arm', 'action/gripper', 'is_last', "
-                                               "'observation/state',"),
+    'state': (
+        {'state': 'observation/joints'},
+        "['action/arm', 'action/gripper', 'is_last', 'observation/state',",
+    ),
     'picture as state': ({'state': 'observation/image'}, 'of kind tensor (data.rlds.state)'),
-    'too wide': ({'state': ('observation/state',) * 5}, 'data.rlds.state of 1 to 32 numbers, got '
-                                                        '35'),
-    'instruction': ({'instruction': 'text'}, "['episode_metadata/file_path', "
-                                             "'language_instruction']"),
-    'camera': ({'cameras': {'up': 'observation/top'}}, "'observation/image', "
-                                                       "'observation/wrist_image'"),
+    'too wide': (
+        {'state': ('observation/state',) * 5},
+        'data.rlds.state of 1 to 32 numbers, got 35',
+    ),
+    'instruction': (
+        {'instruction': 'text'},
+        "['episode_metadata/file_path', 'language_instruction']",
+    ),
+    'camera': (
+        {'cameras': {'up': 'observation/top'}},
+        "'observation/image', 'observation/wrist_image'",
+    ),
     'last step': ({'last_step': 'guess'}, "out of ('keep', 'drop')"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize('name', WRONG)

@@ -234,9 +234,12 @@ def test_shards_that_do_not_fit_are_told(tmp_path):
         'got [[2, 4, 5, 3], [3], [4, 3], [4]] of': [foreign(torch, rgb=torch.zeros(2, 3, 4, 5))],
         'and int; save them so': [foreign(torch, text=3)],
         'more than the file holds': [foreign(torch, robot_state=torch.zeros(1).expand(10**9))],
-        'expected windows of one shape': [foreign(torch), foreign(torch, robot_state=torch.zeros(4))],
-        'got {\'state\': 33': [foreign(torch, robot_state=torch.zeros(33))],
-    }  # fmt: skip
+        'expected windows of one shape': [
+            foreign(torch),
+            foreign(torch, robot_state=torch.zeros(4)),
+        ],
+        "got {'state': 33": [foreign(torch, robot_state=torch.zeros(33))],
+    }
     for expected, samples in cases.items():
         torch.save(samples, path)
         with pytest.raises(UserError) as caught:

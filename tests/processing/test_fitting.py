@@ -154,12 +154,27 @@ GROUPED = (('front.rgb', 'observation.images.up'), ('hand.rgb', 'observation.ima
         (SWAP, {'camera_names': ['side', 'up']}, True),
         (SWAP, {'camera_names': ['up', 'side']}, False),
         ((), {'camera_names': ['side', 'up']}, False),
-        (GROUPED, {'camera_names': ['front.rgb', 'hand.rgb'], 'cameras': ['front.rgb', 'hand.rgb']}, True),
-        (GROUPED, {'camera_names': ['hand.rgb', 'front.rgb'], 'cameras': ['hand.rgb', 'front.rgb']}, False),
-        (NEW, {'camera_names': ['b', 'a'], 'cameras': ['b', 'a'],
-               'camera_map': [['a', 'observation.images.front'], ['b', 'observation.images.hand']]}, False),
+        (
+            GROUPED,
+            {'camera_names': ['front.rgb', 'hand.rgb'], 'cameras': ['front.rgb', 'hand.rgb']},
+            True,
+        ),
+        (
+            GROUPED,
+            {'camera_names': ['hand.rgb', 'front.rgb'], 'cameras': ['hand.rgb', 'front.rgb']},
+            False,
+        ),
+        (
+            NEW,
+            {
+                'camera_names': ['b', 'a'],
+                'cameras': ['b', 'a'],
+                'camera_map': [['a', 'observation.images.front'], ['b', 'observation.images.hand']],
+            },
+            False,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_rename_map_says_which_camera_is_which_view(renames, meta, fits):
     policy, names = dataclasses.replace(ARM, rename_map=renames), meta['camera_names']
     keys = source_keys(meta.get('cameras', [''] * len(names)), meta.get('camera_map', ()))

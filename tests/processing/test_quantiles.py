@@ -100,11 +100,16 @@ def test_the_widest_of_many_episodes_is_impossible():
 def test_true_quantiles_are_never_impossible(kind, scaling):
     rng = np.random.default_rng(1)
     draws = {
-        'normal': rng.normal(5, 3, 4000), 'uniform': rng.uniform(-1, 1, 4000), 'heavy': rng.standard_t(2, 4000),
-        'arc': np.sin(np.linspace(0, 60, 4000)), 'two': rng.choice([0.0, 100.0], 4000, p=[0.85, 0.15]),
-        'skewed': rng.exponential(1, 4000), 'rare': np.where(rng.random(4000) < 0.004, 50.0, rng.normal(0, 0.1, 4000)),
-        'constant': np.full(4000, 3.3), 'steps': np.repeat(np.arange(8.0), 500),
-    }  # fmt: skip
+        'normal': rng.normal(5, 3, 4000),
+        'uniform': rng.uniform(-1, 1, 4000),
+        'heavy': rng.standard_t(2, 4000),
+        'arc': np.sin(np.linspace(0, 60, 4000)),
+        'two': rng.choice([0.0, 100.0], 4000, p=[0.85, 0.15]),
+        'skewed': rng.exponential(1, 4000),
+        'rare': np.where(rng.random(4000) < 0.004, 50.0, rng.normal(0, 0.1, 4000)),
+        'constant': np.full(4000, 3.3),
+        'steps': np.repeat(np.arange(8.0), 500),
+    }
     found, one = doubts(entry(draws[kind]), scaling)
     assert (
         not [text for text in found if 'cannot' in text]

@@ -27,11 +27,30 @@ from tests.toy_backbone import ToyBackbone
 B, G, A, T, L, W = 3, 4, 3, 4, 3, 16
 ACTION_STD = np.array([2.0, 0.5, 10.0], np.float32)
 CONFIG = SigmaConfig(
-    d_model=W, state_dim=A, action_dim=A, horizon=T, chunk=2, d_tau=4, num_factors=2, num_visual=3, num_state=2,
-    heads=2, vision_blocks=1, state_hidden=8, patch_size=4, audio_patch=4, use_depth=True, use_audio=True,
-    action_width=8, action_heads=2, num_queries=2, query_blocks=1, token_dim=4, trajectory_blocks=1,
+    d_model=W,
+    state_dim=A,
+    action_dim=A,
+    horizon=T,
+    chunk=2,
+    d_tau=4,
+    num_factors=2,
+    num_visual=3,
+    num_state=2,
+    heads=2,
+    vision_blocks=1,
+    state_hidden=8,
+    patch_size=4,
+    audio_patch=4,
+    use_depth=True,
+    use_audio=True,
+    action_width=8,
+    action_heads=2,
+    num_queries=2,
+    query_blocks=1,
+    token_dim=4,
+    trajectory_blocks=1,
     refinement_steps=2,
-)  # fmt: skip
+)
 BACKBONE = ToyBackbone(W)
 
 
@@ -260,11 +279,19 @@ def test_parameters_have_the_papers_names(untrained):
     names = set(paths(untrained))
     assert not [name for name in names if re.search(r'[A-Z]', name)]
     for name in (
-        'vision/resampler/w_q', 'vision/modulator/theta_t', 'vision/modulator/theta_mod', 'vision/blocks_0/ffn/w_1',
-        'language/memory/w_lambda', 'language/telepathy_projector/w_1', 'language/tau_const',
-        'language/modulator/theta_lang', 'action/query_generator/seed', 'action/trajectory/out/kernel',
-        'action/token_head/detokenizer/kernel', 'action/residual_head/mlp/w_2',
-    ):  # fmt: skip
+        'vision/resampler/w_q',
+        'vision/modulator/theta_t',
+        'vision/modulator/theta_mod',
+        'vision/blocks_0/ffn/w_1',
+        'language/memory/w_lambda',
+        'language/telepathy_projector/w_1',
+        'language/tau_const',
+        'language/modulator/theta_lang',
+        'action/query_generator/seed',
+        'action/trajectory/out/kernel',
+        'action/token_head/detokenizer/kernel',
+        'action/residual_head/mlp/w_2',
+    ):
         assert name in names
     assert all(x.dtype == np.float32 for x in jax.tree.leaves(untrained))
 

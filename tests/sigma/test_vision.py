@@ -103,14 +103,31 @@ def test_audio_patch_embed_pads_the_tail():
 
 def workspace_and_observation(**inputs):
     config = SigmaConfig(
-        d_model=D, state_dim=3, action_dim=3, num_visual=V, num_state=2, heads=2, vision_blocks=1, state_hidden=4,
-        patch_size=4, audio_patch=4, use_depth=True, use_audio=True, action_width=8,
-    )  # fmt: skip
+        d_model=D,
+        state_dim=3,
+        action_dim=3,
+        num_visual=V,
+        num_state=2,
+        heads=2,
+        vision_blocks=1,
+        state_hidden=4,
+        patch_size=4,
+        audio_patch=4,
+        use_depth=True,
+        use_audio=True,
+        action_width=8,
+    )
     text, image_mask = np.zeros((B, 2), np.int32), np.array([[1, 1], [1, 0]], bool)
     observation = Observation(
-        images=np.zeros((B, 2, 8, 8, 3), np.uint8), image_mask=image_mask, prompt=text, prompt_mask=text > 0,
-        text=text, text_mask=text > 0, state=normal(B, 3), **inputs,
-    )  # fmt: skip
+        images=np.zeros((B, 2, 8, 8, 3), np.uint8),
+        image_mask=image_mask,
+        prompt=text,
+        prompt_mask=text > 0,
+        text=text,
+        text_mask=text > 0,
+        state=normal(B, 3),
+        **inputs,
+    )
     return vision.CognitiveVisionWorkspace(config), observation
 
 

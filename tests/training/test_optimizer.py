@@ -53,8 +53,11 @@ def params():
 
 
 def flat(tree):
-    return {f'{group}/{jax.tree_util.keystr(k, simple=True, separator="/")}': np.asarray(x, np.float64)
-            for group, part in tree.items() for k, x in jax.tree_util.tree_leaves_with_path(part)}  # fmt: skip
+    return {
+        f'{group}/{jax.tree_util.keystr(k, simple=True, separator="/")}': np.asarray(x, np.float64)
+        for group, part in tree.items()
+        for k, x in jax.tree_util.tree_leaves_with_path(part)
+    }
 
 
 def test_steps_equal_numpy_adamw(params):

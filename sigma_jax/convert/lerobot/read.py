@@ -22,8 +22,8 @@ from sigma_jax.processing.tokenizer import NO_STATE
 CONFIG, BEFORE, AFTER = 'config.json', 'policy_preprocessor.json', 'policy_postprocessor.json'
 IMAGES, STATE, ACTION = 'observation.images.', 'observation.state', 'action'
 MODES = {
-    'QUANTILES': 'quantile', 'QUANTILE10': 'quantile10', 'MIN_MAX': 'min_max', 'MEAN_STD': 'mean_std',
-    'IDENTITY': 'identity',
+    'QUANTILES': 'quantile', 'QUANTILE10': 'quantile10', 'MIN_MAX': 'min_max',
+    'MEAN_STD': 'mean_std', 'IDENTITY': 'identity',
 }  # fmt: skip
 OLD: dict[str, Any] = {'prompt_state_dim': 32, 'image_padding': -3.0}  # before 0.5
 STATE_STEP = 'pi05_prepare_state_tokenizer_processor_step'
@@ -31,9 +31,9 @@ NORMALIZERS = ('normalizer_processor', 'unnormalizer_processor')
 LINE_END = 'lerobot.policies.pi0.processor_pi0.Pi0NewLineProcessor'
 LINE_ENDS = {LINE_END, 'pi0_new_line_processor', 'smolvla_new_line_processor'}
 KNOWN_STEPS = {
-    'rename_observations_processor', 'to_batch_processor', 'relative_actions_processor', 'normalizer_processor',
-    'tokenizer_processor', 'device_processor', 'unnormalizer_processor', 'absolute_actions_processor',
-    STATE_STEP, *LINE_ENDS,
+    'rename_observations_processor', 'to_batch_processor', 'relative_actions_processor',
+    'normalizer_processor', 'tokenizer_processor', 'device_processor', 'unnormalizer_processor',
+    'absolute_actions_processor', STATE_STEP, *LINE_ENDS,
 }  # fmt: skip
 LACK = "LeRobot's processors hold no statistics of state and actions"
 MEMORY = ('use_visual_memory', 'use_proprioceptive_memory')  # 0.6.2: another model

@@ -46,7 +46,8 @@ def restate(out: pathlib.Path, files: Mapping[str, pathlib.Path], statistics: No
         for number, step in enumerate(body['steps']):
             if step.get('registry_name') in NORMALIZERS:
                 _widen(step.get('config', {}).get('features') or {}, widths)
-                default = f'{body.get("name", name[:-5])}_step_{number}_{step["registry_name"]}.safetensors'
+                whose = f'{body.get("name", name[:-5])}_step_{number}'
+                default = f'{whose}_{step["registry_name"]}.safetensors'
                 state = step.setdefault('state_file', default)
                 save_file(_tensors(files.get(state), statistics), out / state)
         (out / name).write_text(json.dumps(body, indent=2))

@@ -12,7 +12,8 @@ window, in the order of train, calibration, test, episode and frame:
     avg_action_l2          float, mean Euclidean norm of the actions
     max_action_l2          float, the largest
     text                   str, the instruction
-    base_action_vector, base_action_chunk, base_action_trajectory    the same of the frozen policy's first draw, if any
+    base_action_vector, base_action_chunk, base_action_trajectory
+                           the same of the frozen policy's first draw, if any
     base_action_samples    float32 [n t a], all its draws, if there are several
     action_mask            bool [t], false on padding after an episode's end
     episode_index, frame_index    int

@@ -237,7 +237,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], mark: int | None
         + '</tr>'
         for i, row in enumerate(rows)
     )
-    return f'<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class=scroll>{table}</div>'
 
 
 def arms_table(split: Mapping) -> str:

@@ -133,8 +133,14 @@ def checks():
 
 def test_checks_and_the_paper_s_averages():
     report = {'check_b': {'sigma': checks(), 'pi05_base': checks()}}
-    report['check_a'] = {g: dict(zip(('heads_tensors', 'mean', 'std', 'rms'), (9, fresh(), fresh(), fresh()),
-                                     strict=True)) for g in ('sigma', 'pi05_base')}  # fmt: skip
+    report['check_a'] = {
+        g: dict(
+            zip(
+                ('heads_tensors', 'mean', 'std', 'rms'), (9, fresh(), fresh(), fresh()), strict=True
+            )
+        )
+        for g in ('sigma', 'pi05_base')
+    }
     report |= {group: {key: fresh() for key in tables.PAPER} for group in ('sigma', 'pi05_base')}
     rows = rows_of(tables.check_b_table(report))
     for n, cells in enumerate(rows[str(n)] for n in range(3)):
@@ -175,8 +181,15 @@ def comparison():
         name: {key: {'value': fresh()} for key in ERRORS} | {'seeds': list(range(n))}
         for n, name in enumerate(ARMS)
     }
-    return {'arms': of, 'contrasts': found, 'full': 'sigma', 'no_tau': 'no_tau', 'tuned': ['hold'],
-            'ablations': ['no_tau'], 'split': 'test'}  # fmt: skip
+    return {
+        'arms': of,
+        'contrasts': found,
+        'full': 'sigma',
+        'no_tau': 'no_tau',
+        'tuned': ['hold'],
+        'ablations': ['no_tau'],
+        'split': 'test',
+    }
 
 
 def test_arms_of_a_comparison(comparison):
