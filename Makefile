@@ -44,8 +44,12 @@ lint: $(VENV)/.for_test
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
+# two runs: a worker that has compiled the programs of training keeps some of their memory for good
+LARGE := tests/training tests/ablations tests/nn
+
 test: lint
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto $(LARGE)
+	$(BIN)/python -m pytest -n auto $(LARGE:%=--ignore=%)
 
 # --- documentation
 

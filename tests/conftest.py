@@ -26,20 +26,12 @@ from tests import golden, room
 from tests import small_run as small
 
 keeper, peaks = room.Keeper(), pytest.StashKey[list]()
-# compile the largest programs, half a GiB while they do
-FIRST = ('tests/training/test_step.py', 'tests/training/')
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers():
     """`-n auto`: no more workers than find room."""
     return room.workers((yield))
-
-
-def pytest_collection_modifyitems(items):
-    """The tests that need most room come first, while their process is small; else in order."""
-    for place in reversed(FIRST):
-        items.sort(key=lambda item: not item.nodeid.startswith(place))
 
 
 @pytest.hookimpl(wrapper=True)
