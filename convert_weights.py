@@ -15,17 +15,12 @@ import argparse
 import sys
 
 from rich.console import Console
-from rich.table import Column, Table
 
-from sigma_jax.cli import reports_user_errors, transfer_bar
-from sigma_jax.convert import assets as beside
-from sigma_jax.convert import checkpoint, source, writers
-from sigma_jax.convert.merge import merge_piece
-from sigma_jax.convert.openpi import lora
-from sigma_jax.convert.overrides import PROMPTS, Told, as_told
-from sigma_jax.convert.parity import verify
-from sigma_jax.convert.peft import adapter, assets
-from sigma_jax.errors import UserError
+import sigma_jax as sj
+from sigma_jax.cli.command import reports_user_errors
+from sigma_jax.cli.tables import show_proof
+from sigma_jax.convert.overrides import PROMPTS
+from sigma_jax.convert.writers import LAYOUTS
 
 CHECKPOINT = (
     'a .safetensors file, a folder with one, with a sharded set or with orbax params, or a hub id'
@@ -34,63 +29,12 @@ CHECKPOINT = (
 
 def convert(flags: argparse.Namespace, console: Console) -> int:
     """Writes another layout of the same weights, or of weights with an adapter merged in."""
-    merging = [name for name in ('adapter', 'merge_lora') if getattr(flags, name)]
-    if merging and flags.dtype in ('stored', 'bfloat16'):
-        raise UserError(
-            f'expected --dtype=float32 with --{merging[0]}, got {flags.dtype}: added in bfloat16, '
-            'most of it is rounded away; leave --dtype out'
-        )
-    opened = source.open_source(flags.checkpoint, lora_rule(flags))
-    horizon = flags.action_horizon or opened.config.action_horizon
-    around = beside.read(
-        opened.folder, opened.format, None if flags.adapter else flags.stats, horizon
-    )
-    first = change = opened.factors.merge if opened.factors else None
-    if flags.adapter:
-        folder = assets.home(flags.adapter)
-        found = adapter.load(folder, opened.config, adapter.MERGE_LAYOUTS)
-        opened, more = assets.sized(opened, folder)
-        around = assets.merged(
-            around, folder, flags.stats, flags.action_horizon or opened.config.action_horizon
-        )
-        for note in (*found.notes, *more):
-            console.print(f'  {note}', highlight=False)
-
-        def change(piece, array):
-            array = first(piece, array) if first else array
-            return merge_piece(
-                piece.path,
-                piece.index,
-                array,
-                found.factors,
-                adapter.MERGE_LAYOUTS,
-                found.config.alpha,
-            )
-
-    opened, around = as_told(
-        opened, around, Told(flags.action_horizon, flags.sample_steps, flags.prompt_state)
-    )
-    dtype = 'float32' if merging else flags.dtype or 'stored'
-    with transfer_bar(console, f'{opened.format} -> {flags.layout}') as progress:
-        record = checkpoint.convert(
-            opened, flags.out, flags.layout, dtype, change, progress, around
-        )
-    console.print(
-        f'{record["format"]}: {record["parameters"]:,} parameters -> {flags.out} ({flags.layout})'
-    )
-    for note in record['notes']:
+    reporter = sj.ConsoleReporter(console, indent='  ')
+    done = sj.convert_weights(**vars(flags), reporter=reporter)
+    console.print(f'{done.format}: {done.parameters:,} parameters -> {flags.out} ({done.layout})')
+    for note in done.notes:
         console.print(f'  {note}', highlight=False)
     return 0
-
-
-def lora_rule(flags: argparse.Namespace) -> lora.Rule | None:
-    """How openpi's LoRA factors are to be merged, None where they are not."""
-    if flags.merge_lora:
-        return lora.Rule.told(flags.lora_alpha, flags.rslora)
-    if flags.lora_alpha is not None or flags.rslora:
-        alone = '--rslora' if flags.lora_alpha is None else '--lora_alpha'
-        raise UserError(f'expected {alone} with --merge_lora, got it alone; give both')
-    return None
 
 
 def prove(flags: argparse.Namespace, console: Console) -> int:
@@ -98,46 +42,15 @@ def prove(flags: argparse.Namespace, console: Console) -> int:
     differ.
     """
     with console.status(f'{flags.checkpoint}: computing what {flags.fixture} holds'):
-        rows = verify.verify(flags.checkpoint, flags.fixture, flags.tolerance, flags.dtype)
-    half = flags.dtype == 'bfloat16'
-    table = Table(
-        Column('quantity', no_wrap=True),
-        'of',
-        *(Column(x, justify='right') for x in ('max abs', 'max rel')),
-    )
-    if half:
-        table.add_column('cosine', justify='right')
-    table.add_column('verdict', no_wrap=True)
-    for row in rows:
-        numbers = [
-            (row.max_abs, '.2e'),
-            (row.max_rel, '.2e'),
-            *([(row.cosine, '.6f')] if half else []),
-        ]
-        cells = ('' if number is None else f'{number:{form}}' for number, form in numbers)
-        verdict = row.verdict if row.differs else row.verdict.partition(' (')[0]
-        table.add_row(
-            row.quantity, row.source, *cells, verdict, style='red' if row.differs else None
-        )
-    console.print(table)
-    good, compared = verify.passed(rows), sum(row.max_abs is not None for row in rows)
-    limit = f'cosine >= {verify.COSINE}' if half else f'max rel <= {flags.tolerance:g}'
-    console.print(
-        f'{compared} of {len(rows)} compared in {flags.dtype}, {limit}: '
-        + ('equal' if good else 'NOT equal')
-    )
-    return 0 if good else 1
+        proof = sj.verify(**vars(flags))
+    show_proof(proof, console)
+    return 0 if proof.passed else 1
 
 
 def export(flags: argparse.Namespace, console: Console) -> int:
     """Writes what a training run gives to others."""
-    # needs the data packages, which a conversion does without
-    from sigma_jax.training.export import export_run
-
     with console.status(f'exporting {flags.workdir}'):
-        out = export_run(
-            flags.workdir, flags.out, flags.step, flags.layout, flags.merge, flags.base_model
-        )
+        out = sj.export(**vars(flags))
     console.print(f'{out}: ' + ', '.join(sorted(path.name for path in out.iterdir())))
     return 0
 
@@ -148,7 +61,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', required=True, help='folder to write; must not exist')
     parser.add_argument(
         '--layout',
-        choices=writers.LAYOUTS,
+        choices=LAYOUTS,
         default='jax',
         help='what to write (default: jax, for train.py and openpi)',
     )

@@ -19,14 +19,10 @@ import pathlib
 
 from rich.console import Console
 
-from sigma_jax.cli import reports_user_errors
-from sigma_jax.evaluation import runner
-from sigma_jax.evaluation.compare import runs
-from sigma_jax.evaluation.measure import EvaluationConfig
-from sigma_jax.evaluation.report.console import show
-from sigma_jax.sigma import adapter
-from sigma_jax.training.compilation import keep_programs
-from sigma_jax.training.folder import RunFolder
+import sigma_jax as sj
+from sigma_jax.cli.command import reports_user_errors
+from sigma_jax.cli.report import show
+from sigma_jax.evaluation.replay_shards import SPLITS
 
 
 @reports_user_errors
@@ -34,32 +30,20 @@ def main() -> None:
     """Entry point."""
     arguments = parse()
     console = Console()
-    asked = request(arguments)
-    keep_programs(RunFolder(asked.workdir).config().compilation_cache)
-    report, out = runner.run(asked, Console(stderr=True))
-    show(report, console, arguments.checks)
-    for name in (runner.PAGE, runner.REPORT):
-        console.print(f'{out / name}', highlight=False, soft_wrap=True)
-
-
-def request(arguments: argparse.Namespace) -> runner.Request:
-    """What the command line asks for. Raises UserError for folders that do not go together."""
-    found, left_out = runs.find(arguments.workdir)
-    head = runs.lead(found)
-    several = len(found) > 1 or left_out
-    out = arguments.out or (runs.split_name(arguments.workdir[0])[1] if several else None)
-    return runner.Request(
-        head.folder,
-        arguments.shards,
-        out,
-        tuple(arguments.splits.split(',')),
-        arguments.episodes_at_once,
-        EvaluationConfig(adapter=adapter.preset(arguments.adapter)),
-        rows=tuple(found) if several else (),
-        left_out=tuple(left_out),
+    found = sj.evaluate(
+        arguments.workdir,
+        shards=arguments.shards,
+        out=arguments.out,
+        splits=tuple(arguments.splits.split(',')),
+        adapter=arguments.adapter,
+        episodes_at_once=arguments.episodes_at_once,
         stress=arguments.stress,
         robustness=arguments.robustness,
+        reporter=sj.ConsoleReporter(Console(stderr=True), soft_wrap=True),
     )
+    show(found.report, console, arguments.checks)
+    for path in (found.page, found.report_file):
+        console.print(f'{path}', highlight=False, soft_wrap=True)
 
 
 def parse() -> argparse.Namespace:
@@ -76,7 +60,7 @@ def parse() -> argparse.Namespace:
     )
     add('--shards', type=pathlib.Path, help='prepared shards; default: those it was trained on')
     add('--out', type=pathlib.Path, help='where the report goes; default: the training folder')
-    add('--splits', default=','.join(runner.SPLITS), help='default: %(default)s')
+    add('--splits', default=','.join(SPLITS), help='default: %(default)s')
     add(
         '--adapter',
         default='default',

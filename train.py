@@ -19,12 +19,9 @@ from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from sigma_jax.ablations import side_by_side
-from sigma_jax.cli import load, run_with_config
-from sigma_jax.training import memory_check, trainer
-from sigma_jax.training.compilation import keep_programs
-from sigma_jax.training.config import RunConfig
-from sigma_jax.training.devices import use_all_cores
+import sigma_jax as sj
+from sigma_jax.cli.command import load, run_with_config
+from sigma_jax.cli.tables import ablation_table, show_forecast
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'folder for logs and checkpoints', required=True)
 CHECK = flags.DEFINE_bool(
@@ -37,21 +34,21 @@ CARD_GIB = flags.DEFINE_float(
 
 def main(config: ConfigDict) -> int:
     """Entry point; returns the exit status."""
-    run = RunConfig.from_dict(config.to_dict())
+    run, console = sj.RunConfig.from_dict(config.to_dict()), Console()
+    grid, reporter = (
+        load(config.ablations) if config.ablations else None,
+        sj.ConsoleReporter(console),
+    )
     if CHECK.value:
-        return memory_check.check(run, CARD_GIB.value, Console(), members(run, config.ablations))
-    keep_programs(run.compilation_cache)
-    if run.ablations:
-        use_all_cores()
-        side_by_side.train(run, load(config.ablations), WORKDIR.value)
+        forecast = sj.forecast(run, card_gib=CARD_GIB.value, grid=grid)
+        show_forecast(forecast, console)
+        return 0 if forecast.fits else 1
+    if grid is None:
+        sj.train(run, WORKDIR.value, reporter=reporter)
     else:
-        trainer.train(run, WORKDIR.value)
+        result = sj.train_ablations(run, grid, WORKDIR.value, reporter=reporter)
+        console.print(ablation_table(result.losses))
     return 0
-
-
-def members(config: RunConfig, ablations: str) -> int:
-    """How many trainings this config is; `ablations` names a file with rows and seeds."""
-    return len(side_by_side.with_grid(config, load(ablations))[1]) if ablations else 1
 
 
 if __name__ == '__main__':

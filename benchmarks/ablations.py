@@ -40,7 +40,7 @@ from benchmarks import kernel_groups  # noqa: E402
 from sigma_jax import xla  # noqa: E402
 from sigma_jax.ablations import side_by_side, stacked  # noqa: E402
 from sigma_jax.ablations.setup import AblationRun  # noqa: E402
-from sigma_jax.cli import load  # noqa: E402
+from sigma_jax.cli.command import load  # noqa: E402
 from sigma_jax.training.config import RunConfig  # noqa: E402
 from sigma_jax.training.devices import use_all_cores  # noqa: E402
 from sigma_jax.types import to_batch  # noqa: E402

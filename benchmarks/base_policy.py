@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sigma_jax.cli import reports_user_errors
+from sigma_jax.cli.command import reports_user_errors
 from sigma_jax.data.shards.directory import Split, open_shards
 from sigma_jax.evaluation import arms, metrics
 from sigma_jax.types import Actions

@@ -32,7 +32,6 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import orbax.checkpoint as ocp  # noqa: E402
 from absl import logging  # noqa: E402
-from rich.console import Console  # noqa: E402
 from tensorboardX.proto import event_pb2  # noqa: E402
 
 from configs import data_so101, pi05_so101_mix  # noqa: E402
@@ -80,7 +79,7 @@ def work(config: Mapping, workdir: pathlib.Path) -> None:
     standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)
     keep_programs(config['compilation_cache'])
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-    trainer.train(RunConfig.from_dict(config), workdir, Console(quiet=True))
+    trainer.train(RunConfig.from_dict(config), workdir)
 
 
 def result(workdir: pathlib.Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from sigma_jax.cli import load, reports_user_errors  # noqa: E402
+from sigma_jax.cli.command import load, reports_user_errors  # noqa: E402
 from sigma_jax.nn import quant  # noqa: E402
 from sigma_jax.training.config import RunConfig  # noqa: E402
 from sigma_jax.training.run import Run  # noqa: E402

@@ -30,7 +30,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from experiments.summary import write_summary  # noqa: E402
-from sigma_jax.cli import load, reports_user_errors  # noqa: E402
+from sigma_jax.cli.command import load, reports_user_errors  # noqa: E402
 from sigma_jax.errors import UserError  # noqa: E402
 from sigma_jax.evaluation.cost import compute  # noqa: E402
 from sigma_jax.files import atomic_write  # noqa: E402

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sigma_jax import backbones, sigma, types
+    from sigma_jax.ablations.side_by_side import AblationResult
     from sigma_jax.api.conversion import Conversion, Proof, convert_weights, verify
     from sigma_jax.api.evaluation import Evaluation, evaluate
     from sigma_jax.api.preparation import (
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
         open_dataset,
         prepare_data,
     )
-    from sigma_jax.api.training import Training, export, train, train_ablations
+    from sigma_jax.api.training import export, forecast, train, train_ablations
+    from sigma_jax.cli.reporter import ConsoleReporter
     from sigma_jax.data.shards.directory import Shards, open_shards
     from sigma_jax.data.shards.plan import DataConfig
     from sigma_jax.errors import UserError
@@ -36,28 +38,38 @@ if TYPE_CHECKING:
     from sigma_jax.sigma import losses
     from sigma_jax.training.config import RunConfig
     from sigma_jax.training.folder import RunFolder
+    from sigma_jax.training.memory_check import Forecast
+    from sigma_jax.training.progress import Reporter
+    from sigma_jax.training.signals import Stopped
+    from sigma_jax.training.trainer import TrainingResult
 
 __version__ = '0.1.0'
 
 # where each public name is defined; a namespace is a module of the same name
 _HOMES = {
+    'AblationResult': 'ablations.side_by_side',
     'BaselineConfig': 'policies.base_actions',
+    'ConsoleReporter': 'cli.reporter',
     'Conversion': 'api.conversion',
     'DataConfig': 'data.shards.plan',
     'Evaluation': 'api.evaluation',
+    'Forecast': 'training.memory_check',
     'Inspection': 'api.preparation',
     'Policy': 'policies.base',
     'Preparation': 'api.preparation',
     'Proof': 'api.conversion',
+    'Reporter': 'training.progress',
     'RunConfig': 'training.config',
     'RunFolder': 'training.folder',
     'Shards': 'data.shards.directory',
-    'Training': 'api.training',
+    'Stopped': 'training.signals',
+    'TrainingResult': 'training.trainer',
     'UserError': 'errors',
     'convert_weights': 'api.conversion',
     'evaluate': 'api.evaluation',
     'export': 'api.training',
     'export_pt': 'api.preparation',
+    'forecast': 'api.training',
     'inspect_shards': 'api.preparation',
     'load_policy': 'policies.load',
     'open_dataset': 'api.preparation',
@@ -75,24 +87,30 @@ _NAMESPACES = {
 }
 
 __all__ = [
+    'AblationResult',
     'BaselineConfig',
+    'ConsoleReporter',
     'Conversion',
     'DataConfig',
     'Evaluation',
+    'Forecast',
     'Inspection',
     'Policy',
     'Preparation',
     'Proof',
+    'Reporter',
     'RunConfig',
     'RunFolder',
     'Shards',
-    'Training',
+    'Stopped',
+    'TrainingResult',
     'UserError',
     'backbones',
     'convert_weights',
     'evaluate',
     'export',
     'export_pt',
+    'forecast',
     'inspect_shards',
     'load_policy',
     'losses',

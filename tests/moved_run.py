@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.console import Console
 
 from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
@@ -58,9 +57,7 @@ class MovedRun(toy_run.ToyRun):
 
 def train(folder: pathlib.Path, count: int, steps: int) -> None:
     with mock.patch.object(trainer, 'Run', functools.partial(MovedRun, count=count)):
-        trainer.train(
-            RunConfig.from_dict(toy_run.CONFIG | {'steps': steps}), folder, Console(quiet=True)
-        )
+        trainer.train(RunConfig.from_dict(toy_run.CONFIG | {'steps': steps}), folder)
 
 
 def write(folder: pathlib.Path) -> None:

@@ -5,8 +5,6 @@ baselines, configs.
 import dataclasses
 import pathlib
 
-from rich.console import Console
-
 from configs import data_so101, defaults
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig
@@ -16,7 +14,6 @@ from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
 from tests import golden
 
-QUIET = Console(quiet=True)
 EXPERT = {'width': 16, 'depth': 1, 'mlp_dim': 16, 'heads': 2, 'kv_heads': 1, 'head_dim': 8}
 MODEL = {
     'vision': {'width': 16, 'depth': 1, 'mlp_dim': 16, 'heads': 2, 'patch': 14, 'image_size': 28},
@@ -101,6 +98,6 @@ def make(root: pathlib.Path) -> SmallRun:
         'calibration_episodes': (0,),
     }
     prepare(DataConfig.from_settings(settings), run.shards)
-    trainer.train(RunConfig.from_dict(flow_config(run.shards)), run.flow, QUIET)
+    trainer.train(RunConfig.from_dict(flow_config(run.shards)), run.flow)
     base_actions.write_baselines(open_shards(run.shards), run.baseline_config())
     return run

@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from sigma_jax import cli
+from sigma_jax.cli import command as cli
 from sigma_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]

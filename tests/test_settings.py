@@ -10,7 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import data_so101
-from sigma_jax import cli
+from sigma_jax.cli import command as cli
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.errors import UserError
 from sigma_jax.nn.lora import LoraConfig

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
-from rich.console import Console
 
 from sigma_jax.convert.base_policy import Base
 from sigma_jax.training import trainer
@@ -82,4 +81,4 @@ def work(config, workdir: pathlib.Path) -> None:
     """Trains; also in a process of its own."""
     logging.set_verbosity(logging.FATAL)
     with mock.patch.object(trainer, 'Run', ToyRun):
-        trainer.train(RunConfig.from_dict(config), workdir, Console(quiet=True))
+        trainer.train(RunConfig.from_dict(config), workdir)

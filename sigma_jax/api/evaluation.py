@@ -12,6 +12,7 @@ from sigma_jax.evaluation.replay_shards import SPLITS
 from sigma_jax.sigma import adapter as inference_adapter
 from sigma_jax.training.compilation import keep_programs
 from sigma_jax.training.folder import RunFolder
+from sigma_jax.training.progress import SILENT, Reporter
 
 Folder = str | pathlib.Path
 
@@ -49,6 +50,7 @@ def evaluate(
     episodes_at_once: int = 4,
     stress: bool = False,
     robustness: bool = False,
+    reporter: Reporter = SILENT,
 ) -> Evaluation:
     """Evaluates trained Sigmas on recorded episodes, and writes a report.
 
@@ -62,6 +64,7 @@ def evaluate(
       episodes_at_once: whole episodes a batch.
       stress: stress tests of the adapter too; four more replays of the last split.
       robustness: nine perturbations too; each samples the base on every window anew.
+      reporter: is told what is odd, and batches done.
 
     Returns:
       The report and where its files are.
@@ -90,4 +93,4 @@ def evaluate(
         robustness=robustness,
     )
     keep_programs(RunFolder(head.folder).config().compilation_cache)
-    return Evaluation(*runner.run(request))
+    return Evaluation(*runner.run(request, reporter))

@@ -1,36 +1,24 @@
-"""A run, an ablation, and what a run gives to others."""
+"""A run, an ablation, their memory, and what a run gives to others."""
 
 import contextlib
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 
 from sigma_jax.ablations import side_by_side
-from sigma_jax.training import trainer
+from sigma_jax.ablations.side_by_side import AblationResult
+from sigma_jax.training import memory_check, trainer
 from sigma_jax.training.compilation import keep_programs
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import use_all_cores
 from sigma_jax.training.export import export_run
-from sigma_jax.training.folder import RunFolder
-from sigma_jax.training.logs import read_rows
+from sigma_jax.training.memory_check import Forecast
+from sigma_jax.training.progress import SILENT, Reporter
+from sigma_jax.training.trainer import TrainingResult
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """What `train` has come to.
-
-    Attributes:
-      folder: config, checkpoints and log.
-      step: optimiser steps that the newest checkpoint has seen.
-      losses: the last row of the log, by its columns.
-    """
-
-    folder: RunFolder
-    step: int
-    losses: Mapping[str, float]
-
-
-def train(config: RunConfig, workdir: str | pathlib.Path) -> Training:
+def train(
+    config: RunConfig, workdir: str | pathlib.Path, *, reporter: Reporter = SILENT
+) -> TrainingResult:
     """Trains Sigma, or pi0.5 itself, to `config.steps`.
 
     Goes on from the newest checkpoint in `workdir`, bit for bit as if it had never stopped.
@@ -39,9 +27,10 @@ def train(config: RunConfig, workdir: str | pathlib.Path) -> Training:
       config: every setting; it names base and shards.
       workdir: folder for train_log.csv, tensorboard/, checkpoints/ and config.json, and policy/
         after flow matching of all weights.
+      reporter: is told what is trained, steps done and losses.
 
     Returns:
-      The folder, the step reached and the last losses.
+      The folder, the state reached and the last losses.
 
     Raises:
       UserError: anything wrong with config, shards, base or checkpoint; a loss that is not finite;
@@ -49,27 +38,16 @@ def train(config: RunConfig, workdir: str | pathlib.Path) -> Training:
       Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
     keep_programs(config.compilation_cache)
-    state = trainer.train(config, workdir)
-    folder = RunFolder(pathlib.Path(workdir))
-    return Training(folder, int(state.step), last_losses(folder))
-
-
-def last_losses(folder: RunFolder) -> dict[str, float]:
-    """The last row of a log without its step; empty where there is none.
-
-    Args:
-      folder: of the training.
-
-    Returns:
-      {column: value}.
-    """
-    rows = read_rows(folder.log)
-    return {k: float(v) for k, v in rows[-1].items() if k != 'step'} if rows else {}
+    return trainer.train(config, workdir, reporter)
 
 
 def train_ablations(
-    config: RunConfig, grid: Mapping, workdir: str | pathlib.Path
-) -> dict[str, tuple[RunFolder, ...]]:
+    config: RunConfig,
+    grid: Mapping,
+    workdir: str | pathlib.Path,
+    *,
+    reporter: Reporter = SILENT,
+) -> AblationResult:
     """Trains rows of gates and their seeds, all in one program.
 
     Where JAX runs on a CPU and has not been used yet, every core becomes a device of its own.
@@ -78,9 +56,10 @@ def train_ablations(
       config: every setting of each of them but gates and seed.
       grid: `rows`, {name: {gate: value}}, and `seeds`, as configs/ablations.py returns them.
       workdir: holds rows/ROW/seedK/, each a training folder as of `train`, and ablations.json.
+      reporter: is told what is trained, steps done, and which training has met NaN.
 
     Returns:
-      The training folders of each row, in the order of its seeds.
+      The training folders of each row, the states and the last losses.
 
     Raises:
       UserError: as `train` does, and when no training is left.
@@ -89,13 +68,28 @@ def train_ablations(
     keep_programs(config.compilation_cache)
     with contextlib.suppress(RuntimeError):  # JAX knows its devices already
         use_all_cores()
-    members, _ = side_by_side.train(config, grid, workdir)
-    folder = RunFolder(pathlib.Path(workdir))
-    rows: dict[str, tuple[RunFolder, ...]] = {}
-    for member in members:
-        place = side_by_side.place(folder, member)
-        rows[member.row] = (*rows.get(member.row, ()), place)
-    return rows
+    return side_by_side.train(config, grid, workdir, reporter)
+
+
+def forecast(
+    config: RunConfig, *, card_gib: float | None = None, grid: Mapping | None = None
+) -> Forecast:
+    """Says what a training will need of a GPU, from shapes alone: no weight is read, none compiled.
+
+    Args:
+      config: every setting of the training.
+      card_gib: memory of the card in GiB, such as 24; None is the GPU here.
+      grid: rows and seeds where many are to be trained in one program, as `train_ablations` takes
+        them.
+
+    Returns:
+      Bytes of each part, whether they fit, and what would make them fewer.
+
+    Raises:
+      UserError: no GPU here and none named, or anything wrong with the config.
+    """
+    members = 1 if grid is None else len(side_by_side.with_grid(config, grid)[1])
+    return memory_check.forecast(config, card_gib, members)
 
 
 def export(

@@ -1,8 +1,8 @@
 """Evaluation: replay of held-out episodes, errors, intervals, contrasts (paper 5-6; docs/design.md,
 "Evaluation protocol").
 
-runner                        evaluate.py's work: from training folders to the report's files
-trained                       finished trainings opened for evaluation
+runner, request, sections     from training folders to the report's files, and what was asked for
+predictor, trained            what is asked of a trained Sigma; finished trainings opened for that
 replay, replay_shards         whole episodes through a model, outputs as flat windows
 measure, arms, checks         arms x splits: errors, the simple arms, the paper's own tables
 metrics, provenance           errors per window, rates, means; where the numbers come from

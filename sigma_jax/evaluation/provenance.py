@@ -12,6 +12,7 @@ import jax
 from sigma_jax import __version__
 from sigma_jax.data.shards.directory import Shards
 from sigma_jax.errors import UserError
+from sigma_jax.evaluation.predictor import Predictor
 from sigma_jax.policies.base_actions import check_baselines
 
 LOG = 'evaluations.jsonl'
@@ -85,7 +86,7 @@ def _splits(line: str) -> list[str] | None:
         return None
 
 
-def provenance(trained: Any, shards: Shards) -> dict[str, Any]:
+def provenance(trained: Predictor, shards: Shards) -> dict[str, Any]:
     """Everything that says where the numbers come from.
 
     Args:

@@ -3,21 +3,21 @@
 import pathlib
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 
 from sigma_jax.backbones import prompts
 from sigma_jax.data.loader.loader import make_loader
 from sigma_jax.data.loader.sequences import Order
 from sigma_jax.data.loader.windows import Contents, shards_processor
 from sigma_jax.data.shards.directory import Split
+from sigma_jax.evaluation.predictor import Predictor
 from sigma_jax.evaluation.replay import RUNS, NumpyBatch, Windows, pad_windows, replay
 from sigma_jax.processing.normalize import Statistics, denormalize
 from sigma_jax.processing.processor import Prompt
 from sigma_jax.processing.spec import ProcessorConfig
 from sigma_jax.processing.tokenizer import load_tokenizer
+from sigma_jax.training.progress import Bars
 
 SPLITS = ('train', 'calibration', 'test')
 ROOM = 2 * 2**30  # bytes of decoded batches that an evaluation keeps
@@ -81,10 +81,10 @@ def read_only(batch: NumpyBatch) -> NumpyBatch:
 
 
 def replay_split(
-    trained: Any,
+    trained: Predictor,
     split: Split,
     episodes_at_once: int,
-    bar: Progress,
+    bars: Bars,
     *,
     runs: Sequence[str] = RUNS,
     name: str = '',
@@ -96,7 +96,7 @@ def replay_split(
       trained: a Sigma.
       split: of the shards.
       episodes_at_once: in a batch.
-      bar: for progress.
+      bars: for progress.
       runs: of `replay`.
       name: that the bar shows.
       decoded: keeps batches; None: nothing is kept.
@@ -106,21 +106,21 @@ def replay_split(
     """
     statistics = trained.shards.statistics['state']
     batches = list_batches(trained, split, episodes_at_once, decoded)
-    task = bar.add_task(name or split.name, total=count_batches(split, episodes_at_once), note='')
+    bar = bars.add(name or split.name, total=count_batches(split, episodes_at_once))
     return replay(
         batches,
         trained.predict,
         trained.sequence_length,
         raw_state=lambda state: denormalize(state, statistics),
         samples=base_samples(split),
-        on_batch=lambda: bar.advance(task),
+        on_batch=bar.advance,
         gates=trained.gates,
         runs=runs,
     )
 
 
 def list_batches(
-    trained: Any,
+    trained: Predictor,
     split: Split,
     episodes_at_once: int,
     decoded: Decoded | None = None,

@@ -9,6 +9,7 @@ import numpy as np
 
 from sigma_jax import xla
 from sigma_jax.errors import UserError
+from sigma_jax.evaluation.cost import flops
 from sigma_jax.nn import quant
 from sigma_jax.policies import sampling
 from sigma_jax.training.checkpoints import FREE, parameter_count
@@ -132,6 +133,14 @@ class Trained:
         gates = jax.tree.map(lambda x: np.asarray(x, np.float32), ablation)
         return self.trainable, self.frozen, to_batch(batch), gates
 
+    def flops(self, batch: Mapping[str, np.ndarray]) -> int:
+        """Operations a window of the forward pass, SigLIP and both language passes included.
+
+        Args:
+          batch: windows, for their shapes.
+        """
+        return flops.count(self.forward, *self.inputs(batch, self.gates)) // batch['mask'].size
+
 
 class TrainedPolicy:
     """pi0.5 after flow matching: `sample(batch) -> [b g m t a]`, raw units, `draws` samples of
@@ -177,18 +186,3 @@ class TrainedPolicy:
         return sampling.in_parts(
             self.run, (self.trainable, self.frozen.params), self.frozen.scaling, batch
         )
-
-
-def load_for_evaluation(workdir: str | pathlib.Path, *_: object) -> Trained:
-    """The newest checkpoint of a training folder.
-
-    Args:
-      workdir: the folder.
-
-    Returns:
-      The Sigma.
-
-    Raises:
-      UserError: there is none.
-    """
-    return Trained(pathlib.Path(workdir))

@@ -6,15 +6,8 @@ import argparse
 import sys
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
+from sigma_jax.cli.reporter import ConsoleReporter
 from sigma_jax.errors import UserError
 
 
@@ -34,13 +27,13 @@ def main() -> int:
             arguments.width,
             video,
         )
-        with _progress() as progress:
-            bar = progress.add_task('recording', total=plan.episodes, info='')
+        with ConsoleReporter(Console(stderr=True)).bars() as bars:
+            bar = bars.add('recording', total=plan.episodes)
             attempts: list[int] = []
 
             def advance(demonstration: Demonstration) -> None:
                 attempts.append(demonstration.attempts)
-                progress.update(bar, advance=1, info=demonstration.task)
+                bar.update(len(attempts), note=demonstration.task)
 
             folder = record(plan, arguments.out, arguments.workers, advance)
     except UserError as error:
@@ -83,17 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--gop', type=int, default=60, help='frames between key frames')
     return parser
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, TextColumn('{task.fields[info]}'), console=Console(stderr=True))
 
 
 if __name__ == '__main__':

@@ -2,7 +2,8 @@
 
 build, run                    objective, frozen leaves and optimiser of a config; the compiled step
 step, optimizer               one optimiser step, pure; AdamW per group of leaves
-trainer                       the loop: continues, logs, saves, stops on a signal, NaN, a full disk
+loop, trainer                 continues, logs, saves, stops on a signal, NaN, a full disk; one run
+progress                      lines and bars of long work, for whoever listens
 checkpoints, logs             whole checkpoints or none; train_log.csv and TensorBoard
 signals, finite               a wish to stop; which term of which window is NaN
 feature_cache                 what the frozen policy makes of images and texts, once, on disk

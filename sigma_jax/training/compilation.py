@@ -12,9 +12,9 @@ import jax
 def keep_programs(folder: str) -> None:
     """Keeps on disk what takes more than a second to compile.
 
-    Only scripts call this: the library alone leaves no files. A cache that the user has set up for
-    JAX (JAX_COMPILATION_CACHE_DIR) stays as it is; one that cannot be read or written costs a
-    warning and the compile time.
+    Only the front door calls this, where a config names a folder: the rest leaves no files. A cache
+    that the user has set up for JAX (JAX_COMPILATION_CACHE_DIR) stays as it is; one that cannot be
+    read or written costs a warning and the compile time.
 
     Args:
       folder: of the cache; '': nothing is kept.

@@ -148,3 +148,13 @@ def read_rows(file: pathlib.Path) -> list[Row]:
         {BEFORE.get(k, k): v for k, v in row.items() if v}
         for row in csv.DictReader(io.StringIO(whole, newline=''))
     ]
+
+
+def last_row(file: pathlib.Path) -> dict[str, float]:
+    """The numbers of a log's last row without its step; empty where there is none.
+
+    Args:
+      file: a train_log.csv.
+    """
+    rows = read_rows(file)
+    return {k: float(v) for k, v in rows[-1].items() if k != 'step'} if rows else {}

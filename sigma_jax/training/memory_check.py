@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
-from rich.console import Console
-from rich.table import Table
 
 from sigma_jax.errors import UserError
 from sigma_jax.training import memory
@@ -114,18 +112,56 @@ def advice(config: RunConfig, job: memory.Job, parts: Mapping[str, int]) -> list
     ]
 
 
-def check(config: RunConfig, card_gib: float | None, console: Console, members: int = 1) -> int:
-    """Prints the forecast and a verdict.
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What a step will need of a card.
+
+    Attributes:
+      parts: bytes of each thing on the device, by its name.
+      card: what there is.
+      notes: what was assumed, as where there are no shards yet.
+      suggestions: what would make a step smaller, where it does not fit.
+    """
+
+    parts: Mapping[str, int]
+    card: Card
+    notes: tuple[str, ...]
+    suggestions: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether JAX may take as much of the card."""
+        return self.total <= self.card.usable
+
+    @property
+    def verdict(self) -> str:
+        """The same in a sentence, with what to change where it does not fit."""
+        total, card = self.total, self.card
+        room = f'{card.usable / GIB:.1f} GiB that JAX may take of {card.name}'
+        if self.fits:
+            return f'fits: about {total / GIB:.1f} GiB of the {room}'
+        ways = '; '.join(self.suggestions) or 'a larger card'
+        return f'does not fit: about {total / GIB:.1f} GiB, expected at most the {room}; try {ways}'
+
+
+def forecast(config: RunConfig, card_gib: float | None = None, members: int = 1) -> Forecast:
+    """What a step of this config will need of the card named, or of the GPU here.
+
+    Of `members` trainings side by side, the states of all are there, old and new, and at least one
+    step.
 
     Args:
-      config: of the run.
-      card_gib: memory of the card, GiB; None: the GPU here.
-      console: for the table.
-      members: trainings side by side: the states of all are there, old and new, and at least one
-        step.
+      config: every setting of the run.
+      card_gib: memory of the card in GiB; None is the GPU here.
+      members: how many are trained side by side.
 
-    Returns:
-      The exit status: 0 where it fits, 1 where it does not.
+    Raises:
+      UserError: no GPU here and none named, or anything wrong with the config.
     """
     card = find_card(card_gib)
     here = jax.local_devices()
@@ -135,34 +171,6 @@ def check(config: RunConfig, card_gib: float | None, console: Console, members: 
         if members > 1:
             state = parts['trainable leaves'] + parts['moments'] + parts['running average']
             parts[f'states of {members} trainings'] = (2 * members - 1) * state
-        total = sum(parts.values())
-        fits = total <= card.usable
-        suggestions = [] if fits else advice(config, job, parts)
-    table = Table('on the device', 'GiB')
-    for name, size in parts.items():
-        if size:
-            table.add_row(name, f'{size / GIB:.2f}')
-    table.add_row('all', f'{total / GIB:.2f}')
-    console.print(table)
-    for note in notes:
-        console.print(note, highlight=False, soft_wrap=True)
-    console.print(verdict(total, card, suggestions), highlight=False, soft_wrap=True)
-    return 0 if fits else 1
-
-
-def verdict(total: int, card: Card, suggestions: list[str]) -> str:
-    """Whether it fits, in a sentence.
-
-    Args:
-      total: bytes.
-      card: the GPU.
-      suggestions: of `advice`.
-
-    Returns:
-      The sentence.
-    """
-    room = f'{card.usable / GIB:.1f} GiB that JAX may take of {card.name}'
-    if total <= card.usable:
-        return f'fits: about {total / GIB:.1f} GiB of the {room}'
-    ways = '; '.join(suggestions) or 'a larger card'
-    return f'does not fit: about {total / GIB:.1f} GiB, expected at most the {room}; try {ways}'
+        fits = sum(parts.values()) <= card.usable
+        suggestions = () if fits else tuple(advice(config, job, parts))
+    return Forecast(parts, card, tuple(notes), suggestions)

@@ -15,10 +15,11 @@ from configs import ablations as config
 from sigma_jax import trees
 from sigma_jax.ablations import side_by_side, stacked
 from sigma_jax.ablations.stacked import Member
-from sigma_jax.ablations.table import summary, table
+from sigma_jax.ablations.summary import summary
+from sigma_jax.cli.tables import ablation_table
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation.trained import load_for_evaluation
+from sigma_jax.evaluation.trained import Trained
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
@@ -28,7 +29,7 @@ from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation, to_batch
 from tests import toy_run
 from tests.loading import make_loader
-from tests.small_run import QUIET, flow_config
+from tests.small_run import flow_config
 
 GRID = {
     'rows': {'sigma': {}, 'bad': {'film': 0.0}, 'ramp_at_once': {'ramp_speed': float('inf')}},
@@ -72,7 +73,7 @@ def toy(monkeypatch):
     """`train(work folder, **changes of the config)` around one matrix."""
     monkeypatch.setattr(side_by_side, 'AblationRun', ToyAblation)
     return lambda workdir, grid=GRID, **changes: side_by_side.train(
-        RunConfig.from_dict(TOY | changes), grid, workdir, QUIET
+        RunConfig.from_dict(TOY | changes), grid, workdir
     )
 
 
@@ -84,7 +85,8 @@ def rows(workdir, member):
 
 def test_stopped_and_continued_is_the_uninterrupted_run_bitwise(toy, tmp_path, monkeypatch):
     whole, stopped = tmp_path / 'whole', tmp_path / 'stopped'
-    members, state = toy(whole)
+    result = toy(whole)
+    members, state = result.members, result.state
     write = TrainLog.write
 
     def stop_at_step_6(log, step, values):
@@ -96,7 +98,7 @@ def test_stopped_and_continued_is_the_uninterrupted_run_bitwise(toy, tmp_path, m
         patch.setattr(TrainLog, 'write', stop_at_step_6)
         toy(stopped)
     assert not list(stopped.glob('rows/*/*/config.json')), 'no row looks finished'
-    again = toy(stopped)[1]
+    again = toy(stopped).state
     assert (
         trees.digest(jax.device_get(again)) == trees.digest(jax.device_get(state))
         and again.step == 8
@@ -107,7 +109,8 @@ def test_stopped_and_continued_is_the_uninterrupted_run_bitwise(toy, tmp_path, m
 
 
 def test_a_row_that_is_no_number_keeps_its_last_state_and_is_named(toy, tmp_path):
-    members, state = toy(tmp_path)
+    result = toy(tmp_path)
+    members, state = result.members, result.state
     assert state.failed.tolist() == [-1, -1, 5, 5, -1, -1]
     logged = [[row['step'] for row in rows(tmp_path, member)] for member in members]
     assert logged == [list('01234567')] * 2 + [list('01234')] * 2 + [list('01234567')] * 2
@@ -118,9 +121,9 @@ def test_a_row_that_is_no_number_keeps_its_last_state_and_is_named(toy, tmp_path
 
 
 def test_the_same_command_again_changes_nothing(toy, tmp_path):
-    state = toy(tmp_path)[1]
+    state = toy(tmp_path).state
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('checkpoints/*/state/*')}
-    again = toy(tmp_path)[1]
+    again = toy(tmp_path).state
     assert trees.digest(jax.device_get(again)) == trees.digest(jax.device_get(state))
     assert {
         path: path.stat().st_mtime_ns for path in tmp_path.rglob('checkpoints/*/state/*')
@@ -148,16 +151,14 @@ def test_grids_and_configs_that_cannot_be_meant(small_run, tmp_path):
         UserError, match="config.ablations: expected objective 'sigma', .*, got 'flow_matching'"
     ):
         side_by_side.train(
-            RunConfig.from_dict(flow_config(small_run.shards)), grid, tmp_path / 'run', QUIET
+            RunConfig.from_dict(flow_config(small_run.shards)), grid, tmp_path / 'run'
         )
     with pytest.raises(
         UserError,
         match=r'expected a file with rows and seeds, got none of '
         r"\['seeds'\]",
     ):
-        side_by_side.train(
-            RunConfig.from_dict(small_run.config()), {'rows': {}}, tmp_path / 'run', QUIET
-        )
+        side_by_side.train(RunConfig.from_dict(small_run.config()), {'rows': {}}, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
@@ -179,7 +180,7 @@ def test_the_table_leaves_out_and_names_what_failed(tmp_path):
         'mse_chk': 1.0,
         'mse_trj': 1.0,
     }
-    cells = [next(iter(column.cells)) for column in table(found).columns]
+    cells = [next(iter(column.cells)) for column in ablation_table(found).columns]
     assert cells == ['a', '1.5 ± 0.71', '1 ± 0', '1 ± 0', '1 ± 0', '2', 'seed 2 at step 12']
 
 
@@ -191,17 +192,17 @@ def real(small_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('real')
     changes = {'steps': 0, 'features': 'cache'}
     rows = {name: GRID['rows'][name] for name in ('sigma', 'ramp_at_once')}
-    return workdir, *side_by_side.train(
+    result = side_by_side.train(
         RunConfig.from_dict(small_run.config(**changes)),
         {'rows': rows, 'seeds': (7,)},
         workdir,
-        QUIET,
     )
+    return workdir, result.members, result.state
 
 
 def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     workdir, members, state = real
-    trained = load_for_evaluation(side_by_side.place(RunFolder(workdir), members[1]).path)
+    trained = Trained(side_by_side.place(RunFolder(workdir), members[1]).path)
     alone = jax.device_get(stacked.member_state(state, 1))
     assert trees.digest(trained.trainable) == trees.digest(alone.ema)
     assert trained.provenance['seed'] == 7 and trained.provenance['step'] == 0
@@ -228,16 +229,15 @@ def test_a_member_is_trained_as_a_plain_run_of_its_seed(small_run, tmp_path):
         'rows': {'no_film': {'film': 0.0}, 'ramp_at_once': GRID['rows']['ramp_at_once']},
         'seeds': (0,),
     }
-    members, _ = side_by_side.train(
-        RunConfig.from_dict(small_run.config(**changes)), grid, tmp_path / 'rows', QUIET
-    )
+    members = side_by_side.train(
+        RunConfig.from_dict(small_run.config(**changes)), grid, tmp_path / 'rows'
+    ).members
     logs = [rows(tmp_path / 'rows', member) for member in members]
     np.testing.assert_allclose([float(log[0]['w_sem']) for log in logs], [0.1, 1.0], rtol=1e-6)
     plain = small_run.config(**changes)
     trainer.train(
         RunConfig.from_dict(plain | {'ablation': plain['ablation'] | {'film': 0.0}}),
         tmp_path / 'plain',
-        QUIET,
     )
     expected = list(csv.DictReader((tmp_path / 'plain/train_log.csv').read_text().splitlines()))
     assert list(logs[0][0]) == list(expected[0]) and list(expected[0])[: len(TABLE_1)] == TABLE_1

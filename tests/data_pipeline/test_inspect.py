@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 import prepare_data
+from sigma_jax.cli.tables import section_table
 from sigma_jax.data.shards import contact_sheet as sheet
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
@@ -34,7 +35,7 @@ def test_every_setting_count_and_digest_is_printed(out: Path) -> None:
     meta, written = open_shards(out).meta.to_json(), io.StringIO()
     console = Console(file=written, width=200)
     for title, rows in sections(open_shards(out).meta):
-        console.print(prepare_data.section_table(title, rows))
+        console.print(section_table(title, rows))
     text = written.getvalue()
     for name in (
         set(recordings.SETTINGS) - {'source', 'tokenizer'}
@@ -58,7 +59,7 @@ def test_every_setting_count_and_digest_is_printed(out: Path) -> None:
 def test_text_of_a_data_set_is_no_markup() -> None:
     written = io.StringIO()
     Console(file=written, width=80).print(
-        prepare_data.section_table('tasks', [('[bold]', '[link=x]lift[/link]')])
+        section_table('tasks', [('[bold]', '[link=x]lift[/link]')])
     )
     assert '[link=x]lift[/link]' in written.getvalue() and '[bold]' in written.getvalue()
 

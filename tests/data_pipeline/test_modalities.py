@@ -28,7 +28,6 @@ from tests.data_pipeline import recordings
 from tests.loading import make_loader
 from tests.moments import moments
 from tests.sigma import test_model
-from tests.small_run import QUIET
 
 DEPTH, AUDIO, SAMPLES = 'observation.images.up_depth', 'observation.audio', 24
 LENGTHS = (40, 36, 30)
@@ -271,7 +270,7 @@ def test_a_training_step_reaches_both(small_run, shards, tmp_path):
     base_actions.write_baselines(open_shards(shards), small_run.baseline_config(samples=1))
     config = small_run.config(shards=str(shards), steps=1)
     config['sigma'] |= {'use_depth': True, 'use_audio': True, 'patch_size': 14, 'audio_patch': 8}
-    state = trainer.train(RunConfig.from_dict(config), tmp_path / 'run', QUIET)
+    state = trainer.train(RunConfig.from_dict(config), tmp_path / 'run').state
     embeds = state.trainable['sigma']['vision']
     assert embeds['depth_patch_embed']['patch']['kernel'].shape[0] == 14 * 14
     assert embeds['audio_patch_embed']['position'].shape[0] == SAMPLES // 8
@@ -284,4 +283,4 @@ def test_sigma_that_wants_depth_says_so_where_the_shards_have_none(small_run, tm
     config = small_run.config(steps=1)
     config['sigma'] |= {'use_depth': True, 'patch_size': 14}
     with pytest.raises(UserError, match='must hold depth, got None'):
-        trainer.train(RunConfig.from_dict(config), tmp_path / 'run', QUIET)
+        trainer.train(RunConfig.from_dict(config), tmp_path / 'run')

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-import prepare_data
 from configs import data_so101
+from sigma_jax.api.preparation import follow_base
 from sigma_jax.backbones.pi05_prompt import pi05_prompt
 from sigma_jax.data.shards.directory import open_shards
+from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from sigma_jax.processing.images import BLACK, content_box, resize_with_pad, unit_range
@@ -126,13 +127,12 @@ def test_padding_that_is_not_black_comes_as_floats(shards, tokenizer):
 
 
 def test_preparing_follows_the_base_where_the_config_leaves_it_open():
-    settings = data_so101.get_config().data
-    prepare_data.follow_base(settings, OLD)
+    fresh = DataConfig.from_settings(data_so101.get_config().data.to_dict())
+    settings = follow_base(fresh, OLD)
     assert settings.resize == 'lerobot' and settings.prompt_state_dim == 32
-    prepare_data.follow_base(settings, OPENPI)
+    settings = follow_base(settings, OPENPI)
     assert settings.resize == 'lerobot'  # what the config says stays
-    fresh = data_so101.get_config().data
-    prepare_data.follow_base(fresh, OURS)
+    fresh = follow_base(fresh, OURS)
     assert fresh.resize == 'openpi' and fresh.prompt_state_dim == 0 and OURS.image_padding == BLACK
 
 

@@ -3,14 +3,12 @@ known.
 """
 
 import dataclasses
-import io
 import json
 import shutil
 import types
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 import configs.data_so101 as data_config
 from sigma_jax.backbones import kinds
@@ -20,11 +18,13 @@ from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation import runner
+from sigma_jax.evaluation.replay_shards import SPLITS
 from sigma_jax.processing.spec import OURS
 from sigma_jax.sigma.adapter import from_dict
 from sigma_jax.training.config import RunConfig
 from sigma_jax.types import Ablation
 from tests import handmade
+from tests.listener import Listener
 
 DIGEST = 'of the base'
 
@@ -37,7 +37,7 @@ def shards(tmp_path_factory):
     out = tmp_path_factory.mktemp('evaluation') / 'shards'
     settings = data_config.get_config().data.to_dict() | {'source': 'tests/data/lerobot/v3.0'}
     prepare(DataConfig.from_settings(settings), out)
-    for split in runner.SPLITS:
+    for split in SPLITS:
         records = open_shards(out).split(split).records()
         truth = np.stack([records[i].actions for i in range(len(records))])
         np.savez(
@@ -62,13 +62,14 @@ def trained(shards):
         sequence_length=2,
         gates=Ablation(),
         base=types.SimpleNamespace(digest=DIGEST, policy=OURS, spec=kinds.USUAL),
+        flops=lambda batch: None,
     )
 
 
 def evaluate(trained, workdir, **settings):
     workdir.mkdir(exist_ok=True)
     request = runner.Request(workdir, **settings)
-    return runner.run(request, Console(quiet=True), lambda *_: trained)
+    return runner.evaluate_one(request, trained)
 
 
 def test_known_errors_reach_the_files(trained, shards, tmp_path):
@@ -80,7 +81,7 @@ def test_known_errors_reach_the_files(trained, shards, tmp_path):
     assert arms['sigma']['mse_trj']['value'] == pytest.approx(0.25, rel=1e-4)
     assert arms['pi05_bias']['mse_trj']['value'] == pytest.approx(0.0, abs=1e-6)
     assert report['num_samples'] == sum(
-        len(open_shards(shards).split(split).records()) for split in runner.SPLITS
+        len(open_shards(shards).split(split).records()) for split in SPLITS
     )
     assert from_dict(json.loads((out / 'adapter.json').read_text())).max_scale == 1.25
     assert (out / 'report.html').read_text().startswith('<!doctype html>')
@@ -135,16 +136,16 @@ def test_a_damaged_log_of_evaluations_ends_none(name, trained, tmp_path):
     text, reads = LOGS[name]
     log = tmp_path / 'evaluations.jsonl'
     log.write_bytes(before := text if isinstance(text, bytes) else text.encode())
-    told = Console(record=True, file=io.StringIO(), width=300)
+    told = Listener()
     for more in range(2):
         request = runner.Request(tmp_path, splits=('test',))
-        report, _ = runner.run(request, told, lambda *_: trained)
+        report, _ = runner.evaluate_one(request, trained, told)
         assert report['provenance']['test_reads'] == reads + more
     assert log.read_bytes().startswith(before) and json.loads(
         log.read_text(errors='replace').splitlines()[-1]
     )
     damaged = name not in ('a line without its end', 'empty lines')
-    assert ('evaluations.jsonl: line' in told.export_text()) == damaged
+    assert ('evaluations.jsonl: line' in '\n'.join(told.lines)) == damaged
 
 
 def test_where_nothing_can_be_written_is_told_before_the_work(trained, tmp_path):
@@ -223,6 +224,7 @@ def test_shards_without_a_record_are_evaluated_with_a_note(trained, shards, tmp_
     own = open_shards(tmp_path / 'own')
     config = dataclasses.replace(trained.config, shards=str(own.path))
     other = types.SimpleNamespace(**vars(trained) | {'config': config, 'shards': own})
-    told = Console(record=True, file=io.StringIO(), width=300)
-    runner.run(runner.Request(tmp_path, shards=shards, splits=('test',)), told, lambda *_: other)
-    assert 'do not say what their episodes are' in told.export_text()
+    told = Listener()
+    request = runner.Request(tmp_path, shards=shards, splits=('test',))
+    runner.evaluate_one(request, other, told)
+    assert 'do not say what their episodes are' in '\n'.join(told.lines)

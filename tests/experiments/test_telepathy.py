@@ -13,7 +13,7 @@ from rich.console import Console
 
 from experiments import telepathy
 from experiments.telepathy import SIZES, Stage
-from sigma_jax import cli
+from sigma_jax.cli import command as cli
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.cost import compute
 from sigma_jax.training.config import RunConfig

@@ -26,7 +26,6 @@ from sigma_jax.training.run import Run
 from sigma_jax.types import Ablation, to_batch
 from tests import quick
 from tests import small_sigma as small
-from tests.small_run import QUIET
 
 MATRICES = tuple(defaults.get_config().quant.patterns)
 OTHERS = (r'.*/input_embedding', r'.*/encoderblock/.*/kernel')
@@ -254,12 +253,12 @@ def test_training_beside_an_nf4_base_learns_and_continues_bitwise(small_run, tmp
     config['quant'] = {'kind': 'nf4', 'patterns': MATRICES, 'tile': 8}
     config['optimizer'] |= {'lora_rate': 0.05, 'warmup_steps': 1}
     config['checkpoint'] = {'every': 4, 'keep': 5}
-    whole = trainer.train(RunConfig.from_dict(config), tmp_path / 'whole', QUIET)
+    whole = trainer.train(RunConfig.from_dict(config), tmp_path / 'whole').state
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.TrainLog, 'write', stops_at(6, trainer.TrainLog.write))
         with pytest.raises(KeyboardInterrupt):
-            trainer.train(RunConfig.from_dict(config), tmp_path / 'halves', QUIET)
-    continued = trainer.train(RunConfig.from_dict(config), tmp_path / 'halves', QUIET)
+            trainer.train(RunConfig.from_dict(config), tmp_path / 'halves')
+    continued = trainer.train(RunConfig.from_dict(config), tmp_path / 'halves').state
     assert trees.digest(jax.device_get(continued)) == trees.digest(jax.device_get(whole))
     run = Run(RunConfig.from_dict(config))
     kinds = {w.kind for w in jax.tree.leaves(run.frozen.params, is_leaf=is_codes) if is_codes(w)}

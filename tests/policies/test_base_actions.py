@@ -15,14 +15,17 @@ from absl.testing import flagsaver
 
 import prepare_data
 from configs import data_so101
+from sigma_jax.api import preparation
 from sigma_jax.backbones.pi05 import BoundPi05
 from sigma_jax.convert.base_policy import read_weights
 from sigma_jax.data.shards.directory import open_shards
+from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.errors import UserError
 from sigma_jax.policies import base_actions
 from sigma_jax.processing.normalize import read_norm_stats
 from sigma_jax.processing.spec import OURS, to_json
 from sigma_jax.processing.tokenizer import load_tokenizer
+from sigma_jax.settings import from_section
 from sigma_jax.sigma.model import window_keys
 from sigma_jax.types import to_batch
 from tests import golden, quick
@@ -38,6 +41,13 @@ def fresh(small_run, tmp_path):
         small_run.shards, tmp_path / 'shards', ignore=shutil.ignore_patterns('baselines*')
     )
     return tmp_path / 'shards'
+
+
+def fitting_base(config, **how):
+    """The base of a script's config, looked at as the script does."""
+    settings = config.to_dict()
+    base = from_section(base_actions.BaselineConfig, settings['baselines'], 'baselines')
+    return preparation.fitting_base(DataConfig.from_settings(settings['data']), base, **how)
 
 
 def read(shards, split='train'):
@@ -206,11 +216,11 @@ def test_a_base_that_does_not_fit_is_told_before_anything_is_prepared(
 ):
     config = data_so101.get_config()
     config.baselines.base, config.data.image_size = str(small_run.base), 28
-    assert prepare_data.fitting_base(config).policy.resize == 'openpi'
+    assert fitting_base(config).policy.resize == 'openpi'
     with config.unlocked():
         config[where].update(wrong)
     with pytest.raises(UserError, match=message):
-        prepare_data.fitting_base(config)
+        fitting_base(config)
 
 
 def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
@@ -233,11 +243,11 @@ def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
     meta = open_shards(tmp_path / 'shards').meta.to_json()
     assert (meta['resize'], meta['prompt_state_dim'], meta['horizon']) == ('lerobot', 8, 17)
     assert not list((tmp_path / 'shards').glob('baselines*'))
-    config.data.image_size = 56
+    config.baselines.base, config.data.image_size = settings['base'], 56
     with pytest.raises(
         UserError, match='expected images of 28 px, which the base takes, got 56 px'
     ):
-        prepare_data.fitting_base(config, sampled=False)
+        fitting_base(config, sampled=False)
 
 
 def test_weights_without_a_record_are_read_to_know_them(small_run, fresh, tmp_path):

@@ -7,7 +7,7 @@ import pathlib
 import jax
 import pytest
 
-from sigma_jax import cli
+from sigma_jax.cli import command as cli
 from sigma_jax.errors import UserError
 from sigma_jax.training.build import build
 from sigma_jax.training.config import Grid, RunConfig, read_config

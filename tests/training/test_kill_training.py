@@ -12,7 +12,7 @@ import pytest
 from orbax.checkpoint import checkpoint_manager
 
 from benchmarks import kill_training
-from sigma_jax import cli
+from sigma_jax.cli import command as cli
 from sigma_jax.errors import UserError
 from sigma_jax.files import writer_lock
 from sigma_jax.training.checkpoints import Checkpoints, compare, completed, whole_steps

@@ -15,6 +15,7 @@ from rich.console import Console
 from configs import defaults
 from sigma_jax import trees
 from sigma_jax.backbones import kinds, pi05
+from sigma_jax.cli.tables import show_forecast
 from sigma_jax.errors import UserError
 from sigma_jax.nn import layers, lora, quant
 from sigma_jax.objectives.flow_matching import FlowMatching
@@ -210,10 +211,9 @@ def test_full_size_sigma_agrees_with_what_an_h100_took():
 def said(c, card_gib, members=1):
     """(status, text) of a check."""
     out = io.StringIO()
-    status = memory_check.check(
-        RunConfig.from_dict(c), card_gib, Console(file=out, width=200), members
-    )
-    return status, out.getvalue()
+    forecast = memory_check.forecast(RunConfig.from_dict(c), card_gib, members)
+    show_forecast(forecast, Console(file=out, width=200))
+    return 0 if forecast.fits else 1, out.getvalue()
 
 
 def test_the_verdict_says_what_to_change():

@@ -21,25 +21,27 @@ from sigma_jax.convert.base_policy import open_base, read_weights
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation.trained import load_for_evaluation
+from sigma_jax.evaluation.trained import Trained
 from sigma_jax.processing.tokenizer import load_tokenizer
-from sigma_jax.training import build, trainer
+from sigma_jax.training import build, loop, trainer
 from sigma_jax.training.checkpoints import Checkpoints
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
+from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.logs import TABLE_1, TrainLog
+from sigma_jax.training.progress import SILENT
 from sigma_jax.training.signals import Wish
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation, to_batch
 from tests.loading import make_loader
-from tests.small_run import QUIET, flow_config
+from tests.small_run import flow_config
 
 
 @pytest.fixture(scope='module')
 def whole(small_run, tmp_path_factory):
     """Five steps in one go: (work folder, last state)."""
     workdir = tmp_path_factory.mktemp('whole')
-    return workdir, trainer.train(RunConfig.from_dict(small_run.config()), workdir, QUIET)
+    return workdir, trainer.train(RunConfig.from_dict(small_run.config()), workdir).state
 
 
 @pytest.fixture(scope='module')
@@ -58,10 +60,10 @@ def stopped(small_run, tmp_path_factory):
 
         patch.setattr(TrainLog, 'write', stop_at_step_3)
         with pytest.raises(KeyboardInterrupt):
-            trainer.train(RunConfig.from_dict(small_run.config()), workdir, QUIET)
+            trainer.train(RunConfig.from_dict(small_run.config()), workdir)
     with Checkpoints(workdir / 'checkpoints') as checkpoints:
         assert checkpoints.latest() == 2
-    return workdir, trainer.train(RunConfig.from_dict(small_run.config()), workdir, QUIET)
+    return workdir, trainer.train(RunConfig.from_dict(small_run.config()), workdir).state
 
 
 def rows(workdir):
@@ -129,9 +131,9 @@ def test_a_policy_follows_its_run(small_run, tmp_path):
         == set(seen.of_split(open_shards(small_run.shards).meta, 'train'))
         == set(seen.read(run))
     )
-    trainer.train(RunConfig.from_dict(config), run, QUIET)
+    trainer.train(RunConfig.from_dict(config), run)
     assert digest() == before, 'nothing was trained'
-    trained = trainer.train(RunConfig.from_dict(config | {'steps': 3}), run, QUIET)
+    trained = trainer.train(RunConfig.from_dict(config | {'steps': 3}), run).state
     assert digest() != before and trainer.saved_at(policy) == 3
     found = checkpoint.load(policy).params
     assert trees.digest(found) == trees.digest(
@@ -139,12 +141,12 @@ def test_a_policy_follows_its_run(small_run, tmp_path):
     )
     assert sorted(path.name for path in run.iterdir() if 'policy' in path.name) == ['policy']
     (policy / 'source.json').unlink()
-    trainer.train(RunConfig.from_dict(config | {'steps': 4}), run, QUIET)
+    trainer.train(RunConfig.from_dict(config | {'steps': 4}), run)
     assert trainer.saved_at(policy) is None, 'a folder that no run has saved is left alone'
 
 
 def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
-    trained = load_for_evaluation(whole[0])
+    trained = Trained(whole[0])
     assert trained.provenance['step'] == 5 and trained.sequence_length == 2
     assert trained.base.digest == json.loads((small_run.base / 'source.json').read_text())['digest']
     average = jax.device_get(whole[1].ema)
@@ -175,7 +177,7 @@ def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
 def test_folders_that_hold_no_trained_sigma(small_run, tmp_path):
     def refused(workdir, message):
         with pytest.raises(UserError, match=message):
-            load_for_evaluation(workdir)
+            Trained(workdir)
 
     refused(tmp_path, 'got no config.json in it; run train.py first')
     refused(small_run.flow, "expected a run with objective 'sigma' in .*, got 'flow_matching'")
@@ -210,7 +212,7 @@ def nested(config, section, **changes):
 )  # fmt: skip
 def test_configs_that_cannot_be_meant(small_run, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        trainer.train(RunConfig.from_dict(change(small_run.config())), tmp_path / 'run', QUIET)
+        trainer.train(RunConfig.from_dict(change(small_run.config())), tmp_path / 'run')
     assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
@@ -227,7 +229,6 @@ def test_another_base_than_the_baselines_were_made_with(small_run, tmp_path):
         trainer.train(
             RunConfig.from_dict(small_run.config(base=str(tmp_path / 'other'))),
             tmp_path / 'run',
-            QUIET,
         )
 
 
@@ -250,7 +251,6 @@ def test_a_tokenizer_with_more_tokens_than_the_table(small_run, tmp_path):
         trainer.train(
             RunConfig.from_dict(small_run.config(base=str(tmp_path / 'other'))),
             tmp_path / 'run',
-            QUIET,
         )
 
 
@@ -313,13 +313,13 @@ def test_a_loss_that_is_not_finite_stops_and_never_reaches_a_checkpoint(
         ablation=None,
     )
     (tmp_path / 'run').mkdir()
+    one = trainer.One(run)
     with (
         pytest.raises(UserError) as caught,
         Checkpoints(tmp_path / 'checkpoints', keep=2) as checkpoints,
-        TrainLog(tmp_path / 'run', 0) as train_log,
-        trainer.progress_bar(QUIET) as progress,
+        one.logs(RunFolder(tmp_path / 'run'), 0),
     ):
-        trainer.loop(run, Batches(bad), checkpoints, train_log, progress, Wish())
+        loop.loop(one, Batches(bad), checkpoints, SILENT, Wish())
     assert f'step {at}: expected finite losses' in str(caught.value) and '(1, 7)' in str(
         caught.value
     )
@@ -356,7 +356,7 @@ def test_a_log_with_columns_of_before_goes_on_under_the_names_of_today(tmp_path)
 def test_a_run_without_checkpoint_cannot_be_evaluated(small_run, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(small_run.config()))
     with pytest.raises(UserError, match='expected a checkpoint in .*, got none; run train.py'):
-        load_for_evaluation(tmp_path)
+        Trained(tmp_path)
 
 
 def test_shards_of_another_image_size(small_run, tmp_path, unread):
@@ -369,7 +369,6 @@ def test_shards_of_another_image_size(small_run, tmp_path, unread):
         trainer.train(
             RunConfig.from_dict(small_run.config(shards=str(tmp_path / 'shards'))),
             tmp_path / 'run',
-            QUIET,
         )
 
 
@@ -387,5 +386,5 @@ def test_shards_of_another_image_size(small_run, tmp_path, unread):
 def test_settings_are_checked_before_weights_are_read(small_run, tmp_path, unread, wrong, message):
     """Half a minute at full size."""
     with pytest.raises(UserError, match=message):
-        trainer.train(RunConfig.from_dict(small_run.config(**wrong)), tmp_path / 'run', QUIET)
+        trainer.train(RunConfig.from_dict(small_run.config(**wrong)), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
 
 from sigma_jax import __version__
 from sigma_jax.data.shards.directory import Split
@@ -23,6 +22,7 @@ from sigma_jax.evaluation.compare.contrasts import PooledArm
 from sigma_jax.evaluation.compare.runs import FULL, NO_TAU, TUNED, Training, check_held_out, lead
 from sigma_jax.evaluation.cost import compute
 from sigma_jax.evaluation.measure import Arm, EvaluationConfig
+from sigma_jax.evaluation.predictor import Predictor
 from sigma_jax.evaluation.provenance import commit
 from sigma_jax.evaluation.replay import CARRIED, TAU_OFF, NumpyBatch, Windows, views
 from sigma_jax.evaluation.replay_shards import (
@@ -37,6 +37,7 @@ from sigma_jax.evaluation.trained import Library, Trained, TrainedPolicy
 from sigma_jax.policies.base_actions import check_baselines
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training.folder import RunFolder
+from sigma_jax.training.progress import Bars
 from sigma_jax.types import to_batch
 
 DRAWS = 8  # of a fine-tuned policy, for the mean (docs/design.md, "Evaluation protocol")
@@ -53,14 +54,14 @@ class Inputs:
 
     trainings: Sequence[Training]
     lead: pathlib.Path
-    opened: Trained
+    opened: Predictor
     splits: Mapping[str, Windows]
     state: AdapterState | None
     split: Split
     episodes_at_once: int
     config: EvaluationConfig
     library: Library
-    bar: Progress
+    bars: Bars
     out: pathlib.Path
     decoded: Decoded
 
@@ -293,12 +294,12 @@ def of_policy(inputs: Inputs, training: Training) -> Measured:
         decoded=inputs.decoded,
     )
     total = count_batches(inputs.split, inputs.episodes_at_once)
-    task = inputs.bar.add_task(f'{training.row} {training.seed}', total=total, note='')
+    bar = inputs.bars.add(f'{training.row} {training.seed}', total=total)
 
     def drawn():
         for batch in batches:
             yield batch, policy.sample(batch)
-            inputs.bar.advance(task)
+            bar.advance()
 
     samples, episode, frame = in_order(drawn())
     windows = inputs.windows
@@ -321,7 +322,7 @@ def of_sigma(inputs: Inputs, training: Training) -> Measured:
       The measurement.
     """
     same = training.folder == inputs.lead
-    trained = inputs.opened if same else Trained(training.folder, inputs.library)
+    trained: Predictor = inputs.opened if same else Trained(training.folder, inputs.library)
     shards = inputs.split.shards
     check_baselines(shards, trained.base.digest)
     whole = training.role == FULL
@@ -329,7 +330,7 @@ def of_sigma(inputs: Inputs, training: Training) -> Measured:
 
     def replay(split: str, runs: Sequence[str]) -> Windows:
         name = f'{training.row} {training.seed}'
-        where = (shards.split(split), inputs.episodes_at_once, inputs.bar)
+        where = (shards.split(split), inputs.episodes_at_once, inputs.bars)
         return replay_split(trained, *where, runs=runs, name=name, decoded=inputs.decoded)
 
     windows, state = (
@@ -343,7 +344,7 @@ def of_sigma(inputs: Inputs, training: Training) -> Measured:
     made = measure.make_arms(windows, None, state)
     arms = {name: made[arm] for arm, name in names.items() if arm in made}
     needs_base = None if training.config.ablation.residual == 0 else inputs.sample
-    own = compute.of_sigma(trained, inputs.one)
+    own = trained.flops(inputs.one)
     return Measured(
         reduced(arms, windows),
         compute.cost(trained.parameter_counts, trained.config, own, needs_base),

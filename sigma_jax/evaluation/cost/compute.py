@@ -18,7 +18,7 @@ from sigma_jax.policies import sampling
 from sigma_jax.training.build import build
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.optimizer import OptimizerConfig
-from sigma_jax.types import Ablation, ActionScaling, Batch, to_batch
+from sigma_jax.types import Ablation, ActionScaling, Batch
 
 
 def cost(
@@ -50,21 +50,6 @@ def cost(
         'flops_own': own,
         'flops_in_all': sum(parts) if parts else None,
     }
-
-
-def single(trained: Any, batch: Mapping[str, Any]) -> dict[str, dict]:
-    """Rows of the base and of one Sigma.
-
-    Args:
-      trained: a Sigma.
-      batch: of its data.
-
-    Returns:
-      {method: row}.
-    """
-    sample = of_sample(trained.base.config, to_batch(batch))
-    own = cost(trained.parameter_counts, trained.config, of_sigma(trained, batch), sample)
-    return {'pi05': cost(base=sample), 'sigma': own}
 
 
 def seen(config: RunConfig) -> int:
@@ -116,19 +101,6 @@ def _of_parts(config: RunConfig) -> tuple[int, int]:
 
     count = flops.count(gradient, plan.trainable, plan.frozen, plan.batch)
     return config.accumulate * count, of_sample(plan.objective.config, plan.batch)
-
-
-def of_sigma(trained: Any, batch: Mapping[str, Any]) -> int:
-    """Operations a window of Sigma's forward pass, SigLIP and both language passes included.
-
-    Args:
-      trained: a Sigma.
-      batch: of its data.
-
-    Returns:
-      The count.
-    """
-    return flops.count(trained.forward, *trained.inputs(batch, trained.gates)) // batch['mask'].size
 
 
 def of_sample(config: BackboneConfig, batch: Batch) -> int:

@@ -5,6 +5,6 @@ page                          report.html, self-contained
 contrasts                     does telepathy help? sentence, table and sections of a comparison
 trials                        stress, robustness, the adapter's sweep
 figures, forest               pictures, as SVG
-tables, console               sentences and tables, as HTML and in a terminal
+tables                        sentences and tables, as HTML; cli/report.py prints them
 schema                        JSON Schema of sigma_eval_report.json
 """

@@ -7,7 +7,6 @@ of the base a window, kind and level.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from sigma_jax.convert.base_policy import Base
 from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.evaluation import measure, metrics
 from sigma_jax.evaluation.metrics import ERRORS
+from sigma_jax.evaluation.predictor import Predictor
 from sigma_jax.evaluation.replay import CARRIED, NumpyBatch, Windows, replay
 from sigma_jax.evaluation.replay_shards import Decoded, whole_episodes
 from sigma_jax.evaluation.stress.perturb import Perturbation, every_level
@@ -107,7 +107,7 @@ def perturbed(
 def table(
     clean: Windows,
     pairs: Callable[[], Iterable[tuple[NumpyBatch, NumpyBatch]]],
-    trained: Any,
+    trained: Predictor,
     sample: Callable[[NumpyBatch], np.ndarray],
     state: AdapterState | None,
     stride: int,

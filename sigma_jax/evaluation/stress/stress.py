@@ -14,7 +14,6 @@ Sigma's gain kept.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +21,7 @@ from jaxtyping import Float
 
 from sigma_jax.evaluation import measure, metrics
 from sigma_jax.evaluation.metrics import ERRORS
+from sigma_jax.evaluation.predictor import Predictor
 from sigma_jax.evaluation.replay import CARRIED, NumpyBatch, Windows, replay, views
 from sigma_jax.sigma.adapter import AdapterState
 
@@ -39,7 +39,7 @@ class Stress:
 
 
 def every_stress(
-    clean: Windows, batches: Callable[[], Iterable[NumpyBatch]], trained: Any, seed: int = 0
+    clean: Windows, batches: Callable[[], Iterable[NumpyBatch]], trained: Predictor, seed: int = 0
 ) -> Iterator[Stress]:
     """All stresses on some windows, one after the other.
 
@@ -126,7 +126,7 @@ def foreign(windows: Windows) -> Float[np.ndarray, 'n e']:
 
 
 def with_tau(
-    batches: Iterable[NumpyBatch], trained: Any, clean: Windows, tau: Float[np.ndarray, 'n e']
+    batches: Iterable[NumpyBatch], trained: Predictor, clean: Windows, tau: Float[np.ndarray, 'n e']
 ) -> Windows:
     """The windows again, with another tau in place of the inferred one.
 

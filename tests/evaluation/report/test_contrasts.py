@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from sigma_jax.cli import report as console
 from sigma_jax.evaluation import measure
 from sigma_jax.evaluation.compare import contrasts as comparison
 from sigma_jax.evaluation.compare.contrasts import PooledArm
 from sigma_jax.evaluation.measure import EvaluationConfig
 from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.replay import replay
-from sigma_jax.evaluation.report import console, contrasts, forest, schema
+from sigma_jax.evaluation.report import contrasts, forest, schema
 from sigma_jax.evaluation.report.page import render
 from tests import handmade
 from tests.evaluation.report.test_page import Balance

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from sigma_jax.cli import report as console
 from sigma_jax.evaluation import measure
 from sigma_jax.evaluation.measure import EvaluationConfig
 from sigma_jax.evaluation.replay import replay
-from sigma_jax.evaluation.report import console, figures, tables
+from sigma_jax.evaluation.report import figures, tables
 from sigma_jax.evaluation.report.page import read_log, render
 from tests import handmade
 

@@ -8,8 +8,9 @@ import re
 import pytest
 from rich.table import Table
 
+from sigma_jax.cli import report as console
 from sigma_jax.evaluation.metrics import ERRORS
-from sigma_jax.evaluation.report import console, contrasts, tables, trials
+from sigma_jax.evaluation.report import contrasts, tables, trials
 
 ARMS = ('pi05', 'hold', 'sigma', 'sigma+adapter', 'no_tau')
 NUMBERS = itertools.count(1)

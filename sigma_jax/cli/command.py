@@ -2,7 +2,6 @@
 with status 2.
 """
 
-import contextlib
 import difflib
 import functools
 import logging as standard_logging
@@ -16,15 +15,6 @@ from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 from sigma_jax.errors import UserError
 from sigma_jax.training.signals import Stopped
@@ -222,25 +212,3 @@ def help_text(program: str, file: str, settings: Mapping[str, Any]) -> str:
         lines.append(f'  --{flag.name}: {flag.help}')
     lines += ['', f'settings of {file}, which explains them (override with --config.KEY=VALUE):']
     return '\n'.join(lines + [f'  --config.{key}={value!r}' for key, value in settings.items()])
-
-
-@contextlib.contextmanager
-def transfer_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with bytes, speed and remaining time.
-
-    Args:
-      console: for the bar.
-      what: is transferred.
-
-    Returns:
-      A context with `progress(bytes done, bytes in all)`.
-    """
-    columns = (
-        TextColumn('{task.description}'),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
