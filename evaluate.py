@@ -16,6 +16,7 @@ that the report can say how often the test split was read.
 
 import argparse
 import pathlib
+from typing import Any
 
 from rich.console import Console
 
@@ -30,20 +31,17 @@ def main() -> None:
     """Entry point."""
     arguments = parse()
     console = Console()
-    found = sj.evaluate(
-        arguments.workdir,
-        shards=arguments.shards,
-        out=arguments.out,
-        splits=tuple(arguments.splits.split(',')),
-        adapter=arguments.adapter,
-        episodes_at_once=arguments.episodes_at_once,
-        stress=arguments.stress,
-        robustness=arguments.robustness,
-        reporter=sj.ConsoleReporter(Console(stderr=True), soft_wrap=True),
-    )
+    reporter = sj.ConsoleReporter(Console(stderr=True), soft_wrap=True)
+    found = sj.evaluate(**settings(arguments), reporter=reporter)
     show(found.report, console, arguments.checks)
     for path in (found.page, found.report_file):
         console.print(f'{path}', highlight=False, soft_wrap=True)
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `sj.evaluate` takes of the command line."""
+    asked = {name: value for name, value in vars(arguments).items() if name != 'checks'}
+    return asked | {'splits': tuple(arguments.splits.split(','))}
 
 
 def parse() -> argparse.Namespace:

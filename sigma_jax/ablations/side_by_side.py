@@ -194,8 +194,10 @@ class Many:
         run.state, self._metrics = run.step(run.state, run.frozen, placed, run.gates)
 
     def finite(self) -> None:
-        """Names the members that have stopped since the last look. Raises UserError when none is
-        left.
+        """Names the members that have stopped since the last look.
+
+        Raises:
+          UserError: none is left.
         """
         failed = np.asarray(self.run.state.failed)
         stopped = [m for m, step in enumerate(failed) if step != ALIVE]

@@ -9,6 +9,7 @@ from sigma_jax.evaluation import runner
 from sigma_jax.evaluation.compare import runs
 from sigma_jax.evaluation.measure import EvaluationConfig
 from sigma_jax.evaluation.replay_shards import SPLITS
+from sigma_jax.evaluation.request import Request
 from sigma_jax.sigma import adapter as inference_adapter
 from sigma_jax.training.compilation import keep_programs
 from sigma_jax.training.folder import RunFolder
@@ -73,6 +74,42 @@ def evaluate(
       UserError: no finished training, trainings that do not go together, shards of another base or
         with episodes that a training learned from, or a folder that cannot be written to.
     """
+    asked = request(
+        workdir,
+        shards=shards,
+        out=out,
+        splits=splits,
+        adapter=adapter,
+        episodes_at_once=episodes_at_once,
+        stress=stress,
+        robustness=robustness,
+    )
+    keep_programs(RunFolder(asked.workdir).config().compilation_cache)
+    return Evaluation(*runner.run(asked, reporter))
+
+
+def request(
+    workdir: Folder | Sequence[Folder],
+    *,
+    shards: Folder | None = None,
+    out: Folder | None = None,
+    adapter: str = 'default',
+    splits: Sequence[str] = SPLITS,
+    **more: Any,
+) -> Request:
+    """What `evaluate` is asked for, its folders looked through.
+
+    Args:
+      workdir: as `evaluate` takes it.
+      shards: as `evaluate` takes them.
+      out: as `evaluate` takes it.
+      adapter: as `evaluate` takes it.
+      splits: as `evaluate` takes them.
+      **more: as they are in a `Request`.
+
+    Raises:
+      UserError: no finished training, or trainings that do not go together.
+    """
     given = [workdir] if isinstance(workdir, str | pathlib.Path) else list(workdir)
     paths = [str(path) for path in given]
     found, left_out = runs.find(paths)
@@ -80,17 +117,13 @@ def evaluate(
     several = len(found) > 1 or bool(left_out)
     if out is None and several:
         out = runs.split_name(paths[0])[1]
-    request = runner.Request(
+    return Request(
         head.folder,
         None if shards is None else pathlib.Path(shards),
         None if out is None else pathlib.Path(out),
         tuple(splits),
-        episodes_at_once,
-        EvaluationConfig(adapter=inference_adapter.preset(adapter)),
+        config=EvaluationConfig(adapter=inference_adapter.preset(adapter)),
         rows=tuple(found) if several else (),
         left_out=tuple(left_out),
-        stress=stress,
-        robustness=robustness,
+        **more,
     )
-    keep_programs(RunFolder(head.folder).config().compilation_cache)
-    return Evaluation(*runner.run(request, reporter))

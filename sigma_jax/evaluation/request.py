@@ -36,8 +36,14 @@ class Request:
 
 
 def check_splits(splits: tuple[str, ...], stress: bool = False) -> None:
-    """Raises UserError for a split that does not exist, none at all, or stress tests without an
-    adapter.
+    """Checks the names of splits.
+
+    Args:
+      splits: asked for.
+      stress: whether there are stress tests, which need the adapter and so calibration.
+
+    Raises:
+      UserError: one does not exist, there is none, or stress tests without an adapter.
     """
     if unknown := [name for name in splits if name not in SPLITS] or ([''] if not splits else []):
         raise UserError(

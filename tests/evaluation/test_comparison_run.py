@@ -9,13 +9,14 @@ import pytest
 
 import evaluate
 from sigma_jax import trees
+from sigma_jax.api.evaluation import request
 from sigma_jax.backbones import pi05
 from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.replay_shards import in_order
 from sigma_jax.evaluation.report import schema
-from sigma_jax.evaluation.runner import Request
+from sigma_jax.evaluation.request import Request
 from sigma_jax.evaluation.stress import robustness
 from sigma_jax.evaluation.stress.perturb import every_level
 from sigma_jax.nn import lora
@@ -216,7 +217,7 @@ def test_a_run_s_frozen_leaves_are_shared_and_change_no_bit(small_run, kind):
 def test_a_single_folder_is_evaluated_as_ever(folder, monkeypatch):
     alone = folder / 'rows' / 'sigma' / 'seed0'
     monkeypatch.setattr(sys, 'argv', ['evaluate.py', f'--workdir={alone}'])
-    request = evaluate.request(evaluate.parse())
-    assert request == Request(alone), (
+    asked = request(**evaluate.settings(evaluate.parse()))
+    assert asked == Request(alone), (
         'no rows, nothing beside what it always did, the report in its own folder'
     )
