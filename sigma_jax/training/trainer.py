@@ -138,11 +138,11 @@ class One:
         Args:
           number: of the step, from 0.
         """
+        assert self._log is not None and self._placed is not None
         values, log = dict(self._values), self.run.config.log
         if log.shares and self.run.config.kind.weighs_terms and number % log.shares == 0:
             shares = self.run.shares(self._placed, jax.random.key(number))
             values |= {k: float(v) for k, v in shares.items()}
-        assert self._log is not None
         self._log.write(number, values)
         return f'loss {values["loss"]:.4g}'
 
