@@ -3,6 +3,7 @@
 import ast
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -65,6 +66,17 @@ def test_every_public_name_is_there_and_type_checkers_see_the_same():
 
 def test_every_public_name_says_what_it_is():
     assert [name for name in sj.__all__ if not (getattr(sj, name).__doc__ or '').strip()] == []
+
+
+def test_the_pages_of_the_api_cover_every_public_name():
+    pages = (ROOT / 'docs' / 'api').glob('*.md')
+    shown = {path for page in pages for path in re.findall(r'^::: (\S+)', page.read_text(), re.M)}
+    modules = [name for name in sj.__all__ if isinstance(getattr(sj, name), types.ModuleType)]
+    for name, path in for_type_checkers().items():
+        if name in modules:
+            assert any(one == path or one.startswith(f'{path}.') for one in shown), name
+        else:
+            assert path in shown, name
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():
