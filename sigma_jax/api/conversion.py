@@ -162,7 +162,7 @@ def _written(
 ) -> Conversion:
     with reporter.bars('bytes') as bars:
         update = bars.add(f'{opened.format} -> {layout}').update
-        record = weights.convert(opened, out, layout, dtype, change, update, around)
+        record = weights.convert(opened, out, layout, dtype, change, progress=update, around=around)
     facts = record['format'], record['parameters'], record['digest'], tuple(record['notes'])
     return Conversion(out, layout, *facts)
 

@@ -114,6 +114,7 @@ def convert(
     layout: str,
     dtype: str = 'stored',
     change: Callable[[Piece, np.ndarray], np.ndarray] | None = None,
+    *,
     progress: Callable[[int, int], None] = lambda done, total: None,
     around: assets.Beside | None = None,
 ) -> dict:

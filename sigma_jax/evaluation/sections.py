@@ -123,7 +123,7 @@ def perturbed(replayed: Replayed, bars: Bars) -> dict[str, Any]:
         base.sample,
         replayed.state,
         shards.meta.stride,
-        bar.advance,
+        on_level=bar.advance,
     )
     sampled = len(every_level()) * len(replayed.windows.episode)
     return {'split': split.name, 'base_samples': sampled, 'rows': rows}

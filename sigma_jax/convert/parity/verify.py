@@ -123,7 +123,7 @@ def verify(
             fixture.outputs[key],
             ours.get('prefix_mask') if name == 'prefix_hidden' else None,
         )
-        rows.append(compare(name, source, ours.get(name), theirs, tolerance, half, mask))
+        rows.append(compare(name, source, ours.get(name), theirs, tolerance, half=half, mask=mask))
     return rows
 
 
@@ -189,6 +189,7 @@ def compare(
     ours: np.ndarray | None,
     theirs: np.ndarray,
     tolerance: float,
+    *,
     half: bool = False,
     mask: np.ndarray | None = None,
 ) -> Row:

@@ -111,6 +111,7 @@ def table(
     sample: Callable[[NumpyBatch], np.ndarray],
     state: AdapterState | None,
     stride: int,
+    *,
     on_level: Callable[[], None] = lambda: None,
     changes: Iterable[Perturbation] | None = None,
 ) -> list[dict]:
