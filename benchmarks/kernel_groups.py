@@ -17,11 +17,13 @@ import jax
 ATTENTION = r'(flash|fmha|mha|sdpa|attention)'
 GROUPS = (
     ('attention forward', rf'{ATTENTION}.*(fprop|fwd|forward)'),
-    ('attention backward', rf'{ATTENTION}.*(bprop|bwd|backward|dgrad|convert_d|dot_do)|^compute_dot_do|^convert_dq'),
+    ('attention backward', rf'{ATTENTION}.*(bprop|bwd|backward|dgrad|convert_d|dot_do)'
+                           r'|^compute_dot_do|^convert_dq'),
     ('attention forward', ATTENTION),
-    ('matrix products', r'nvjet|gemm|cublas|cutlass|xmma|splitk|(^|_)dot(_|$|\.)|sm\d\d_.*tensor|conv'
-                        r'(olution|_fprop)'),
-    ('copies, transposes', r'memcpy|memset|copy|transpose|concatenate|slice|pad|broadcast|gather|scatter|iota'),
+    ('matrix products', r'nvjet|gemm|cublas|cutlass|xmma|splitk|(^|_)dot(_|$|\.)|sm\d\d_.*tensor'
+                        r'|conv(olution|_fprop)'),
+    ('copies, transposes', r'memcpy|memset|copy|transpose|concatenate|slice|pad|broadcast|gather'
+                           r'|scatter|iota'),
     ('reductions, norms', r'reduce|softmax|norm|cumsum|sort|scan'),
     ('element-wise', r'.*'),
 )  # fmt: skip

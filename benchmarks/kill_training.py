@@ -152,8 +152,11 @@ def kill_often(
         out = folder / f'out-{finished}'
         if killed >= kills:
             break
-    print(f'{killed} kills, {torn} of them in the middle of a checkpoint; {finished} trainings '
-          f'ended; {wrong or "all"}{" differ" if wrong else " as the undisturbed one"}')  # fmt: skip
+    differ = f'{wrong} differ' if wrong else 'all as the undisturbed one'
+    print(
+        f'{killed} kills, {torn} of them in the middle of a checkpoint; {finished} trainings '
+        f'ended; {differ}'
+    )
     print(
         'kills by newest checkpoint:',
         ', '.join(f'{n}: {stages[n]}' for n in sorted(stages)),

@@ -126,8 +126,8 @@ def perturbed(scale=0.1) -> dict:
 
 @functools.cache
 def forward():
-    """`(trainable, frozen, batch, ablation) -> (Carry, SigmaOutput)`, compiled once for all tests; no
-    dropout.
+    """`(trainable, frozen, batch, ablation) -> (Carry, SigmaOutput)` without dropout, compiled once
+    for all tests.
     """
     return quick.jit(sigma_objective().forward)
 

@@ -95,8 +95,12 @@ sys.path.insert(0, sys.argv[1])
 import mutants
 folder, names = pathlib.Path(sys.argv[2]), ('test_of_one', 'test_of_two')
 mutants.copy_tree = lambda place: shutil.copytree(folder, place)
-planted = [mutants.Mutant(n, 'planted_code.py', '2 * x', 'x ** 2', 'x', (f'test_planted.py::{n}',)) for n in names]
-print(mutants.table(planted, mutants.run_all([(m.name, m.tests, m) for m in planted], 1, folder.parent)))
+def plant(name):
+    tests = (f'test_planted.py::{name}',)
+    return mutants.Mutant(name, 'planted_code.py', '2 * x', 'x ** 2', 'x', tests)
+planted = [plant(name) for name in names]
+found = mutants.run_all([(m.name, m.tests, m) for m in planted], 1, folder.parent)
+print(mutants.table(planted, found))
 """
 
 

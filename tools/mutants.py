@@ -32,8 +32,8 @@ import warnings
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LISTS = ROOT / 'tools' / 'mutants'
 LIBRARIES = (
-    'chex', 'flax.linen', 'grain', 'huggingface_hub', 'optax', 'orbax.checkpoint', 'pyarrow.parquet', 'rich.console',
-    'safetensors.numpy', 'scipy.stats', 'tensorflow_datasets',
+    'chex', 'flax.linen', 'grain', 'huggingface_hub', 'optax', 'orbax.checkpoint',
+    'pyarrow.parquet', 'rich.console', 'safetensors.numpy', 'scipy.stats', 'tensorflow_datasets',
 )  # fmt: skip
 SHARE = 0.95  # of all bugs that must be found
 AS_IT_IS = 'as it is: '  # before the name of a run without an edit

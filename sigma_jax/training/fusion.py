@@ -11,18 +11,19 @@ from jax.extend import core
 # Outputs of these cost XLA nothing to make again where they are read: it fuses them into their
 # readers.
 FUSED = re.compile(
-    r'abs|add|add_any|and|broadcast_in_dim|ceil|clamp|convert_element_type|copy|cos|div|eq|erf|exp|exp2|expand_dims|floor'
-    r'|ge|gt|integer_pow|iota|is_finite|le|log|log1p|log2|logistic|lt|max|min|mul|ne|neg|not|one_minus_square|or|pow|real'
-    r'|reduce_precision|rem|reshape|rsqrt|select_n|shift_\w+|sign|sin|slice|sqrt|square|squeeze|stop_gradient|sub|tanh'
-    r'|transpose|xor'
+    r'abs|add|add_any|and|broadcast_in_dim|ceil|clamp|convert_element_type|copy|cos|div|eq|erf|exp'
+    r'|exp2|expand_dims|floor|ge|gt|integer_pow|iota|is_finite|le|log|log1p|log2|logistic|lt|max'
+    r'|min|mul|ne|neg|not|one_minus_square|or|pow|real|reduce_precision|rem|reshape|rsqrt|select_n'
+    r'|shift_\w+|sign|sin|slice|sqrt|square|squeeze|stop_gradient|sub|tanh|transpose|xor'
 )
 # The same of StableHLO: versions of JAX have ever other primitives, and all of them are lowered to
 # this smaller set.
 FUSED_WHEN_LOWERED = re.compile(
-    r'chlo\.(?!top_k)\w+|stablehlo\.(abs|add|and|atan2|bitcast_convert|broadcast_in_dim|cbrt|ceil|clamp|compare'
-    r'|constant|convert|cosine|count_leading_zeros|divide|exponential(_minus_one)?|floor|is_finite|log(_plus_one)?'
-    r'|logistic|maximum|minimum|multiply|negate|not|or|popcnt|power|real|reduce_precision|remainder|reshape|round_\w+'
-    r'|rsqrt|select|shift_\w+|sign|sine|sqrt|subtract|tan|tanh|xor)'
+    r'chlo\.(?!top_k)\w+|stablehlo\.(abs|add|and|atan2|bitcast_convert|broadcast_in_dim|cbrt|ceil'
+    r'|clamp|compare|constant|convert|cosine|count_leading_zeros|divide|exponential(_minus_one)?'
+    r'|floor|is_finite|log(_plus_one)?|logistic|maximum|minimum|multiply|negate|not|or|popcnt|power'
+    r'|real|reduce_precision|remainder|reshape|round_\w+|rsqrt|select|shift_\w+|sign|sine|sqrt'
+    r'|subtract|tan|tanh|xor)'
 )
 CALLS = (
     'jit',

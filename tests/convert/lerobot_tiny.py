@@ -20,7 +20,10 @@ from tests import golden
 
 RANK, ALPHA = 4, 10
 GEMMA = r'.*\.(language_model|gemma_expert\.model)\.layers\.\d+\.self_attn\.(q|k|v|o)_proj'
-EVERYTHING = rf'{GEMMA}|.*\.layers\.\d+\.(mlp\.\w+_proj|mlp\.fc\d|self_attn\.\w+_proj)|.*multi_modal_projector\.linear'
+EVERYTHING = (
+    rf'{GEMMA}|.*\.layers\.\d+\.(mlp\.\w+_proj|mlp\.fc\d|self_attn\.\w+_proj)'
+    r'|.*multi_modal_projector\.linear'
+)
 ADAPTERS = {'attention': GEMMA, 'everything': EVERYTHING}
 
 

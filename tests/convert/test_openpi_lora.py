@@ -181,7 +181,12 @@ def test_unasked_they_are_named_and_refused_with_the_flag(
     assert not (tmp_path / 'out').exists()
 
 
-def test_the_command_merges_in_float32_and_any_layout(openpi, command, weights, tmp_path):  # noqa: F811
+def test_the_command_merges_in_float32_and_any_layout(
+    openpi,
+    command,  # noqa: F811
+    weights,
+    tmp_path,
+):
     folder, made = openpi({'': 4, '_1': 4})
     arguments = (f'--checkpoint={folder}', f'--out={tmp_path / "out"}', '--merge_lora')
     status, printed = command(*arguments)

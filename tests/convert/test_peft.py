@@ -280,7 +280,8 @@ def projections(tensors):
 
 def test_matrices_without_a_side_path_can_be_merged(golden_params, tmp_path):
     settings = {
-        'target_modules': r'.*(language_model|gemma_expert).*\.self_attn\.[qkvo]_proj|model\.action_in_proj'
+        'target_modules': r'.*(language_model|gemma_expert).*\.self_attn\.[qkvo]_proj'
+        r'|model\.action_in_proj'
     }
     out = edit(STORED / 'attention', tmp_path / 'x', settings, projections)
     with pytest.raises(

@@ -35,8 +35,10 @@ from lerobot.processor import PolicyProcessorPipeline
 from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
 for folder in sys.argv[1:]:
     raw = {key: torch.from_numpy(x) for key, x in np.load(folder + '/raw.npz').items()}
-    before = PolicyProcessorPipeline.from_pretrained(folder, config_filename='policy_preprocessor.json')
-    after = PolicyProcessorPipeline.from_pretrained(folder, config_filename='policy_postprocessor.json',
+    before = PolicyProcessorPipeline.from_pretrained(
+        folder, config_filename='policy_preprocessor.json')
+    after = PolicyProcessorPipeline.from_pretrained(
+        folder, config_filename='policy_postprocessor.json',
         to_transition=policy_action_to_transition, to_output=transition_to_policy_action)
     relative = [step for step in before.steps if hasattr(step, 'exclude_joints')]
     for step in after.steps:
@@ -44,19 +46,22 @@ for folder in sys.argv[1:]:
             step.relative_step = relative[0]
     batch = before({'observation.state': raw['state'], 'action': raw['actions'], 'task': ['x']})
     back = after(batch['action'])
-    np.savez(folder + '/theirs.npz', state=batch['observation.state'], actions=batch['action'], back=back)
+    state, actions = batch['observation.state'], batch['action']
+    np.savez(folder + '/theirs.npz', state=state, actions=actions, back=back)
 """
 STATISTICS = """
 import sys, json, numpy as np
 from lerobot.datasets import compute_stats
 raw = dict(np.load(sys.argv[1] + '/rows.npz'))
 features = {'action': {'shape': [6], 'names': ['a', 'b', 'c', 'd', 'e', 'gripper']}}
-relative = compute_stats.compute_relative_action_stats(raw, features, 20, exclude_joints=['gripper'])
-parts = [{'action': compute_stats.get_feature_stats(raw['action'][raw['episode_index'] == i], 0, False)}
-         for i in np.unique(raw['episode_index'])]
+relative = compute_stats.compute_relative_action_stats(
+    raw, features, 20, exclude_joints=['gripper'])
+episodes = [raw['action'][raw['episode_index'] == i] for i in np.unique(raw['episode_index'])]
+parts = [{'action': compute_stats.get_feature_stats(one, 0, False)} for one in episodes]
 whole = compute_stats.aggregate_stats(parts)['action']
 listed = lambda one: {key: np.asarray(x).tolist() for key, x in one.items()}
-print(json.dumps({'relative': listed(relative), 'whole': listed(whole), 'parts': [listed(p['action']) for p in parts]}))
+parts = [listed(p['action']) for p in parts]
+print(json.dumps({'relative': listed(relative), 'whole': listed(whole), 'parts': parts}))
 """
 
 

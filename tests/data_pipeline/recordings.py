@@ -113,7 +113,8 @@ def write_meta(root: Path, lengths: tuple[int, ...], kind: str, width: int) -> N
         'fps': FPS,
         'chunks_size': 1000,
         'data_path': 'data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet',
-        'video_path': 'videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4',
+        'video_path': 'videos/chunk-{episode_chunk:03d}/{video_key}/'
+        'episode_{episode_index:06d}.mp4',
         'features': {'observation.state': vector, 'action': vector} | dict.fromkeys(CAMERAS, image),
     }
     (root / 'meta').mkdir(parents=True, exist_ok=True)

@@ -471,7 +471,8 @@ def test_a_lost_episode_of_depth_is_left_out_where_that_is_asked_for(tmp_path):
 
 
 LEROBOT = """
-import json, pathlib, sys, warnings, logging; warnings.filterwarnings('ignore'); logging.disable(logging.WARNING)
+import json, pathlib, sys, warnings, logging
+warnings.filterwarnings('ignore'); logging.disable(logging.WARNING)
 import numpy as np
 import torch
 from lerobot.configs import DepthEncoderConfig
@@ -479,24 +480,28 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.datasets.depth_utils import dequantize_depth
 work, ranges = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 codes = np.arange(4096, dtype=np.uint16).reshape(64, 64)
-found = {f'{unit}{n}': dequantize_depth(torch.from_numpy(codes)[None], output_unit=unit, **one)[0].numpy()
-         for n, one in enumerate(ranges) for unit in ('m', 'mm')}
+def read(unit, one):
+    return dequantize_depth(torch.from_numpy(codes)[None], output_unit=unit, **one)[0].numpy()
+found = {f'{unit}{n}': read(unit, one) for n, one in enumerate(ranges) for unit in ('m', 'mm')}
 KEY = 'observation.images.up_depth'
 def scene(n, kind):
     mm = (300 + 61 * n + 40 * np.arange(32) + 25 * np.arange(24)[:, None]).astype(np.uint16)
     mm[:8, :12] = 0
     return (mm if kind == 'uint16' else mm.astype(np.float32) / 1000)[..., None]
-for name, use, kind, encoder in (('video', True, 'uint16', {}), ('linear', True, 'float32', ranges[2]),
-                                 ('image', False, 'uint16', {}), ('float', False, 'float32', {})):
+for name, use, kind, encoder in (
+    ('video', True, 'uint16', {}), ('linear', True, 'float32', ranges[2]),
+    ('image', False, 'uint16', {}), ('float', False, 'float32', {}),
+):
     joints = {'dtype': 'float32', 'shape': (6,), 'names': list('abcdef')}
-    depth = {'dtype': 'video' if use else 'image', 'shape': (24, 32, 1), 'names': ['height', 'width', 'channels'],
-             'info': {'is_depth_map': True}}
-    d = LeRobotDataset.create('me/x', 30, {'observation.state': joints, 'action': joints, KEY: depth},
-                              root=work / name, use_videos=use, depth_encoder=DepthEncoderConfig(**encoder))
+    depth = {'dtype': 'video' if use else 'image', 'shape': (24, 32, 1),
+             'names': ['height', 'width', 'channels'], 'info': {'is_depth_map': True}}
+    features = {'observation.state': joints, 'action': joints, KEY: depth}
+    d = LeRobotDataset.create('me/x', 30, features, root=work / name, use_videos=use,
+                              depth_encoder=DepthEncoderConfig(**encoder))
     for episode in range(2):
         for i in range(12):
-            x = np.full(6, i, np.float32)
-            d.add_frame({'observation.state': x, 'action': x, 'task': 'look', KEY: scene(12 * episode + i, kind)})
+            x, seen = np.full(6, i, np.float32), scene(12 * episode + i, kind)
+            d.add_frame({'observation.state': x, 'action': x, 'task': 'look', KEY: seen})
         d.save_episode()
     d.finalize()
     for unit in ('m', 'mm'):

@@ -229,7 +229,8 @@ def test_files_of_v21_hold_what_their_names_say(tmp_path):
 
 
 LEROBOT = """
-import json, sys, warnings, logging; warnings.filterwarnings('ignore'); logging.disable(logging.ERROR)
+import json, sys, warnings, logging
+warnings.filterwarnings('ignore'); logging.disable(logging.ERROR)
 import numpy as np
 from lerobot.datasets import LeRobotDataset
 d = LeRobotDataset('me/data', root=sys.argv[1], video_backend='pyav')

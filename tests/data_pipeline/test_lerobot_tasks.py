@@ -114,7 +114,8 @@ import pandas as pd
 from lerobot.datasets.io_utils import load_tasks, write_tasks
 root = pathlib.Path(sys.argv[1])
 for name in json.loads(sys.argv[2]):
-    frame = pd.DataFrame({'task_index': [0, 1, 2]}, index=pd.Index(json.loads(sys.argv[3]), name=name))
+    tasks = pd.Index(json.loads(sys.argv[3]), name=name)
+    frame = pd.DataFrame({'task_index': [0, 1, 2]}, index=tasks)
     write_tasks(frame, root / str(name))
     back = load_tasks(root / str(name))
     print(json.dumps({str(row.task_index): str(text) for text, row in back.iterrows()}))

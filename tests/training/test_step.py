@@ -177,7 +177,10 @@ def test_rows_side_by_side_equal_the_rows_alone(together, step, start, frozen, b
             )
 
 
-TAU = r'vision/modulator/(w_1|theta_t)|language/(modulator|tau_const|telepathy_projector|summary_text)'
+TAU = (
+    r'vision/modulator/(w_1|theta_t)'
+    r'|language/(modulator|tau_const|telepathy_projector|summary_text)'
+)
 # row: parameters without a gradient; c_text is read by tau alone, memory, intent and factors by the
 # alignment terms too
 DEAD = {

@@ -41,9 +41,10 @@ class Fixture:
         prompt.
         """
         i = self.inputs
+        masks = [i[f'{name}_mask'] for name in self.cameras]
         return Observation(
             images=np.stack([i[name] for name in self.cameras], axis=1),  # type: ignore[arg-type]
-            image_mask=np.stack([i[f'{name}_mask'] for name in self.cameras], axis=1),  # type: ignore[arg-type]
+            image_mask=np.stack(masks, axis=1),  # type: ignore[arg-type]
             prompt=i['tokens'],  # type: ignore[arg-type]
             prompt_mask=i['token_mask'],  # type: ignore[arg-type]
             text=i['tokens'],  # type: ignore[arg-type]

@@ -18,18 +18,21 @@ from sigma_jax.evaluation.report.tables import image
 
 STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', sans-serif; color: #1d1d1f; background: #fff;
-  margin: 0 auto; padding: 1.2rem 1rem 4rem; max-width: 46rem; }
+body { font: 16px/1.5 system-ui, -apple-system, 'Segoe UI', sans-serif; color: #1d1d1f;
+  background: #fff; margin: 0 auto; padding: 1.2rem 1rem 4rem; max-width: 46rem; }
 h1 { font-size: 1rem; font-weight: 600; color: #666; margin: 0 0 .6rem; }
 .verdict { font-size: 1.35rem; line-height: 1.35; font-weight: 600; margin: 0 0 .6rem; }
-h2 { font-size: 1.12rem; margin: 2.6rem 0 .4rem; border-top: 1px solid #e4e4e4; padding-top: 1.1rem; }
+h2 { font-size: 1.12rem; margin: 2.6rem 0 .4rem; border-top: 1px solid #e4e4e4;
+  padding-top: 1.1rem; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p, li { max-width: 42rem; } .note { color: #666; font-size: .88rem; }
 .warn { background: #fff4e5; border-left: 4px solid #d9762b; padding: .6rem .8rem; }
 img { width: 100%; height: auto; display: block; margin: .5rem 0; }
 .scroll { overflow-x: auto; margin: .6rem 0; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { text-align: right; padding: .3rem .55rem; border-bottom: 1px solid #ececec; vertical-align: top; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums;
+  width: 100%; }
+th, td { text-align: right; padding: .3rem .55rem; border-bottom: 1px solid #ececec;
+  vertical-align: top; }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 th { font-weight: 600; border-bottom: 1px solid #bbb; } small { color: #777; font-weight: 400; }
 td small { white-space: nowrap; font-size: .78rem; }
@@ -42,16 +45,18 @@ details td:nth-child(2) { overflow-wrap: anywhere; }
 """
 
 NOTES = """<ul class=note>
-<li>Errors are mean squared errors in squared raw robot units. The definitions are ours, since the paper gives no
-lengths: mse_vec is the first action of a window, mse_chk its first actions up to the chunk length, mse_trj all of
-them.</li>
-<li>The paper evaluated on the windows that it trained on. Here episodes are split: means, bias fit and
-normalisation come from train, every choice and the adapter from calibration; test is only measured.</li>
+<li>Errors are mean squared errors in squared raw robot units. The definitions are ours, since the
+paper gives no lengths: mse_vec is the first action of a window, mse_chk its first actions up to the
+chunk length, mse_trj all of them.</li>
+<li>The paper evaluated on the windows that it trained on. Here episodes are split: means, bias fit
+and normalisation come from train, every choice and the adapter from calibration; test is only
+measured.</li>
 <li>Intervals: 95 %, bootstrap over whole episodes, paired with the base on the same windows.</li>
-<li>pi05 is the frozen base; pi05_bias adds an affine fit per joint and step made on training windows; hold repeats the
-state; mean is the mean training action of each step. sigma carries its memory through whole episodes, sigma_reset
-starts anew as often as training did. sigma_tau_off switches telepathy off in the same checkpoint: a switch at
-inference, not a model trained without it.</li></ul>"""
+<li>pi05 is the frozen base; pi05_bias adds an affine fit per joint and step made on training
+windows; hold repeats the state; mean is the mean training action of each step. sigma carries its
+memory through whole episodes, sigma_reset starts anew as often as training did. sigma_tau_off
+switches telepathy off in the same checkpoint: a switch at inference, not a model trained without
+it.</li></ul>"""
 
 
 def read_log(path: Path) -> dict[str, Float[np.ndarray, 'n']]:
@@ -212,14 +217,14 @@ def error_section(report: Mapping) -> str:
         for other, values in report['splits'].items()
         if other != name
     )
+    changes = image(figures.forest(split['arms']), 'change of each arm against pi05')
+    steps = image(figures.error_by_step(split['arms']), 'error by horizon step')
     return (
-        '<h2>How large is the '
-        f'difference?</h2>{image(figures.forest(split["arms"]), "change of each arm against pi05")}<h3>Error '
-        'by step of the '
-        f'window</h3>{image(figures.error_by_step(split["arms"]), "error by horizon step")}<h3>Telepathy '
-        'switch × adapter, one '
-        f'checkpoint</h3>{tables.switch_table(report)}<details><summary>Rates, tau and alignment '
-        f'of every arm</summary>{tables.rates_table(split)}</details>'
+        f'<h2>How large is the difference?</h2>{changes}'
+        f'<h3>Error by step of the window</h3>{steps}'
+        f'<h3>Telepathy switch × adapter, one checkpoint</h3>{tables.switch_table(report)}'
+        '<details><summary>Rates, tau and alignment of every arm</summary>'
+        f'{tables.rates_table(split)}</details>'
         + (
             f'<h3>Parameters and compute, a window</h3>{compared.cost_table(costs)}'
             if costs

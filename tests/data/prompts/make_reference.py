@@ -17,17 +17,17 @@ import numpy as np
 FILE = pathlib.Path(__file__).parent / 'prompts.json'
 COUNT = 200
 WORDS = (
-    'pick', 'up', 'the', 'brick', 'place', 'it', 'in', 'box', 'lego', 'pink', 'transparent', 'drawer', 'open',
-    'left_arm', 'gripper.pos', '12', '0.5', 'cm', 'fold-the', 'shirt', 'T-shirt', 'PUT', 'Käse', 'żółw',
-    'レゴを取って', '把积木放进盒子', '🤖', '🧱', '👩\u200d🔬', 'e\u0301', 'naïve', '\u200b', '▁', '...', '', '--',
-    '(slowly)', '"now"', "don't", '100%', 'a/b', 'C:\\x',
+    'pick', 'up', 'the', 'brick', 'place', 'it', 'in', 'box', 'lego', 'pink', 'transparent',
+    'drawer', 'open', 'left_arm', 'gripper.pos', '12', '0.5', 'cm', 'fold-the', 'shirt', 'T-shirt',
+    'PUT', 'Käse', 'żółw', 'レゴを取って', '把积木放进盒子', '🤖', '🧱', '👩\u200d🔬', 'e\u0301',
+    'naïve', '\u200b', '▁', '...', '', '--', '(slowly)', '"now"', "don't", '100%', 'a/b', 'C:\\x',
 )  # fmt: skip
 ODD = (
-    '  leading spaces', 'trailing spaces   ', '\n\nnewlines\nin\nit\n', 'under_score__twice_', 'tab\tand\r\nreturn',
-    '', ' ', '___', '<bos>', '<eos> stop', 'say <bos>twice<bos>', '<pad><unk>', '<loc0123> '
-                                                                                '<seg001>', '<image>',
-    'Task: State: ;', 'a  b   c    d', '\u00a0nbsp\u00a0', '１２３', 'x' * 60, 'ﬁne ligature', '\ufeffbom', 'ａｂｃ',
-    '🇩🇪🇨🇳', '\u2581lower\u2581block',
+    '  leading spaces', 'trailing spaces   ', '\n\nnewlines\nin\nit\n', 'under_score__twice_',
+    'tab\tand\r\nreturn', '', ' ', '___', '<bos>', '<eos> stop', 'say <bos>twice<bos>',
+    '<pad><unk>', '<loc0123> <seg001>', '<image>', 'Task: State: ;', 'a  b   c    d',
+    '\u00a0nbsp\u00a0', '１２３', 'x' * 60, 'ﬁne ligature', '\ufeffbom', 'ａｂｃ', '🇩🇪🇨🇳',
+    '\u2581lower\u2581block',
 )  # fmt: skip
 
 

@@ -1,11 +1,12 @@
 """What openpi's and LeRobot's `resize_with_pad` make of pictures of 20 shapes; run inside their own
 installations.
 
-    python make_reference.py openpi        # writes openpi.npz: the client's (Pillow) and the JAX version
-    python make_reference.py lerobot       # writes lerobot.npz: the PyTorch version on float32 pictures in 0..1
+    python make_reference.py openpi
+    python make_reference.py lerobot
 
-README.md has versions and commands behind the stored ones. Of every result `SAMPLES` pixels are
-kept.
+The first writes openpi.npz: the client's (Pillow) and the JAX version; the second lerobot.npz: the
+PyTorch version on float32 pictures in 0..1. README.md has versions and commands behind the stored
+ones. Of every result `SAMPLES` pixels are kept.
 """
 
 import pathlib
@@ -17,8 +18,9 @@ HERE = pathlib.Path(__file__).parent
 SAMPLES = 120  # pixels of a result
 TARGETS = ((224, 224), (56, 56))
 SHAPES = (
-    (480, 640), (640, 480), (720, 1280), (360, 640), (224, 224), (225, 223), (100, 100), (56, 57), (33, 20), (2, 3),
-    (1, 1), (500, 10), (10, 500), (300, 301), (97, 401), (448, 448), (448, 336), (150, 640), (20, 1000), (240, 424),
+    (480, 640), (640, 480), (720, 1280), (360, 640), (224, 224), (225, 223), (100, 100),
+    (56, 57), (33, 20), (2, 3), (1, 1), (500, 10), (10, 500), (300, 301), (97, 401), (448, 448),
+    (448, 336), (150, 640), (20, 1000), (240, 424),
 )  # fmt: skip
 
 
