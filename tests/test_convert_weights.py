@@ -14,8 +14,8 @@ from sigma_jax import trees
 from sigma_jax.backbones import pi05
 from sigma_jax.convert import checkpoint
 from sigma_jax.convert.peft import adapter as peft
-from sigma_jax.nn import lora
 from tests import golden
+from tests.merged import merge
 
 ADAPTER = golden.DATA / 'peft_tiny'
 
@@ -63,9 +63,7 @@ def test_an_adapter_is_merged_in_float32(command, tmp_path):
     assert status == 0, printed
     loaded = checkpoint.load(base)
     adapter = peft.load(folder, loaded.config)
-    want = trees.flatten(
-        lora.merge(loaded.params, adapter.factors, pi05.LAYOUTS, adapter.config.alpha)
-    )
+    want = trees.flatten(merge(loaded.params, adapter.factors, pi05.LAYOUTS, adapter.config.alpha))
     got, before = (
         trees.flatten(checkpoint.load(tmp_path / 'merged').params),
         trees.flatten(loaded.params),

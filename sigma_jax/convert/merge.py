@@ -1,5 +1,5 @@
-"""LoRA factors merged into base weights a slice at a time, in numpy: for export only
-(docs/design.md, "LoRA").
+"""LoRA factors merged into base weights a slice at a time, in numpy: for conversion and export,
+never for training (docs/design.md, "LoRA").
 """
 
 from collections.abc import Mapping
@@ -20,21 +20,21 @@ def merge_piece(
     layouts: Mapping[str, lora.Layout],
     alpha: float,
 ) -> np.ndarray:
-    """`piece + alpha / r * B A` in float32: one slice of `lora.merge`.
+    """`W + alpha / r * B A` in float32 for one slice of a leaf, with the same slice of its factors.
 
-    A slice of a leaf without factors comes back as it is, however it was cut.
+    A slice of a leaf without factors comes back as it is, in its own dtype.
 
     Args:
-      path: of the leaf.
+      path: of the leaf, its keys joined by '/'.
       index: `piece = base[path][index]`: a whole number for each of the leading axes (scanned
         layers, stacked matrices) that the caller goes through.
-      piece: of the base.
-      factors: of all leaves.
-      layouts: {pattern over whole paths: layout}.
-      alpha: strength.
+      piece: W, in the axes of the leaf's layout.
+      factors: {leaf path: {'a': [.. r d_in], 'b': [.. d_out r]}} as a nested dictionary.
+      layouts: {pattern over whole paths: layout}, which says where inputs and outputs are in W.
+      alpha: the update is multiplied by alpha / r.
 
     Returns:
-      The slice.
+      The merged slice, in the axes of `piece`.
     """
     pair = _pair(factors, path)
     if pair is None:

@@ -149,9 +149,6 @@ def init_factors(
       >>> factors = lora.init_factors(jax.random.key(0), base, layouts, config)
       >>> jax.tree.map(jnp.shape, factors)
       {'attn': {'q': {'a': (2, 4), 'b': (6, 2)}}}
-      >>> merged = lora.merge(base, factors, layouts, alpha=16.0)
-      >>> bool((merged['attn']['q'] == base['attn']['q']).all())
-      True
     """
     mask = trees.flatten(trees.select(base, config.patterns))
     shapes = {path: leaf.shape for path, leaf in trees.flatten(base).items() if mask[path]}
@@ -194,41 +191,3 @@ def side_path(
     low = jnp.einsum(f'...y,{s}zy->{s}...z', x, a)
     high = jnp.einsum(f'{s}...z,{s}yz->{s}...y', low, b)
     return (high * (alpha / a.shape[-2])).reshape(*high.shape[:-1], *output_sizes)
-
-
-def merge(base: PyTree, factors: PyTree, layouts: Mapping[str, Layout], alpha: float) -> PyTree:
-    """base + alpha / r * B A in float32: for export only, never for training (docs/design.md,
-    "LoRA").
-
-    Args:
-      base: the base's tree.
-      factors: from `init_factors`, trained.
-      layouts: {pattern over whole paths: layout}.
-      alpha: strength.
-
-    Returns:
-      The base's tree; leaves without factors are the same arrays.
-
-    Raises:
-      UserError: factors of a leaf that is no matrix.
-    """
-    pairs = trees.flatten(
-        factors, is_leaf=lambda x: isinstance(x, Mapping) and set(x) == {'a', 'b'}
-    )
-
-    def one(path, w):
-        if path not in pairs:
-            return w
-        layout, (a, b) = (
-            find_layout(path, layouts),
-            (pairs[path][n].astype(jnp.float32) for n in 'ab'),
-        )
-        size = dict(zip(layout.weight, w.shape[w.ndim - len(layout.weight) :], strict=True))
-        delta = jnp.einsum('...or,...ri->...oi', b, a, precision='highest') * (alpha / a.shape[-2])
-        extra = w.ndim - len(layout.weight)
-        inner = layout.stack + layout.outputs + layout.inputs
-        delta = delta.reshape(*w.shape[:extra], *(size[x] for x in inner))
-        order = [*range(extra), *(extra + inner.index(x) for x in layout.weight)]
-        return w.astype(jnp.float32) + delta.transpose(order)
-
-    return trees.map_with_path(one, base)

@@ -13,6 +13,7 @@ from sigma_jax import trees
 from sigma_jax.backbones import pi05
 from sigma_jax.nn import lora
 from tests import golden, quick
+from tests.merged import merge
 
 
 @pytest.fixture(scope='module')
@@ -158,7 +159,7 @@ def test_lora_side_path_equals_merged_weights(golden_params):
         lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), factors
     )
     got = side(golden_params, factors)
-    want = base(lora.merge(golden_params, factors, pi05.LAYOUTS, c.alpha))
+    want = base(merge(golden_params, factors, pi05.LAYOUTS, c.alpha))
     assert np.abs(got - plain).max() > 0.01
     chex.assert_trees_all_close(got, want, atol=5e-5)
 

@@ -21,6 +21,7 @@ from sigma_jax.convert.peft import adapter as peft
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora
 from tests import golden, quick
+from tests.merged import merge
 
 STORED = golden.DATA / 'peft_tiny'
 PATTERNS = (
@@ -104,12 +105,12 @@ def test_pairs_lie_beside_lerobots_matrices(factors, torch_names, tmp_path):
 
 def test_rows_and_columns_are_in_pytorchs_order(factors, golden_params, tmp_path):
     """W' = W + alpha / r B A holds in PyTorch's layout, matrix by matrix, for the weights that
-    `lora.merge` gives.
+    `merge` gives.
     """
     peft.save(factors, CONFIG, abstract(), tmp_path / 'adapter', layout='openpi-pytorch')
     adapter = load_file(tmp_path / 'adapter' / 'adapter_model.safetensors')
     base = trees.flatten(golden_params)
-    merged = trees.flatten(lora.merge(golden_params, factors, pi05.LAYOUTS, CONFIG.alpha))
+    merged = trees.flatten(merge(golden_params, factors, pi05.LAYOUTS, CONFIG.alpha))
     seen = 0
     for rule in pi05_names.RULES:
         for index, name in rule.names(base[rule.path].shape[0]):
@@ -250,7 +251,7 @@ def test_strengths_that_differ_are_kept(tmp_path):
 
 
 def test_one_slice_merged_is_the_merged_tree(factors, golden_params):
-    want = trees.flatten(lora.merge(golden_params, factors, pi05.LAYOUTS, CONFIG.alpha))
+    want = trees.flatten(merge(golden_params, factors, pi05.LAYOUTS, CONFIG.alpha))
     for path, leaf in trees.flatten(golden_params).items():
         x = np.asarray(leaf)
         for depth in (0, 1, 2) if 'einsum' in path else (0, 1):
@@ -289,7 +290,7 @@ def test_matrices_without_a_side_path_can_be_merged(golden_params, tmp_path):
     ):
         peft.load(out, abstract())
     found = peft.load(out, abstract(), peft.MERGE_LAYOUTS)
-    merged = lora.merge(golden_params, found.factors, peft.MERGE_LAYOUTS, found.config.alpha)
+    merged = merge(golden_params, found.factors, peft.MERGE_LAYOUTS, found.config.alpha)
     tensors, key = (
         load_file(out / 'adapter_model.safetensors'),
         'base_model.model.model.action_in_proj.lora_',

@@ -19,6 +19,7 @@ from sigma_jax.nn import lora
 from sigma_jax.training.export import export_run
 from tests import golden
 from tests.convert import lerobot_tiny
+from tests.merged import merge
 from tests.training.test_export import (
     LORA,
     base,  # noqa: F401
@@ -158,7 +159,7 @@ def test_our_merged_weights_are_pefts(params, tmp_path, target_modules):
     model.save_pretrained(tmp_path / 'adapter')
     want = model.merge_and_unload().state_dict()
     adapter = peft.load(tmp_path / 'adapter', params, peft.MERGE_LAYOUTS)
-    merged = lora.merge(params, adapter.factors, peft.MERGE_LAYOUTS, adapter.config.alpha)
+    merged = merge(params, adapter.factors, peft.MERGE_LAYOUTS, adapter.config.alpha)
     found = checkpoint.Checkpoint(jax.tree.map(np.asarray, merged), golden.config(), 'lerobot')
     checkpoint.save(found, tmp_path, tmp_path / 'merged', layout='lerobot')
     tensors = load_file(tmp_path / 'merged' / 'model.safetensors')

@@ -13,6 +13,7 @@ from sigma_jax.backbones.pi05 import LAYOUTS
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora
 from sigma_jax.nn.layers import project
+from tests.merged import merge
 
 L, D, F, N, H, K, R = 3, 12, 20, 2, 5, 1, 4
 # path -> (shape with a scanned layer axis, leading axes of the factors, d_in, d_out)
@@ -125,7 +126,7 @@ def test_side_path_equals_the_merged_matrix(path, factors):
 def test_merge_adds_the_product_in_float32_and_leaves_the_rest(factors, dtype):
     base = jax.tree.map(lambda x: random(x.shape, 3).astype(dtype), BASE)
     merged, pair = (
-        trees.flatten(lora.merge(base, factors, LAYOUTS, CONFIG.alpha)),
+        trees.flatten(merge(base, factors, LAYOUTS, CONFIG.alpha)),
         trees.flatten(factors),
     )
     assert merged.pop('norm/scale') is base['norm']['scale']

@@ -25,6 +25,7 @@ from sigma_jax.training.config import RunConfig
 from sigma_jax.training.export import export_run
 from sigma_jax.training.step import TrainState
 from tests import golden, metas
+from tests.merged import merge
 
 LORA = {'patterns': ('.*/attn/(q|kv)_einsum/w',), 'rank': 2, 'alpha': 6.0, 'dropout': 0.1}
 NAMES = ('pan', 'lift', 'grip')
@@ -203,7 +204,7 @@ def test_merged_weights_are_base_and_factors_in_float32(make_run, base, tmp_path
     assert names(out) == {'adapter', 'merged', 'norm_stats.json', 'export.json'}
     found = checkpoint.load(out / 'merged')
     assert found.format == 'lerobot'
-    want = trees.flatten(lora.merge(base[1], steps[4]['lora'], pi05.LAYOUTS, 6.0))
+    want = trees.flatten(merge(base[1], steps[4]['lora'], pi05.LAYOUTS, 6.0))
     for path, leaf in trees.flatten(found.params).items():
         np.testing.assert_allclose(leaf, want[path], rtol=0, atol=1e-5)
         touched = '/q_einsum/' in path or '/kv_einsum/' in path
@@ -228,7 +229,7 @@ def test_trained_base_weights_come_merged_or_not_at_all(make_run, base, tmp_path
     for path, leaf in trees.flatten(steps[4]['params']).items():
         assert np.array_equal(found[path], leaf)
     path = 'PaliGemma/llm/layers/attn/q_einsum/w'
-    want = trees.flatten(lora.merge(base[1], steps[4]['lora'], pi05.LAYOUTS, 6.0))[path]
+    want = trees.flatten(merge(base[1], steps[4]['lora'], pi05.LAYOUTS, 6.0))[path]
     np.testing.assert_allclose(found[path], want, rtol=0, atol=1e-5)
     policy = read_policy(out / 'merged')
     assert policy.relative_joints == (False,) * 3 and policy.cameras == ('up',)
