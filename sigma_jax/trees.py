@@ -5,6 +5,7 @@ the project is made here.
 """
 
 import difflib
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -12,22 +13,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 
 from sigma_jax.errors import UserError, few
 
 PyTree = Any
 
 
-def path_string(path: tuple) -> str:
-    """A key path of `jax.tree_util` as 'a/b/c'.
-
-    Args:
-      path: keys of a leaf.
-
-    Returns:
-      The keys, joined.
-    """
-    return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)
+_joined = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
 
 
 def flatten(tree: PyTree, is_leaf: Callable | None = None) -> dict[str, Any]:
@@ -45,10 +38,8 @@ def flatten(tree: PyTree, is_leaf: Callable | None = None) -> dict[str, Any]:
       >>> trees.flatten({'b': {'x': 1}, 'a': 2})
       {'a': 2, 'b/x': 1}
     """
-    return {
-        path_string(p): leaf
-        for p, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {_joined(path): leaf for path, leaf in leaves}
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict:
@@ -60,14 +51,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict:
     Returns:
       The nested dictionary.
     """
-    tree: dict = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split('/')
-        node = tree
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[last] = leaf
-    return tree
+    return traverse_util.unflatten_dict(dict(flat), sep='/')
 
 
 def map_with_path(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
@@ -80,7 +64,7 @@ def map_with_path(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
     Returns:
       The tree of new leaves.
     """
-    return jax.tree_util.tree_map_with_path(lambda p, leaf: function(path_string(p), leaf), tree)
+    return jax.tree_util.tree_map_with_path(lambda p, leaf: function(_joined(p), leaf), tree)
 
 
 def select(tree: PyTree, patterns: Iterable[str]) -> PyTree:

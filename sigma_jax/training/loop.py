@@ -1,7 +1,8 @@
 """From a folder to its last step: locks, checkpoints, the loop, the wish to stop.
 
-What differs between one run and many is a `Work`: `trainer.One` is a run, `ablations.side_by_side.Many` the
-members of an ablation. Everything here resumes bit for bit (docs/design.md, "Training step").
+What differs between one run and many is a `Work`: `trainer.One` is a run,
+`ablations.side_by_side.Many` the members of an ablation. Everything here resumes bit for bit
+(docs/design.md, "Training step").
 """
 
 import contextlib
