@@ -1,11 +1,11 @@
-"""Evaluates trained Sigmas against their base, simple arms and each other, and writes a report to
-read.
+"""Evaluates trained Sigmas against their base, simple methods and each other, and writes a report
+to read.
 
     python evaluate.py --workdir=runs/sigma
     # choose without reading test
     python evaluate.py --workdir=runs/sigma --splits=train,calibration
     python evaluate.py --workdir=runs/sigma --stress --robustness --checks
-    # rows/<row>/seed<k>/, arms by row
+    # rows/<row>/seed<k>/, methods by row
     python evaluate.py --workdir=runs/ablations
     python evaluate.py --workdir=runs/ablations --workdir=pi05_lora=runs/lora0 --out=runs/comparison
 

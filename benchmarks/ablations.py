@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import kernel_groups  # noqa: E402
 from sigma_jax import xla  # noqa: E402
-from sigma_jax.ablations import side_by_side, stacked  # noqa: E402
+from sigma_jax.ablations import stacked, stacked_trainer  # noqa: E402
 from sigma_jax.ablations.setup import AblationRun  # noqa: E402
 from sigma_jax.cli.command import load  # noqa: E402
 from sigma_jax.training.config import RunConfig  # noqa: E402
@@ -104,7 +104,7 @@ def settings(
     config |= {'batch_size': flags.batch or config['batch_size']}
     config |= {'sequence_length': flags.windows or config['sequence_length']}
     rows = list(dict(grid['rows']).items())[: flags.rows]
-    return side_by_side.with_grid(
+    return stacked_trainer.with_grid(
         RunConfig.from_dict(config), {'rows': rows, 'seeds': range(flags.seeds)}
     )
 
@@ -127,14 +127,14 @@ def together(run: AblationRun) -> Callable[[], Any]:
     batches = iter(run.make_loader(0))
 
     def step() -> Any:
-        batch = run.devices.everywhere(to_batch(next(batches)))
+        batch = run.devices.replicate(to_batch(next(batches)))
         run.state, metrics = run.step(run.state, run.frozen, batch, run.gates)
         return run.state, metrics
 
     return step
 
 
-def alone(run: AblationRun, starts: stacked.Rows, steps: int) -> Callable[[], Any]:
+def alone(run: AblationRun, starts: stacked.StackedState, steps: int) -> Callable[[], Any]:
     """All steps of the next member, round and round, on the first device; on a CPU that one uses
     all cores.
     """

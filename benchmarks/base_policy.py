@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sigma_jax.cli.command import reports_user_errors
 from sigma_jax.data.shards.directory import Split, open_shards
-from sigma_jax.evaluation import arms, metrics
+from sigma_jax.evaluation import metrics, simple_baselines
 from sigma_jax.types import Actions
 
 
@@ -42,11 +42,11 @@ def main() -> None:
     shards = open_shards(flags.shards)
     chunk = shards.meta.chunk
     splits = {name: read_split(shards.split(name)) for name in ('train', 'calibration', 'test')}
-    mean = arms.mean_action(splits['train']['actions'], splits['train']['mask'])
+    mean = simple_baselines.mean_action(splits['train']['actions'], splits['train']['mask'])
     table = Table(
         'split',
         'windows',
-        'arm',
+        'method',
         'mse_vec',
         'mse_chk',
         'mse_trj',
@@ -54,7 +54,7 @@ def main() -> None:
     )
     for split, data in splits.items():
         shape = data['actions'].shape
-        hold = arms.hold(data['state'], shape[1], shape[2])
+        hold = simple_baselines.hold(data['state'], shape[1], shape[2])
         for name, predicted in {
             'hold': hold,
             'mean': np.broadcast_to(mean, shape),

@@ -43,7 +43,7 @@ def lerobot_tensors(
     }
     found = {}
     for piece in pieces(shapes, pi05_names.TABLE, whole=True):
-        shape = piece.form.to_torch(np.broadcast_to(np.int8(0), piece.shape)).shape
+        shape = piece.tensor_map.to_torch(np.broadcast_to(np.int8(0), piece.shape)).shape
         found[f'model.{piece.name}'] = (
             shape,
             target_dtype(piece.path, DTYPES['F32'], dtype, pi05_names.TABLE),

@@ -42,7 +42,7 @@ from sigma_jax.data.shards.prepare import prepare  # noqa: E402
 from sigma_jax.errors import UserError  # noqa: E402
 from sigma_jax.training import trainer  # noqa: E402
 from sigma_jax.training.checkpoints import step_folder  # noqa: E402
-from sigma_jax.training.compilation import keep_programs  # noqa: E402
+from sigma_jax.training.compilation import enable_compilation_cache  # noqa: E402
 from sigma_jax.training.config import RunConfig  # noqa: E402
 from sigma_jax.training.folder import RunFolder  # noqa: E402
 
@@ -77,7 +77,7 @@ def work(config: Mapping, workdir: pathlib.Path) -> None:
     """What a killed process does."""
     logging.set_verbosity(logging.FATAL)
     standard_logging.getLogger('asyncio').setLevel(standard_logging.CRITICAL)
-    keep_programs(config['compilation_cache'])
+    enable_compilation_cache(config['compilation_cache'])
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     trainer.train(RunConfig.from_dict(config), workdir)
 

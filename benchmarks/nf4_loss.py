@@ -60,7 +60,7 @@ def losses(config: Mapping[str, Any]) -> tuple[np.ndarray, int]:
     run = Run(RunConfig.from_dict(config))
     batches, found = iter(run.loader), []
     for _ in range(config['steps']):
-        batch = run.devices.split(to_batch(next(batches)))
+        batch = run.devices.shard_batch(to_batch(next(batches)))
         run.state, metrics = run.step(run.state, run.frozen, batch, run.ablation)
         found.append(metrics['loss'])
     return np.asarray(jax.device_get(found)), quant.size(run.frozen.params)

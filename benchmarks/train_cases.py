@@ -22,7 +22,7 @@ from sigma_jax.convert.base_policy import Base
 from sigma_jax.processing.actions import unnormalize_actions
 from sigma_jax.sigma.config import SigmaConfig
 from sigma_jax.training import build as assembly
-from sigma_jax.training.compilation import uncollected
+from sigma_jax.training.compilation import gc_disabled
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.materialise import make_trainable, store_base
 from sigma_jax.training.optimizer import make_optimizer
@@ -168,15 +168,15 @@ def build(case: Case, batch: Batch | None = None) -> Program:
     config = RunConfig.from_dict(settings(case))
     sizes = cast(pi05.Pi05Config, config.model.build(config.lora))
     batch = jax.device_put(random_batch(sizes, case) if batch is None else batch)
-    goal = assembly.make_objective(config, sizes, batch)
-    params = store_base(config, Base(sizes, random_params(sizes), 'random'), goal)
+    objective = assembly.make_objective(config, sizes, batch)
+    params = store_base(config, Base(sizes, random_params(sizes), 'random'), objective)
     base, frozen = (
         Base(sizes, pi05.abstract_params(sizes), 'random'),
         Frozen(params, random_scaling()),
     )
     flops = model_flops(case, sizes, config.sigma)
     if case.kind in ('lora', 'sigma'):
-        return training_program(config, base, goal, frozen, batch, flops)
+        return training_program(config, base, objective, frozen, batch, flops)
     return sampler_program(base, frozen, batch, flops)
 
 
@@ -185,23 +185,23 @@ def compiled(
 ) -> tuple[Any, float]:
     """(the program, seconds to trace and compile it)."""
     start = time.perf_counter()
-    with uncollected():
+    with gc_disabled():
         program = xla.jit(function, triton, **options).lower(*inputs).compile()
     return program, time.perf_counter() - start
 
 
 def training_program(
-    config: RunConfig, base: Base, goal: Any, frozen: Frozen, batch: Batch, flops: float
+    config: RunConfig, base: Base, objective: Any, frozen: Frozen, batch: Batch, flops: float
 ) -> Program:
     """The step that `train.py` compiles, state donated."""
-    trainable, frozen = make_trainable(config, base, goal, frozen, batch)
+    trainable, frozen = make_trainable(config, base, objective, frozen, batch)
     optimizer = make_optimizer(config.optimizer)
     holder = [init_state(0, trainable, optimizer)]
     gates = assembly.make_ablation(config)
     del trainable  # donated with the first step: only the holder may keep it
     compiling: dict[str, Any] = {'donate_argnums': 0, 'triton': config.triton}
     step, seconds = compiled(
-        make_step(goal, optimizer), holder[0], frozen, batch, gates, **compiling
+        make_step(objective, optimizer), holder[0], frozen, batch, gates, **compiling
     )
 
     def start(batch: Batch = batch) -> jax.Array:

@@ -67,7 +67,7 @@ def get_config() -> ConfigDict:
     baselines = ConfigDict()
     baselines.base = ''  # a converted pi0.5, sampled on every window; '' leaves the baselines out
     baselines.tokenizer = 'assets/tokenizer/tokenizer.json'  # the one the base was trained with
-    baselines.samples = 1  # draws a window; more allow the mean of several as an arm (ours)
+    baselines.samples = 1  # draws a window; more allow the mean of several as a method (ours)
     baselines.seed = 0  # noise is keyed by seed, episode, frame and draw
     baselines.batch_size = 32
     baselines.dtype = 'float32'  # 'bfloat16' on a GPU

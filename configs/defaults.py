@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     # SigLIP's features and text embeddings: '' computes them in every step, 'cache' once, beside
     # the shards
     c.features = ''
-    # steps between rows (Table 1: 10), gradient shares (0: none)
+    # steps between rows (Table 1: 10), gradient-norm fractions (0: none)
     c.log = ConfigDict({'every': 10, 'shares': 0})
     c.checkpoint = ConfigDict({'every': 200, 'keep': 2})  # steps between checkpoints, how many stay
     # on a GPU, Triton's products beside cuBLAS's: LoRA steps 3 % faster, 30 s more to compile

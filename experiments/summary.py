@@ -54,7 +54,7 @@ def markdown(report: Mapping, size: str) -> str:
         '## Against base and fine-tuning',
         contrast_rows(contrasts.references_of(c)),
         f'![forest plot of the references]({AGAINST})',
-        '## All arms\n\nMean squared errors in squared degrees and per cent of gripper opening, '
+        '## All methods\n\nMean squared errors in squared degrees and per cent of gripper opening, '
         'means over seeds.',
         arm_rows(c),
         *trials(report),
@@ -86,9 +86,9 @@ def interval(change: Mapping[str, Any]) -> str:
 
 
 def arm_rows(found: Mapping) -> str:
-    """Every arm with its seeds, parameters that learn and arithmetic of its training."""
+    """Every method with its seeds, parameters that learn and arithmetic of its training."""
     rows = []
-    for name, arm in found['arms'].items():
+    for name, method in found['arms'].items():
         cost = found['compute'].get(name, {})
         told = (
             contrasts.thousands(cost.get('trainable_parameters')),
@@ -97,12 +97,12 @@ def arm_rows(found: Mapping) -> str:
         rows.append(
             [
                 name,
-                str(len(arm['seeds']) or '–'),
-                *(number(arm[key]['value']) for key in ERRORS),
+                str(len(method['seeds']) or '–'),
+                *(number(method[key]['value']) for key in ERRORS),
                 *told,
             ]
         )
-    return table(('arm', 'seeds', *ERRORS, 'trainable', 'training'), rows)
+    return table(('method', 'seeds', *ERRORS, 'trainable', 'training'), rows)
 
 
 def trials(report: Mapping) -> list[str]:
@@ -116,7 +116,7 @@ def trials(report: Mapping) -> list[str]:
     if robust := report.get('robustness'):
         rows = robust['rows']
         cells = [
-            [row['name'], *(number(arm['mse_trj']['value']) for arm in row['arms'].values())]
+            [row['name'], *(number(method['mse_trj']['value']) for method in row['arms'].values())]
             for row in rows
         ]
         parts += ['## Robustness: mse_trj', table(('observation', *rows[0]['arms']), cells)]

@@ -82,10 +82,10 @@ def stages(
 
     `quick` keeps the order and cuts the work: two rows and seeds, a few steps.
     """
-    pictures = f'--config.data.image_size={size.image_size}'
+    images = f'--config.data.image_size={size.image_size}'
     if size.policy:
         base = out / 'policy' / 'policy'
-        mix = [f'--source={data / "mix"}', f'--out={out / "mix"}', pictures, *POLICY_DATA]
+        mix = [f'--source={data / "mix"}', f'--out={out / "mix"}', images, *POLICY_DATA]
         yield stage('mix', 'prepare_data.py', *mix)
         few = ['--config.steps=4', '--config.batch_size=4'] if quick else []
         policy = [
@@ -99,9 +99,7 @@ def stages(
         base = out / 'base'
         yield stage('base', 'convert_weights.py', '--checkpoint=assets/pi05_tiny', f'--out={base}')
     shards = out / 'shards'
-    yield stage(
-        'shards', 'prepare_data.py', *target(data, shards, base, pictures, size.dtype, quick)
-    )
+    yield stage('shards', 'prepare_data.py', *target(data, shards, base, images, size.dtype, quick))
     same = [
         f'--config.base={base}',
         f'--config.shards={shards}',
@@ -149,7 +147,7 @@ def target(
     data: pathlib.Path,
     shards: pathlib.Path,
     base: pathlib.Path,
-    pictures: str,
+    images: str,
     dtype: str,
     quick: bool,
 ) -> list[str]:
@@ -167,7 +165,7 @@ def target(
         f'--source={data / "target"}',
         f'--out={shards}',
         f'--base={base}',
-        pictures,
+        images,
         *split,
         *samples,
     ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sigma_jax import backbones, sigma, types
-    from sigma_jax.ablations.side_by_side import AblationResult
+    from sigma_jax.ablations.stacked_trainer import AblationResult
     from sigma_jax.api.conversion import Conversion, Proof, convert_weights, verify
     from sigma_jax.api.evaluation import Evaluation, evaluate
     from sigma_jax.api.preparation import (
@@ -47,7 +47,7 @@ __version__ = '0.1.0'
 
 # where each public name is defined; a namespace is a module of the same name
 _HOMES = {
-    'AblationResult': 'ablations.side_by_side',
+    'AblationResult': 'ablations.stacked_trainer',
     'BaselineConfig': 'policies.base_actions',
     'ConsoleReporter': 'cli.reporter',
     'Conversion': 'api.conversion',

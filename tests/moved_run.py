@@ -49,10 +49,10 @@ class MovedRun(toy_run.ToyRun):
         self.loader, optimizer = iter(numbers.to_iter_dataset()), optax.adam(0.1)
         start = init_state(0, {'sigma': {'w': jnp.arange(6.0).reshape(2, 3)}}, optimizer, ema=True)
         self.state, self.frozen = (
-            self.devices.everywhere(start),
-            self.devices.everywhere(self.frozen),
+            self.devices.replicate(start),
+            self.devices.replicate(self.frozen),
         )
-        self.step = self.devices.jit(make_step(toy_run.goal, optimizer, 0.5))
+        self.step = self.devices.jit(make_step(toy_run.objective, optimizer, 0.5))
 
 
 def train(folder: pathlib.Path, count: int, steps: int) -> None:

@@ -30,8 +30,8 @@ def setting():
     sizes = model.sizes(0.1)
     batch = model.small_batch(sizes.vision.image_size)
     params = model.noisy(jax.jit(lambda key: pi05.init_params(key, sizes))(jax.random.key(0)))
-    frozen, goal = Frozen(wide(params), wide(small.frozen().scaling)), model.sigma_goal(sizes)
-    init = jax.jit(lambda key: init_sigma(key, goal, frozen, batch))
+    frozen, objective = Frozen(wide(params), wide(small.frozen().scaling)), model.sigma_goal(sizes)
+    init = jax.jit(lambda key: init_sigma(key, objective, frozen, batch))
 
     def start(seed):
         factors = lora.init_factors(jax.random.key(seed), params, pi05.LAYOUTS, sizes.lora)
@@ -41,23 +41,25 @@ def setting():
         }
         return init_state(seed, wide(model.noisy(trainable)), OPTIMIZER)
 
-    return goal, frozen, wide(batch), {seed: start(seed) for seed in SEEDS}
+    return objective, frozen, wide(batch), {seed: start(seed) for seed in SEEDS}
 
 
 def main(count):
     """Side by side on all devices, `count` members at a time, against the plain step."""
-    goal, frozen, batch, starts = setting()
+    objective, frozen, batch, starts = setting()
     members = stacked.grid(dict(config.get_config().to_dict()['rows']), SEEDS)
-    one = make_step(goal, OPTIMIZER)
+    one = make_step(objective, OPTIMIZER)
     devices = Devices(jax.devices())
-    rows = devices.split(stacked.start([starts[m.seed] for m in members]))
-    gates = devices.split(jax.tree.map(lambda x: x.astype(float), stacked.stack_gates(members)))
+    rows = devices.shard_batch(stacked.start([starts[m.seed] for m in members]))
+    gates = devices.shard_batch(
+        jax.tree.map(lambda x: x.astype(float), stacked.stack_gates(members))
+    )
 
     def share(frozen, batch):
-        return batch.replace(observation=goal.encode_frozen(frozen, batch.observation))
+        return batch.replace(observation=objective.encode_frozen(frozen, batch.observation))
 
-    program, alone = devices.jit_rows(stacked.side_by_side(one, count, share)), jax.jit(one)
-    placed = devices.everywhere((frozen, batch))
+    program, alone = devices.jit_members(stacked.vmapped_step(one, count, share)), jax.jit(one)
+    placed = devices.replicate((frozen, batch))
     for _ in range(STEPS):
         rows, metrics = program(rows, *placed, gates)
     rows, metrics, gates = jax.device_get((rows, metrics, gates))

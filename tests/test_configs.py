@@ -34,7 +34,7 @@ def test_a_full_size_config_describes_a_step(name, windows, base_gib):
         jax.eval_shape(lambda: jax.random.key(0)),
         jnp.int32(0),
     )
-    loss, metrics = jax.eval_shape(job.goal, *inputs)
+    loss, metrics = jax.eval_shape(job.objective, *inputs)
     assert loss.shape == () and loss.dtype == jnp.float32 and metrics
     factors = trees.flatten(job.trainable['lora'])
     assert len(factors) == (12 if name == 'pi05_lora' else 6)

@@ -96,24 +96,24 @@ def test_a_draw_in_bfloat16_would_be_seen():
 @pytest.mark.parametrize('noise', [0.0, 1.0])
 def test_a_step_of_sigma(frozen, noise):
     """Dropout, the noise of the refinement, and the heads' own start."""
-    goal = small.sigma_objective(
+    objective = small.sigma_objective(
         config=HALF, sigma=dataclasses.replace(small.SIGMA, noise_scale=noise)
     )
     batch = small.make_batch()
-    assert in_float32(lambda key: init_sigma(key, goal, frozen, batch), jax.random.key(0))
-    heads = jax.eval_shape(lambda key: init_sigma(key, goal, frozen, batch), jax.random.key(0))
+    assert in_float32(lambda key: init_sigma(key, objective, frozen, batch), jax.random.key(0))
+    heads = jax.eval_shape(lambda key: init_sigma(key, objective, frozen, batch), jax.random.key(0))
     factors = jax.eval_shape(
         lambda key: lora.init_factors(key, frozen.params, pi05.LAYOUTS, small.LORA),
         jax.random.key(1),
     )
     trainable = {'sigma': heads, 'lora': {'PaliGemma': factors['PaliGemma']}}
-    assert whole_step(goal, trainable, frozen, batch)
+    assert whole_step(objective, trainable, frozen, batch)
 
 
 @pytest.mark.parametrize('trained', ['lora', 'params'])
 def test_a_step_of_flow_matching(frozen, trained):
     """Time and noise of the flow, dropout."""
-    goal, batch = FlowMatching(HALF), small.make_batch()
+    objective, batch = FlowMatching(HALF), small.make_batch()
     lead = (*batch.mask.shape, HALF.action_horizon)
     batch = batch.replace(
         actions=np.resize(batch.actions, (*lead, small.A)),
@@ -124,13 +124,13 @@ def test_a_step_of_flow_matching(frozen, trained):
         jax.random.key(1),
     )
     trainable = {'lora': factors} if trained == 'lora' else {'params': frozen.params}
-    assert whole_step(goal, trainable, frozen, batch)
+    assert whole_step(objective, trainable, frozen, batch)
 
 
-def whole_step(goal, trainable, frozen, batch):
+def whole_step(objective, trainable, frozen, batch):
     optimizer = make_optimizer(OptimizerConfig(total_steps=4))
     state = jax.eval_shape(lambda t: init_state(0, t, optimizer, ema=True), trainable)
-    return in_float32(make_step(goal, optimizer, 0.9), state, frozen, batch, small.gates())
+    return in_float32(make_step(objective, optimizer, 0.9), state, frozen, batch, small.gates())
 
 
 def test_the_start_of_weights_and_factors(frozen):

@@ -87,7 +87,7 @@ def micro_batches(parts, rows=4):
     """
 
     class Drawing:
-        def draw(self, key, batch):
+        def sample_noise(self, key, batch):
             return batch
 
         def weight(self, batch):
@@ -116,7 +116,7 @@ def test_every_micro_batch_draws_a_mask_of_its_own(parts):
 
 def test_flow_matching_draws_dropout_from_the_step_s_key(golden_params):
     """Times and noise given, nothing but dropout is left to the key."""
-    i, goal = (
+    i, objective = (
         golden.inputs(),
         FlowMatching(dataclasses.replace(golden.config(), lora=LORA)),
     )
@@ -142,6 +142,6 @@ def test_flow_matching_draws_dropout_from_the_step_s_key(golden_params):
     factors = jax.tree.map(
         lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), factors
     )
-    loss = quick.jit(lambda key: goal({'lora': factors}, frozen, rows, Ablation(), key, 0)[0])
+    loss = quick.jit(lambda key: objective({'lora': factors}, frozen, rows, Ablation(), key, 0)[0])
     values = [float(loss(jax.random.key(n))) for n in (0, 0, 1, 2)]
     assert values[0] == values[1] and len(set(values)) == 3

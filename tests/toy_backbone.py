@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sigma_jax.backbones.base import BackboneSpec
-from sigma_jax.nn.lora import Layout, LoraConfig, side_path
+from sigma_jax.nn.lora import LoraConfig, MatrixLayout, side_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ToyConfig:
     train_base: bool = False
 
 
-LAYOUTS = {'toy/(mix|out)': Layout('io', 'i', 'o')}
+LAYOUTS = {'toy/(mix|out)': MatrixLayout('io', 'i', 'o')}
 PIXELS = 7 * 7 * 3  # of a token: 16 a view of 28 x 28
 
 

@@ -47,7 +47,7 @@ def example(number: np.ndarray) -> dict[str, np.ndarray]:
     return FIXED | rest | {'actions': np.resize(np.float32(episode), (2, 1, 2, 3)) / 100}
 
 
-def goal(trainable, frozen, batch, ablation, key, step):
+def objective(trainable, frozen, batch, ablation, key, step):
     """Distance of a matrix to noise around the actions."""
     noise = jax.random.normal(key, (2, 3))
     loss = jnp.mean((trainable['sigma']['w'] - batch.actions - noise) ** 2)
@@ -74,7 +74,7 @@ class ToyRun:
         self.loader = iter(numbers.to_iter_dataset())
         optimizer = optax.adam(0.1)
         self.state = init_state(0, {'sigma': {'w': jnp.zeros((2, 3))}}, optimizer, ema=True)
-        self.step = self.devices.jit(make_step(goal, optimizer, 0.5))
+        self.step = self.devices.jit(make_step(objective, optimizer, 0.5))
 
 
 def work(config, workdir: pathlib.Path) -> None:

@@ -36,18 +36,18 @@ OPTIMIZER = make_optimizer(
 STEPS = 20
 
 
-def train(goal, trainable, frozen, batch, count, accumulate=1, steps=STEPS):
+def train(objective, trainable, frozen, batch, count, accumulate=1, steps=STEPS):
     """(last state, metrics of the last step, rows of the batch on one device)."""
     devices = Devices(jax.devices()[:count])
-    frozen = devices.everywhere(wide(frozen))
-    state = devices.everywhere(init_state(0, wide(trainable), OPTIMIZER))
-    step = devices.jit(make_step(goal, OPTIMIZER, accumulate=accumulate))
-    placed = devices.split(wide(batch))
+    frozen = devices.replicate(wide(frozen))
+    state = devices.replicate(init_state(0, wide(trainable), OPTIMIZER))
+    step = devices.jit(make_step(objective, OPTIMIZER, accumulate=accumulate))
+    placed = devices.shard_batch(wide(batch))
     gates = wide(small.gates())
     for _ in range(steps):
         state, metrics = step(state, frozen, placed, gates)
     rows = (
-        jax.tree.leaves(devices.everywhere(placed) if count == 1 else placed)[0]
+        jax.tree.leaves(devices.replicate(placed) if count == 1 else placed)[0]
         .addressable_shards[0]
         .data.shape[0]
     )
@@ -134,9 +134,9 @@ def flow_matching():
     """
     config = sizes(0.0)
     trainable, frozen, batch = flow(config, small_batch(config.vision.image_size))
-    goal = FlowMatching(config)
-    one, two = (train(goal, trainable, frozen, batch, count) for count in (1, 2))
-    parts = train(goal, trainable, frozen, batch, 1, accumulate=2)
+    objective = FlowMatching(config)
+    one, two = (train(objective, trainable, frozen, batch, count) for count in (1, 2))
+    parts = train(objective, trainable, frozen, batch, 1, accumulate=2)
     return {
         'flow_matching': summary(trainable, one, two),
         'accumulated': summary(trainable, one, parts),
@@ -148,10 +148,10 @@ def sigma():
     config = sizes(0.1)
     batch = small_batch(config.vision.image_size)
     trainable, frozen, _ = flow(config, batch)
-    goal, factors = sigma_goal(config), {'PaliGemma': trainable['lora']['PaliGemma']}
-    init = jax.jit(lambda f, b: init_sigma(jax.random.key(2), goal, f, b))
+    objective, factors = sigma_goal(config), {'PaliGemma': trainable['lora']['PaliGemma']}
+    init = jax.jit(lambda f, b: init_sigma(jax.random.key(2), objective, f, b))
     trainable = {'sigma': noisy(init(frozen, batch)), 'lora': factors}
-    one, two = (train(goal, trainable, frozen, batch, count) for count in (1, 2))
+    one, two = (train(objective, trainable, frozen, batch, count) for count in (1, 2))
     return {'sigma': summary(trainable, one, two)}
 
 

@@ -2,6 +2,6 @@
 
 stacked                       pure: members, their stacked states, one step for all of them
 setup                         base, data and compiled step of such a run
-side_by_side                  the loop, and a training folder for each member at the end
+stacked_trainer               the loop, and a training folder for each member at the end
 summary                       last losses, row by row
 """

@@ -50,14 +50,16 @@ class AblationRun(Parts):
             seed: jax.device_get(self._start(seed, optimizer))
             for seed in {member.seed for member in members}
         }
-        self.state = self.devices.rows(stacked.start([states[member.seed] for member in members]))
-        self.gates = self.devices.rows(stacked.stack_gates(members))
+        self.state = self.devices.shard_state(
+            stacked.start([states[member.seed] for member in members])
+        )
+        self.gates = self.devices.shard_state(stacked.stack_gates(members))
         each = len(members) // self.devices.count
         self.at_once = stacked.at_once(at_once or suits(config, each), each)
         # of one member
-        self.one = make_step(self.goal, optimizer, config.ema, config.accumulate)
-        together = stacked.side_by_side(self.one, self.at_once, self._share)
-        self.step = self.devices.jit_rows(together, config.triton)
+        self.one = make_step(self.objective, optimizer, config.ema, config.accumulate)
+        together = stacked.vmapped_step(self.one, self.at_once, self._share)
+        self.step = self.devices.jit_members(together, config.triton)
 
     def _start(self, seed: int, optimizer) -> TrainState:
         """The state of a run with this seed before its first step."""
@@ -66,7 +68,7 @@ class AblationRun(Parts):
 
     def _share(self, frozen: Frozen, batch: Batch) -> Batch:
         """The batch with what the frozen policy makes of it, where it was not read from disk."""
-        observation = self.goal.encode_frozen(frozen, batch.observation)
+        observation = self.objective.encode_frozen(frozen, batch.observation)
         return dataclasses.replace(batch, observation=observation)
 
     def add_features(self, progress: Callable[[int, int], None]) -> None:

@@ -33,7 +33,7 @@ class Member(NamedTuple):
 
 
 @struct.dataclass
-class Rows:
+class StackedState:
     """Training states of all members, every leaf with a leading axis `m`.
 
     `failed` is the step at which a member's loss or gradient was no number, `ALIVE` where none was.
@@ -113,7 +113,7 @@ def stack_gates(members: Iterable[Member]) -> Ablation:
     return jax.tree.map(lambda x: x.astype(np.float32), stack([member.gates for member in members]))
 
 
-def start(states: Iterable[PyTree]) -> Rows:
+def start(states: Iterable[PyTree]) -> StackedState:
     """All members before their first step, on the host.
 
     Args:
@@ -123,20 +123,20 @@ def start(states: Iterable[PyTree]) -> Rows:
       The members.
     """
     state = stack(states)
-    return Rows(state, np.full(state.step.shape, ALIVE, np.int32))
+    return StackedState(state, np.full(state.step.shape, ALIVE, np.int32))
 
 
-def member_state(rows: Rows, n: int) -> PyTree:
+def member_state(stacked: StackedState, n: int) -> PyTree:
     """The training state of one member; of members on several devices, take `jax.device_get` first.
 
     Args:
-      rows: all members.
+      stacked: all members.
       n: number of the member.
 
     Returns:
       Its state.
     """
-    return jax.tree.map(lambda x: x[n], rows.state)
+    return jax.tree.map(lambda x: x[n], stacked.state)
 
 
 def at_once(asked: int, members: int) -> int:
@@ -181,7 +181,7 @@ def guarded(step: Step) -> Callable:
     return one
 
 
-def side_by_side(
+def vmapped_step(
     step: Step, count: int, share: Callable[[Frozen, Batch], Batch] = lambda frozen, batch: batch
 ) -> Callable:
     """A step of all members, from that of one.
@@ -195,7 +195,7 @@ def side_by_side(
       share: (frozen, batch) -> batch: adds what does not depend on a member; it is computed once.
 
     Returns:
-      `all_rows(rows, frozen, batch, gates) -> (rows, metrics [m])`.
+      `all_members(stacked, frozen, batch, gates) -> (stacked, metrics [m])`.
     """
     chunk = (
         jax.vmap(guarded(step), in_axes=(0, 0, None, None, 0))
@@ -203,24 +203,24 @@ def side_by_side(
         else _alone(guarded(step))
     )
 
-    def all_rows(rows: Rows, frozen: Frozen, batch: Batch, gates: Ablation):
+    def all_members(stacked: StackedState, frozen: Frozen, batch: Batch, gates: Ablation):
         batch = share(frozen, batch)
 
         def some(part):
-            rows, gates = part
-            state, failed, metrics = chunk(rows.state, rows.failed, frozen, batch, gates)
-            return Rows(state, failed), metrics
+            stacked, gates = part
+            state, failed, metrics = chunk(stacked.state, stacked.failed, frozen, batch, gates)
+            return StackedState(state, failed), metrics
 
-        members = rows.failed.shape[0]
+        members = stacked.failed.shape[0]
         if count == members:
-            return some((rows, gates))
+            return some((stacked, gates))
         # not a carry that is updated in place: of that, XLA copies all members at each of them
         parts = jax.tree.map(
-            lambda x: x.reshape(members // count, count, *x.shape[1:]), (rows, gates)
+            lambda x: x.reshape(members // count, count, *x.shape[1:]), (stacked, gates)
         )
         return jax.tree.map(lambda x: x.reshape(members, *x.shape[2:]), jax.lax.map(some, parts))
 
-    return all_rows
+    return all_members
 
 
 def _alone(one: Callable) -> Callable:
@@ -235,7 +235,7 @@ def _alone(one: Callable) -> Callable:
     return chunk
 
 
-def mean_and_spread(values: Iterable[float]) -> tuple[float, float]:
+def mean_and_std(values: Iterable[float]) -> tuple[float, float]:
     """Mean and standard deviation (n - 1) over seeds.
 
     Args:

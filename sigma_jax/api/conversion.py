@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sigma_jax.convert import assets as beside
+from sigma_jax.convert import assets, source
 from sigma_jax.convert import checkpoint as weights
-from sigma_jax.convert import source
 from sigma_jax.convert.merge import merge_piece
 from sigma_jax.convert.openpi import lora
-from sigma_jax.convert.overrides import Told, as_told
+from sigma_jax.convert.overrides import Overrides, apply_overrides
 from sigma_jax.convert.parity import verify as parity
 from sigma_jax.convert.peft import adapter as peft
-from sigma_jax.convert.peft import assets
+from sigma_jax.convert.peft import adapter_assets
 from sigma_jax.convert.slices import Piece
 from sigma_jax.errors import UserError
 from sigma_jax.training.progress import SILENT, Reporter
@@ -103,25 +102,25 @@ def convert_weights(
       action_horizon: actions that the policy was trained to give at once.
       sample_steps: steps in which it samples them.
       prompt_state: the state in the prompt: 'robot' (its own joints), 'none' or 'padded'.
-      reporter: is told notes on an adapter, and bytes done.
+      reporter: receives notes on an adapter, and bytes done.
 
     Raises:
       UserError: `out` exists, no pi0.5 or a damaged one, an adapter of another model, or settings
         that contradict each other.
     """
     dtype = _chosen_dtype(dtype, bool(adapter), merge_lora)
-    told = Told(action_horizon, sample_steps, prompt_state)
+    overrides = Overrides(action_horizon, sample_steps, prompt_state)
     opened = source.open_source(checkpoint, _lora_rule(merge_lora, lora_alpha, rslora))
     stats = None if stats is None else str(stats)
     change: Change | None
     if adapter:
-        opened, around, change = _with_adapter(opened, adapter, stats, told, reporter)
+        opened, policy_assets, change = _with_adapter(opened, adapter, stats, overrides, reporter)
     else:
         horizon = action_horizon or opened.config.action_horizon
-        around = beside.read(opened.folder, opened.format, stats, horizon)
+        policy_assets = assets.read(opened.folder, opened.format, stats, horizon)
         change = opened.factors.merge if opened.factors else None
-    opened, around = as_told(opened, around, told)
-    return _written(opened, around, change, pathlib.Path(out), layout, dtype, reporter)
+    opened, policy_assets = apply_overrides(opened, policy_assets, overrides)
+    return _written(opened, policy_assets, change, pathlib.Path(out), layout, dtype, reporter)
 
 
 def _chosen_dtype(dtype: str | None, adapter: bool, merge_lora: bool) -> str:
@@ -135,25 +134,29 @@ def _chosen_dtype(dtype: str | None, adapter: bool, merge_lora: bool) -> str:
 
 
 def _with_adapter(
-    opened: source.Source, adapter: Path, stats: str | None, told: Told, reporter: Reporter
-) -> tuple[source.Source, beside.Beside, Change]:
+    opened: source.Source,
+    adapter: Path,
+    stats: str | None,
+    overrides: Overrides,
+    reporter: Reporter,
+) -> tuple[source.Source, assets.PolicyAssets, Change]:
     """(the base as its adapter says, what lies beside both, the change of each slice)."""
-    own = told.action_horizon or opened.config.action_horizon
-    around = beside.read(opened.folder, opened.format, None, own)
-    folder = assets.home(adapter)
+    own = overrides.action_horizon or opened.config.action_horizon
+    policy_assets = assets.read(opened.folder, opened.format, None, own)
+    folder = adapter_assets.home(adapter)
     found = peft.load(folder, opened.config, peft.MERGE_LAYOUTS)
     change = _merged(found, opened.factors.merge if opened.factors else None)
-    opened, more = assets.sized(opened, folder)
-    horizon = told.action_horizon or opened.config.action_horizon
-    around = assets.merged(around, folder, stats, horizon)
+    opened, more = adapter_assets.sized(opened, folder)
+    horizon = overrides.action_horizon or opened.config.action_horizon
+    policy_assets = adapter_assets.merged(policy_assets, folder, stats, horizon)
     for note in (*found.notes, *more):
         reporter.say(note)
-    return opened, around, change
+    return opened, policy_assets, change
 
 
 def _written(
     opened: source.Source,
-    around: beside.Beside,
+    policy_assets: assets.PolicyAssets,
     change: Change | None,
     out: pathlib.Path,
     layout: str,
@@ -162,7 +165,9 @@ def _written(
 ) -> Conversion:
     with reporter.bars('bytes') as bars:
         update = bars.add(f'{opened.format} -> {layout}').update
-        record = weights.convert(opened, out, layout, dtype, change, progress=update, around=around)
+        record = weights.convert(
+            opened, out, layout, dtype, change, progress=update, policy_assets=policy_assets
+        )
     facts = record['format'], record['parameters'], record['digest'], tuple(record['notes'])
     return Conversion(out, layout, *facts)
 
@@ -185,7 +190,7 @@ def _lora_rule(
     if merge:
         if alpha is not None and not isinstance(alpha, str):
             alpha = ','.join(map(str, [alpha] if isinstance(alpha, int | float) else alpha))
-        return lora.Rule.told(alpha, rslora)
+        return lora.Rule.parse(alpha, rslora)
     if alpha is not None or rslora:
         alone = '--rslora' if alpha is None else '--lora_alpha'
         raise UserError(f'expected {alone} with --merge_lora, got it alone; give both')

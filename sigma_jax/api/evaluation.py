@@ -1,4 +1,4 @@
-"""Trainings against their frozen base, simple arms and each other, as a report."""
+"""Trainings against their frozen base, simple methods and each other, as a report."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ from sigma_jax.evaluation.measure import EvaluationConfig
 from sigma_jax.evaluation.replay_shards import SPLITS
 from sigma_jax.evaluation.request import Request
 from sigma_jax.sigma import adapter as inference_adapter
-from sigma_jax.training.compilation import keep_programs
+from sigma_jax.training.compilation import enable_compilation_cache
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.progress import SILENT, Reporter
 
@@ -65,7 +65,7 @@ def evaluate(
       episodes_at_once: whole episodes a batch.
       stress: stress tests of the adapter too; four more replays of the last split.
       robustness: nine perturbations too; each samples the base on every window anew.
-      reporter: is told what is odd, and batches done.
+      reporter: receives what is odd, and batches done.
 
     Returns:
       The report and where its files are.
@@ -84,7 +84,7 @@ def evaluate(
         stress=stress,
         robustness=robustness,
     )
-    keep_programs(RunFolder(asked.workdir).config().compilation_cache)
+    enable_compilation_cache(RunFolder(asked.workdir).config().compilation_cache)
     return Evaluation(*runner.run(asked, reporter))
 
 
@@ -113,7 +113,7 @@ def request(
     given = [workdir] if isinstance(workdir, str | pathlib.Path) else list(workdir)
     paths = [str(path) for path in given]
     found, left_out = runs.find(paths)
-    head = runs.lead(found)
+    head = runs.reference_run(found)
     several = len(found) > 1 or bool(left_out)
     if out is None and several:
         out = runs.split_name(paths[0])[1]

@@ -93,7 +93,7 @@ def prepare_data(
         leaves them open; its folder, or how it is sampled too.
       sample: store the base's own actions for every window as well, on which Sigma's are
         residuals.
-      reporter: is told notes, a summary, and windows done.
+      reporter: receives notes, a summary, and windows done.
 
     Returns:
       The finished shards.
@@ -257,7 +257,7 @@ def export_pt(
     Args:
       shards: folder of a finished preparation.
       out: folder to write; must not exist.
-      reporter: is told windows done.
+      reporter: receives windows done.
 
     Returns:
       How many windows were written.

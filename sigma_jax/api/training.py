@@ -4,10 +4,10 @@ import contextlib
 import pathlib
 from collections.abc import Mapping
 
-from sigma_jax.ablations import side_by_side
-from sigma_jax.ablations.side_by_side import AblationResult
+from sigma_jax.ablations import stacked_trainer
+from sigma_jax.ablations.stacked_trainer import AblationResult
 from sigma_jax.training import memory_check, trainer
-from sigma_jax.training.compilation import keep_programs
+from sigma_jax.training.compilation import enable_compilation_cache
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import use_all_cores
 from sigma_jax.training.export import export_run
@@ -27,7 +27,7 @@ def train(
       config: every setting; it names base and shards.
       workdir: folder for train_log.csv, tensorboard/, checkpoints/ and config.json, and policy/
         after flow matching of all weights.
-      reporter: is told what is trained, steps done and losses.
+      reporter: receives what is trained, steps done and losses.
 
     Returns:
       The folder, the state reached and the last losses.
@@ -37,7 +37,7 @@ def train(
         a full disk.
       Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
-    keep_programs(config.compilation_cache)
+    enable_compilation_cache(config.compilation_cache)
     return trainer.train(config, workdir, reporter)
 
 
@@ -56,7 +56,7 @@ def train_ablations(
       config: every setting of each of them but gates and seed.
       grid: `rows`, {name: {gate: value}}, and `seeds`, as configs/ablations.py returns them.
       workdir: holds rows/ROW/seedK/, each a training folder as of `train`, and ablations.json.
-      reporter: is told what is trained, steps done, and which training has met NaN.
+      reporter: receives what is trained, steps done, and which training has met NaN.
 
     Returns:
       The training folders of each row, the states and the last losses.
@@ -65,10 +65,10 @@ def train_ablations(
       UserError: as `train` does, and when no training is left.
       Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
-    keep_programs(config.compilation_cache)
+    enable_compilation_cache(config.compilation_cache)
     with contextlib.suppress(RuntimeError):  # JAX knows its devices already
         use_all_cores()
-    return side_by_side.train(config, grid, workdir, reporter)
+    return stacked_trainer.train(config, grid, workdir, reporter)
 
 
 def forecast(
@@ -88,7 +88,7 @@ def forecast(
     Raises:
       UserError: no GPU here and none named, or anything wrong with the config.
     """
-    members = 1 if grid is None else len(side_by_side.with_grid(config, grid)[1])
+    members = 1 if grid is None else len(stacked_trainer.with_grid(config, grid)[1])
     return memory_check.forecast(config, card_gib, members)
 
 

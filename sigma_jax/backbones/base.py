@@ -14,7 +14,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.backbones.names import NameTable
-from sigma_jax.nn.lora import Layout, LoraConfig
+from sigma_jax.nn.lora import LoraConfig, MatrixLayout
 from sigma_jax.nn.quant import FLOAT32
 from sigma_jax.processing.processor import Prompt
 from sigma_jax.types import Observation, PyTree
@@ -213,8 +213,8 @@ class BackboneSpec:
     bind: Callable[..., Any]
     prompt: Prompt
     parts: Mapping[str, type] = dataclasses.field(default_factory=dict)
-    layouts: Mapping[str, Layout] = dataclasses.field(default_factory=dict)
-    stored: Mapping[str, Layout] = dataclasses.field(default_factory=dict)
+    layouts: Mapping[str, MatrixLayout] = dataclasses.field(default_factory=dict)
+    stored: Mapping[str, MatrixLayout] = dataclasses.field(default_factory=dict)
     float32: re.Pattern[str] = FLOAT32
     acting: re.Pattern[str] = NOTHING
     encoding: re.Pattern[str] = EVERYTHING

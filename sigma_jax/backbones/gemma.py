@@ -17,13 +17,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.nn import quant
 from sigma_jax.nn.layers import attention, dropout, project, remat_policy
-from sigma_jax.nn.lora import Layout, LoraConfig
+from sigma_jax.nn.lora import LoraConfig, MatrixLayout
 
-QUERY = Layout('ndh', 'd', 'nh')
-KEY_VALUE = Layout('ckdh', 'd', 'kh')
-OUTPUT = Layout('nhd', 'nh', 'd')
-GATING = Layout('cdf', 'd', 'f')
-LINEAR = Layout('fd', 'f', 'd')
+QUERY = MatrixLayout('ndh', 'd', 'nh')
+KEY_VALUE = MatrixLayout('ckdh', 'd', 'kh')
+OUTPUT = MatrixLayout('nhd', 'nh', 'd')
+GATING = MatrixLayout('cdf', 'd', 'f')
+LINEAR = MatrixLayout('fd', 'f', 'd')
 LAYOUTS = {
     r'.*/attn/q_einsum(_1)?/w': QUERY,
     r'.*/attn/kv_einsum(_1)?/w': KEY_VALUE,
@@ -32,7 +32,7 @@ LAYOUTS = {
     r'.*/mlp(_1)?/linear': LINEAR,
 }
 # as the tied output layer would read it
-TABLE = {r'.*/embedder/input_embedding': Layout('vw', 'w', 'v')}
+TABLE = {r'.*/embedder/input_embedding': MatrixLayout('vw', 'w', 'v')}
 PerExpert = Sequence[Any]  # one array an expert, None where it is absent
 Cache = tuple[Float[Array, 'layers b s k h'], Float[Array, 'layers b s k h']]
 
@@ -119,7 +119,7 @@ class Einsum(nn.Module):
     """One projection; the weight is the leaf `w` of the module's own path."""
 
     shape: tuple[int, ...]
-    layout: Layout
+    layout: MatrixLayout
     lora: LoraConfig
 
     @nn.compact
@@ -137,13 +137,13 @@ class Einsum(nn.Module):
 
 
 class Attention(nn.Module):
-    """One attention over the joined sequences of all experts that are present; those not `wanted`
-    give keys only.
+    """One attention over the joined sequences of all experts that are present; those not
+    `output_experts` give keys only.
     """
 
     configs: Sequence[GemmaConfig]
     lora: LoraConfig
-    wanted: tuple[bool, ...] | None = None
+    output_experts: tuple[bool, ...] | None = None
 
     @nn.compact
     def __call__(
@@ -160,22 +160,22 @@ class Attention(nn.Module):
         Returns:
           One output an expert, and (k, v) of all.
         """
-        spans = joined(xs)
-        asking = [i for i in spans if self.wanted is None or self.wanted[i]]
-        qs, ks, vs = zip(*(self.heads_in(i, xs[i], i in asking) for i in spans), strict=True)
+        spans = token_spans(xs)
+        active = [i for i in spans if self.output_experts is None or self.output_experts[i]]
+        qs, ks, vs = zip(*(self.project_qkv(i, xs[i], i in active) for i in spans), strict=True)
         k, v = rope(jnp.concatenate(ks, axis=1), positions), jnp.concatenate(vs, axis=1)
         grown = (k, v)
         if cache is not None:
             grown = (jnp.concatenate([cache[0], k], axis=1), jnp.concatenate([cache[1], v], axis=1))
         outputs: list = [None] * len(xs)
-        if not asking:
+        if not active:
             return outputs, grown
-        rows = np.concatenate([np.arange(*spans[i]) for i in asking])
+        rows = np.concatenate([np.arange(*spans[i]) for i in active])
         if len(rows) < positions.shape[1]:
             positions, mask = positions[:, rows], mask[:, rows]
         q = rope(jnp.concatenate([x for x in qs if x is not None], axis=1), positions)
         y, start = attention(q * self.configs[0].head_dim ** -0.5, *grown, mask), 0
-        for i in asking:
+        for i in active:
             length, c = xs[i].shape[1], self.configs[i]
             out = Einsum(
                 (c.heads, c.head_dim, c.width),
@@ -187,14 +187,14 @@ class Attention(nn.Module):
             start += length
         return outputs, grown
 
-    def heads_in(self, i: int, x: Float[Array, 'b t w'], asks: bool) -> tuple[Any, ...]:
+    def project_qkv(self, i: int, x: Float[Array, 'b t w'], is_active: bool) -> tuple[Any, ...]:
         """Queries, keys and values of one expert, before rotation; the side paths of all three read
         the same dropout of x.
 
         Args:
           i: number of the expert.
           x: its tokens.
-          asks: whether its queries are needed.
+          is_active: whether its queries are needed.
 
         Returns:
           Queries [b t n h] (None where not needed), keys and values [b t k h].
@@ -206,11 +206,11 @@ class Attention(nn.Module):
         both = Einsum(
             (2, c.kv_heads, c.width, c.head_dim), KEY_VALUE, self.lora, name=f'kv_einsum{suffix(i)}'
         )
-        q = query(x, low) if asks else None
+        q = query(x, low) if is_active else None
         return q, *both(x, low)
 
 
-def joined(xs: PerExpert) -> dict[int, tuple[int, int]]:
+def token_spans(xs: PerExpert) -> dict[int, tuple[int, int]]:
     """Where the tokens of each expert lie in the joined sequence.
 
     Args:
@@ -258,13 +258,13 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer of all experts, in the form that `nn.scan` wants: carry is the tuple of sequences.
 
-    Experts not `wanted` (None: all are) end here: they give keys and values, and their sequence is
-    None.
+    Experts not `output_experts` (None: all are) end here: they give keys and values, and their
+    sequence is None.
     """
 
     configs: Sequence[GemmaConfig]
     lora: LoraConfig
-    wanted: tuple[bool, ...] | None = None
+    output_experts: tuple[bool, ...] | None = None
 
     @nn.compact
     def __call__(
@@ -288,7 +288,7 @@ class Block(nn.Module):
           The sequences, and the cache.
         """
         normed, gates = self.norms('pre_attention_norm', xs, conds)
-        ys, new_cache = Attention(self.configs, self.lora, self.wanted, name='attn')(
+        ys, new_cache = Attention(self.configs, self.lora, self.output_experts, name='attn')(
             normed, positions, mask, cache
         )
         xs = tuple(
@@ -416,7 +416,7 @@ class Gemma(nn.Module):
         mask: Bool[Array, 'b t s'],
         conds: PerExpert,
         cache: Cache | None = None,
-        wanted: tuple[bool, ...] | None = None,
+        output_experts: tuple[bool, ...] | None = None,
     ) -> tuple[PerExpert, Cache | None]:
         """All layers and the final norm.
 
@@ -426,24 +426,24 @@ class Gemma(nn.Module):
           mask: [b t s], over the joined sequence; s counts cached keys first.
           conds: conditioning of each expert's norms; None where absent.
           cache: of earlier tokens; None: none is kept.
-          wanted: experts whose final sequences are read; None: all. In the last layer the others
-            compute keys and values only.
+          output_experts: experts whose final sequences are read; None: all. In the last layer the
+            others compute keys and values only.
 
         Returns:
           The final-normed sequences, and the cache grown by t (None where none was given).
         """
         xs, conds = tuple(xs), tuple(conds)
-        if wanted is None or self.is_initializing():
+        if output_experts is None or self.is_initializing():
             xs, cache = self.layers(xs, cache, positions, mask, conds)
         else:
-            xs, cache = self._last_apart(xs, cache, positions, mask, conds, wanted)
+            xs, cache = self._last_apart(xs, cache, positions, mask, conds, output_experts)
         normed = [
             None if x is None else getattr(self, f'final_norm{suffix(i)}')(x, cond)[0]
             for i, (x, cond) in enumerate(zip(xs, conds, strict=True))
         ]
         return normed, cache
 
-    def _last_apart(self, xs, cache, positions, mask, conds, wanted):
+    def _last_apart(self, xs, cache, positions, mask, conds, output_experts):
         """A scan over all layers but the last, whose weights are read in place, and the last by
         itself.
         """
@@ -456,13 +456,13 @@ class Gemma(nn.Module):
             else None
         )
 
-        def layer(xs, inputs, wanted=None):
+        def layer(xs, inputs, output_experts=None):
             n, factors, cache, key = inputs
             weights = jax.tree.map(
                 lambda w: jax.lax.dynamic_index_in_dim(w, n, keepdims=False), params
             )
             rngs = {} if key is None else {'dropout': key}
-            block = Block(self.configs, self.lora, wanted, parent=None)
+            block = Block(self.configs, self.lora, output_experts, parent=None)
             variables = {'params': weights, 'lora': factors}
             return block.apply(variables, xs, cache, positions, mask, conds, rngs=rngs)
 
@@ -471,5 +471,5 @@ class Gemma(nn.Module):
             step = jax.checkpoint(layer, prevent_cse=False, policy=remat_policy(self.remat))
         inputs = (jnp.arange(self.configs[0].depth), factors, cache, keys)
         xs, grown = jax.lax.scan(step, xs, jax.tree.map(lambda x: x[:-1], inputs))
-        xs, last = layer(xs, jax.tree.map(lambda x: x[-1], inputs), wanted)
+        xs, last = layer(xs, jax.tree.map(lambda x: x[-1], inputs), output_experts)
         return xs, jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), grown, last)

@@ -33,7 +33,7 @@ def transpose(x: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class TensorMap:
     """How a tensor becomes a slice of ours (`to_jax(tensor, slice shape)`) and back
     (`to_torch(slice)`).
     """
@@ -42,22 +42,22 @@ class Form:
     to_torch: Callable[[np.ndarray], np.ndarray]
 
 
-SAME = Form(lambda x, shape: x, lambda x: x)
+SAME = TensorMap(lambda x, shape: x, lambda x: x)
 # biases of several heads
-RESHAPED = Form(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1))
-ADDED_AXIS = Form(lambda x, shape: x[None], lambda x: x[0])
-TRANSPOSED = Form(lambda x, shape: transpose(x), transpose)
-CONVOLUTION = Form(lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+RESHAPED = TensorMap(lambda x, shape: x.reshape(shape), lambda x: x.reshape(-1))
+ADDED_AXIS = TensorMap(lambda x, shape: x[None], lambda x: x[0])
+TRANSPOSED = TensorMap(lambda x, shape: transpose(x), transpose)
+CONVOLUTION = TensorMap(lambda x, shape: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 # (heads * head_dim, width) -> (heads, width, head_dim), (width, heads, head_dim); (width, heads *
 # head_dim) -> ...
-HEADS_FIRST = Form(
+HEADS_FIRST = TensorMap(
     lambda x, shape: x.reshape(shape[0], shape[2], shape[1]).transpose(0, 2, 1),
     lambda x: x.transpose(0, 2, 1).reshape(-1, x.shape[1]),
 )
-HEADS_SECOND = Form(
+HEADS_SECOND = TensorMap(
     lambda x, shape: transpose(x).reshape(shape), lambda x: transpose(x.reshape(x.shape[0], -1))
 )
-HEADS_OUT = Form(
+HEADS_OUT = TensorMap(
     lambda x, shape: transpose(x).reshape(shape), lambda x: transpose(x.reshape(-1, x.shape[-1]))
 )
 
@@ -68,7 +68,7 @@ class Rule:
 
     path: str
     name: str
-    form: Form
+    tensor_map: TensorMap
     axes: str = ''
     stack: int | None = None
 

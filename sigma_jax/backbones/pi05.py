@@ -232,11 +232,13 @@ class Pi05(nn.Module):
         is_action = jnp.arange(joint.shape[1]) >= mask.shape[1]
         pair = joint[:, None, :] & joint[:, :, None] & (is_action[:, None] | ~is_action[None, :])
         conds = (None, self.time_condition(time))
-        tokens, wanted = (
+        tokens, output_experts = (
             (prefix, self.embed_actions(x_t)),
             None if self.config.train_base else (False, True),
         )
-        (_, hidden), _ = self.PaliGemma.llm(tokens, positions(joint), pair, conds, wanted=wanted)
+        (_, hidden), _ = self.PaliGemma.llm(
+            tokens, positions(joint), pair, conds, output_experts=output_experts
+        )
         return hidden
 
     def velocity(

@@ -17,9 +17,9 @@ from sigma_jax.backbones.names import (
     RESHAPED,
     SAME,
     TRANSPOSED,
-    Form,
     NameTable,
     Rule,
+    TensorMap,
 )
 
 PALIGEMMA = 'paligemma_with_expert.paligemma.model.'
@@ -32,11 +32,11 @@ TOPS = ('paligemma_with_expert', 'action_in_proj', 'action_out_proj', 'time_mlp_
 
 
 def _dense(
-    path: str, name: str, axes: str, form: Form = TRANSPOSED, bias: Form = SAME
+    path: str, name: str, axes: str, tensor_map: TensorMap = TRANSPOSED, bias: TensorMap = SAME
 ) -> list[Rule]:
     rows = axes.split()[0]
     return [
-        Rule(f'{path}/kernel', f'{name}.weight', form, axes),
+        Rule(f'{path}/kernel', f'{name}.weight', tensor_map, axes),
         Rule(f'{path}/bias', f'{name}.bias', bias, rows),
     ]
 

@@ -213,7 +213,7 @@ def from_jax_shapes(shapes: Shapes, hints: Mapping) -> Pi05Config:
         with contextlib.suppress(KeyError, ValueError, TypeError, IndexError):
             *_, (index, name) = rule.names(shapes[rule.path][0])
             stub = np.broadcast_to(np.int8(0), shapes[rule.path][len(index) :])
-            tensors[name] = rule.form.to_torch(stub).shape
+            tensors[name] = rule.tensor_map.to_torch(stub).shape
     for key, pattern, rank in (
         ('vision_heads', r'.*/(query|key|value)/kernel', 4),
         ('kv_heads', '.*/kv_einsum.*', 5),

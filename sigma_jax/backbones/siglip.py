@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from sigma_jax.nn.layers import attention, project
-from sigma_jax.nn.lora import Layout, LoraConfig
+from sigma_jax.nn.lora import LoraConfig, MatrixLayout
 
-DENSE = Layout('io', 'i', 'o')
-HEADS_IN = Layout('dnh', 'd', 'nh')
-HEADS_OUT = Layout('nhd', 'nh', 'd')
+DENSE = MatrixLayout('io', 'i', 'o')
+HEADS_IN = MatrixLayout('dnh', 'd', 'nh')
+HEADS_OUT = MatrixLayout('nhd', 'nh', 'd')
 LAYOUTS = {
     r'.*/MultiHeadDotProductAttention_0/(query|key|value)/kernel': HEADS_IN,
     r'.*/MultiHeadDotProductAttention_0/out/kernel': HEADS_OUT,
@@ -42,7 +42,7 @@ class Projection(nn.Module):
     """A kernel with bias, [... inputs] -> [... outputs]."""
 
     shape: tuple[int, ...]
-    layout: Layout
+    layout: MatrixLayout
     lora: LoraConfig
 
     @nn.compact

@@ -30,7 +30,7 @@ def show(report: Mapping, console: Console, checks: bool = False) -> None:
       console: to print on.
       checks: whether CHECK A and CHECK B are shown too.
     """
-    console.print(arms_tables(report))
+    console.print(methods_tables(report))
     if comparison := report.get('comparison'):
         console.print(comparison_table(comparison))
     if checks:
@@ -78,7 +78,9 @@ def comparison_table(comparison: Mapping) -> Table:
     Returns:
       The table.
     """
-    table = narrow(f'{comparison["split"]}: contrasts, change in % [95 %]', 'arm, against', *ERRORS)
+    table = narrow(
+        f'{comparison["split"]}: contrasts, change in % [95 %]', 'method, against', *ERRORS
+    )
     for contrast in parts_of(comparison) + references_of(comparison) or comparison['contrasts']:
         cells = [
             f'[{PAINT[outcome(contrast[key])]}]{interval_text(contrast[key])}[/]' for key in ERRORS
@@ -134,7 +136,7 @@ def check_b(report: Mapping, group: str) -> Table:
 
 
 def robustness_table(rows: Sequence[Mapping]) -> Table:
-    """mse_trj of each arm under every perturbation.
+    """mse_trj of each method under every perturbation.
 
     Args:
       rows: section of the report.
@@ -145,12 +147,12 @@ def robustness_table(rows: Sequence[Mapping]) -> Table:
     table = narrow('robustness: mse_trj', 'observation', *rows[0]['arms'])
     for row in rows:
         table.add_row(
-            row['name'], *(number(arm['mse_trj']['value']) for arm in row['arms'].values())
+            row['name'], *(number(method['mse_trj']['value']) for method in row['arms'].values())
         )
     return table
 
 
-def arms_tables(report: Mapping) -> Group:
+def methods_tables(report: Mapping) -> Group:
     """One table a split, narrow enough for 80 columns.
 
     Args:
@@ -180,26 +182,28 @@ def split_table(name: str, values: Mapping) -> Table:
         box=box.SIMPLE_HEAD,
         padding=0,
     )
-    table.add_column('arm', no_wrap=True)
+    table.add_column('method', no_wrap=True)
     for key in ERRORS:
         table.add_column(key, justify='right', no_wrap=True)
         table.add_column('', justify='right', no_wrap=True)
-    for arm, errors in values['arms'].items():
-        cells = [cell for key in ERRORS for cell in error_cells(errors[key], arm)]
-        table.add_row(arm, *cells, style='bold' if arm == 'sigma' else None)
+    for method, errors in values['arms'].items():
+        cells = [cell for key in ERRORS for cell in error_cells(errors[key], method)]
+        table.add_row(method, *cells, style='bold' if method == 'sigma' else None)
     return table
 
 
-def error_cells(error: Mapping, arm: str) -> tuple[str, str]:
+def error_cells(error: Mapping, method: str) -> tuple[str, str]:
     """An error and its change, such as '12.30' and '−20.0 %'; the base has no change.
 
     Args:
       error: value and change.
-      arm: name of the method.
+      method: name of the method.
 
     Returns:
       Two texts.
     """
     change = error['change']
-    text = '' if arm == 'pi05' else f'[{PAINT[outcome(change)]}]{change_text(change["value"])}[/]'
+    text = (
+        '' if method == 'pi05' else f'[{PAINT[outcome(change)]}]{change_text(change["value"])}[/]'
+    )
     return number(error['value']), text

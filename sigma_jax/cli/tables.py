@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from sigma_jax.ablations.stacked import mean_and_spread
+from sigma_jax.ablations.stacked import mean_and_std
 from sigma_jax.ablations.summary import SHOWN
 from sigma_jax.api.conversion import Proof
 from sigma_jax.convert.parity.verify import COSINE
@@ -33,7 +33,7 @@ def ablation_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     for name, entries in found.items():
         whole = [entry for entry in entries if entry['failed'] is None]
         cells = [
-            '{:.4g} ± {:.2g}'.format(*mean_and_spread(e[key] for e in whole if key in e))
+            '{:.4g} ± {:.2g}'.format(*mean_and_std(e[key] for e in whole if key in e))
             for key in SHOWN
         ]
         lost = ', '.join(

@@ -7,7 +7,7 @@ validate, joints              what does not fit the model, or the robot
 tensor_files, small_file      safetensors files; small ones, read whole
 orbax_leaves, orbax_tree      Orbax arrays; which of them are the weights
 torch_names, other_models     names in a training's wrappers; models that are no pi0.5
-digests                       SHA-256 per leaf
+leaf_digests                  SHA-256 per leaf
 assets, overrides             statistics, processors and settings beside weights; what a caller says
 stats_source, dataset_stats   statistics named elsewhere; exact ones from a data set's rows
 merge, heads                  LoRA merged into weights; Sigma's heads

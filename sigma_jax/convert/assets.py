@@ -45,7 +45,7 @@ from sigma_jax.processing.tokenizer import NO_STATE
 CARRIED = ('tokenizer.json', 'tokenizer.model')
 UNDER = 'lerobot'  # where LeRobot's own files lie in other layouts
 OWN = 'sigma_config.json'  # what every folder of ours has, also from before there was policy.json
-KEPT = (
+STATISTICS_KEPT = (
     'the policy keeps them, as it was trained by them; for a new training prepare_data.py '
     'computes exact ones'
 )
@@ -59,13 +59,13 @@ TRAIN_CONFIG = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Beside:
+class PolicyAssets:
     """`statistics` are scaled as `policy` says, None where not known; `files` go along, by name in
     the layout.
 
     `assumed` names what of `policy` no file says, and where it comes from (`training_config`);
-    `told` holds sizes that LeRobot's config.json is to say, whatever it says. `joints_known`: a
-    file says which joints are relative.
+    `config_sizes` holds sizes that LeRobot's config.json is to say, whatever it says.
+    `joints_known`: a file says which joints are relative.
     """
 
     policy: ProcessorConfig
@@ -73,7 +73,7 @@ class Beside:
     files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    told: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    config_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     joints_known: bool = True
 
 
@@ -82,7 +82,7 @@ def read(
     format: str = '',
     stats: str | pathlib.Path | None = None,
     horizon: int = HORIZON,
-) -> Beside:
+) -> PolicyAssets:
     """The assets of a policy: how it sees the world, as files next to its weights say.
 
     Args:
@@ -105,18 +105,20 @@ def read(
     found = _read(folder, format)
     files = {**asset_files(folder), **found.files}
     files |= {name: folder / name for name in CARRIED if (folder / name).is_file()}
-    around = dataclasses.replace(found, files=files)
+    policy_assets = dataclasses.replace(found, files=files)
     if stats is not None:
-        return with_statistics(around, stats, horizon)
-    doubts = quantiles.doubts(found.statistics or {}, KEPT)
-    return dataclasses.replace(around, notes=(*found.notes, *doubts))
+        return with_statistics(policy_assets, stats, horizon)
+    doubts = quantiles.doubts(found.statistics or {}, STATISTICS_KEPT)
+    return dataclasses.replace(policy_assets, notes=(*found.notes, *doubts))
 
 
-def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HORIZON) -> Beside:
+def with_statistics(
+    policy_assets: PolicyAssets, stats: str | pathlib.Path, horizon: int = HORIZON
+) -> PolicyAssets:
     """Assets with other statistics.
 
     Args:
-      beside: the assets.
+      policy_assets: the assets.
       stats: as for `read`.
       horizon: as for `read`.
 
@@ -126,13 +128,17 @@ def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HO
     Raises:
       UserError: as `read`.
     """
-    policy = beside.policy
-    notes = [note for note in beside.notes if 'name their source' not in note and KEPT not in note]
+    policy = policy_assets.policy
+    notes = [
+        note
+        for note in policy_assets.notes
+        if 'name their source' not in note and STATISTICS_KEPT not in note
+    ]
     statistics = find_statistics(
         stats, policy.scalings(), policy.relative_joints, horizon, notes.append
     )
     width, flags = len(statistics['actions'].mean), policy.relative_joints
-    if beside.statistics is None or len(flags) == training_config.WIDTH:
+    if policy_assets.statistics is None or len(flags) == training_config.WIDTH:
         flags = flags[:width]  # as many as the model is wide, until the robot is known
     if any(flags) and len(flags) != width:
         raise UserError(
@@ -140,7 +146,7 @@ def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HO
             f'are relative, got {width} in {stats}; name those of its own robot'
         )
     if other := other_joints(stats, flags, width):
-        if beside.joints_known:
+        if policy_assets.joints_known:
             raise UserError(
                 f'{other}; name statistics of such actions, the data set to compute them from, or '
                 f'mend {POLICY_FILE}'
@@ -150,15 +156,17 @@ def with_statistics(beside: Beside, stats: str | pathlib.Path, horizon: int = HO
             f'in {POLICY_FILE}'
         )
     policy = dataclasses.replace(policy, relative_joints=flags)
-    return dataclasses.replace(beside, policy=policy, statistics=statistics, notes=tuple(notes))
+    return dataclasses.replace(
+        policy_assets, policy=policy, statistics=statistics, notes=tuple(notes)
+    )
 
 
 def trained_with(
-    base: Beside,
+    base: PolicyAssets,
     statistics: NormStats,
     relative_joints: Sequence[bool],
     meta: Meta,
-) -> Beside:
+) -> PolicyAssets:
     """How a policy trained on `base` sees the world: as its base, by the statistics and joints of
     its training, with the views and prompts of its shards.
 
@@ -184,10 +192,10 @@ def trained_with(
         actions=statistics['actions'].scaling,
     )
     tokenizers = {name: path for name, path in base.files.items() if name in CARRIED}
-    return Beside(policy, statistics, tokenizers)
+    return PolicyAssets(policy, statistics, tokenizers)
 
 
-def _read(folder: pathlib.Path, format: str) -> Beside:
+def _read(folder: pathlib.Path, format: str) -> PolicyAssets:
     own = read_policy(folder)
     inner = folder / UNDER if (folder / UNDER).is_dir() else folder
     lerobot = lerobot_policy.read(inner) if lerobot_policy.is_here(inner) else None
@@ -219,7 +227,7 @@ def _read(folder: pathlib.Path, format: str) -> Beside:
         }
         return dataclasses.replace(found, files=files, notes=notes, assumed=assumed)
     if lerobot:
-        return Beside(lerobot.policy, lerobot.statistics, files, lerobot.notes)
+        return PolicyAssets(lerobot.policy, lerobot.statistics, files, lerobot.notes)
     if (folder / OWN).is_file() and not asset_files(folder):
         return dataclasses.replace(_read_own(folder, OURS), joints_known=False)
     if format == 'lerobot':
@@ -248,12 +256,14 @@ def _stale_settings(own: ProcessorConfig, theirs: ProcessorConfig) -> str:
     return ', '.join(name for name, value in said(theirs).items() if value != mine[name])
 
 
-def _read_own(folder: pathlib.Path, policy: ProcessorConfig) -> Beside:
+def _read_own(folder: pathlib.Path, policy: ProcessorConfig) -> PolicyAssets:
     file = folder / NORM_STATS
-    return Beside(policy, read_both(file, scalings=policy.scalings()) if file.is_file() else None)
+    return PolicyAssets(
+        policy, read_both(file, scalings=policy.scalings()) if file.is_file() else None
+    )
 
 
-def _read_openpi(folder: pathlib.Path) -> Beside:
+def _read_openpi(folder: pathlib.Path) -> PolicyAssets:
     assets = asset_files(folder)
     candidates = [folder / NORM_STATS] if (folder / NORM_STATS).is_file() else list(assets.values())
     notes = [
@@ -263,14 +273,14 @@ def _read_openpi(folder: pathlib.Path) -> Beside:
     policy, assumed = dataclasses.replace(OPENPI, prompt_state_dim=values[PROMPT]), {PROMPT: origin}
     if len(candidates) == 1:
         statistics = read_both(candidates[0], scalings=policy.scalings())
-        return Beside(policy, statistics, {}, tuple(notes), assumed, joints_known=False)
+        return PolicyAssets(policy, statistics, {}, tuple(notes), assumed, joints_known=False)
     names = ', '.join(path.parent.name for path in candidates)
     lack = (
         f'assets hold statistics of several robots ({names})'
         if candidates
         else 'no norm_stats.json'
     )
-    return Beside(
+    return PolicyAssets(
         policy, None, {}, (*notes, f'{lack}: name their source'), assumed, joints_known=False
     )
 
@@ -278,7 +288,7 @@ def _read_openpi(folder: pathlib.Path) -> Beside:
 def write(
     folder: str | pathlib.Path,
     layout: str,
-    beside: Beside,
+    policy_assets: PolicyAssets,
     config: BackboneConfig,
     dtype: str = 'float32',
 ) -> tuple[str, ...]:
@@ -287,7 +297,7 @@ def write(
     Args:
       folder: where to.
       layout: 'jax', 'lerobot' or 'openpi-pytorch'.
-      beside: the assets.
+      policy_assets: the assets.
       config: sizes of the policy.
       dtype: 'float32' or 'bfloat16', that of the weights, which LeRobot's and openpi's config.json
         name.
@@ -296,20 +306,21 @@ def write(
       Notes on what is not known, or what the layout cannot say.
     """
     folder = pathlib.Path(folder)
-    (folder / POLICY_FILE).write_text(to_json(beside.policy))
-    if beside.statistics is not None:
-        (folder / NORM_STATS).write_text(norm_stats_json(beside.statistics))
-    lerobot, more = _write_lerobot(folder, layout, beside, config, dtype)
-    assets, others = _write_openpi(folder, layout, beside)
-    notes = [*beside.notes, *more, *others]
+    (folder / POLICY_FILE).write_text(to_json(policy_assets.policy))
+    if policy_assets.statistics is not None:
+        (folder / NORM_STATS).write_text(norm_stats_json(policy_assets.statistics))
+    lerobot, more = _write_lerobot(folder, layout, policy_assets, config, dtype)
+    assets, others = _write_openpi(folder, layout, policy_assets)
+    notes = [*policy_assets.notes, *more, *others]
     if layout == 'openpi-pytorch':
         (folder / 'config.json').write_text(
             json.dumps(_openpi_config(cast(lerobot_files.Experts, config), dtype), indent=2)
         )
-    tokenizers = {name: path for name, path in beside.files.items() if name in CARRIED}
+    tokenizers = {name: path for name, path in policy_assets.files.items() if name in CARRIED}
     _copy(folder, layout, {**assets, **tokenizers, **lerobot})
     _tell_sizes(
-        (folder if layout == 'lerobot' else folder / UNDER) / lerobot_policy.CONFIG, beside.told
+        (folder if layout == 'lerobot' else folder / UNDER) / lerobot_policy.CONFIG,
+        policy_assets.config_sizes,
     )
     if layout == 'lerobot':
         settings = read_json(folder / lerobot_policy.CONFIG)
@@ -321,7 +332,11 @@ def write(
 
 
 def _write_lerobot(
-    folder: pathlib.Path, layout: str, beside: Beside, config: BackboneConfig, dtype: str
+    folder: pathlib.Path,
+    layout: str,
+    policy_assets: PolicyAssets,
+    config: BackboneConfig,
+    dtype: str,
 ) -> tuple[dict[str, pathlib.Path], list[str]]:
     """Writes LeRobot's files where those at hand say something else; returns files to go along as
     they are, and notes.
@@ -330,45 +345,49 @@ def _write_lerobot(
     itself, finds them.
     """
     theirs = {
-        name: path for name, path in beside.files.items() if '/' not in name and name not in CARRIED
+        name: path
+        for name, path in policy_assets.files.items()
+        if '/' not in name and name not in CARRIED
     }
     home = folder if layout == 'lerobot' else folder / UNDER
-    if _same_lerobot(beside) or (layout != 'lerobot' and not _contradicts(beside, theirs)):
-        return theirs, _unsaid(beside) if layout == 'lerobot' else []
+    if _same_lerobot(policy_assets) or (
+        layout != 'lerobot' and not _contradicts(policy_assets, theirs)
+    ):
+        return theirs, _unsaid(policy_assets) if layout == 'lerobot' else []
     home.mkdir(exist_ok=True)
     model = cast(lerobot_files.Experts, config)
-    notes = lerobot_files.write(home, beside.policy, beside.statistics, model, dtype)
-    if beside.statistics is not None and _same_but_numbers(beside):
+    notes = lerobot_files.write(home, policy_assets.policy, policy_assets.statistics, model, dtype)
+    if policy_assets.statistics is not None and _same_but_numbers(policy_assets):
         for file in home.glob('policy_*.safetensors'):
             file.unlink()
-        restate.restate(home, theirs, beside.statistics)
-        notes = _unsaid(beside)
+        restate.restate(home, theirs, policy_assets.statistics)
+        notes = _unsaid(policy_assets)
     rest = {name: path for name, path in theirs.items() if name == TRAINING}
     return rest, notes if layout == 'lerobot' else []
 
 
-def _unsaid(beside: Beside) -> list[str]:
+def _unsaid(policy_assets: PolicyAssets) -> list[str]:
     """What LeRobot's files, which go along as they are, do not say: the prompt's state, where it is
     another.
     """
-    theirs = lerobot_policy.read(beside.files[lerobot_policy.CONFIG].parent).policy
-    if (beside.policy.prompt_state_dim or 0) == (theirs.prompt_state_dim or 0):
+    theirs = lerobot_policy.read(policy_assets.files[lerobot_policy.CONFIG].parent).policy
+    if (policy_assets.policy.prompt_state_dim or 0) == (theirs.prompt_state_dim or 0):
         return []
-    return lerobot_files.prompt_notes(beside.policy, beside.statistics)
+    return lerobot_files.prompt_notes(policy_assets.policy, policy_assets.statistics)
 
 
-def _contradicts(beside: Beside, theirs: Mapping[str, pathlib.Path]) -> bool:
-    """Whether LeRobot's files, whole or not, say something else than `beside`."""
+def _contradicts(policy_assets: PolicyAssets, theirs: Mapping[str, pathlib.Path]) -> bool:
+    """Whether LeRobot's files, whole or not, say something else than `policy_assets`."""
     if not any(name in theirs for name in THEIRS):
         return False
     found = lerobot_policy.read(next(iter(theirs.values())).parent)
-    if _other_settings(beside.policy, found.policy):
+    if _other_settings(policy_assets.policy, found.policy):
         return True
-    if beside.statistics is None or found.statistics is None:
-        return beside.statistics is not None and any(
+    if policy_assets.statistics is None or found.statistics is None:
+        return policy_assets.statistics is not None and any(
             name.endswith('.safetensors') for name in theirs
         )
-    return not _same_statistics(beside, found)
+    return not _same_statistics(policy_assets, found)
 
 
 def _other_settings(mine: ProcessorConfig, theirs: ProcessorConfig) -> bool:
@@ -382,48 +401,57 @@ def _other_settings(mine: ProcessorConfig, theirs: ProcessorConfig) -> bool:
     return dict(mine.rename_map) != dict(theirs.rename_map)
 
 
-def sized(beside: Beside, config: BackboneConfig) -> Beside:
+def sized(policy_assets: PolicyAssets, config: BackboneConfig) -> PolicyAssets:
     """Assets whose LeRobot config.json has the policy's sizes; a note says so where it had others.
 
     Args:
-      beside: the assets.
+      policy_assets: the assets.
       config: sizes of the policy.
 
     Returns:
       The assets.
     """
-    file, told, notes = beside.files.get(lerobot_policy.CONFIG), dict(beside.told), []
+    file, config_sizes, notes = (
+        policy_assets.files.get(lerobot_policy.CONFIG),
+        dict(policy_assets.config_sizes),
+        [],
+    )
     settings = read_json(file) if file else {}
     for name, theirs in SIZES.items():
         mine = getattr(config, name)
-        if name not in told and theirs in settings and settings[theirs] != mine:
-            told[name] = mine
+        if name not in config_sizes and theirs in settings and settings[theirs] != mine:
+            config_sizes[name] = mine
             notes.append(
                 f"{theirs} is {settings[theirs]} in LeRobot's {lerobot_policy.CONFIG}; "
                 f"{OWN}'s {mine} is used"
             )
-    return dataclasses.replace(beside, told=told, notes=(*beside.notes, *notes))
+    return dataclasses.replace(
+        policy_assets, config_sizes=config_sizes, notes=(*policy_assets.notes, *notes)
+    )
 
 
-def _tell_sizes(file: pathlib.Path, told: Mapping[str, int]) -> None:
+def _tell_sizes(file: pathlib.Path, config_sizes: Mapping[str, int]) -> None:
     """Puts sizes that were told into LeRobot's config.json, where there is one."""
-    if not told or not file.is_file():
+    if not config_sizes or not file.is_file():
         return
     settings = read_json(file)
-    new = settings | {SIZES[name]: value for name, value in told.items()}
-    if training_config.HORIZON in told and 'n_action_steps' in settings:
-        new['n_action_steps'] = min(settings['n_action_steps'], told[training_config.HORIZON])
+    new = settings | {SIZES[name]: value for name, value in config_sizes.items()}
+    if training_config.HORIZON in config_sizes and 'n_action_steps' in settings:
+        new['n_action_steps'] = min(
+            settings['n_action_steps'], config_sizes[training_config.HORIZON]
+        )
     file.write_text(json.dumps(new, indent=4))
 
 
-def _same_but_numbers(beside: Beside) -> bool:
+def _same_but_numbers(policy_assets: PolicyAssets) -> bool:
     """Whether LeRobot's files are all at hand, and nothing but the statistics in them is to
     change.
     """
-    if any(name not in beside.files for name in THEIRS):
+    if any(name not in policy_assets.files for name in THEIRS):
         return False
     return not _other_settings(
-        beside.policy, lerobot_policy.read(beside.files[lerobot_policy.CONFIG].parent).policy
+        policy_assets.policy,
+        lerobot_policy.read(policy_assets.files[lerobot_policy.CONFIG].parent).policy,
     )
 
 
@@ -448,21 +476,21 @@ def _whole(file: pathlib.Path) -> None:
         )
 
 
-def _same_lerobot(beside: Beside) -> bool:
-    """Whether LeRobot's own files are at hand and still say what `beside` says."""
-    if any(name not in beside.files for name in THEIRS):
+def _same_lerobot(policy_assets: PolicyAssets) -> bool:
+    """Whether LeRobot's own files are at hand and still say what `policy_assets` says."""
+    if any(name not in policy_assets.files for name in THEIRS):
         return False
-    found = lerobot_policy.read(beside.files[lerobot_policy.CONFIG].parent)
-    if _other_settings(beside.policy, found.policy):
+    found = lerobot_policy.read(policy_assets.files[lerobot_policy.CONFIG].parent)
+    if _other_settings(policy_assets.policy, found.policy):
         return False
-    if beside.statistics is None or found.statistics is None:
-        return beside.statistics is found.statistics
-    return _same_statistics(beside, found)
+    if policy_assets.statistics is None or found.statistics is None:
+        return policy_assets.statistics is found.statistics
+    return _same_statistics(policy_assets, found)
 
 
-def _same_statistics(beside: Beside, found: lerobot_policy.Found) -> bool:
+def _same_statistics(policy_assets: PolicyAssets, found: lerobot_policy.LeRobotAssets) -> bool:
     """Whether LeRobot's files hold, in float32, the numbers that would be written for it."""
-    ours, theirs = beside.statistics or {}, found.statistics or {}
+    ours, theirs = policy_assets.statistics or {}, found.statistics or {}
     return all(_same(lerobot_files.guarded(ours[name]), one) for name, one in theirs.items())
 
 
@@ -474,7 +502,7 @@ def _same(one: Statistics, other: Statistics) -> bool:
 
 
 def _write_openpi(
-    folder: pathlib.Path, layout: str, beside: Beside
+    folder: pathlib.Path, layout: str, policy_assets: PolicyAssets
 ) -> tuple[Mapping[str, pathlib.Path], list[str]]:
     """`assets/<id>/norm_stats.json`, which openpi reads; another mode than quantiles is written as
     quantiles.
@@ -482,21 +510,23 @@ def _write_openpi(
     Returns the assets of the source that go along, and notes.
     """
     theirs = {
-        name: path for name, path in beside.files.items() if name.startswith(openpi_assets.ASSETS)
+        name: path
+        for name, path in policy_assets.files.items()
+        if name.startswith(openpi_assets.ASSETS)
     }
-    assets = openpi_assets.current(theirs, beside.statistics, wanted=layout != 'lerobot')
+    assets = openpi_assets.current(theirs, policy_assets.statistics, wanted=layout != 'lerobot')
     notes = list(assets.notes)
     if not assets.place:
         return assets.kept, notes
     out = folder / assets.place
     out.parent.mkdir(parents=True)
     out.write_text(assets.text)
-    if any(one.scaling.mode != 'quantile' for one in (beside.statistics or {}).values()):
+    if any(one.scaling.mode != 'quantile' for one in (policy_assets.statistics or {}).values()):
         notes.append(
             f'{pathlib.PurePath(assets.place).parent} has the normalisation as '
             'quantiles, which openpi uses'
         )
-    if any(beside.policy.relative_joints):
+    if any(policy_assets.policy.relative_joints):
         notes.append("actions are relative: openpi's training config must say so (DeltaActions)")
     return assets.kept, notes
 

@@ -150,12 +150,14 @@ def open_base(
     if not folder:
         return Base(model.build(factors), None, '')
     source = open_source(folder)
-    around = assets.read(source.folder, source.format)
+    policy_assets = assets.read(source.folder, source.format)
     sizes = model.fit(source.config, factors)
-    assumed = {**source.assumed, **around.assumed}
-    told = training_config.assumption_notes(assumed, sizes, around.policy.prompt_state_dim)
+    assumed = {**source.assumed, **policy_assets.assumed}
+    told = training_config.assumption_notes(assumed, sizes, policy_assets.policy.prompt_state_dim)
     notes = (*source.notes, *told)
-    return Base(sizes, None, source.digest, around.statistics, around.policy, source, notes)
+    return Base(
+        sizes, None, source.digest, policy_assets.statistics, policy_assets.policy, source, notes
+    )
 
 
 def read_weights(base: Base, seed: int = 0, tokenizer: str = '') -> Base:
@@ -164,7 +166,7 @@ def read_weights(base: Base, seed: int = 0, tokenizer: str = '') -> Base:
     Args:
       base: as `open_base` gives it.
       seed: of random weights, where it has no folder.
-      tokenizer: which tokens are numbers, for random weights; see `count_in_order`.
+      tokenizer: which tokens are numbers, for random weights; see `init_number_embeddings`.
     """
     if base.source is not None:
         loaded = checkpoint.load_source(base.source)
@@ -173,11 +175,11 @@ def read_weights(base: Base, seed: int = 0, tokenizer: str = '') -> Base:
     params = jax.jit(lambda key: spec.init_params(key, base.config))(jax.random.key(seed))
     params = jax.tree.map(np.asarray, params)
     if spec.table:
-        params = count_in_order(params, spec.table, load_tokenizer(tokenizer))
+        params = init_number_embeddings(params, spec.table, load_tokenizer(tokenizer))
     return dataclasses.replace(base, params=params, digest=trees.digest(params))
 
 
-def count_in_order(params: PyTree, table: str, tokenizer: Tokenizer) -> PyTree:
+def init_number_embeddings(params: PyTree, table: str, tokenizer: Tokenizer) -> PyTree:
     """A token table whose rows for 0 ... 255 start as cosines of the number, so that 127 is near
     128.
 

@@ -19,7 +19,7 @@ from sigma_jax import files, trees
 from sigma_jax.backbones.base import BackboneConfig
 from sigma_jax.backbones.names import NameTable
 from sigma_jax.convert import assets, joints, sizes
-from sigma_jax.convert.digests import Digests
+from sigma_jax.convert.leaf_digests import Digests
 from sigma_jax.convert.openpi import training_config
 from sigma_jax.convert.openpi.training_config import RECORD
 from sigma_jax.convert.slices import Piece, pieces
@@ -92,7 +92,7 @@ def save(
 
     Args:
       checkpoint: the weights.
-      folder: whose statistics and settings go along, if no `around` is given.
+      folder: whose statistics and settings go along, if no `policy_assets` is given.
       out: the new folder.
       layout: of the names.
       **options: for `convert`.
@@ -116,7 +116,7 @@ def convert(
     change: Callable[[Piece, np.ndarray], np.ndarray] | None = None,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    around: assets.Beside | None = None,
+    policy_assets: assets.PolicyAssets | None = None,
 ) -> dict:
     """Writes a checkpoint to a new folder, whole or not at all.
 
@@ -127,7 +127,7 @@ def convert(
       dtype: 'stored', 'float32' or 'bfloat16' (the matrices of both Gemmas, as the originals).
       change: maps each slice to what is written; None: as it is.
       progress: called with (bytes done, bytes in all).
-      around: assets to write in place of the source's own.
+      policy_assets: assets to write in place of the source's own.
 
     Returns:
       The record that is also written.
@@ -136,7 +136,9 @@ def convert(
       UserError: `out` exists, the weights differ from the digests recorded with them, or
         statistics, relative joints and the model have other numbers of actions.
     """
-    around = _fitted(around or assets.read(source.folder, source.format), source.config)
+    policy_assets = _fitted(
+        policy_assets or assets.read(source.folder, source.format), source.config
+    )
     shapes, table = source.shapes, source.spec.names
     dtypes = {path: target_dtype(path, one, dtype, table) for path, one in source.dtypes.items()}
     todo = list(pieces(shapes, table))
@@ -162,11 +164,13 @@ def convert(
             dtypes[path] for path in dtypes if table.group(path) in table.half
         }
         notes = list(
-            assets.write(folder, layout, around, source.config, 'bfloat16' if half else 'float32')
+            assets.write(
+                folder, layout, policy_assets, source.config, 'bfloat16' if half else 'float32'
+            )
         )
-        assumed = {**source.assumed, **around.assumed}
+        assumed = {**source.assumed, **policy_assets.assumed}
         notes += training_config.assumption_notes(
-            assumed, source.config, around.policy.prompt_state_dim
+            assumed, source.config, policy_assets.policy.prompt_state_dim
         )
         record = _record(source, layout, notes, after.leaves) | (
             {'assumed': assumed} if assumed else {}
@@ -176,13 +180,14 @@ def convert(
     return record
 
 
-def _fitted(around: assets.Beside, config: BackboneConfig) -> assets.Beside:
-    """`around` with as many flags as actions, and with the model's sizes for LeRobot's config.json;
-    notes on both.
+def _fitted(policy_assets: assets.PolicyAssets, config: BackboneConfig) -> assets.PolicyAssets:
+    """`policy_assets` with as many flags as actions, and with the model's sizes for LeRobot's
+    config.json; notes on both.
     """
-    policy, notes = joints.fitted(around.policy, around.statistics, config.action_dim)
+    policy, notes = joints.fitted(policy_assets.policy, policy_assets.statistics, config.action_dim)
     return assets.sized(
-        dataclasses.replace(around, policy=policy, notes=(*around.notes, *notes)), config
+        dataclasses.replace(policy_assets, policy=policy, notes=(*policy_assets.notes, *notes)),
+        config,
     )
 
 

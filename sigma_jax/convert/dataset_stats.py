@@ -31,7 +31,7 @@ def read(
     some are relative.
 
     They are computed from its rows where these are here; else they are taken from meta/stats.json,
-    and `note` is told what is wrong with them.
+    and `note` is called with what is wrong with them.
 
     Args:
       root: of the data set.

@@ -17,7 +17,7 @@ def merge_piece(
     index: tuple[int | slice, ...],
     piece: np.ndarray,
     factors: PyTree,
-    layouts: Mapping[str, lora.Layout],
+    layouts: Mapping[str, lora.MatrixLayout],
     alpha: float,
 ) -> np.ndarray:
     """`W + alpha / r * B A` in float32 for one slice of a leaf, with the same slice of its factors.

@@ -21,7 +21,7 @@ from sigma_jax.errors import UserError
 PyTree = Any
 Index = tuple[int | slice, ...]
 # bytes; smaller leaves are one chunk, larger ones a chunk per slice that `write` gets
-WHOLE = 64 * 2**20
+LARGEST_CHUNK = 64 * 2**20
 
 
 def read_names(folder: pathlib.Path) -> tuple[dict[str, str], bool, str]:
@@ -170,7 +170,7 @@ class LeafWriter:
           Something that waits for the disk; None: the slice is kept until its leaf is complete.
         """
         shape, dtype = self._leaves[path]
-        whole = math.prod(shape) * dtype.itemsize <= WHOLE
+        whole = math.prod(shape) * dtype.itemsize <= LARGEST_CHUNK
         if self._store is None or self._store[0] != path:
             chunk = shape if whole else (1,) * (len(shape) - piece.ndim) + piece.shape
             self._store = path, self._create(path, shape, dtype, chunk)

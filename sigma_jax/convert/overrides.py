@@ -4,7 +4,7 @@ assumed.
 
 import dataclasses
 
-from sigma_jax.convert.assets import Beside
+from sigma_jax.convert.assets import PolicyAssets
 from sigma_jax.convert.openpi.training_config import HORIZON, PROMPT, STEPS, prompt_text
 from sigma_jax.convert.source import Source
 from sigma_jax.errors import UserError
@@ -16,7 +16,7 @@ MOST = 1000  # twenty times pi0.5's horizon, a hundred times its steps: nobody m
 
 
 @dataclasses.dataclass(frozen=True)
-class Told:
+class Overrides:
     """None: not told. `prompt_state` is 'robot' (its own joints), 'none', or 'padded' to the
     model's width.
     """
@@ -53,40 +53,50 @@ class Told:
         ]
 
 
-def as_told(source: Source, around: Beside, told: Told) -> tuple[Source, Beside]:
+def apply_overrides(
+    source: Source, policy_assets: PolicyAssets, overrides: Overrides
+) -> tuple[Source, PolicyAssets]:
     """Both with what is told; where a file says otherwise, a note says which was taken.
 
     Args:
       source: opened.
-      around: its assets.
-      told: settings of the command line.
+      policy_assets: its assets.
+      overrides: settings of the command line.
 
     Returns:
       source: with the settings.
-      around: with the settings.
+      policy_assets: with the settings.
     """
     sizes = {
-        name: getattr(told, name) for name in (HORIZON, STEPS) if getattr(told, name) is not None
+        name: getattr(overrides, name)
+        for name in (HORIZON, STEPS)
+        if getattr(overrides, name) is not None
     }
     config = dataclasses.replace(source.config, **sizes)
-    policy, notes = around.policy, list(around.notes)
-    if told.prompt_state is not None:
-        width = {'robot': 0, 'none': NO_STATE, 'padded': config.action_dim}[told.prompt_state]
-        if PROMPT not in around.assumed and (policy.prompt_state_dim or 0) != width:
+    policy, notes = policy_assets.policy, list(policy_assets.notes)
+    if overrides.prompt_state is not None:
+        width = {'robot': 0, 'none': NO_STATE, 'padded': config.action_dim}[overrides.prompt_state]
+        if PROMPT not in policy_assets.assumed and (policy.prompt_state_dim or 0) != width:
             notes.append(
-                f'{prompt_text(width)}, as told; written is {prompt_text(policy.prompt_state_dim)}'
+                f'{prompt_text(width)}, as given; written is {prompt_text(policy.prompt_state_dim)}'
             )
         policy = dataclasses.replace(policy, prompt_state_dim=width)
     for name, value in sizes.items():
         if name not in source.assumed and value != getattr(source.config, name):
-            notes.append(f'{name} {value}, as told; written is {getattr(source.config, name)}')
+            notes.append(f'{name} {value}, as given; written is {getattr(source.config, name)}')
     if policy.action_steps is not None:  # no more than there are
         policy = dataclasses.replace(
             policy, action_steps=min(policy.action_steps, config.action_horizon)
         )
-    left = {name: origin for name, origin in source.assumed.items() if name not in told.names()}
-    known = {name: origin for name, origin in around.assumed.items() if name not in told.names()}
-    around = dataclasses.replace(
-        around, policy=policy, notes=tuple(notes), assumed=known, told=sizes
+    left = {
+        name: origin for name, origin in source.assumed.items() if name not in overrides.names()
+    }
+    known = {
+        name: origin
+        for name, origin in policy_assets.assumed.items()
+        if name not in overrides.names()
+    }
+    policy_assets = dataclasses.replace(
+        policy_assets, policy=policy, notes=tuple(notes), assumed=known, config_sizes=sizes
     )
-    return dataclasses.replace(source, config=config, assumed=left), around
+    return dataclasses.replace(source, config=config, assumed=left), policy_assets

@@ -6,22 +6,22 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
-from sigma_jax.backbones.names import SAME, Form, NameTable, Rule
+from sigma_jax.backbones.names import SAME, NameTable, Rule, TensorMap
 from sigma_jax.convert.orbax_leaves import Index
 
-PIECE = 32 * 2**20  # elements; a larger table is cut by rows
+LARGEST_SLICE = 32 * 2**20  # elements; a larger table is cut by rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
     """One tensor's share of a leaf, or some rows of it: `leaf[path][index]` of `shape` <- tensor
-    `name` in `form`.
+    `name` in `tensor_map`.
     """
 
     path: str
     index: Index
     name: str
-    form: Form
+    tensor_map: TensorMap
     shape: tuple[int, ...]
     rows: slice | None = None
 
@@ -44,16 +44,20 @@ def pieces(
         by_path.setdefault(rule.path, []).append(rule)
     for path, rules in by_path.items():
         shape = shapes[path]
-        named = [(index, name, rule.form) for rule in rules for index, name in rule.names(shape[0])]
-        for index, name, form in sorted(named, key=lambda one: one[0]):
+        named = [
+            (index, name, rule.tensor_map) for rule in rules for index, name in rule.names(shape[0])
+        ]
+        for index, name, tensor_map in sorted(named, key=lambda one: one[0]):
             slot = shape[len(index) :]
-            cut = form is SAME and not whole
-            parts = max(1, math.ceil(math.prod(slot) / PIECE)) if cut else 1
+            cut = tensor_map is SAME and not whole
+            parts = max(1, math.ceil(math.prod(slot) / LARGEST_SLICE)) if cut else 1
             step = math.ceil(slot[0] / parts)
             if parts == 1:
-                yield Piece(path, index, name, form, slot)
+                yield Piece(path, index, name, tensor_map, slot)
             for start in range(0, slot[0], step) if parts > 1 else ():
                 rows = slice(start, min(start + step, slot[0]))
-                yield Piece(path, (*index, rows), name, form, (rows.stop - start, *slot[1:]), rows)
+                yield Piece(
+                    path, (*index, rows), name, tensor_map, (rows.stop - start, *slot[1:]), rows
+                )
     for path in (path for path in shapes if path not in by_path):
         yield Piece(path, (), path, SAME, shapes[path])

@@ -182,7 +182,7 @@ def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
         config,
         'lerobot' if names.lerobot else 'openpi-pytorch',
         {piece.path: tensors[name] for name, piece in owner.items()},
-        lambda p: p.form.to_jax(files.read(stored[p.name], p.rows), p.shape),
+        lambda p: p.tensor_map.to_jax(files.read(stored[p.name], p.rows), p.shape),
         tuple(notes),
         _recorded(folder),
         assumed,

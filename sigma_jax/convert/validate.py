@@ -38,8 +38,8 @@ def check_tensors(
             unexpected.append(f'unexpected {name}' + (f' (closest: {near})' if near else ''))
             continue
         piece = owner[name]
-        if (kind := (piece.form, piece.shape)) not in shapes:
-            shapes[kind] = piece.form.to_torch(np.broadcast_to(np.int8(0), piece.shape)).shape
+        if (kind := (piece.tensor_map, piece.shape)) not in shapes:
+            shapes[kind] = piece.tensor_map.to_torch(np.broadcast_to(np.int8(0), piece.shape)).shape
         if files.shape(key) != shapes[kind]:
             misshaped.append(f'{name}: expected shape {shapes[kind]}, got {files.shape(key)}')
         if files.dtype(key) not in allowed:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.backbones.names import NameTable
-from sigma_jax.convert.digests import AHEAD
+from sigma_jax.convert.leaf_digests import PREFETCH
 from sigma_jax.convert.orbax_leaves import LeafWriter
 from sigma_jax.convert.slices import Piece
 from sigma_jax.convert.tensor_files import WEIGHTS, TensorWriter
@@ -63,7 +63,7 @@ def open_writer(
     def write(piece: Piece, array: np.ndarray) -> None:
         if (future := writer.write(piece.path, piece.index, array)) is not None:
             pending.append(future)
-        _wait(pending, AHEAD)
+        _wait(pending, PREFETCH)
 
     try:
         yield write
@@ -102,7 +102,7 @@ def _torch_writer(
     for rule in table.rules:
         shape, dtype = shapes[rule.path], dtypes[rule.path]
         for index, name in rule.names(shape[0]):
-            stub = rule.form.to_torch(np.broadcast_to(np.int8(0), shape[len(index) :]))
+            stub = rule.tensor_map.to_torch(np.broadcast_to(np.int8(0), shape[len(index) :]))
             tensors[prefix + name] = (stub.shape, dtype)
     rows = tensors.pop(prefix + table.table)
     tensors |= dict.fromkeys((prefix + name for name in tables), rows)
@@ -111,7 +111,7 @@ def _torch_writer(
     with TensorWriter(folder / WEIGHTS, tensors) as writer:
 
         def write(piece: Piece, array: np.ndarray) -> None:
-            tensor, row = piece.form.to_torch(array), piece.rows.start if piece.rows else 0
+            tensor, row = piece.tensor_map.to_torch(array), piece.rows.start if piece.rows else 0
             for name in tables if piece.name == table.table else [piece.name]:
                 writer.write(prefix + name, tensor, row)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax.evaluation.replay import CARRIED, Windows, views
+from sigma_jax.evaluation.replay import CARRIED, ReplayedWindows, views
 from sigma_jax.sigma import adapter
 from sigma_jax.sigma.adapter import AdapterState
 
@@ -19,7 +19,7 @@ LARGEST = (0.5, 0.75, 1.0, 1.25, 1.5)
 RELATIVE = jax.jit(adapter.relative_error)
 
 
-def sweep(splits: Mapping[str, Windows], state: Any) -> dict:
+def sweep(splits: Mapping[str, ReplayedWindows], state: Any) -> dict:
     """Errors relative to the base's, mean of the three branches, for every pair of least and
     largest scale, on every split but train.
 
@@ -47,7 +47,7 @@ def sweep(splits: Mapping[str, Windows], state: Any) -> dict:
     return {'rows': rows, 'chosen': chosen}
 
 
-def error(windows: Windows, state: AdapterState) -> float:
+def error(windows: ReplayedWindows, state: AdapterState) -> float:
     """`adapter.relative_error` of Sigma on these windows; cut-off windows only where all are.
 
     Args:

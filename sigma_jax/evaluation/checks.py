@@ -10,21 +10,21 @@ import numpy as np
 
 from sigma_jax.evaluation import metrics
 from sigma_jax.evaluation.metrics import ERRORS, Thresholds
-from sigma_jax.evaluation.replay import CARRIED, TAU_OFF, Windows
+from sigma_jax.evaluation.replay import CARRIED, TAU_OFF, ReplayedWindows
 from sigma_jax.types import PyTree
 
 BASE = 'pi05'
 ADAPTED = '+adapter'
-GROUPS = (('sigma', CARRIED), ('pi05_base', BASE))  # the paper's two groups and our arms
+GROUPS = (('sigma', CARRIED), ('pi05_base', BASE))  # the paper's two groups and our methods
 
-ErrorTable = Mapping[str, Mapping[str, metrics.Errors]]  # split -> arm -> error -> [n]
+ErrorTable = Mapping[str, Mapping[str, metrics.Errors]]  # split -> method -> error -> [n]
 
 
-def two_by_two(split_arms: Mapping[str, dict]) -> dict:
+def two_by_two(split_methods: Mapping[str, dict]) -> dict:
     """The paper's telepathy switch x adapter on one checkpoint (paper 5.3).
 
     Args:
-      split_arms: methods of a split in the report.
+      split_methods: methods of a split in the report.
 
     Returns:
       For the report.
@@ -35,23 +35,23 @@ def two_by_two(split_arms: Mapping[str, dict]) -> dict:
     }
     return {
         switch: {
-            use: {key: split_arms[arm][key]['value'] for key in ERRORS}
-            for use, arm in row.items()
-            if arm in split_arms
+            use: {key: split_methods[method][key]['value'] for key in ERRORS}
+            for use, method in row.items()
+            if method in split_methods
         }
         for switch, row in names.items()
     }
 
 
 def pooled(
-    splits: Mapping[str, Windows], errors: ErrorTable, arm: str
+    splits: Mapping[str, ReplayedWindows], errors: ErrorTable, method: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """A method's windows of all splits together.
 
     Args:
       splits: replayed windows.
       errors: {split: {method: errors}}.
-      arm: name of the method.
+      method: name of the method.
 
     Returns:
       errors: of the method.
@@ -62,14 +62,14 @@ def pooled(
     tau = np.concatenate([metrics.tau_l2(run.tau) for run in runs])
     align = np.concatenate([run.sem_align for run in runs])
     return (
-        {key: np.concatenate([errors[split][arm][key] for split in splits]) for key in ERRORS},
+        {key: np.concatenate([errors[split][method][key] for split in splits]) for key in ERRORS},
         tau,
         align,
     )
 
 
 def paper_report(
-    splits: Mapping[str, Windows],
+    splits: Mapping[str, ReplayedWindows],
     errors: ErrorTable,
     success: Thresholds,
     hard: Thresholds,
@@ -89,8 +89,8 @@ def paper_report(
       For the report.
     """
     groups = {
-        group: metrics.paper_summary(*pooled(splits, errors, arm), success, hard, batch_size)
-        for group, arm in GROUPS
+        group: metrics.paper_summary(*pooled(splits, errors, method), success, hard, batch_size)
+        for group, method in GROUPS
     }
     shared = ('num_samples', 'num_batches', 'hard_thresholds', 'success_thresholds')
     return {key: groups['sigma'][key] for key in shared} | {'windows_of': list(splits)} | groups
@@ -120,7 +120,7 @@ def head_statistics(params: PyTree | None) -> dict:
 
 
 def check_b(
-    splits: Mapping[str, Windows], errors: ErrorTable, batch_size: int, every: int
+    splits: Mapping[str, ReplayedWindows], errors: ErrorTable, batch_size: int, every: int
 ) -> dict[str, list[dict]]:
     """CHECK B: means of single batches, one in `every` (more often where that gives under ten
     rows).
@@ -135,8 +135,8 @@ def check_b(
       {group: rows}.
     """
     result = {}
-    for group, arm in GROUPS:
-        values, tau, align = pooled(splits, errors, arm)
+    for group, method in GROUPS:
+        values, tau, align = pooled(splits, errors, method)
         columns = values | {'tau_l2': tau, 'sem_align': align}
         batches = -(-len(tau) // batch_size)
         step = max(1, min(every, batches // 10))

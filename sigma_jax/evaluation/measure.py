@@ -1,5 +1,5 @@
-"""From replayed windows to `sigma_eval_report.json`: arms x splits, intervals, CHECK A and B (paper
-5-6; docs/design.md, "Evaluation protocol").
+"""From replayed windows to `sigma_eval_report.json`: methods x splits, intervals, CHECK A and B
+(paper 5-6; docs/design.md, "Evaluation protocol").
 
 Choices are made on calibration windows (the adapter) and train windows (mean action, bias fit);
 test windows are only measured. Nothing here touches a file; `runner` does.
@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sigma_jax.evaluation import adapter_sweep, arms, checks, metrics
+from sigma_jax.evaluation import adapter_sweep, checks, metrics, simple_baselines
 from sigma_jax.evaluation.checks import ADAPTED, BASE
 from sigma_jax.evaluation.metrics import ERRORS, Thresholds
-from sigma_jax.evaluation.replay import CARRIED, RESET, TAU_OFF, Prediction, Windows, views
+from sigma_jax.evaluation.replay import CARRIED, RESET, TAU_OFF, Prediction, ReplayedWindows, views
 from sigma_jax.sigma import adapter
 from sigma_jax.sigma.adapter import AdapterConfig, AdapterState
 from sigma_jax.types import Actions, PyTree
@@ -40,15 +40,15 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass
-class Arm:
-    """Actions of one arm on one split; tau and semantic alignment where the arm has them."""
+class Method:
+    """Actions of one method on one split; tau and semantic alignment where the method has them."""
 
     actions: Actions
     prediction: Prediction | None = None
 
 
 def evaluate(
-    splits: Mapping[str, Windows],
+    splits: Mapping[str, ReplayedWindows],
     config: EvaluationConfig,
     sigma_params: PyTree | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -61,7 +61,7 @@ def evaluate(
 
     Args:
       splits: replayed windows of any of 'train', 'calibration', 'test'. Without train there is no
-        `mean` and no `pi05_bias` arm, without calibration no adapter.
+        `mean` and no `pi05_bias` method, without calibration no adapter.
       config: thresholds and settings of the adapter.
       sigma_params: the trained 'sigma' leaves, for CHECK A.
       provenance: anything that says where the numbers come from; stored as it is.
@@ -75,10 +75,11 @@ def evaluate(
     if state is None and 'calibration' in splits:
         state = fit_adapter(splits['calibration'], config.adapter)
     table = {
-        name: make_arms(windows, splits.get('train'), state) for name, windows in splits.items()
+        name: make_methods(windows, splits.get('train'), state) for name, windows in splits.items()
     }
     errors = {
-        name: {arm: errors_of(x, splits[name]) for arm, x in table[name].items()} for name in splits
+        name: {method: errors_of(x, splits[name]) for method, x in table[name].items()}
+        for name in splits
     }
     report: dict[str, Any] = {'schema': SCHEMA, 'schema_version': SCHEMA_VERSION}
     report |= checks.paper_report(splits, errors, config.success, config.hard, config.batch_size)
@@ -96,7 +97,7 @@ def evaluate(
     return jsonable(report | dict(more or {}))
 
 
-def fit_adapter(windows: Windows, config: AdapterConfig) -> AdapterState:
+def fit_adapter(windows: ReplayedWindows, config: AdapterConfig) -> AdapterState:
     """The adapter fitted on calibration windows, telepathy on (docs/design.md, "Inference
     adapter"); cut-off windows only where all are.
 
@@ -116,10 +117,10 @@ def fit_adapter(windows: Windows, config: AdapterConfig) -> AdapterState:
     )
 
 
-def make_arms(
-    windows: Windows, train: Windows | None, state: AdapterState | None
-) -> dict[str, Arm]:
-    """All arms of one split by name, in the order of the report.
+def make_methods(
+    windows: ReplayedWindows, train: ReplayedWindows | None, state: AdapterState | None
+) -> dict[str, Method]:
+    """All methods of one split by name, in the order of the report.
 
     Args:
       windows: replayed.
@@ -132,26 +133,26 @@ def make_arms(
     horizon, joints = windows.actions.shape[1:]
     trajectories = {}
     if windows.state.shape[1] == joints:
-        trajectories['hold'] = arms.hold(windows.state, horizon, joints)
+        trajectories['hold'] = simple_baselines.hold(windows.state, horizon, joints)
     if train is not None:
-        mean = arms.mean_action(train.actions, train.action_mask)
+        mean = simple_baselines.mean_action(train.actions, train.action_mask)
         trajectories['mean'] = np.broadcast_to(mean, windows.actions.shape)
     trajectories[BASE] = windows.base
     if windows.samples is not None:
         trajectories[f'{BASE}_mean{windows.samples.shape[1]}'] = windows.samples.mean(axis=1)
     if train is not None:
-        fitted = arms.fit_bias(train.base, train.actions, train.action_mask)
-        trajectories[f'{BASE}_bias'] = arms.apply_bias(windows.base, fitted)
-    result = {name: Arm(views(x, windows.chunk)) for name, x in trajectories.items()}
+        fitted = simple_baselines.fit_bias(train.base, train.actions, train.action_mask)
+        trajectories[f'{BASE}_bias'] = simple_baselines.apply_bias(windows.base, fitted)
+    result = {name: Method(views(x, windows.chunk)) for name, x in trajectories.items()}
     for name in (name for name in (CARRIED, RESET, TAU_OFF) if name in windows.predictions):
         run = windows.predictions[name]
-        result[name] = Arm(run.actions, run)
+        result[name] = Method(run.actions, run)
         if state is not None and name != RESET:
-            result[name + ADAPTED] = Arm(run_adapter(windows, name, state)[0], run)
+            result[name + ADAPTED] = Method(run_adapter(windows, name, state)[0], run)
     return result
 
 
-def run_adapter(windows: Windows, name: str, state: AdapterState) -> tuple:
+def run_adapter(windows: ReplayedWindows, name: str, state: AdapterState) -> tuple:
     """`adapter.adapt` on the run `name`, as numpy.
 
     Args:
@@ -167,27 +168,27 @@ def run_adapter(windows: Windows, name: str, state: AdapterState) -> tuple:
     return jax.tree.map(np.asarray, ADAPT(base, run.actions, run.tau, run.c_act0, state))
 
 
-def errors_of(arm: Arm, windows: Windows) -> dict[str, np.ndarray]:
+def errors_of(method: Method, windows: ReplayedWindows) -> dict[str, np.ndarray]:
     """mse_vec, mse_chk and mse_trj of a method.
 
     Args:
-      arm: the method.
+      method: the method.
       windows: replayed.
 
     Returns:
       {error: [n]}, squared raw units.
     """
-    return metrics.window_errors(arm.actions, windows.actions, windows.action_mask)
+    return metrics.window_errors(method.actions, windows.actions, windows.action_mask)
 
 
 def split_report(
-    windows: Windows,
-    table: Mapping[str, Arm],
+    windows: ReplayedWindows,
+    table: Mapping[str, Method],
     errors: Mapping[str, metrics.Errors],
     config: EvaluationConfig,
 ) -> dict:
-    """Every arm of one split: errors with intervals, change against the base, rates, by episode and
-    by step.
+    """Every method of one split: errors with intervals, change against the base, rates, by episode
+    and by step.
 
     Args:
       windows: replayed.
@@ -199,8 +200,8 @@ def split_report(
       For the report.
     """
     reports = {
-        name: arm_report(arm, windows, errors[name], errors[BASE], config)
-        for name, arm in table.items()
+        name: method_report(method, windows, errors[name], errors[BASE], config)
+        for name, method in table.items()
     }
     return {
         'num_windows': len(windows.episode),
@@ -209,9 +210,9 @@ def split_report(
     }
 
 
-def arm_report(
-    arm: Arm,
-    windows: Windows,
+def method_report(
+    method: Method,
+    windows: ReplayedWindows,
     errors: metrics.Errors,
     reference: metrics.Errors,
     config: EvaluationConfig,
@@ -220,7 +221,7 @@ def arm_report(
     episodes.
 
     Args:
-      arm: the method.
+      method: the method.
       windows: replayed.
       errors: of the method.
       reference: errors of the base.
@@ -238,11 +239,11 @@ def arm_report(
         report[name] = interval._asdict() | {'change': change._asdict()}
     report['success_rate'] = metrics.mean(metrics.is_success(errors, config.success))
     report['hard_sample_fraction'] = metrics.mean(metrics.is_hard(errors, config.hard))
-    if arm.prediction is not None:
-        report['tau_l2'] = metrics.mean(metrics.tau_l2(arm.prediction.tau))
-        report['sem_align'] = metrics.mean(arm.prediction.sem_align)
+    if method.prediction is not None:
+        report['tau_l2'] = metrics.mean(metrics.tau_l2(method.prediction.tau))
+        report['sem_align'] = metrics.mean(method.prediction.sem_align)
     report['by_step'] = metrics.error_by_step(
-        np.asarray(arm.actions.traj), windows.actions, windows.action_mask
+        np.asarray(method.actions.traj), windows.actions, windows.action_mask
     )
     return report | {'by_episode': by_episode(errors, windows.episode)}
 
@@ -262,7 +263,9 @@ def by_episode(errors: metrics.Errors, episode: np.ndarray) -> dict:
     return {'episode': episodes, 'num_windows': counts} | means
 
 
-def adapter_report(splits: Mapping[str, Windows], state: AdapterState | None) -> dict | None:
+def adapter_report(
+    splits: Mapping[str, ReplayedWindows], state: AdapterState | None
+) -> dict | None:
     """The fitted state and, for every window outside train, scale, risk and reasons.
 
     Args:
@@ -295,8 +298,8 @@ def adapter_report(splits: Mapping[str, Windows], state: AdapterState | None) ->
 
 
 def example(
-    splits: Mapping[str, Windows],
-    table: Mapping[str, Mapping[str, Arm]],
+    splits: Mapping[str, ReplayedWindows],
+    table: Mapping[str, Mapping[str, Method]],
     errors: checks.ErrorTable,
     joints: list[str] | None,
 ) -> dict:

@@ -10,7 +10,9 @@ from sigma_jax.types import Ablation, Frozen, PyTree, SigmaOutput
 
 
 class Predictor(Protocol):
-    """A trained Sigma: `evaluation.trained.Trained`, or a test's stand-in with known errors."""
+    """A trained Sigma: `evaluation.trained_models.Trained`, or a test's stand-in with known
+    errors.
+    """
 
     config: RunConfig
     """All settings of its training."""

@@ -33,7 +33,7 @@ class Prediction:
 
 
 @dataclasses.dataclass
-class Windows:
+class ReplayedWindows:
     """All windows of one split, sorted by episode and frame; actions and state in raw units."""
 
     actions: Float[np.ndarray, 'n t a']
@@ -51,7 +51,7 @@ class Windows:
         """Steps of the `chk` branch."""
         return self.predictions[CARRIED].actions.chk.shape[1]
 
-    def select(self, rows: Any) -> 'Windows':
+    def select(self, rows: Any) -> 'ReplayedWindows':
         """Some of the windows, in every array.
 
         Args:
@@ -71,7 +71,7 @@ class Windows:
         }
         arrays = {name: getattr(self, name) for name in ARRAYS}
         samples = None if self.samples is None else self.samples[rows]
-        return Windows(
+        return ReplayedWindows(
             **{k: v[rows] for k, v in arrays.items()}, predictions=predictions, samples=samples
         )
 
@@ -89,7 +89,7 @@ def replay(
     on_batch: Callable[[], None] = lambda: None,
     gates: Ablation = EVERYTHING,
     runs: Sequence[str] = RUNS,
-) -> Windows:
+) -> ReplayedWindows:
     """Runs the model up to three times over every batch: memory carried, telepathy off, memory
     reset.
 
@@ -113,7 +113,7 @@ def replay(
     Raises:
       UserError: no valid window comes.
     """
-    parts: list[Windows] = []
+    parts: list[ReplayedWindows] = []
     for batch in batches:
         inputs = {
             CARRIED: (batch, gates),
@@ -129,7 +129,7 @@ def replay(
         drawn = (
             None if samples is None else samples[flatten(batch['record'], batch['mask'].ndim)[keep]]
         )
-        parts.append(Windows(**arrays, predictions=predictions, samples=drawn))
+        parts.append(ReplayedWindows(**arrays, predictions=predictions, samples=drawn))
         on_batch()
     if not any(len(part.episode) for part in parts):
         raise UserError(
@@ -204,8 +204,8 @@ def flatten(x: np.ndarray, axes: int) -> np.ndarray:
     return x.reshape(-1, *x.shape[axes:])
 
 
-def concatenate(parts: list[Windows]) -> Windows:
-    """One `Windows` of several, in order.
+def concatenate(parts: list[ReplayedWindows]) -> ReplayedWindows:
+    """One `ReplayedWindows` of several, in order.
 
     Args:
       parts: at least one.
@@ -219,7 +219,7 @@ def concatenate(parts: list[Windows]) -> Windows:
     }
     arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
     samples = None if parts[0].samples is None else np.concatenate([part.samples for part in parts])
-    return Windows(**arrays, predictions=predictions, samples=samples)
+    return ReplayedWindows(**arrays, predictions=predictions, samples=samples)
 
 
 def pad_windows(batch: NumpyBatch, length: int) -> NumpyBatch:

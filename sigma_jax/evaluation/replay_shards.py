@@ -12,7 +12,7 @@ from sigma_jax.data.loader.sequences import Order
 from sigma_jax.data.loader.windows import Contents, shards_processor
 from sigma_jax.data.shards.directory import Split
 from sigma_jax.evaluation.predictor import Predictor
-from sigma_jax.evaluation.replay import RUNS, NumpyBatch, Windows, pad_windows, replay
+from sigma_jax.evaluation.replay import RUNS, NumpyBatch, ReplayedWindows, pad_windows, replay
 from sigma_jax.processing.normalize import Statistics, denormalize
 from sigma_jax.processing.processor import Prompt
 from sigma_jax.processing.spec import ProcessorConfig
@@ -20,10 +20,10 @@ from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training.progress import Bars
 
 SPLITS = ('train', 'calibration', 'test')
-ROOM = 2 * 2**30  # bytes of decoded batches that an evaluation keeps
+CACHE_BYTES = 2 * 2**30  # bytes of decoded batches that an evaluation keeps
 
 
-class Decoded:
+class BatchCache:
     """Batches decoded once and kept, read-only, while there is room; those of a split that does not
     fit, every time.
 
@@ -31,11 +31,11 @@ class Decoded:
     than a small model.
 
     Args:
-      room: bytes that are kept at most.
+      budget: bytes that are kept at most.
     """
 
-    def __init__(self, room: int = ROOM):
-        self._room = room
+    def __init__(self, budget: int = CACHE_BYTES):
+        self._budget = budget
         self._kept: dict[bytes, list[NumpyBatch]] = {}
 
     def __call__(
@@ -56,13 +56,13 @@ class Decoded:
         found, size = [], 0
         for batch in make():
             size += sum(x.nbytes for x in batch.values())
-            if size <= self._room:
+            if size <= self._budget:
                 found.append(read_only(batch))
             else:
                 found.clear()
             yield batch
-        if size <= self._room:
-            self._room -= size
+        if size <= self._budget:
+            self._budget -= size
             self._kept[key] = found
 
 
@@ -88,8 +88,8 @@ def replay_split(
     *,
     runs: Sequence[str] = RUNS,
     name: str = '',
-    decoded: Decoded | None = None,
-) -> Windows:
+    batch_cache: BatchCache | None = None,
+) -> ReplayedWindows:
     """Every window of one split through Sigma, whole episodes at a time.
 
     Args:
@@ -99,13 +99,13 @@ def replay_split(
       bars: for progress.
       runs: of `replay`.
       name: that the bar shows.
-      decoded: keeps batches; None: nothing is kept.
+      batch_cache: keeps batches; None: nothing is kept.
 
     Returns:
       All windows.
     """
     statistics = trained.shards.statistics['state']
-    batches = list_batches(trained, split, episodes_at_once, decoded)
+    batches = list_batches(trained, split, episodes_at_once, batch_cache)
     bar = bars.add(name or split.name, total=count_batches(split, episodes_at_once))
     return replay(
         batches,
@@ -123,7 +123,7 @@ def list_batches(
     trained: Predictor,
     split: Split,
     episodes_at_once: int,
-    decoded: Decoded | None = None,
+    batch_cache: BatchCache | None = None,
 ) -> Iterator[NumpyBatch]:
     """Batches of whole episodes as Sigma sees them, states normalised as in its training.
 
@@ -131,7 +131,7 @@ def list_batches(
       trained: a Sigma.
       split: of the shards.
       episodes_at_once: in a batch.
-      decoded: keeps batches; None: nothing is kept.
+      batch_cache: keeps batches; None: nothing is kept.
 
     Returns:
       An iterator of batches.
@@ -143,7 +143,7 @@ def list_batches(
         trained.shards.statistics,
         trained.base.policy,
         baselines='pi05',
-        decoded=decoded,
+        batch_cache=batch_cache,
         prompt=trained.base.spec.prompt,
     )
 
@@ -156,7 +156,7 @@ def whole_episodes(
     policy: ProcessorConfig,
     *,
     baselines: str | None = None,
-    decoded: Decoded | None = None,
+    batch_cache: BatchCache | None = None,
     prompt: Prompt = prompts.USUAL,
 ) -> Iterator[NumpyBatch]:
     """Batches of whole episodes, all splits with the same number of windows, so that a model
@@ -169,7 +169,7 @@ def whole_episodes(
       statistics: by which states are normalised.
       policy: settings of the processor.
       baselines: digest of the base whose actions are read; None: none are.
-      decoded: keeps batches for the next who asks for the same; None: nothing is kept.
+      batch_cache: keeps batches for the next who asks for the same; None: nothing is kept.
       prompt: how state and task become text.
 
     Returns:
@@ -187,7 +187,7 @@ def whole_episodes(
 
     where = split.shards.path, split.name
     settings = (where, episodes_at_once, tokenizer, statistics, policy, baselines, prompt)
-    return make() if decoded is None else decoded(pickle.dumps(settings), make)
+    return make() if batch_cache is None else batch_cache(pickle.dumps(settings), make)
 
 
 def count_batches(split: Split, episodes_at_once: int) -> int:

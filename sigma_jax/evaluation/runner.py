@@ -15,12 +15,12 @@ from sigma_jax.evaluation.compare.runs import Training, check_held_out
 from sigma_jax.evaluation.measure import evaluate
 from sigma_jax.evaluation.predictor import Predictor
 from sigma_jax.evaluation.provenance import check_log, count_test_reads, provenance
-from sigma_jax.evaluation.replay_shards import Decoded, replay_split
+from sigma_jax.evaluation.replay_shards import BatchCache, replay_split
 from sigma_jax.evaluation.report import page
 from sigma_jax.evaluation.report.schema import check_report
 from sigma_jax.evaluation.request import Request, check_splits
 from sigma_jax.evaluation.sections import Replayed, sections
-from sigma_jax.evaluation.trained import Library, Trained
+from sigma_jax.evaluation.trained_models import ModelCache, TrainedSigma
 from sigma_jax.files import atomic_write
 from sigma_jax.policies.base_actions import check_baselines
 from sigma_jax.training.config import RunConfig
@@ -35,32 +35,32 @@ def run(request: Request, reporter: Reporter = SILENT) -> tuple[dict, pathlib.Pa
 
     Args:
       request: what to evaluate.
-      reporter: is told what is odd, and how far it is.
+      reporter: receives what is odd, and how far it is.
 
     Raises:
       UserError: an unknown split, an unfinished training, or shards of another base.
     """
     check_splits(request.splits, request.stress)
-    library = Library()
-    return evaluate_one(request, Trained(request.workdir, library), reporter, library)
+    model_cache = ModelCache()
+    return evaluate_one(request, TrainedSigma(request.workdir, model_cache), reporter, model_cache)
 
 
 def evaluate_one(
     request: Request,
     trained: Predictor,
     reporter: Reporter = SILENT,
-    library: Library | None = None,
+    model_cache: ModelCache | None = None,
 ) -> tuple[dict, pathlib.Path]:
     """`run` with the Sigma of the training folder open already.
 
     Args:
       request: what to evaluate.
       trained: the Sigma.
-      reporter: is told what is odd, and how far it is.
-      library: what further trainings of a comparison share with it.
+      reporter: receives what is odd, and how far it is.
+      model_cache: what further trainings of a comparison share with it.
     """
     check_splits(request.splits, request.stress)
-    decoded = Decoded()
+    batch_cache = BatchCache()
     shards = open_shards(request.shards) if request.shards else trained.shards
     check_baselines(shards, trained.base.digest)
     for told in check_first(request, trained.config, shards, request.folder):
@@ -68,15 +68,15 @@ def evaluate_one(
     with reporter.bars() as bars:
         splits = {}
         for name in request.splits:
-            again = None if name == 'train' else decoded  # no other training replays it
+            again = None if name == 'train' else batch_cache  # no other training replays it
             splits[name] = replay_split(
-                trained, shards.split(name), request.episodes_at_once, bars, decoded=again
+                trained, shards.split(name), request.episodes_at_once, bars, batch_cache=again
             )
         state = None
         if 'calibration' in splits:
             state = measure.fit_adapter(splits['calibration'], request.config.adapter)
-        shared = library or Library()
-        replayed = Replayed(request, trained, shards, splits, state, shared, decoded)
+        shared = model_cache or ModelCache()
+        replayed = Replayed(request, trained, shards, splits, state, shared, batch_cache)
         more = sections(replayed, bars)
     facts = provenance(trained, shards) | {
         'test_reads': count_test_reads(request.workdir, request.splits)

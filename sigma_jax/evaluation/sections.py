@@ -8,13 +8,13 @@ from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.evaluation.compare import run as comparison_run
 from sigma_jax.evaluation.cost import compute
 from sigma_jax.evaluation.predictor import Predictor
-from sigma_jax.evaluation.replay import NumpyBatch, Windows
-from sigma_jax.evaluation.replay_shards import Decoded, list_batches
+from sigma_jax.evaluation.replay import NumpyBatch, ReplayedWindows
+from sigma_jax.evaluation.replay_shards import BatchCache, list_batches
 from sigma_jax.evaluation.report.tables import headline
 from sigma_jax.evaluation.request import Request
 from sigma_jax.evaluation.stress import robustness, stress
 from sigma_jax.evaluation.stress.perturb import every_level
-from sigma_jax.evaluation.trained import Library
+from sigma_jax.evaluation.trained_models import ModelCache
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training.progress import Bars
 from sigma_jax.types import to_batch
@@ -24,17 +24,17 @@ from sigma_jax.types import to_batch
 class Replayed:
     """A trained Sigma and its replays of all splits asked for.
 
-    `state` is its adapter, where calibration episodes were replayed; `library` and `decoded` hold
-    what further trainings and replays share.
+    `state` is its adapter, where calibration episodes were replayed; `model_cache` and
+    `batch_cache` hold what further trainings and replays share.
     """
 
     request: Request
     trained: Predictor
     shards: Shards
-    splits: Mapping[str, Windows]
+    splits: Mapping[str, ReplayedWindows]
     state: AdapterState | None
-    library: Library
-    decoded: Decoded
+    model_cache: ModelCache
+    batch_cache: BatchCache
 
     @property
     def split(self) -> Split:
@@ -42,14 +42,14 @@ class Replayed:
         return self.shards.split(headline(self.splits))
 
     @property
-    def windows(self) -> Windows:
+    def windows(self) -> ReplayedWindows:
         """Its replay."""
         return self.splits[self.split.name]
 
     def batches(self) -> Iterator[NumpyBatch]:
         """Its windows again, whole episodes at a time, as Sigma sees them."""
         at_once = self.request.episodes_at_once
-        return list_batches(self.trained, self.split, at_once, self.decoded)
+        return list_batches(self.trained, self.split, at_once, self.batch_cache)
 
 
 def sections(replayed: Replayed, bars: Bars) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def stressed(replayed: Replayed, state: AdapterState, bars: Bars) -> dict[str, A
 
 
 def perturbed(replayed: Replayed, bars: Bars) -> dict[str, Any]:
-    """All arms under noise, black images and a late state, the base sampled anew on each.
+    """All methods under noise, black images and a late state, the base sampled anew on each.
 
     Args:
       replayed: a trained Sigma and its replays.
@@ -113,7 +113,7 @@ def perturbed(replayed: Replayed, bars: Bars) -> dict[str, Any]:
     bar = bars.add('robustness', total=9)
 
     def pairs() -> Iterable[tuple[NumpyBatch, NumpyBatch]]:
-        bases = base.batches(split, replayed.request.episodes_at_once, replayed.decoded)
+        bases = base.batches(split, replayed.request.episodes_at_once, replayed.batch_cache)
         return zip(replayed.batches(), bases, strict=True)
 
     rows = robustness.table(
@@ -146,9 +146,9 @@ def compared(replayed: Replayed, bars: Bars) -> dict[str, Any]:
         split=replayed.split,
         episodes_at_once=request.episodes_at_once,
         config=request.config,
-        library=replayed.library,
+        model_cache=replayed.model_cache,
         bars=bars,
         out=request.folder,
-        decoded=replayed.decoded,
+        batch_cache=replayed.batch_cache,
     )
     return comparison_run.compare_rows(inputs) | {'left_out': list(request.left_out)}

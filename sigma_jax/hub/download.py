@@ -17,8 +17,8 @@ from typing import Any
 from sigma_jax.errors import UserError
 from sigma_jax.hub import listing
 from sigma_jax.hub.client import Patience, network_errors, patient_client, reason
-from sigma_jax.hub.files import LARGE, Revision, fetch_large, repository
 from sigma_jax.hub.scrub import scrub
+from sigma_jax.hub.transfer import LARGE, Revision, fetch_large, repository
 
 # no pickles, no pictures
 CHECKPOINT = ('*.json', '*.safetensors', 'params/**', 'assets/**', 'tokenizer.*')

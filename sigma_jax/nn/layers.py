@@ -24,7 +24,7 @@ def project(
     name: str,
     x: Float[Array, '...'],
     shape: tuple[int, ...],
-    layout: lora.Layout,
+    layout: lora.MatrixLayout,
     config: lora.LoraConfig,
     *,
     init: Callable = nn.initializers.lecun_normal(),
@@ -51,7 +51,7 @@ def project(
       [... outputs] in x's dtype; a tuple of them, one a matrix, where the layout stacks matrices.
     """
     w = quant.read(module, name, init, shape)
-    one = lora.Layout(layout.weight.removeprefix(layout.stack), layout.inputs, layout.outputs)
+    one = lora.MatrixLayout(layout.weight.removeprefix(layout.stack), layout.inputs, layout.outputs)
     # one product each: all at once, XLA would transpose the stack
     matrices = quant.rows(w) if layout.stack else [w]
     ys = [quant.einsum(one.equation(), x, matrix) for matrix in matrices]
@@ -142,8 +142,8 @@ def attention(
       >>> float(attention(q, k, v, mask=jnp.array([[[False, True]]]))[0, 0, 0, 0])
       3.0
     """
-    if fuses(q, k):
-        k, v, mask = whole_tiles(k, v, mask)
+    if uses_fused_attention(q, k):
+        k, v, mask = pad_keys_to_tile(k, v, mask)
         pairs, emulated = None if mask is None else mask[:, None], EMULATED.get()
         if emulated is not None:
             return emulated.kernel(q, k, v, pairs)
@@ -157,7 +157,7 @@ def attention(
     return jnp.einsum('bkmts,bskh->btkmh', weights, v).reshape(b, t, n, h)
 
 
-def fuses(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h']) -> bool:
+def uses_fused_attention(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h']) -> bool:
     """Whether cuDNN has a fused attention, and its gradient, for these sizes on this device.
 
     Args:
@@ -168,13 +168,15 @@ def fuses(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h']) -> bool:
       False on devices that are no GPU; within `emulate_gpu` the answer is for that GPU.
     """
     if (emulated := EMULATED.get()) is not None:
-        return fusible(q, k, emulated.capability)
+        return can_fuse_attention(q, k, emulated.capability)
     if jax.default_backend() != 'gpu':
         return False
-    return fusible(q, k, float(jax.local_devices()[0].compute_capability))
+    return can_fuse_attention(q, k, float(jax.local_devices()[0].compute_capability))
 
 
-def fusible(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h'], capability: float) -> bool:
+def can_fuse_attention(
+    q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h'], capability: float
+) -> bool:
     """Whether cuDNN has a fused attention, and its gradient, for these sizes on some GPU.
 
     Args:
@@ -194,7 +196,7 @@ def fusible(q: Float[Array, 'b t n h'], k: Float[Array, 'b s k h'], capability: 
     return sizes and q.shape[1] >= SHORTEST
 
 
-def whole_tiles(
+def pad_keys_to_tile(
     k: Float[Array, 'b s k h'], v: Float[Array, 'b s k h'], mask: Bool[Array, 'b t s'] | None
 ) -> tuple[Float[Array, 'b z k h'], Float[Array, 'b z k h'], Bool[Array, 'b t z'] | None]:
     """Keys padded, and masked, to a whole number of tiles where the last tile is half full.

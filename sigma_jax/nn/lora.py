@@ -55,17 +55,17 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """Axes of one weight by letter: `Layout('ndh', 'd', 'nh')` maps d inputs to n*h outputs.
+class MatrixLayout:
+    """Axes of one weight by letter: `MatrixLayout('ndh', 'd', 'nh')` maps d inputs to n*h outputs.
 
     Letters of `weight` on neither side stack separate matrices (k and v, gate and up); they come
     first.
 
     Examples:
-      >>> from sigma_jax.nn.lora import Layout
-      >>> Layout('kndh', 'd', 'nh').equation()
+      >>> from sigma_jax.nn.lora import MatrixLayout
+      >>> MatrixLayout('kndh', 'd', 'nh').equation()
       '...d,kndh->k...nh'
-      >>> Layout('kndh', 'd', 'nh').sizes((18, 2, 1, 2048, 256))  # 18 layers, keys and values
+      >>> MatrixLayout('kndh', 'd', 'nh').sizes((18, 2, 1, 2048, 256))  # 18 layers, keys and values
       ((18, 2), 2048, 256)
     """
 
@@ -99,7 +99,7 @@ class Layout:
         return leading, prod(size[x] for x in self.inputs), prod(size[x] for x in self.outputs)
 
 
-def find_layout(path: str, layouts: Mapping[str, Layout], what: str = 'LoRA') -> Layout:
+def find_layout(path: str, layouts: Mapping[str, MatrixLayout], what: str = 'LoRA') -> MatrixLayout:
     """The layout of a leaf.
 
     Args:
@@ -122,7 +122,7 @@ def find_layout(path: str, layouts: Mapping[str, Layout], what: str = 'LoRA') ->
 
 
 def init_factors(
-    key: Array, base: PyTree, layouts: Mapping[str, Layout], config: LoraConfig
+    key: Array, base: PyTree, layouts: Mapping[str, MatrixLayout], config: LoraConfig
 ) -> PyTree:
     """Factors for every leaf that a pattern selects (docs/design.md, "LoRA").
 
@@ -144,7 +144,7 @@ def init_factors(
       >>> import jax, jax.numpy as jnp
       >>> from sigma_jax.nn import lora
       >>> base = {'attn': {'q': jnp.ones((4, 6))}, 'norm': jnp.ones(4)}
-      >>> layouts = {r'attn/.*': lora.Layout('dh', 'd', 'h')}
+      >>> layouts = {r'attn/.*': lora.MatrixLayout('dh', 'd', 'h')}
       >>> config = lora.LoraConfig(patterns=('attn/q',), rank=2)
       >>> factors = lora.init_factors(jax.random.key(0), base, layouts, config)
       >>> jax.tree.map(jnp.shape, factors)
@@ -169,7 +169,7 @@ def init_factors(
 def side_path(
     x: Float[Array, '...'],
     factors: Mapping[str, Array],
-    layout: Layout,
+    layout: MatrixLayout,
     output_sizes: tuple[int, ...],
     alpha: float,
 ) -> Float[Array, '...']:

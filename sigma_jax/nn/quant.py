@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int8, UInt8
 
 from sigma_jax import trees
 from sigma_jax.errors import UserError
-from sigma_jax.nn.lora import Layout, find_layout
+from sigma_jax.nn.lora import MatrixLayout, find_layout
 
 PyTree = Any
 KINDS = ('stored', 'bfloat16', 'int8', 'nf4')
@@ -36,7 +36,7 @@ SCALES = {'int8': jnp.float32, 'nf4': jnp.bfloat16}
 # what layers read in float32
 FLOAT32 = re.compile(r'.*/scale|.*/(LayerNorm_\d|encoder_norm)/bias|.*/pos_embedding')
 # bytes in float32 of what is quantised at once: one layer of full-size Gemma's largest leaf
-PIECE = 2**28
+CHUNK_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Quantised:
         return jax.tree.map(operator.itemgetter(index), self)
 
 
-class Form(NamedTuple):
+class StorageFormat(NamedTuple):
     """How one leaf is stored: one of `KINDS`, and for codes the axis along which `tile` entries
     share a scale.
     """
@@ -115,12 +115,12 @@ class Form(NamedTuple):
     tile: int = 0
 
 
-def plan(
+def assign_formats(
     params: PyTree,
-    layouts: Mapping[str, Layout],
+    layouts: Mapping[str, MatrixLayout],
     config: QuantConfig,
     float32: re.Pattern[str] = FLOAT32,
-) -> dict[str, Form]:
+) -> dict[str, StorageFormat]:
     """How every leaf is to be stored.
 
     Args:
@@ -141,21 +141,23 @@ def plan(
     )
     others = 'stored' if config.kind == 'stored' else 'bfloat16'
 
-    def form(path: str, leaf: Any) -> Form:
+    def storage(path: str, leaf: Any) -> StorageFormat:
         kind = 'int8' if int8[path] else config.kind if chosen[path] else others
         if kind in SCALES:
             return _codes(
                 path, leaf.shape, find_layout(path, layouts, 'quantisation'), kind, config.tile
             )
-        return Form('stored' if kind == 'bfloat16' and float32.fullmatch(path) else kind)
+        return StorageFormat('stored' if kind == 'bfloat16' and float32.fullmatch(path) else kind)
 
-    return {path: form(path, leaf) for path, leaf in trees.flatten(params).items()}
+    return {path: storage(path, leaf) for path, leaf in trees.flatten(params).items()}
 
 
-def _codes(path: str, shape: tuple[int, ...], layout: Layout, kind: str, tile: int) -> Form:
+def _codes(
+    path: str, shape: tuple[int, ...], layout: MatrixLayout, kind: str, tile: int
+) -> StorageFormat:
     axis = len(shape) - len(layout.weight) + layout.weight.index(layout.inputs[-1])
     if kind == 'int8':
-        return Form(kind, axis, shape[axis])
+        return StorageFormat(kind, axis, shape[axis])
     if shape[-1] % 2:
         raise UserError(
             f'quant.patterns: NF4 expects an even last axis, got {shape} for {path}; '
@@ -166,15 +168,15 @@ def _codes(path: str, shape: tuple[int, ...], layout: Layout, kind: str, tile: i
             f'quant.tile: expected a divisor of the {shape[axis]} inputs of {path}, got {tile}; '
             'choose another, or name this leaf in quant.int8, which needs none'
         )
-    return Form(kind, axis, tile)
+    return StorageFormat(kind, axis, tile)
 
 
-def convert(w: Float[Array, '...'], form: Form) -> Array | Quantised:
+def convert(w: Float[Array, '...'], storage: StorageFormat) -> Array | Quantised:
     """One leaf as it is stored.
 
     Args:
       w: the leaf, or a slice of it along any axis but `form.axis`.
-      form: how it is stored.
+      storage: how it is stored.
 
     Returns:
       An array, or codes.
@@ -183,22 +185,22 @@ def convert(w: Float[Array, '...'], form: Form) -> Array | Quantised:
       >>> import jax.numpy as jnp
       >>> from sigma_jax.nn import quant
       >>> w = jnp.linspace(-1, 1, 128).reshape(64, 2)
-      >>> codes = quant.convert(w, quant.Form('nf4', axis=0, tile=64))
+      >>> codes = quant.convert(w, quant.StorageFormat('nf4', axis=0, tile=64))
       >>> codes.codes.shape, codes.codes.dtype.name, codes.scale.shape
       ((64, 1), 'uint8', (1, 2))
       >>> bool(jnp.abs(quant.dense(codes, jnp.float32) - w).max() < 0.16)
       True
     """
-    if form.kind not in SCALES:
-        return w if form.kind == 'stored' else w.astype(jnp.bfloat16)
+    if storage.kind not in SCALES:
+        return w if storage.kind == 'stored' else w.astype(jnp.bfloat16)
     q = qwix.quantize(
         w.astype(jnp.float32),
-        form.kind,
-        channelwise_axes=tuple(n for n in range(w.ndim) if n != form.axis),
-        tiled_axes={form.axis: form.tile},
-        scale_dtype=SCALES[form.kind],
+        storage.kind,
+        channelwise_axes=tuple(n for n in range(w.ndim) if n != storage.axis),
+        tiled_axes={storage.axis: storage.tile},
+        scale_dtype=SCALES[storage.kind],
     )
-    return Quantised(_pack(q.qvalue) if form.kind == 'nf4' else q.qvalue, q.scale, form.kind)
+    return Quantised(_pack(q.qvalue) if storage.kind == 'nf4' else q.qvalue, q.scale, storage.kind)
 
 
 def _pack(codes: Array) -> UInt8[Array, '...']:
@@ -214,9 +216,9 @@ def _unpack(codes: UInt8[Array, '...']) -> UInt8[Array, '...']:
 
 def store(
     params: PyTree,
-    layouts: Mapping[str, Layout],
+    layouts: Mapping[str, MatrixLayout],
     config: QuantConfig,
-    reads: Callable[[str], bool] = lambda path: True,
+    uses_param: Callable[[str], bool] = lambda path: True,
     put: Callable[[PyTree], PyTree] = jax.device_put,
     float32: re.Pattern[str] = FLOAT32,
 ) -> PyTree:
@@ -229,7 +231,7 @@ def store(
       params: the base's tree, numpy.
       layouts: {pattern over whole paths: layout} of the matrices.
       config: how leaves are stored.
-      reads: whether a path is read at all; other leaves are left out.
+      uses_param: whether a path is read at all; other leaves are left out.
       put: takes one leaf in its final form and puts it on the device.
       float32: leaves that are never in bfloat16.
 
@@ -237,29 +239,33 @@ def store(
       The tree of what `put` returned.
 
     Raises:
-      UserError: as `plan`.
+      UserError: as `assign_formats`.
     """
-    forms = plan(params, layouts, config, float32)
-    leaves = ((path, leaf) for path, leaf in trees.flatten(params).items() if reads(path))
-    return trees.unflatten({path: put(_host(leaf, forms[path])) for path, leaf in leaves})
+    formats = assign_formats(params, layouts, config, float32)
+    leaves = ((path, leaf) for path, leaf in trees.flatten(params).items() if uses_param(path))
+    return trees.unflatten({path: put(_host(leaf, formats[path])) for path, leaf in leaves})
 
 
-def _host(leaf: np.ndarray, form: Form) -> np.ndarray | Quantised:
+def _host(leaf: np.ndarray, storage: StorageFormat) -> np.ndarray | Quantised:
     """The leaf as it is stored, in the host's memory."""
-    if form.kind not in SCALES:
-        return leaf if form.kind == 'stored' else np.asarray(leaf).astype(jnp.bfloat16, copy=False)
-    parts = [jax.device_get(_convert(part, form)) for part in _slices(np.asarray(leaf), form.axis)]
+    if storage.kind not in SCALES:
+        return (
+            leaf if storage.kind == 'stored' else np.asarray(leaf).astype(jnp.bfloat16, copy=False)
+        )
+    parts = [
+        jax.device_get(_convert(part, storage)) for part in _slices(np.asarray(leaf), storage.axis)
+    ]
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
-_convert = jax.jit(convert, static_argnames='form')
+_convert = jax.jit(convert, static_argnames='storage')
 
 
 def _slices(w: np.ndarray, axis: int) -> Iterator[np.ndarray]:
-    """Equal slices along the first axis (layers of a stack, rows of a table), of at most `PIECE`
-    where one can be.
+    """Equal slices along the first axis (layers of a stack, rows of a table), of at most
+    `CHUNK_BYTES` where one can be.
     """
-    count = 1 if axis == 0 else min(len(w), math.ceil(4 * w.size / PIECE))
+    count = 1 if axis == 0 else min(len(w), math.ceil(4 * w.size / CHUNK_BYTES))
     while len(w) % count:
         count += 1
     yield from np.split(w, count)
@@ -267,7 +273,7 @@ def _slices(w: np.ndarray, axis: int) -> Iterator[np.ndarray]:
 
 def abstract(
     params: PyTree,
-    layouts: Mapping[str, Layout],
+    layouts: Mapping[str, MatrixLayout],
     config: QuantConfig,
     float32: re.Pattern[str] = FLOAT32,
 ) -> PyTree:
@@ -283,11 +289,11 @@ def abstract(
       A tree of `jax.ShapeDtypeStruct`, codes among them.
 
     Raises:
-      UserError: as `plan`.
+      UserError: as `assign_formats`.
     """
-    forms = plan(params, layouts, config, float32)
+    formats = assign_formats(params, layouts, config, float32)
     return trees.map_with_path(
-        lambda p, w: jax.eval_shape(functools.partial(convert, form=forms[p]), w), params
+        lambda p, w: jax.eval_shape(functools.partial(convert, storage=formats[p]), w), params
     )
 
 

@@ -64,7 +64,7 @@ class FlowMatching:
             )
         return cls(model)
 
-    def reads(self, path: str) -> bool:
+    def uses_param(self, path: str) -> bool:
         """Whether a leaf of the base is read: all are.
 
         Args:
@@ -107,7 +107,7 @@ class FlowMatching:
         actions = normalize_actions(relative, frozen.scaling, self.config.action_dim)
         time, noise = batch.time, batch.noise
         if time is None or noise is None:
-            time, noise = self._draws(key, actions.shape)
+            time, noise = self._sample(key, actions.shape)
         x_t = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
         backbone = bind(self.config, trainable, frozen.params, ablation, dropout_key)
         velocity = backbone.velocity(batch.observation, x_t, time)
@@ -116,12 +116,12 @@ class FlowMatching:
         loss = jnp.sum(error * valid) / jnp.maximum(jnp.sum(valid), 1)
         return loss, {'velocity_mse': loss}
 
-    def _draws(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    def _sample(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
         time_key, noise_key, _ = jax.random.split(key, 3)
         time = jax.random.beta(time_key, 1.5, 1.0, shape[:1]) * 0.999 + 0.001
         return time, jax.random.normal(noise_key, shape)
 
-    def draw(self, key: Array, batch: Batch) -> Batch:
+    def sample_noise(self, key: Array, batch: Batch) -> Batch:
         """The batch with its times and noise drawn, so that micro-batches of it use those of the
         whole.
 
@@ -133,7 +133,7 @@ class FlowMatching:
           The batch with `time` and `noise`.
         """
         lead, steps = batch.actions.shape[:2], batch.actions.shape[2]
-        time, noise = self._draws(key, (lead[0] * lead[1], steps, self.config.action_dim))
+        time, noise = self._sample(key, (lead[0] * lead[1], steps, self.config.action_dim))
         return dataclasses.replace(
             batch, time=time.reshape(lead), noise=noise.reshape(*lead, *noise.shape[1:])
         )

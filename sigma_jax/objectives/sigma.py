@@ -69,7 +69,7 @@ class SigmaObjective:
         """
         return cls(model, sigma, loss, curriculum)
 
-    def reads(self, path: str) -> bool:
+    def uses_param(self, path: str) -> bool:
         """Whether a leaf of the base is read: all but what only acting reads, whose actions are
         stored with the shards.
 
@@ -204,7 +204,7 @@ class SigmaObjective:
         terms, weights, metrics = self.terms(trainable, frozen, batch, ablation, key, step)
         return losses.combine(terms, weights, batch.mask, self.loss.alignment_scale), metrics
 
-    def draw(self, key: Array, batch: Batch) -> Batch:
+    def sample_noise(self, key: Array, batch: Batch) -> Batch:
         """The batch as it is: noise is drawn from key, episode and frame, not for a batch.
 
         Args:
@@ -227,7 +227,7 @@ class SigmaObjective:
         """
         return jnp.sum(batch.mask, dtype=float)
 
-    def alignment_share(
+    def gradient_norms(
         self,
         trainable: PyTree,
         frozen: Frozen,

@@ -176,7 +176,7 @@ def _finished(shards: Shards, record: BaseRecord) -> tuple[str, ...]:
 
 
 def sampler_of(
-    shards: Shards, base: Base, record: BaseRecord, held: PyTree | None = None, draws: int = 0
+    shards: Shards, base: Base, record: BaseRecord, held: PyTree | None = None, samples: int = 0
 ) -> Sampler:
     """The sampler behind the base's actions beside some shards: what it gives is what lies there.
 
@@ -185,7 +185,7 @@ def sampler_of(
       base: with its weights.
       record: how it is sampled.
       held: leaves of the base that lie on the device already; see `sampled.on_device`.
-      draws: how many of the recorded draws, from the first; 0: all.
+      samples: how many of the recorded draws, from the first; 0: all.
 
     Returns:
       The sampler.
@@ -199,7 +199,7 @@ def sampler_of(
         shards.meta,
         shards.meta.horizon,
         seed=record.seed,
-        draws=draws or record.samples,
+        samples=samples or record.samples,
         weights=on_device(base.params, held),
     )
 

@@ -67,7 +67,7 @@ def make_sampler(
     horizon: int,
     *,
     seed: int = 0,
-    draws: int = 1,
+    samples: int = 1,
     weights: PyTree | None = None,
 ) -> Sampler:
     """The sampler of a base with its weights, on a robot.
@@ -77,7 +77,7 @@ def make_sampler(
       robot: whose joints they are.
       horizon: actions that are kept of a chunk.
       seed: of the noise, which is a window's own: by episode, frame and draw.
-      draws: chunks a window.
+      samples: chunks a window.
       weights: the base's on the device, in whatever form; None: put there as they are stored.
 
     Returns:
@@ -89,7 +89,7 @@ def make_sampler(
     check_acts(base)
     relative = fitting.of_shards((), base.policy, robot, base.config.action_dim)
     statistics = cast(NormStats, robot_statistics(base, robot))
-    sample = sampling.make_sampler(sampling.bind_frozen(base.config), seed, draws, horizon)
+    sample = sampling.make_sampler(sampling.bind_frozen(base.config), seed, samples, horizon)
     weights = on_device(base.params) if weights is None else weights
     scaling = action_scaling(statistics, statistics, relative)
     return Sampler(statistics, xla.jit(sample), weights, scaling)

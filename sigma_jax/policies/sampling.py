@@ -23,13 +23,15 @@ AT_ONCE = 32  # windows sampled together
 Sample = Callable[[PyTree, ActionScaling, Batch], Float[Array, 'b m t a']]
 
 
-def make_sampler(bind: Callable[[PyTree], Backbone], seed: int, draws: int, horizon: int) -> Sample:
+def make_sampler(
+    bind: Callable[[PyTree], Backbone], seed: int, samples: int, horizon: int
+) -> Sample:
     """A function to compile: samples of a policy in raw units.
 
     Args:
       bind: gives the policy of some weights.
       seed: of the noise; a window's own comes of seed, draw, episode and frame.
-      draws: chunks a window.
+      samples: chunks a window.
       horizon: actions that are kept of a chunk.
 
     Returns:
@@ -39,7 +41,7 @@ def make_sampler(bind: Callable[[PyTree], Backbone], seed: int, draws: int, hori
     def sample(weights, scaling, batch):
         backbone = bind(weights)
 
-        def draw(n):
+        def sample_one(n):
             keys = window_keys(
                 jax.random.fold_in(jax.random.key(seed), n), batch.episode, batch.frame
             )
@@ -47,7 +49,7 @@ def make_sampler(bind: Callable[[PyTree], Backbone], seed: int, draws: int, hori
             origin = action_origin(batch.observation.state, scaling)
             return origin + unnormalize_actions(actions, scaling)[:, :horizon]
 
-        return jax.lax.map(draw, jnp.arange(draws)).swapaxes(0, 1)
+        return jax.lax.map(sample_one, jnp.arange(samples)).swapaxes(0, 1)
 
     return sample
 
@@ -65,7 +67,7 @@ def bind_frozen(config: BackboneConfig) -> Callable[[PyTree], Backbone]:
     return lambda params: spec.bind(config, params)
 
 
-def bind_tuned(config: BackboneConfig) -> Callable[[PyTree], Backbone]:
+def bind_finetuned(config: BackboneConfig) -> Callable[[PyTree], Backbone]:
     """How a base is bound with what was trained.
 
     Args:

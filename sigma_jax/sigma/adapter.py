@@ -32,9 +32,9 @@ from sigma_jax.nn.layers import safe_cosine
 from sigma_jax.types import Actions
 
 NEGLIGIBLE = 1e-3  # a scale below this is exactly 0, so that the base action comes back bitwise
-NARROWEST = 0.1  # floor of the variance along a direction, in units of the mean variance (ours)
+MIN_VARIANCE = 0.1  # floor of the variance along a direction, in units of the mean variance (ours)
 # floor of sigma_res (raw units) and tau_target, for a residual or tau that is 0 throughout
-SMALLEST = 1e-6
+EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -206,12 +206,12 @@ def fit(
     base, residual, target, tau, c_act0 = jax.tree.map(
         lambda x: x[keep], (base, residual, target, tau, c_act0)
     )
-    sigma_res = jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(residual.traj), axis=(0, 1))), SMALLEST)
-    tau_target = jnp.maximum(jnp.median(rms(tau, 1)), SMALLEST)
+    sigma_res = jnp.maximum(jnp.sqrt(jnp.mean(jnp.square(residual.traj), axis=(0, 1))), EPS)
+    tau_target = jnp.maximum(jnp.median(rms(tau, 1)), EPS)
     constants = (config.min_scale, config.max_scale, config.k_ratio, config.k_tau, config.k_mis)
     limits = [jnp.zeros(())] * 3 + [jnp.asarray(x, jnp.float32) for x in constants]
     state: Any = AdapterState(
-        sigma_res, *fit_spread(side_by_side(residual), config.rank), tau_target, *limits
+        sigma_res, *fit_covariance(concat_branches(residual), config.rank), tau_target, *limits
     )
     observed = signals(residual, tau, c_act0, state)
     levels = [config.ok_margin * jnp.quantile(x, config.ok_quantile) for x in observed]
@@ -269,9 +269,7 @@ def relative_error(
     """
     adapted = adapt(base, actions, tau, c_act0, state)[0]
     ratios = jax.tree.map(
-        lambda x, a, y: (
-            jnp.sum(jnp.square(x - y)) / jnp.maximum(jnp.sum(jnp.square(a - y)), SMALLEST)
-        ),
+        lambda x, a, y: jnp.sum(jnp.square(x - y)) / jnp.maximum(jnp.sum(jnp.square(a - y)), EPS),
         adapted,
         base,
         target,
@@ -295,7 +293,7 @@ def signals(
       drift: relative distance of rms(tau) from its calibration median.
       mis: 1 - cos(tau, c_act0), 0 to 2.
     """
-    scaled = side_by_side(residual) / state.spread
+    scaled = concat_branches(residual) / state.spread
     along = scaled @ state.directions.T
     across = scaled - along @ state.directions
     square = jnp.sum(jnp.square(along) * state.weights[:-1], axis=1)
@@ -304,7 +302,7 @@ def signals(
     return ratio, drift, 1.0 - safe_cosine(tau, c_act0)
 
 
-def side_by_side(residual: Actions) -> Float[Array, 'b m']:
+def concat_branches(residual: Actions) -> Float[Array, 'b m']:
     """The three branches as one vector [vec chk traj].
 
     Args:
@@ -316,7 +314,7 @@ def side_by_side(residual: Actions) -> Float[Array, 'b m']:
     return jnp.concatenate([x.reshape(x.shape[0], -1) for x in jax.tree.leaves(residual)], axis=1)
 
 
-def fit_spread(
+def fit_covariance(
     residual: Float[Array, 'b m'], rank: int
 ) -> tuple[Float[Array, 'm'], Float[Array, 'k m'], Float[Array, 'k+1']]:
     """S of the module's first lines, by probabilistic principal components.
@@ -334,14 +332,14 @@ def fit_spread(
       weights: inverse variance along each direction, and one across them all.
     """
     values = np.asarray(residual, np.float64)
-    spread = np.maximum(np.sqrt(np.mean(np.square(values), axis=0)), SMALLEST)
+    spread = np.maximum(np.sqrt(np.mean(np.square(values), axis=0)), EPS)
     scaled = values / spread
     variance, vectors = np.linalg.eigh(scaled.T @ scaled / len(scaled))
     variance, directions = np.maximum(variance[::-1], 0), vectors[:, ::-1][:, :rank].T
     rest = np.mean(variance[rank:]) if len(variance) > rank else 0.0
-    weights = 1 / np.maximum(np.append(variance[:rank], rest), NARROWEST)
+    weights = 1 / np.maximum(np.append(variance[:rank], rest), MIN_VARIANCE)
     total = np.sum(variance[:rank] * weights[:-1]) + np.sum(variance[rank:]) * weights[-1]
-    arrays = spread, directions, weights / max(total, SMALLEST)
+    arrays = spread, directions, weights / max(total, EPS)
     return (
         jnp.asarray(arrays[0], jnp.float32),
         jnp.asarray(arrays[1], jnp.float32),

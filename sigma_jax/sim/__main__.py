@@ -16,10 +16,10 @@ def main() -> int:
     arguments = _parser().parse_args()
     try:
         from sigma_jax.data.video.encode import VideoSettings
-        from sigma_jax.sim.record import Demonstration, Plan, record
+        from sigma_jax.sim.record import Demonstration, RecordingPlan, record
 
         video = VideoSettings(arguments.codec, arguments.crf, arguments.gop)
-        plan = Plan(
+        plan = RecordingPlan(
             arguments.task_mix,
             arguments.episodes,
             arguments.seed,

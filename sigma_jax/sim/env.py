@@ -14,7 +14,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.sim import script
 from sigma_jax.sim.arm import Arm
 from sigma_jax.sim.engine import mujoco
-from sigma_jax.sim.scene import BRICKS, CAMERAS, JOINTS, SUBSTEPS, Layout, build_model, place
+from sigma_jax.sim.scene import BRICKS, CAMERAS, JOINTS, SUBSTEPS, SceneLayout, build_model, place
 from sigma_jax.sim.tasks import TARGET_TASK, find_task, is_done, sample_layout
 
 HEIGHT, WIDTH = 120, 160
@@ -73,7 +73,7 @@ class PickPlaceEnv:
         self.model = build_model()
         self.data = mujoco.MjData(self.model)
         self.arm = Arm(self.model)
-        self.layout: Layout | None = None
+        self.layout: SceneLayout | None = None
         self._size = (height, width)
         self._renderer: mujoco.Renderer | None = None
         self._let_go: Callable[[], object] = lambda: None
@@ -204,7 +204,7 @@ class PickPlaceEnv:
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
 
-    def _placed(self) -> Layout:
+    def _placed(self) -> SceneLayout:
         if self.layout is None:
             raise UserError(
                 'expected an episode in progress, got an environment that was never reset; call '

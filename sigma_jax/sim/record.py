@@ -61,7 +61,7 @@ class Demonstration:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecordingPlan:
     """What to record: the mix's name, how many episodes, the seed and the image size."""
 
     mix: str
@@ -107,7 +107,7 @@ def roll_out(env: PickPlaceEnv, seed: int | list[int], task: str) -> Rollout:
     )
 
 
-def demonstrate(env: PickPlaceEnv, plan: Plan, episode: int) -> Demonstration:
+def demonstrate(env: PickPlaceEnv, plan: RecordingPlan, episode: int) -> Demonstration:
     """The first successful attempt at an episode, rendered.
 
     Args:
@@ -133,7 +133,7 @@ def demonstrate(env: PickPlaceEnv, plan: Plan, episode: int) -> Demonstration:
 
 
 def record(
-    plan: Plan,
+    plan: RecordingPlan,
     out: str | Path,
     workers: int = 1,
     on_episode: Callable[[Demonstration], None] | None = None,
@@ -200,7 +200,7 @@ def _render(env: PickPlaceEnv, rollout: Rollout) -> dict[str, np.ndarray]:
     return {camera: np.stack(frames) for camera, frames in images.items()}
 
 
-def _demonstrations(plan: Plan, workers: int) -> Iterator[Demonstration]:
+def _demonstrations(plan: RecordingPlan, workers: int) -> Iterator[Demonstration]:
     """Demonstrations in the order of their episodes."""
     if workers == 1:
         with PickPlaceEnv(images=False, height=plan.height, width=plan.width) as env:
@@ -219,7 +219,7 @@ def _demonstrations(plan: Plan, workers: int) -> Iterator[Demonstration]:
 _worker_env: dict[tuple[int, int], PickPlaceEnv] = {}
 
 
-def _work(plan: Plan, episode: int) -> Demonstration:
+def _work(plan: RecordingPlan, episode: int) -> Demonstration:
     """Runs in a worker process, which keeps its environment from one episode to the next."""
     size = (plan.height, plan.width)
     if size not in _worker_env:

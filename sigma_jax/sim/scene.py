@@ -2,7 +2,7 @@
 `up` and `side`.
 
 World frame: metres, the arm's base at the origin, x away from it, y to its left, z up. Objects are
-placed by `Layout`.
+placed by `SceneLayout`.
 """
 
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ _TABLE_COLOR = (0.46, 0.44, 0.40, 1.0)
 
 
 @dataclass(frozen=True)
-class Layout:
+class SceneLayout:
     """Where things stand at the start of an episode.
 
     Attributes:
@@ -81,7 +81,7 @@ def build_model() -> 'mujoco.MjModel':
     return model
 
 
-def place(model: 'mujoco.MjModel', data: 'mujoco.MjData', layout: Layout) -> None:
+def place(model: 'mujoco.MjModel', data: 'mujoco.MjData', layout: SceneLayout) -> None:
     """Moves bricks, box and plate to a layout, at rest; the arm is left alone.
 
     Args:

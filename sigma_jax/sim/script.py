@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sigma_jax.sim.arm import BODY_JOINTS, Arm, Pose
-from sigma_jax.sim.scene import BRICK_HALF, FPS, PLATE_HEIGHT, Layout
+from sigma_jax.sim.scene import BRICK_HALF, FPS, PLATE_HEIGHT, SceneLayout
 from sigma_jax.sim.tasks import Habits, Task
 
 HOME = (0.0, -90.0, 70.0, 70.0, -45.0)  # degrees
@@ -142,14 +142,14 @@ def _carry_to(
     sketch.home(RELAXED, 0.9)
 
 
-def _into_box(sketch: Sketch, task: Task, layout: Layout) -> None:
+def _into_box(sketch: Sketch, task: Task, layout: SceneLayout) -> None:
     _grasp(sketch, layout.bricks[task.color])
     _carry_to(
         sketch, layout.bricks[task.color], layout.box[:2], layout.box[2] + np.pi / 2, drop=0.045
     )
 
 
-def _onto_plate(sketch: Sketch, task: Task, layout: Layout) -> None:
+def _onto_plate(sketch: Sketch, task: Task, layout: SceneLayout) -> None:
     _grasp(sketch, layout.bricks[task.color])
     _carry_to(
         sketch,
@@ -160,7 +160,7 @@ def _onto_plate(sketch: Sketch, task: Task, layout: Layout) -> None:
     )
 
 
-def _lift(sketch: Sketch, task: Task, layout: Layout) -> None:
+def _lift(sketch: Sketch, task: Task, layout: SceneLayout) -> None:
     x, y, yaw = layout.bricks[task.color]
     _grasp(sketch, (x, y, yaw))
     top = np.array([x, y, 0.13])
@@ -169,7 +169,7 @@ def _lift(sketch: Sketch, task: Task, layout: Layout) -> None:
     sketch.hold(SQUEEZE, 1.0, sway=1.0)
 
 
-def _push_left(sketch: Sketch, task: Task, layout: Layout) -> None:
+def _push_left(sketch: Sketch, task: Task, layout: SceneLayout) -> None:
     x, y, _ = layout.bricks[task.color]
     beside = np.array([x, y - 0.045, 0.012])
     sketch.to(beside + [0, 0, sketch.habits.approach], np.pi, RELAXED, 1.0, sway=0.6, site='tip')
@@ -179,7 +179,7 @@ def _push_left(sketch: Sketch, task: Task, layout: Layout) -> None:
     sketch.home(RELAXED, 1.0)
 
 
-def _touch(sketch: Sketch, task: Task, layout: Layout) -> None:
+def _touch(sketch: Sketch, task: Task, layout: SceneLayout) -> None:
     x, y, yaw = layout.bricks[task.color]
     top = np.array([x, y, 2 * BRICK_HALF[2] + 0.003])
     sketch.to(top + [0, 0, sketch.habits.approach], yaw + np.pi / 2, 0.0, 1.1, sway=0.6, site='tip')
@@ -189,7 +189,7 @@ def _touch(sketch: Sketch, task: Task, layout: Layout) -> None:
     sketch.home(RELAXED, 1.0)
 
 
-PLANS: dict[str, Callable[[Sketch, Task, Layout], None]] = {
+PLANS: dict[str, Callable[[Sketch, Task, SceneLayout], None]] = {
     'into_box': _into_box,
     'onto_plate': _onto_plate,
     'lift': _lift,
@@ -213,7 +213,7 @@ def starting_joints(rng: np.random.Generator) -> np.ndarray:
 
 
 def plan(
-    arm: Arm, task: Task, layout: Layout, start: np.ndarray, rng: np.random.Generator
+    arm: Arm, task: Task, layout: SceneLayout, start: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """Joint targets [T, 6] of one demonstration at 30 Hz, degrees and percent open.
 

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from sigma_jax.errors import UserError
-from sigma_jax.sim.scene import BOX_HALF, BOX_HEIGHT, BRICKS, PLATE_HEIGHT, PLATE_RADIUS, Layout
+from sigma_jax.sim.scene import (
+    BOX_HALF,
+    BOX_HEIGHT,
+    BRICKS,
+    PLATE_HEIGHT,
+    PLATE_RADIUS,
+    SceneLayout,
+)
 
 # ((x low, x high), (y low, y high)), metres
 Region = tuple[tuple[float, float], tuple[float, float]]
@@ -121,7 +128,7 @@ def find_task(text: str) -> Task:
     return TASKS[text]
 
 
-def sample_layout(task: Task, rng: np.random.Generator) -> Layout:
+def sample_layout(task: Task, rng: np.random.Generator) -> SceneLayout:
     """Draws where bricks, box and plate stand; the bricks keep `_BRICK_SEPARATION` between their
     centres.
 
@@ -149,10 +156,12 @@ def sample_layout(task: Task, rng: np.random.Generator) -> Layout:
     box_x, box_y = rng.uniform(*np.transpose(task.habits.box))
     box = (float(box_x), float(box_y), float(rng.uniform(-0.3, 0.3)))
     plate_x, plate_y = rng.uniform(*np.transpose(task.habits.plate))
-    return Layout({color: bricks[color] for color in BRICKS}, box, (float(plate_x), float(plate_y)))
+    return SceneLayout(
+        {color: bricks[color] for color in BRICKS}, box, (float(plate_x), float(plate_y))
+    )
 
 
-def is_done(task: Task, layout: Layout, brick: np.ndarray, touched: bool) -> bool:
+def is_done(task: Task, layout: SceneLayout, brick: np.ndarray, touched: bool) -> bool:
     """Whether the task is fulfilled.
 
     Args:

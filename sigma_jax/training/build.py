@@ -101,7 +101,9 @@ class Blueprint:
     @functools.cached_property
     def frozen(self) -> Frozen:
         """What a step reads and never changes; without the leaves that learn."""
-        params = stored(self.base.shapes, self.config.quant, self.objective.reads, self.base.spec)
+        params = stored(
+            self.base.shapes, self.config.quant, self.objective.uses_param, self.base.spec
+        )
         if 'params' in self.config.trainable:
             params = trees.unflatten(split_learning(self.base.shapes, self.config.freeze)[1])
         return Frozen(params, scaling_shapes(self.batch.actions.shape[-1]))
@@ -223,14 +225,14 @@ def make_objective(config: RunConfig, model: BackboneConfig, batch: Batch) -> An
 
 
 def stored(
-    params: PyTree, how: quant.QuantConfig, reads: Callable[[str], bool], spec: BackboneSpec
+    params: PyTree, how: quant.QuantConfig, uses_param: Callable[[str], bool], spec: BackboneSpec
 ) -> PyTree:
     """Shapes of what `materialise.store_base` puts on the device for the leaves `params`.
 
     Args:
       params: leaves of the base, may be abstract.
       how: storage on the device.
-      reads: whether a path is read.
+      uses_param: whether a path is read.
       spec: of the backbone.
 
     Returns:
@@ -238,7 +240,7 @@ def stored(
     """
     every = quant.abstract(params, spec.stored, how, spec.float32)
     flat = trees.flatten(every, is_leaf=lambda x: isinstance(x, quant.Quantised))
-    return trees.unflatten({path: leaf for path, leaf in flat.items() if reads(path)})
+    return trees.unflatten({path: leaf for path, leaf in flat.items() if uses_param(path)})
 
 
 def make_ablation(config: RunConfig) -> Any:

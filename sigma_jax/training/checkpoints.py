@@ -150,7 +150,7 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is damaged.
         """
-        with self._told(step), ocp.StandardCheckpointer() as reader:
+        with self._as_user_error(step), ocp.StandardCheckpointer() as reader:
             found = reader.metadata(
                 step_folder(self.folder.absolute(), step) / 'state'
             ).item_metadata
@@ -164,11 +164,11 @@ class Checkpoints:
 
     def _read(self, step: int, **items: Any) -> Any:
         """Items of checkpoint `step`. Raises UserError where they are damaged."""
-        with self._told(step):
+        with self._as_user_error(step):
             return self._manager.restore(step, args=ocp.args.Composite(**items))
 
     @contextlib.contextmanager
-    def _told(self, step: int) -> Iterator[None]:
+    def _as_user_error(self, step: int) -> Iterator[None]:
         """Raises UserError where checkpoint `step` turns out to be damaged."""
         try:
             yield

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 
 
-def keep_programs(folder: str) -> None:
+def enable_compilation_cache(folder: str) -> None:
     """Keeps on disk what takes more than a second to compile.
 
     Only the front door calls this, where a config names a folder: the rest leaves no files. A cache
@@ -26,7 +26,7 @@ def keep_programs(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
+def gc_disabled() -> Iterator[None]:
     """No garbage collection within the block: for the first call of a jitted function, which traces
     and compiles it.
 

@@ -31,11 +31,11 @@ class Devices:
     def __init__(self, devices: Sequence[jax.Device]):
         self.count = len(devices)
         self._mesh = mesh = Mesh(np.asarray(devices), (AXIS,))
-        self._everywhere, self._rows = (
+        self._replicated, self._sharded = (
             NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (AXIS,))
         )
 
-    def everywhere(self, tree: PyTree) -> PyTree:
+    def replicate(self, tree: PyTree) -> PyTree:
         """A tree on every device, whole.
 
         Args:
@@ -44,9 +44,9 @@ class Devices:
         Returns:
           The tree on the devices.
         """
-        return jax.device_put(tree) if self.count == 1 else jax.device_put(tree, self._everywhere)
+        return jax.device_put(tree) if self.count == 1 else jax.device_put(tree, self._replicated)
 
-    def split(self, batch: PyTree) -> PyTree:
+    def shard_batch(self, batch: PyTree) -> PyTree:
         """A batch with its first axis divided over the devices.
 
         Args:
@@ -55,11 +55,11 @@ class Devices:
         Returns:
           The batch; with one device as it was.
         """
-        return batch if self.count == 1 else self.rows(batch)
+        return batch if self.count == 1 else self.shard_state(batch)
 
-    def rows(self, tree: PyTree) -> PyTree:
-        """As `split`, and put on the device in any case: for a state whose buffers a step may take
-        over.
+    def shard_state(self, tree: PyTree) -> PyTree:
+        """As `shard_batch`, and put on the device in any case: for a state whose buffers a step may
+        take over.
 
         Args:
           tree: arrays.
@@ -67,7 +67,7 @@ class Devices:
         Returns:
           The tree on the devices.
         """
-        return jax.device_put(tree) if self.count == 1 else jax.device_put(tree, self._rows)
+        return jax.device_put(tree) if self.count == 1 else jax.device_put(tree, self._sharded)
 
     def jit(self, step: Callable, triton: bool = False) -> Callable:
         """A step of `training.step.make_step`, compiled.
@@ -82,14 +82,14 @@ class Devices:
         """
         options: dict[str, Any] = {'donate_argnums': 0, 'triton': triton}
         if self.count > 1:
-            whole, rows = self._everywhere, self._rows
+            whole, rows = self._replicated, self._sharded
             options |= {
                 'in_shardings': (whole, whole, rows, whole),
                 'out_shardings': (whole, whole),
             }
         return xla.jit(step, **options)
 
-    def jit_rows(self, step: Callable, triton: bool = False) -> Callable:
+    def jit_members(self, step: Callable, triton: bool = False) -> Callable:
         """A step over many states side by side, compiled: each device has its own states, all of
         them the whole batch.
 

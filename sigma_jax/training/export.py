@@ -42,7 +42,7 @@ RECORD, ADAPTER, HEADS, MERGED, STATISTICS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedRun:
     """One checkpoint of a run (running averages where they were kept), and the run by shapes."""
 
     plan: Blueprint
@@ -121,7 +121,7 @@ def export_run(
     return pathlib.Path(out)
 
 
-def read_run(folder: RunFolder, step: int | None = None) -> Trained:
+def read_run(folder: RunFolder, step: int | None = None) -> TrainedRun:
     """A checkpoint of a training.
 
     Args:
@@ -137,7 +137,7 @@ def read_run(folder: RunFolder, step: int | None = None) -> Trained:
     config = folder.config()
     chosen, trainable = folder.trainable(step)
     plan = build(config)
-    return Trained(plan, chosen, trainable, *opened(plan))
+    return TrainedRun(plan, chosen, trainable, *opened(plan))
 
 
 def opened(plan: Blueprint) -> tuple[Source, str]:
@@ -161,7 +161,7 @@ def opened(plan: Blueprint) -> tuple[Source, str]:
     return source, base.digest
 
 
-def base_beside(run: Trained) -> assets.Beside:
+def base_assets(run: TrainedRun) -> assets.PolicyAssets:
     """The assets of a run's base.
 
     Args:
@@ -171,10 +171,12 @@ def base_beside(run: Trained) -> assets.Beside:
       The assets.
     """
     source = run.plan.base.source
-    return assets.Beside(OURS) if source is None else assets.read(source.folder, source.format)
+    return (
+        assets.PolicyAssets(OURS) if source is None else assets.read(source.folder, source.format)
+    )
 
 
-def statistics(run: Trained) -> dict[str, normalize.Statistics]:
+def statistics(run: TrainedRun) -> dict[str, normalize.Statistics]:
     """The statistics that a run used: the data's for Sigma; for the policy itself its base's or the
     data's, as configured.
 
@@ -188,7 +190,7 @@ def statistics(run: Trained) -> dict[str, normalize.Statistics]:
     return found.policy if run.trains_policy else found.own
 
 
-def trained_beside(run: Trained) -> assets.Beside:
+def trained_assets(run: TrainedRun) -> assets.PolicyAssets:
     """The assets of the trained policy.
 
     Args:
@@ -198,10 +200,10 @@ def trained_beside(run: Trained) -> assets.Beside:
       The assets.
     """
     joints = run.plan.statistics.relative_joints
-    return assets.trained_with(base_beside(run), statistics(run), joints, run.plan.shards.meta)
+    return assets.trained_with(base_assets(run), statistics(run), joints, run.plan.shards.meta)
 
 
-def describe_adapter(run: Trained, adapter: pathlib.Path, layout: str) -> None:
+def describe_adapter(run: TrainedRun, adapter: pathlib.Path, layout: str) -> None:
     """Adds to an adapter how the policy sees the world, and what LeRobot reads: a config.json that
     says what it is.
 
@@ -210,13 +212,13 @@ def describe_adapter(run: Trained, adapter: pathlib.Path, layout: str) -> None:
       adapter: its folder.
       layout: of its names.
     """
-    assets.write(adapter, layout, trained_beside(run), run.source.config)
+    assets.write(adapter, layout, trained_assets(run), run.source.config)
     if layout == 'lerobot':
         file = adapter / read.CONFIG
         file.write_text(json.dumps(json.loads(file.read_text()) | {'use_peft': True}, indent=4))
 
 
-def save_merged(run: Trained, out: pathlib.Path, layout: str) -> None:
+def save_merged(run: TrainedRun, out: pathlib.Path, layout: str) -> None:
     """Base and trained weights in one float32 checkpoint, one slice in memory at a time.
 
     Args:
@@ -224,11 +226,11 @@ def save_merged(run: Trained, out: pathlib.Path, layout: str) -> None:
       out: the new folder.
       layout: of its names.
     """
-    around = trained_beside(run) if run.trains_policy else base_beside(run)
-    checkpoint.convert(run.source, out, layout, 'float32', merger(run), around=around)
+    policy_assets = trained_assets(run) if run.trains_policy else base_assets(run)
+    checkpoint.convert(run.source, out, layout, 'float32', merger(run), policy_assets=policy_assets)
 
 
-def merger(run: Trained) -> Callable[[Piece, np.ndarray], np.ndarray]:
+def merger(run: TrainedRun) -> Callable[[Piece, np.ndarray], np.ndarray]:
     """How a slice of the base becomes one of the trained policy.
 
     Args:
@@ -248,7 +250,7 @@ def merger(run: Trained) -> Callable[[Piece, np.ndarray], np.ndarray]:
     return change
 
 
-def record(run: Trained, contents: Mapping[str, str]) -> dict[str, Any]:
+def record(run: TrainedRun, contents: Mapping[str, str]) -> dict[str, Any]:
     """The contents of `export.json`.
 
     Args:

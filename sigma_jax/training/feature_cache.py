@@ -1,9 +1,9 @@
 """Frozen features (docs/design.md, "Frozen features"): SigLIP's tokens and text embeddings of every
 window, computed once, kept on disk.
 
-They lie beside the shards (`data/loader/feature_cache.py`) with the digests of base and data; those
-of another base, other data or another setting are made anew. They have the dtype that the policy
-computes in, so that a file rounds nothing. A training that reads them differs from one that
+They lie beside the shards (`data/loader/cached_features.py`) with the digests of base and data;
+those of another base, other data or another setting are made anew. They have the dtype that the
+policy computes in, so that a file rounds nothing. A training that reads them differs from one that
 computes them by float32's rounding (1e-7 of a feature): which products XLA takes depends on the
 number of windows in a batch. So a run keeps to one way; `Checkpoints` refuses to change it.
 """
@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from sigma_jax.convert.base_policy import Base
-from sigma_jax.data.loader.feature_cache import DTYPES, FILE, Features
+from sigma_jax.data.loader.cached_features import DTYPES, FILE, Features
 from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write, writer_lock
@@ -89,7 +89,7 @@ def identity(config: RunConfig, base: Base, shards: Shards) -> dict[str, Any]:
 
 
 def prepare(
-    made_by: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
     split: Split,
     encode: Encode,
     batches: Callable[[int], Iterable[Mapping[str, np.ndarray]]],
@@ -98,12 +98,12 @@ def prepare(
     """The features of a split; what is missing is computed, and where nothing is, no data are read.
 
     Args:
-      made_by: from `identity`; whatever lies there with another one is removed.
+      fingerprint: from `identity`; whatever lies there with another one is removed.
       split: of the shards.
       encode: fills in what the frozen policy makes of an observation [b 1 ...].
       batches: `batches(b)` gives all windows in record order as the loader does, leaves [b 1 ...],
         padding last.
-      progress: told (windows done, windows in all).
+      progress: called with (windows done, windows in all).
 
     Returns:
       The features.
@@ -111,7 +111,7 @@ def prepare(
     Raises:
       UserError: another process makes them.
     """
-    features = Features(split.shards.features, split.name, str(made_by['dtype']))
+    features = Features(split.shards.features, split.name, str(fingerprint['dtype']))
     if features.dtype not in DTYPES:
         raise UserError(
             f'config.features: expected a policy in {" or ".join(DTYPES)}, got {features.dtype}; '
@@ -119,13 +119,13 @@ def prepare(
         )
     windows = split.windows
     wanted = [*features.parts(windows), features.texts]
-    if features.made_by() == made_by and all(path.is_file() for path in wanted):
+    if features.fingerprint() == fingerprint and all(path.is_file() for path in wanted):
         return features
     with writer_lock(features.folder, 'training, which makes the features there'):
-        if features.made_by() != made_by:
+        if features.fingerprint() != fingerprint:
             for path in features.folder.glob(f'{split.name}[-.]*'):
                 path.unlink()
-            atomic_write(features.record, json.dumps(made_by, indent=1))
+            atomic_write(features.record, json.dumps(fingerprint, indent=1))
         _write(features, windows, encode, batches, progress)
     return features
 

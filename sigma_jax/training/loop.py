@@ -1,7 +1,7 @@
-"""From a folder to its last step: locks, checkpoints, the loop, the wish to stop.
+"""From a folder to its last step: locks, checkpoints, the loop, the stop signal.
 
 What differs between one run and many is a `Work`: `trainer.One` is a run,
-`ablations.side_by_side.Many` the members of an ablation. Everything here resumes bit for bit
+`ablations.stacked_trainer.Many` the members of an ablation. Everything here resumes bit for bit
 (docs/design.md, "Training step").
 """
 
@@ -14,11 +14,11 @@ from sigma_jax.errors import UserError
 from sigma_jax.files import is_full_disk, writer_lock
 from sigma_jax.training import feature_cache
 from sigma_jax.training.checkpoints import Checkpoints
-from sigma_jax.training.compilation import uncollected
+from sigma_jax.training.compilation import gc_disabled
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.progress import Bars, Reporter
-from sigma_jax.training.signals import Stopped, Wish, deaf_children, stop_wish
+from sigma_jax.training.signals import Stopped, Wish, children_ignore_sigint, stop_on_signal
 from sigma_jax.types import Batch, to_batch
 
 
@@ -78,7 +78,7 @@ def opened(
       config: every setting.
       workdir: the work folder.
       make: builds the run, once nothing is known to be wrong.
-      reporter: is told of the frozen features.
+      reporter: receives of the frozen features.
 
     Raises:
       UserError: those; and where the block fills the disk, with the step and the last whole
@@ -96,12 +96,12 @@ def opened(
         if cached:
             with reporter.bars() as bars:
                 run.add_features(bars.add('frozen features').update)
-        with told_full_disk(run, folder):
+        with disk_full_as_user_error(run, folder):
             yield run, folder
 
 
 @contextlib.contextmanager
-def told_full_disk(run: Any, folder: RunFolder) -> Iterator[None]:
+def disk_full_as_user_error(run: Any, folder: RunFolder) -> Iterator[None]:
     """Raises UserError, naming the step and the last whole checkpoint, where the block fails for
     want of room.
 
@@ -137,11 +137,14 @@ def work(
     Args:
       one: what is trained.
       folder: the work folder.
-      reporter: is told what is trained, and how far it is.
+      reporter: receives what is trained, and how far it is.
       finish: gets the place in the data after the last step, while bars are still shown.
     """
     run = one.run
-    with stop_wish() as stop, Checkpoints(folder.checkpoints, run.config.checkpoint.keep) as saved:
+    with (
+        stop_on_signal() as stop,
+        Checkpoints(folder.checkpoints, run.config.checkpoint.keep) as saved,
+    ):
         batches = iter(run.loader)
         if restore(run, batches, saved):
             reporter.say(f'continuing from step {int(run.state.step)}')
@@ -202,7 +205,7 @@ def loop(one: Work, batches: Any, checkpoints: Checkpoints, bars: Bars, stop: Wi
     bar = bars.add(one.title, total=steps, done=start, note='compiling')
     for n in range(start, steps):
         batch = next_batch(batches, first=n == start)
-        with uncollected() if n == start else contextlib.nullcontext():
+        with gc_disabled() if n == start else contextlib.nullcontext():
             one.step(n, batch)
         # asked once: a signal may come at any time
         last, stops = n + 1 == steps, stop.number is not None
@@ -227,5 +230,5 @@ def next_batch(batches: Any, first: bool) -> Batch:
       batches: the iterator of a loader.
       first: whether it is the first one of this process.
     """
-    with deaf_children() if first else contextlib.nullcontext():
+    with children_ignore_sigint() if first else contextlib.nullcontext():
         return to_batch(next(batches))

@@ -37,7 +37,7 @@ def store_base(config: RunConfig, base: Base, objective: Any) -> PyTree:
     check_storage(config)
     spec = base.spec
     return quant.store(
-        base.params, spec.stored, config.quant, objective.reads, float32=spec.float32
+        base.params, spec.stored, config.quant, objective.uses_param, float32=spec.float32
     )
 
 

@@ -33,7 +33,7 @@ RESERVE = 0.15
 class Job:
     """A training step by shapes alone: every leaf has a shape and a dtype, and no number."""
 
-    goal: Any
+    objective: Any
     optimizer: optax.GradientTransformation
     trainable: PyTree
     frozen: Frozen
@@ -109,7 +109,9 @@ def residuals(job: Job) -> tuple[Any, list]:
 
     def forward(trainable, frozen, batch):
         def loss(t):
-            return job.goal(t, frozen, batch, gates, jax.random.key(0), jnp.zeros((), jnp.int32))
+            return job.objective(
+                t, frozen, batch, gates, jax.random.key(0), jnp.zeros((), jnp.int32)
+            )
 
         return jax.tree.leaves(jax.vjp(loss, trainable, has_aux=True)[1])
 
@@ -172,8 +174,8 @@ def working_set(job: Job) -> int:
     more, less = (
         residual_bytes(with_remat(job, name)) for name in ('dots_saveable', 'nothing_saveable')
     )
-    passes = job.goal.passes
-    return 2 * max(more - less, 0) // (passes * job.goal.config.depth)
+    passes = job.objective.passes
+    return 2 * max(more - less, 0) // (passes * job.objective.config.depth)
 
 
 def with_remat(job: Job, remat: str | None) -> Job:
@@ -186,8 +188,10 @@ def with_remat(job: Job, remat: str | None) -> Job:
     Returns:
       The job.
     """
-    goal = dataclasses.replace(job.goal, config=dataclasses.replace(job.goal.config, remat=remat))
-    return dataclasses.replace(job, goal=goal)
+    objective = dataclasses.replace(
+        job.objective, config=dataclasses.replace(job.objective.config, remat=remat)
+    )
+    return dataclasses.replace(job, objective=objective)
 
 
 def unpacked(job: Job) -> int:
@@ -203,7 +207,7 @@ def unpacked(job: Job) -> int:
     leaves = jax.tree.leaves(job.frozen.params, is_leaf=lambda x: isinstance(x, quant.Quantised))
     # a table is read row by row
     found = [x for x in leaves if isinstance(x, quant.Quantised) and len(x.shape) > 2]
-    itemsize = jnp.dtype(job.goal.config.dtype).itemsize
+    itemsize = jnp.dtype(job.objective.config.dtype).itemsize
     return 2 * max((math.prod(x.shape[-2:]) * itemsize for x in found), default=0)
 
 

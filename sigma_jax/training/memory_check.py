@@ -96,7 +96,7 @@ def advice(config: RunConfig, job: memory.Job, parts: Mapping[str, int]) -> list
             else f'a config.batch_size below {micro}'
         )
         found.append((moving // 2, how))
-    if job.goal.config.remat not in ('save_attention', 'nothing_saveable'):
+    if job.objective.config.remat not in ('save_attention', 'nothing_saveable'):
         less = memory.with_remat(job, 'save_attention')
         saved = parts['kept activations'] - memory.kept(less)
         found.append((saved, 'config.model.remat=save_attention'))

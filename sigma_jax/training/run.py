@@ -11,7 +11,7 @@ from sigma_jax.convert.base_policy import read_weights
 from sigma_jax.data.loader import loader
 from sigma_jax.data.loader.augment import AugmentConfig
 from sigma_jax.data.loader.batches import Batches
-from sigma_jax.data.loader.feature_cache import Features
+from sigma_jax.data.loader.cached_features import Features
 from sigma_jax.data.loader.sequences import Order
 from sigma_jax.data.loader.windows import Contents, shards_processor
 from sigma_jax.processing.actions import action_scaling
@@ -54,13 +54,13 @@ class Parts:
             self.base.spec.prompt,
         )
         self.example = to_batch(next(iter(self.make_loader(num_workers=0))))
-        self.goal: Any = self.blueprint.objective
+        self.objective: Any = self.blueprint.objective
         self.base = read_weights(self.base, config.seed, config.tokenizer)
         self.blueprint.check_base(self.base.digest)
         s = self.statistics
         scaling = action_scaling(s.own, s.policy, s.relative_joints)
-        weights = store_base(config, self.base, self.goal)
-        self.frozen = devices.everywhere(Frozen(weights, scaling))
+        weights = store_base(config, self.base, self.objective)
+        self.frozen = devices.replicate(Frozen(weights, scaling))
 
     def add_features(self, progress: Callable[[int, int], None]) -> None:
         """From here on loaders give the frozen features too; those that are not on disk are
@@ -69,10 +69,10 @@ class Parts:
         Args:
           progress: called with (windows done, windows in all).
         """
-        encode = functools.partial(xla.jit(self.goal.encode_frozen), self.frozen)
-        made_by = feature_cache.identity(self.config, self.base, self.shards)
+        encode = functools.partial(xla.jit(self.objective.encode_frozen), self.frozen)
+        fingerprint = feature_cache.identity(self.config, self.base, self.shards)
         train = self.shards.split('train')
-        self.features = feature_cache.prepare(made_by, train, encode, self.in_order, progress)
+        self.features = feature_cache.prepare(fingerprint, train, encode, self.in_order, progress)
 
     def in_order(self, batch_size: int) -> Batches:
         """Every training window once, in record order, leaves [b 1 ...].
@@ -134,12 +134,10 @@ class Run(Parts):
         optimizer = self.blueprint.optimizer
         self.loader = self.make_loader(config.loader.num_workers)
         trainable, self.frozen = self.blueprint.start(self.base, self.frozen, self.example)
-        self.frozen = devices.everywhere(self.frozen)
+        self.frozen = devices.replicate(self.frozen)
         keeps_average = config.ema is not None
-        self.state = devices.everywhere(
-            init_state(config.seed, trainable, optimizer, keeps_average)
-        )
-        step = make_step(self.goal, optimizer, config.ema, config.accumulate)
+        self.state = devices.replicate(init_state(config.seed, trainable, optimizer, keeps_average))
+        step = make_step(self.objective, optimizer, config.ema, config.accumulate)
         self.step = devices.jit(step, config.triton)
 
     def add_features(self, progress: Callable[[int, int], None]) -> None:
@@ -151,7 +149,7 @@ class Run(Parts):
         super().add_features(progress)
         self.loader = self.make_loader(self.config.loader.num_workers)
 
-    def shares(self, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
+    def gradient_norms(self, batch: Batch, key: jax.Array) -> dict[str, jax.Array]:
         """Gradient norm of each loss term; costs four backward passes.
 
         Args:
@@ -161,7 +159,7 @@ class Run(Parts):
         Returns:
           {name: number}.
         """
-        measure = xla.jit(self.goal.alignment_share)
+        measure = xla.jit(self.objective.gradient_norms)
         return measure(
             self.state.trainable, self.frozen, batch, self.ablation, key, self.state.step
         )

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop at the end of a step, instead of an end in the middle of
+"""SIGTERM and SIGINT as a request to stop at the end of a step, instead of an end in the middle of
 one.
 """
 
@@ -27,21 +27,21 @@ class Stopped(Exception):
         )
 
 
-class Wish:
+class StopSignal:
     """Whether a signal has asked for the end; `number` is that signal, None before."""
 
     number: int | None = None
 
 
 @contextlib.contextmanager
-def stop_wish() -> Iterator[Wish]:
+def stop_on_signal() -> Iterator[StopSignal]:
     """Catches the first SIGTERM or SIGINT in the block; the second does what it always does.
 
     Outside of the main thread, where Python allows no handlers, signals are left as they are.
     """
-    wish = Wish()
+    stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
-        yield wish
+        yield stop
         return
     before = {number: signal.getsignal(number) for number in CAUGHT}
 
@@ -50,19 +50,19 @@ def stop_wish() -> Iterator[Wish]:
             signal.signal(number, handler)
 
     def note(number: int, _: object) -> None:
-        wish.number = number
+        stop.number = number
         restore()
 
     for number in CAUGHT:
         signal.signal(number, note)
     try:
-        yield wish
+        yield stop
     finally:
         restore()
 
 
 @contextlib.contextmanager
-def deaf_children() -> Iterator[None]:
+def children_ignore_sigint() -> Iterator[None]:
     """Processes started in the block ignore SIGINT: a Ctrl-C reaches a whole group, and is their
     parent's to answer.
     """

@@ -59,7 +59,7 @@ def init_state(
 class Divisible(Protocol):
     """An objective that can be taken over a batch in parts."""
 
-    def draw(self, key: Array, batch: Batch) -> Batch:
+    def sample_noise(self, key: Array, batch: Batch) -> Batch:
         """The batch with all that is drawn for the whole of it.
 
         Args:
@@ -123,7 +123,7 @@ def accumulated(objective: Divisible, parts: int) -> Callable:
     gradient = jax.value_and_grad(objective, has_aux=True)
 
     def whole(trainable, frozen, batch, ablation, key, step):
-        micro = jax.tree.map(lambda x: divide(x, parts), objective.draw(key, batch))
+        micro = jax.tree.map(lambda x: divide(x, parts), objective.sample_noise(key, batch))
         weights = jax.vmap(objective.weight)(micro)
         shares = weights / jnp.maximum(jnp.sum(weights), 1)
 

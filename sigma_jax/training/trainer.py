@@ -57,7 +57,7 @@ def train(
     Args:
       config: every setting.
       workdir: the work folder.
-      reporter: is told what is trained, and how far it is.
+      reporter: receives what is trained, and how far it is.
 
     Returns:
       The folder, the state after the last step and the last losses.
@@ -124,7 +124,7 @@ class One:
           batch: what it learns from, on the host.
         """
         run = self.run
-        self._placed = run.devices.split(batch)
+        self._placed = run.devices.shard_batch(batch)
         run.state, metrics = run.step(run.state, run.frozen, self._placed, run.ablation)
         self._recent.add(number, metrics, batch)
 
@@ -141,7 +141,7 @@ class One:
         assert self._log is not None and self._placed is not None
         values, log = dict(self._values), self.run.config.log
         if log.shares and self.run.config.kind.weighs_terms and number % log.shares == 0:
-            shares = self.run.shares(self._placed, jax.random.key(number))
+            shares = self.run.gradient_norms(self._placed, jax.random.key(number))
             values |= {k: float(v) for k, v in shares.items()}
         self._log.write(number, values)
         return f'loss {values["loss"]:.4g}'
@@ -156,7 +156,7 @@ def save_policy(run: Run, out: pathlib.Path, reporter: Reporter, changed: bool =
     Args:
       run: after its last step.
       out: the folder of the policy.
-      reporter: is told where the policy is, or why not.
+      reporter: receives where the policy is, or why not.
       changed: whether the weights are others than when this call began.
     """
     step, found = int(run.state.step), saved_at(out)
@@ -166,8 +166,8 @@ def save_policy(run: Run, out: pathlib.Path, reporter: Reporter, changed: bool =
         return
     trained_params = (run.state.ema or run.state.trainable)['params']
     params = jax.tree.map(np.asarray, overlay(run.frozen.params, trained_params))
-    base = assets.read(run.base.folder) if run.base.folder else assets.Beside(run.base.policy)
-    around = assets.trained_with(
+    base = assets.read(run.base.folder) if run.base.folder else assets.PolicyAssets(run.base.policy)
+    policy_assets = assets.trained_with(
         base,
         run.statistics.policy,
         run.statistics.relative_joints,
@@ -175,7 +175,7 @@ def save_policy(run: Run, out: pathlib.Path, reporter: Reporter, changed: bool =
     )
     trained = checkpoint.Checkpoint(params, run.base.config, TRAINED, (f'{step} steps',))
     with replaced_folder(out) as new:
-        checkpoint.save(trained, out.parent, new, around=around)
+        checkpoint.save(trained, out.parent, new, policy_assets=policy_assets)
         seen.note(new, run.shards.meta, run.base.folder or '')
     reporter.say(f'policy saved in {out}')
 

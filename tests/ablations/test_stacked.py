@@ -53,7 +53,7 @@ def test_chunks_divide_the_members():
     assert [stacked.at_once(n, 12) for n in (0, 1, 5, 11, 12, 99)] == [12, 1, 4, 6, 12, 12]
 
 
-def goal(trainable, frozen, batch, ablation, key, step):
+def objective(trainable, frozen, batch, ablation, key, step):
     """Distance to noise around the batch; no number from step 2 on where the gate `film` is shut,
     and its gradient none at step 1 where `hard` is.
     """
@@ -75,13 +75,13 @@ def train(rows, count, steps=5):
         for s in SEEDS
     }
     state, gates = stacked.start([start[m.seed] for m in members]), stacked.stack_gates(members)
-    one = make_step(goal, optimizer)
+    one = make_step(objective, optimizer)
 
     def counted(*inputs):
         traces.append(inputs)
         return one(*inputs)
 
-    step = jax.jit(stacked.side_by_side(counted, count), donate_argnums=0)
+    step = jax.jit(stacked.vmapped_step(counted, count), donate_argnums=0)
     seen = []
     for n in range(steps):
         state, metrics = step(state, {}, jnp.full(3, 0.1 * n), gates)
@@ -138,8 +138,6 @@ def test_a_gradient_that_is_no_number_stops_a_row_whose_loss_is_one():
 def test_mean_and_spread_over_seeds():
     values = [1.0, 2.0, 4.5]
     np.testing.assert_allclose(
-        stacked.mean_and_spread(values), [np.mean(values), np.std(values, ddof=1)]
+        stacked.mean_and_std(values), [np.mean(values), np.std(values, ddof=1)]
     )
-    assert (
-        stacked.mean_and_spread([3.0]) == (3.0, 0.0) and np.isnan(stacked.mean_and_spread([])).all()
-    )
+    assert stacked.mean_and_std([3.0]) == (3.0, 0.0) and np.isnan(stacked.mean_and_std([])).all()

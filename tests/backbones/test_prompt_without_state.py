@@ -16,7 +16,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.spec import OPENPI, OURS
 from sigma_jax.processing.tokenizer import NO_STATE, encode_parts, load_tokenizer
-from tests.convert.test_beside import stats_json
+from tests.convert.test_assets import stats_json
 from tests.data_pipeline import recordings
 from tests.loading import make_loader
 

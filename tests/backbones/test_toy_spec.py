@@ -142,7 +142,7 @@ def test_sigma_trains_around_it(small_run, folder, shards):
     assert 'head' not in run.frozen.params and run.base.spec is TOY
     before, losses = jax.device_get(run.state.trainable), []
     for _ in range(2):
-        batch = run.devices.split(to_batch(next(run.loader)))
+        batch = run.devices.shard_batch(to_batch(next(run.loader)))
         run.state, metrics = run.step(run.state, run.frozen, batch, run.ablation)
         losses.append(float(metrics['loss']))
     after = jax.device_get(run.state.trainable)

@@ -163,8 +163,10 @@ def test_a_stop_waits_for_the_writes_under_way(loaded, tmp_path, monkeypatch):
 
 
 def test_large_tables_pass_by_rows(loaded, tmp_path, monkeypatch):
-    monkeypatch.setattr('sigma_jax.convert.slices.PIECE', 4096)  # elements: the table has 512 * 64
-    monkeypatch.setattr('sigma_jax.convert.orbax_leaves.WHOLE', 1000)
+    monkeypatch.setattr(
+        'sigma_jax.convert.slices.LARGEST_SLICE', 4096
+    )  # elements: the table has 512 * 64
+    monkeypatch.setattr('sigma_jax.convert.orbax_leaves.LARGEST_CHUNK', 1000)
     shapes = {p: x.shape for p, x in trees.flatten(loaded['jax'].params).items()}
     cut = [piece for piece in pieces(shapes, pi05_names.TABLE) if piece.rows]
     assert [piece.rows.start for piece in cut] == list(range(0, 512, 64))
@@ -227,7 +229,7 @@ def test_the_table_covers_the_full_size_names_and_shapes(name):
         shape = leaves[rule.path].shape
         for index, tensor in rule.names(shape[0]):
             stub = np.broadcast_to(np.int8(0), shape[len(index) :])  # one byte, whatever the shape
-            got[tensor] = rule.form.to_torch(stub).shape
+            got[tensor] = rule.tensor_map.to_torch(stub).shape
     assert want.pop(pi05_names.EXPERT_HEAD) == (257152, 1024)
     assert want.pop(pi05_names.LM_HEAD) == got[pi05_names.EMBED]
     assert got == want
@@ -242,7 +244,9 @@ def test_table_names_every_leaf_once_and_forms_are_inverse():
         for index, _ in rule.names(leaves[rule.path].shape[0]):
             filled[rule.path][index] += 1
             piece = np.random.default_rng(0).standard_normal(filled[rule.path][index].shape)
-            assert np.array_equal(rule.form.to_jax(rule.form.to_torch(piece), piece.shape), piece)
+            assert np.array_equal(
+                rule.tensor_map.to_jax(rule.tensor_map.to_torch(piece), piece.shape), piece
+            )
     assert all((x == 1).all() for x in filled.values())
 
 

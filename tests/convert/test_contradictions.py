@@ -10,11 +10,11 @@ import shutil
 import pytest
 
 from sigma_jax.convert import assets, checkpoint, source
-from sigma_jax.convert.overrides import Told, as_told
+from sigma_jax.convert.overrides import Overrides, apply_overrides
 from sigma_jax.errors import UserError
 from sigma_jax.processing.tokenizer import NO_STATE
 from tests import golden
-from tests.convert.test_beside import LAYOUTS, edit, write
+from tests.convert.test_assets import LAYOUTS, edit, write
 
 POLICIES = golden.DATA / 'policies'
 
@@ -25,7 +25,7 @@ def test_lerobots_config_is_written_with_the_horizon_that_counts(tmp_path, chunk
     policy = pathlib.Path(shutil.copytree(POLICIES / 'lerobot_0_6_1', tmp_path / 'policy'))
     edit(policy / 'config.json', lambda x: x.update(chunk_size=chunk, num_inference_steps=steps))
     opened = source.open_source(golden.FIXTURE / 'lerobot.safetensors')
-    checkpoint.convert(opened, tmp_path / 'out', layout, around=assets.read(policy))
+    checkpoint.convert(opened, tmp_path / 'out', layout, policy_assets=assets.read(policy))
     place = tmp_path / 'out' if layout == 'lerobot' else tmp_path / 'out' / 'lerobot'
     settings = json.loads((place / 'config.json').read_text())
     assert (settings['chunk_size'], settings['num_inference_steps']) == (10, 10)
@@ -102,7 +102,7 @@ def test_a_prompt_that_carried_processors_cannot_say_is_noted(tmp_path, name, wi
 @pytest.mark.parametrize('value', [1001, 10**9])
 def test_more_than_anybody_means_is_refused(name, value):
     with pytest.raises(UserError, match=f'expected --{name} of up to 1000, got {value}; give'):
-        Told(**{name: value})
+        Overrides(**{name: value})
     opened = source.open_source(golden.FIXTURE / 'lerobot.safetensors')
-    found, _ = as_told(opened, assets.read(POLICIES / 'openpi'), Told(**{name: 1000}))
+    found, _ = apply_overrides(opened, assets.read(POLICIES / 'openpi'), Overrides(**{name: 1000}))
     assert getattr(found.config, name) == 1000

@@ -15,7 +15,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.processing.normalize import compute_statistics, norm_stats_json
 from sigma_jax.processing.spec import OPENPI, OURS, to_json
 from tests import golden
-from tests.convert.test_beside import LAYOUTS, edit
+from tests.convert.test_assets import LAYOUTS, edit
 
 POLICIES = golden.DATA / 'policies'
 WEIGHTS = golden.FIXTURE / 'lerobot.safetensors'
@@ -26,8 +26,8 @@ def stats(width=6):
     return {'state': compute_statistics(values), 'actions': compute_statistics(values * 2)}
 
 
-def converted(out, around, layout='jax'):
-    checkpoint.convert(source.open_source(WEIGHTS), out, layout, around=around)
+def converted(out, policy_assets, layout='jax'):
+    checkpoint.convert(source.open_source(WEIGHTS), out, layout, policy_assets=policy_assets)
     return assets.read(out)
 
 
@@ -43,8 +43,10 @@ def converted(out, around, layout='jax'):
     ],
 )
 def test_every_reader_finds_one_flag_an_action(tmp_path, flags, width, want, layout):
-    around = assets.Beside(dataclasses.replace(OURS, relative_joints=flags), stats(width))
-    found = converted(tmp_path / 'out', around, layout)
+    policy_assets = assets.PolicyAssets(
+        dataclasses.replace(OURS, relative_joints=flags), stats(width)
+    )
+    found = converted(tmp_path / 'out', policy_assets, layout)
     assert found.policy.relative_joints == want
     notes = json.loads((tmp_path / 'out' / 'source.json').read_text())['notes']
     assert any('the others are absolute' in note for note in notes) == (
@@ -57,12 +59,14 @@ def test_every_reader_finds_one_flag_an_action(tmp_path, flags, width, want, lay
 
 @pytest.mark.parametrize(('flags', 'width'), [((True,) * 7, 6), ((True, False, False), 2)])
 def test_more_flags_than_actions_are_refused(tmp_path, flags, width):
-    around = assets.Beside(dataclasses.replace(OURS, relative_joints=flags), stats(width))
+    policy_assets = assets.PolicyAssets(
+        dataclasses.replace(OURS, relative_joints=flags), stats(width)
+    )
     with pytest.raises(
         UserError,
         match=f'expected relative_joints of the {width} actions .*, got {len(flags)}; mend',
     ):
-        converted(tmp_path / 'out', around)
+        converted(tmp_path / 'out', policy_assets)
     assert not (tmp_path / 'out').exists()
 
 
@@ -71,7 +75,7 @@ def test_more_actions_than_the_model_has_are_refused(tmp_path, width):
     with pytest.raises(
         UserError, match=f'expected statistics of up to 8 actions, .* got {width}; take'
     ):
-        converted(tmp_path / 'out', assets.Beside(OURS, stats(width)))
+        converted(tmp_path / 'out', assets.PolicyAssets(OURS, stats(width)))
     assert not (tmp_path / 'out').exists()
 
 

@@ -17,7 +17,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.processing.normalize import compute_statistics, norm_stats_json, normalize
 from sigma_jax.processing.spec import OPENPI
 from tests import golden
-from tests.convert.test_beside import LAYOUTS, edit, write
+from tests.convert.test_assets import LAYOUTS, edit, write
 
 POLICIES = golden.DATA / 'policies'
 
@@ -173,7 +173,7 @@ def test_a_config_without_processors_is_carried_as_it_is(tmp_path, named):
 def test_flags_as_wide_as_the_model_are_cut_to_the_named_statistics(tmp_path, named):
     (tmp_path / 'policy').mkdir()
     wide = dataclasses.replace(OPENPI, relative_joints=(True,) * 32)
-    assets.write(tmp_path / 'policy', 'jax', assets.Beside(wide), golden.config())
+    assets.write(tmp_path / 'policy', 'jax', assets.PolicyAssets(wide), golden.config())
     assert assets.read(tmp_path / 'policy', stats=named).policy.relative_joints == (True,) * 6
 
 

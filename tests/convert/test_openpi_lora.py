@@ -142,7 +142,7 @@ def test_alpha_is_as_told_and_scales_attention_alone(
     got, record = merged(folder, tmp_path / 'out', alpha, rslora)
     check(got, weights, made, dict(zip(('', '_1'), scale, strict=True)), ('', '_1'))
     assert any(
-        'alpha 8 in attention of the language model (as told' in note for note in record['notes']
+        'alpha 8 in attention of the language model (as given' in note for note in record['notes']
     )
 
 

@@ -116,7 +116,8 @@ def test_rows_and_columns_are_in_pytorchs_order(factors, golden_params, tmp_path
         for index, name in rule.names(base[rule.path].shape[0]):
             key = f'base_model.model.{name.removesuffix(".weight")}.lora_'
             old, new = (
-                rule.form.to_torch(np.asarray(tree[rule.path][index])) for tree in (base, merged)
+                rule.tensor_map.to_torch(np.asarray(tree[rule.path][index]))
+                for tree in (base, merged)
             )
             delta = 0.0
             if f'{key}A.weight' in adapter:

@@ -14,16 +14,15 @@ import subprocess
 import numpy as np
 import pytest
 
-from sigma_jax.convert import assets as beside
-from sigma_jax.convert import dataset_stats
+from sigma_jax.convert import assets, dataset_stats
 from sigma_jax.convert.lerobot import restate
-from sigma_jax.convert.peft import assets
+from sigma_jax.convert.peft import adapter_assets
 from sigma_jax.processing import quantiles
 from sigma_jax.processing.normalize import compute_statistics, first_joints, normalize
 from sigma_jax.processing.spec import LEROBOT
 from tests import golden
-from tests.convert.test_adapter_beside import RELATIVE, add_lerobots
-from tests.convert.test_beside import edit, write
+from tests.convert.test_adapter_assets import RELATIVE, add_lerobots
+from tests.convert.test_assets import edit, write
 from tests.convert.test_dataset_stats import PICK, rows
 
 pytestmark = pytest.mark.reference
@@ -90,20 +89,20 @@ def wide_policy(folder):
     drawn = {'state': rng.normal(1, 4, (99, 8)), 'actions': rng.normal(0, 2, (99, 7))}
     statistics = {name: compute_statistics(x) for name, x in drawn.items()}
     restate.restate(folder, {file.name: file for file in folder.iterdir()}, statistics)
-    return beside.read(folder)
+    return assets.read(folder)
 
 
 def policies(tmp_path):
     """{name: what is written for LeRobot}: adapters merged, statistics named, a state wider than
     the actions.
     """
-    base, out = beside.read(POLICIES / RELATIVE), {}
+    base, out = assets.read(POLICIES / RELATIVE), {}
     for own, factor in ((RELATIVE, 2.0), ('lerobot_mean_std', 1.5), ('lerobot_quantile10', 0.5)):
         adapter = tmp_path / f'adapter_{own}'
         shutil.copytree(golden.DATA / 'peft_tiny' / 'attention', adapter)
         add_lerobots(adapter, own, factor)
-        out[f'adapter_{own}_merged'] = assets.merged(base, adapter)
-    out['named'] = beside.read(POLICIES / RELATIVE, stats=PICK, horizon=20)
+        out[f'adapter_{own}_merged'] = adapter_assets.merged(base, adapter)
+    out['named'] = assets.read(POLICIES / RELATIVE, stats=PICK, horizon=20)
     out['wide'] = wide_policy(tmp_path / 'wide_source')
     flags = (True,) * 6 + (False,)
     assert out['wide'].policy.relative_joints == flags
@@ -114,11 +113,11 @@ def policies(tmp_path):
 def test_lerobots_processors_compute_what_we_do_from_every_file_that_we_write(tmp_path):
     written = policies(tmp_path)
     folders = {}
-    for name, around in written.items():
+    for name, policy_assets in written.items():
         for layout, inner in (('lerobot', '.'), ('jax', 'lerobot')):
-            if layout == 'jax' and not around.files:
+            if layout == 'jax' and not policy_assets.files:
                 continue
-            write(around, tmp_path / f'{name}_{layout}', layout)
+            write(policy_assets, tmp_path / f'{name}_{layout}', layout)
             folder = tmp_path / f'{name}_{layout}' / inner
             # the tokenizer is a gated file, and no number depends on it
             for kind in ('pre', 'post'):
@@ -129,22 +128,22 @@ def test_lerobots_processors_compute_what_we_do_from_every_file_that_we_write(tm
                     ),
                 )
             rng = np.random.default_rng(5)
-            widths = [len(around.statistics[key].mean) for key in ('state', 'actions')]
+            widths = [len(policy_assets.statistics[key].mean) for key in ('state', 'actions')]
             raw = {
                 'state': rng.normal(3, 9, (1, widths[0])),
                 'actions': rng.normal(3, 9, (1, 5, widths[1])),
             }
             np.savez(folder / 'raw.npz', **{key: x.astype(np.float32) for key, x in raw.items()})
-            folders[folder] = around
+            folders[folder] = policy_assets
     lerobot(PROCESS, *folders)
-    for folder, around in folders.items():
+    for folder, policy_assets in folders.items():
         raw, theirs = (dict(np.load(folder / name)) for name in ('raw.npz', 'theirs.npz'))
-        relative = around.policy.relative_joints or (False,) * raw['actions'].shape[-1]
+        relative = policy_assets.policy.relative_joints or (False,) * raw['actions'].shape[-1]
         origin = np.where(relative, first_joints(raw['state'], len(relative)), 0)[:, None]
-        moved = {key: one.std > 1e-6 for key, one in around.statistics.items()}
+        moved = {key: one.std > 1e-6 for key, one in policy_assets.statistics.items()}
         want = {'state': raw['state'], 'actions': raw['actions'] - origin}
         for key, x in want.items():
-            ours = normalize(x.astype(np.float32), around.statistics[key])
+            ours = normalize(x.astype(np.float32), policy_assets.statistics[key])
             np.testing.assert_allclose(
                 theirs[key][..., moved[key]], ours[..., moved[key]], rtol=2e-6, atol=2e-6
             )

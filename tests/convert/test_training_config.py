@@ -12,7 +12,7 @@ import pytest
 from sigma_jax.backbones.pi05 import BoundPi05
 from sigma_jax.convert import assets, checkpoint, sizes, source
 from sigma_jax.convert.base_policy import ModelConfig, open_base
-from sigma_jax.convert.overrides import Told, as_told
+from sigma_jax.convert.overrides import Overrides, apply_overrides
 from sigma_jax.errors import UserError
 from sigma_jax.processing.spec import read_policy
 from sigma_jax.processing.tokenizer import NO_STATE
@@ -38,8 +38,10 @@ def openpi(tmp_path):
 
 def convert(folder, out, layout='jax', **told):
     opened = source.open_source(folder)
-    opened, around = as_told(opened, assets.read(opened.folder, opened.format), Told(**told))
-    return checkpoint.convert(opened, out, layout, around=around)
+    opened, policy_assets = apply_overrides(
+        opened, assets.read(opened.folder, opened.format), Overrides(**told)
+    )
+    return checkpoint.convert(opened, out, layout, policy_assets=policy_assets)
 
 
 def said(record):
@@ -162,9 +164,9 @@ def test_what_lerobot_writes_is_read_and_what_is_told_over_it_is_noted(tmp_path,
     record = convert(folder, tmp_path / 'out')
     assert said(record) == '' and sizes_of(tmp_path / 'out') == (4, 6, 0)
     record = convert(folder, tmp_path / 'told', 'lerobot', action_horizon=3, prompt_state='none')
-    assert 'action_horizon 3, as told; written is 4' in record['notes']
+    assert 'action_horizon 3, as given; written is 4' in record['notes']
     assert (
-        "a prompt without state, as told; written is a prompt with the robot's state"
+        "a prompt without state, as given; written is a prompt with the robot's state"
         in record['notes']
     )
     config = json.loads((tmp_path / 'told/config.json').read_text())
@@ -201,7 +203,7 @@ def test_openpis_pytorch_config_says_the_horizon_alone(openpi, tmp_path):
 )
 def test_what_cannot_be_told(told, message):
     with pytest.raises(UserError, match=message):
-        Told(**told)
+        Overrides(**told)
 
 
 def test_the_horizon_told_gives_openpis_actions(openpi, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sigma_jax.data.lerobot.dataset import Dataset, open_dataset
+from sigma_jax.data.lerobot.dataset import LeRobotDataset, open_dataset
 from sigma_jax.data.lerobot.tables import Recording
 from sigma_jax.data.lerobot.writer import LeRobotWriter
 from sigma_jax.data.shards.directory import open_shards
@@ -34,7 +34,7 @@ def as_pixels(picture) -> np.ndarray:
     return np.rint(picture.numpy().transpose(1, 2, 0) * 255).astype(np.uint8)
 
 
-def compare(ours: Dataset, theirs) -> int:
+def compare(ours: LeRobotDataset, theirs) -> int:
     """Asserts that every window of every episode is the same on both sides; returns how many there
     were.
     """

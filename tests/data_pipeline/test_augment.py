@@ -58,7 +58,7 @@ def test_geometry_is_augmax_s_chain_with_black_borders(geometry):
 
 def test_no_crop_and_no_rotation_is_the_identity():
     image = smooth()
-    still = augment.draw_geometry(AugmentConfig(crop=1.0, rotation=0.0), 40, RNG)
+    still = augment.sample_geometry(AugmentConfig(crop=1.0, rotation=0.0), 40, RNG)
     assert np.array_equal(augment.move(image, still), image) and np.array_equal(
         augment.move_nearest(image, still), image
     )
@@ -66,7 +66,7 @@ def test_no_crop_and_no_rotation_is_the_identity():
 
 
 def test_draws_are_openpi_s():
-    draws = [augment.draw_geometry(AugmentConfig(), 224, RNG) for _ in range(400)]
+    draws = [augment.sample_geometry(AugmentConfig(), 224, RNG) for _ in range(400)]
     assert {draw.scale for draw in draws} == {212 / 224}  # int(0.95 * 224)
     shifts, angles = (
         np.array([draw.shift for draw in draws]),
@@ -75,7 +75,7 @@ def test_draws_are_openpi_s():
     for axis in shifts.T:
         assert 5.8 < axis.max() <= 6 and -6 <= axis.min() < -5.8
     assert 4.9 < angles.max() <= 5 and -5 <= angles.min() < -4.9
-    colours = [augment.draw_colours(AugmentConfig(), RNG) for _ in range(400)]
+    colours = [augment.sample_colours(AugmentConfig(), RNG) for _ in range(400)]
     limits = {'brightness': 0.3, 'contrast': 0.4, 'hue': 0.1, 'saturation': 0.0}
     for name, limit in limits.items():
         amounts = np.array([getattr(one, name) for one in colours])
@@ -132,7 +132,7 @@ def test_wrist_views_keep_their_geometry_and_depth_follows_its_camera():
     assert np.array_equal(after['images'][:, 0], after['images'][:, 2])
     assert np.array_equal(after['images'][0], after['images'][1])  # and for all windows of a run
     assert np.mean(after['images'][:, 0] != before['images'][:, 0]) > 0.5
-    geometry = augment.draw_geometry(change.config, 40, np.random.default_rng(3))
+    geometry = augment.sample_geometry(change.config, 40, np.random.default_rng(3))
     assert np.array_equal(
         after['depth'][1, 0], augment.move_nearest(before['depth'][1, 0], geometry)
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sigma_jax.data.lerobot import files
+from sigma_jax.data.lerobot import safe_read
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.data.shards.tfds import SPLITS
@@ -96,10 +96,10 @@ def test_a_bad_episode_can_be_left_out(name: str, intact, expected, tmp_path, mo
 
 
 def test_a_parquet_file_that_claims_too_much_is_not_read(intact, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(files, 'FREE_GROWTH', 2**20)
+    monkeypatch.setattr(safe_read, 'FREE_GROWTH', 2**20)
     config = damaged(
         OLD, d.table(d.PARQUET, {'action': ['0' * 2**23]}, compression='zstd'), intact, tmp_path
     )
     with pytest.raises(UserError, match='got a claim of 1 rows and 83886'):
-        files.read_parquet(Path(config.source) / d.PARQUET)
-    assert files.read_schema(Path(config.source) / d.PARQUET).names == ['action']
+        safe_read.read_parquet(Path(config.source) / d.PARQUET)
+    assert safe_read.read_schema(Path(config.source) / d.PARQUET).names == ['action']

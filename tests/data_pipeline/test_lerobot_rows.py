@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sigma_jax.data.lerobot import rows as lerobot_rows
-from sigma_jax.data.lerobot.dataset import ACTION, STATE, Dataset, open_dataset
+from sigma_jax.data.lerobot.dataset import ACTION, STATE, LeRobotDataset, open_dataset
 from sigma_jax.data.lerobot.tables import INDEX_COLUMNS, tasks_table
 from sigma_jax.errors import UserError
 from tests.data_pipeline import recordings
@@ -37,7 +37,7 @@ def data_path(file: int) -> str:
 
 def record(
     root: Path, lies_in: Sequence[int | tuple[int, ...]], named: Sequence[int]
-) -> tuple[Path, Dataset]:
+) -> tuple[Path, LeRobotDataset]:
     """A v3.0 recording whose episodes lie where `lies_in` says (a tuple: cut over files), and the
     v2.1 one it was.
     """
@@ -86,7 +86,7 @@ def tell_lerobot(root: Path) -> None:
     recordings.write_table(root / 'meta/tasks.parquet', tasks_table(tasks))
 
 
-def assert_same(one: Dataset, other: Dataset) -> None:
+def assert_same(one: LeRobotDataset, other: LeRobotDataset) -> None:
     for index in other.episodes:
         a, b = one.read_episode(index), other.read_episode(index)
         assert (

@@ -11,8 +11,8 @@ import pytest
 
 from sigma_jax.data.lerobot.dataset import open_dataset
 from sigma_jax.data.shards import seen
-from sigma_jax.data.shards.digests import source_digest
 from sigma_jax.data.shards.directory import open_shards
+from sigma_jax.data.shards.file_digests import source_digest
 from sigma_jax.data.shards.prepare import prepare
 from sigma_jax.errors import UserError
 from tests import metas

@@ -57,7 +57,7 @@ def folder(small_run: SmallRun, tmp_path_factory):
     config = json.loads(json.dumps(small_run.config(steps=1)))
     parts = Parts(RunConfig.from_dict(config), Devices(jax.local_devices()[:1]))
     heads = jax.eval_shape(
-        lambda: init_sigma(jax.random.key(0), parts.goal, parts.frozen, parts.example)
+        lambda: init_sigma(jax.random.key(0), parts.objective, parts.frozen, parts.example)
     )
     factors = lora.init_factors(
         jax.random.key(0), parts.base.params, pi05.LAYOUTS, parts.base.config.lora
@@ -123,11 +123,11 @@ def test_rows_are_arms_and_seeds_are_pooled(report):
         and compared['no_tau'] == 'no_tau'
         and compared['tuned'] == ['pi05_lora']
     )
-    arms = compared['arms']
+    methods = compared['arms']
     assert (
-        arms['sigma']['seeds'] == [0, 1]
-        and arms['pi05_lora']['seeds'] == [0]
-        and arms['pi05']['seeds'] == []
+        methods['sigma']['seeds'] == [0, 1]
+        and methods['pi05_lora']['seeds'] == [0]
+        and methods['pi05']['seeds'] == []
     )
     assert {
         'pi05_lora_mean8',
@@ -136,11 +136,11 @@ def test_rows_are_arms_and_seeds_are_pooled(report):
         'pi05_mean2',
         'hold',
         'mean',
-    } <= set(arms)
+    } <= set(methods)
     one = report['splits']['calibration']['arms']
     for name in ('pi05', 'hold', 'pi05_bias'):
-        assert arms[name]['mse_trj']['value'] == pytest.approx(one[name]['mse_trj']['value'])
-    assert arms['sigma']['mse_trj']['by_seed'][0] == pytest.approx(
+        assert methods[name]['mse_trj']['value'] == pytest.approx(one[name]['mse_trj']['value'])
+    assert methods['sigma']['mse_trj']['by_seed'][0] == pytest.approx(
         one['sigma']['mse_trj']['value'], rel=1e-5
     )
     assert ('sigma', 'no_tau') in {(c['arm'], c['against']) for c in compared['contrasts']}
@@ -169,21 +169,21 @@ def test_gates_of_training_hold_in_evaluation(report):
     """The row trained without tau has the weights of Sigma's first seed: it must give what the
     switch gives there.
     """
-    arms = report['comparison']['arms']
+    methods = report['comparison']['arms']
     for key in ERRORS:
-        assert arms['no_tau'][key]['by_seed'][0] == arms['sigma_tau_off'][key]['by_seed'][0]
-        assert arms['no_tau'][key]['by_seed'][0] != arms['sigma'][key]['by_seed'][0]
+        assert methods['no_tau'][key]['by_seed'][0] == methods['sigma_tau_off'][key]['by_seed'][0]
+        assert methods['no_tau'][key]['by_seed'][0] != methods['sigma'][key]['by_seed'][0]
 
 
 def test_untouched_lora_samples_as_the_base_does(report):
     """The first of its samples has the noise of the base's first."""
-    arms = report['comparison']['arms']
+    methods = report['comparison']['arms']
     for key in ERRORS:
-        assert arms['pi05_lora'][key]['value'] == pytest.approx(
-            arms['pi05'][key]['value'], rel=1e-4
+        assert methods['pi05_lora'][key]['value'] == pytest.approx(
+            methods['pi05'][key]['value'], rel=1e-4
         )
-        assert arms['pi05_lora_mean8'][key]['value'] != pytest.approx(
-            arms['pi05'][key]['value'], rel=1e-4
+        assert methods['pi05_lora_mean8'][key]['value'] != pytest.approx(
+            methods['pi05'][key]['value'], rel=1e-4
         )
 
 

@@ -1,4 +1,6 @@
-"""What the bootstrap draws: episodes for both arms together, seeds within each arm on their own."""
+"""What the bootstrap draws: episodes for both methods together, seeds within each method on their
+own.
+"""
 
 import numpy as np
 import pytest
@@ -17,18 +19,18 @@ def spread_of_means(levels):
 def test_seeds_are_drawn_where_episodes_are_all_alike(levels):
     """Only seeds differ, so that all spread is theirs."""
     table = np.array(levels)[:, None] * np.ones(12)
-    one = np.exp(intervals.draws(table, np.ones((1, 12)), 0, MANY))
+    one = np.exp(intervals.log_ratios(table, np.ones((1, 12)), 0, MANY))
     assert np.std(one) == pytest.approx(spread_of_means(levels), rel=0.03)
-    other = np.exp(-intervals.draws(np.ones((1, 12)), table, 0, MANY))
+    other = np.exp(-intervals.log_ratios(np.ones((1, 12)), table, 0, MANY))
     assert np.std(other) == pytest.approx(spread_of_means(levels), rel=0.03), (
         'those of the reference are drawn too'
     )
 
 
 def test_seeds_of_two_arms_are_drawn_apart():
-    """Equal tables: had both arms the same seeds in a draw, no draw would differ from one."""
+    """Equal tables: had both methods the same seeds in a draw, no draw would differ from one."""
     table = np.array([1.0, 1.2, 1.4])[:, None] * np.ones(12)
-    logs = intervals.draws(table, table, 0, MANY)
+    logs = intervals.log_ratios(table, table, 0, MANY)
     assert np.std(logs) == pytest.approx(
         np.sqrt(2) * spread_of_means([1.0, 1.2, 1.4]) / 1.2, rel=0.05
     )
@@ -36,8 +38,8 @@ def test_seeds_of_two_arms_are_drawn_apart():
 
 def test_episodes_are_drawn_for_both_arms_together():
     hard = np.array([[1.0, 2.0, 4.0, 8.0]])
-    assert np.std(intervals.draws(hard, 3 * hard, 0, MANY)) < 1e-12
-    shares = np.exp(intervals.draws(hard, np.ones((1, 4)), 0, MANY))
+    assert np.std(intervals.log_ratios(hard, 3 * hard, 0, MANY)) < 1e-12
+    shares = np.exp(intervals.log_ratios(hard, np.ones((1, 4)), 0, MANY))
     assert np.std(shares) == pytest.approx(spread_of_means(hard[0]), rel=0.03), (
         'sums over episodes drawn, over four'
     )

@@ -13,11 +13,11 @@ SPREADS = {'seed': 0.1, 'episode': 0.5, 'both': 0.2, 'arm': 0.1}  # of logarithm
 
 
 def simulate(rng, seeds, others, episodes, seed=0.1, episode=0.5, both=0.2, arm=0.1):
-    """Two arms' tables [seeds, episodes] and the ratio of their expectations; a single seed is a
+    """Two methods' tables [seeds, episodes] and the ratio of their expectations; a single seed is a
     fixed model.
 
-    `episode` is what both arms share of an episode's difficulty, `arm` what is an arm's own of it,
-    `both` what seed and episode do together.
+    `episode` is what both methods share of an episode's difficulty, `arm` what is a method's own of
+    it, `both` what seed and episode do together.
     """
     shared, counts = rng.normal(0, episode, episodes), rng.integers(20, 60, episodes)
 
@@ -99,7 +99,7 @@ def test_a_single_seed_is_the_interval_over_episodes():
 
 
 def test_pairing_by_episode_narrows():
-    """The same episodes are hard for both arms; shuffled, that is lost."""
+    """The same episodes are hard for both methods; shuffled, that is lost."""
     rng = np.random.default_rng(0)
     values, reference, _ = simulate(rng, 5, 5, 40, episode=1.0, seed=0.01)
     paired = two_way(values, reference, 0)

@@ -41,15 +41,17 @@ def test_arms_have_their_known_errors(report):
     """Test episodes: three windows with the base 1 off, two with it 3 off; train: 1 off
     everywhere.
     """
-    arms = report['splits']['test']['arms']
+    methods = report['splits']['test']['arms']
     base = (3 * 1 + 2 * 9) / 5
-    assert arms['pi05']['mse_vec']['value'] == base
-    assert arms['sigma']['mse_vec']['value'] == pytest.approx(base / 4)
-    assert arms['pi05_bias']['mse_trj']['value'] == pytest.approx((3 * 0 + 2 * 4) / 5)
-    assert arms['sigma_tau_off']['mse_chk']['value'] == base
-    assert arms['hold']['mse_vec']['value'] == 4.0
-    assert arms['hold']['mse_chk']['value'] == pytest.approx((2.0**2 + (3.0**2 + 1.0**2) / 2) / 2)
-    assert list(arms) == [
+    assert methods['pi05']['mse_vec']['value'] == base
+    assert methods['sigma']['mse_vec']['value'] == pytest.approx(base / 4)
+    assert methods['pi05_bias']['mse_trj']['value'] == pytest.approx((3 * 0 + 2 * 4) / 5)
+    assert methods['sigma_tau_off']['mse_chk']['value'] == base
+    assert methods['hold']['mse_vec']['value'] == 4.0
+    assert methods['hold']['mse_chk']['value'] == pytest.approx(
+        (2.0**2 + (3.0**2 + 1.0**2) / 2) / 2
+    )
+    assert list(methods) == [
         'hold',
         'mean',
         'pi05',
@@ -84,9 +86,9 @@ def test_errors_by_episode_are_kept(report):
 
 
 def test_errors_by_step(report):
-    arms = report['splits']['test']['arms']
-    assert arms['pi05']['by_step'] == [4.2] * 4
-    assert arms['hold']['by_step'] == pytest.approx([4.0, 5.0, 8.0, 13.0])
+    methods = report['splits']['test']['arms']
+    assert methods['pi05']['by_step'] == [4.2] * 4
+    assert methods['hold']['by_step'] == pytest.approx([4.0, 5.0, 8.0, 13.0])
 
 
 def test_paper_keys_pool_all_windows(report):
@@ -116,9 +118,9 @@ def test_memory_reset_every_sequence_length(report):
     """tau grows with the windows since the last reset: 5, 10, 15 carried, 5, 10, 5 with resets
     every two.
     """
-    arms = report['splits']['test']['arms']
-    assert arms['sigma']['tau_l2'] == 9.0
-    assert arms['sigma_reset']['tau_l2'] == 7.0
+    methods = report['splits']['test']['arms']
+    assert methods['sigma']['tau_l2'] == 9.0
+    assert methods['sigma_reset']['tau_l2'] == 7.0
     reset = np.asarray([[True, False, False, True, False, False, False]])
     assert reset_every(reset, 2).tolist() == [[True, False, True, True, False, True, False]]
 
@@ -150,12 +152,13 @@ def test_adapter_falls_back_where_the_residual_is_larger_than_ever(report):
 
 def test_two_by_two(report):
     table = report['telepathy_by_adapter']['test']
-    arms = report['splits']['test']['arms']
-    assert table['telepathy_on']['adapter_off']['mse_vec'] == arms['sigma']['mse_vec']['value']
+    methods = report['splits']['test']['arms']
+    assert table['telepathy_on']['adapter_off']['mse_vec'] == methods['sigma']['mse_vec']['value']
     assert (
-        table['telepathy_on']['adapter_on']['mse_vec'] == arms['sigma+adapter']['mse_vec']['value']
+        table['telepathy_on']['adapter_on']['mse_vec']
+        == methods['sigma+adapter']['mse_vec']['value']
     )
-    assert table['telepathy_off']['adapter_off']['mse_vec'] == arms['pi05']['mse_vec']['value']
+    assert table['telepathy_off']['adapter_off']['mse_vec'] == methods['pi05']['mse_vec']['value']
 
 
 def test_check_a_by_hand(report):

@@ -78,7 +78,7 @@ def test_tau_l2_is_a_norm():
 
 
 def test_relative_change_is_paired():
-    """An arm at 0.8 of a noisy base has no uncertainty at all."""
+    """A method at 0.8 of a noisy base has no uncertainty at all."""
     base = RNG.gamma(1.0, 10.0, 60)
     change = metrics.relative_change(0.8 * base, base, np.arange(60) // 6)
     np.testing.assert_allclose(change, -0.2, rtol=1e-12)

@@ -5,7 +5,7 @@ import pytest
 
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation import replay_shards
-from sigma_jax.evaluation.replay_shards import Decoded, whole_episodes
+from sigma_jax.evaluation.replay_shards import BatchCache, whole_episodes
 from sigma_jax.policies.base_actions import BaselineConfig
 from sigma_jax.processing.normalize import read_norm_stats
 from sigma_jax.processing.spec import OURS
@@ -27,30 +27,34 @@ def values(batches):
 
 
 def test_what_fits_is_made_once():
-    decoded, source, other = Decoded(room=480), Source(), Source()
+    batch_cache, source, other = BatchCache(budget=480), Source(), Source()
     for _ in range(3):
-        assert values(decoded(b'one', source)) == values(decoded(b'other', other)) == [0, 1, 2]
+        assert (
+            values(batch_cache(b'one', source)) == values(batch_cache(b'other', other)) == [0, 1, 2]
+        )
     assert (source.asked, other.asked) == (1, 1)
 
 
 def test_what_does_not_fit_is_made_again():
-    decoded, source, other = Decoded(room=300), Source(), Source()
+    batch_cache, source, other = BatchCache(budget=300), Source(), Source()
     for _ in range(2):
-        assert values(decoded(b'one', source)) == values(decoded(b'other', other)) == [0, 1, 2]
+        assert (
+            values(batch_cache(b'one', source)) == values(batch_cache(b'other', other)) == [0, 1, 2]
+        )
     assert (source.asked, other.asked) == (1, 2), 'room for one of them'
 
 
 def test_what_was_not_read_to_its_end_is_not_kept():
-    decoded, source = Decoded(), Source()
-    assert float(next(iter(decoded(b'', source)))['x'][0]) == 0
-    assert values(decoded(b'', source)) == values(decoded(b'', source)) == [0, 1, 2]
+    batch_cache, source = BatchCache(), Source()
+    assert float(next(iter(batch_cache(b'', source)))['x'][0]) == 0
+    assert values(batch_cache(b'', source)) == values(batch_cache(b'', source)) == [0, 1, 2]
     assert source.asked == 2
 
 
 def test_kept_batches_cannot_be_changed():
-    decoded = Decoded()
+    batch_cache = BatchCache()
     for _ in range(2):
-        for batch in decoded(b'', Source()):
+        for batch in batch_cache(b'', Source()):
             with pytest.raises(ValueError, match='read-only'):
                 batch['x'][0] = 7
 
@@ -62,12 +66,12 @@ def test_episodes_are_decoded_again_only_for_other_settings(small_run, monkeypat
         replay_shards, 'make_loader', lambda *a, **k: opened.append(1) or make(*a, **k)
     )
     train = open_shards(small_run.shards).split('train')
-    decoded, statistics = Decoded(), small_run.shards / 'norm_stats.json'
+    batch_cache, statistics = BatchCache(), small_run.shards / 'norm_stats.json'
     tokenizer = BaselineConfig().tokenizer
 
     def read(statistics, baselines=None):
         where = (train, 1, tokenizer, statistics, OURS)
-        batches = whole_episodes(*where, baselines=baselines, decoded=decoded)
+        batches = whole_episodes(*where, baselines=baselines, batch_cache=batch_cache)
         return [batch['images'].sum() for batch in batches]
 
     assert read(statistics) == read(statistics) and len(opened) == 1

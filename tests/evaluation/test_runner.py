@@ -75,11 +75,11 @@ def evaluate(trained, workdir, **settings):
 def test_known_errors_reach_the_files(trained, shards, tmp_path):
     report, out = evaluate(trained, tmp_path / 'run', out=tmp_path / 'new' / 'report')
     assert json.loads((out / 'sigma_eval_report.json').read_text()) == report
-    arms = report['splits']['test']['arms']
-    assert arms['pi05']['mse_trj']['value'] == pytest.approx(1.0, rel=1e-4)
-    assert arms['pi05_mean2']['mse_trj']['value'] == pytest.approx(1.0, rel=1e-4)
-    assert arms['sigma']['mse_trj']['value'] == pytest.approx(0.25, rel=1e-4)
-    assert arms['pi05_bias']['mse_trj']['value'] == pytest.approx(0.0, abs=1e-6)
+    methods = report['splits']['test']['arms']
+    assert methods['pi05']['mse_trj']['value'] == pytest.approx(1.0, rel=1e-4)
+    assert methods['pi05_mean2']['mse_trj']['value'] == pytest.approx(1.0, rel=1e-4)
+    assert methods['sigma']['mse_trj']['value'] == pytest.approx(0.25, rel=1e-4)
+    assert methods['pi05_bias']['mse_trj']['value'] == pytest.approx(0.0, abs=1e-6)
     assert report['num_samples'] == sum(
         len(open_shards(shards).split(split).records()) for split in SPLITS
     )
@@ -88,7 +88,7 @@ def test_known_errors_reach_the_files(trained, shards, tmp_path):
 
 
 def test_hold_sees_the_raw_state(trained, shards, tmp_path):
-    """The loader normalises states; the arm must undo exactly that."""
+    """The loader normalises states; the method must undo exactly that."""
     report, _ = evaluate(trained, tmp_path / 'run', splits=('test',))
     records = open_shards(shards).split('test').records()
     windows = [records[i] for i in range(len(records))]

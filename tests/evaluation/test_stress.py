@@ -49,7 +49,7 @@ def state(clean):
 
 
 def test_residuals_are_blown_up_around_the_base(clean):
-    blown = stress.blown_up(clean['test'], 10.0)
+    blown = stress.scaled_residual(clean['test'], 10.0)
     residual = clean['test'].predictions[CARRIED].actions.traj - clean['test'].base
     np.testing.assert_allclose(
         blown.predictions[CARRIED].actions.traj - blown.base, 10 * residual, rtol=1e-5
@@ -61,9 +61,9 @@ def test_tau_of_another_episode_comes_from_the_same_place(clean):
     """Episode 20 has windows with |tau| 5, 10, 15, episode 21 with 5, 10: its last one serves
     twice.
     """
-    norms = np.linalg.norm(stress.foreign(clean['test']), axis=1)
+    norms = np.linalg.norm(stress.swapped_tau(clean['test']), axis=1)
     assert norms.tolist() == [5, 10, 10, 5, 10]
-    windows = stress.with_tau(batches(), TRAINED, clean['test'], stress.foreign(clean['test']))
+    windows = stress.with_tau(batches(), TRAINED, clean['test'], stress.swapped_tau(clean['test']))
     assert np.linalg.norm(windows.predictions[CARRIED].tau, axis=1).tolist() == norms.tolist()
 
 
@@ -115,9 +115,9 @@ def test_what_counts_and_what_holds(clean, state):
 
 
 def test_the_least_gain_kept_decides():
-    assert stress.kept_enough({'mse_vec': 0.99, 'mse_chk': None}) is True
-    assert stress.kept_enough({'mse_vec': 0.99, 'mse_chk': 0.94}) is False
-    assert stress.kept_enough({'mse_vec': None}) is None
+    assert stress.keeps_enough_gain({'mse_vec': 0.99, 'mse_chk': None}) is True
+    assert stress.keeps_enough_gain({'mse_vec': 0.99, 'mse_chk': 0.94}) is False
+    assert stress.keeps_enough_gain({'mse_vec': None}) is None
 
 
 def test_the_sweep_is_chosen_on_calibration(clean, state):

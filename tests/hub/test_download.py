@@ -19,8 +19,8 @@ from sigma_jax.convert import checkpoint
 from sigma_jax.errors import UserError
 from sigma_jax.hub import download, listing
 from sigma_jax.hub.client import Patience, patient_client, retry_after
-from sigma_jax.hub.files import LARGE
 from sigma_jax.hub.scrub import scrub
+from sigma_jax.hub.transfer import LARGE
 from tests import golden
 from tests.hub_server import REVISION, SIGNATURE, http_date, serve
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from sigma_jax.errors import UserError
-from sigma_jax.nn.layers import attention, fuses, remat_policy, safe_cosine, safe_norm, whole_tiles
+from sigma_jax.nn.layers import (
+    attention,
+    pad_keys_to_tile,
+    remat_policy,
+    safe_cosine,
+    safe_norm,
+    uses_fused_attention,
+)
 from tests.numpy_layers import softmax
 
 RNG = np.random.default_rng(0)
@@ -77,10 +84,10 @@ def test_attention_softmax_is_taken_in_float32():
 def test_half_a_tile_of_keys_is_filled_with_masked_ones(keys, now):
     k, v = RNG.standard_normal((2, 2, keys, 2, 5)).astype(np.float32)
     mask = RNG.random((2, 3, keys)) < 0.6
-    filled = whole_tiles(k, v, mask)
+    filled = pad_keys_to_tile(k, v, mask)
     assert [x.shape[axis] for x, axis in zip(filled, (1, 1, 2), strict=True)] == [now] * 3
     np.testing.assert_allclose(attention(Q, *filled), by_hand(Q, k, v, mask), rtol=1e-4, atol=1e-5)
-    assert whole_tiles(k, v, None)[0] is k
+    assert pad_keys_to_tile(k, v, None)[0] is k
 
 
 @pytest.mark.gpu
@@ -95,7 +102,7 @@ def test_fused_attention_and_its_gradient_equal_plain_ones(length, width):
         jax.random.normal(key, (4, length, n, width), jnp.bfloat16)
         for key, n in zip(keys, (8, 1, 1, 8), strict=True)
     )
-    assert fuses(q, k), (
+    assert uses_fused_attention(q, k), (
         'expected a GPU whose cuDNN has this attention; run JAX_PLATFORMS=cuda pytest -m gpu'
     )
     valid = np.arange(length) < np.array([length, length - 9, length // 2, length - 1])[:, None]

@@ -151,7 +151,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return project(self, 'w', x, (D, D), lora.Layout('io', 'i', 'o'), self.config)
+        return project(self, 'w', x, (D, D), lora.MatrixLayout('io', 'i', 'o'), self.config)
 
 
 def test_without_b_the_projection_is_unchanged_bit_for_bit():

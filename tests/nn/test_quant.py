@@ -16,8 +16,8 @@ from sigma_jax import trees
 from sigma_jax.backbones import pi05
 from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
-from sigma_jax.nn.lora import Layout
-from sigma_jax.nn.quant import Form, QuantConfig
+from sigma_jax.nn.lora import MatrixLayout
+from sigma_jax.nn.quant import QuantConfig, StorageFormat
 from sigma_jax.objectives.flow_matching import FlowMatching
 from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
@@ -29,7 +29,7 @@ from tests import small_sigma as small
 
 MATRICES = tuple(defaults.get_config().quant.patterns)
 OTHERS = (r'.*/input_embedding', r'.*/encoderblock/.*/kernel')
-LAYOUTS = {'a/w': Layout('cio', 'i', 'o'), 'table': Layout('vw', 'w', 'v')}
+LAYOUTS = {'a/w': MatrixLayout('cio', 'i', 'o'), 'table': MatrixLayout('vw', 'w', 'v')}
 KEY = jax.random.key(5)
 
 
@@ -47,21 +47,21 @@ def nf4_values() -> np.ndarray:
     return np.sort(np.array(values) / max(values))
 
 
-def reference(w: np.ndarray, form: Form) -> np.ndarray:
+def reference(w: np.ndarray, storage: StorageFormat) -> np.ndarray:
     """What is left of w, in plain numpy: tiles along one axis, the largest magnitude of each as its
     unit.
     """
-    tiles = np.moveaxis(w, form.axis, -1)
-    tiles = tiles.reshape(*tiles.shape[:-1], -1, form.tile)
+    tiles = np.moveaxis(w, storage.axis, -1)
+    tiles = tiles.reshape(*tiles.shape[:-1], -1, storage.tile)
     unit = np.abs(tiles).max(-1, keepdims=True)
     unit[unit == 0] = 1
-    if form.kind == 'int8':
+    if storage.kind == 'int8':
         step = unit / np.float32(127.5)
         whole = np.clip(np.round(tiles / step), -128, 127) * step
     else:
         nearest = np.abs((tiles / unit)[..., None] - nf4_values().astype(np.float32)).argmin(-1)
         whole = nf4_values()[nearest] * unit.astype(jnp.bfloat16).astype(np.float32)
-    return np.moveaxis(whole.reshape(np.moveaxis(w, form.axis, -1).shape), -1, form.axis)
+    return np.moveaxis(whole.reshape(np.moveaxis(w, storage.axis, -1).shape), -1, storage.axis)
 
 
 def weights(*shape: int) -> np.ndarray:
@@ -91,9 +91,9 @@ def made_whole(params):
 @pytest.mark.parametrize('kind', ['nf4', 'int8'])
 def test_scales_run_along_the_inputs(path, shape, axis, kind):
     params = trees.unflatten({path: jax.ShapeDtypeStruct(shape, jnp.float32)})
-    form = quant.plan(params, LAYOUTS, QuantConfig(kind, (path,), tile=32))[path]
-    assert form == Form(kind, axis, 32 if kind == 'nf4' else 64)
-    scales = [n if at != axis else n // form.tile for at, n in enumerate(shape)]
+    storage = quant.assign_formats(params, LAYOUTS, QuantConfig(kind, (path,), tile=32))[path]
+    assert storage == StorageFormat(kind, axis, 32 if kind == 'nf4' else 64)
+    scales = [n if at != axis else n // storage.tile for at, n in enumerate(shape)]
     assert trees.flatten(quant.abstract(params, LAYOUTS, QuantConfig(kind, (path,), tile=32)))[
         f'{path}/scale'
     ].shape == (*scales,)
@@ -101,19 +101,19 @@ def test_scales_run_along_the_inputs(path, shape, axis, kind):
 
 @pytest.mark.parametrize(('kind', 'tile', 'error'), [('nf4', 64, 0.092), ('int8', 1024, 0.0080)])
 def test_codes_are_those_of_a_plain_numpy_version(kind, tile, error):
-    w, form = weights(3, 2, 1024, 8), Form(kind, 2, tile)
+    w, storage = weights(3, 2, 1024, 8), StorageFormat(kind, 2, tile)
     largest = np.take_along_axis(w, np.abs(w).argmax(2, keepdims=True), 2)
     # int8 rounds -127.5 up or down by the last bit, and cuts +127.5 in any case
     w *= np.where(largest < 0, -1, 1)
-    got = np.asarray(quant.dense(quant.convert(w, form), jnp.float32))
-    np.testing.assert_allclose(got, reference(w, form), rtol=2e-6, atol=1e-7)
+    got = np.asarray(quant.dense(quant.convert(w, storage), jnp.float32))
+    np.testing.assert_allclose(got, reference(w, storage), rtol=2e-6, atol=1e-7)
     assert np.linalg.norm(got - w) / np.linalg.norm(w) == pytest.approx(error, rel=0.04)
     assert not got[:, 0, :64, 0].any() and np.isfinite(got).all()
 
 
 def test_nf4_knows_sixteen_values_and_keeps_two_in_a_byte():
     w = np.linspace(-1, 1, 64, dtype=np.float32)[None, :, None].repeat(2, 2)
-    stored = quant.convert(w, Form('nf4', 1, 64))
+    stored = quant.convert(w, StorageFormat('nf4', 1, 64))
     values = np.unique(quant.dense(stored, jnp.float32))
     np.testing.assert_allclose(values, nf4_values(), atol=1e-6)
     assert stored.shape == w.shape and stored.codes.dtype == jnp.uint8
@@ -126,12 +126,12 @@ def test_a_stack_is_its_layers_quantised_alone(kind, monkeypatch):
     config = QuantConfig(kind, ('a/w',))
     layouts = LAYOUTS
     stacked = quant.store(params, layouts, config)['a']['w']
-    form = quant.plan(params, layouts, config)['a/w']
+    storage = quant.assign_formats(params, layouts, config)['a/w']
     for n, layer in enumerate(params['a']['w']):
-        alone = quant.convert(layer, form._replace(axis=form.axis - 1))
+        alone = quant.convert(layer, storage._replace(axis=storage.axis - 1))
         for got, want in zip(jax.tree.leaves(stacked[n]), jax.tree.leaves(alone), strict=True):
             assert np.array_equal(got, want)
-    monkeypatch.setattr(quant, 'PIECE', 1)
+    monkeypatch.setattr(quant, 'CHUNK_BYTES', 1)
     again = quant.store(params, layouts, config)['a']['w']
     assert trees.digest(jax.device_get(again)) == trees.digest(jax.device_get(stacked))
 
@@ -166,12 +166,12 @@ def flow(remat):
     """`(factors, params) -> (loss, gradient)` of flow matching with dropout in the factors' side
     path; and the loss.
     """
-    goal = FlowMatching(dataclasses.replace(small.PI05, remat=remat))
+    objective = FlowMatching(dataclasses.replace(small.PI05, remat=remat))
     batch, scaling = small.make_batch(), small.frozen().scaling
 
     def loss(factors, params):
         fixed = small.frozen().replace(params=params, scaling=scaling)
-        return goal({'lora': factors}, fixed, batch, Ablation(), KEY, 0)[0]
+        return objective({'lora': factors}, fixed, batch, Ablation(), KEY, 0)[0]
 
     return quick.jit(jax.value_and_grad(loss)), loss
 
@@ -214,7 +214,9 @@ def test_no_weight_made_from_codes_waits_for_the_backward_pass():
 
 def test_a_scan_over_layers_needs_one_whole_matrix_whatever_their_number():
     def temporary(layers):
-        w = jax.eval_shape(lambda: quant.convert(jnp.zeros((layers, 256, 256)), Form('nf4', 1, 64)))
+        w = jax.eval_shape(
+            lambda: quant.convert(jnp.zeros((layers, 256, 256)), StorageFormat('nf4', 1, 64))
+        )
         step = jax.jit(
             lambda x, w: jax.lax.scan(lambda x, w: (quant.einsum('bd,df->bf', x, w), None), x, w)[0]
         )
@@ -227,9 +229,9 @@ def test_a_scan_over_layers_needs_one_whole_matrix_whatever_their_number():
 
 
 def test_an_untrained_sigma_returns_the_base_policys_actions_bitwise_without_its_action_expert():
-    goal, batch = small.sigma_objective(), small.make_batch()
+    objective, batch = small.sigma_objective(), small.make_batch()
     config = QuantConfig('nf4', MATRICES, OTHERS, 16)
-    base = quant.store(small.frozen().params, pi05.STORED, config, goal.reads)
+    base = quant.store(small.frozen().params, pi05.STORED, config, objective.uses_param)
     left_out = set(trees.flatten(nf4_base())) - set(trees.flatten(base))
     assert any('mlp_1' in p for p in left_out) and all(
         '_1/' in p or p.startswith(('action', 'time')) for p in left_out
@@ -263,7 +265,7 @@ def test_training_beside_an_nf4_base_learns_and_continues_bitwise(small_run, tmp
     run = Run(RunConfig.from_dict(config))
     kinds = {w.kind for w in jax.tree.leaves(run.frozen.params, is_leaf=is_codes) if is_codes(w)}
     batch = to_batch(next(iter(run.loader)))
-    loss = quick.jit(lambda t, f: run.goal(t, f, batch, Ablation(), KEY, 0)[0])
+    loss = quick.jit(lambda t, f: run.objective(t, f, batch, Ablation(), KEY, 0)[0])
     assert kinds == {'nf4'} and loss(whole.trainable, run.frozen) < 0.995 * loss(
         run.state.trainable, run.frozen
     )
@@ -309,7 +311,7 @@ def stops_at(last, write):
 def test_what_cannot_be_quantised_is_said_before_anything_is_done(settings, message):
     params = {'a': {'w': weights(4, 2, 64, 8), 'bias': np.zeros(8)}, 'table': np.zeros((4, 3))}
     with pytest.raises(UserError, match=message):
-        quant.plan(params, LAYOUTS, QuantConfig(**settings))
+        quant.assign_formats(params, LAYOUTS, QuantConfig(**settings))
 
 
 def test_a_base_that_learns_is_not_quantised(small_run):

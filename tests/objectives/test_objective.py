@@ -64,7 +64,7 @@ def flow(frozen):
     """Flow matching of the golden inputs: `(relative joints, **changes of the batch) -> (loss,
     metrics)`.
     """
-    i, goal = golden.inputs(), FlowMatching(golden.config())
+    i, objective = golden.inputs(), FlowMatching(golden.config())
     rows = jax.tree.map(lambda x: x[:1, :1].repeat(3, 0), small.make_batch())
     mask = np.ones((3, 1, 10), bool)
     mask[1, 0, 6:] = False
@@ -81,7 +81,7 @@ def flow(frozen):
     def compute(params, relative, rows):
         scaling = ActionScaling(**scales, relative=relative)
         fixed = frozen.replace(params={}, scaling=scaling)
-        return goal({'params': params}, fixed, rows, Ablation(), KEY, 0)
+        return objective({'params': params}, fixed, rows, Ablation(), KEY, 0)
 
     def run(relative=0, **changes):
         joints = (np.arange(8) < relative).astype(np.float32)
@@ -199,15 +199,15 @@ class Quadratic(SigmaObjective):
 
 
 def test_alignment_share_is_a_share_of_gradient_norms(batch):
-    goal = small.sigma_objective(loss=losses.LossConfig(alignment_scale=0.5))
-    goal = Quadratic(goal.config, goal.sigma, goal.loss, goal.curriculum)
+    objective = small.sigma_objective(loss=losses.LossConfig(alignment_scale=0.5))
+    objective = Quadratic(objective.config, objective.sigma, objective.loss, objective.curriculum)
     vectors = {
         'act': np.array([3.0, 4.0]),
         'sem': np.array([2.0]),
         'intent': np.array([1.0]),
         'tau': np.array([10.0]),
     }
-    got = goal.alignment_share(vectors, None, batch, None, KEY, 2)  # half way up the ramps
+    got = objective.gradient_norms(vectors, None, batch, None, KEY, 2)  # half way up the ramps
     want = {'act': 5.0, 'sem': 0.5 * 0.55 * 2, 'intent': 0.5 * 0.45, 'tau': 0.5 * 0.02 * 10}
     share = 1 - 5 / sum(want.values())
     chex.assert_trees_all_close(
@@ -216,7 +216,7 @@ def test_alignment_share_is_a_share_of_gradient_norms(batch):
 
 
 def test_a_term_without_schedule_raises(batch):
-    goal = small.sigma_objective()
-    goal = Quadratic(goal.config, goal.sigma, goal.loss, goal.curriculum)
+    objective = small.sigma_objective()
+    objective = Quadratic(objective.config, objective.sigma, objective.loss, objective.curriculum)
     with pytest.raises(UserError, match="loss term 'new' has no schedule"):
-        goal({'act': np.ones(2), 'new': np.ones(2)}, None, batch, None, KEY, 2)
+        objective({'act': np.ones(2), 'new': np.ones(2)}, None, batch, None, KEY, 2)

@@ -34,7 +34,7 @@ def base(small_run):
 def policy(small_run, base):
     """The base on the robot, views and prompts of the small run's shards."""
     meta = open_shards(small_run.shards).meta
-    sampler = make_sampler(base, meta, meta.horizon, draws=2)
+    sampler = make_sampler(base, meta, meta.horizon, samples=2)
     tokenizer = load_tokenizer(TOKENIZER)
     processor = of_shards(base.policy, sampler.statistics, tokenizer, meta, base.spec.prompt)
     return SampledPolicy(base, processor, sampler, meta.horizon)

@@ -5,7 +5,7 @@ import pytest
 
 from sigma_jax.sim.arm import BODY_JOINTS, Pose
 from sigma_jax.sim.engine import mujoco
-from sigma_jax.sim.scene import Layout, place
+from sigma_jax.sim.scene import SceneLayout, place
 from sigma_jax.sim.script import HOME
 
 HOME_RADIANS = np.deg2rad(HOME)
@@ -71,7 +71,9 @@ def test_holding_command_holds_the_arm_against_gravity(arm, env):
         place(
             env.model,
             data,
-            Layout({'pink': (0.2, 0.3, 0.0), 'blue': (0.2, -0.3, 0.0)}, (0, 0.5, 0), (0, -0.5)),
+            SceneLayout(
+                {'pink': (0.2, 0.3, 0.0), 'blue': (0.2, -0.3, 0.0)}, (0, 0.5, 0), (0, -0.5)
+            ),
         )
         data.qpos[arm.qpos_index[:BODY_JOINTS]] = joints
         data.ctrl[:BODY_JOINTS] = command

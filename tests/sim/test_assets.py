@@ -5,7 +5,7 @@ import pytest
 
 from sigma_jax.errors import UserError
 from sigma_jax.sim import assets
-from sigma_jax.sim.scene import SUBSTEPS, TIMESTEP, Layout, place
+from sigma_jax.sim.scene import SUBSTEPS, TIMESTEP, SceneLayout, place
 
 
 def grid(n):
@@ -53,7 +53,7 @@ def test_a_step_is_one_thirtieth_of_a_second():
 
 
 def test_place_puts_things_where_the_layout_says(env):
-    layout = Layout(
+    layout = SceneLayout(
         {'pink': (0.25, 0.03, 0.4), 'blue': (0.2, -0.1, 0.0)}, (0.2, 0.15, 0.3), (0.17, -0.2)
     )
     place(env.model, env.data, layout)

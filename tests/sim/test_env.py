@@ -11,7 +11,7 @@ import pytest
 from sigma_jax.data.video.encode import VideoSettings
 from sigma_jax.errors import UserError
 from sigma_jax.sim.env import PickPlaceEnv
-from sigma_jax.sim.record import Plan, record, roll_out
+from sigma_jax.sim.record import RecordingPlan, record, roll_out
 from sigma_jax.sim.tasks import MIXES, TARGET_TASK
 
 
@@ -50,16 +50,16 @@ def test_stepping_before_reset_is_explained():
 
 def test_record_refuses_an_unknown_mix_no_episodes_and_an_existing_folder(tmp_path):
     with pytest.raises(UserError, match="'base', 'target'"):
-        record(Plan('other', 1), tmp_path / 'a')
+        record(RecordingPlan('other', 1), tmp_path / 'a')
     with pytest.raises(UserError, match='at least one episode'):
-        record(Plan('target', 0), tmp_path / 'a')
+        record(RecordingPlan('target', 0), tmp_path / 'a')
     with pytest.raises(UserError, match='exists'):
-        record(Plan('target', 1), tmp_path)
+        record(RecordingPlan('target', 1), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_tasks_of_the_mix_take_turns():
-    plan = Plan('base', 10)
+    plan = RecordingPlan('base', 10)
     assert [plan.task_of(i) for i in range(10)] == 2 * list(MIXES['base'])
 
 
@@ -145,7 +145,7 @@ def test_closed_loop_images_equal_those_rendered_from_the_recorded_configuration
 
 @pytest.mark.render
 def test_recording_twice_gives_the_same_data_set(tmp_path):
-    plan = Plan(
+    plan = RecordingPlan(
         'target', 1, seed=3, height=48, width=64, video=VideoSettings('h264', 30, 30, 'fast')
     )
     folders = [record(plan, tmp_path / name) for name in ('a', 'b')]

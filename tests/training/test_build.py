@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sigma_jax import trees
-from sigma_jax.convert.base_policy import Base, count_in_order
+from sigma_jax.convert.base_policy import Base, init_number_embeddings
 from sigma_jax.processing.actions import MIN_STD, action_scaling
 from sigma_jax.processing.normalize import compute_statistics
 from sigma_jax.processing.tokenizer import load_tokenizer
@@ -19,7 +19,7 @@ TABLE = 'PaliGemma/llm/embedder/input_embedding'
 def test_number_tokens_start_beside_their_neighbours():
     tokenizer = load_tokenizer('assets/tokenizer/tokenizer.json')
     random = np.random.default_rng(0).normal(size=(tokenizer.vocab_size, 64)).astype(np.float32)
-    ordered = count_in_order(trees.unflatten({TABLE: random}), TABLE, tokenizer)
+    ordered = init_number_embeddings(trees.unflatten({TABLE: random}), TABLE, tokenizer)
     table = trees.flatten(ordered)[TABLE]
     ids = np.array([tokenizer.encode(f' {n}')[-1] for n in range(256)])
     cosine = table[ids] @ table[ids].T

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from configs import defaults
-from sigma_jax.training.compilation import keep_programs, uncollected
+from sigma_jax.training.compilation import enable_compilation_cache, gc_disabled
 
 NAME = 'jax_compilation_cache_dir'
 
@@ -23,14 +23,14 @@ def restored():
 
 def test_the_default_is_in_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))
-    keep_programs(defaults.get_config().compilation_cache)
+    enable_compilation_cache(defaults.get_config().compilation_cache)
     assert jax.config.values[NAME] == str(tmp_path / '.cache' / 'sigma_jax')
 
 
 @pytest.mark.parametrize(('before', 'asked'), [(None, ''), ('/theirs', ''), ('/theirs', '/ours')])
 def test_nothing_is_kept_unasked_and_the_users_own_cache_stays(before, asked):
     jax.config.update(NAME, before)
-    keep_programs(asked)
+    enable_compilation_cache(asked)
     assert jax.config.values[NAME] == before
 
 
@@ -38,7 +38,7 @@ def test_nothing_is_kept_unasked_and_the_users_own_cache_stays(before, asked):
 def test_the_collector_is_as_it_was_after_the_block(before):
     (gc.enable if before else gc.disable)()
     try:
-        with pytest.raises(KeyError), uncollected():
+        with pytest.raises(KeyError), gc_disabled():
             assert not gc.isenabled()
             raise KeyError
         assert gc.isenabled() == before

@@ -101,4 +101,4 @@ def test_batches_that_cannot_be_divided():
 
 def test_one_device_leaves_arrays_as_they_are():
     batch = {'x': np.ones(3)}
-    assert Devices(jax.devices()[:1]).split(batch) is batch
+    assert Devices(jax.devices()[:1]).shard_batch(batch) is batch

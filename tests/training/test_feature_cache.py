@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from sigma_jax.data.loader.feature_cache import FILE, Features
+from sigma_jax.data.loader.cached_features import FILE, Features
 from sigma_jax.data.shards.directory import Shards
 from sigma_jax.errors import UserError
 from sigma_jax.files import writer_lock
@@ -29,7 +29,7 @@ def run(small_run):
     return Run(RunConfig.from_dict(small_run.config()), Devices(jax.devices()[:1]))
 
 
-def prepared(run, shards, made_by=None, see=None):
+def prepared(run, shards, fingerprint=None, see=None):
     """(features, how often the policy was asked)."""
     asked = []
 
@@ -37,15 +37,15 @@ def prepared(run, shards, made_by=None, see=None):
         asked.append(observation)
         return compiled(run.frozen, observation)
 
-    compiled = run.goal.encode_frozen if see is None else see
-    made_by = made_by or feature_cache.identity(run.config, run.base, run.shards)
+    compiled = run.objective.encode_frozen if see is None else see
+    fingerprint = fingerprint or feature_cache.identity(run.config, run.base, run.shards)
     split = Shards(shards, run.shards.meta).split(SPLIT)
-    return feature_cache.prepare(made_by, split, counted, run.in_order), len(asked)
+    return feature_cache.prepare(fingerprint, split, counted, run.in_order), len(asked)
 
 
 @pytest.fixture(scope='module')
 def see(run):
-    return jax.jit(run.goal.encode_frozen)
+    return jax.jit(run.objective.encode_frozen)
 
 
 def test_cached_features_are_those_that_a_step_computes(run, see):
@@ -61,7 +61,7 @@ def test_cached_features_are_those_that_a_step_computes(run, see):
     largest = np.abs(cached['features']).max()
     np.testing.assert_allclose(seen.features, cached['features'], rtol=1e-6, atol=1e-6 * largest)
     assert np.array_equal(seen.text_embeddings, cached['text_embeddings'])
-    loss = jax.jit(run.goal)
+    loss = jax.jit(run.objective)
     inputs = run.state.trainable, run.frozen
     one, other = (
         loss(*inputs, to_batch(b), run.ablation, jax.random.key(0), 3) for b in (plain, cached)
@@ -99,7 +99,7 @@ def test_those_of_another_base_are_made_anew(run, see, tmp_path):
     mine = feature_cache.identity(run.config, run.base, run.shards)
     made.record.write_text(json.dumps(mine | {'base_digest': 'another'}))
     again, asked = prepared(run, tmp_path, see=see)
-    assert asked > 1 and np.array_equal(again.window(0), before) and again.made_by() == mine
+    assert asked > 1 and np.array_equal(again.window(0), before) and again.fingerprint() == mine
 
 
 def test_only_one_process_makes_them(run, see, tmp_path):

@@ -18,7 +18,7 @@ from sigma_jax.files import writer_lock
 from sigma_jax.training.checkpoints import Checkpoints, compare, completed, whole_steps
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.logs import Board, TrainLog, read_rows
-from sigma_jax.training.signals import stop_wish
+from sigma_jax.training.signals import stop_on_signal
 from sigma_jax.training.step import init_state
 from tests import toy_run
 from tests.toy_run import CONFIG
@@ -64,7 +64,7 @@ def test_a_signal_saves_and_the_same_call_continues(
 
 
 def test_the_second_signal_does_what_it_always_does():
-    with pytest.raises(KeyboardInterrupt), stop_wish() as wish:
+    with pytest.raises(KeyboardInterrupt), stop_on_signal() as wish:
         signal.raise_signal(signal.SIGINT)
         assert wish.number == signal.SIGINT
         signal.raise_signal(signal.SIGINT)

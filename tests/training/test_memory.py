@@ -30,10 +30,10 @@ from tests import quick, small_run, small_sigma
 ADAM = make_optimizer(OptimizerConfig())
 
 
-def job(goal, trainable, **changes):
+def job(objective, trainable, **changes):
     """The step of a goal on the small batch; arrays serve as their own shapes."""
     return memory.Job(
-        goal, ADAM, trainable, small_sigma.frozen(), small_sigma.make_batch(), **changes
+        objective, ADAM, trainable, small_sigma.frozen(), small_sigma.make_batch(), **changes
     )
 
 
@@ -87,9 +87,9 @@ def test_a_stored_base_has_the_bytes_that_storing_it_takes():
     assert memory.size(stored(params, how, lambda path: True, kinds.USUAL)) == sum(
         x.nbytes for x in jax.tree.leaves(real)
     )
-    reads = small_sigma.sigma_objective().reads
-    kept = trees.flatten(stored(params, quant.QuantConfig(), reads, kinds.USUAL))
-    assert 0 < len(kept) < len(trees.flatten(params)) and all(map(reads, kept))
+    uses_param = small_sigma.sigma_objective().uses_param
+    kept = trees.flatten(stored(params, quant.QuantConfig(), uses_param, kinds.USUAL))
+    assert 0 < len(kept) < len(trees.flatten(params)) and all(map(uses_param, kept))
 
 
 def test_residuals_are_those_of_a_real_vjp():
@@ -99,7 +99,7 @@ def test_residuals_are_those_of_a_real_vjp():
 
     def pullback(trainable, frozen, batch):
         def loss(t):
-            return subject.goal(
+            return subject.objective(
                 t, frozen, batch, Ablation(), jax.random.key(0), jnp.zeros((), jnp.int32)
             )
 
@@ -124,12 +124,12 @@ def test_residuals_are_those_of_a_real_vjp():
 
 
 def test_element_wise_values_are_read_through_to_their_sources():
-    def goal(t, frozen, batch, gates, key, step):
+    def objective(t, frozen, batch, gates, key, step):
         products = t['lora'] @ frozen.params['w']
         return jnp.sum(jnp.tanh(jnp.sin(products) * 2.0 + 1.0)), {}
 
     x, w = jnp.ones((4, 8)), jnp.ones((8, 32))
-    subject = memory.Job(goal, optax.sgd(0.1), {'lora': x}, Frozen({'w': w}, None), x)
+    subject = memory.Job(objective, optax.sgd(0.1), {'lora': x}, Frozen({'w': w}, None), x)
     assert memory.kept(subject) == 4 * 32 * 4 < memory.residual_bytes(subject)
 
 
@@ -170,7 +170,9 @@ def test_the_forecast_is_near_what_xla_plans():
     c['model']['remat'] = 'nothing_saveable'
     subject, _ = memory_check.make_job(RunConfig.from_dict(c))
     state = jax.eval_shape(lambda t: init_state(0, t, subject.optimizer), subject.trainable)
-    step = quick.jit(make_step(subject.goal, subject.optimizer), donate_argnums=0, keep_unused=True)
+    step = quick.jit(
+        make_step(subject.objective, subject.optimizer), donate_argnums=0, keep_unused=True
+    )
     gates = jax.tree.map(np.float32, Ablation())
     plan = step.lower(state, subject.frozen, subject.batch, gates).compile().memory_analysis()
     parts = memory.forecast(subject)

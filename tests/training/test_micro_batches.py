@@ -21,7 +21,7 @@ TARGETS = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], np.float32)
 class Mean:
     """Half the mean squared distance of a number to the targets that count."""
 
-    def draw(self, key, batch):
+    def sample_noise(self, key, batch):
         return batch
 
     def weight(self, batch):
@@ -62,6 +62,9 @@ def test_weights_count_what_each_loss_averages_over():
     batch = small.make_batch()  # two padding steps in a valid window, one padding window
     goals = FlowMatching(golden.config()), small.sigma_objective()
     windows = small.B * small.G - 1
-    assert [float(goal.weight(batch)) for goal in goals] == [windows * small.T - 2, windows]
+    assert [float(objective.weight(batch)) for objective in goals] == [
+        windows * small.T - 2,
+        windows,
+    ]
     sigma = SigmaObjective(small.PI05, small.SIGMA, LossConfig(), CurriculumConfig())
     assert float(sigma.weight(batch.replace(mask=batch.mask & False))) == 0

@@ -56,8 +56,8 @@ def inputs():
 def gradient(dtype, remat):
     """Gradient of flow matching by every LoRA factor, {path: array}."""
     wide = jax.tree.map(lambda x: x.astype(dtype) if x.dtype == np.float32 else x, inputs())
-    goal = FlowMatching(sizes(dtype, remat))
-    one = quick.jit(jax.grad(goal, has_aux=True))
+    objective = FlowMatching(sizes(dtype, remat))
+    one = quick.jit(jax.grad(objective, has_aux=True))
     return trees.flatten(jax.device_get(one(*wide, small.gates(), jax.random.key(0), 0)[0]))
 
 

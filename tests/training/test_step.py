@@ -106,13 +106,13 @@ def test_dropout_is_keyed_by_seed_and_step(step, start, frozen, batch):
 
 
 def test_without_dropout_the_loss_is_that_of_the_deterministic_pass(step, start, frozen, batch):
-    goal, off = small.sigma_objective(), small.gates(lora=0.0)
+    objective, off = small.sigma_objective(), small.gates(lora=0.0)
     _, output = small.forward()(start.trainable, frozen, batch, off)
-    terms, _ = quick.jit(lambda *x: losses.sigma_terms(x[0], x[1], goal.loss, *x[2:]))(
+    terms, _ = quick.jit(lambda *x: losses.sigma_terms(x[0], x[1], objective.loss, *x[2:]))(
         output, batch, frozen.scaling.action_std, off
     )
-    weights = curriculum.evaluate(curriculum.make_schedules(goal.curriculum), 0)
-    want = losses.combine(terms, weights, batch.mask, goal.loss.alignment_scale)
+    weights = curriculum.evaluate(curriculum.make_schedules(objective.curriculum), 0)
+    want = losses.combine(terms, weights, batch.mask, objective.loss.alignment_scale)
     np.testing.assert_allclose(step(start, frozen, batch, off)[1]['loss'], want, rtol=1e-5)
 
 
@@ -140,18 +140,18 @@ def together(start, frozen, batch):
     """(members, their states, metrics) after the first step of all rows of configs/ablations.py, in
     one program.
     """
-    goal, traces = small.sigma_objective(), []
-    one = make_step(goal, OPTIMIZER)
+    objective, traces = small.sigma_objective(), []
+    one = make_step(objective, OPTIMIZER)
 
     def counted(*inputs):
         traces.append(inputs)
         return one(*inputs)
 
     def share(frozen, batch):
-        return batch.replace(observation=goal.encode_frozen(frozen, batch.observation))
+        return batch.replace(observation=objective.encode_frozen(frozen, batch.observation))
 
     members = stacked.grid(ROWS, [0])
-    program = quick.jit(stacked.side_by_side(counted, 1, share))
+    program = quick.jit(stacked.vmapped_step(counted, 1, share))
     gates = stacked.stack_gates(members)
     rows, metrics = program(stacked.start([start] * len(members)), frozen, batch, gates)
     again = program(rows, frozen, batch, jax.tree.map(lambda x: x[::-1], gates))[0]
@@ -205,7 +205,7 @@ def test_in_one_program_a_shut_gate_is_the_removed_path_bitwise(start, frozen, b
     """Rows with a gate shut beside rows whose parameters or data leave the part out: the same loss
     and first step.
     """
-    goal = small.sigma_objective()
+    objective = small.sigma_objective()
     members = stacked.grid({k: ROWS[k] for k in ('sigma', 'no_lora', 'no_film', 'no_tau')}, [0])
     removed = [
         {},
@@ -225,7 +225,7 @@ def test_in_one_program_a_shut_gate_is_the_removed_path_bitwise(start, frozen, b
     gates = stacked.stack_gates([*members, *open_gates])
 
     def errors(trainable, gates):
-        return goal.forward(trainable, frozen, batch, gates)[1].actions
+        return objective.forward(trainable, frozen, batch, gates)[1].actions
 
     actions = quick.jit(jax.vmap(errors))(states.state.trainable, gates)
     for x in jax.tree.leaves(actions):
@@ -238,11 +238,11 @@ def test_in_one_program_a_shut_gate_is_the_removed_path_bitwise(start, frozen, b
 def test_running_average():
     """On a quadratic: average <- decay * average + (1 - decay) * new, of trainable leaves only."""
 
-    def goal(trainable, frozen, batch, ablation, key, step):
+    def objective(trainable, frozen, batch, ablation, key, step):
         return (trainable['sigma']['w'] ** 2).sum(), {}
 
     state = init_state(0, {'sigma': {'w': np.ones(3, np.float32)}}, optax.sgd(0.1), ema=True)
-    one = jax.jit(make_step(goal, optax.sgd(0.1), 0.75))
+    one = jax.jit(make_step(objective, optax.sgd(0.1), 0.75))
     expected = weights = np.ones(3)
     for _ in range(3):
         state, metrics = one(state, None, None, None)

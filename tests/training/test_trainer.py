@@ -21,7 +21,7 @@ from sigma_jax.convert.base_policy import open_base, read_weights
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation.trained import Trained
+from sigma_jax.evaluation.trained_models import Trained
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import build, loop, trainer
 from sigma_jax.training.checkpoints import Checkpoints
@@ -30,7 +30,7 @@ from sigma_jax.training.devices import Devices
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.logs import TABLE_1, TrainLog
 from sigma_jax.training.progress import SILENT
-from sigma_jax.training.signals import Wish
+from sigma_jax.training.signals import StopSignal
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation, to_batch
 from tests.loading import make_loader
@@ -168,8 +168,10 @@ def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(output))
     gates = jax.tree.map(np.float32, Ablation())
     batch = to_batch(batch)
-    goal = build.make_objective(RunConfig.from_dict(small_run.config()), trained.base.config, batch)
-    _, want = jax.jit(goal.forward)(average, trained.frozen, batch, gates)
+    objective = build.make_objective(
+        RunConfig.from_dict(small_run.config()), trained.base.config, batch
+    )
+    _, want = jax.jit(objective.forward)(average, trained.frozen, batch, gates)
     for got, expected in zip(jax.tree.leaves(output), jax.tree.leaves(want), strict=True):
         assert np.array_equal(got, expected)
 
@@ -298,7 +300,7 @@ def test_a_loss_that_is_not_finite_stops_and_never_reaches_a_checkpoint(
 ):
     """The loop itself, around one matrix: checkpoints every 2 steps, also where no row is due."""
 
-    def goal(trainable, frozen, batch, ablation, key, step):
+    def objective(trainable, frozen, batch, ablation, key, step):
         loss = jnp.mean((trainable['sigma']['w'] - batch.actions) ** 2)
         return loss, {'L_act': loss}
 
@@ -307,7 +309,7 @@ def test_a_loss_that_is_not_finite_stops_and_never_reaches_a_checkpoint(
     run = types.SimpleNamespace(
         config=config,
         state=state,
-        step=jax.jit(make_step(goal, optax.sgd(0.1))),
+        step=jax.jit(make_step(objective, optax.sgd(0.1))),
         devices=Devices(jax.devices()[:1]),
         frozen=None,
         ablation=None,
@@ -319,7 +321,7 @@ def test_a_loss_that_is_not_finite_stops_and_never_reaches_a_checkpoint(
         Checkpoints(tmp_path / 'checkpoints', keep=2) as checkpoints,
         one.logs(RunFolder(tmp_path / 'run'), 0),
     ):
-        loop.loop(one, Batches(bad), checkpoints, SILENT, Wish())
+        loop.loop(one, Batches(bad), checkpoints, SILENT, StopSignal())
     assert f'step {at}: expected finite losses' in str(caught.value) and '(1, 7)' in str(
         caught.value
     )

@@ -42,7 +42,7 @@ NormStats = dict[str, Statistics]
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class LeRobotAssets:
     """What LeRobot's files say; `files` are those that were read, by name."""
 
     policy: ProcessorConfig
@@ -65,7 +65,7 @@ def is_here(folder: pathlib.Path) -> bool:
     )
 
 
-def read(folder: pathlib.Path) -> Found:
+def read(folder: pathlib.Path) -> LeRobotAssets:
     """Reads LeRobot's files.
 
     Args:
@@ -98,7 +98,7 @@ def read(folder: pathlib.Path) -> Found:
         ) from error
 
 
-def _read(folder: pathlib.Path, config: Mapping[str, Any]) -> Found:
+def _read(folder: pathlib.Path, config: Mapping[str, Any]) -> LeRobotAssets:
     files = {
         name: folder / name for name in (CONFIG, 'train_config.json') if (folder / name).is_file()
     }
@@ -144,7 +144,7 @@ def _read(folder: pathlib.Path, config: Mapping[str, Any]) -> Found:
     if alone and statistics is not None:
         absent, there = (AFTER, BEFORE) if BEFORE in pipelines else (BEFORE, AFTER)
         notes.append(f'no {absent}: state and actions are normalised as {there} says')
-    return Found(policy, statistics, files, tuple(notes))
+    return LeRobotAssets(policy, statistics, files, tuple(notes))
 
 
 def _alone(steps: Mapping[str, Any], pipelines: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Rule:
             )
 
     @classmethod
-    def told(cls, alpha: str | None, rank_stabilised: bool) -> 'Rule':
+    def parse(cls, alpha: str | None, rank_stabilised: bool) -> 'Rule':
         """From the texts of flags.
 
         Args:
@@ -267,9 +267,9 @@ def _scales(
         origin = (
             assumed
             if rule.alpha is None
-            else 'as told, rank-stabilised'
+            else 'as given, rank-stabilised'
             if rule.rank_stabilised
-            else 'as told'
+            else 'as given'
         )
         said.append(f'alpha {alpha:g} in attention of the {name} ({origin})')
     said += (

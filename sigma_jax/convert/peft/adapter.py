@@ -35,7 +35,7 @@ PREFIXES = {'lerobot': 'base_model.model.model.', 'openpi-pytorch': 'base_model.
 VISION, NEW_VISION = 'vision_tower.vision_model.', 'vision_tower.'  # transformers' spellings
 # Matrices that have no side path here but that an adapter can be merged into (LeRobot's defaults
 # adapt two of them).
-DENSE = lora.Layout('io', 'i', 'o')
+DENSE = lora.MatrixLayout('io', 'i', 'o')
 SPEC = kinds.USUAL  # whose PyTorch modules PEFT adapts
 LAYOUTS = SPEC.layouts
 MERGE_LAYOUTS = dict(LAYOUTS) | {
@@ -118,7 +118,7 @@ def _base(model: BackboneConfig | PyTree) -> PyTree:
 
 
 def _expected(
-    base: PyTree, paths: Iterable[str], rank: int, layouts: Mapping[str, lora.Layout]
+    base: PyTree, paths: Iterable[str], rank: int, layouts: Mapping[str, lora.MatrixLayout]
 ) -> PyTree:
     """Shapes of the factors of some leaves."""
     config = lora.LoraConfig(tuple(map(re.escape, paths)), rank)
@@ -152,7 +152,7 @@ def _pattern(names: Iterable[str], prefix: str) -> str:
 def load(
     folder: str | pathlib.Path,
     model: BackboneConfig | PyTree,
-    layouts: Mapping[str, lora.Layout] = LAYOUTS,
+    layouts: Mapping[str, lora.MatrixLayout] = LAYOUTS,
 ) -> Adapter:
     """Reads an adapter folder that PEFT wrote for LeRobot's policy or the bare PyTorch module, any
     spelling of names.

@@ -40,7 +40,7 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class FactorPairs:
     """Pairs by canonical module, and a sentence for each tensor that is unexpected or missing."""
 
     pairs: dict[str, Pair]
@@ -51,8 +51,8 @@ def collect(
     tensors: Mapping[str, np.ndarray],
     places: Places,
     settings: PeftConfig,
-    layouts: Mapping[str, lora.Layout],
-) -> Found:
+    layouts: Mapping[str, lora.MatrixLayout],
+) -> FactorPairs:
     """Pairs of tensors, in any spelling of their names, in the order of `places`.
 
     Args:
@@ -89,11 +89,11 @@ def collect(
         setattr(pair, match['half'].lower(), array)
     problems += [f'several adapters {sorted(map(str, adapters))}'] if len(adapters) > 1 else []
     problems += _missing(pairs, places, settings, layouts)
-    return Found({module: pairs[module] for module in places if module in pairs}, problems)
+    return FactorPairs({module: pairs[module] for module in places if module in pairs}, problems)
 
 
 def _unusable(
-    module: str, path: str, settings: PeftConfig, layouts: Mapping[str, lora.Layout]
+    module: str, path: str, settings: PeftConfig, layouts: Mapping[str, lora.MatrixLayout]
 ) -> str:
     """Why a pair cannot be used; '' if it can."""
     if not _has_layout(path, layouts):
@@ -103,7 +103,7 @@ def _unusable(
     return ''
 
 
-def _has_layout(path: str, layouts: Mapping[str, lora.Layout]) -> bool:
+def _has_layout(path: str, layouts: Mapping[str, lora.MatrixLayout]) -> bool:
     try:
         return lora.find_layout(path, layouts) is not None
     except UserError:
@@ -125,7 +125,7 @@ def _missing(
     pairs: Mapping[str, Pair],
     places: Places,
     settings: PeftConfig,
-    layouts: Mapping[str, lora.Layout],
+    layouts: Mapping[str, lora.MatrixLayout],
 ) -> list[str]:
     problems = []
     for module, (path, _) in places.items():

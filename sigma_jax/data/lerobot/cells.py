@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from sigma_jax.data.lerobot.features import MAX_PIXELS
-from sigma_jax.data.lerobot.files import require_inside
+from sigma_jax.data.lerobot.safe_read import require_inside
+from sigma_jax.data.lerobot.schema import MAX_PIXELS
 from sigma_jax.errors import UserError
 
 ORIENTATION = 0x0112  # the Exif tag; 5 to 8 swap height and width

@@ -12,21 +12,21 @@ import numpy as np
 import pyarrow as pa
 
 from sigma_jax.data.episode import Episode, check_clock, check_rising, check_rows, check_steps
-from sigma_jax.data.lerobot import audio, depth, files, language, meta
+from sigma_jax.data.lerobot import audio, depth, language, meta, safe_read
 from sigma_jax.data.lerobot import columns as lerobot_columns
 from sigma_jax.data.lerobot import tasks as lerobot_tasks
-from sigma_jax.data.lerobot.features import is_picture, picture_size
 from sigma_jax.data.lerobot.images import decode_cell
 from sigma_jax.data.lerobot.joints import ACTION, STATE, column_width, columns_of, joint_names
 from sigma_jax.data.lerobot.meta import EpisodeEntry
-from sigma_jax.data.lerobot.rows import Rows
+from sigma_jax.data.lerobot.rows import RowReader
+from sigma_jax.data.lerobot.schema import image_size_of, is_image
 from sigma_jax.data.video import decode
 from sigma_jax.data.video.clock import FileRows, check_video_clock, place_rows
 from sigma_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
+class LeRobotDataset:
     """An opened data set; nothing but metadata is in memory."""
 
     root: Path
@@ -39,7 +39,7 @@ class Dataset:
     tasks: Mapping[int, str]
     episodes: Mapping[int, EpisodeEntry]
     columns: Mapping[str, tuple[str, ...]]  # those of 'state' and 'actions'
-    rows: Rows = dataclasses.field(compare=False, repr=False)
+    rows: RowReader = dataclasses.field(compare=False, repr=False)
 
     @property
     def depths(self) -> tuple[str, ...]:
@@ -163,10 +163,10 @@ class Dataset:
         **options: Any,
     ) -> Iterator[np.ndarray]:
         path, start = entry.videos[camera]
-        path, name = files.require_inside(self.root, path), f'episode {entry.index}'
+        path, name = safe_read.require_inside(self.root, path), f'episode {entry.index}'
         times = start + timestamps
         check_video_clock(path, times, self.fps, self._file_rows[camera][entry.index], name)
-        size = picture_size(self.features[camera])
+        size = image_size_of(self.features[camera])
         yield from decode.read_frames(
             path, times[list(rows)].tolist(), self.fps, times[-1], name=name, size=size, **options
         )
@@ -193,14 +193,14 @@ class Dataset:
     def _stored_images(
         self, entry: EpisodeEntry, camera: str, rows: Sequence[int]
     ) -> Iterator[np.ndarray]:
-        cells, size = self.rows.read(entry, [camera])[camera], picture_size(self.features[camera])
+        cells, size = self.rows.read(entry, [camera])[camera], image_size_of(self.features[camera])
         for row in rows:
             yield decode_cell(
                 cells[row].as_py(), size, f'{camera}, episode {entry.index}, frame {row}', self.root
             )
 
 
-def open_dataset(path: str | Path, state: str = STATE, action: str = ACTION) -> Dataset:
+def open_dataset(path: str | Path, state: str = STATE, action: str = ACTION) -> LeRobotDataset:
     """Opens a LeRobot data set of format v2.1 or v3.0; only metadata is read.
 
     Args:
@@ -220,15 +220,13 @@ def open_dataset(path: str | Path, state: str = STATE, action: str = ACTION) -> 
     features = info['features']
     columns = {'state': columns_of(state), 'actions': columns_of(action)}
     depths = depth.depth_keys(features)
-    cameras = tuple(
-        key for key, value in features.items() if is_picture(value) and key not in depths
-    )
+    cameras = tuple(key for key, value in features.items() if is_image(value) and key not in depths)
     videos = tuple(key for key in (*cameras, *depths) if features[key]['dtype'] == 'video')
     if videos and not info.get('video_path'):
         raise UserError(
             f'expected video_path in {root}/meta/info.json, got none; fetch the data set again'
         )
-    return Dataset(
+    return LeRobotDataset(
         root=root,
         version=info['codebase_version'],
         fps=float(info['fps']),
@@ -239,5 +237,5 @@ def open_dataset(path: str | Path, state: str = STATE, action: str = ACTION) -> 
         columns=columns,
         tasks=lerobot_tasks.read_tasks(root, info['codebase_version']),
         episodes=meta.list_episodes(root, info, videos),
-        rows=Rows(root, searches=info['codebase_version'] == 'v3.0'),
+        rows=RowReader(root, searches=info['codebase_version'] == 'v3.0'),
     )

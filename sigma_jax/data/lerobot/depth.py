@@ -24,7 +24,7 @@ from jaxtyping import Float, Int, Num, UInt16
 from PIL import Image
 
 from sigma_jax.data.lerobot.cells import cell_source, check_size, reason_of, upright
-from sigma_jax.data.lerobot.features import picture_size
+from sigma_jax.data.lerobot.schema import image_size_of
 from sigma_jax.errors import UserError
 
 # Pillow's names of 16-bit grey (older ones open it as 32-bit), of float32
@@ -236,7 +236,7 @@ def read_cells(
     """
     unit = stated_unit(feature, key)
     for row in rows:
-        values = _decode(cells[row].as_py(), picture_size(feature), f'{name}, frame {row}', root)
+        values = _decode(cells[row].as_py(), image_size_of(feature), f'{name}, frame {row}', root)
         yield _in_metres(values, unit)[..., None]
 
 

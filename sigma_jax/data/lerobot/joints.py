@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sigma_jax.data.lerobot.features import Features
+from sigma_jax.data.lerobot.schema import Features
 from sigma_jax.data.shards.check_values import check_different
 from sigma_jax.errors import UserError
 

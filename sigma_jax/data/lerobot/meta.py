@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sigma_jax.data.lerobot.features import check_features
-from sigma_jax.data.lerobot.files import (
+from sigma_jax.data.lerobot.safe_read import (
     read_json,
     read_jsonl,
     read_parquet,
@@ -16,6 +15,7 @@ from sigma_jax.data.lerobot.files import (
     safe_path,
     whole,
 )
+from sigma_jax.data.lerobot.schema import check_features
 from sigma_jax.errors import UserError
 
 VERSIONS = ('v2.1', 'v3.0')

@@ -13,14 +13,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sigma_jax.data.lerobot.files import read_parquet, read_schema, require_inside
 from sigma_jax.data.lerobot.meta import EpisodeEntry
+from sigma_jax.data.lerobot.safe_read import read_parquet, read_schema, require_inside
 from sigma_jax.errors import UserError
 
 EPISODE = 'episode_index'
 
 
-class Rows:
+class RowReader:
     """Reads episodes of one data set; what a search has found is remembered.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sigma_jax.data.lerobot.files import (
+from sigma_jax.data.lerobot.safe_read import (
     read_jsonl,
     read_parquet,
     require_inside,

@@ -94,8 +94,8 @@ class Augment(grain.transforms.RandomMap):
           The element.
         """
         images = element['images']
-        geometry = draw_geometry(self.config, images.shape[2], rng)
-        colours, others = draw_colours(self.config, rng), draw_colours(self.config, rng)
+        geometry = sample_geometry(self.config, images.shape[2], rng)
+        colours, others = sample_colours(self.config, rng), sample_colours(self.config, rng)
         out = np.empty_like(images)
         for i, name in enumerate(self.cameras):
             still = self.config.fixed in name
@@ -115,7 +115,7 @@ class Augment(grain.transforms.RandomMap):
         return out
 
 
-def draw_geometry(config: AugmentConfig, side: int, rng: np.random.Generator) -> Geometry:
+def sample_geometry(config: AugmentConfig, side: int, rng: np.random.Generator) -> Geometry:
     """A random window of int(crop * side) pixels, and a rotation about its centre.
 
     Args:
@@ -133,7 +133,7 @@ def draw_geometry(config: AugmentConfig, side: int, rng: np.random.Generator) ->
     return Geometry(kept / side, angle, (float(down), float(across)))
 
 
-def draw_colours(config: AugmentConfig, rng: np.random.Generator) -> Colours:
+def sample_colours(config: AugmentConfig, rng: np.random.Generator) -> Colours:
     """Each amount is uniform up to either side of 0.
 
     Args:

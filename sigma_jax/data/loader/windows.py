@@ -11,8 +11,8 @@ from jaxtyping import Float
 
 from sigma_jax.backbones import prompts
 from sigma_jax.data.loader.augment import Augment, AugmentConfig
+from sigma_jax.data.loader.cached_features import AddFeatures, Features
 from sigma_jax.data.loader.examples import JitterPromptState, Pad, ToExample
-from sigma_jax.data.loader.feature_cache import AddFeatures, Features
 from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.data.shards.records import Records
 from sigma_jax.errors import UserError

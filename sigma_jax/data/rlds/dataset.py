@@ -21,8 +21,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from sigma_jax.data.episode import Episode, check_episode
 from sigma_jax.data.lerobot.images import FORMATS
-from sigma_jax.data.rlds.features import STEPS
 from sigma_jax.data.rlds.records import Record
+from sigma_jax.data.rlds.schema import STEPS
 from sigma_jax.errors import UserError
 
 LAST_STEPS = ('keep', 'drop')

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sigma_jax.data.lerobot.joints import MAX_WIDTH
 from sigma_jax.data.rlds.dataset import LAST_STEPS, RldsDataset
-from sigma_jax.data.rlds.features import FEATURES, STEPS, Feature, read_features
 from sigma_jax.data.rlds.records import INFO, list_split
+from sigma_jax.data.rlds.schema import FEATURES, STEPS, Feature, read_features
 from sigma_jax.errors import UserError
 
 CAMERA = 'observation.images.'  # our names of cameras start as LeRobot's do
@@ -174,14 +174,14 @@ def _cameras(features: Mapping[str, Feature], wanted: Mapping[str, str]) -> dict
         return {
             ours: _find(features, theirs, 'image', 'cameras') for ours, theirs in wanted.items()
         }
-    pictures = [
+    images = [
         path
         for path, one in features.items()
         if one.kind == 'image' and path.startswith(f'{STEPS}/')
     ]
     colour = [
         path
-        for path in pictures
+        for path in images
         if features[path].shape[-1:] == (3,) and features[path].dtype == 'uint8'
     ]
     names = [CAMERA + path.rsplit('/', 1)[-1] for path in colour]

@@ -10,14 +10,14 @@ import tensorflow_datasets as tfds
 
 from sigma_jax.data.shards.meta import NORM_STATS, Meta, camera_names, typed
 from sigma_jax.data.shards.modalities import describe_modalities
-from sigma_jax.data.shards.plan import DataConfig, Plan, describe_statistics
+from sigma_jax.data.shards.plan import DataConfig, WindowPlan, describe_statistics
 from sigma_jax.data.sources import Dataset
 
 
 def describe(
     dataset: Dataset,
     config: DataConfig,
-    plan: Plan,
+    plan: WindowPlan,
     files: dict[str, str],
     identity: Mapping[str, Any],
 ) -> Meta:
@@ -73,7 +73,9 @@ def task_list(dataset: Dataset) -> list[str]:
     return list(dict.fromkeys(dataset.tasks[key] for key in sorted(dataset.tasks)))
 
 
-def _camera_sizes(dataset: Dataset, config: DataConfig, plan: Plan) -> dict[str, tuple[int, int]]:
+def _camera_sizes(
+    dataset: Dataset, config: DataConfig, plan: WindowPlan
+) -> dict[str, tuple[int, int]]:
     """{camera: [height, width]} of the source's pictures, as the first of them have it."""
     episode = dataset.read_episode(
         min(int(table.episode.min()) for table in plan.windows.values() if len(table))

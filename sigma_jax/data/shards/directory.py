@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from sigma_jax.data.shards import base_record
 from sigma_jax.data.shards.base_record import BaseRecord, read_base_record
-from sigma_jax.data.shards.digests import file_digest
+from sigma_jax.data.shards.file_digests import file_digest
 from sigma_jax.data.shards.meta import META, Meta
 from sigma_jax.data.shards.records import Index, Records, read_base_actions, read_index
 from sigma_jax.data.shards.tfds import SPLITS
@@ -77,7 +77,7 @@ class Shards:
 
     @property
     def features(self) -> Path:
-        """The folder of the frozen features (`data/loader/feature_cache.py`)."""
+        """The folder of the frozen features (`data/loader/cached_features.py`)."""
         return self.path / 'features'
 
     def split(self, name: str) -> 'Split':

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.data.pt.shards import LAYOUT, About, import_torch
-from sigma_jax.data.shards.digests import file_digest
 from sigma_jax.data.shards.directory import Shards
+from sigma_jax.data.shards.file_digests import file_digest
 from sigma_jax.data.shards.meta import META
 from sigma_jax.data.shards.records import Records
 from sigma_jax.data.shards.tfds import SPLITS

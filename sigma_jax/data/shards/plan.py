@@ -15,7 +15,7 @@ from sigma_jax.data.shards.check_values import check_values
 from sigma_jax.data.shards.seen import episode_digest
 from sigma_jax.data.shards.splits import split_episodes
 from sigma_jax.data.shards.tfds import SPLITS
-from sigma_jax.data.shards.windows import Windows
+from sigma_jax.data.shards.windows import WindowTable
 from sigma_jax.data.sources import Dataset
 from sigma_jax.errors import UserError
 from sigma_jax.processing import quantiles
@@ -117,7 +117,7 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class WindowPlan:
     """What a preparation will write.
 
     Attributes:
@@ -131,14 +131,14 @@ class Plan:
     """
 
     splits: dict[str, list[int]]
-    windows: dict[str, Windows]
+    windows: dict[str, WindowTable]
     dropped: dict[str, dict[str, int]]
     statistics: dict[str, Statistics]
     bad: dict[int, str] = dataclasses.field(default_factory=dict)
     digests: dict[int, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def shards(self, split: str, shard_size: int) -> list[Windows]:
+    def shards(self, split: str, shard_size: int) -> list[WindowTable]:
         """The windows of a split, file by file.
 
         Args:
@@ -155,7 +155,7 @@ class Plan:
         ]
 
 
-def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {}) -> Plan:
+def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {}) -> WindowPlan:
     """Cuts and filters windows, splits episodes and computes the statistics (docs/design.md,
     "Windows", docs/design.md, "Episode splits").
 
@@ -201,7 +201,7 @@ def make_plan(dataset: Dataset, config: DataConfig, bad: Mapping[int, str] = {})
             'taken where data.stats_from is left out, it would be 2%'
             for clause in quantiles.misfits(columns['train'], statistics)
         )
-    plan = Plan(splits, tables, dropped, statistics, dict(bad), digests, notes)
+    plan = WindowPlan(splits, tables, dropped, statistics, dict(bad), digests, notes)
     if config.tokenizer:
         check_text_lengths(plan, config)
     return plan
@@ -245,7 +245,7 @@ def chosen_episodes(dataset: Dataset, config: DataConfig) -> dict[str, list[int]
     )
 
 
-def check_text_lengths(plan: Plan, config: DataConfig) -> None:
+def check_text_lengths(plan: WindowPlan, config: DataConfig) -> None:
     """Checks that prompt and task of every window are as short as the config says.
 
     Args:
@@ -315,7 +315,7 @@ def _check(dataset: Dataset, config: DataConfig) -> None:
 
 def _windows(
     dataset: Dataset, config: DataConfig, indices: list[int], split: str, digests: dict[int, str]
-) -> tuple[Windows, dict[str, int], dict[str, np.ndarray]]:
+) -> tuple[WindowTable, dict[str, int], dict[str, np.ndarray]]:
     """Windows of a split's episodes, counts of those left out, and the episodes' columns (every
     frame).
 
@@ -344,7 +344,7 @@ def _windows(
     return table, dropped, {'state': np.concatenate(states), 'actions': np.concatenate(actions)}
 
 
-def _no_windows(dataset: Dataset, config: DataConfig) -> Windows:
+def _no_windows(dataset: Dataset, config: DataConfig) -> WindowTable:
     nothing = (
         np.zeros((1, len(dataset.state_names)), np.float32),
         np.zeros((1, len(dataset.action_names)), np.float32),

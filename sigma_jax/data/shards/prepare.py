@@ -10,10 +10,10 @@ import numpy as np
 from sigma_jax.data.shards import tfds
 from sigma_jax.data.shards.bad_episodes import find_bad_episodes
 from sigma_jax.data.shards.describe import describe, task_list
-from sigma_jax.data.shards.digests import file_digest
+from sigma_jax.data.shards.file_digests import file_digest
 from sigma_jax.data.shards.meta import META, NORM_STATS, Meta, camera_names
 from sigma_jax.data.shards.modalities import check_modalities, record_features, record_fields
-from sigma_jax.data.shards.plan import DataConfig, Plan, make_plan
+from sigma_jax.data.shards.plan import DataConfig, WindowPlan, make_plan
 from sigma_jax.data.shards.resume import (
     clean_up,
     finished_meta,
@@ -21,7 +21,7 @@ from sigma_jax.data.shards.resume import (
     known_bad,
     write_unfinished,
 )
-from sigma_jax.data.shards.windows import Windows, first_windows
+from sigma_jax.data.shards.windows import WindowTable, first_windows
 from sigma_jax.data.sources import Dataset, open_source
 from sigma_jax.data.video.spare_frames import spare_notes
 from sigma_jax.processing import images
@@ -86,7 +86,7 @@ def prepare(
     dataset = open_source(config.source, config)
     accept(dataset)
     identity = identity_of(config, dataset.root)
-    with tfds.told_full_disk(out), tfds.writer_lock(out):
+    with tfds.disk_full_as_user_error(out), tfds.writer_lock(out):
         finished = finished_meta(out, identity, dataset.root)
         if finished is not None:
             return Result(finished, was_complete=True)
@@ -114,7 +114,7 @@ def _bad_episodes(
 
 
 def _write_splits(
-    dataset: Dataset, config: DataConfig, plan: Plan, out: Path, progress: Progress
+    dataset: Dataset, config: DataConfig, plan: WindowPlan, out: Path, progress: Progress
 ) -> dict[str, str]:
     """Writes all files but meta.json; returns their sha256."""
     cameras, widths = (
@@ -149,7 +149,7 @@ def _counted(examples: Iterator[Any], done: int, total: int, progress: Progress)
         progress(done + i, total)
 
 
-def _examples(dataset: Dataset, config: DataConfig, part: Windows) -> Iterator[dict[str, Any]]:
+def _examples(dataset: Dataset, config: DataConfig, part: WindowTable) -> Iterator[dict[str, Any]]:
     """The records of some windows; each episode's frames are decoded once, only those at window
     starts kept.
     """
@@ -171,7 +171,7 @@ def _examples(dataset: Dataset, config: DataConfig, part: Windows) -> Iterator[d
             }
 
 
-def _fields(table: Windows, i: int) -> dict[str, Any]:
+def _fields(table: WindowTable, i: int) -> dict[str, Any]:
     same = ('state', 'actions', 'action_mask', 'avg_action_l2', 'max_action_l2', 'avg_motion')
     fields = {name: getattr(table, name)[i] for name in same}
     return {
@@ -182,7 +182,7 @@ def _fields(table: Windows, i: int) -> dict[str, Any]:
     }
 
 
-def _index(table: Windows, stride: int, tasks: list[str]) -> dict[str, np.ndarray]:
+def _index(table: WindowTable, stride: int, tasks: list[str]) -> dict[str, np.ndarray]:
     return {
         'episode': table.episode,
         'frame': table.frame,

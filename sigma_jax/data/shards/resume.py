@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sigma_jax.data.shards import tfds
-from sigma_jax.data.shards.digests import file_digest, source_digest
+from sigma_jax.data.shards.file_digests import file_digest, source_digest
 from sigma_jax.data.shards.meta import META, SCHEMA, Meta, before, typed
 from sigma_jax.data.shards.plan import SOURCE_SETTINGS, DataConfig
 from sigma_jax.data.sources import source_settings
@@ -33,7 +33,7 @@ def identity_of(config: DataConfig, root: Path) -> dict[str, Any]:
     Raises:
       UserError: a file that counts cannot be read, or meta.json cannot hold a setting.
     """
-    digests = {SOURCE: source_digest(root, pictures(config))}
+    digests = {SOURCE: source_digest(root, image_features(config))}
     for name in ('tokenizer', 'stats_from'):
         path = Path(getattr(config, name))
         digests[f'{name}_digest'] = (
@@ -49,7 +49,7 @@ def identity_of(config: DataConfig, root: Path) -> dict[str, Any]:
     return identity
 
 
-def pictures(config: DataConfig) -> set[str]:
+def image_features(config: DataConfig) -> set[str]:
     """The data set's own names of the features whose images a preparation reads.
 
     Args:

@@ -202,7 +202,7 @@ def incoming(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def told_full_disk(out: Path) -> Iterator[None]:
+def disk_full_as_user_error(out: Path) -> Iterator[None]:
     """Turns want of room within the block into a sentence; what is written stays there to be
     continued.
 

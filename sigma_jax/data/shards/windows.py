@@ -15,7 +15,7 @@ TAILS = ('drop', 'pad')
 
 
 @dataclasses.dataclass(frozen=True)
-class Windows:
+class WindowTable:
     """A column table of `m` windows; actions and states in raw robot units.
 
     `avg_action_l2` and `max_action_l2` are the mean and largest Euclidean norm of a window's
@@ -37,7 +37,7 @@ class Windows:
     def __len__(self) -> int:
         return len(self.frame)
 
-    def take(self, selection: np.ndarray) -> 'Windows':
+    def take(self, selection: np.ndarray) -> 'WindowTable':
         """Some of the windows.
 
         Args:
@@ -46,10 +46,10 @@ class Windows:
         Returns:
           Their table.
         """
-        return Windows(*(column[selection] for column in columns(self)))
+        return WindowTable(*(column[selection] for column in columns(self)))
 
 
-def columns(windows: Windows) -> tuple[np.ndarray, ...]:
+def columns(windows: WindowTable) -> tuple[np.ndarray, ...]:
     """The columns in the order of the fields.
 
     Args:
@@ -58,10 +58,10 @@ def columns(windows: Windows) -> tuple[np.ndarray, ...]:
     Returns:
       Arrays.
     """
-    return tuple(getattr(windows, field.name) for field in dataclasses.fields(Windows))
+    return tuple(getattr(windows, field.name) for field in dataclasses.fields(WindowTable))
 
 
-def cut_windows(episode: Episode, *, horizon: int, stride: int, tail: str = 'drop') -> Windows:
+def cut_windows(episode: Episode, *, horizon: int, stride: int, tail: str = 'drop') -> WindowTable:
     """Cuts an episode into windows (docs/design.md, "Windows").
 
     Args:
@@ -91,7 +91,7 @@ def cut_windows(episode: Episode, *, horizon: int, stride: int, tail: str = 'dro
     steps = frame[:, None] + np.arange(horizon)
     mask = steps < length
     actions = episode.actions[np.minimum(steps, length - 1)]
-    return Windows(
+    return WindowTable(
         episode=np.full(len(frame), episode.index, np.int64),
         frame=frame.astype(np.int64),
         task=np.array([episode.tasks[i] for i in frame], dtype=object),
@@ -123,8 +123,8 @@ def _masked_mean_max(values: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, 
 
 
 def filter_windows(
-    windows: Windows, *, min_motion: float, min_action_norm: float
-) -> tuple[Windows, dict[str, int]]:
+    windows: WindowTable, *, min_motion: float, min_action_norm: float
+) -> tuple[WindowTable, dict[str, int]]:
     """Drops windows in which the robot barely moves (docs/design.md, "Windows").
 
     Args:
@@ -146,7 +146,7 @@ def filter_windows(
     return windows.take(~(still | small)), dropped
 
 
-def first_windows(windows: Windows, stride: int) -> Bool[np.ndarray, ' m']:
+def first_windows(windows: WindowTable, stride: int) -> Bool[np.ndarray, ' m']:
     """True where a window has no predecessor `stride` frames earlier: the memory starts anew there
     (docs/design.md, "The sequence").
 
@@ -163,7 +163,7 @@ def first_windows(windows: Windows, stride: int) -> Bool[np.ndarray, ' m']:
     return np.concatenate([[True], ~follows])
 
 
-def concatenate(tables: Sequence[Windows]) -> Windows:
+def concatenate(tables: Sequence[WindowTable]) -> WindowTable:
     """Joins tables in order; at least one is needed.
 
     Args:
@@ -172,4 +172,6 @@ def concatenate(tables: Sequence[Windows]) -> Windows:
     Returns:
       One table.
     """
-    return Windows(*(np.concatenate(parts) for parts in zip(*map(columns, tables), strict=True)))
+    return WindowTable(
+        *(np.concatenate(parts) for parts in zip(*map(columns, tables), strict=True))
+    )

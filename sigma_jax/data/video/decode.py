@@ -8,7 +8,7 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 
-from sigma_jax.data.lerobot.features import MAX_PIXELS
+from sigma_jax.data.lerobot.schema import MAX_PIXELS
 from sigma_jax.data.video.file import TOLERANCE, open_video
 from sigma_jax.data.video.turn import quarter_turns, turn
 from sigma_jax.errors import UserError
@@ -79,10 +79,10 @@ def read_frames(
             raise
         except _DAMAGE as error:
             if count or not seek:
-                raise _told(error, place, fps) from error
+                raise _as_user_error(error, place, fps) from error
 
 
-def _told(error: Exception, place: str, fps: float) -> UserError:
+def _as_user_error(error: Exception, place: str, fps: float) -> UserError:
     if isinstance(error, _NoFrameError):
         wanted, last = error.args
         seen = 'no frame at all' if last is None else f'a frame at {last:.3f} s'

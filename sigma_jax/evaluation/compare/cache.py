@@ -28,7 +28,7 @@ class Measured:
     costs.
     """
 
-    arms: dict[str, tuple[metrics.Errors, Float[np.ndarray, 't']]]
+    methods: dict[str, tuple[metrics.Errors, Float[np.ndarray, 't']]]
     cost: dict[str, Any]
 
 
@@ -70,7 +70,7 @@ def clear(folder: pathlib.Path) -> None:
 
 
 def pack(found: Measured, digest: str) -> bytes:
-    """As a .npz file: 'arm/quantity' to array, and the rest as JSON.
+    """As a .npz file: 'method/quantity' to array, and the rest as JSON.
 
     Args:
       found: a measurement.
@@ -80,7 +80,7 @@ def pack(found: Measured, digest: str) -> bytes:
       The bytes of a file.
     """
     arrays: dict[str, Any] = {ABOUT: np.array(json.dumps({'key': digest, 'cost': found.cost}))}
-    for name, (errors, by_step) in found.arms.items():
+    for name, (errors, by_step) in found.methods.items():
         arrays |= {f'{name}/{quantity}': x for quantity, x in (*errors.items(), (BY_STEP, by_step))}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
@@ -104,9 +104,9 @@ def read(file: pathlib.Path, digest: str) -> Measured:
         about = json.loads(str(arrays[ABOUT]))
         if about['key'] != digest:
             raise ValueError(f'{file} was made for something else')
-        arms: dict[str, dict[str, np.ndarray]] = {}
+        methods: dict[str, dict[str, np.ndarray]] = {}
         for path in arrays.files:
             if path != ABOUT:
                 name, _, quantity = path.rpartition('/')
-                arms.setdefault(name, {})[quantity] = arrays[path]
-    return Measured({name: (of, of.pop(BY_STEP)) for name, of in arms.items()}, about['cost'])
+                methods.setdefault(name, {})[quantity] = arrays[path]
+    return Measured({name: (of, of.pop(BY_STEP)) for name, of in methods.items()}, about['cost'])

@@ -20,7 +20,7 @@ BASE = 'pi05'
 
 
 @dataclasses.dataclass(frozen=True)
-class PooledArm:
+class PooledMethod:
     """A method's errors on the windows of a split.
 
     Attributes:
@@ -47,7 +47,7 @@ class PooledArm:
 
 
 def compare(
-    arms: Mapping[str, PooledArm],
+    methods: Mapping[str, PooledMethod],
     episode: Int[np.ndarray, 'n'],
     pairs: Sequence[tuple[str, str]],
     seed: int = 0,
@@ -55,7 +55,7 @@ def compare(
     """Every method with its interval over seeds and episodes, and contrasts between them.
 
     Args:
-      arms: methods by name.
+      methods: methods by name.
       episode: episode of each window.
       pairs: (method, against) of each contrast.
       seed: of the bootstrap.
@@ -66,17 +66,17 @@ def compare(
     return {
         'num_windows': len(episode),
         'num_episodes': len(np.unique(episode)),
-        'arms': {name: arm_report(arm, episode, seed) for name, arm in arms.items()},
-        'contrasts': [contrast(arms, pair, episode, seed) for pair in pairs],
+        'arms': {name: method_report(method, episode, seed) for name, method in methods.items()},
+        'contrasts': [contrast(methods, pair, episode, seed) for pair in pairs],
     }
 
 
-def arm_report(arm: PooledArm, episode: Int[np.ndarray, 'n'], seed: int) -> dict[str, Any]:
+def method_report(method: PooledMethod, episode: Int[np.ndarray, 'n'], seed: int) -> dict[str, Any]:
     """One method: means with intervals, means of every seed, and the errors of every seed and
     episode.
 
     Args:
-      arm: the method.
+      method: the method.
       episode: episode of each window.
       seed: of the bootstrap.
 
@@ -84,24 +84,27 @@ def arm_report(arm: PooledArm, episode: Int[np.ndarray, 'n'], seed: int) -> dict
       A section of the report.
     """
     episodes, _, counts = metrics.sum_by_episode(episode, episode)
-    report: dict[str, Any] = {'seeds': list(arm.seeds)}
+    report: dict[str, Any] = {'seeds': list(method.seeds)}
     for key in ERRORS:
-        table = arm.table(key, episode)
+        table = method.table(key, episode)
         report[key] = intervals.ratio(table, counts[None].astype(float), seed)._asdict()
         report[key]['by_seed'] = table.sum(axis=1) / counts.sum()
-    if len(arm.by_step):
-        report['by_step'] = np.mean(arm.by_step, axis=0)
-    by_episode = {key: arm.table(key, episode) / counts for key in ERRORS}
+    if len(method.by_step):
+        report['by_step'] = np.mean(method.by_step, axis=0)
+    by_episode = {key: method.table(key, episode) / counts for key in ERRORS}
     return report | {'by_episode': {'episode': episodes, 'num_windows': counts} | by_episode}
 
 
 def contrast(
-    arms: Mapping[str, PooledArm], pair: tuple[str, str], episode: Int[np.ndarray, 'n'], seed: int
+    methods: Mapping[str, PooledMethod],
+    pair: tuple[str, str],
+    episode: Int[np.ndarray, 'n'],
+    seed: int,
 ) -> dict[str, Any]:
     """Relative change of one method's errors against another's, on the same windows.
 
     Args:
-      arms: methods by name.
+      methods: methods by name.
       pair: (method, against).
       episode: episode of each window.
       seed: of the bootstrap.
@@ -109,7 +112,7 @@ def contrast(
     Returns:
       A row of the report, an interval for each error.
     """
-    one, other = (arms[name] for name in pair)
+    one, other = (methods[name] for name in pair)
     changes = {
         key: intervals.change(one.table(key, episode), other.table(key, episode), seed)._asdict()
         for key in ERRORS
@@ -118,13 +121,13 @@ def contrast(
 
 
 def pairs(
-    arms: Sequence[str], tuned: Sequence[str], ablations: Sequence[str], full: str | None
+    methods: Sequence[str], finetuned: Sequence[str], ablations: Sequence[str], full: str | None
 ) -> list:
     """The contrasts of a comparison.
 
     Args:
-      arms: all methods.
-      tuned: those that are the fine-tuned base.
+      methods: all methods.
+      finetuned: those that are the fine-tuned base.
       ablations: those that are the full model without a part.
       full: the full model; None where there is none.
 
@@ -132,6 +135,10 @@ def pairs(
       (method, against): every method against the base and against the fine-tuned ones, the full
         model against its ablations.
     """
-    against_base = [(name, BASE) for name in arms if name != BASE]
-    against_tuned = [(name, one) for one in tuned for name in arms if name not in (BASE, *tuned)]
-    return against_base + against_tuned + [(full, name) for name in ablations if full is not None]
+    against_base = [(name, BASE) for name in methods if name != BASE]
+    against_finetuned = [
+        (name, one) for one in finetuned for name in methods if name not in (BASE, *finetuned)
+    ]
+    return (
+        against_base + against_finetuned + [(full, name) for name in ablations if full is not None]
+    )

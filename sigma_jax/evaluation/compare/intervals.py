@@ -69,7 +69,7 @@ def ratio(
         return Interval(0.0 if bottom else float('nan'), *(0.0 if bottom else float('nan'),) * 2)
     if values.shape[1] < 2:
         return Interval(top / bottom, float('nan'), float('nan'))
-    shape = draws(values, reference, seed, resamples) - np.log(top / bottom)
+    shape = log_ratios(values, reference, seed, resamples) - np.log(top / bottom)
     variance = log_variance(values, reference)
     spread = float(np.std(shape))
     width = stats.t.ppf((1 + level) / 2, variance.freedom) / stats.norm.ppf((1 + level) / 2)
@@ -93,7 +93,9 @@ def change(values: Table, reference: Table, seed: int = 0) -> Interval:
     return Interval(*(x - 1 for x in ratio(values, reference, seed)))
 
 
-def draws(values: Table, reference: Table, seed: int, resamples: int) -> Float[np.ndarray, 'r']:
+def log_ratios(
+    values: Table, reference: Table, seed: int, resamples: int
+) -> Float[np.ndarray, 'r']:
     """Logarithms of resampled ratios; samples in which a method has no error at all are left out.
 
     Args:

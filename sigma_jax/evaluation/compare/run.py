@@ -18,55 +18,62 @@ from sigma_jax.evaluation import measure, metrics
 from sigma_jax.evaluation.checks import ADAPTED, BASE
 from sigma_jax.evaluation.compare import cache, contrasts
 from sigma_jax.evaluation.compare.cache import Measured
-from sigma_jax.evaluation.compare.contrasts import PooledArm
-from sigma_jax.evaluation.compare.runs import FULL, NO_TAU, TUNED, Training, check_held_out, lead
+from sigma_jax.evaluation.compare.contrasts import PooledMethod
+from sigma_jax.evaluation.compare.runs import (
+    FULL,
+    NO_TAU,
+    TUNED,
+    Training,
+    check_held_out,
+    reference_run,
+)
 from sigma_jax.evaluation.cost import compute
-from sigma_jax.evaluation.measure import Arm, EvaluationConfig
+from sigma_jax.evaluation.measure import EvaluationConfig, Method
 from sigma_jax.evaluation.predictor import Predictor
 from sigma_jax.evaluation.provenance import commit
-from sigma_jax.evaluation.replay import CARRIED, TAU_OFF, NumpyBatch, Windows, views
+from sigma_jax.evaluation.replay import CARRIED, TAU_OFF, NumpyBatch, ReplayedWindows, views
 from sigma_jax.evaluation.replay_shards import (
-    Decoded,
+    BatchCache,
     count_batches,
     in_order,
     list_batches,
     replay_split,
     whole_episodes,
 )
-from sigma_jax.evaluation.trained import Library, Trained, TrainedPolicy
+from sigma_jax.evaluation.trained_models import ModelCache, TrainedPolicy, TrainedSigma
 from sigma_jax.policies.base_actions import check_baselines
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.progress import Bars
 from sigma_jax.types import to_batch
 
-DRAWS = 8  # of a fine-tuned policy, for the mean (docs/design.md, "Evaluation protocol")
+SAMPLES = 8  # of a fine-tuned policy, for the mean (docs/design.md, "Evaluation protocol")
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
     """What is compared, on which split.
 
-    `opened` is the Sigma of the folder `lead`, open already, `splits` its replays, `state` its
-    adapter, where calibration episodes are evaluated too. What is measured is kept in `out` until
-    the report is there.
+    `opened` is the Sigma of the folder `reference_run`, open already, `splits` its replays, `state`
+    its adapter, where calibration episodes are evaluated too. What is measured is kept in `out`
+    until the report is there.
     """
 
     trainings: Sequence[Training]
-    lead: pathlib.Path
+    reference_run: pathlib.Path
     opened: Predictor
-    splits: Mapping[str, Windows]
+    splits: Mapping[str, ReplayedWindows]
     state: AdapterState | None
     split: Split
     episodes_at_once: int
     config: EvaluationConfig
-    library: Library
+    model_cache: ModelCache
     bars: Bars
     out: pathlib.Path
-    decoded: Decoded
+    batch_cache: BatchCache
 
     @property
-    def windows(self) -> Windows:
+    def windows(self) -> ReplayedWindows:
         """Of the split, as the opened Sigma replayed them."""
         return self.splits[self.split.name]
 
@@ -74,7 +81,7 @@ class Inputs:
     def one(self) -> NumpyBatch:
         """A batch, for its shapes."""
         return next(
-            iter(list_batches(self.opened, self.split, self.episodes_at_once, self.decoded))
+            iter(list_batches(self.opened, self.split, self.episodes_at_once, self.batch_cache))
         )
 
     @functools.cached_property
@@ -88,7 +95,7 @@ def compare_rows(inputs: Inputs) -> dict[str, Any]:
 
     Methods that need no training come first; of the full Sigma also the adapter, fitted anew for
     each seed, and the telepathy switch; a fine-tuned policy gives one sample and the mean of
-    `DRAWS`.
+    `SAMPLES`.
 
     Args:
       inputs: trainings, windows and settings.
@@ -108,9 +115,9 @@ def compare_rows(inputs: Inputs) -> dict[str, Any]:
             check_held_out(training, split)
     rows, windows = by_row(inputs.trainings), inputs.windows
     untrained = dataclasses.replace(windows, predictions={CARRIED: windows.predictions[CARRIED]})
-    simple = measure.make_arms(untrained, inputs.splits.get('train'), None)
-    arms = {
-        name: PooledArm([e], (), [b])
+    simple = measure.make_methods(untrained, inputs.splits.get('train'), None)
+    methods = {
+        name: PooledMethod([e], (), [b])
         for name, (e, b) in reduced(simple, windows).items()
         if name != CARRIED
     }
@@ -118,26 +125,26 @@ def compare_rows(inputs: Inputs) -> dict[str, Any]:
     for row, of in rows.items():
         measured = [measure_once(inputs, training) for training in of]
         mine = pooled(measured, [training.seed for training in of])
-        if taken := sorted(set(arms) & set(mine)):
+        if taken := sorted(set(methods) & set(mine)):
             raise UserError(
-                f'expected rows with names of their own, got {taken[0]!r}, an arm; '
+                f'expected rows with names of their own, got {taken[0]!r}, a method; '
                 'use --workdir=NAME=PATH'
             )
-        arms |= mine
+        methods |= mine
         facts[row] = {
             'role': of[0].role,
             'seeds': [training.seed for training in of],
             'gates': gates_of(of[0]),
         }
         facts[row]['compute'] = measured[0].cost
-    return {'split': inputs.split.name} | described(inputs, rows, facts, arms)
+    return {'split': inputs.split.name} | described(inputs, rows, facts, methods)
 
 
 def described(
     inputs: Inputs,
     rows: Mapping[str, list[Training]],
     facts: dict[str, dict],
-    arms: Mapping[str, PooledArm],
+    methods: Mapping[str, PooledMethod],
 ) -> dict[str, Any]:
     """Roles of the rows, all contrasts that follow from them, and the costs.
 
@@ -145,18 +152,20 @@ def described(
       inputs: trainings, windows and settings.
       rows: trainings by row.
       facts: what each row is.
-      arms: methods by name.
+      methods: methods by name.
 
     Returns:
       For the report.
     """
-    tuned = [row for row, of in rows.items() if of[0].role == TUNED]
+    finetuned = [row for row, of in rows.items() if of[0].role == TUNED]
     sigmas = [row for row, of in rows.items() if of[0].role != TUNED]
-    head = lead(list(inputs.trainings))
+    head = reference_run(list(inputs.trainings))
     full = head.row if head.role == FULL else None
-    against = contrasts.pairs(list(arms), tuned, [row for row in sigmas if row != full], full)
-    against += [(full, f'{row}_mean{DRAWS}') for row in tuned if full]
-    report = contrasts.compare(arms, inputs.windows.episode, against, inputs.config.seed)
+    against = contrasts.pairs(
+        list(methods), finetuned, [row for row in sigmas if row != full], full
+    )
+    against += [(full, f'{row}_mean{SAMPLES}') for row in finetuned if full]
+    report = contrasts.compare(methods, inputs.windows.episode, against, inputs.config.seed)
     no_tau = next((row for row in sigmas if rows[row][0].role == NO_TAU), None)
     costs = {BASE: compute.cost(base=inputs.sample)} | {
         row: values.pop('compute') for row, values in facts.items()
@@ -164,7 +173,7 @@ def described(
     roles = {
         'full': full,
         'no_tau': no_tau,
-        'tuned': tuned,
+        'tuned': finetuned,
         'ablations': [row for row in sigmas if row != full],
     }
     return {'rows': facts, **roles, **report, 'compute': costs}
@@ -229,12 +238,12 @@ def measure_once(inputs: Inputs, training: Training) -> Measured:
 
 
 def reduced(
-    arms: Mapping[str, Arm], windows: Windows
+    methods: Mapping[str, Method], windows: ReplayedWindows
 ) -> dict[str, tuple[metrics.Errors, np.ndarray]]:
     """{name: (errors of every window, error by step)}.
 
     Args:
-      arms: methods by name.
+      methods: methods by name.
       windows: replayed.
 
     Returns:
@@ -242,17 +251,17 @@ def reduced(
     """
     return {
         name: (
-            measure.errors_of(arm, windows),
+            measure.errors_of(method, windows),
             metrics.error_by_step(
-                np.asarray(arm.actions.traj), windows.actions, windows.action_mask
+                np.asarray(method.actions.traj), windows.actions, windows.action_mask
             ),
         )
-        for name, arm in arms.items()
+        for name, method in methods.items()
     }
 
 
-def pooled(measured: Sequence[Measured], seeds: Sequence[int]) -> dict[str, PooledArm]:
-    """The arms of a row, its seeds together.
+def pooled(measured: Sequence[Measured], seeds: Sequence[int]) -> dict[str, PooledMethod]:
+    """The methods of a row, its seeds together.
 
     Args:
       measured: one a seed.
@@ -262,12 +271,12 @@ def pooled(measured: Sequence[Measured], seeds: Sequence[int]) -> dict[str, Pool
       {method: its errors}.
     """
     return {
-        name: PooledArm(
-            [one.arms[name][0] for one in measured],
+        name: PooledMethod(
+            [one.methods[name][0] for one in measured],
             tuple(seeds),
-            [one.arms[name][1] for one in measured],
+            [one.methods[name][1] for one in measured],
         )
-        for name in measured[0].arms
+        for name in measured[0].methods
     }
 
 
@@ -283,7 +292,7 @@ def of_policy(inputs: Inputs, training: Training) -> Measured:
     """
     shards = inputs.split.shards
     seed = check_baselines(shards, '').seed
-    policy = TrainedPolicy(training.folder, inputs.library, DRAWS, seed)
+    policy = TrainedPolicy(training.folder, inputs.model_cache, SAMPLES, seed)
     check_baselines(shards, policy.base.digest)
     batches = whole_episodes(
         inputs.split,
@@ -291,7 +300,7 @@ def of_policy(inputs: Inputs, training: Training) -> Measured:
         policy.config.tokenizer,
         policy.statistics,
         policy.base.policy,
-        decoded=inputs.decoded,
+        batch_cache=inputs.batch_cache,
     )
     total = count_batches(inputs.split, inputs.episodes_at_once)
     bar = inputs.bars.add(f'{training.row} {training.seed}', total=total)
@@ -304,15 +313,16 @@ def of_policy(inputs: Inputs, training: Training) -> Measured:
     samples, episode, frame = in_order(drawn())
     windows = inputs.windows
     assert np.array_equal(episode, windows.episode) and np.array_equal(frame, windows.frame)
-    of = {training.row: samples[:, 0], f'{training.row}_mean{DRAWS}': samples.mean(axis=1)}
-    arms = {name: Arm(views(trajectory, windows.chunk)) for name, trajectory in of.items()}
+    of = {training.row: samples[:, 0], f'{training.row}_mean{SAMPLES}': samples.mean(axis=1)}
+    methods = {name: Method(views(trajectory, windows.chunk)) for name, trajectory in of.items()}
     return Measured(
-        reduced(arms, windows), compute.cost(policy.parameter_counts, policy.config, inputs.sample)
+        reduced(methods, windows),
+        compute.cost(policy.parameter_counts, policy.config, inputs.sample),
     )
 
 
 def of_sigma(inputs: Inputs, training: Training) -> Measured:
-    """A Sigma's own arm; of a full one also the adapter and the switch.
+    """A Sigma's own method; of a full one also the adapter and the switch.
 
     Args:
       inputs: trainings, windows and settings.
@@ -321,17 +331,19 @@ def of_sigma(inputs: Inputs, training: Training) -> Measured:
     Returns:
       The measurement.
     """
-    same = training.folder == inputs.lead
-    trained: Predictor = inputs.opened if same else Trained(training.folder, inputs.library)
+    same = training.folder == inputs.reference_run
+    trained: Predictor = (
+        inputs.opened if same else TrainedSigma(training.folder, inputs.model_cache)
+    )
     shards = inputs.split.shards
     check_baselines(shards, trained.base.digest)
     whole = training.role == FULL
     runs = (CARRIED, TAU_OFF) if whole else (CARRIED,)
 
-    def replay(split: str, runs: Sequence[str]) -> Windows:
+    def replay(split: str, runs: Sequence[str]) -> ReplayedWindows:
         name = f'{training.row} {training.seed}'
         where = (shards.split(split), inputs.episodes_at_once, inputs.bars)
-        return replay_split(trained, *where, runs=runs, name=name, decoded=inputs.decoded)
+        return replay_split(trained, *where, runs=runs, name=name, batch_cache=inputs.batch_cache)
 
     windows, state = (
         (inputs.windows, inputs.state) if same else (replay(inputs.split.name, runs), None)
@@ -341,11 +353,11 @@ def of_sigma(inputs: Inputs, training: Training) -> Measured:
     names = {CARRIED: training.row}
     if whole:
         names |= {CARRIED + ADAPTED: training.row + ADAPTED, TAU_OFF: f'{training.row}_tau_off'}
-    made = measure.make_arms(windows, None, state)
-    arms = {name: made[arm] for arm, name in names.items() if arm in made}
+    made = measure.make_methods(windows, None, state)
+    methods = {name: made[method] for method, name in names.items() if method in made}
     needs_base = None if training.config.ablation.residual == 0 else inputs.sample
     own = trained.flops(inputs.one)
     return Measured(
-        reduced(arms, windows),
+        reduced(methods, windows),
         compute.cost(trained.parameter_counts, trained.config, own, needs_base),
     )

@@ -294,7 +294,7 @@ def refuse(twice: Mapping[int, Any], training: Training, split: str, own: pathli
         )
 
 
-def lead(found: list[Training]) -> Training:
+def reference_run(found: list[Training]) -> Training:
     """The training whose own report the comparison extends: full Sigma (rather the row named
     sigma), lowest seed.
 

@@ -1,4 +1,4 @@
-"""What an arm costs beside its error: parameters that learn, arithmetic of a window, windows seen
+"""What a method costs beside its error: parameters that learn, arithmetic of a window, windows seen
 in training.
 """
 

@@ -2,7 +2,7 @@
 convolutions.
 
 Counted before compilation, so the same on every device but for keys that a GPU's attention is
-filled up with (`nn.whole_tiles`); a scan counts as often as it runs, of branches the dearest.
+filled up with (`nn.pad_keys_to_tile`); a scan counts as often as it runs, of branches the dearest.
 Elementwise work, under a hundredth of a transformer's, is left out.
 """
 

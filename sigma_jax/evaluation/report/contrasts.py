@@ -29,19 +29,19 @@ BASE = 'pi05'
 UNITS = {18: 'E', 15: 'P', 12: 'T', 9: 'G', 6: 'M', 3: 'k'}
 
 
-def find(comparison: Mapping, arm: str | None, against: str | None) -> Mapping[str, Any] | None:
+def find(comparison: Mapping, method: str | None, against: str | None) -> Mapping[str, Any] | None:
     """The contrast of two methods.
 
     Args:
       comparison: section of the report.
-      arm: name of the method.
+      method: name of the method.
       against: name of the other.
 
     Returns:
       The contrast; None where there is none.
     """
     pairs = ((c['arm'], c['against'], c) for c in comparison['contrasts'])
-    return next((c for one, other, c in pairs if (one, other) == (arm, against)), None)
+    return next((c for one, other, c in pairs if (one, other) == (method, against)), None)
 
 
 def answer_of(contrast: Mapping) -> str:
@@ -232,11 +232,11 @@ def references_of(comparison: Mapping) -> list[Mapping]:
       Contrasts.
     """
     full = comparison['full']
-    arms = (full, f'{full}+adapter')
+    methods = (full, f'{full}+adapter')
     found = [
-        find(comparison, arm, o)
+        find(comparison, method, o)
         for o in (BASE, *comparison['tuned'], *means(comparison))
-        for arm in arms
+        for method in methods
     ]
     return [c for c in found if c is not None]
 
@@ -289,7 +289,7 @@ def limits_text(change: Mapping) -> str:
     return ', '.join(change_text(change[key], unit='') for key in ('low', 'high'))
 
 
-def arms_table(comparison: Mapping) -> str:
+def methods_table(comparison: Mapping) -> str:
     """Every method: seeds, three errors with their change against the base, parameters and compute.
 
     Args:
@@ -299,11 +299,11 @@ def arms_table(comparison: Mapping) -> str:
       HTML.
     """
     rows = []
-    for name, arm in comparison['arms'].items():
+    for name, method in comparison['arms'].items():
         against = find(comparison, name, BASE) or {}
-        cells = [error_cell(arm[key] | {'change': against.get(key)}, name) for key in ERRORS]
-        rows.append([breakable(name), str(len(arm['seeds']) or '–'), *cells])
-    header = ['arm', 'seeds', *(f'{key}<br><small>{SPANS[key]}</small>' for key in ERRORS)]
+        cells = [error_cell(method[key] | {'change': against.get(key)}, name) for key in ERRORS]
+        rows.append([breakable(name), str(len(method['seeds']) or '–'), *cells])
+    header = ['method', 'seeds', *(f'{key}<br><small>{SPANS[key]}</small>' for key in ERRORS)]
     return table(
         header,
         rows,
@@ -333,7 +333,7 @@ def cost_table(costs: Mapping) -> str:
         for name, cost in costs.items()
     ]
     header = [
-        'arm',
+        'method',
         'trainable',
         'own pass',
         'with its base sample',

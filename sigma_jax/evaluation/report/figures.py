@@ -54,16 +54,16 @@ CURVES = (
 )
 
 
-def colour(arm: str) -> str:
+def colour(method: str) -> str:
     """The colour of a method, the same in every figure.
 
     Args:
-      arm: its name.
+      method: its name.
 
     Returns:
       A colour of matplotlib.
     """
-    return COLOURS.get(arm, OTHER)
+    return COLOURS.get(method, OTHER)
 
 
 def render(figure: Figure) -> str:
@@ -101,22 +101,22 @@ def new_figure(rows: int, columns: int, height: float) -> tuple[Figure, list[Axe
     return figure, list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
 
 
-def forest(arms: Mapping[str, dict]) -> str:
+def forest(methods: Mapping[str, dict]) -> str:
     """Change of each method's error against the base, per cent, with 95 % intervals; one panel per
     error.
 
     Args:
-      arms: of a split in the report.
+      methods: of a split in the report.
 
     Returns:
       SVG.
     """
-    names = [name for name in arms if name != 'pi05'][::-1]
+    names = [name for name in methods if name != 'pi05'][::-1]
     with drawing():
         figure, panels = new_figure(1, 3, 0.9 + 0.27 * len(names))
         for axes, key in zip(panels, ERRORS, strict=True):
             for y, name in enumerate(names):
-                draw_interval(axes, y, arms[name][key]['change'], colour(name))
+                draw_interval(axes, y, methods[name][key]['change'], colour(name))
             axes.axvline(0, color='#555555', linewidth=1)
             axes.set(
                 title=key,
@@ -198,19 +198,19 @@ def draw_curve(axes: Axes, step: np.ndarray, values: np.ndarray, name: str, pain
     axes.plot(step, smooth, color=paint, label=name)
 
 
-def error_by_step(arms: Mapping[str, dict]) -> str:
+def error_by_step(methods: Mapping[str, dict]) -> str:
     """Mean squared error over the steps of a window, one line a method, logarithmic.
 
     Args:
-      arms: of a split in the report.
+      methods: of a split in the report.
 
     Returns:
       SVG.
     """
     with drawing():
         figure, (axes,) = new_figure(1, 1, 3.2)
-        for name, arm in arms.items():
-            values = np.asarray(arm['by_step'], float)
+        for name, method in methods.items():
+            values = np.asarray(method['by_step'], float)
             style = DASHES.get(name, '-' if name in COLOURS else ':')
             if (values > 0).any():
                 axes.plot(1 + np.arange(len(values)), values, style, color=colour(name), label=name)

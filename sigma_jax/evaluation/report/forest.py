@@ -46,7 +46,7 @@ def contrasts(found: Sequence[Mapping[str, Any]], marked: str | None = None) -> 
             name.set_fontweight(
                 'bold' if marked and name.get_text().endswith(f' {marked}') else 'normal'
             )
-        panels[1].set_xlabel('change of the error, % (left: the first arm is better; › beyond)')
+        panels[1].set_xlabel('change of the error, % (left: the first method is better; › beyond)')
         return render(figure)
 
 
@@ -112,10 +112,15 @@ def robustness(rows: Sequence[Mapping[str, Any]]) -> str:
         figure, panels = new_figure(1, max(len(kinds), 1), 2.6)
         for axes, kind in zip(panels, kinds, strict=False):
             levels = [clean, *(row for row in rows if row['kind'] == kind)]
-            for arm in clean['arms']:
-                values = [row['arms'][arm]['mse_trj']['value'] for row in levels]
+            for method in clean['arms']:
+                values = [row['arms'][method]['mse_trj']['value'] for row in levels]
                 axes.plot(
-                    range(len(levels)), values, 'o-', markersize=3, color=colour(arm), label=arm
+                    range(len(levels)),
+                    values,
+                    'o-',
+                    markersize=3,
+                    color=colour(method),
+                    label=method,
                 )
             axes.set(title=kind.replace('_', ' '), xticks=range(len(levels)), ylim=(0, None))
             axes.set_xticklabels([short(row) for row in levels], fontsize=8)

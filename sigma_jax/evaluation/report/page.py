@@ -123,7 +123,7 @@ def first_screen(report: Mapping) -> str:
         '<h1>Does Sigma beat its base on held-out episodes?</h1>'
         f'<p class=verdict>{sentence}</p>'
         f'<p>{html.escape(tables.against_simple(report))} {html.escape(test_reads(report))}</p>'
-        + tables.arms_table(report['splits'][name])
+        + tables.methods_table(report['splits'][name])
         + f'<p class=note>Split: {name}. Small print: change against pi05, its 95 % interval in '
         'per cent.</p>'
     )
@@ -152,25 +152,25 @@ def comparison_screen(report: Mapping) -> str:
     return (
         '<h1>Does telepathy help?</h1><p '
         f'class=verdict>{sentence}</p><p>{html.escape(compared.reading(c))}</p>'
-        + picture_of(parts, c['no_tau'], 'what each part of Sigma is worth')
+        + figure_of(parts, c['no_tau'], 'what each part of Sigma is worth')
         + f'<p>{html.escape(compared.gain_verdict(c))} {html.escape(test_reads(report))}</p>'
         + '<h2>Against base and '
-        f'fine-tuning</h2>{picture_of(references, None, "Sigma against other policies")}'
-        + f'<h2>All arms</h2>{compared.arms_table(c)}<p class=note>Means over seeds; small print: '
-        'change against pi05 with its 95 % interval over seeds and episodes. Rows: '
+        f'fine-tuning</h2>{figure_of(references, None, "Sigma against other policies")}'
+        + f'<h2>All methods</h2>{compared.methods_table(c)}<p class=note>Means over seeds; small '
+        'print: change against pi05 with its 95 % interval over seeds and episodes. Rows: '
         + f'{compared.rows_note(c)}</p><h3>Error by step of the window</h3>'
-        + f'{image(figures.error_by_step(steps), "error by step, arms pooled over seeds")}'
+        + f'{image(figures.error_by_step(steps), "error by step, methods pooled over seeds")}'
         + f'<h3>Parameters and compute, a window</h3>{compared.cost_table(c["compute"])}'
         + '<details><summary>All other '
         f'contrasts</summary>{compared.contrast_table(others)}</details>'
         + f'<h2>One checkpoint: {html.escape(str(c["full"] or next(iter(c["rows"]))))}, seed '
         f'{shown.get("seed")}</h2>'
         + f'<p>{html.escape(tables.verdict(report))}</p>'
-        + tables.arms_table(report['splits'][tables.headline_split(report)])
+        + tables.methods_table(report['splits'][tables.headline_split(report)])
     )
 
 
-def picture_of(contrasts: list, marked: str | None, caption: str) -> str:
+def figure_of(contrasts: list, marked: str | None, caption: str) -> str:
     """A table of contrasts and their forest plot; nothing where there are none.
 
     Args:
@@ -213,17 +213,17 @@ def error_section(report: Mapping) -> str:
     name = tables.headline_split(report)
     split, costs = report['splits'][name], report.get('compute')
     others = ''.join(
-        f'<h3>{other}: {tables.size(values)}</h3>' + tables.arms_table(values)
+        f'<h3>{other}: {tables.size(values)}</h3>' + tables.methods_table(values)
         for other, values in report['splits'].items()
         if other != name
     )
-    changes = image(figures.forest(split['arms']), 'change of each arm against pi05')
+    changes = image(figures.forest(split['arms']), 'change of each method against pi05')
     steps = image(figures.error_by_step(split['arms']), 'error by horizon step')
     return (
         f'<h2>How large is the difference?</h2>{changes}'
         f'<h3>Error by step of the window</h3>{steps}'
         f'<h3>Telepathy switch × adapter, one checkpoint</h3>{tables.switch_table(report)}'
-        '<details><summary>Rates, tau and alignment of every arm</summary>'
+        '<details><summary>Rates, tau and alignment of every method</summary>'
         f'{tables.rates_table(split)}</details>'
         + (
             f'<h3>Parameters and compute, a window</h3>{compared.cost_table(costs)}'
@@ -249,8 +249,8 @@ def training_section(log: Mapping[str, Float[np.ndarray, 'n']]) -> str:
         'Columns as in Table 1 of the paper; L_act already holds the hard-sample term. Bold '
         'lines: running mean.'
     )
-    picture = image(figures.training_curves(log), 'loss terms over optimiser steps')
-    return f'<h2>Training</h2>{picture}<p class=note>{note}</p>'
+    figure = image(figures.training_curves(log), 'loss terms over optimiser steps')
+    return f'<h2>Training</h2>{figure}<p class=note>{note}</p>'
 
 
 def episode_section(report: Mapping) -> str:

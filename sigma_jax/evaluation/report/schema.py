@@ -77,13 +77,13 @@ PAPER_GROUP = record(
     | {'avg_tau_l2': NUMBER, 'avg_semantic_text_alignment': NUMBER, 'success_rate': NUMBER}
     | {'hard_sample_fraction': NUMBER, 'total_hard_samples': COUNT}
 )
-ARM = record(
+METHOD = record(
     for_errors(record({'value': NUMBER, 'low': NUMBER, 'high': NUMBER, 'change': INTERVAL}))
     | {'success_rate': NUMBER, 'hard_sample_fraction': NUMBER, 'by_step': NUMBERS}
     | {'by_episode': record({'episode': NUMBERS, 'num_windows': NUMBERS} | for_errors(NUMBERS))},
     {'tau_l2': NUMBER, 'sem_align': NUMBER},
 )
-SPLIT = record({'num_windows': COUNT, 'num_episodes': COUNT, 'arms': table_of(ARM)})
+SPLIT = record({'num_windows': COUNT, 'num_episodes': COUNT, 'arms': table_of(METHOD)})
 CHECK_A = record({'heads_tensors': COUNT, 'mean': NUMBER, 'std': NUMBER, 'rms': NUMBER})
 CHECK_B = table_of(
     record({'batch': COUNT, 'tau_l2': NUMBER, 'sem_align': NUMBER} | for_errors(NUMBER)), 'array'
@@ -151,9 +151,9 @@ STRESS = record(
         'without_stress': record({'holds': VERDICT}),
     }
 )
-CHANGED_ARM = record(for_errors(record({'value': NUMBER, 'change': INTERVAL})))
+CHANGED_METHOD = record(for_errors(record({'value': NUMBER, 'change': INTERVAL})))
 ROBUSTNESS_ROW = record(
-    {'kind': TEXT, 'level': NUMBER, 'name': TEXT, 'arms': table_of(CHANGED_ARM)}
+    {'kind': TEXT, 'level': NUMBER, 'name': TEXT, 'arms': table_of(CHANGED_METHOD)}
 )
 ROBUSTNESS = record(
     {'split': TEXT, 'base_samples': COUNT, 'rows': table_of(ROBUSTNESS_ROW, 'array')}

@@ -91,19 +91,19 @@ def size(split: Mapping) -> str:
     return f'{split["num_windows"]} windows of {episodes} episode{"s" * (episodes > 1)}'
 
 
-def verdict(report: Mapping, arm: str = 'sigma') -> str:
+def verdict(report: Mapping, method: str = 'sigma') -> str:
     """One sentence: does Sigma beat its base on held-out episodes, by how much, with interval.
 
     Args:
       report: of `measure.evaluate`.
-      arm: name of the method.
+      method: name of the method.
 
     Returns:
       The sentence.
     """
     name = headline_split(report)
     split = report['splits'][name]
-    changes = {key: split['arms'][arm][key]['change'] for key in ERRORS}
+    changes = {key: split['arms'][method][key]['change'] for key in ERRORS}
     kind = {'test': 'held-out test', 'calibration': 'calibration (not test)'}.get(
         name, 'training (not held-out)'
     )
@@ -114,7 +114,7 @@ def verdict(report: Mapping, arm: str = 'sigma') -> str:
     )
     where = f'on {split["num_episodes"]} {kind} episode{"s" * (split["num_episodes"] > 1)}'
     parts = [f'{describe(change)} for the {SPANS[key]}' for key, change in changes.items()]
-    subject = arm.capitalize()
+    subject = method.capitalize()
     return (
         f"{answer(changes.values())} {where}, {subject}'s error against its frozen base is "
         f'{join(parts)} ({many}).'
@@ -171,24 +171,26 @@ def describe(change: Change) -> str:
     return f'{text} [{limits[0]:.1f}, {limits[1]:.1f}]'.replace('-', '−')
 
 
-def against_simple(report: Mapping, arm: str = 'sigma') -> str:
+def against_simple(report: Mapping, method: str = 'sigma') -> str:
     """One sentence: which of the methods without a learned model the method beats in all three
     errors.
 
     Args:
       report: of `measure.evaluate`.
-      arm: name of the method.
+      method: name of the method.
 
     Returns:
       The sentence.
     """
-    split_arms = report['splits'][headline_split(report)]['arms']
+    split_methods = report['splits'][headline_split(report)]['arms']
     better: list[str] = []
     worse: list[str] = []
-    subject = arm.capitalize()
-    for name in (name for name in SIMPLE if name in split_arms):
+    subject = method.capitalize()
+    for name in (name for name in SIMPLE if name in split_methods):
         lost = [
-            SPANS[k] for k in ERRORS if split_arms[arm][k]['value'] >= split_arms[name][k]['value']
+            SPANS[k]
+            for k in ERRORS
+            if split_methods[method][k]['value'] >= split_methods[name][k]['value']
         ]
         (worse if lost else better).append(name + (f' ({join(lost)})' if lost else ''))
     parts = [f'{subject} is below {join(better)} in all three errors'] if better else []
@@ -241,7 +243,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], mark: int | None
     return f'<div class=scroll>{table}</div>'
 
 
-def arms_table(split: Mapping) -> str:
+def methods_table(split: Mapping) -> str:
     """Every method: three errors, each with its change against the base and the interval of that
     change.
 
@@ -257,7 +259,7 @@ def arms_table(split: Mapping) -> str:
         for name in names
     ]
     return table(
-        ['arm', *(f'{key}<br><small>{SPANS[key]}</small>' for key in ERRORS)],
+        ['method', *(f'{key}<br><small>{SPANS[key]}</small>' for key in ERRORS)],
         rows,
         names.index('sigma'),
     )
@@ -422,10 +424,10 @@ def rates_table(split: Mapping) -> str:
     """
     keys = ('success_rate', 'hard_sample_fraction', 'tau_l2', 'sem_align')
     return table(
-        ['arm', *keys],
+        ['method', *keys],
         [
-            [breakable(name), *(number(arm.get(key)) for key in keys)]
-            for name, arm in split['arms'].items()
+            [breakable(name), *(number(method.get(key)) for key in keys)]
+            for name, method in split['arms'].items()
         ],
     )
 

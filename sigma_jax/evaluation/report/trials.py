@@ -88,34 +88,38 @@ def robustness_section(found: Mapping | None) -> str:
                 f'{row["kind"].replace("_", " ")}: {row["name"]}' if row['level'] else row['name']
             )
         ]
-        + [cell(row['arms'][arm][key], arm) for key in ('mse_vec', 'mse_trj') for arm in names]
+        + [
+            cell(row['arms'][method][key], method)
+            for key in ('mse_vec', 'mse_trj')
+            for method in names
+        ]
         for row in found['rows']
     ]
     header = ['observation'] + [
-        f'{breakable(arm)}<br><small>{SPANS[key]}</small>'
+        f'{breakable(method)}<br><small>{SPANS[key]}</small>'
         for key in ('mse_vec', 'mse_trj')
-        for arm in names
+        for method in names
     ]
-    picture = image(forest.robustness(found['rows']), 'error over levels of perturbation')
+    figure = image(forest.robustness(found['rows']), 'error over levels of perturbation')
     return (
         '<h2>Robustness</h2><p class=note>The base was sampled anew on each perturbed window '
         f'({found["base_samples"]} samples); small print: change against pi05 under the same '
         'perturbation. Dropped pictures are black and not '
-        f'masked.</p>{picture}{table(header, rows)}'
+        f'masked.</p>{figure}{table(header, rows)}'
     )
 
 
-def cell(error: Mapping, arm: str) -> str:
+def cell(error: Mapping, method: str) -> str:
     """An error over its change, such as '12.3' over '−20.0 %'; the base without a change.
 
     Args:
       error: value and change.
-      arm: name of the method.
+      method: name of the method.
 
     Returns:
       HTML.
     """
-    if arm == 'pi05':
+    if method == 'pi05':
         return number(error['value'])
     return f'{number(error["value"])}<br><small>{change_text(error["change"]["value"])}</small>'
 
@@ -157,7 +161,7 @@ def verdicts(stress: Mapping) -> list[str]:
     """
     lines = []
     for values in stress['rows']:
-        worst = {arm: max(values[arm].values()) for arm in ('sigma', 'adapter')}
+        worst = {method: max(values[method].values()) for method in ('sigma', 'adapter')}
         told = (
             f'plain Sigma {worst["sigma"]:.2f} × base, with adapter {worst["adapter"]:.2f} × base'
         )

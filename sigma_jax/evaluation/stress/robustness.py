@@ -1,7 +1,7 @@
 """The table of robustness: the base, Sigma and Sigma with its adapter on observations that are not
 what they were.
 
-The frozen policy is sampled anew on every perturbed window, as the arm `pi05` and as what Sigma
+The frozen policy is sampled anew on every perturbed window, as the method `pi05` and as what Sigma
 corrects; the adapter stays as it was fitted on clean calibration windows. The cost is one sampling
 of the base a window, kind and level.
 """
@@ -15,14 +15,14 @@ from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.evaluation import measure, metrics
 from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.predictor import Predictor
-from sigma_jax.evaluation.replay import CARRIED, NumpyBatch, Windows, replay
-from sigma_jax.evaluation.replay_shards import Decoded, whole_episodes
+from sigma_jax.evaluation.replay import CARRIED, NumpyBatch, ReplayedWindows, replay
+from sigma_jax.evaluation.replay_shards import BatchCache, whole_episodes
 from sigma_jax.evaluation.stress.perturb import Perturbation, every_level
 from sigma_jax.policies import base_actions
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.types import PyTree
 
-ARMS = ('pi05', 'sigma', 'sigma+adapter')
+METHODS = ('pi05', 'sigma', 'sigma+adapter')
 
 
 class BasePolicy:
@@ -44,19 +44,19 @@ class BasePolicy:
 
     def __init__(self, shards: Shards, base: Base, held: PyTree | None = None):
         record = base_actions.check_baselines(shards, base.digest)
-        self._sampler = base_actions.sampler_of(shards, base, record, held, draws=1)
+        self._sampler = base_actions.sampler_of(shards, base, record, held, samples=1)
         self.tokenizer, self.statistics = record.tokenizer, self._sampler.statistics
         self.policy, self.prompt = base.policy, base.spec.prompt
 
     def batches(
-        self, split: Split, episodes_at_once: int, decoded: Decoded | None = None
+        self, split: Split, episodes_at_once: int, batch_cache: BatchCache | None = None
     ) -> Iterator[NumpyBatch]:
         """Batches of whole episodes as the policy itself sees them.
 
         Args:
           split: of the shards.
           episodes_at_once: in a batch.
-          decoded: keeps them for who asks again.
+          batch_cache: keeps them for who asks again.
 
         Returns:
           An iterator over them, leaves [b g ...].
@@ -67,7 +67,7 @@ class BasePolicy:
             self.tokenizer,
             self.statistics,
             self.policy,
-            decoded=decoded,
+            batch_cache=batch_cache,
             prompt=self.prompt,
         )
 
@@ -105,7 +105,7 @@ def perturbed(
 
 
 def table(
-    clean: Windows,
+    clean: ReplayedWindows,
     pairs: Callable[[], Iterable[tuple[NumpyBatch, NumpyBatch]]],
     trained: Predictor,
     sample: Callable[[NumpyBatch], np.ndarray],
@@ -131,20 +131,22 @@ def table(
     Returns:
       For the report.
     """
-    rows = [{'kind': 'none', 'level': 0, 'name': 'as recorded', 'arms': arm_errors(clean, state)}]
+    rows = [
+        {'kind': 'none', 'level': 0, 'name': 'as recorded', 'arms': method_errors(clean, state)}
+    ]
     for change in changes or every_level():
         batches = perturbed(pairs(), change, sample)
         windows = replay(
             batches, trained.predict, trained.sequence_length, gates=trained.gates, runs=(CARRIED,)
         )
-        name, arms = change.name(stride), arm_errors(windows, state)
-        rows.append({'kind': change.kind, 'level': change.level, 'name': name, 'arms': arms})
+        name, methods = change.name(stride), method_errors(windows, state)
+        rows.append({'kind': change.kind, 'level': change.level, 'name': name, 'arms': methods})
         on_level()
     return rows
 
 
-def arm_errors(windows: Windows, state: AdapterState | None) -> dict[str, dict]:
-    """mse_vec, mse_chk, mse_trj of each arm: mean, and change against pi05 on the same windows,
+def method_errors(windows: ReplayedWindows, state: AdapterState | None) -> dict[str, dict]:
+    """mse_vec, mse_chk, mse_trj of each method: mean, and change against pi05 on the same windows,
     paired.
 
     Args:
@@ -154,8 +156,10 @@ def arm_errors(windows: Windows, state: AdapterState | None) -> dict[str, dict]:
     Returns:
       {method: {error: value and change}}.
     """
-    arms = measure.make_arms(windows, None, state)
-    errors = {name: measure.errors_of(arms[name], windows) for name in ARMS if name in arms}
+    methods = measure.make_methods(windows, None, state)
+    errors = {
+        name: measure.errors_of(methods[name], windows) for name in METHODS if name in methods
+    }
     return {
         name: {
             key: {

@@ -22,10 +22,10 @@ from jaxtyping import Float
 from sigma_jax.evaluation import measure, metrics
 from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.predictor import Predictor
-from sigma_jax.evaluation.replay import CARRIED, NumpyBatch, Windows, replay, views
+from sigma_jax.evaluation.replay import CARRIED, NumpyBatch, ReplayedWindows, replay, views
 from sigma_jax.sigma.adapter import AdapterState
 
-INFORMATIVE, WANTED, KEPT = 1.5, 1.1, 0.95
+INFORMATIVE, MAX_RATIO, MIN_GAIN_KEPT = 1.5, 1.1, 0.95
 FACTOR = 10.0  # of the residual
 NOISE = (1.0, 10.0, 100.0)  # rms of the noise, in units of the model's own rms of tau (ours)
 
@@ -35,11 +35,14 @@ class Stress:
     """A name and the windows under it."""
 
     name: str
-    windows: Windows
+    windows: ReplayedWindows
 
 
 def every_stress(
-    clean: Windows, batches: Callable[[], Iterable[NumpyBatch]], trained: Predictor, seed: int = 0
+    clean: ReplayedWindows,
+    batches: Callable[[], Iterable[NumpyBatch]],
+    trained: Predictor,
+    seed: int = 0,
 ) -> Iterator[Stress]:
     """All stresses on some windows, one after the other.
 
@@ -52,7 +55,7 @@ def every_stress(
     Returns:
       An iterator of stresses.
     """
-    yield Stress(f'residual × {FACTOR:g}', blown_up(clean, FACTOR))
+    yield Stress(f'residual × {FACTOR:g}', scaled_residual(clean, FACTOR))
     own = float(np.sqrt(np.mean(np.square(clean.predictions[CARRIED].tau))))
     for factor in NOISE:
         name = (
@@ -62,10 +65,12 @@ def every_stress(
         )
         yield Stress(name, with_tau(batches(), trained, clean, noise(clean, factor * own, seed)))
     if len(np.unique(clean.episode)) > 1:
-        yield Stress('τ from another episode', with_tau(batches(), trained, clean, foreign(clean)))
+        yield Stress(
+            'τ from another episode', with_tau(batches(), trained, clean, swapped_tau(clean))
+        )
 
 
-def blown_up(windows: Windows, factor: float) -> Windows:
+def scaled_residual(windows: ReplayedWindows, factor: float) -> ReplayedWindows:
     """The same windows with a scaled residual of Sigma.
 
     Args:
@@ -85,7 +90,7 @@ def blown_up(windows: Windows, factor: float) -> Windows:
     )
 
 
-def noise(windows: Windows, rms: float, seed: int) -> Float[np.ndarray, 'n e']:
+def noise(windows: ReplayedWindows, rms: float, seed: int) -> Float[np.ndarray, 'n e']:
     """A tau of normal noise for every window, keyed by seed, episode and frame.
 
     Args:
@@ -104,7 +109,7 @@ def noise(windows: Windows, rms: float, seed: int) -> Float[np.ndarray, 'n e']:
     return (rms * np.stack(draws)).astype(np.float32)
 
 
-def foreign(windows: Windows) -> Float[np.ndarray, 'n e']:
+def swapped_tau(windows: ReplayedWindows) -> Float[np.ndarray, 'n e']:
     """For every window the tau of the same place in the next episode, or of that one's last window.
 
     Args:
@@ -126,8 +131,11 @@ def foreign(windows: Windows) -> Float[np.ndarray, 'n e']:
 
 
 def with_tau(
-    batches: Iterable[NumpyBatch], trained: Predictor, clean: Windows, tau: Float[np.ndarray, 'n e']
-) -> Windows:
+    batches: Iterable[NumpyBatch],
+    trained: Predictor,
+    clean: ReplayedWindows,
+    tau: Float[np.ndarray, 'n e'],
+) -> ReplayedWindows:
     """The windows again, with another tau in place of the inferred one.
 
     Args:
@@ -169,7 +177,7 @@ def override_tau(
         yield batch | {'tau_override': tau}
 
 
-def report(clean: Windows, stresses: Iterable[Stress], state: AdapterState) -> dict:
+def report(clean: ReplayedWindows, stresses: Iterable[Stress], state: AdapterState) -> dict:
     """Rows of all stresses, and what is asked of them.
 
     Args:
@@ -187,13 +195,13 @@ def report(clean: Windows, stresses: Iterable[Stress], state: AdapterState) -> d
         key: (1 - calm['adapter'][key]) / gain[key] if gain[key] > 0 else None for key in ERRORS
     }
     return {
-        'bounds': {'informative': INFORMATIVE, 'adapter': WANTED, 'gain_kept': KEPT},
-        'without_stress': calm | {'gain_kept': kept, 'holds': kept_enough(kept)},
+        'bounds': {'informative': INFORMATIVE, 'adapter': MAX_RATIO, 'gain_kept': MIN_GAIN_KEPT},
+        'without_stress': calm | {'gain_kept': kept, 'holds': keeps_enough_gain(kept)},
         'rows': rows,
     }
 
 
-def kept_enough(kept: Mapping[str, float | None]) -> bool | None:
+def keeps_enough_gain(kept: Mapping[str, float | None]) -> bool | None:
     """Whether enough of every gain is kept; None where Sigma gains nothing.
 
     Args:
@@ -203,14 +211,14 @@ def kept_enough(kept: Mapping[str, float | None]) -> bool | None:
       Whether it is; None where Sigma gains nothing.
     """
     values = [value for value in kept.values() if value is not None]
-    return all(value >= KEPT for value in values) if values else None
+    return all(value >= MIN_GAIN_KEPT for value in values) if values else None
 
 
-def row(name: str, windows: Windows, state: AdapterState) -> dict:
+def row(name: str, windows: ReplayedWindows, state: AdapterState) -> dict:
     """Errors relative to the base's of plain Sigma and of Sigma with the adapter, and the verdict.
 
     Informative where any of the three errors of plain Sigma is `INFORMATIVE` times the base's or
-    more; it holds where all three with the adapter are `WANTED` times the base's or less.
+    more; it holds where all three with the adapter are `MAX_RATIO` times the base's or less.
 
     Args:
       name: of the stress.
@@ -220,9 +228,9 @@ def row(name: str, windows: Windows, state: AdapterState) -> dict:
     Returns:
       For the report.
     """
-    arms = measure.make_arms(windows, None, state)
+    methods = measure.make_methods(windows, None, state)
     names = {'base': 'pi05', 'sigma': 'sigma', 'adapter': 'sigma+adapter'}
-    errors = {short: measure.errors_of(arms[arm], windows) for short, arm in names.items()}
+    errors = {short: measure.errors_of(methods[method], windows) for short, method in names.items()}
     means = {short: {key: metrics.mean(of[key]) for key in ERRORS} for short, of in errors.items()}
     ratios = {
         s: {key: means[s][key] / max(means['base'][key], 1e-12) for key in ERRORS}
@@ -236,5 +244,5 @@ def row(name: str, windows: Windows, state: AdapterState) -> dict:
         **ratios,
         'mean_scale': metrics.mean(scale),
         'informative': informative,
-        'holds': max(ratios['adapter'].values()) <= WANTED if informative else None,
+        'holds': max(ratios['adapter'].values()) <= MAX_RATIO if informative else None,
     }

@@ -13,7 +13,7 @@ from rich.console import Console
 from sigma_jax.cli import report as console
 from sigma_jax.evaluation import measure
 from sigma_jax.evaluation.compare import contrasts as comparison
-from sigma_jax.evaluation.compare.contrasts import PooledArm
+from sigma_jax.evaluation.compare.contrasts import PooledMethod
 from sigma_jax.evaluation.measure import EvaluationConfig
 from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.replay import replay
@@ -25,13 +25,13 @@ from tests.evaluation.report.test_page import Balance
 EPISODE = np.repeat(np.arange(8), 4)
 
 
-def arm(level, seeds):
+def method(level, seeds):
     rng = np.random.default_rng(0)
     base = np.exp(rng.normal(0, 0.5, 8))[EPISODE]
     errors = [
         {key: level * (1 + 0.01 * n) * base for key in ERRORS} for n in range(max(len(seeds), 1))
     ]
-    return PooledArm(errors, seeds, [np.linspace(level, 2 * level, 4)])
+    return PooledMethod(errors, seeds, [np.linspace(level, 2 * level, 4)])
 
 
 def compared(no_tau=1.5):
@@ -51,7 +51,7 @@ def compared(no_tau=1.5):
     pairs = comparison.pairs(list(levels), ['pi05_lora'], ablations, 'sigma') + [
         ('sigma', 'pi05_lora_mean8')
     ]
-    arms = {name: arm(*of) for name, of in levels.items()}
+    methods = {name: method(*of) for name, of in levels.items()}
     seeds = {
         name: {'role': name, 'seeds': [0, 1], 'gates': {}}
         for name in ('pi05_lora', 'sigma', *ablations)
@@ -76,7 +76,7 @@ def compared(no_tau=1.5):
         'compute': {'sigma': cost | {'flops_in_all': None}},
         'left_out': ['rows/x/seed0'],
     }
-    return measure.jsonable(facts | comparison.compare(arms, EPISODE, pairs))
+    return measure.jsonable(facts | comparison.compare(methods, EPISODE, pairs))
 
 
 @pytest.fixture(scope='module')

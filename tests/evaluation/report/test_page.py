@@ -220,7 +220,7 @@ def test_numbers_read_well():
 
 def test_console_tables_hold_every_arm_in_80_columns(values):
     stream = io.StringIO()
-    Console(width=80, file=stream).print(console.arms_tables(values))
+    Console(width=80, file=stream).print(console.methods_tables(values))
     text = stream.getvalue()
     for name in values['splits']['test']['arms']:
         assert name in text

@@ -1,5 +1,5 @@
-"""Every row of every table holds the numbers of the arm that it names: all numbers differ, and each
-is looked up.
+"""Every row of every table holds the numbers of the method that it names: all numbers differ, and
+each is looked up.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from sigma_jax.cli import report as console
 from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.report import contrasts, tables, trials
 
-ARMS = ('pi05', 'hold', 'sigma', 'sigma+adapter', 'no_tau')
+METHODS = ('pi05', 'hold', 'sigma', 'sigma+adapter', 'no_tau')
 NUMBERS = itertools.count(1)
 
 
@@ -56,16 +56,17 @@ def three(values):
     return told + [tables.change_text(change[key], unit='') for key in ('low', 'high')]
 
 
-def arms():
+def methods():
     rates = ('success_rate', 'hard_sample_fraction', 'tau_l2', 'sem_align')
     return {
-        name: {key: error() for key in ERRORS} | {rate: fresh() for rate in rates} for name in ARMS
+        name: {key: error() for key in ERRORS} | {rate: fresh() for rate in rates}
+        for name in METHODS
     }
 
 
 @pytest.fixture
 def split():
-    return {'arms': arms(), 'num_windows': 40, 'num_episodes': 4}
+    return {'arms': methods(), 'num_windows': 40, 'num_episodes': 4}
 
 
 def holds(cells, errors):
@@ -77,21 +78,21 @@ def holds(cells, errors):
 
 
 def test_arms(split):
-    rows = rows_of(tables.arms_table(split))
-    assert list(rows) == list(ARMS)
-    assert all(holds(rows[name], split['arms'][name]) for name in ARMS[1:])
+    rows = rows_of(tables.methods_table(split))
+    assert list(rows) == list(METHODS)
+    assert all(holds(rows[name], split['arms'][name]) for name in METHODS[1:])
     assert [cell.split()[0] for cell in rows['pi05']] == [
         tables.number(split['arms']['pi05'][key]['value']) for key in ERRORS
     ]
 
 
 def test_the_marked_row_is_sigma_s(split):
-    assert re.findall(r'<tr class=mark><td>(.*?)</td>', tables.arms_table(split)) == ['sigma']
+    assert re.findall(r'<tr class=mark><td>(.*?)</td>', tables.methods_table(split)) == ['sigma']
 
 
 def test_arms_on_the_console(split):
     rows = printed(console.split_table('test', split))
-    for name in ARMS:
+    for name in METHODS:
         errors = split['arms'][name]
         want = [tables.number(errors[key]['value']) for key in ERRORS]
         assert rows[name][::2] == want
@@ -103,9 +104,9 @@ def test_arms_on_the_console(split):
 
 def test_rates(split):
     rows = rows_of(tables.rates_table(split))
-    for name, arm in split['arms'].items():
+    for name, method in split['arms'].items():
         keys = ('success_rate', 'hard_sample_fraction', 'tau_l2', 'sem_align')
-        assert rows[name] == [tables.number(arm[key]) for key in keys]
+        assert rows[name] == [tables.number(method[key]) for key in keys]
 
 
 def test_switches():
@@ -173,14 +174,14 @@ def comparison():
     found = [
         {'arm': one, 'against': other} | {key: error()['change'] for key in ERRORS}
         for one, other in [
-            *((name, 'pi05') for name in ARMS[1:]),
+            *((name, 'pi05') for name in METHODS[1:]),
             ('sigma', 'no_tau'),
             ('sigma', 'hold'),
         ]
     ]
     of = {
         name: {key: {'value': fresh()} for key in ERRORS} | {'seeds': list(range(n))}
-        for n, name in enumerate(ARMS)
+        for n, name in enumerate(METHODS)
     }
     return {
         'arms': of,
@@ -194,9 +195,9 @@ def comparison():
 
 
 def test_arms_of_a_comparison(comparison):
-    html = contrasts.arms_table(comparison)
+    html = contrasts.methods_table(comparison)
     rows = rows_of(html)
-    for n, name in enumerate(ARMS):
+    for n, name in enumerate(METHODS):
         assert rows[name][0] == (str(n) if n else '–')
         for cell, key in zip(rows[name][1:], ERRORS, strict=True):
             assert cell.split()[0] == tables.number(comparison['arms'][name][key]['value'])
@@ -230,7 +231,7 @@ def test_costs():
         'flops_in_all',
         'flops_training',
     )
-    costs = {name: {key: 1000 + next(NUMBERS) for key in keys} for name in ARMS}
+    costs = {name: {key: 1000 + next(NUMBERS) for key in keys} for name in METHODS}
     for name, cells in rows_of(contrasts.cost_table(costs)).items():
         cost = costs[name]
         assert [cells[n] for n in (0, 3, 4)] == [f'{cost[key]:,}' for key in keys[:3]]
@@ -245,7 +246,7 @@ def test_robustness():
             'kind': 'noise',
             'level': n,
             'name': f'level {n}',
-            'arms': {a: {k: error() for k in ERRORS} for a in ARMS},
+            'arms': {a: {k: error() for k in ERRORS} for a in METHODS},
         }
         for n in range(3)
     ]
@@ -254,19 +255,19 @@ def test_robustness():
     for row in rows:
         cells = found[f'noise: {row["name"]}' if row['level'] else row['name']]
         for cell, (key, name) in zip(
-            cells, itertools.product(('mse_vec', 'mse_trj'), ARMS), strict=True
+            cells, itertools.product(('mse_vec', 'mse_trj'), METHODS), strict=True
         ):
             errors = row['arms'][name][key]
             assert cell.split()[0] == tables.number(errors['value'])
             assert name == 'pi05' or tables.percent(errors['change']['value']) in cell
         assert shown[row['name']] == [
-            tables.number(row['arms'][name]['mse_trj']['value']) for name in ARMS
+            tables.number(row['arms'][name]['mse_trj']['value']) for name in METHODS
         ]
 
 
 def test_stress_and_the_adapter_s_sweep():
     def one(name):
-        both = {arm: {key: fresh() for key in ERRORS} for arm in ('sigma', 'adapter')}
+        both = {method: {key: fresh() for key in ERRORS} for method in ('sigma', 'adapter')}
         return both | {'stress': name, 'mean_scale': fresh(), 'holds': True, 'gain_kept': {}}
 
     bounds = {'informative': 1.2, 'adapter': 1.05, 'gain_kept': 0.9}
@@ -281,11 +282,12 @@ def test_stress_and_the_adapter_s_sweep():
         cells = rows[values['stress']]
         for cell, key in zip(cells, ERRORS, strict=False):
             assert cell.split()[::2] == [
-                tables.number(values[arm][key]) for arm in ('sigma', 'adapter')
+                tables.number(values[method][key]) for method in ('sigma', 'adapter')
             ]
         assert cells[3:] == [tables.number(values['mean_scale']), 'holds']
     worst = {
-        v['stress']: [max(v[arm].values()) for arm in ('sigma', 'adapter')] for v in found['rows']
+        v['stress']: [max(v[method].values()) for method in ('sigma', 'adapter')]
+        for v in found['rows']
     }
     for line, (name, (plain, adapted)) in zip(trials.verdicts(found), worst.items(), strict=False):
         assert line.startswith(

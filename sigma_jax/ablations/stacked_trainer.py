@@ -22,7 +22,7 @@ import numpy as np
 
 from sigma_jax.ablations import setup, stacked
 from sigma_jax.ablations.setup import AblationRun
-from sigma_jax.ablations.stacked import ALIVE, Member, Rows
+from sigma_jax.ablations.stacked import ALIVE, Member, StackedState
 from sigma_jax.ablations.summary import summary
 from sigma_jax.data.shards import seen
 from sigma_jax.errors import UserError
@@ -51,7 +51,7 @@ class AblationResult:
 
     folder: RunFolder
     members: tuple[Member, ...]
-    state: Rows
+    state: StackedState
     losses: Mapping[str, Any]
 
     @property
@@ -72,7 +72,7 @@ def train(
       config: every setting but gates and seed.
       grid: what a file such as configs/ablations.py returns.
       workdir: the work folder of all.
-      reporter: is told what is trained, and how far it is.
+      reporter: receives what is trained, and how far it is.
 
     Raises:
       UserError: as `trainer.train` does, and when no member is left.
@@ -143,7 +143,7 @@ class Many:
 
     Args:
       run: all of them.
-      reporter: is told who has stopped being a number.
+      reporter: receives who has stopped being a number.
     """
 
     def __init__(self, run: AblationRun, reporter: Reporter = SILENT):
@@ -190,7 +190,7 @@ class Many:
           batch: what all of them learn from, on the host.
         """
         run = self.run
-        placed = run.devices.everywhere(batch)
+        placed = run.devices.replicate(batch)
         run.state, self._metrics = run.step(run.state, run.frozen, placed, run.gates)
 
     def finite(self) -> None:

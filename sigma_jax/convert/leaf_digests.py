@@ -9,7 +9,7 @@ import numpy as np
 from sigma_jax import trees
 from sigma_jax.convert.slices import Piece
 
-AHEAD = 3  # slices waiting while the next is read
+PREFETCH = 3  # slices waiting while the next is read
 
 
 class Digests:
@@ -48,7 +48,7 @@ class Digests:
         self._pending.append(
             self._pool.submit(lambda: self._running[piece.path].update(trees.as_bytes(array)))
         )
-        while len(self._pending) > AHEAD:
+        while len(self._pending) > PREFETCH:
             self._pending.popleft().result()
         return array
 

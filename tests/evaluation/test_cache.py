@@ -25,11 +25,11 @@ def test_the_same_is_measured_once_and_bitwise_kept(tmp_path):
     made: list = []
     ask(tmp_path, made, 1)
     found = ask(tmp_path, made, 1)
-    assert made == [1] and found.cost == FOUND.cost and list(found.arms) == list(FOUND.arms)
-    for name, (errors, by_step) in FOUND.arms.items():
-        assert by_step.tobytes() == found.arms[name][1].tobytes()
+    assert made == [1] and found.cost == FOUND.cost and list(found.methods) == list(FOUND.methods)
+    for name, (errors, by_step) in FOUND.methods.items():
+        assert by_step.tobytes() == found.methods[name][1].tobytes()
         assert {k: x.tobytes() for k, x in errors.items()} == {
-            k: x.tobytes() for k, x in found.arms[name][0].items()
+            k: x.tobytes() for k, x in found.methods[name][0].items()
         }
 
 

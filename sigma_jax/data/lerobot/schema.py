@@ -8,7 +8,7 @@ from typing import Any
 from sigma_jax.errors import UserError
 
 MAX_PIXELS = 2**26  # of a picture, twice 8K; more is a claim, not a camera
-PICTURES = ('video', 'image')
+IMAGE_DTYPES = ('video', 'image')
 
 Features = Mapping[str, Mapping[str, Any]]
 
@@ -35,11 +35,11 @@ def check_features(features: Any, path: Path) -> None:
             raise UserError(
                 f'expected feature names without slashes in {path}, got {key!r}; rename it there'
             )
-        if is_picture(features[key]):
+        if is_image(features[key]):
             _check_size(key, features[key].get('shape'), path)
 
 
-def is_picture(feature: Mapping[str, Any]) -> bool:
+def is_image(feature: Mapping[str, Any]) -> bool:
     """Whether a feature is a camera, stored as a video or as images.
 
     Args:
@@ -48,7 +48,7 @@ def is_picture(feature: Mapping[str, Any]) -> bool:
     Returns:
       Whether it is.
     """
-    return feature.get('dtype') in PICTURES
+    return feature.get('dtype') in IMAGE_DTYPES
 
 
 def _check_size(key: str, shape: Any, path: Path) -> None:
@@ -64,7 +64,7 @@ def _check_size(key: str, shape: Any, path: Path) -> None:
         )
 
 
-def picture_size(feature: Mapping[str, Any]) -> tuple[int, int]:
+def image_size_of(feature: Mapping[str, Any]) -> tuple[int, int]:
     """Size of a camera's images; channels may stand first, as `names` says or, without names, a 1,
     3 or 4 there.
 

@@ -4,25 +4,25 @@ import numpy as np
 import pytest
 
 from sigma_jax.evaluation.compare import contrasts
-from sigma_jax.evaluation.compare.contrasts import PooledArm
+from sigma_jax.evaluation.compare.contrasts import PooledMethod
 from sigma_jax.evaluation.metrics import ERRORS
 
 EPISODE = np.asarray([3, 3, 7])
 
 
-def arm(*seeds):
+def method(*seeds):
     errors = [dict.fromkeys(ERRORS, np.asarray(values, float)) for values in seeds]
-    return PooledArm(errors, tuple(range(len(seeds))) if len(seeds) > 1 else ())
+    return PooledMethod(errors, tuple(range(len(seeds))) if len(seeds) > 1 else ())
 
 
 @pytest.fixture(scope='module')
 def report():
-    arms = {
-        'pi05': arm([2, 2, 4]),
-        'sigma': arm([1, 1, 2], [1, 2, 3]),
-        'no_tau': arm([2, 1, 2], [1, 1, 1]),
+    methods = {
+        'pi05': method([2, 2, 4]),
+        'sigma': method([1, 1, 2], [1, 2, 3]),
+        'no_tau': method([2, 1, 2], [1, 1, 1]),
     }
-    return contrasts.compare(arms, EPISODE, [('sigma', 'pi05'), ('sigma', 'no_tau')])
+    return contrasts.compare(methods, EPISODE, [('sigma', 'pi05'), ('sigma', 'no_tau')])
 
 
 def test_errors_of_every_seed_and_episode_are_kept(report):
@@ -42,8 +42,8 @@ def test_contrasts_are_ratios_of_pooled_means(report):
 
 
 def test_every_arm_meets_its_references():
-    arms = ['hold', 'pi05', 'pi05_lora', 'pi05_lora_mean8', 'sigma', 'no_tau', 'no_film']
-    found = contrasts.pairs(arms, ['pi05_lora'], ['no_tau', 'no_film'], 'sigma')
+    methods = ['hold', 'pi05', 'pi05_lora', 'pi05_lora_mean8', 'sigma', 'no_tau', 'no_film']
+    found = contrasts.pairs(methods, ['pi05_lora'], ['no_tau', 'no_film'], 'sigma')
     assert {other for one, other in found if one == 'sigma'} == {
         'pi05',
         'pi05_lora',
@@ -52,6 +52,6 @@ def test_every_arm_meets_its_references():
     }
     assert ('hold', 'pi05_lora') in found and ('pi05_lora', 'pi05') in found
     assert len(found) == len(set(found)) and all(one != other for one, other in found)
-    assert contrasts.pairs(arms, [], ['no_tau'], None) == [
-        (name, 'pi05') for name in arms if name != 'pi05'
+    assert contrasts.pairs(methods, [], ['no_tau'], None) == [
+        (name, 'pi05') for name in methods if name != 'pi05'
     ]

@@ -183,7 +183,7 @@ def test_files_written_for_openpi_normalise_alike(tmp_path):
 
 
 def test_our_guard_of_still_joints_is_written_as_a_range_to_others(tmp_path):
-    ours = assets.Beside(OURS, stats_json())
+    ours = assets.PolicyAssets(OURS, stats_json())
     assert ours.statistics['state'].near_constant.tolist() == [False, True, False]
     notes = write(ours, tmp_path / 'lerobot', 'lerobot')
     assert any('state 1 hardly move: q99 is written' in note for note in notes)
@@ -214,7 +214,7 @@ def test_changed_settings_replace_the_source_s_own_files(tmp_path):
 
 
 def test_files_that_contradict_each_other_are_named(tmp_path):
-    write(assets.Beside(OURS, stats_json()), tmp_path / 'out', 'lerobot')
+    write(assets.PolicyAssets(OURS, stats_json()), tmp_path / 'out', 'lerobot')
     assert assets.read(tmp_path / 'out').notes == ()
     changed = {
         name: dataclasses.replace(one, q99=one.q99 + 1) for name, one in stats_json().items()
@@ -242,7 +242,7 @@ def test_the_dtype_of_the_weights_is_told_in_lerobot_s_own_config(tmp_path):
 
 
 def test_what_is_not_known_is_said(tmp_path):
-    notes = write(assets.Beside(OURS), tmp_path / 'out', 'lerobot')
+    notes = write(assets.PolicyAssets(OURS), tmp_path / 'out', 'lerobot')
     assert any('cameras of this policy are not known' in note for note in notes)
     assert any('statistics of state and actions are not known' in note for note in notes)
     assert (

@@ -13,13 +13,13 @@ import pytest
 
 from configs import ablations as config
 from sigma_jax import trees
-from sigma_jax.ablations import side_by_side, stacked
+from sigma_jax.ablations import stacked, stacked_trainer
 from sigma_jax.ablations.stacked import Member
 from sigma_jax.ablations.summary import summary
 from sigma_jax.cli.tables import ablation_table
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation.trained import Trained
+from sigma_jax.evaluation.trained_models import Trained
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
@@ -43,17 +43,17 @@ TOY = toy_run.CONFIG | {
 }
 
 
-def toy_goal(trainable, frozen, batch, ablation, key, step):
-    """`toy_run.goal`, its distance weighted by the ramp; no number from step 5 on where `film` is
-    shut.
+def toy_objective(trainable, frozen, batch, ablation, key, step):
+    """`toy_run.objective`, its distance weighted by the ramp; no number from step 5 on where `film`
+    is shut.
     """
-    loss, metrics = toy_run.goal(trainable, frozen, batch, ablation, key, step)
+    loss, metrics = toy_run.objective(trainable, frozen, batch, ablation, key, step)
     speed = jnp.where(jnp.isinf(ablation.ramp_speed), 2.0, ablation.ramp_speed)
     return loss * speed * jnp.where((step >= 5) & (ablation.film <= 0), jnp.nan, 1.0), metrics
 
 
 class ToyAblation(toy_run.ToyRun):
-    """What `side_by_side` needs of an `AblationRun`."""
+    """What `stacked_trainer` needs of an `AblationRun`."""
 
     def __init__(self, config, members, at_once):
         super().__init__(config)
@@ -63,23 +63,25 @@ class ToyAblation(toy_run.ToyRun):
             for m in members
         ]
         self.state, self.gates = stacked.start(starts), stacked.stack_gates(members)
-        self.step = self.devices.jit_rows(
-            stacked.side_by_side(make_step(toy_goal, optimizer), self.at_once)
+        self.step = self.devices.jit_members(
+            stacked.vmapped_step(make_step(toy_objective, optimizer), self.at_once)
         )
 
 
 @pytest.fixture
 def toy(monkeypatch):
     """`train(work folder, **changes of the config)` around one matrix."""
-    monkeypatch.setattr(side_by_side, 'AblationRun', ToyAblation)
-    return lambda workdir, grid=GRID, **changes: side_by_side.train(
+    monkeypatch.setattr(stacked_trainer, 'AblationRun', ToyAblation)
+    return lambda workdir, grid=GRID, **changes: stacked_trainer.train(
         RunConfig.from_dict(TOY | changes), grid, workdir
     )
 
 
 def rows(workdir, member):
     return list(
-        csv.DictReader(side_by_side.place(RunFolder(workdir), member).log.read_text().splitlines())
+        csv.DictReader(
+            stacked_trainer.place(RunFolder(workdir), member).log.read_text().splitlines()
+        )
     )
 
 
@@ -114,7 +116,7 @@ def test_a_row_that_is_no_number_keeps_its_last_state_and_is_named(toy, tmp_path
     assert state.failed.tolist() == [-1, -1, 5, 5, -1, -1]
     logged = [[row['step'] for row in rows(tmp_path, member)] for member in members]
     assert logged == [list('01234567')] * 2 + [list('01234')] * 2 + [list('01234567')] * 2
-    steps = [side_by_side.place(RunFolder(tmp_path), m).steps == [5] for m in members]
+    steps = [stacked_trainer.place(RunFolder(tmp_path), m).steps == [5] for m in members]
     assert steps == [False, False, True, True, False, False]
     found = json.loads((tmp_path / 'ablations.json').read_text())
     assert [entry['failed'] for entry in found['bad'] + found['sigma']] == [5, 5, None, None]
@@ -150,7 +152,7 @@ def test_grids_and_configs_that_cannot_be_meant(small_run, tmp_path):
     with pytest.raises(
         UserError, match="config.ablations: expected objective 'sigma', .*, got 'flow_matching'"
     ):
-        side_by_side.train(
+        stacked_trainer.train(
             RunConfig.from_dict(flow_config(small_run.shards)), grid, tmp_path / 'run'
         )
     with pytest.raises(
@@ -158,7 +160,9 @@ def test_grids_and_configs_that_cannot_be_meant(small_run, tmp_path):
         match=r'expected a file with rows and seeds, got none of '
         r"\['seeds'\]",
     ):
-        side_by_side.train(RunConfig.from_dict(small_run.config()), {'rows': {}}, tmp_path / 'run')
+        stacked_trainer.train(
+            RunConfig.from_dict(small_run.config()), {'rows': {}}, tmp_path / 'run'
+        )
     assert not (tmp_path / 'run').exists()
 
 
@@ -192,7 +196,7 @@ def real(small_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('real')
     changes = {'steps': 0, 'features': 'cache'}
     rows = {name: GRID['rows'][name] for name in ('sigma', 'ramp_at_once')}
-    result = side_by_side.train(
+    result = stacked_trainer.train(
         RunConfig.from_dict(small_run.config(**changes)),
         {'rows': rows, 'seeds': (7,)},
         workdir,
@@ -202,7 +206,7 @@ def real(small_run, tmp_path_factory):
 
 def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     workdir, members, state = real
-    trained = Trained(side_by_side.place(RunFolder(workdir), members[1]).path)
+    trained = Trained(stacked_trainer.place(RunFolder(workdir), members[1]).path)
     alone = jax.device_get(stacked.member_state(state, 1))
     assert trees.digest(trained.trainable) == trees.digest(alone.ema)
     assert trained.provenance['seed'] == 7 and trained.provenance['step'] == 0
@@ -229,7 +233,7 @@ def test_a_member_is_trained_as_a_plain_run_of_its_seed(small_run, tmp_path):
         'rows': {'no_film': {'film': 0.0}, 'ramp_at_once': GRID['rows']['ramp_at_once']},
         'seeds': (0,),
     }
-    members = side_by_side.train(
+    members = stacked_trainer.train(
         RunConfig.from_dict(small_run.config(**changes)), grid, tmp_path / 'rows'
     ).members
     logs = [rows(tmp_path / 'rows', member) for member in members]

@@ -35,7 +35,7 @@ PER_RUN = {
 }
 
 
-class Library:
+class ModelCache:
     """Base, statistics and compiled passes, opened once for all trainings that differ in seed,
     gates and weights.
     """
@@ -64,7 +64,7 @@ class Library:
         return self._opened[key]
 
 
-class Trained:
+class TrainedSigma:
     """A trained Sigma for evaluation: `predict(batch, ablation) -> SigmaOutput`, leaves [b g ...].
 
     `gates` are those it was trained with: evaluation must not bring back a part that training left
@@ -72,13 +72,13 @@ class Trained:
 
     Args:
       workdir: the training folder.
-      library: what is shared; None: nothing.
+      model_cache: what is shared; None: nothing.
 
     Raises:
       UserError: the run trains the policy itself, or has no checkpoint.
     """
 
-    def __init__(self, workdir: pathlib.Path, library: Library | None = None):
+    def __init__(self, workdir: pathlib.Path, model_cache: ModelCache | None = None):
         folder = RunFolder(workdir)
         self.config = folder.config()
         if self.config.kind.trains_policy:
@@ -86,8 +86,8 @@ class Trained:
                 f"expected a run with objective 'sigma' in {workdir}, got {self.config.objective!r}"
             )
         step, self.trainable = folder.trainable()
-        parts, self.forward = (library or Library()).open(
-            self.config, lambda parts: parts.goal.forward
+        parts, self.forward = (model_cache or ModelCache()).open(
+            self.config, lambda parts: parts.objective.forward
         )
         self.frozen, self.base, self.shards, self.policy_stats = (
             parts.frozen,
@@ -143,29 +143,32 @@ class Trained:
 
 
 class TrainedPolicy:
-    """pi0.5 after flow matching: `sample(batch) -> [b g m t a]`, raw units, `draws` samples of
+    """pi0.5 after flow matching: `sample(batch) -> [b g m t a]`, raw units, `samples` samples of
     every window.
 
     `statistics` normalise the states of its prompts, as they did in training.
 
     Args:
       workdir: the training folder.
-      library: what is shared.
-      draws: samples of a window.
+      model_cache: what is shared.
+      samples: samples of a window.
       seed: of the noise.
     """
 
-    def __init__(self, workdir: pathlib.Path, library: Library, draws: int, seed: int):
+    def __init__(self, workdir: pathlib.Path, model_cache: ModelCache, samples: int, seed: int):
         folder = RunFolder(workdir)
         self.config = folder.config()
         step, self.trainable = folder.trainable()
 
         def make(parts: Parts) -> Callable:
             return sampling.make_sampler(
-                sampling.bind_tuned(parts.goal.config), seed, draws, parts.shards.meta.horizon
+                sampling.bind_finetuned(parts.objective.config),
+                seed,
+                samples,
+                parts.shards.meta.horizon,
             )
 
-        parts, self.run = library.open(self.config, make)
+        parts, self.run = model_cache.open(self.config, make)
         self.frozen, self.base, self.statistics = parts.frozen, parts.base, parts.statistics.loader
         self.parameter_counts = parameter_count(self.trainable)
         self.provenance = {

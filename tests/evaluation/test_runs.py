@@ -61,7 +61,7 @@ def test_a_folder_of_rows(rows):
     assert left_out == [str(rows / 'rows' / 'sigma' / f'seed{n}') for n in (11, 12)], (
         'no checkpoint, and not the last'
     )
-    assert runs.lead(found).folder == rows / 'rows' / 'sigma' / 'seed0'
+    assert runs.reference_run(found).folder == rows / 'rows' / 'sigma' / 'seed0'
 
 
 def test_names_of_single_folders(tmp_path):
@@ -207,4 +207,4 @@ def test_folders_without_training(tmp_path):
 def test_no_sigma_no_report(tmp_path):
     found, _ = runs.find([make(tmp_path / 'a', objective='flow_matching', trainable=['lora'])])
     with pytest.raises(UserError, match='expected at least one training with objective sigma'):
-        runs.lead(found)
+        runs.reference_run(found)

@@ -9,9 +9,8 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping
 
-from sigma_jax.convert import assets as beside
-from sigma_jax.convert import sizes
-from sigma_jax.convert.assets import Beside
+from sigma_jax.convert import assets, sizes
+from sigma_jax.convert.assets import PolicyAssets
 from sigma_jax.convert.dataset_stats import HORIZON
 from sigma_jax.convert.lerobot import read
 from sigma_jax.convert.lerobot.read import NormStats
@@ -62,11 +61,11 @@ def home(adapter: str | pathlib.Path) -> pathlib.Path:
 
 
 def merged(
-    base: Beside,
+    base: PolicyAssets,
     folder: pathlib.Path,
     stats: str | pathlib.Path | None = None,
     horizon: int = HORIZON,
-) -> Beside:
+) -> PolicyAssets:
     """The assets of a base with an adapter merged in; one note says whose they are and what
     differs.
 
@@ -85,7 +84,7 @@ def merged(
     """
     found = _found(base, folder, None if stats is None else str(stats))
     if stats is not None:
-        return beside.with_statistics(found, stats, horizon)
+        return assets.with_statistics(found, stats, horizon)
     if found.statistics is None and base.statistics is not None:
         return dataclasses.replace(found, statistics=_rescaled(base, found.policy, folder))
     return found
@@ -123,9 +122,9 @@ def sized(source: Source, folder: pathlib.Path) -> tuple[Source, tuple[str, ...]
     return dataclasses.replace(source, config=config, assumed=assumed), notes
 
 
-def _found(base: Beside, folder: pathlib.Path, stats: str | None) -> Beside:
+def _found(base: PolicyAssets, folder: pathlib.Path, stats: str | None) -> PolicyAssets:
     if (folder / POLICY_FILE).is_file() or read.is_here(folder):
-        found = beside.read(folder, 'lerobot')
+        found = assets.read(folder, 'lerobot')
         policy = dataclasses.replace(
             found.policy, cameras=found.policy.cameras or base.policy.cameras
         )
@@ -133,14 +132,14 @@ def _found(base: Beside, folder: pathlib.Path, stats: str | None) -> Beside:
         theirs = {
             name: path
             for name, path in found.files.items()
-            if name != beside.TRAINING and '/' not in name
+            if name != assets.TRAINING and '/' not in name
         }
         kind = 'processors' if (folder / read.BEFORE).is_file() else read.CONFIG
         source = POLICY_FILE if (folder / POLICY_FILE).is_file() else f"LeRobot's {kind}"
         found = dataclasses.replace(found, policy=policy, statistics=statistics, files=theirs)
-        return _told(base, found, f'{source} beside the adapter', stats)
-    assets = [*asset_files(folder).values()]
-    direct = [file for file in (folder / NORM_STATS,) if file.is_file()] or assets
+        return _with_notes(base, found, f'{source} beside the adapter', stats)
+    openpi_files = [*asset_files(folder).values()]
+    direct = [file for file in (folder / NORM_STATS,) if file.is_file()] or openpi_files
     if len(direct) > 1:
         names = ', '.join(str(file.relative_to(folder)) for file in direct)
         raise UserError(
@@ -150,20 +149,22 @@ def _found(base: Beside, folder: pathlib.Path, stats: str | None) -> Beside:
     if direct:
         statistics = read_both(direct[0], scalings=base.policy.scalings())
         found = dataclasses.replace(base, statistics=statistics, files={}, notes=())
-        return _told(base, found, f'{direct[0].relative_to(folder)} beside the adapter', stats)
+        return _with_notes(
+            base, found, f'{direct[0].relative_to(folder)} beside the adapter', stats
+        )
     if (exported := _from_record(base, folder)) is not None:
-        return _told(base, exported, f'the export around {folder.name}', stats)
+        return _with_notes(base, exported, f'the export around {folder.name}', stats)
     whose = (
         "statistics and settings are the base's; if the adapter was trained by others, name "
         'them with --stats'
     )
     if stats is not None:
-        whose = f"settings are the base's, statistics those of {stats}, as told"
+        whose = f"settings are the base's, statistics those of {stats}, as given"
     note = f'{folder} holds no processors, {POLICY_FILE} or {NORM_STATS}: {whose}'
     return dataclasses.replace(base, notes=(*base.notes, note))
 
 
-def _from_record(base: Beside, folder: pathlib.Path) -> Beside | None:
+def _from_record(base: PolicyAssets, folder: pathlib.Path) -> PolicyAssets | None:
     """From an export of ours that has nothing in the adapter's own folder: its record and
     statistics lie above.
     """
@@ -184,7 +185,7 @@ def _from_record(base: Beside, folder: pathlib.Path) -> Beside | None:
     policy = dataclasses.replace(
         base.policy, relative_joints=flags[:width], state=own['state'], actions=own['actions']
     )
-    return Beside(policy, statistics, assumed=base.assumed)
+    return PolicyAssets(policy, statistics, assumed=base.assumed)
 
 
 def _of_export(folder: pathlib.Path, policy: ProcessorConfig) -> NormStats | None:
@@ -194,7 +195,9 @@ def _of_export(folder: pathlib.Path, policy: ProcessorConfig) -> NormStats | Non
     return read_both(file, scalings=policy.scalings()) if exported else None
 
 
-def _told(base: Beside, found: Beside, source: str, stats: str | None) -> Beside:
+def _with_notes(
+    base: PolicyAssets, found: PolicyAssets, source: str, stats: str | None
+) -> PolicyAssets:
     """`found` with the base's tokenizer, and with the note that says where it is from and what
     differs.
 
@@ -209,7 +212,7 @@ def _told(base: Beside, found: Beside, source: str, stats: str | None) -> Beside
     if own:
         differences[:0] = _other_numbers(base.statistics, found.statistics or {})
     elif stats is not None:
-        whose = f'statistics are from {stats}, as told; '
+        whose = f'statistics are from {stats}, as given; '
     elif base.statistics is not None:
         whose = (
             "statistics are the base's, as none lie beside the adapter: if it was trained by "
@@ -222,7 +225,7 @@ def _told(base: Beside, found: Beside, source: str, stats: str | None) -> Beside
         if differences
         else "they are also the base's"
     )
-    tokenizers = {name: path for name, path in base.files.items() if name in beside.CARRIED}
+    tokenizers = {name: path for name, path in base.files.items() if name in assets.CARRIED}
     kept = tuple(text for text in found.notes if not (whose and read.LACK in text))
     return dataclasses.replace(found, files=tokenizers | dict(found.files), notes=(note, *kept))
 
@@ -238,7 +241,7 @@ def _other_numbers(base: NormStats | None, own: Mapping) -> list[str]:
     ]
 
 
-def _rescaled(base: Beside, policy: ProcessorConfig, folder: pathlib.Path) -> NormStats:
+def _rescaled(base: PolicyAssets, policy: ProcessorConfig, folder: pathlib.Path) -> NormStats:
     """The base's numbers as the adapter's settings use them. Raises UserError where they are of
     something else.
     """

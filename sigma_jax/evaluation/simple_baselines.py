@@ -35,8 +35,8 @@ def hold(state: Float[np.ndarray, 'n p'], horizon: int, joints: int) -> Float[np
     """
     if state.shape[-1] != joints:
         raise UserError(
-            f'arm hold: expected a state of {joints} values, one for each action, got '
-            f'{state.shape[-1]}; leave the arm out for this data set'
+            f'hold: expected a state of {joints} values, one for each action, got '
+            f'{state.shape[-1]}; leave the method out for this data set'
         )
     return np.repeat(np.asarray(state, np.float64)[:, None], horizon, axis=1)
 

@@ -72,7 +72,7 @@ class Features:
         """
         return [self.part(n) for n in range(-(-windows // FILE))]
 
-    def made_by(self) -> dict[str, Any] | None:
+    def fingerprint(self) -> dict[str, Any] | None:
         """What made those that are there; None where nothing readable says so."""
         try:
             return dict(json.loads(self.record.read_text()))

@@ -7,22 +7,22 @@ from pathlib import Path, PurePath
 from sigma_jax.errors import UserError
 
 
-def source_digest(root: Path, pictures: Collection[str] | None = None) -> str:
+def source_digest(root: Path, image_features: Collection[str] | None = None) -> str:
     """sha256 over names and contents of a data set's files, hidden ones left out.
 
-    With `pictures` only over files of a LeRobot data set that a preparation reads: a camera that is
-    fetched later, or a new README, makes no other data set of it.
+    With `image_features` only over files of a LeRobot data set that a preparation reads: a camera
+    that is fetched later, or a new README, makes no other data set of it.
 
     Args:
       root: of the data set.
-      pictures: features whose images are read; None: all files count.
+      image_features: features whose images are read; None: all files count.
 
     Returns:
       64 hexadecimal digits.
     """
     digest = hashlib.sha256()
     files = [path for path in root.rglob('*') if path.is_file()]
-    known = pictures if (root / 'meta' / 'info.json').is_file() else None
+    known = image_features if (root / 'meta' / 'info.json').is_file() else None
     for path in sorted(files):
         relative = path.relative_to(root)
         if not any(part.startswith('.') for part in relative.parts) and is_read(relative, known):
@@ -30,19 +30,19 @@ def source_digest(root: Path, pictures: Collection[str] | None = None) -> str:
     return digest.hexdigest()
 
 
-def is_read(relative: PurePath, pictures: Collection[str] | None) -> bool:
+def is_read(relative: PurePath, image_features: Collection[str] | None) -> bool:
     """Whether a preparation reads a file of a LeRobot data set.
 
     Args:
       relative: path of the file within the data set.
-      pictures: features whose images are read; None: all files are.
+      image_features: features whose images are read; None: all files are.
 
     Returns:
       Whether it does.
     """
-    if pictures is None or relative.parts[0] in ('meta', 'data'):
+    if image_features is None or relative.parts[0] in ('meta', 'data'):
         return True
-    return relative.parts[0] == 'videos' and any(part in pictures for part in relative.parts)
+    return relative.parts[0] == 'videos' and any(part in image_features for part in relative.parts)
 
 
 def file_digest(path: Path) -> str:
