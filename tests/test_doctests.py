@@ -30,6 +30,8 @@ TESTS = [test for file in FILES for test in examples(file)]
 
 @pytest.mark.parametrize('test', TESTS, ids=lambda test: test.name)
 def test_an_example_gives_what_it_says(test, tmp_path, monkeypatch):
+    for folder in ('assets', 'tests'):  # examples name what is embedded, and write beside it
+        (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
     told: list[str] = []
     runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)

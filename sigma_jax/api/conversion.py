@@ -107,6 +107,12 @@ def convert_weights(
     Raises:
       UserError: `out` exists, no pi0.5 or a damaged one, an adapter of another model, or settings
         that contradict each other.
+
+    Examples:
+      >>> import sigma_jax as sj
+      >>> done = sj.convert_weights('assets/pi05_tiny', 'runs/base')
+      >>> done.format, done.layout, done.parameters
+      ('lerobot', 'jax', 829800)
     """
     dtype = _chosen_dtype(dtype, bool(adapter), merge_lora)
     overrides = Overrides(action_horizon, sample_steps, prompt_state)
@@ -221,5 +227,11 @@ def verify(
 
     Raises:
       UserError: a checkpoint or fixture that cannot be read, or that do not belong together.
+
+    Examples:
+      >>> import sigma_jax as sj
+      >>> proof = sj.verify('tests/data/pi05_tiny/openpi_jax', 'tests/data/pi05_tiny')
+      >>> proof.passed, proof.compared
+      (True, 28)
     """
     return Proof(tuple(parity.verify(checkpoint, fixture, tolerance, dtype)), dtype, tolerance)

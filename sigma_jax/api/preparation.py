@@ -69,6 +69,14 @@ def open_dataset(source: str | pathlib.Path, settings: Any = None) -> Dataset:
 
     Raises:
       UserError: nothing there, nothing that is known, or damaged metadata.
+
+    Examples:
+      >>> import sigma_jax as sj
+      >>> dataset = sj.open_dataset('assets/so101_pickplace')
+      >>> len(dataset.episodes), dataset.fps, dataset.cameras
+      (55, 30.0, ('observation.images.up', 'observation.images.side'))
+      >>> dataset.read_episode(0).state.shape  # [n d], raw robot units
+      (171, 6)
     """
     return sources.open_source(source, settings)
 

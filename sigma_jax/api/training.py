@@ -87,6 +87,13 @@ def forecast(
 
     Raises:
       UserError: no GPU here and none named, or anything wrong with the config.
+
+    Examples:
+      >>> import sigma_jax as sj
+      >>> from configs import sigma_pi05  # full size, on a base in bfloat16
+      >>> config = sj.RunConfig.from_dict(sigma_pi05.get_config().to_dict())
+      >>> sj.forecast(config, card_gib=24).fits
+      True
     """
     members = 1 if grid is None else len(stacked_trainer.with_grid(config, grid)[1])
     return memory_check.forecast(config, card_gib, members)

@@ -10,7 +10,7 @@ from sigma_jax.types import Ablation, Frozen, PyTree, SigmaOutput
 
 
 class Predictor(Protocol):
-    """A trained Sigma: `evaluation.trained_models.Trained`, or a test's stand-in with known
+    """A trained Sigma: `evaluation.trained_models.TrainedSigma`, or a test's stand-in with known
     errors.
     """
 

@@ -15,6 +15,7 @@ from sigma_jax.evaluation.request import Request
 from sigma_jax.evaluation.stress import robustness, stress
 from sigma_jax.evaluation.stress.perturb import every_level
 from sigma_jax.evaluation.trained_models import ModelCache
+from sigma_jax.policies.sampled import stored_weights
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training.progress import Bars
 from sigma_jax.types import to_batch
@@ -109,15 +110,21 @@ def perturbed(replayed: Replayed, bars: Bars) -> dict[str, Any]:
       bars: where its bar is shown.
     """
     shards, split, trained = replayed.shards, replayed.split, replayed.trained
-    base = robustness.BasePolicy(shards, trained.base, trained.frozen.params)
+    storage = trained.config.quant
+    weights = stored_weights(trained.base, storage, trained.frozen.params)
+    base = robustness.BasePolicy(shards, trained.base, weights)
     bar = bars.add('robustness', total=9)
 
     def pairs() -> Iterable[tuple[NumpyBatch, NumpyBatch]]:
         bases = base.batches(split, replayed.request.episodes_at_once, replayed.batch_cache)
         return zip(replayed.batches(), bases, strict=True)
 
+    clean = replayed.windows
+    if storage.kind != 'stored':  # the base on the clean windows as on the others
+        again = robustness.perturbed(pairs(), lambda batch: batch, base.sample)
+        clean = robustness.replayed(again, trained)
     rows = robustness.table(
-        replayed.windows,
+        clean,
         pairs,
         trained,
         base.sample,
@@ -139,7 +146,7 @@ def compared(replayed: Replayed, bars: Bars) -> dict[str, Any]:
     request = replayed.request
     inputs = comparison_run.Inputs(
         trainings=request.rows,
-        lead=request.workdir,
+        reference_run=request.workdir,
         opened=replayed.trained,
         splits=replayed.splits,
         state=replayed.state,

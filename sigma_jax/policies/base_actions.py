@@ -30,7 +30,7 @@ from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.nn.lora import LoraConfig
-from sigma_jax.policies.sampled import Sampler, check_acts, make_sampler, on_device
+from sigma_jax.policies.sampled import Sampler, check_acts, make_sampler
 from sigma_jax.processing import fitting
 from sigma_jax.processing.normalize import NormStats
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
@@ -176,7 +176,12 @@ def _finished(shards: Shards, record: BaseRecord) -> tuple[str, ...]:
 
 
 def sampler_of(
-    shards: Shards, base: Base, record: BaseRecord, held: PyTree | None = None, samples: int = 0
+    shards: Shards,
+    base: Base,
+    record: BaseRecord,
+    *,
+    samples: int = 0,
+    weights: PyTree | None = None,
 ) -> Sampler:
     """The sampler behind the base's actions beside some shards: what it gives is what lies there.
 
@@ -184,8 +189,8 @@ def sampler_of(
       shards: whose windows are sampled.
       base: with its weights.
       record: how it is sampled.
-      held: leaves of the base that lie on the device already; see `sampled.on_device`.
       samples: how many of the recorded draws, from the first; 0: all.
+      weights: the base's on the device; None: put there as they are stored.
 
     Returns:
       The sampler.
@@ -200,7 +205,7 @@ def sampler_of(
         shards.meta.horizon,
         seed=record.seed,
         samples=samples or record.samples,
-        weights=on_device(base.params, held),
+        weights=weights,
     )
 
 

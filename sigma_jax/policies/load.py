@@ -5,10 +5,9 @@ import pathlib
 
 from sigma_jax.convert.base_policy import Base, ModelConfig, open_base, read_weights
 from sigma_jax.errors import UserError
-from sigma_jax.nn import quant
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies.base_actions import check_robot
-from sigma_jax.policies.sampled import SampledPolicy, check_acts, make_sampler
+from sigma_jax.policies.sampled import SampledPolicy, check_acts, make_sampler, stored_weights
 from sigma_jax.processing.fitting import Robot
 from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
@@ -64,7 +63,7 @@ def load_policy(
     words = load_tokenizer(tokenizer or base.folder)
     check_vocab(words, base.config.vocab_size)
     base, spec, horizon = read_weights(base), base.spec, base.config.action_horizon
-    weights = quant.store(base.params, spec.stored, storage, float32=spec.float32)
+    weights = stored_weights(base, storage)
     sampler = make_sampler(base, known, horizon, seed=seed, weights=weights)
     side = base.config.image_size
     processor = of_policy(base.policy, sampler.statistics, words, side, spec.prompt)

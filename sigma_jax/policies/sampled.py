@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from sigma_jax import trees, xla
 from sigma_jax.convert.base_policy import Base, robot_statistics
 from sigma_jax.errors import UserError
-from sigma_jax.nn.quant import Quantised
+from sigma_jax.nn import quant
+from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies import sampling
 from sigma_jax.policies.base import ACTIONS, IMAGES, STATE, TASK, PolicySpec
 from sigma_jax.processing import fitting
@@ -90,7 +90,7 @@ def make_sampler(
     relative = fitting.of_shards((), base.policy, robot, base.config.action_dim)
     statistics = cast(NormStats, robot_statistics(base, robot))
     sample = sampling.make_sampler(sampling.bind_frozen(base.config), seed, samples, horizon)
-    weights = on_device(base.params) if weights is None else weights
+    weights = stored_weights(base) if weights is None else weights
     scaling = action_scaling(statistics, statistics, relative)
     return Sampler(statistics, xla.jit(sample), weights, scaling)
 
@@ -116,26 +116,32 @@ def check_acts(base: Base) -> None:
         )
 
 
-def on_device(params: PyTree, held: PyTree | None = None) -> PyTree:
-    """Weights on the device, in the dtypes in which they are stored.
+def stored_weights(
+    base: Base, storage: QuantConfig = QuantConfig(), held: PyTree | None = None
+) -> PyTree:
+    """A base's weights on the device, in the form that `storage` names.
 
     Args:
-      params: all leaves, of the host.
-      held: leaves of the same weights that lie on the device for another purpose, such as a
-        training's frozen ones. Those of the same dtype hold the same numbers and are shared;
-        quantised ones are not.
+      base: with its weights.
+      storage: how its matrices lie there.
+      held: leaves of the same weights that lie there already, in that form, such as the frozen ones
+        of a training; they are shared.
 
     Returns:
-      All leaves on the device.
+      All leaves.
+
+    Raises:
+      UserError: as `quant.assign_formats`.
     """
-    leaves = trees.flatten(held or {}, is_leaf=lambda x: isinstance(x, Quantised))
+    spec, there = base.spec, _leaves(held or {})
+    rest = quant.store(
+        base.params, spec.stored, storage, lambda path: path not in there, float32=spec.float32
+    )
+    return trees.unflatten(_leaves(rest) | there)
 
-    def one(path: str, leaf: Any) -> Any:
-        there: Any = leaves.get(path)
-        same = isinstance(there, jax.Array) and there.dtype == leaf.dtype
-        return there if same and there.shape == leaf.shape else jax.device_put(leaf)
 
-    return trees.map_with_path(one, params)
+def _leaves(weights: PyTree) -> dict[str, Any]:
+    return trees.flatten(weights, is_leaf=lambda x: isinstance(x, quant.Quantised))
 
 
 class SampledPolicy:

@@ -18,7 +18,7 @@ from sigma_jax.training.compilation import gc_disabled
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.progress import Bars, Reporter
-from sigma_jax.training.signals import Stopped, Wish, children_ignore_sigint, stop_on_signal
+from sigma_jax.training.signals import Stopped, StopSignal, children_ignore_sigint, stop_on_signal
 from sigma_jax.types import Batch, to_batch
 
 
@@ -185,7 +185,7 @@ def note_episodes(run: Any, folder: RunFolder) -> None:
         folder.note_episodes(shards.meta, run.config.base)
 
 
-def loop(one: Work, batches: Any, checkpoints: Checkpoints, bars: Bars, stop: Wish) -> None:
+def loop(one: Work, batches: Any, checkpoints: Checkpoints, bars: Bars, stop: StopSignal) -> None:
     """Steps from `run.state.step` to `config.steps`; the only place where training has side
     effects.
 

@@ -19,7 +19,7 @@ from sigma_jax.ablations.summary import summary
 from sigma_jax.cli.tables import ablation_table
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation.trained_models import Trained
+from sigma_jax.evaluation.trained_models import TrainedSigma
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
@@ -206,7 +206,7 @@ def real(small_run, tmp_path_factory):
 
 def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     workdir, members, state = real
-    trained = Trained(stacked_trainer.place(RunFolder(workdir), members[1]).path)
+    trained = TrainedSigma(stacked_trainer.place(RunFolder(workdir), members[1]).path)
     alone = jax.device_get(stacked.member_state(state, 1))
     assert trees.digest(trained.trainable) == trees.digest(alone.ema)
     assert trained.provenance['seed'] == 7 and trained.provenance['step'] == 0

@@ -1,6 +1,7 @@
 """The script on tiny trained folders, from the command line to the page."""
 
 import json
+import shutil
 import sys
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import evaluate
+import sigma_jax as sj
 from sigma_jax import trees
 from sigma_jax.api.evaluation import request
 from sigma_jax.backbones import pi05
@@ -22,6 +24,7 @@ from sigma_jax.evaluation.stress.perturb import every_level
 from sigma_jax.nn import lora
 from sigma_jax.nn.quant import Quantised
 from sigma_jax.objectives.sigma import init_sigma
+from sigma_jax.policies.sampled import stored_weights
 from sigma_jax.training.build import build
 from sigma_jax.training.checkpoints import Checkpoints
 from sigma_jax.training.config import RunConfig
@@ -196,22 +199,39 @@ def test_base_sampled_again_is_what_lies_beside_the_shards(small_run):
     np.testing.assert_allclose(drawn, stored, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('kind', ['stored', 'bfloat16', 'int8'])
-def test_a_run_s_frozen_leaves_are_shared_and_change_no_bit(small_run, kind):
-    """Whatever form the run keeps them in: what holds other numbers is put there anew."""
-    quant = {'kind': kind, 'patterns': ('.*/mlp/linear',)}
+@pytest.mark.parametrize('kind', ['stored', 'int8'])
+def test_a_run_s_frozen_leaves_are_those_that_are_sampled(small_run, kind):
+    quant = {'kind': kind, 'patterns': ('.*/mlp(_1)?/linear',)}
     config = RunConfig.from_dict(small_run.config(quant=quant))
     opened = read_weights(build(config).base)
     held = store_base(config, opened, build(config).objective)
     shards = open_shards(small_run.shards)
-    alone, beside = (robustness.BasePolicy(shards, opened, x) for x in (None, held))
+    weights = stored_weights(opened, config.quant, held)
+    alone, beside = (robustness.BasePolicy(shards, opened, x) for x in (None, weights))
     batch = next(alone.batches(shards.split('train'), 1))
-    assert np.array_equal(alone.sample(batch), beside.sample(batch))
-    leaves = trees.flatten(held, is_leaf=lambda x: isinstance(x, Quantised))
-    used = trees.flatten(beside._sampler.weights)
-    shared = {path for path, leaf in leaves.items() if used[path] is leaf}
-    assert len(leaves) < len(used)  # Sigma keeps no action expert
-    assert (len(shared) == len(leaves)) == (kind == 'stored') and shared
+    equal = np.array_equal(alone.sample(batch), beside.sample(batch))
+    assert equal == (kind == 'stored')
+    frozen = trees.flatten(held, is_leaf=lambda x: isinstance(x, Quantised))
+    used = trees.flatten(beside._sampler.weights, is_leaf=lambda x: isinstance(x, Quantised))
+    assert len(frozen) < len(used)  # Sigma keeps no action expert
+    assert all(used[path] is leaf for path, leaf in frozen.items())
+
+
+def test_robustness_of_a_quantised_run_samples_its_base_everywhere(folder, report, tmp_path):
+    """As the run stores it, on the clean windows too, so that a change is a perturbation's."""
+    run = tmp_path / 'run'
+    shutil.copytree(folder / 'rows' / 'sigma' / 'seed0', run)
+    config = json.loads((run / 'config.json').read_text())
+    config['quant'] = config['quant'] | {'kind': 'int8', 'patterns': ['.*/mlp(_1)?/linear']}
+    (run / 'config.json').write_text(json.dumps(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(robustness, 'every_level', lambda: every_level()[-1:])
+        found = sj.evaluate(run, robustness=True, splits=('calibration',)).report
+    clean = found['robustness']['rows'][0]['arms']['pi05']['mse_trj']['value']
+    stored = found['splits']['calibration']['arms']['pi05']['mse_trj']['value']
+    assert clean != stored and clean == pytest.approx(stored, rel=0.1)
+    before = report['robustness']['rows'][0]['arms']['pi05']['mse_trj']['value']
+    assert before == report['splits']['calibration']['arms']['pi05']['mse_trj']['value']
 
 
 def test_a_single_folder_is_evaluated_as_ever(folder, monkeypatch):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sigma_jax import trees
 from sigma_jax.backbones import kinds
 from sigma_jax.convert import checkpoint
 from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
@@ -17,7 +18,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig, Quantised
 from sigma_jax.policies.base import IMAGES, STATE, TASK, Policy
 from sigma_jax.policies.load import Joints, joints_of, load_policy
-from sigma_jax.policies.sampled import SampledPolicy, make_sampler, on_device
+from sigma_jax.policies.sampled import SampledPolicy, make_sampler, stored_weights
 from sigma_jax.processing.processor import of_shards
 from sigma_jax.processing.tokenizer import load_tokenizer
 
@@ -172,23 +173,25 @@ def test_weights_lie_as_asked(small_run, live, kind):
     assert 0 < np.abs(got - want).max() < 0.1 * np.ptp(want)
 
 
-def test_leaves_on_the_device_are_shared_where_they_hold_the_same(base):
-    """Of another dtype, another shape or as codes they are not."""
-    path = ('PaliGemma', 'llm', 'layers', 'mlp', 'linear')
-    leaf = base.params['PaliGemma']['llm']['layers']['mlp']['linear']
+@pytest.mark.parametrize('kind', ['stored', 'bfloat16', 'int8'])
+def test_leaves_on_the_device_are_shared_and_the_others_lie_in_the_same_form(base, kind):
+    path = 'PaliGemma/llm/layers/mlp/linear'
+    storage = QuantConfig(kind, ('.*/mlp(_1)?/linear',))
+    alone = stored_weights(base, storage)
+    leaf = leaves(alone)[path]
+    beside = stored_weights(base, storage, trees.unflatten({path: leaf}))
+    assert leaves(beside)[path] is leaf
+    assert jax.tree.structure(alone) == jax.tree.structure(beside)
+    assert jax.tree.all(jax.tree.map(np.array_equal, alone, beside))
+    expert = leaves(alone)['PaliGemma/llm/layers/mlp_1/linear']
+    if kind == 'int8':
+        assert isinstance(expert, Quantised) and isinstance(leaf, Quantised)
+    else:
+        assert expert.dtype == leaf.dtype == ('float32' if kind == 'stored' else jnp.bfloat16)
 
-    def shared(held) -> bool:
-        tree = held
-        for name in reversed(path):
-            tree = {name: tree}
-        got = on_device(base.params, tree)
-        assert jax.tree.all(jax.tree.map(np.array_equal, got, base.params))
-        return got['PaliGemma']['llm']['layers']['mlp']['linear'] is held
 
-    assert shared(jax.device_put(leaf))
-    assert not shared(jax.device_put(leaf).astype(jnp.bfloat16))
-    assert not shared(jax.device_put(leaf)[:, 1:])
-    assert not shared(Quantised(jnp.zeros(leaf.shape, jnp.int8), jnp.ones(1), 'int8'))
+def leaves(weights):
+    return trees.flatten(weights, is_leaf=lambda x: isinstance(x, Quantised))
 
 
 def test_a_robot_is_known_by_its_joints(base):

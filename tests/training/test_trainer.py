@@ -21,7 +21,7 @@ from sigma_jax.convert.base_policy import open_base, read_weights
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
-from sigma_jax.evaluation.trained_models import Trained
+from sigma_jax.evaluation.trained_models import TrainedSigma
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import build, loop, trainer
 from sigma_jax.training.checkpoints import Checkpoints
@@ -146,7 +146,7 @@ def test_a_policy_follows_its_run(small_run, tmp_path):
 
 
 def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
-    trained = Trained(whole[0])
+    trained = TrainedSigma(whole[0])
     assert trained.provenance['step'] == 5 and trained.sequence_length == 2
     assert trained.base.digest == json.loads((small_run.base / 'source.json').read_text())['digest']
     average = jax.device_get(whole[1].ema)
@@ -179,7 +179,7 @@ def test_evaluation_predicts_with_the_last_checkpoint(whole, small_run):
 def test_folders_that_hold_no_trained_sigma(small_run, tmp_path):
     def refused(workdir, message):
         with pytest.raises(UserError, match=message):
-            Trained(workdir)
+            TrainedSigma(workdir)
 
     refused(tmp_path, 'got no config.json in it; run train.py first')
     refused(small_run.flow, "expected a run with objective 'sigma' in .*, got 'flow_matching'")
@@ -358,7 +358,7 @@ def test_a_log_with_columns_of_before_goes_on_under_the_names_of_today(tmp_path)
 def test_a_run_without_checkpoint_cannot_be_evaluated(small_run, tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(small_run.config()))
     with pytest.raises(UserError, match='expected a checkpoint in .*, got none; run train.py'):
-        Trained(tmp_path)
+        TrainedSigma(tmp_path)
 
 
 def test_shards_of_another_image_size(small_run, tmp_path, unread):

@@ -35,16 +35,16 @@ class BasePolicy:
     Args:
       shards: with the base's actions.
       base: of a run, with its weights.
-      held: the run's frozen leaves; those that hold the same numbers do not lie on the device
-        twice.
+      weights: those on the device, as a run stores them; None: put there as they are. In another
+        form the actions differ from those beside the shards by what it rounds away.
 
     Raises:
       UserError: no such actions, those of another base, or a base that cannot be sampled.
     """
 
-    def __init__(self, shards: Shards, base: Base, held: PyTree | None = None):
+    def __init__(self, shards: Shards, base: Base, weights: PyTree | None = None):
         record = base_actions.check_baselines(shards, base.digest)
-        self._sampler = base_actions.sampler_of(shards, base, record, held, samples=1)
+        self._sampler = base_actions.sampler_of(shards, base, record, samples=1, weights=weights)
         self.tokenizer, self.statistics = record.tokenizer, self._sampler.statistics
         self.policy, self.prompt = base.policy, base.spec.prompt
 
@@ -85,7 +85,7 @@ class BasePolicy:
 
 def perturbed(
     pairs: Iterable[tuple[NumpyBatch, NumpyBatch]],
-    change: Perturbation,
+    change: Callable[[NumpyBatch], NumpyBatch],
     sample: Callable[[NumpyBatch], np.ndarray],
 ) -> Iterator[NumpyBatch]:
     """Sigma's batches, changed, each with the base sampled on the same change of the base's own
@@ -102,6 +102,21 @@ def perturbed(
     for ours, bases in pairs:
         base = sample(change(bases))
         yield change(ours) | {'base': base.astype(np.float32)}
+
+
+def replayed(batches: Iterable[NumpyBatch], trained: Predictor) -> ReplayedWindows:
+    """What a Sigma makes of whole episodes.
+
+    Args:
+      batches: of `perturbed`.
+      trained: the Sigma.
+
+    Returns:
+      Its windows.
+    """
+    return replay(
+        batches, trained.predict, trained.sequence_length, gates=trained.gates, runs=(CARRIED,)
+    )
 
 
 def table(
@@ -135,10 +150,7 @@ def table(
         {'kind': 'none', 'level': 0, 'name': 'as recorded', 'arms': method_errors(clean, state)}
     ]
     for change in changes or every_level():
-        batches = perturbed(pairs(), change, sample)
-        windows = replay(
-            batches, trained.predict, trained.sequence_length, gates=trained.gates, runs=(CARRIED,)
-        )
+        windows = replayed(perturbed(pairs(), change, sample), trained)
         name, methods = change.name(stride), method_errors(windows, state)
         rows.append({'kind': change.kind, 'level': change.level, 'name': name, 'arms': methods})
         on_level()
