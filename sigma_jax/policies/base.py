@@ -1,8 +1,11 @@
 """What a policy is to who runs a robot: one raw observation in, a chunk of raw actions out."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float
 
 from sigma_jax.processing.spec import ProcessorConfig
 
@@ -33,8 +36,28 @@ class PolicySpec:
     processor: ProcessorConfig
 
 
+@dataclasses.dataclass(frozen=True)
+class PolicyState:
+    """What a policy keeps of one episode of one robot; plain numbers, to be saved and put back.
+
+    Attributes:
+      episode: its number; with `frame` it keys the noise of a chunk.
+      frame: observations seen since the episode began.
+      cameras: those seen in it; one that drops out is refused.
+      memory: m_t of Sigma [d]; None without Sigma.
+      tau: of the last window [e]; None without Sigma.
+    """
+
+    episode: int = 0
+    frame: int = 0
+    cameras: tuple[str, ...] = ()
+    memory: Float[np.ndarray, 'd'] | None = None
+    tau: Float[np.ndarray, 'e'] | None = None
+
+
 class Policy(Protocol):
-    """Acts in one environment: it may keep what it saw since `reset`.
+    """Acts on robots. `infer` and `reset` serve one robot; `infer_batch` serves several at once,
+    each with a state of its own that the caller keeps.
 
     Examples:
       >>> def rollout(env, policy, chunks):
@@ -45,31 +68,72 @@ class Policy(Protocol):
       ...             env.step(action)
     """
 
+    state: PolicyState
+
     @property
     def spec(self) -> PolicySpec:
         """What it takes and gives."""
+        ...
+
+    def metadata(self) -> dict[str, Any]:
+        """The same in words and numbers that JSON holds, for clients on other machines."""
         ...
 
     def reset(self) -> None:
         """Forgets what it saw: the next observation is the first of an episode."""
         ...
 
-    def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
+    def initial_state(self, episode: int = 0) -> PolicyState:
+        """The state before the first observation of an episode.
+
+        Args:
+          episode: its number; two episodes of one number have the same noise.
+        """
+        ...
+
+    def infer(
+        self, observation: Mapping[str, Any], *, noise: Float[np.ndarray, 't d'] | None = None
+    ) -> Mapping[str, Any]:
         """A chunk of actions for one observation.
 
         Args:
           observation: raw, as the robot gives it.
-            `observation.images.NAME`: the frame of a camera, uint8 [height width 3], any size;
-              a camera that is absent is masked, but not all may be.
+            `observation.images.NAME`: the frame of a camera, uint8 [height width 3] or
+              [3 height width], any size; a camera that is absent is masked, but not all may be.
             `observation.state`: joint readings [p], raw units (degrees, say), as in the data that
               the policy was trained on.
             `task`: the instruction, a text.
+          noise: where the flow begins, the model's horizon and width, normalised; None draws it by
+            seed, episode and frame.
 
         Returns:
           `actions`: [t a], float32, raw units like the state's, the first to be carried out now.
-          What else a policy tells comes beside it.
+          `timing`: {'infer_ms'}. What else a policy tells comes beside it.
 
         Raises:
           UserError: an observation that lacks one of these, or holds something else.
+        """
+        ...
+
+    def infer_batch(
+        self,
+        observations: Sequence[Mapping[str, Any]],
+        states: Sequence[PolicyState],
+        *,
+        noise: Sequence[Float[np.ndarray, 't d'] | None] | None = None,
+    ) -> tuple[list[Mapping[str, Any]], list[PolicyState]]:
+        """Chunks for several robots, computed together.
+
+        Args:
+          observations: one of each robot, as for `infer`.
+          states: one of each robot.
+          noise: one of each robot, or None.
+
+        Returns:
+          answers: one of each robot, as of `infer`.
+          states: those after it.
+
+        Raises:
+          UserError: as `infer`; no state has changed then.
         """
         ...
