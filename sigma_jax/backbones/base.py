@@ -17,7 +17,7 @@ from sigma_jax.backbones.names import NameTable
 from sigma_jax.nn.lora import LoraConfig, MatrixLayout
 from sigma_jax.nn.quant import FLOAT32
 from sigma_jax.processing.processor import Prompt
-from sigma_jax.types import Observation, PyTree
+from sigma_jax.types import Continuation, Observation, PyTree
 
 CONFIG_FILE = 'sigma_config.json'  # sizes, beside weights that we wrote
 SET_BY_A_RUN = ('dtype', 'remat', 'lora', 'train_base')  # of a config; the rest are sizes
@@ -87,17 +87,33 @@ class FlowBackbone(Backbone, Protocol):
     """A backbone that acts by flow matching, and can be trained so."""
 
     def velocity(
-        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
+        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, '...']
     ) -> Float[Array, 'b t a']:
         """The velocity of the flow from actions (time 0) to noise (time 1).
 
         Args:
           observation: what it sees.
           x_t: t noise + (1 - t) actions, normalised.
-          time: t, in [0, 1].
+          time: t, in [0, 1]; one a window [b], or one a step of its chunk [b t].
 
         Returns:
           The velocity, float32; in training its target is noise - actions.
+        """
+        ...
+
+    def continue_actions(
+        self, key: Array, observation: Observation, bound: Continuation
+    ) -> Float[Array, 'b t a']:
+        """As `sample_actions`, bound to the chunk before (`backbones.flow.integrate`); bound to
+        nothing, the same to the last bit.
+
+        Args:
+          key: one a window.
+          observation: [b ...].
+          bound: to what, normalised as for this observation.
+
+        Returns:
+          Normalised actions.
         """
         ...
 

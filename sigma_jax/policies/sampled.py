@@ -14,6 +14,7 @@ from sigma_jax.nn import quant
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies import sampling
 from sigma_jax.policies.base import ACTIONS, IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.policies.chunking import Chunking
 from sigma_jax.processing import fitting
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import NormStats
@@ -38,16 +39,21 @@ class Sampler:
     weights: PyTree
     scaling: ActionScaling
 
-    def __call__(self, batch: Batch) -> Float[np.ndarray, 'b m t a']:
+    def __call__(
+        self, batch: Batch, chunking: Chunking | None = None
+    ) -> Float[np.ndarray, 'b m t a']:
         """All draws for the windows of a batch.
 
         Args:
           batch: leaves [b ...].
+          chunking: what the chunks go on from, where they do; the base's kind acts by flow then
+            (`BackboneSpec.flows`).
 
         Returns:
           Actions in raw units.
         """
-        return np.asarray(self.run(self.weights, self.scaling, batch))
+        more = () if chunking is None or chunking.mode == 'none' else (chunking,)
+        return np.asarray(self.run(self.weights, self.scaling, batch, *more))
 
     def of_sequences(self, batch: Mapping[str, Any]) -> Float[np.ndarray, 'b g m t a']:
         """The same of a loader's batch, some windows at a time; see `sampling.in_parts`.

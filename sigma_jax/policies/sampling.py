@@ -3,7 +3,7 @@ draw alone.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,39 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from sigma_jax.backbones import kinds
-from sigma_jax.backbones.base import Backbone, BackboneConfig
+from sigma_jax.backbones.base import Backbone, BackboneConfig, FlowBackbone
 from sigma_jax.objectives.bind import bind
+from sigma_jax.policies.chunking import Chunking, continuation
 from sigma_jax.processing.actions import action_origin, unnormalize_actions
 from sigma_jax.sigma.model import window_keys
 from sigma_jax.types import Ablation, ActionScaling, Batch, PyTree, to_batch
 
 AT_ONCE = 32  # windows sampled together
 
-# (weights, scaling of the actions, batch [b ...]) -> raw actions [b m t a]
-Sample = Callable[[PyTree, ActionScaling, Batch], Float[Array, 'b m t a']]
+
+class Sample(Protocol):
+    """What `make_sampler` makes, compiled or not."""
+
+    def __call__(
+        self,
+        weights: PyTree,
+        scaling: ActionScaling,
+        batch: Batch,
+        chunking: Chunking | None = None,
+        /,
+    ) -> Float[Array, 'b m t a']:
+        """Samples of a policy.
+
+        Args:
+          weights: what `bind` takes.
+          scaling: of the actions.
+          batch: [b ...].
+          chunking: what the chunks go on from; None: from nothing. That is another program, which
+            serves any numbers in it; bound to nothing, it gives the same to the last bit.
+
+        Returns:
+          Actions in raw units.
+        """
 
 
 def make_sampler(
@@ -38,14 +61,20 @@ def make_sampler(
       See `Sample`.
     """
 
-    def sample(weights, scaling, batch):
-        backbone = bind(weights)
+    def sample(weights, scaling, batch, chunking=None):
+        backbone, bound = bind(weights), None
+        if chunking is not None and chunking.mode != 'none':
+            bound = continuation(chunking, batch.observation.state, scaling)
 
         def sample_one(n):
             keys = window_keys(
                 jax.random.fold_in(jax.random.key(seed), n), batch.episode, batch.frame
             )
-            actions = backbone.sample_actions(keys, batch.observation)
+            actions = (
+                backbone.sample_actions(keys, batch.observation)
+                if bound is None
+                else cast(FlowBackbone, backbone).continue_actions(keys, batch.observation, bound)
+            )
             origin = action_origin(batch.observation.state, scaling)
             return origin + unnormalize_actions(actions, scaling)[:, :horizon]
 

@@ -221,7 +221,7 @@ def make_objective(config: RunConfig, model: BackboneConfig, batch: Batch) -> An
         state_dim=batch.observation.state.shape[-1],
         action_dim=batch.actions.shape[-1],
     )
-    return config.kind.build(model, sigma, config.loss, config.curriculum)
+    return config.kind.build(model, sigma, config.loss, config.curriculum, config.rtc)
 
 
 def stored(

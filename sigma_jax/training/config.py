@@ -16,6 +16,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn.lora import LoraConfig
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.objectives import kinds
+from sigma_jax.objectives.flow_matching import RtcConfig
 from sigma_jax.settings import from_section
 from sigma_jax.sigma.config import SigmaConfig
 from sigma_jax.sigma.curriculum import CurriculumConfig
@@ -98,6 +99,7 @@ class RunConfig:
     sigma: SigmaConfig = SigmaConfig()
     loss: LossConfig = LossConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+    rtc: RtcConfig = RtcConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ablation: Ablation = Ablation()
     ablations: str | Grid = ''
@@ -252,6 +254,7 @@ _SECTIONS: dict[str, Callable[[Any], Any]] = {
         'sigma': SigmaConfig,
         'loss': LossConfig,
         'curriculum': CurriculumConfig,
+        'rtc': RtcConfig,
         'optimizer': OptimizerConfig,
     }.items()
 } | {'model': ModelConfig.from_section, 'ablation': _gates, 'ablations': _grid}
