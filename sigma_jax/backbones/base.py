@@ -104,8 +104,8 @@ class FlowBackbone(Backbone, Protocol):
     def continue_actions(
         self, key: Array, observation: Observation, bound: Continuation
     ) -> Float[Array, 'b t a']:
-        """As `sample_actions`, bound to the chunk before (`backbones.flow.integrate`); bound to
-        nothing, the same to the last bit.
+        """As `sample_actions`, bound to the chunk before (`backbones.flow.integrate`); a window
+        that is bound to nothing comes out the same, to rounding.
 
         Args:
           key: one a window.

@@ -5,6 +5,7 @@ Time t runs from 1 (noise) to 0 (actions), and a step takes x to x - v / steps. 
 time t holds the actions for is x - t v; the papers' time is 1 - t, and their velocity -v.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -25,9 +26,6 @@ def integrate(
 ) -> Float[Array, 'b t a']:
     """Euler steps from noise at time 1 to actions at time 0, bound to a chunk before.
 
-    Where no window of the batch is bound to anything, the steps are the free ones, and cost no
-    more than they do.
-
     Args:
       velocity: of the flow.
       noise: standard normal.
@@ -37,21 +35,13 @@ def integrate(
     Returns:
       Normalised actions.
     """
-    bound = _fitted(bound, noise.shape)
+    bound, x = _fitted(bound, noise.shape), noise.astype(jnp.float32)
     times = 1.0 - jnp.arange(steps, dtype=jnp.float32) / steps
-
-    def run(step: Step, x: Array) -> Array:
-        return jax.lax.scan(lambda x, time: (step(x, time), None), x, times)[0]
-
-    def free(x: Array) -> Array:
-        return run(lambda x, time: x - velocity(x, _of_each(time, x)) / steps, x)
-
-    def held(x: Array) -> Array:
-        if bound.mode == 'trained':
-            return run(_inpainted(velocity, steps, bound), _committed(x, bound))
-        return run(_guided(velocity, steps, bound), x)
-
-    return jax.lax.cond(jnp.any(bound.weights > 0), held, free, noise.astype(jnp.float32))
+    if bound.mode == 'trained':
+        x, step = _committed(x, bound), _inpainted(velocity, steps, bound)
+    else:
+        step = _guided(velocity, steps, bound)
+    return jax.lax.scan(lambda x, time: (step(x, time), None), x, times)[0]
 
 
 def guidance_weight(time: Float[Array, ''], max_guidance: Float[Array, 'b']) -> Float[Array, 'b']:
@@ -120,4 +110,5 @@ def _fitted(bound: Continuation, shape: tuple[int, ...]) -> Continuation:
     _, steps, width = shape
     more = steps - bound.actions.shape[1]
     actions = jnp.pad(bound.actions, ((0, 0), (0, more), (0, width - bound.actions.shape[2])))
-    return bound.replace(actions=actions, weights=jnp.pad(bound.weights, ((0, 0), (0, more))))
+    weights = jnp.pad(bound.weights, ((0, 0), (0, more)))
+    return dataclasses.replace(bound, actions=actions, weights=weights)

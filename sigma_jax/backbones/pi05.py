@@ -115,7 +115,7 @@ class Seen(NamedTuple):
       pair: true where an action sees a token of the prefix, or an action.
     """
 
-    cache: gemma.Cache
+    cache: gemma.Cache | None
     place: Int[Array, 'b t']
     pair: Bool[Array, 'b t s']
 

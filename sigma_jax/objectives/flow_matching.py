@@ -141,7 +141,7 @@ class FlowMatching:
         if time is None or noise is None:
             time, noise = self._sample(key, actions.shape)
         if self.max_delay and batch.delay is None:
-            batch = batch.replace(delay=self._delays(key, len(actions)))
+            batch = dataclasses.replace(batch, delay=self._delays(key, len(actions)))
         if batch.delay is not None:
             time = jnp.where(_given(batch), 0.0, time[:, None])
         x_t = _of_steps(time) * noise + (1 - _of_steps(time)) * actions

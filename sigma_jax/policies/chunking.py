@@ -8,6 +8,7 @@ out before the new chunk comes, whatever it says.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from sigma_jax.errors import UserError
 from sigma_jax.processing.actions import action_origin, normalize_actions
+from sigma_jax.processing.spec import ProcessorConfig
 from sigma_jax.settings import is_a
 from sigma_jax.types import ActionScaling, Continuation
 
@@ -62,6 +64,23 @@ class ChunkingConfig:
                 'chunking.horizon: expected a number of steps from 1 on, or None, got '
                 f'{self.horizon!r}; correct it'
             )
+
+
+def check_learned(config: ChunkingConfig, policy: ProcessorConfig) -> None:
+    """Whether a policy has learned what a mode asks of it.
+
+    Args:
+      config: settings.
+      policy: settings of the policy, which say how it was trained.
+
+    Raises:
+      UserError: it was trained without given actions, and is to go on from them.
+    """
+    if config.mode == 'trained' and not policy.max_delay:
+        raise UserError(
+            "chunking.mode: expected a policy trained with config.rtc.max_delay for 'trained', got "
+            "one trained without; choose 'guided', or train one"
+        )
 
 
 @struct.dataclass
@@ -132,14 +151,29 @@ def of_robots(
             given = _checked(actions, shape[1])[: shape[0]]
             prefix[row, : len(given)], counts[row] = given, len(given)
     reach = counts if config.horizon is None else np.minimum(counts, config.horizon)
-    return Chunking(
-        prefix=prefix,
-        delay=np.minimum(np.asarray(delays, np.int32), counts),
-        horizon=np.asarray(reach, np.int32),
-        max_guidance=np.full(len(left), config.max_guidance, np.float32),
-        mode=config.mode,
-        schedule=config.schedule,
-    )
+    arrays: Any = {
+        'prefix': prefix,
+        'delay': np.minimum(np.asarray(delays, np.int32), counts),
+        'horizon': np.asarray(reach, np.int32),
+        'max_guidance': np.full(len(left), config.max_guidance, np.float32),
+    }
+    return Chunking(**arrays, mode=config.mode, schedule=config.schedule)
+
+
+def binds(chunking: Chunking) -> bool:
+    """Whether any robot's chunk is bound to anything: some weight is above zero.
+
+    Args:
+      chunking: with numbers, not while it is traced.
+
+    Returns:
+      Whether one is.
+    """
+    delay, horizon = np.asarray(chunking.delay), np.asarray(chunking.horizon)
+    if chunking.mode == 'trained':
+        return bool((delay > 0).any())
+    held = np.minimum(delay, horizon) if chunking.schedule == 'zeros' else horizon
+    return chunking.mode != 'none' and bool((held > 0).any())
 
 
 def _checked(actions: Float[np.ndarray, 't2 a'], width: int) -> Float[np.ndarray, 't2 a']:

@@ -14,7 +14,7 @@ from sigma_jax.nn import quant
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies import sampling
 from sigma_jax.policies.base import ACTIONS, IMAGES, STATE, TASK, PolicySpec
-from sigma_jax.policies.chunking import Chunking
+from sigma_jax.policies.chunking import Chunking, binds
 from sigma_jax.processing import fitting
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import NormStats
@@ -47,12 +47,13 @@ class Sampler:
         Args:
           batch: leaves [b ...].
           chunking: what the chunks go on from, where they do; the base's kind acts by flow then
-            (`BackboneSpec.flows`).
+            (`BackboneSpec.flows`). Where it binds no robot, the chunks are those of the plain
+            sampler, to the bit: its program is run.
 
         Returns:
           Actions in raw units.
         """
-        more = () if chunking is None or chunking.mode == 'none' else (chunking,)
+        more = () if chunking is None or not binds(chunking) else (chunking,)
         return np.asarray(self.run(self.weights, self.scaling, batch, *more))
 
     def of_sequences(self, batch: Mapping[str, Any]) -> Float[np.ndarray, 'b g m t a']:

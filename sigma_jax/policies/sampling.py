@@ -38,8 +38,7 @@ class Sample(Protocol):
           weights: what `bind` takes.
           scaling: of the actions.
           batch: [b ...].
-          chunking: what the chunks go on from; None: from nothing. That is another program, which
-            serves any numbers in it; bound to nothing, it gives the same to the last bit.
+          chunking: what the chunks go on from; None: from nothing, which is another program.
 
         Returns:
           Actions in raw units.
@@ -63,7 +62,7 @@ def make_sampler(
 
     def sample(weights, scaling, batch, chunking=None):
         backbone, bound = bind(weights), None
-        if chunking is not None and chunking.mode != 'none':
+        if chunking is not None:
             bound = continuation(chunking, batch.observation.state, scaling)
 
         def sample_one(n):

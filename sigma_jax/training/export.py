@@ -199,8 +199,9 @@ def trained_assets(run: TrainedRun) -> assets.PolicyAssets:
     Returns:
       The assets.
     """
-    joints = run.plan.statistics.relative_joints
-    return assets.trained_with(base_assets(run), statistics(run), joints, run.plan.shards.meta)
+    joints, delay = run.plan.statistics.relative_joints, run.config.rtc.max_delay
+    base, meta = base_assets(run), run.plan.shards.meta
+    return assets.trained_with(base, statistics(run), joints, meta, max_delay=delay)
 
 
 def describe_adapter(run: TrainedRun, adapter: pathlib.Path, layout: str) -> None:
