@@ -37,10 +37,8 @@ def integrate(
     """
     bound, x = _fitted(bound, noise.shape), noise.astype(jnp.float32)
     times = 1.0 - jnp.arange(steps, dtype=jnp.float32) / steps
-    if bound.mode == 'trained':
-        x, step = _committed(x, bound), _inpainted(velocity, steps, bound)
-    else:
-        step = _guided(velocity, steps, bound)
+    make = {'guided': _guided, 'lerobot': _guided, 'trained': _inpainted}[bound.mode]
+    step = make(velocity, steps, bound)
     return jax.lax.scan(lambda x, time: (step(x, time), None), x, times)[0]
 
 
@@ -92,6 +90,7 @@ def _inpainted(velocity: Velocity, steps: int, bound: Continuation) -> Step:
 
     def step(x: Array, time: Array) -> Array:
         each = jnp.where(bound.weights > 0, CLEAN, _of_each(time, x)[:, None])
+        x = _committed(x, bound)
         return _committed(x - velocity(x, each) / steps, bound)
 
     return step

@@ -62,7 +62,7 @@ def make_sampler(
 
     def sample(weights, scaling, batch, chunking=None):
         backbone, bound = bind(weights), None
-        if chunking is not None:
+        if chunking is not None and chunking.mode != 'none':
             bound = continuation(chunking, batch.observation.state, scaling)
 
         def sample_one(n):

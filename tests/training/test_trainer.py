@@ -213,7 +213,7 @@ def nested(config, section, **changes):
                                                                      'never learn'),
         (lambda c: c | {'objective': 'behaviour'}, "expected 'sigma' or 'flow_matching', got "
                                                    "'behaviour'"),
-        (lambda c: nested(c, 'rtc', max_delay=3), "rtc.max_delay: expected 0 for objective 'sigma', "
+        (lambda c: nested(c, 'rtc', max_delay=3), "max_delay: expected 0 for objective 'sigma', "
                                                   'got 3'),
         (lambda c: c | {'trainable': ('sigma', 'heads')}, r"expected some of .*, got \['heads'\]"),
         (lambda c: c | {'trainable': ('lora',)}, r"config.trainable: objective 'sigma' expects "
