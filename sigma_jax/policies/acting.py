@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -50,7 +51,7 @@ class Actor(Protocol):
 
     def act(
         self, readings: Sequence[Reading], states: Sequence[PolicyState]
-    ) -> tuple[dict[str, np.ndarray], list[PolicyState]]:
+    ) -> tuple[dict[str, Any], list[PolicyState]]:
         """Chunks for several robots.
 
         Args:
@@ -147,7 +148,7 @@ class ActingPolicy:
         answers, after = self.actor.act(readings, asked)
         timing = {'infer_ms': 1e3 * (time.perf_counter() - start)}
         rows = [
-            {name: x[n] for name, x in answers.items()} | {'timing': timing}
+            jax.tree.map(lambda x, n=n: x[n], answers) | {'timing': timing}
             for n in range(len(readings))
         ]
         return rows, [_next(*each) for each in zip(after, readings, states, strict=True)]
