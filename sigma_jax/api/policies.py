@@ -1,29 +1,24 @@
 """Whatever acts, as a policy: a base, a fine-tuned one, a Sigma around its base."""
 
-import json
+import dataclasses
 import pathlib
-from typing import Any
 
 from sigma_jax import xla
 from sigma_jax.convert.base_policy import Base, read_weights
-from sigma_jax.data.loader.windows import shards_processor
-from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig
-from sigma_jax.policies import base_actions, load, sampling
-from sigma_jax.policies.acting import ActingPolicy
+from sigma_jax.policies import load, sampling
+from sigma_jax.policies.acting import ActingPolicy, Actor
+from sigma_jax.policies.base_actions import sampler_of
 from sigma_jax.policies.sampled import BaseActor, Sampler, stored_weights
 from sigma_jax.policies.sigma import SigmaActor, TrainedParts
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.fitting import Robot
-from sigma_jax.processing.tokenizer import load_tokenizer
-from sigma_jax.sigma import adapter as inference_adapter
-from sigma_jax.sigma.adapter import AdapterState
-from sigma_jax.training.build import Blueprint, build
+from sigma_jax.processing.processor import of_shards
+from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
+from sigma_jax.training.acting import Acting, of_run
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.materialise import store_base
-from sigma_jax.types import Frozen, PyTree
-
-ADAPTER = 'adapter.json'  # beside a run, where it was evaluated
+from sigma_jax.types import Frozen
 
 
 def load_policy(
@@ -63,78 +58,46 @@ def load_policy(
         return load.load_policy(
             source, tokenizer=tokenizer, robot=robot, seed=seed, dtype=dtype, storage=storage
         )
-    _, trainable = folder.trainable()
-    plan = build(folder.config())
-    base = read_weights(plan.base, plan.config.seed, plan.config.tokenizer)
-    if plan.kind.trains_policy:
-        return ActingPolicy(fine_tuned(plan, base, trainable, seed))
-    state = _adapter(folder.path) if adapter else None
-    return ActingPolicy(sigma(plan, base, trainable, state, limited))
+    found = of_run(folder)
+    if not adapter:
+        found = dataclasses.replace(found, adapter=None)
+    return ActingPolicy(actor_of(found, seed, limited))
 
 
-def fine_tuned(plan: Blueprint, base: Base, trainable: PyTree, seed: int) -> BaseActor:
-    """A policy after flow matching.
+def actor_of(found: Acting, seed: int = 0, limited: bool = True) -> Actor:
+    """What acts, with its weights.
 
     Args:
-      plan: of the run.
-      base: with its weights.
-      trainable: its leaves.
-      seed: of the noise.
+      found: of a run or an export.
+      seed: of the noise of a policy that was fine-tuned; a Sigma's base draws as beside the shards.
+      limited: of a Sigma: whether motor commands keep to the limits of its config.
 
     Returns:
-      What acts.
+      A base after flow matching, or a Sigma around its base.
+
+    Raises:
+      UserError: a base that does not fit.
     """
-    meta, found = plan.shards.meta, plan.statistics
-    scaling = action_scaling(found.own, found.policy, found.relative_joints)
-    bind = sampling.bind_finetuned(plan.objective.config)
-    run = sampling.make_sampler(bind, seed, 1, meta.horizon)
-    weights = trainable, store_base(plan.config, base, plan.objective)
-    sampler = Sampler(found.loader, xla.jit(run), weights, scaling)
-    return BaseActor(base, _processor(plan, base, found.loader), sampler, meta.horizon)
-
-
-def sigma(
-    plan: Blueprint, base: Base, trainable: PyTree, adapter: AdapterState | None, limited: bool
-) -> SigmaActor:
-    """A Sigma around its base, which draws as it did beside the shards.
-
-    Args:
-      plan: of the run.
-      base: with its weights.
-      trainable: its leaves.
-      adapter: weighs the residual; None: it counts whole.
-      limited: whether motor commands keep to the limits of the config.
-
-    Returns:
-      What acts.
-    """
-    shards, config, found = plan.shards, plan.config, plan.statistics
-    frozen = store_base(config, base, plan.objective)
-    record = base_actions.check_baselines(shards, base.digest)
-    sampler = base_actions.sampler_of(
-        shards, base, record, samples=1, weights=stored_weights(base, config.quant, frozen)
-    )
-    processor = _processor(plan, base, sampler.statistics)
-    scaling = action_scaling(found.own, found.policy, found.relative_joints)
+    config, objective, statistics = found.config, found.objective, found.statistics
+    base = read_weights(found.base, config.seed, found.tokenizer)
+    scaling = action_scaling(statistics.own, statistics.policy, statistics.relative_joints)
+    frozen = Frozen(store_base(config, base, objective), scaling)
+    if config.kind.trains_policy:
+        bind = sampling.bind_finetuned(objective.config)
+        run = xla.jit(sampling.make_sampler(bind, seed, 1, found.robot.horizon))
+        weights = found.trainable, frozen.params
+        return _sampling(found, base, Sampler(statistics.loader, run, weights, scaling))
+    weights = stored_weights(base, config.quant, frozen.params)
+    sampler = sampler_of(found.robot, base, found.sampled, samples=1, weights=weights)
     parts = TrainedParts(
-        plan.objective, trainable, Frozen(frozen, scaling), found.own, config.ablation, adapter
+        objective, found.trainable, frozen, statistics.own, config.ablation, found.adapter
     )
-    return SigmaActor(BaseActor(base, processor, sampler, shards.meta.horizon), parts, limited)
+    return SigmaActor(_sampling(found, base, sampler), parts, limited)
 
 
-def _processor(plan: Blueprint, base: Base, statistics: Any) -> Any:
-    tokenizer = load_tokenizer(plan.config.tokenizer)
-    return shards_processor(plan.shards, tokenizer, statistics, base.policy, base.spec.prompt)
-
-
-def _adapter(folder: pathlib.Path) -> AdapterState | None:
-    """The adapter beside a run, where it was evaluated on calibration episodes."""
-    file = folder / ADAPTER
-    if not file.is_file():
-        return None
-    try:
-        return inference_adapter.from_dict(json.loads(file.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'expected an adapter in {file}, got {error}; run evaluate.py again, or act without it'
-        ) from error
+def _sampling(found: Acting, base: Base, sampler: Sampler) -> BaseActor:
+    """The base for the robot of the training, asked as its windows were."""
+    words, spec = load_tokenizer(found.tokenizer), base.spec
+    check_vocab(words, base.config.vocab_size)
+    processor = of_shards(base.policy, sampler.statistics, words, found.robot, spec.prompt)
+    return BaseActor(base, processor, sampler, found.robot.horizon)
