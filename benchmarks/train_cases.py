@@ -27,9 +27,8 @@ from sigma_jax.training.config import RunConfig
 from sigma_jax.training.materialise import make_trainable, store_base
 from sigma_jax.training.optimizer import make_optimizer
 from sigma_jax.training.step import init_state, make_step
-from sigma_jax.types import ActionScaling, Batch, Frozen, Observation
+from sigma_jax.types import ActionScaling, Batch, Frozen, Observation, PyTree
 
-PyTree = Any
 VIEWS, PROMPT, TEXT, JOINTS = 2, 200, 24, 6
 BLOCK = 4_194_301  # a prime: repeated, it lines up with no row of a matrix
 BOTH = (r'.*/attn/(q|kv|attn_vec)_einsum(_1)?/w',)  # q, k, v, o of language model and action expert

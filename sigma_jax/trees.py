@@ -16,9 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from sigma_jax.errors import UserError, few
-
-PyTree = Any
-
+from sigma_jax.types import PyTree
 
 _joined = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
 

@@ -196,6 +196,10 @@ def test_circles(tmp_path):
         "def f(c):\n    return c['x']\ndef g(d):\n    f(c=d)\ng(run.config)",
         "class A:\n    def __init__(self, c):\n        self.x = c['x']\nA(run.config)",
         "def f(config):\n    def g():\n        return config['x']",
+        "class A:\n    @classmethod\n    def f(cls, config):\n        return config['x']",
+        "class A:\n    @classmethod\n    def f(cls, config):\n        cls.x = config['x']",
+        'class A:\n    @classmethod\n    def f(cls, config):\n'
+        "        if config['x']:\n            return A()\n        return cls()",
     ],
 )
 def test_a_read_of_config_is_found_whatever_it_is_called(tmp_path, text):
@@ -256,6 +260,11 @@ def test_reads_are_followed_into_other_modules_and_left_out_where_they_belong(tm
         ("GROUPS[config['objective']]", 1),
         ("kind = config['objective']\nkind == 'sigma'", 1),
         ("x == 'flow_matching'", 1),
+        ('config.objective in OF_POLICY', 1),
+        ("config.get('objective') not in (*OTHERS, 'sigma')", 1),
+        ('config.objective in (FIRST, kinds.SECOND)', 1),
+        ('run.objective == kinds.SIGMA', 1),
+        ('run.objective in names', 0),
         (
             "match config.objective:\n case 'sigma': pass\n case 'a' | 'b': pass\n case _: pass",
             2,
@@ -322,14 +331,17 @@ MAKES = 'from sigma_jax import assembly\n'
         (OPENS + MAKES + 'class Run:\n x = source.open_source(), assembly.make_objective()', []),
         (OPENS + 'def measure() -> Report: source.open_source()', []),
         (OPENS + 'def _inner() -> Base: source.open_source()', []),
-        (OPENS + 'def describe() -> Base: source.open_source()\ndef f() -> Base: describe()', []),
+        (
+            OPENS + 'def describe() -> Base: source.open_source()\ndef f() -> int: describe()',
+            ['describe'],
+        ),
         ('from sigma_jax.other import open_source\ndef f() -> Base: open_source()', []),
     ],
 )
 def test_doors(tmp_path, text, doors):
     weights = 'def open_source() -> Source: pass'
     found = build(tmp_path, one=text, weights__source=weights, **PRIMITIVES)
-    names = ['source.open_source'], ['describe'], ['Base', 'Source'], MADE
+    names = ['source.open_source'], ['Base', 'Source'], MADE
     places = house_built.doors(found, *names)
     assert sorted(place.what.split()[0] for place in places) == doors
 

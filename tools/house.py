@@ -107,8 +107,14 @@ def counts(house: House, settings: dict[str, Any]) -> list[Count]:
     )
     assembled = made, names['policies'], edge
     add_places('assemblies', 'places that assemble a run', house_built.assemblies, *assembled)
-    opened = names['opened'], names['unread'], names['gives'], made
-    add_places('doors', 'doors that load a base', house_built.doors, *opened)
+    opened = names['opened']
+    add_places('doors', 'doors that load a base', house_built.doors, opened, names['gives'], made)
+    add_places(
+        'bare_weights',
+        'functions that load weights alone',
+        house_built.doors,
+        *(opened, names['bare'], made),
+    )
     add_most(
         'positional', 'positional parameters of a public function', house_counts.positional(house)
     )
@@ -136,7 +142,7 @@ def counts(house: House, settings: dict[str, Any]) -> list[Count]:
 def stale(house: House, settings: dict[str, Any]) -> list[str]:
     """Names in house.toml that lead nowhere: counts by them would be right by accident."""
     names = settings['names']
-    defined = [names[group] for group in ('made', 'policies', 'opened', 'unread', 'gives')]
+    defined = [names[group] for group in ('made', 'policies', 'opened', 'gives', 'bare')]
     gone = house_built.unknown(house, itertools.chain(*defined))
     gone += [
         name

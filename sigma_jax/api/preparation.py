@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sigma_jax.convert.base_policy import Base, check_image_size
+from sigma_jax.convert.base_policy import Base, check_image_size, open_base
 from sigma_jax.data import sources
 from sigma_jax.data.shards import export_pt as torch_shards
 from sigma_jax.data.shards.contact_sheet import contact_sheet
@@ -119,7 +119,8 @@ def prepare_data(
 
     accept: Callable[[Dataset], None] = welcome
     if known is not None:
-        policy = fitting_base(config, known, sample)
+        policy = open_base(known.folder, known.model)
+        check_base(config, policy, known, sampled=sample)
         for note in policy.notes:
             say(note)
         config = follow_base(config, policy.policy)
@@ -151,27 +152,25 @@ def _cut(
         return prepare(config, out, windows.update, tried.update, accept)
 
 
-def fitting_base(config: DataConfig, base: BaselineConfig, sampled: bool = True) -> Base:
-    """The base, its weights unread, after a check that it fits the windows.
+def check_base(
+    config: DataConfig, base: Base, baseline: BaselineConfig, *, sampled: bool = True
+) -> None:
+    """Checks that a base fits the windows.
 
     Args:
       config: of the windows.
-      base: which policy, and how it is sampled.
+      base: opened.
+      baseline: how it is sampled.
       sampled: whether it is to be sampled.
-
-    Returns:
-      The base.
 
     Raises:
       UserError: it does not fit.
     """
-    found = base_actions.describe_policy(base)
     if sampled:
-        base_actions.check_policy(found, base, config.horizon)
-    check_image_size(found, config.image_size)
+        base_actions.check_policy(base, baseline, config.horizon)
+    check_image_size(base, config.image_size)
     theirs = source_keys(config.cameras, config.camera_map)
-    fitting.check_cameras(found.policy, camera_names(config.cameras), theirs)
-    return found
+    fitting.check_cameras(base.policy, camera_names(config.cameras), theirs)
 
 
 def follow_base(config: DataConfig, policy: ProcessorConfig) -> DataConfig:

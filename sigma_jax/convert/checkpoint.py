@@ -27,8 +27,7 @@ from sigma_jax.convert.source import Source, from_memory, open_source
 from sigma_jax.convert.tensor_files import DTYPES
 from sigma_jax.convert.writers import open_writer
 from sigma_jax.errors import UserError, few
-
-PyTree = Any
+from sigma_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.nn import lora
-
-PyTree = Any
+from sigma_jax.types import PyTree
 
 
 def merge_piece(

@@ -18,7 +18,6 @@ from sigma_jax import trees
 from sigma_jax.convert import orbax_tree
 from sigma_jax.errors import UserError
 
-PyTree = Any
 Index = tuple[int | slice, ...]
 # bytes; smaller leaves are one chunk, larger ones a chunk per slice that `write` gets
 LARGEST_CHUNK = 64 * 2**20

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -23,8 +22,7 @@ from sigma_jax.convert.slices import Piece, pieces
 from sigma_jax.convert.tensor_files import READ_AS, TensorFiles, find_files
 from sigma_jax.errors import UserError
 from sigma_jax.hub.download import local_path
-
-PyTree = Any
+from sigma_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from math import prod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,7 @@ from jaxtyping import Array, Float
 
 from sigma_jax import trees
 from sigma_jax.errors import UserError
-
-PyTree = Any
+from sigma_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)

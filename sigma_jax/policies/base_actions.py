@@ -48,6 +48,25 @@ class BaselineConfig:
     batch_size: int = 32
     dtype: str = 'float32'
 
+    @property
+    def folder(self) -> str:
+        """The base's.
+
+        Raises:
+          UserError: none is named.
+        """
+        if not self.base:
+            raise UserError(
+                'expected a converted pi0.5 as the base, got none; name its folder '
+                '(convert_weights.py makes one)'
+            )
+        return self.base
+
+    @property
+    def model(self) -> ModelConfig:
+        """How the base computes."""
+        return ModelConfig(self.dtype)
+
 
 def write_baselines(
     shards: Shards,
@@ -67,7 +86,7 @@ def write_baselines(
     Raises:
       UserError: shards, base or tokenizer do not fit each other.
     """
-    meta, policy = shards.meta, describe_policy(config)
+    meta, policy = shards.meta, open_base(config.folder, config.model)
     check_policy(policy, config, meta.horizon)
     check_images(policy, meta)
     check_robot(policy, meta)
@@ -102,26 +121,6 @@ def write_baselines(
         done += split.windows
         progress(done, total)
     return record
-
-
-def describe_policy(config: BaselineConfig) -> Base:
-    """The converted policy and its statistics, its weights left unread.
-
-    Args:
-      config: where it lies, in which dtype it computes.
-
-    Returns:
-      The opened base.
-
-    Raises:
-      UserError: no base is named, or none is there.
-    """
-    if not config.base:
-        raise UserError(
-            'expected a converted pi0.5 as the base, got none; name its folder '
-            '(convert_weights.py makes one)'
-        )
-    return open_base(config.base, ModelConfig(config.dtype))
 
 
 def check_policy(policy: Base, config: BaselineConfig, horizon: int) -> None:

@@ -17,8 +17,8 @@ from sigma_jax.errors import UserError
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.signals import Stopped
 from sigma_jax.training.step import TrainState
+from sigma_jax.types import PyTree
 
-PyTree = Any
 # settings that may change between a run and its continuation
 FREE = ('steps', 'log', 'checkpoint', 'loader', 'compilation_cache', 'triton')
 

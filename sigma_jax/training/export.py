@@ -30,8 +30,8 @@ from sigma_jax.processing.spec import OURS
 from sigma_jax.training.build import Blueprint, build
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.folder import RunFolder
+from sigma_jax.types import PyTree
 
-PyTree = Any
 RECORD, ADAPTER, HEADS, MERGED, STATISTICS = (
     'export.json',
     'adapter',

@@ -14,7 +14,6 @@ policy/            the whole policy, where all its weights were trained
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.meta import Meta
@@ -22,8 +21,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.training.checkpoints import Checkpoints, step_folder, whole_steps
 from sigma_jax.training.config import RunConfig, read_config
-
-PyTree = Any
+from sigma_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)

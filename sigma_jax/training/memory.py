@@ -22,9 +22,8 @@ from jaxtyping import Array, Float
 from sigma_jax.nn import layers, quant
 from sigma_jax.training import fusion
 from sigma_jax.training.step import init_state
-from sigma_jax.types import Ablation, Batch, Frozen
+from sigma_jax.types import Ablation, Batch, Frozen, PyTree
 
-PyTree = Any
 # of what comes and goes: workspaces of libraries, copies of a layout, gaps of the allocator
 RESERVE = 0.15
 

@@ -17,7 +17,7 @@ import prepare_data
 from configs import data_so101
 from sigma_jax.api import preparation
 from sigma_jax.backbones.pi05 import BoundPi05
-from sigma_jax.convert.base_policy import read_weights
+from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.errors import UserError
@@ -46,8 +46,10 @@ def fresh(small_run, tmp_path):
 def fitting_base(config, **how):
     """The base of a script's config, looked at as the script does."""
     settings = config.to_dict()
-    base = from_section(base_actions.BaselineConfig, settings['baselines'], 'baselines')
-    return preparation.fitting_base(DataConfig.from_settings(settings['data']), base, **how)
+    asked = from_section(base_actions.BaselineConfig, settings['baselines'], 'baselines')
+    base = open_base(asked.folder, asked.model)
+    preparation.check_base(DataConfig.from_settings(settings['data']), base, asked, **how)
+    return base
 
 
 def read(shards, split='train'):
@@ -82,7 +84,8 @@ def test_a_sample_does_not_depend_on_its_batch(small_run, fresh):
 
 def test_a_row_is_the_policys_own_sample_in_raw_units(small_run):
     """Window 1, draw 1: noise keyed by seed, draw, episode and frame; units undone by hand."""
-    policy = read_weights(base_actions.describe_policy(small_run.baseline_config()))
+    asked = small_run.baseline_config()
+    policy = read_weights(open_base(asked.folder, asked.model))
     loader = make_loader(
         open_shards(small_run.shards).split('train'),
         batch_size=2,
@@ -253,7 +256,7 @@ def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
 def test_weights_without_a_record_are_read_to_know_them(small_run, fresh, tmp_path):
     shutil.copytree(small_run.base, tmp_path / 'base')
     (tmp_path / 'base/source.json').unlink()
-    described = base_actions.describe_policy(small_run.baseline_config(base=str(tmp_path / 'base')))
+    described = open_base(str(tmp_path / 'base'), ModelConfig())
     assert described.digest == '' and described.params is None
     for file in small_run.shards.glob('baselines*'):
         shutil.copy(file, fresh)

@@ -28,8 +28,8 @@ from sigma_jax.convert.peft import tensors as peft_tensors
 from sigma_jax.convert.peft.config import CONFIG
 from sigma_jax.errors import UserError, few
 from sigma_jax.nn import lora
+from sigma_jax.types import PyTree
 
-PyTree = Any
 WEIGHTS = 'adapter_model.safetensors'
 PREFIXES = {'lerobot': 'base_model.model.model.', 'openpi-pytorch': 'base_model.model.'}
 VISION, NEW_VISION = 'vision_tower.vision_model.', 'vision_tower.'  # transformers' spellings
