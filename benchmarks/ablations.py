@@ -43,6 +43,7 @@ from sigma_jax.ablations.setup import AblationRun  # noqa: E402
 from sigma_jax.cli.command import load  # noqa: E402
 from sigma_jax.training.config import RunConfig  # noqa: E402
 from sigma_jax.training.devices import use_all_cores  # noqa: E402
+from sigma_jax.training.grid import Grid  # noqa: E402
 from sigma_jax.types import to_batch  # noqa: E402
 
 TINY = 96  # width of the language model of assets/pi05_tiny
@@ -99,14 +100,13 @@ def settings(
     flags: argparse.Namespace, base: str, shards: str
 ) -> tuple[RunConfig, list[stacked.Member]]:
     """The config of the run and its members."""
-    config, grid = dict(load(flags.config)), dict(load(flags.ablations))
+    config, wanted = dict(load(flags.config)), load(flags.ablations)
     config |= {'base': base, 'shards': shards, 'steps': flags.steps}
     config |= {'batch_size': flags.batch or config['batch_size']}
     config |= {'sequence_length': flags.windows or config['sequence_length']}
-    rows = list(dict(grid['rows']).items())[: flags.rows]
-    return stacked_trainer.with_grid(
-        RunConfig.from_dict(config), {'rows': rows, 'seeds': range(flags.seeds)}
-    )
+    rows = list(dict(wanted['rows']).items())[: flags.rows]
+    grid = Grid.from_dict({'rows': rows, 'seeds': range(flags.seeds)})
+    return stacked_trainer.with_grid(RunConfig.from_dict(config), grid)
 
 
 class Timed:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from sigma_jax.sigma import losses
     from sigma_jax.training.config import RunConfig
     from sigma_jax.training.folder import RunFolder
+    from sigma_jax.training.grid import Grid
     from sigma_jax.training.memory_check import Forecast
     from sigma_jax.training.progress import Reporter
     from sigma_jax.training.signals import Stopped
@@ -54,6 +55,7 @@ _HOMES = {
     'DataConfig': 'data.shards.plan',
     'Evaluation': 'api.evaluation',
     'Forecast': 'training.memory_check',
+    'Grid': 'training.grid',
     'Inspection': 'api.preparation',
     'Policy': 'policies.base',
     'Preparation': 'api.preparation',
@@ -94,6 +96,7 @@ __all__ = [
     'DataConfig',
     'Evaluation',
     'Forecast',
+    'Grid',
     'Inspection',
     'Policy',
     'Preparation',

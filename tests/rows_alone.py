@@ -18,6 +18,7 @@ from sigma_jax.backbones import pi05
 from sigma_jax.nn import lora
 from sigma_jax.objectives.sigma import init_sigma
 from sigma_jax.training.devices import Devices
+from sigma_jax.training.grid import Grid
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Frozen
 from tests import small_sigma as small
@@ -47,7 +48,7 @@ def setting():
 def main(count):
     """Side by side on all devices, `count` members at a time, against the plain step."""
     objective, frozen, batch, starts = setting()
-    members = stacked.grid(dict(config.get_config().to_dict()['rows']), SEEDS)
+    members = stacked.cross(Grid.from_dict(config.get_config()).rows, SEEDS)
     one = make_step(objective, OPTIMIZER)
     devices = Devices(jax.devices())
     rows = devices.shard_batch(stacked.start([starts[m.seed] for m in members]))

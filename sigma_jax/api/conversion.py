@@ -16,9 +16,11 @@ from sigma_jax.convert.peft import adapter as peft
 from sigma_jax.convert.peft import adapter_assets
 from sigma_jax.convert.slices import Piece
 from sigma_jax.errors import UserError
+from sigma_jax.settings import check_choice
 from sigma_jax.training.progress import SILENT, Reporter
 
 Path = str | pathlib.Path
+DTYPES = (None, 'stored', 'float32', 'bfloat16')
 Change = Callable[[Piece, np.ndarray], np.ndarray]
 
 
@@ -130,6 +132,7 @@ def convert_weights(
 
 
 def _chosen_dtype(dtype: str | None, adapter: bool, merge_lora: bool) -> str:
+    check_choice('dtype', dtype, DTYPES)
     merging = [name for name, on in (('adapter', adapter), ('merge_lora', merge_lora)) if on]
     if merging and dtype in ('stored', 'bfloat16'):
         raise UserError(

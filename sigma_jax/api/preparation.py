@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sigma_jax.convert.base_policy import Base, check_image_size, open_base
@@ -82,7 +82,7 @@ def open_dataset(source: str | pathlib.Path, settings: Any = None) -> Dataset:
 
 
 def prepare_data(
-    config: DataConfig,
+    config: DataConfig | Mapping,
     out: str | pathlib.Path,
     *,
     base: BaselineConfig | str | pathlib.Path | None = None,
@@ -95,7 +95,7 @@ def prepare_data(
     without the stop.
 
     Args:
-      config: which data set, and how it is cut.
+      config: which data set, and how it is cut; a dictionary of all settings does too.
       out: folder for the shards; new, empty, or one to continue.
       base: the converted pi0.5 whose resizing and prompts the windows follow where `config`
         leaves them open; its folder, or how it is sampled too.
@@ -110,6 +110,7 @@ def prepare_data(
       UserError: bad source or settings, a base that does not fit the windows or the robot, another
         writer, a full disk, or a folder that holds something else.
     """
+    config = DataConfig.of(config)
     known = base if isinstance(base, BaselineConfig) or base is None else _by_folder(base)
     notes: list[str] = []
 
@@ -135,7 +136,12 @@ def prepare_data(
     return Preparation(shards, result.was_complete, tuple(notes))
 
 
-def _by_folder(base: str | pathlib.Path) -> BaselineConfig:
+def _by_folder(base: Any) -> BaselineConfig:
+    if not isinstance(base, str | pathlib.Path):
+        raise UserError(
+            f'base: expected the folder of a converted pi0.5, or a BaselineConfig, got {base!r}; '
+            'give one, or None'
+        )
     return BaselineConfig(base=str(base))
 
 

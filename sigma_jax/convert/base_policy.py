@@ -21,8 +21,10 @@ from sigma_jax.processing import fitting, normalize
 from sigma_jax.processing.normalize import NormStats
 from sigma_jax.processing.spec import OURS, ProcessorConfig
 from sigma_jax.processing.tokenizer import Tokenizer, load_tokenizer
-from sigma_jax.settings import from_section
+from sigma_jax.settings import check_choice, check_fields, from_section, section
 from sigma_jax.types import PyTree
+
+FLOATS = ('float32', 'bfloat16', 'float16', 'float64')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,28 +36,36 @@ class ModelConfig:
       remat: what layers keep for the backward pass: None (all), 'save_products', 'save_attention',
         or the name of a `jax.checkpoint` policy.
       sizes: of a base with random weights; which class they are of says its kind.
+
+    Raises:
+      UserError: a dtype that nothing is computed in.
     """
 
     dtype: str = 'float32'
     remat: str | None = None
     sizes: BackboneConfig = kinds.USUAL.config()
 
+    def __post_init__(self) -> None:
+        check_choice('dtype', self.dtype, FLOATS)
+
     @classmethod
-    def from_section(cls, section: Mapping[str, Any]) -> 'ModelConfig':
+    def from_section(cls, settings: Any) -> 'ModelConfig':
         """From the section `model` of a config.
 
         Args:
-          section: its keys and values.
+          settings: its keys and values.
 
         Returns:
           The settings.
 
         Raises:
-          UserError: keys that do not exist.
+          UserError: keys that do not exist, or values of another kind.
         """
-        run = {name: section[name] for name in ('dtype', 'remat') if name in section}
-        sizes = {name: value for name, value in section.items() if name not in (*run, 'kind')}
-        return cls(**run, sizes=_sizes(kinds.find(section.get('kind', kinds.USUAL.name)), sizes))
+        known = section(settings, 'config.model')
+        run: dict[str, Any] = {name: known[name] for name in ('dtype', 'remat') if name in known}
+        check_fields(cls, run, 'config.model.')
+        sizes = {name: value for name, value in known.items() if name not in (*run, 'kind')}
+        return cls(**run, sizes=_sizes(kinds.find(known.get('kind', kinds.USUAL.name)), sizes))
 
     def to_section(self) -> dict[str, Any]:
         """What `from_section` takes."""

@@ -60,6 +60,8 @@ def local_path(name: str | os.PathLike[str]) -> Path:
     Raises:
       UserError: it is neither, the extra `hf` is missing, or the hub gives nothing.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise UserError(f'expected a path or a hub id, got {name!r}; name one')
     path = Path(name)
     if path.exists():
         return path

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 from sigma_jax.convert.base_policy import Base, ModelConfig, open_base, read_weights
 from sigma_jax.errors import UserError
@@ -11,6 +12,7 @@ from sigma_jax.policies.sampled import SampledPolicy, check_acts, make_sampler, 
 from sigma_jax.processing.fitting import Robot
 from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
+from sigma_jax.settings import is_a
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,17 +52,23 @@ def load_policy(
         not know.
 
     Examples:
-      >>> policy = load_policy('runs/demo/base')  # doctest: +SKIP
+      >>> policy = load_policy('demo_run/base')  # doctest: +SKIP
       >>> policy.infer(env.observe())['actions'].shape  # doctest: +SKIP
       (16, 6)
     """
+    if not isinstance(folder, str | pathlib.Path) or not str(folder):
+        raise UserError(f'expected the folder of a policy, got {folder!r}; name one')
+    if not isinstance(storage, QuantConfig):
+        raise UserError(
+            f'storage: expected a QuantConfig, got {storage!r}; sigma_jax.nn.quant has it, and its '
+            'kinds'
+        )
+    check_named(robot)
     base = open_base(str(folder), ModelConfig(dtype))
-    if base.folder is None:
-        raise UserError('expected the folder of a policy, got none; name one')
     check_acts(base)
     known = joints_of(base, robot)
     check_robot(base, known)
-    words = load_tokenizer(tokenizer or base.folder)
+    words = load_tokenizer(tokenizer or base.folder or '')
     check_vocab(words, base.config.vocab_size)
     base, spec, horizon = read_weights(base), base.spec, base.config.action_horizon
     weights = stored_weights(base, storage)
@@ -68,6 +76,24 @@ def load_policy(
     side = base.config.image_size
     processor = of_policy(base.policy, sampler.statistics, words, side, spec.prompt)
     return SampledPolicy(base, processor, sampler, horizon)
+
+
+def check_named(robot: Any) -> None:
+    """Checks that a robot names its joints, or counts them.
+
+    Args:
+      robot: as `load_policy` takes one.
+
+    Raises:
+      UserError: it does neither.
+    """
+    if robot is None or (is_a(int, robot) and robot > 0):
+        return
+    if not hasattr(robot, 'state_names') or not hasattr(robot, 'action_names'):
+        raise UserError(
+            f'robot: expected at least 1 joint, or what names its joints, got {robot!r}; give a '
+            'data set, the meta of shards or Joints'
+        )
 
 
 def joints_of(base: Base, robot: Robot | int | None) -> Robot:

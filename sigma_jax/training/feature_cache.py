@@ -43,10 +43,6 @@ def check(config: RunConfig) -> bool:
     Raises:
       UserError: it is to, and could not.
     """
-    if config.features not in ('', 'cache'):
-        raise UserError(
-            f"config.features: expected '' or 'cache', got {config.features!r}; choose one"
-        )
     if not config.features:
         return False
     if config.kind.trains_policy or config.sigma.vision_encoder != 'backbone':

@@ -192,7 +192,7 @@ def nested(config, section, **changes):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda c: nested(c, 'sigma', widht=3), r"config.sigma has unknown keys \['widht'\]"),
+        (lambda c: nested(c, 'sigma', widht=3), r"config.sigma: .*, got unknown keys \['widht'\]"),
         (lambda c: nested(c, 'loss', hard_ratio=2.0), r'loss.hard_ratio: expected a share in \(0, '
                                                       r'1\]'),
         (lambda c: nested(c, 'lora', patterns=('.*/v_proj',)), "pattern '.*/v_proj' matches none "

@@ -32,7 +32,7 @@ from sigma_jax.processing.tokenizer import (
     load_tokenizer,
     pad_tokens,
 )
-from sigma_jax.settings import check_rows
+from sigma_jax.settings import check_fields, section
 
 ON_BAD_EPISODE = ('error', 'skip')
 SHOWN = 3  # bad episodes whose reasons a message gives
@@ -83,7 +83,7 @@ class DataConfig:
     torch_shards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> 'DataConfig':
+    def from_settings(cls, settings: Any) -> 'DataConfig':
         """The config from a plain dictionary.
 
         Args:
@@ -93,19 +93,34 @@ class DataConfig:
           The config.
 
         Raises:
-          UserError: an unknown or missing name, or rows of another length or kind.
+          UserError: an unknown or missing name, a value of another kind, a row of another length.
         """
+        values = section(settings, 'config.data')
         known = {field.name for field in dataclasses.fields(cls)}
-        wrong = sorted((known ^ set(settings)) - ({*SOURCE_SETTINGS, 'env_file'} - set(settings)))
+        wrong = sorted((known ^ set(values)) - ({*SOURCE_SETTINGS, 'env_file'} - set(values)))
         if wrong:
-            problem = 'unknown' if wrong[0] in settings else 'missing'
+            problem = 'unknown' if wrong[0] in values else 'missing'
             raise UserError(
                 f"expected the data settings {sorted(known)}, got {problem} '{wrong[0]}'; correct "
                 'the config'
             )
-        rows = {name: value for name, value in settings.items() if value not in (None, '')}
-        check_rows(cls, rows, 'config.data.')
-        return cls(**settings)
+        check_fields(cls, values, 'config.data.')
+        return cls(**values)
+
+    @classmethod
+    def of(cls, config: 'DataConfig | Mapping[str, Any]') -> 'DataConfig':
+        """A config, whether it is one already or a dictionary that describes one.
+
+        Args:
+          config: either.
+
+        Returns:
+          The config.
+
+        Raises:
+          UserError: as `from_settings` does.
+        """
+        return config if isinstance(config, cls) else cls.from_settings(config)
 
     def settings(self) -> dict[str, Any]:
         """All settings that shape the result, as JSON would give them back; digests of the files

@@ -58,7 +58,7 @@ def image_features(config: DataConfig) -> set[str]:
     Returns:
       Keys.
     """
-    theirs = source_settings(dataclasses.asdict(config)).camera_map
+    theirs = source_settings(config).camera_map
     return {theirs.get(name, name) for name in (*config.cameras, *config.depth)}
 
 
