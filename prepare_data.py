@@ -8,10 +8,9 @@
 
 Stopped at any instant, the same command continues. A finished directory is left as it is. With
 --nosample pictures and prompts follow the base, and nothing is sampled: for flow matching, whose
-targets are the data's own. With --inspect
-nothing is prepared: what the directory holds is printed, and windows of it are drawn into its
-contact_sheet.png. With --export_pt they are written as the paper's shard_*.pt
-(sigma_jax/data/pt/shards.py), which --source reads as well.
+targets are the data's own. With --inspect nothing is prepared: what the directory holds is printed,
+and windows of it are drawn into its contact_sheet.png. With --export_pt they are written as the
+paper's shard_*.pt (sigma_jax/data/pt/shards.py), which --source reads as well.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Trains Sigma, or pi0.5 itself, from a config, and continues where a stopped run left off.
+r"""Trains Sigma, or pi0.5 itself, from a config, and continues where a stopped run left off.
 
     python train.py --config=configs/sigma_so101.py --workdir=runs/sigma
     python train.py --config=configs/sigma_so101.py --workdir=runs/quick --config.steps=100 \

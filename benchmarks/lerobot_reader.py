@@ -1,4 +1,4 @@
-"""LeRobot's own reader, opened and timed; runs in an environment with lerobot 0.4.4 and imports
+r"""LeRobot's own reader, opened and timed; runs in an environment with lerobot 0.4.4 and imports
 nothing of ours.
 
     python benchmarks/lerobot_reader.py --root=DIR --backend=pyav --workers=2 --windows=400 \

@@ -1,10 +1,9 @@
-"""LoRA on the full-size pi0.5 by its own objective, flow matching: what LeRobot and openpi do,
+r"""LoRA on the full-size pi0.5 by its own objective, flow matching: what LeRobot and openpi do,
 within 24 GB.
 
     python convert_weights.py --checkpoint=PI05 --out=checkpoints/pi05
     python prepare_data.py --source=DATASET --out=runs/shards_50 --base=checkpoints/pi05 \
-        --nosample \
-        --config.data.image_size=224 --config.data.horizon=50 \
+        --nosample --config.data.image_size=224 --config.data.horizon=50 \
         --config.data.max_prompt_len=200 --config.data.max_text_len=48 \
         --config.data.tokenizer=TOKENIZER
     python train.py --config=configs/pi05_lora.py --workdir=runs/pi05_lora

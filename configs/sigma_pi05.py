@@ -1,10 +1,9 @@
-"""Sigma around the full-size pi0.5 in bfloat16, within 24 GB.
+r"""Sigma around the full-size pi0.5 in bfloat16, within 24 GB.
 
     python convert_weights.py --checkpoint=PI05 --out=checkpoints/pi05
     python prepare_data.py --source=DATASET --out=runs/shards --base=checkpoints/pi05 \
-        --config.data.image_size=224 \
-        --config.data.max_prompt_len=200 --config.data.max_text_len=48 \
-        --config.data.tokenizer=TOKENIZER \
+        --config.data.image_size=224 --config.data.max_prompt_len=200 \
+        --config.data.max_text_len=48 --config.data.tokenizer=TOKENIZER \
         --config.baselines.tokenizer=TOKENIZER --config.baselines.dtype=bfloat16
     python train.py --config=configs/sigma_pi05.py --workdir=runs/sigma
 """

@@ -2,14 +2,13 @@
 evaluation on 100 episodes.
 
     python -m sigma_jax.sim --task-mix target --episodes 220 --seed 11 --out DATA/target
-    # for --size mid
-    python -m sigma_jax.sim --task-mix base --episodes 240 --seed 12 --out DATA/mix
+    python -m sigma_jax.sim --task-mix base --episodes 240 --seed 12 --out DATA/mix  # --size mid
     python experiments/telepathy.py --data DATA --out runs/telepathy --size mid --minutes 9
 
 A stage that is finished is not repeated, one that was stopped continues. With --minutes the run
 ends by itself before that time, with status 75, and the same command goes on from there: where a
-GPU is lent for minutes, call it again and
-again. Status 0: the report is in OUT/report, its tables and pictures in OUT/results.
+GPU is lent for minutes, call it again and again. Status 0: the report is in OUT/report, its tables
+and pictures in OUT/results.
 """
 
 import argparse

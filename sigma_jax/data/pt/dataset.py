@@ -131,8 +131,7 @@ def open_torch_shards(
       The data set.
 
     Raises:
-      UserError: as `torch_shards.read_windows`; no frame rate; windows of different shapes, or too
-        wide.
+      UserError: as `shards.read_windows`; no frame rate; windows of different shapes, or too wide.
     """
     root = Path(folder)
     about = shards.read_about(root)
