@@ -5,6 +5,7 @@ damage.
 import ast
 import dataclasses
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -444,3 +445,13 @@ def test_an_orbax_folder_with_damaged_metadata(tmp_path):
     (out / 'params' / '_METADATA').write_text('{')
     with pytest.raises(UserError, match='expected an orbax checkpoint in .*copy it again'):
         checkpoint.load(out)
+
+
+def test_a_conversion_warns_of_nothing_and_leaves_the_log_as_it_was(loaded, tmp_path, caplog):
+    log = logging.getLogger('absl')
+    before = list(log.filters)
+    checkpoint.save(loaded['lerobot'], golden.FIXTURE, tmp_path / 'out')
+    assert [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING] == []
+    assert log.filters == before
+    log.warning('of something else')
+    assert 'of something else' in caplog.text
