@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from sigma_jax.data.shards.directory import Shards, open_shards
     from sigma_jax.data.shards.plan import DataConfig
     from sigma_jax.errors import UserError
+    from sigma_jax.nn.quant import QuantConfig
     from sigma_jax.policies.base import Policy
     from sigma_jax.policies.base_actions import BaselineConfig
-    from sigma_jax.policies.load import load_policy
+    from sigma_jax.policies.load import Joints, load_policy
     from sigma_jax.sigma import losses
     from sigma_jax.training.config import RunConfig
     from sigma_jax.training.folder import RunFolder
@@ -57,9 +58,11 @@ _HOMES = {
     'Forecast': 'training.memory_check',
     'Grid': 'training.grid',
     'Inspection': 'api.preparation',
+    'Joints': 'policies.load',
     'Policy': 'policies.base',
     'Preparation': 'api.preparation',
     'Proof': 'api.conversion',
+    'QuantConfig': 'nn.quant',
     'Reporter': 'training.progress',
     'RunConfig': 'training.config',
     'RunFolder': 'training.folder',
@@ -98,9 +101,11 @@ __all__ = [
     'Forecast',
     'Grid',
     'Inspection',
+    'Joints',
     'Policy',
     'Preparation',
     'Proof',
+    'QuantConfig',
     'Reporter',
     'RunConfig',
     'RunFolder',

@@ -1,6 +1,8 @@
 """`import sigma_jax as sj`: light until a name is used, and complete for people and for tools."""
 
 import ast
+import dataclasses
+import inspect
 import json
 import pathlib
 import re
@@ -66,6 +68,22 @@ def test_every_public_name_is_there_and_type_checkers_see_the_same():
 
 def test_every_public_name_says_what_it_is():
     assert [name for name in sj.__all__ if not (getattr(sj, name).__doc__ or '').strip()] == []
+
+
+def dataclass_types() -> list[type]:
+    """Public dataclasses, and those of a `RunConfig`'s sections."""
+    public = [getattr(sj, name) for name in sj.__all__]
+    sections = [type(field.default) for field in dataclasses.fields(sj.RunConfig)]
+    return [t for t in public + sections if isinstance(t, type) and dataclasses.is_dataclass(t)]
+
+
+def test_every_public_dataclass_describes_its_fields():
+    """In `Attributes`, all of them and no others."""
+    assert len(dataclass_types()) > 20
+    for kind in dataclass_types():
+        section = re.search(r'^Attributes:\n((?:  .*\n?)+)', inspect.getdoc(kind) or '', re.M)
+        described = re.findall(r'^  (\w+):', section[1], re.M) if section else []
+        assert described == [field.name for field in dataclasses.fields(kind)], kind
 
 
 def test_the_pages_of_the_api_cover_every_public_name():

@@ -443,6 +443,30 @@ def test_functions_whose_args_are_not_their_parameters(tmp_path, text, count):
     assert len(house_prose.undescribed(one_module(tmp_path, text))) == count
 
 
+GIVES = '"""One.\n\n    Args:\n      a: one.\n\n    Returns:\n      Two.\n    """'
+CONTEXT = '@contextlib.contextmanager\ndef f(a)'
+
+
+@pytest.mark.parametrize(
+    ('text', 'count'),
+    [
+        ('def f(a) -> int:\n    """Of `a`."""', 1),
+        ('def f(a) -> int:\n    """Returns one."""', 1),
+        (f'def f(a) -> int:\n    {GIVES}', 0),
+        (f'def f(a) -> Iterator[int]:\n    {GIVES.replace("Returns", "Yields")}', 0),
+        ('def f(a): pass\ndef g(a) -> None: pass\ndef _h(a) -> int: pass', 0),
+        ('def f() -> int:\n    """One."""', 0),  # takes nothing: its first line says it
+        (f'{CONTEXT} -> Iterator[None]:\n    """Of `a`."""', 0),
+        (f'{CONTEXT} -> Iterator[int]:\n    """Of `a`."""', 1),
+        ('def f(a) -> Iterator[None]:\n    """Of `a`."""', 1),
+        ('class A:\n    def __init__(self, a) -> None: pass\n    def f(self) -> int: pass', 0),
+        ('class A:\n    def __call__(self, a) -> int: pass', 1),
+    ],
+)
+def test_functions_that_do_not_say_what_they_return(tmp_path, text, count):
+    assert len(house_prose.unreturned(one_module(tmp_path, text))) == count
+
+
 SAID = '"""One.\n\n    Raises:\n      UserError: something.\n    """'
 
 

@@ -133,6 +133,9 @@ def counts(house: House, settings: dict[str, Any]) -> list[Count]:
     add_places(
         'args', 'public functions whose Args are not their parameters', house_prose.undescribed
     )
+    add_places(
+        'returns', 'public functions that do not say what they return', house_prose.unreturned
+    )
     add_places('raises', 'public functions with an unsaid UserError', house_prose.unraised)
     share = f'{settings["tests_percent"]} % of sigma_jax/ (now {100 * tests // package} %)'
     add('tests', f'lines of tests short of {share}', max(floor - tests, 0), [])

@@ -75,6 +75,9 @@ def train(
       workdir: the work folder of all.
       reporter: receives what is trained, and how far it is.
 
+    Returns:
+      Folders, states and last losses of all members.
+
     Raises:
       UserError: as `trainer.train` does, and when no member is left.
       Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
@@ -145,6 +148,9 @@ class Many:
 
         Args:
           folder: where they are trained.
+
+        Yields:
+          The line.
         """
         run, count = self.run, len(self.run.members)
         parts = parameter_count(run.state.state.trainable).items()
@@ -207,6 +213,9 @@ class Many:
 
         Args:
           number: of the step, from 0.
+
+        Returns:
+          What the bar says of it.
         """
         values = {k: np.asarray(v) for k, v in jax.device_get(dict(self._metrics)).items()}
         for m in self._alive:

@@ -106,6 +106,9 @@ def convert_weights(
       prompt_state: the state in the prompt: 'robot' (its own joints), 'none' or 'padded'.
       reporter: receives notes on an adapter, and bytes done.
 
+    Returns:
+      Where they are, what they are, and what was assumed or left out.
+
     Raises:
       UserError: `out` exists, no pi0.5 or a damaged one, an adapter of another model, or settings
         that contradict each other.

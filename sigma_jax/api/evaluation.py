@@ -107,6 +107,9 @@ def request(
       splits: as `evaluate` takes them.
       **more: as they are in a `Request`.
 
+    Returns:
+      The request, for `evaluation.runner`.
+
     Raises:
       UserError: no finished training, or trainings that do not go together.
     """

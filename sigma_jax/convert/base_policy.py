@@ -154,6 +154,9 @@ def open_base(
       model: how it computes; its sizes count where `folder` is ''.
       factors: settings of the LoRA factors beside its matrices.
 
+    Returns:
+      Sizes, statistics and settings of the base, `params` None.
+
     Raises:
       UserError: no checkpoint there, or one that does not fit.
     """
@@ -177,6 +180,9 @@ def read_weights(base: Base, seed: int = 0, tokenizer: str = '') -> Base:
       base: as `open_base` gives it.
       seed: of random weights, where it has no folder.
       tokenizer: which tokens are numbers, for random weights; see `init_number_embeddings`.
+
+    Returns:
+      A copy with `params` and `digest`.
     """
     if base.source is not None:
         loaded = checkpoint.load_source(base.source)

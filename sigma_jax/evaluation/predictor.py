@@ -47,6 +47,9 @@ class Predictor(Protocol):
         Args:
           batch: windows, leaves [b g ...].
           ablation: gates that switch parts of it off.
+
+        Returns:
+          Actions in raw units, tau and what else went into them.
         """
 
     def flops(self, batch: NumpyBatch) -> int | None:
@@ -54,4 +57,7 @@ class Predictor(Protocol):
 
         Args:
           batch: windows, for their shapes.
+
+        Returns:
+          Floating-point operations of one window.
         """

@@ -37,6 +37,9 @@ def run(request: Request, reporter: Reporter = SILENT) -> tuple[dict, pathlib.Pa
       request: what to evaluate.
       reporter: receives what is odd, and how far it is.
 
+    Returns:
+      The report as JSON has it, and the folder of its files.
+
     Raises:
       UserError: an unknown split, an unfinished training, or shards of another base.
     """
@@ -58,6 +61,9 @@ def evaluate_one(
       trained: the Sigma.
       reporter: receives what is odd, and how far it is.
       model_cache: what further trainings of a comparison share with it.
+
+    Returns:
+      As `run`.
     """
     check_splits(request.splits, request.stress)
     batch_cache = BatchCache()

@@ -39,11 +39,20 @@ from sigma_jax.types import PyTree, to_batch
 
 @dataclasses.dataclass(frozen=True)
 class BaselineConfig:
-    """Which policy, and how it is sampled."""
+    """Which policy, and how it is sampled.
 
-    base: str = ''  # folder of a converted pi0.5
+    Attributes:
+      base: folder of a converted pi0.5; '' leaves the base's actions out.
+      tokenizer: the one that the base was trained with.
+      samples: draws a window; more allow the mean of several as a method.
+      seed: noise is keyed by seed, episode, frame and draw.
+      batch_size: windows that are sampled at a time.
+      dtype: of the matrix products; 'bfloat16' on a GPU.
+    """
+
+    base: str = ''
     tokenizer: str = 'assets/tokenizer/tokenizer.json'
-    samples: int = 1  # draws a window
+    samples: int = 1
     seed: int = 0
     batch_size: int = 32
     dtype: str = 'float32'

@@ -17,7 +17,17 @@ from sigma_jax.settings import is_a
 
 @dataclasses.dataclass(frozen=True)
 class Joints:
-    """A robot by the names of its joints, as `load_policy` takes one."""
+    """A robot by the names of its joints, as `load_policy` takes one.
+
+    Attributes:
+      state_names: of the robot's reading, in its order.
+      action_names: of an action, in its order.
+
+    Examples:
+      >>> import sigma_jax as sj
+      >>> names = 'pan', 'lift', 'elbow', 'flex', 'roll', 'gripper'
+      >>> robot = sj.Joints(names, names)
+    """
 
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
@@ -37,12 +47,12 @@ def load_policy(
     Args:
       folder: of a checkpoint in any layout, or a hub id.
       tokenizer: file, folder or hub id; '' takes the one beside the weights.
-      robot: what names its joints (a data set, the meta of shards, `Joints`), or how many it has;
-        None takes as many as the statistics beside the weights have, which openpi pads to the
+      robot: what names its joints (a data set, the meta of shards, `sj.Joints`), or how many it
+        has; None takes as many as the statistics beside the weights have, which openpi pads to the
         model's width.
       seed: of its noise.
       dtype: of its matrix products.
-      storage: in what form its weights lie on the device.
+      storage: in what form its weights lie on the device; `sj.QuantConfig('bfloat16')`, say.
 
     Returns:
       The policy, with its weights on the device; the first `infer` compiles it.

@@ -223,6 +223,9 @@ def plan(
       layout: where things stand.
       start: joint angles [6] at rest before the first frame, degrees and percent open.
       rng: source of this episode's variation.
+
+    Returns:
+      The targets, one row a frame.
     """
     sketch = Sketch(task.habits, rng)
     PLANS[task.plan](sketch, task, layout)

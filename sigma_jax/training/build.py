@@ -136,6 +136,10 @@ class Blueprint:
           example: a batch.
           seed: of what is drawn; None: the config's.
 
+        Returns:
+          trainable: the leaves by group.
+          frozen: `frozen`, without those that learn.
+
         Raises:
           UserError: groups that the objective does not train, or factors that would never learn.
         """

@@ -37,7 +37,13 @@ LEAST = dict.fromkeys(('steps', 'loader.num_workers', 'log.shares'), 0) | dict.f
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """How windows are read: decoding processes, whether decoded ones stay in memory, augmented."""
+    """How windows are read.
+
+    Attributes:
+      num_workers: processes that decode; 0 decodes in threads of this one.
+      cache: whether decoded windows stay in memory.
+      augment: crops, turns and recolours training pictures as openpi does.
+    """
 
     num_workers: int = 0
     cache: bool = True
@@ -46,8 +52,12 @@ class LoaderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Steps between rows of the log, and between measurements of how much of the gradient norm each
-    loss term has (`shares`; 0: none).
+    """What is logged.
+
+    Attributes:
+      every: steps between rows (Table 1: 10).
+      shares: steps between measurements of how much of the gradient norm each loss term has; 0:
+        none.
     """
 
     every: int = 10
@@ -56,7 +66,12 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Steps between checkpoints, and how many stay."""
+    """When the state is saved.
+
+    Attributes:
+      every: steps between checkpoints; the last step has one too.
+      keep: how many stay.
+    """
 
     every: int = 200
     keep: int = 2
@@ -64,7 +79,45 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Every setting of a run; see configs/defaults.py for each.
+    """Every setting of a run; configs/defaults.py has the usual values, with their origin.
+
+    Attributes:
+      objective: 'sigma' (paper 4.2) or 'flow_matching' (pi0.5's own).
+      trainable: groups of leaves that learn: of 'sigma' and 'lora', or 'lora' or 'params' alone for
+        flow matching.
+      base: folder of a converted pi0.5; '' starts from random weights of the sizes in `model`.
+      shards: folder that `prepare_data` has written.
+      tokenizer: a tokenizer.json, a sentencepiece .model or a hub id.
+      stats_from: whose statistics scale prompts and policy actions: 'base' (the checkpoint's) or
+        'shards'.
+      relative_joints: joints whose policy actions count from the state (openpi: DeltaActions); ():
+        as the base has it.
+      freeze: patterns of leaves that stay as they are when the group 'params' learns.
+      state_noise: spread of a jitter on the normalised state in pi0.5's prompt, while training.
+      seed: of weights that are drawn, of dropout, and of the order of the data.
+      steps: optimiser steps.
+      batch_size: sequences a step.
+      sequence_length: consecutive windows a sequence, memory carried through; the paper has 1.
+      accumulate: micro-batches a step, one after the other: batch_size / accumulate sequences at a
+        time.
+      ema: decay of a running average of the trainable leaves; None: none kept.
+      loader: how windows are read.
+      features: of frozen parts (SigLIP's features, text embeddings): '' computes them in every
+        step, 'cache' once, beside the shards.
+      log: steps between rows of the log.
+      checkpoint: steps between checkpoints, and how many stay.
+      triton: on a GPU, Triton's products beside cuBLAS's.
+      compilation_cache: folder of compiled programs, kept for the next start; '' keeps none.
+      model: how the base computes; its sizes where `base` is ''.
+      quant: in what form the frozen base lies on the device.
+      lora: which leaves of the base get factors, and how strong these are.
+      sigma: sizes and choices of Sigma's heads.
+      loss: constants of TRAF and TSAC.
+      curriculum: ramps of the weights of the alignment terms.
+      optimizer: learning rates by group, and what they share.
+      ablation: gates, 1 on, 0 off.
+      ablations: '' or a file such as configs/ablations.py, whose rows and seeds are trained in one
+        program; of a finished one the `Grid` itself.
 
     Raises:
       UserError: numbers of steps, sequences or processes that are none, or a choice that there is

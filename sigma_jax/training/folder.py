@@ -1,14 +1,16 @@
 """A training's folder as one object: config, checkpoints, log, and from which episodes it learned.
 
-folder = RunFolder(pathlib.Path('runs/sigma'))
-folder.config().objective, folder.steps
-step, leaves = folder.trainable()
+    folder = RunFolder(pathlib.Path('runs/sigma'))
+    folder.config().objective, folder.steps
+    step, leaves = folder.trainable()
 
-config.json        what was asked for
-checkpoints/       step_<n>/ each
-train_log.csv      and tensorboard/
-episodes.json      from which episodes it learned (`data/shards/seen.py`)
-policy/            the whole policy, where all its weights were trained
+In it lie:
+
+    config.json        what was asked for
+    checkpoints/       step_<n>/ each
+    train_log.csv      and tensorboard/
+    episodes.json      from which episodes it learned (`data/shards/seen.py`)
+    policy/            the whole policy, where all its weights were trained
 """
 
 import dataclasses
@@ -26,7 +28,11 @@ from sigma_jax.types import PyTree
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Where a training lies, or will; what it holds is read when it is asked for."""
+    """Where a training lies, or will; what it holds is read when it is asked for.
+
+    Attributes:
+      path: the folder.
+    """
 
     path: pathlib.Path
 

@@ -155,6 +155,9 @@ def last_row(file: pathlib.Path) -> dict[str, float]:
 
     Args:
       file: a train_log.csv.
+
+    Returns:
+      {column: number}.
     """
     rows = read_rows(file)
     return {k: float(v) for k, v in rows[-1].items() if k != 'step'} if rows else {}

@@ -67,6 +67,9 @@ def shards_processor(
         were prepared.
       prompt: how the base's kind writes a prompt.
 
+    Returns:
+      The processor, for `make_loader`.
+
     Raises:
       UserError: statistics that are not there or do not fit the robot's joints.
     """
@@ -94,6 +97,9 @@ def to_example(
       records: its windows.
       processor: how the base sees one.
       contents: whether with the base's actions, and kept in memory.
+
+    Returns:
+      A map from a sequence of numbers to its windows.
 
     Raises:
       UserError: the base's actions are not there.
@@ -126,6 +132,9 @@ def changes_of(example: ToExample, contents: Contents) -> list[Change]:
     Args:
       example: what reads it.
       contents: which changes were asked for.
+
+    Returns:
+      Maps from a sequence to a sequence.
 
     Raises:
       UserError: the shards are too old for the policy's padding.
