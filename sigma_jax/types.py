@@ -21,6 +21,19 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+__all__ = [
+    'Ablation',
+    'ActionScaling',
+    'Actions',
+    'Batch',
+    'Carry',
+    'Frozen',
+    'Observation',
+    'SigmaOutput',
+    'Telepathy',
+    'to_batch',
+]
+
 PyTree = Any
 
 
@@ -245,3 +258,8 @@ def to_batch(arrays: Mapping[str, np.ndarray]) -> Batch:
     return Batch(
         observation=Observation(**inputs), **{'base': np.zeros_like(arrays['actions'])} | rest
     )
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -17,6 +17,20 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn.layers import safe_cosine, safe_norm
 from sigma_jax.types import Ablation, Actions, Batch, PyTree, SigmaOutput
 
+__all__ = [
+    'LossConfig',
+    'action_mse',
+    'branch_errors',
+    'combine',
+    'hard_mask',
+    'info_nce',
+    'intent_loss',
+    'sigma_terms',
+    'tau_loss',
+    'time_loss',
+    'weighted_sum',
+]
+
 Terms = dict[str, Float[Array, 'b']]
 
 BRANCHES = ('vec', 'chk', 'traj')
@@ -467,3 +481,8 @@ def tau_loss(
     direction = 1.0 - safe_cosine(tau, c_act)
     norm = jnp.mean(jnp.square(tau), axis=-1)
     return config.tau_norm * norm + config.lambda_collapse * collapse + config.eta_var * direction
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__
