@@ -18,7 +18,7 @@ import numpy as np
 from configs import defaults
 from sigma_jax import trees, xla
 from sigma_jax.backbones import pi05
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.processing.actions import unnormalize_actions
 from sigma_jax.sigma.config import SigmaConfig
 from sigma_jax.training import build as assembly

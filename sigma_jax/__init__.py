@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from sigma_jax.data.shards.plan import DataConfig
     from sigma_jax.errors import UserError
     from sigma_jax.nn.quant import QuantConfig
-    from sigma_jax.policies.base import Policy
     from sigma_jax.policies.base_actions import BaselineConfig
     from sigma_jax.policies.load import Joints, load_policy
+    from sigma_jax.policies.protocol import Policy
     from sigma_jax.sigma import losses
     from sigma_jax.training.config import RunConfig
     from sigma_jax.training.folder import RunFolder
@@ -59,7 +59,7 @@ _HOMES = {
     'Grid': 'training.grid',
     'Inspection': 'api.preparation',
     'Joints': 'policies.load',
-    'Policy': 'policies.base',
+    'Policy': 'policies.protocol',
     'Preparation': 'api.preparation',
     'Proof': 'api.conversion',
     'QuantConfig': 'nn.quant',

@@ -16,7 +16,7 @@ import numpy as np
 jnp.float32 = jnp.float64  # before the model is imported
 
 from sigma_jax.backbones import pi05  # noqa: E402
-from sigma_jax.convert.base_policy import ModelConfig  # noqa: E402
+from sigma_jax.convert.load_base import ModelConfig  # noqa: E402
 from sigma_jax.nn import lora  # noqa: E402
 from sigma_jax.objectives.flow_matching import FlowMatching  # noqa: E402
 from sigma_jax.objectives.sigma import SigmaObjective, init_sigma  # noqa: E402

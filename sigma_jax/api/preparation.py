@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sigma_jax.convert.base_policy import Base, check_image_size, open_base
+from sigma_jax.convert.load_base import Base, check_image_size, open_base
 from sigma_jax.data import sources
 from sigma_jax.data.shards import export_pt as torch_shards
 from sigma_jax.data.shards.contact_sheet import contact_sheet

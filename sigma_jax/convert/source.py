@@ -13,7 +13,7 @@ from sigma_jax import trees
 from sigma_jax.backbones import kinds
 from sigma_jax.backbones.base import BackboneConfig, BackboneSpec
 from sigma_jax.backbones.names import NameTable
-from sigma_jax.convert import orbax_tree, other_models, sizes, torch_names, validate
+from sigma_jax.convert import orbax_tree, other_models, sizes, validate, wrappers
 from sigma_jax.convert.openpi import lora as openpi_lora
 from sigma_jax.convert.openpi import training_config
 from sigma_jax.convert.openpi.training_config import RECORD
@@ -160,7 +160,7 @@ def _open_orbax(
 def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
     folder, where = path if path.is_dir() else path.parent, str(files.files[0])
     spec = _kind(files.names(), where)
-    names = torch_names.resolve(files.names(), spec.names, where)
+    names = wrappers.resolve(files.names(), spec.names, where)
     stored = names.stored
     notes = [*names.notes, *_resolve_table(stored, spec.names, files)]
     hints, assumed = training_config.complete(sizes.read_hints(folder, spec), folder)

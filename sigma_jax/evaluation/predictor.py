@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.data.shards.directory import Shards
 from sigma_jax.evaluation.replay import NumpyBatch
 from sigma_jax.training.config import RunConfig

@@ -15,7 +15,7 @@ from sigma_jax.evaluation.request import Request
 from sigma_jax.evaluation.stress import robustness, stress
 from sigma_jax.evaluation.stress.perturb import every_level
 from sigma_jax.evaluation.trained_models import ModelCache
-from sigma_jax.policies.sampled import stored_weights
+from sigma_jax.policies.sampled_policy import stored_weights
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training.progress import Bars
 from sigma_jax.types import to_batch

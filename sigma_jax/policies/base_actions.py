@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sigma_jax.convert.base_policy import (
+from sigma_jax.convert.load_base import (
     Base,
     ModelConfig,
     check_images,
@@ -30,7 +30,7 @@ from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.nn.lora import LoraConfig
-from sigma_jax.policies.sampled import Sampler, check_acts, make_sampler
+from sigma_jax.policies.sampled_policy import Sampler, check_acts, make_sampler
 from sigma_jax.processing import fitting
 from sigma_jax.processing.normalize import NormStats
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer

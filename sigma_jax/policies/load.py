@@ -4,11 +4,16 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from sigma_jax.convert.base_policy import Base, ModelConfig, open_base, read_weights
+from sigma_jax.convert.load_base import Base, ModelConfig, open_base, read_weights
 from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies.base_actions import check_robot
-from sigma_jax.policies.sampled import SampledPolicy, check_acts, make_sampler, stored_weights
+from sigma_jax.policies.sampled_policy import (
+    SampledPolicy,
+    check_acts,
+    make_sampler,
+    stored_weights,
+)
 from sigma_jax.processing.fitting import Robot
 from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer

@@ -16,7 +16,7 @@ import optax
 
 from sigma_jax import trees
 from sigma_jax.backbones.base import BackboneConfig, BackboneSpec
-from sigma_jax.convert.base_policy import Base, check_images, open_base, robot_statistics
+from sigma_jax.convert.load_base import Base, check_images, open_base, robot_statistics
 from sigma_jax.data.shards.directory import Shards, is_finished, open_shards
 from sigma_jax.nn import lora, quant
 from sigma_jax.objectives.sigma import init_sigma

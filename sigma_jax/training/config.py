@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sigma_jax.convert.base_policy import ModelConfig
+from sigma_jax.convert.load_base import ModelConfig
 from sigma_jax.errors import UserError
 from sigma_jax.nn.lora import LoraConfig
 from sigma_jax.nn.quant import QuantConfig

@@ -18,8 +18,8 @@ import numpy as np
 
 from sigma_jax import __version__, files, trees
 from sigma_jax.convert import assets, checkpoint, heads
-from sigma_jax.convert.base_policy import read_weights
 from sigma_jax.convert.lerobot import read
+from sigma_jax.convert.load_base import read_weights
 from sigma_jax.convert.merge import merge_piece
 from sigma_jax.convert.peft import adapter as peft
 from sigma_jax.convert.slices import Piece

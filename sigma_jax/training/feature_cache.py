@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.data.loader.cached_features import DTYPES, FILE, Features
 from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.errors import UserError

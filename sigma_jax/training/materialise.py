@@ -11,7 +11,7 @@ import numpy as np
 
 from sigma_jax import trees
 from sigma_jax.backbones.base import BackboneSpec
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora, quant
 from sigma_jax.objectives.sigma import SigmaObjective, init_sigma

@@ -11,7 +11,7 @@ import pytest
 from sigma_jax import trees
 from sigma_jax.backbones import kinds
 from sigma_jax.convert import checkpoint, sizes
-from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
+from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig, Quantised

@@ -11,7 +11,7 @@ import pytest
 
 from sigma_jax.backbones.pi05 import BoundPi05
 from sigma_jax.convert import assets, checkpoint, sizes, source
-from sigma_jax.convert.base_policy import ModelConfig, open_base
+from sigma_jax.convert.load_base import ModelConfig, open_base
 from sigma_jax.convert.overrides import Overrides, apply_overrides
 from sigma_jax.errors import UserError
 from sigma_jax.processing.spec import read_policy

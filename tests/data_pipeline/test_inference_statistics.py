@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.backbones import kinds
-from sigma_jax.convert.base_policy import ModelConfig, open_base
+from sigma_jax.convert.load_base import ModelConfig, open_base
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation.replay_shards import list_batches
 from sigma_jax.processing.normalize import normalize, read_norm_stats

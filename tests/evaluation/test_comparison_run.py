@@ -13,7 +13,7 @@ import sigma_jax as sj
 from sigma_jax import trees
 from sigma_jax.api.evaluation import request
 from sigma_jax.backbones import pi05
-from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
+from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.replay_shards import in_order
@@ -24,7 +24,7 @@ from sigma_jax.evaluation.stress.perturb import every_level
 from sigma_jax.nn import lora
 from sigma_jax.nn.quant import Quantised
 from sigma_jax.objectives.sigma import init_sigma
-from sigma_jax.policies.sampled import stored_weights
+from sigma_jax.policies.sampled_policy import stored_weights
 from sigma_jax.training.build import build
 from sigma_jax.training.checkpoints import Checkpoints
 from sigma_jax.training.config import RunConfig

@@ -17,7 +17,7 @@ import prepare_data
 from configs import data_so101
 from sigma_jax.api import preparation
 from sigma_jax.backbones.pi05 import BoundPi05
-from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
+from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.errors import UserError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.backbones.pi05_prompt import prompt_parts
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.data.shards.meta import source_keys
 from sigma_jax.errors import UserError

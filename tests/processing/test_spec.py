@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.convert import sizes
-from sigma_jax.convert.base_policy import (
+from sigma_jax.convert.load_base import (
     ModelConfig,
     check_resize,
     open_base,

@@ -17,7 +17,7 @@ import pytest
 
 from sigma_jax import trees
 from sigma_jax.convert import checkpoint
-from sigma_jax.convert.base_policy import open_base, read_weights
+from sigma_jax.convert.load_base import open_base, read_weights
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05_names
-from sigma_jax.convert import checkpoint, other_models, sizes, source, torch_names
+from sigma_jax.convert import checkpoint, other_models, sizes, source, wrappers
 from sigma_jax.errors import UserError, few
 from tests import golden
 
@@ -89,7 +89,7 @@ def test_two_names_for_one_tensor_are_refused():
             UserError,
             match='expected one set of weights in x, got two names for one tensor: .*, .*bias',
         ):
-            torch_names.resolve(names, pi05_names.TABLE, 'x')
+            wrappers.resolve(names, pi05_names.TABLE, 'x')
 
 
 def test_float64_is_read_as_float32(tensors, saved):

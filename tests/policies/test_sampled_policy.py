@@ -12,13 +12,13 @@ import pytest
 from sigma_jax import trees
 from sigma_jax.backbones import kinds
 from sigma_jax.convert import checkpoint
-from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
+from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig, Quantised
-from sigma_jax.policies.base import IMAGES, STATE, TASK, Policy
 from sigma_jax.policies.load import Joints, joints_of, load_policy
-from sigma_jax.policies.sampled import SampledPolicy, make_sampler, stored_weights
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK, Policy
+from sigma_jax.policies.sampled_policy import SampledPolicy, make_sampler, stored_weights
 from sigma_jax.processing.processor import of_shards
 from sigma_jax.processing.tokenizer import load_tokenizer
 

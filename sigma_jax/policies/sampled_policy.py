@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Float
 
 from sigma_jax import trees, xla
-from sigma_jax.convert.base_policy import Base, robot_statistics
+from sigma_jax.convert.load_base import Base, robot_statistics
 from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies import sampling
-from sigma_jax.policies.base import ACTIONS, IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.policies.protocol import ACTIONS, IMAGES, STATE, TASK, PolicySpec
 from sigma_jax.processing import fitting
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import NormStats
@@ -145,7 +145,7 @@ def _leaves(weights: PyTree) -> dict[str, Any]:
 
 
 class SampledPolicy:
-    """A base as a `policies.base.Policy`: no Sigma, no memory but the count of what it was asked.
+    """A base as a `Policy`: no Sigma, no memory but the count of what it was asked.
 
     Args:
       base: opened; of its settings the steps to carry out count.
@@ -175,16 +175,16 @@ class SampledPolicy:
 
     @property
     def spec(self) -> PolicySpec:
-        """See `policies.base.Policy`."""
+        """See `policies.protocol.Policy`."""
         return self._spec
 
     def reset(self) -> None:
-        """See `policies.base.Policy`."""
+        """See `policies.protocol.Policy`."""
         self._episode, self._frame = self._episode + bool(self._frame), 0
         self._views = frozenset()
 
     def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A chunk of actions for one observation; see `policies.base.Policy`.
+        """A chunk of actions for one observation; see `policies.protocol.Policy`.
 
         Args:
           observation: raw.
@@ -237,7 +237,7 @@ def read_observation(
     """A raw observation in its parts, checked.
 
     Args:
-      observation: see `policies.base.Policy.infer`.
+      observation: see `policies.protocol.Policy.infer`.
       spec: what the policy takes.
 
     Returns:
