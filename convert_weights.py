@@ -90,10 +90,10 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--stats', help='statistics from elsewhere: norm_stats.json, a LeRobot policy or data set'
     )
-    add_told(parser)
+    add_overrides(parser)
 
 
-def add_told(parser: argparse.ArgumentParser) -> None:
+def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Flags for what stands in openpi's training config alone."""
     parser.add_argument(
         '--action_horizon', type=int, help='actions the policy was trained to give at once'

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     """
     c = defaults.get_config()
     c.base = 'checkpoints/pi05'  # a converted pi0.5, the one whose actions lie beside the shards
-    c.shards = 'runs/shards'  # windows of 16 actions (paper 4.1), pictures of 224 px
+    c.shards = 'runs/shards'  # windows of 16 actions (paper 4.1), images of 224 px
     # the one pi0.5 was trained with: a hub id, or a path to its files
     c.tokenizer = 'google/paligemma-3b-pt-224'
     c.steps = 5000
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     c.batch_size = 8
     c.checkpoint.every = 500
     c.loader.num_workers = 4  # decoding processes
-    c.loader.cache = False  # full-size pictures of a whole data set do not fit in memory
+    c.loader.cache = False  # full-size images of a whole data set do not fit in memory
     c.model.dtype = 'bfloat16'
     c.model.remat = 'save_attention'  # of a layer keep only its input and its attention
     # with these products the same to the last bit as float32, in half the memory

@@ -31,7 +31,10 @@ def setting():
     sizes = model.sizes(0.1)
     batch = model.small_batch(sizes.vision.image_size)
     params = model.noisy(jax.jit(lambda key: pi05.init_params(key, sizes))(jax.random.key(0)))
-    frozen, objective = Frozen(wide(params), wide(small.frozen().scaling)), model.sigma_goal(sizes)
+    frozen, objective = (
+        Frozen(wide(params), wide(small.frozen().scaling)),
+        model.sigma_objective(sizes),
+    )
     init = jax.jit(lambda key: init_sigma(key, objective, frozen, batch))
 
     def start(seed):

@@ -74,7 +74,7 @@ def test_messages_are_one_lower_case_sentence_without_full_stop() -> None:
         ("raise UserError(f'{Path} is none, got 0.5 of it; take one')", ''),
     ],
 )
-def test_what_is_no_such_message_is_told(line: str, fault: str) -> None:
+def test_what_is_no_such_message_is_reported(line: str, fault: str) -> None:
     (text,) = (text for _, text in messages(ast.parse(line)))
     assert fault in wrong(text) and bool(fault) == bool(wrong(text))
 

@@ -49,8 +49,10 @@ def repository():
 
 
 def test_structure_is_at_its_limits(repository):
-    told = [count.told for count in house.counts(repository, house.read_settings()) if count.told]
-    assert not told, '\n'.join(told)
+    message = [
+        count.message for count in house.counts(repository, house.read_settings()) if count.message
+    ]
+    assert not message, '\n'.join(message)
 
 
 def test_names_that_counts_go_by_are_there(repository):
@@ -76,8 +78,8 @@ def test_targets_are_no_higher_than_limits():
     ],
 )
 def test_a_count_may_neither_grow_nor_fall_unrecorded(now, said):
-    told = house.Count('doors', 'doors', now, 3, 1, (house_tree.Place('a.py', 1, 'x'),)).told
-    assert told.endswith(said) and bool(told) == bool(said)
+    message = house.Count('doors', 'doors', now, 3, 1, (house_tree.Place('a.py', 1, 'x'),)).message
+    assert message.endswith(said) and bool(message) == bool(said)
 
 
 def test_below_its_target_a_count_is_free(tmp_path):
@@ -85,9 +87,9 @@ def test_below_its_target_a_count_is_free(tmp_path):
     path.write_text('rooms = [30, 22]\n')
     fallen = house.Count('rooms', 'rooms', 20, 30, 22, ())
     house.lower([fallen], path)
-    assert fallen.told and path.read_text() == 'rooms = [22, 22]\n'
-    assert not any(house.Count('rooms', 'rooms', now, 22, 22, ()).told for now in (20, 22))
-    assert house.Count('rooms', 'rooms', 23, 22, 22, ()).told
+    assert fallen.message and path.read_text() == 'rooms = [22, 22]\n'
+    assert not any(house.Count('rooms', 'rooms', now, 22, 22, ()).message for now in (20, 22))
+    assert house.Count('rooms', 'rooms', 23, 22, 22, ()).message
 
 
 def test_lower_records_what_has_fallen_and_nothing_else(tmp_path):

@@ -49,12 +49,12 @@ class Count:
         return min(self.limit, max(self.now, self.target))
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         """What is wrong with it, '' for nothing."""
         if self.now > self.limit:
             where = '\n  '.join(str(place) for place in self.places[:20])
-            wanted = f'expected at most {self.limit} {self.title}'
-            return f'{self.name}: {wanted}, got {self.now}; bring it down:\n  {where}'
+            expected = f'expected at most {self.limit} {self.title}'
+            return f'{self.name}: {expected}, got {self.now}; bring it down:\n  {where}'
         if self.lowest < self.limit:
             return (
                 f'{self.name}: expected {self.limit}, as tools/house.toml has it, got {self.now}; '
@@ -197,7 +197,7 @@ def main() -> int:
     if given.lower:
         lower(found)
         return 1 if gone or any(count.now > count.limit for count in found) else 0
-    return 1 if gone or any(count.told for count in found) else 0
+    return 1 if gone or any(count.message for count in found) else 0
 
 
 if __name__ == '__main__':

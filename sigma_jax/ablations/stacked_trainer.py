@@ -141,7 +141,7 @@ class Many:
         self._logs: list[TrainLog] = []
         self._metrics: Mapping[str, jax.Array] = {}
         self._alive: list[int] = []
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
     def announce(self, folder: RunFolder) -> Iterator[str]:
         """One line on what is trained, on what, how.
@@ -193,20 +193,20 @@ class Many:
         """
         failed = np.asarray(self.run.state.failed)
         stopped = [m for m, step in enumerate(failed) if step != ALIVE]
-        for m in sorted(set(stopped) - self._told):
+        for m in sorted(set(stopped) - self._reported):
             member = self.run.members[m]
             self.reporter.say(
                 f'{member.row}, seed {member.seed}: loss or gradient is no number at step '
                 f'{failed[m]}; it stays as it was before that step, the others go on'
             )
-        self._told |= set(stopped)
+        self._reported |= set(stopped)
         if len(stopped) == len(failed):
             raise UserError(
                 f'step {max(failed)}: expected a finite loss in some row, got none in all '
                 f'{len(failed)}; the last checkpoint is intact: lower optimizer rates, then start '
                 'again'
             )
-        self._alive = [m for m in range(len(failed)) if m not in self._told]
+        self._alive = [m for m in range(len(failed)) if m not in self._reported]
 
     def report(self, number: int) -> str:
         """A row in the log of each member that goes on.

@@ -151,7 +151,7 @@ def _cut(
     accept: Callable[[Dataset], None],
     reporter: Reporter,
 ) -> Result:
-    """Runs `prepare`, telling windows done, and episodes where every one is tried first."""
+    """Runs `prepare`, reporting windows done, and episodes where every one is tried first."""
     with reporter.bars() as bars:
         windows = bars.add('windows')
         tried = bars.add('episodes checked') if config.on_bad_episode == 'skip' else SILENT

@@ -117,8 +117,8 @@ def parse_flags(argv: list[str], default: str, values: flags.FlagValues = flags.
 
 
 def _with_config(arguments: list[str], default: str) -> list[str]:
-    given = any(re.fullmatch(r'--?config(=.*)?', argument) for argument in arguments)
-    return arguments if given else [f'--config={default}', *arguments]
+    has_config = any(re.fullmatch(r'--?config(=.*)?', argument) for argument in arguments)
+    return arguments if has_config else [f'--config={default}', *arguments]
 
 
 def _config_file(argv: list[str]) -> str:

@@ -29,7 +29,7 @@ FLOATS = ('float32', 'bfloat16', 'float16', 'float64')
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """How a base computes, and its sizes where no folder tells them.
+    """How a base computes, and its sizes where no folder gives them.
 
     Attributes:
       dtype: of its matrix products.
@@ -166,8 +166,8 @@ def open_base(
     policy_assets = assets.read(source.folder, source.format)
     sizes = model.fit(source.config, factors)
     assumed = {**source.assumed, **policy_assets.assumed}
-    told = training_config.assumption_notes(assumed, sizes, policy_assets.policy.prompt_state_dim)
-    notes = (*source.notes, *told)
+    said = training_config.assumption_notes(assumed, sizes, policy_assets.policy.prompt_state_dim)
+    notes = (*source.notes, *said)
     return Base(
         sizes, None, source.digest, policy_assets.statistics, policy_assets.policy, source, notes
     )

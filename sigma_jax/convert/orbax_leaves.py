@@ -54,7 +54,7 @@ def read_names(folder: pathlib.Path) -> tuple[dict[str, str], bool, str]:
 
 
 def _damaged(where: object, error: Exception) -> UserError:
-    # the rest tells each call's path
+    # the rest names each call's path
     reason = str(error)[:200].splitlines()[0] if str(error) else type(error).__name__
     return UserError(f'expected an orbax checkpoint in {where}, got: {reason}; copy it again')
 
@@ -158,7 +158,7 @@ class LeafWriter:
         self._store: tuple[str, ts.TensorStore] | None = None
         self._whole: np.ndarray | None = None
 
-    def write(self, path: str, index: Index, piece: np.ndarray) -> Any:
+    def write(self, path: str, index: Index, part: np.ndarray) -> Any:
         """Starts to write one slice.
 
         All slices of a leaf have one shape, but for the last rows of one that is cut by rows.
@@ -166,7 +166,7 @@ class LeafWriter:
         Args:
           path: of the leaf.
           index: of the slice.
-          piece: its numbers.
+          part: its numbers.
 
         Returns:
           Something that waits for the disk; None: the slice is kept until its leaf is complete.
@@ -174,14 +174,14 @@ class LeafWriter:
         shape, dtype = self._leaves[path]
         whole = math.prod(shape) * dtype.itemsize <= LARGEST_CHUNK
         if self._store is None or self._store[0] != path:
-            chunk = shape if whole else (1,) * (len(shape) - piece.ndim) + piece.shape
+            chunk = shape if whole else (1,) * (len(shape) - part.ndim) + part.shape
             self._store = path, self._create(path, shape, dtype, chunk)
             self._whole = np.empty(shape, dtype) if whole else None
             self._left = math.prod(shape)
         if self._whole is None:
-            return self._store[1][index].write(piece)
-        self._whole[index] = piece
-        self._left -= piece.size
+            return self._store[1][index].write(part)
+        self._whole[index] = part
+        self._left -= part.size
         return None if self._left else self._store[1].write(self._whole)
 
     def _create(

@@ -1,4 +1,4 @@
-"""Checkpoints of models that are not read, told by names that only they have."""
+"""Checkpoints of models that are not read, known by names that only they have."""
 
 import re
 from collections.abc import Collection
@@ -46,7 +46,7 @@ def _refused(where: str, what: str) -> UserError:
 
 
 def _short(name: str, mark: str) -> str:
-    """The part of a name that tells: `state_proj` of `model.state_proj.weight`."""
+    """The part of a name that marks the model: `state_proj` of `model.state_proj.weight`."""
     match = re.fullmatch(mark, name)
     return (
         match[2]

@@ -1,4 +1,4 @@
-"""Safetensors files: one file or a sharded set, read and written a piece at a time; pickles are
+"""Safetensors files: one file or a sharded set, read and written a slice at a time; pickles are
 refused.
 """
 
@@ -113,7 +113,7 @@ def _open(file: pathlib.Path) -> Any:
 
 
 def _where_it_ends(file: pathlib.Path) -> str:
-    """What of a truncated file is missing, '' where its header does not tell."""
+    """What of a truncated file is missing, '' where its header does not say."""
     size = file.stat().st_size
     with open(file, 'rb') as opened:
         start = 8 + int.from_bytes(opened.read(8), 'little')

@@ -69,8 +69,8 @@ def evaluate_one(
     batch_cache = BatchCache()
     shards = open_shards(request.shards) if request.shards else trained.shards
     check_baselines(shards, trained.base.digest)
-    for told in check_first(request, trained.config, shards, request.folder):
-        reporter.say(told)
+    for said in check_first(request, trained.config, shards, request.folder):
+        reporter.say(said)
     with reporter.bars() as bars:
         splits = {}
         for name in request.splits:
@@ -129,7 +129,7 @@ def check_first(
     notes = [
         check_held_out(one, shards.split(name)) for one in (*own, *request.rows) for name in judging
     ]
-    return [told for told in dict.fromkeys([check_log(request.workdir), *notes]) if told]
+    return [said for said in dict.fromkeys([check_log(request.workdir), *notes]) if said]
 
 
 def check_writable(out: pathlib.Path) -> None:

@@ -87,7 +87,7 @@ def write_baselines(
     Args:
       shards: whose windows.
       config: which policy, and how.
-      progress: is told (windows done, windows in all).
+      progress: receives (windows done, windows in all).
 
     Returns:
       The record that now lies beside the shards.

@@ -112,7 +112,7 @@ def check_named(robot: Any) -> None:
 
 
 def joints_of(base: Base, robot: Robot | int | None) -> Robot:
-    """A robot as `load_policy` is told of it.
+    """A robot as `load_policy` is given it.
 
     Args:
       base: with its statistics.

@@ -16,8 +16,8 @@ class PolicySpec:
     """What a policy takes and gives.
 
     Attributes:
-      cameras: names of its views in order, by which frames are told; (): any, in the order in which
-        they come.
+      cameras: names of its views in order, by which frames are named; (): any, in the order in
+        which they come.
       state_dim: numbers of the robot's reading, p.
       action_dim: numbers of an action, a.
       horizon: actions of a chunk, t.
@@ -67,7 +67,7 @@ class Policy(Protocol):
 
         Returns:
           `actions`: [t a], float32, raw units like the state's, the first to be carried out now.
-          What else a policy tells comes beside it.
+          What else a policy gives comes beside it.
 
         Raises:
           UserError: an observation that lacks one of these, or holds something else.

@@ -154,7 +154,7 @@ class SampledPolicy:
       horizon: actions of a chunk, as the sampler gives them.
 
     The noise of a chunk belongs to seed, episode and frame: `reset` begins the next episode, and
-    each `infer` is a frame of it. An observation may tell both itself (`episode`, `frame`), as
+    each `infer` is a frame of it. An observation may name both itself (`episode`, `frame`), as
     those of a data set do. Cameras stay the same until `reset`: one that drops out would be masked
     in silence otherwise.
     """

@@ -32,7 +32,7 @@ from sigma_jax.types import Batch, Frozen, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Statistics:
+class RunStatistics:
     """Which statistics a run uses.
 
     own: those of its data, in whose units Sigma's residuals count.
@@ -82,7 +82,7 @@ class Blueprint:
         return make_optimizer(self.config.optimizer)
 
     @functools.cached_property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> RunStatistics:
         """Those of data or base, as configured.
 
         Raises:
@@ -96,7 +96,7 @@ class Blueprint:
             config.relative_joints, base.policy, shards.meta, base.config.action_dim
         )
         policy = of_base or shards.relative_statistics(relative)
-        return Statistics(own, policy, of_base or own, relative)
+        return RunStatistics(own, policy, of_base or own, relative)
 
     @functools.cached_property
     def frozen(self) -> Frozen:

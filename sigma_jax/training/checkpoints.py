@@ -55,7 +55,7 @@ class Checkpoints:
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             self._manager.close()
-        except Exception:  # of the last write; where one came first, that one is told
+        except Exception:  # of the last write; where one came first, that one is reported
             if kind is None or issubclass(kind, Stopped):
                 raise
 
@@ -173,7 +173,7 @@ class Checkpoints:
         try:
             yield
         except (ValueError, KeyError, OSError) as error:
-            # Orbax's own tells the whole path of every call
+            # Orbax's own names the whole path of every call
             reason = str(error)[:200].splitlines()[0]
             others = [other for other in self._manager.all_steps() if other < step]
             instead = f'continue from step {max(others)}' if others else 'start anew'

@@ -42,7 +42,7 @@ class LoaderConfig:
     Attributes:
       num_workers: processes that decode; 0 decodes in threads of this one.
       cache: whether decoded windows stay in memory.
-      augment: crops, turns and recolours training pictures as openpi does.
+      augment: crops, turns and recolours training images as openpi does.
     """
 
     num_workers: int = 0

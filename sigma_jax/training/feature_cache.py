@@ -52,7 +52,7 @@ def check(config: RunConfig) -> bool:
         )
     if config.loader.augment:
         raise UserError(
-            "config.features='cache' expects pictures that stay as they are, got "
+            "config.features='cache' expects images that stay as they are, got "
             'loader.augment=True; switch one off'
         )
     return True
@@ -114,8 +114,8 @@ def prepare(
             "set config.features=''"
         )
     windows = split.windows
-    wanted = [*features.parts(windows), features.texts]
-    if features.fingerprint() == fingerprint and all(path.is_file() for path in wanted):
+    parts = [*features.parts(windows), features.texts]
+    if features.fingerprint() == fingerprint and all(path.is_file() for path in parts):
         return features
     with writer_lock(features.folder, 'training, which makes the features there'):
         if features.fingerprint() != fingerprint:

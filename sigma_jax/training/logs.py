@@ -46,7 +46,7 @@ class TrainLog:
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             self._board.close()
-        except OSError:  # a full disk, told already by what failed first
+        except OSError:  # a full disk, reported already by what failed first
             if kind is None:
                 raise
 

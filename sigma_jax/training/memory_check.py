@@ -1,5 +1,5 @@
 """`train.py --check`: will this config fit the card? Reads a config and shapes; no weight, no
-picture, no compiler.
+image, no compiler.
 """
 
 import dataclasses

@@ -151,13 +151,13 @@ def test_sigma_trains_around_it(small_run, folder, shards):
     assert moved['lora']['toy']['mix']['b'] and any(jax.tree.leaves(moved['sigma']))
 
 
-def test_what_a_kind_cannot_do_is_told(small_run, folder, shards):
+def test_what_a_kind_cannot_do_is_reported(small_run, folder, shards):
     other = {'objective': 'flow_matching', 'trainable': ('lora',), 'stats_from': 'shards'}
     with pytest.raises(UserError, match="expected 'sigma' for a base of kind 'toy'"):
         build(run_config(small_run, folder, shards, **other))
 
 
-def test_factors_that_sigma_does_not_train_through_are_told(small_run, folder, shards):
+def test_factors_that_sigma_does_not_train_through_are_reported(small_run, folder, shards):
     narrow = dataclasses.replace(TOY, encoding=re.compile('toy/out/.*'))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(kinds.KINDS, 'toy', narrow)

@@ -1,4 +1,4 @@
-"""A merged policy sees the world as its adapter was trained to, wherever the adapter's folder tells
+"""A merged policy sees the world as its adapter was trained to, wherever the adapter's folder says
 it.
 """
 

@@ -23,7 +23,7 @@ from sigma_jax import trees
 from sigma_jax.backbones import names as forms
 from sigma_jax.backbones import pi05, pi05_names, pi05_sizes
 from sigma_jax.convert import checkpoint, orbax_leaves, sizes, source
-from sigma_jax.convert.slices import pieces
+from sigma_jax.convert.slices import slices_of
 from sigma_jax.errors import UserError
 from tests import golden
 
@@ -144,10 +144,10 @@ def test_a_stop_waits_for_the_writes_under_way(loaded, tmp_path, monkeypatch):
     """Otherwise they would write into the folder while it is cleared, and some of it would stay."""
     late, write = ThreadPoolExecutor(1), orbax_leaves.LeafWriter.write
 
-    def write_late(self, path, index, piece):
+    def write_late(self, path, index, part):
         def work():
             time.sleep(0.05)
-            if (future := write(self, path, index, piece)) is not None:
+            if (future := write(self, path, index, part)) is not None:
                 future.result()
 
         return late.submit(work)
@@ -169,8 +169,8 @@ def test_large_tables_pass_by_rows(loaded, tmp_path, monkeypatch):
     )  # elements: the table has 512 * 64
     monkeypatch.setattr('sigma_jax.convert.orbax_leaves.LARGEST_CHUNK', 1000)
     shapes = {p: x.shape for p, x in trees.flatten(loaded['jax'].params).items()}
-    cut = [piece for piece in pieces(shapes, pi05_names.TABLE) if piece.rows]
-    assert [piece.rows.start for piece in cut] == list(range(0, 512, 64))
+    cut = [part for part in slices_of(shapes, pi05_names.TABLE) if part.rows]
+    assert [part.rows.start for part in cut] == list(range(0, 512, 64))
     there = save(loaded['jax'], tmp_path / 'there', 'jax')
     assert (
         len(list((there / 'params/params.PaliGemma.llm.embedder.input_embedding').glob('[0-9]*')))
@@ -244,9 +244,9 @@ def test_table_names_every_leaf_once_and_forms_are_inverse():
     for rule in pi05_names.RULES:
         for index, _ in rule.names(leaves[rule.path].shape[0]):
             filled[rule.path][index] += 1
-            piece = np.random.default_rng(0).standard_normal(filled[rule.path][index].shape)
+            part = np.random.default_rng(0).standard_normal(filled[rule.path][index].shape)
             assert np.array_equal(
-                rule.tensor_map.to_jax(rule.tensor_map.to_torch(piece), piece.shape), piece
+                rule.tensor_map.to_jax(rule.tensor_map.to_torch(part), part.shape), part
             )
     assert all((x == 1).all() for x in filled.values())
 
@@ -326,7 +326,7 @@ def test_sharded_files(lerobot, tmp_path, folder):
     [
         (lambda x: x.pop(ACTION), r'\(1 differences\): missing action_in_proj.weight'),
         (lambda x: x.pop('model.time_mlp_in.bias'), r'\(1 differences\): missing time_mlp_in.bias'),
-        (lambda x: x.pop(EMBED) is x.pop(LM_HEAD), 'none that tell vocab; missing '
+        (lambda x: x.pop(EMBED) is x.pop(LM_HEAD), 'none that give vocab; missing '
                                                    '.*embed_tokens.weight'),
         (lambda x: x.update(extra=np.zeros(1)), 'unexpected extra'),
         (
@@ -394,7 +394,7 @@ def test_leaves_under_value_as_openpis_training_saves_them(golden_params, tmp_pa
     write_orbax(tmp_path / 'params', {'params': trees.unflatten(wrapped)})
     found = checkpoint.load(tmp_path)
     assert trees.digest(found.params) == trees.digest(golden_params)
-    assert found.config.action_horizon == pi05.Pi05Config().action_horizon  # no array tells
+    assert found.config.action_horizon == pi05.Pi05Config().action_horizon  # no array gives
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,7 @@ def test_leaves_under_value_as_openpis_training_saves_them(golden_params, tmp_pa
     [
         (lambda x: x.pop('time_mlp_in/bias'), r'\(1 differences\): missing time_mlp_in/bias '
                                               r'\(48,\)'),
-        (lambda x: x.pop('PaliGemma/img/pos_embedding'), 'none that tell tokens; '
+        (lambda x: x.pop('PaliGemma/img/pos_embedding'), 'none that give tokens; '
                                                          '.*PaliGemma/img/pos_embedding'),
         (lambda x: x.update({'time_mlp_in/bias': np.zeros(3)}), r'in/bias: expected shape \(48,\), '
                                                                 r'got \(3,\)'),

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05, pi05_names
-from sigma_jax.convert.merge import merge_piece
+from sigma_jax.convert.merge import merge_slice
 from sigma_jax.convert.peft import adapter as peft
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora
@@ -262,13 +262,13 @@ def test_one_slice_merged_is_the_merged_tree(factors, golden_params):
                 # q and o have no stacked matrices
                 depth_fits = depth < 2 or 'kv_' in path or 'gating' in path
                 if depth_fits:
-                    piece = merge_piece(path, index, x[index], factors, pi05.LAYOUTS, CONFIG.alpha)
-                    np.testing.assert_allclose(piece, want[path][index], rtol=0, atol=1e-5)
+                    part = merge_slice(path, index, x[index], factors, pi05.LAYOUTS, CONFIG.alpha)
+                    np.testing.assert_allclose(part, want[path][index], rtol=0, atol=1e-5)
     untouched = np.zeros(3, ml_dtypes.bfloat16)
-    assert merge_piece('time_mlp_in/bias', (), untouched, factors, pi05.LAYOUTS, 8.0) is untouched
+    assert merge_slice('time_mlp_in/bias', (), untouched, factors, pi05.LAYOUTS, 8.0) is untouched
     half = np.zeros((64, 40), ml_dtypes.bfloat16)
     path = 'PaliGemma/img/head/kernel'
-    assert merge_piece(path, (), half.T, factors, pi05.LAYOUTS, 8.0).dtype == np.float32
+    assert merge_slice(path, (), half.T, factors, pi05.LAYOUTS, 8.0).dtype == np.float32
 
 
 def projections(tensors):

@@ -112,7 +112,7 @@ def test_a_message_names_a_few_and_counts_the_rest(tensors, saved):
     assert few('abc', '') == 'abc' and few('abcdef', ', ', 2) == 'a, b and 4 more'
 
 
-def test_other_models_are_told_by_name(tensors, saved, tmp_path):
+def test_other_models_are_known_by_name(tensors, saved, tmp_path):
     pi0 = {
         name.replace('time_mlp', 'action_time_mlp'): x
         for name, x in tensors.items()

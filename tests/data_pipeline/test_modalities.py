@@ -200,14 +200,14 @@ def test_settings_that_fit_no_feature(source, tmp_path, settings, message):
     [
         (
             eight_bits(),
-            'expected 16-bit depth in .*up_depth, episode 0, frame 0, got a picture of mode L',
+            'expected 16-bit depth in .*up_depth, episode 0, frame 0, got an image of mode L',
         ),
         (
             encode_depth(np.zeros((5, 7), np.uint16)),
             'expected depth of 24 x 32 pixels in .*, got 5 x 7',
         ),
-        (encode_depth(depth_map(0, 0))[:200], 'expected a depth picture as PNG in'),
-        (None, 'expected a depth picture as PNG in'),
+        (encode_depth(depth_map(0, 0))[:200], 'expected a depth image as PNG in'),
+        (None, 'expected a depth image as PNG in'),
     ],
 )
 def test_depth_that_is_none(tmp_path, cell, message):

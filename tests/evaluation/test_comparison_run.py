@@ -207,12 +207,12 @@ def test_a_run_s_frozen_leaves_are_those_that_are_sampled(small_run, kind):
     held = store_base(config, opened, build(config).objective)
     shards = open_shards(small_run.shards)
     weights = stored_weights(opened, config.quant, held)
-    alone, beside = (robustness.BasePolicy(shards, opened, x) for x in (None, weights))
+    alone, shared = (robustness.BasePolicy(shards, opened, x) for x in (None, weights))
     batch = next(alone.batches(shards.split('train'), 1))
-    equal = np.array_equal(alone.sample(batch), beside.sample(batch))
+    equal = np.array_equal(alone.sample(batch), shared.sample(batch))
     assert equal == (kind == 'stored')
     frozen = trees.flatten(held, is_leaf=lambda x: isinstance(x, Quantised))
-    used = trees.flatten(beside._sampler.weights, is_leaf=lambda x: isinstance(x, Quantised))
+    used = trees.flatten(shared._sampler.weights, is_leaf=lambda x: isinstance(x, Quantised))
     assert len(frozen) < len(used)  # Sigma keeps no action expert
     assert all(used[path] is leaf for path, leaf in frozen.items())
 

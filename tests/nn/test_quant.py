@@ -138,11 +138,11 @@ def test_a_stack_is_its_layers_quantised_alone(kind, monkeypatch):
 
 def test_abstract_leaves_are_those_of_the_stored_base():
     params = small.frozen().params
-    told = trees.flatten(
+    said = trees.flatten(
         quant.abstract(params, pi05.STORED, QuantConfig('nf4', MATRICES, OTHERS, 16))
     )
     stored = trees.flatten(nf4_base())
-    assert {p: (x.shape, x.dtype) for p, x in told.items()} == {
+    assert {p: (x.shape, x.dtype) for p, x in said.items()} == {
         p: (x.shape, x.dtype) for p, x in stored.items()
     }
     assert quant.count(nf4_base()) == trees.count(params)

@@ -126,17 +126,17 @@ def test_finished_splits_are_kept(small_run, fresh):
     for name in ('baselines.json', 'baselines-train.npz'):
         shutil.copy(small_run.shards / name, fresh)
     before = (fresh / 'baselines-train.npz').stat().st_mtime_ns
-    told = []
+    said = []
     base_actions.write_baselines(
         open_shards(fresh),
         small_run.baseline_config(),
-        lambda done, total: told.append((done, total)),
+        lambda done, total: said.append((done, total)),
     )
     assert (fresh / 'baselines-train.npz').stat().st_mtime_ns == before
     assert np.array_equal(read(fresh, 'calibration'), read(small_run.shards, 'calibration'))
     total = sum(len(open_shards(fresh).split(split).records()) for split in SPLITS)
-    assert told[-1] == (total, total) and [done for done, _ in told] == sorted(
-        done for done, _ in told
+    assert said[-1] == (total, total) and [done for done, _ in said] == sorted(
+        done for done, _ in said
     )
 
 
@@ -195,7 +195,7 @@ def test_what_is_finished_reads_no_weights(small_run, fresh, unread):
         ({'image_size': 56}, 'expected images of 28 px, which the base takes, got 56 px'),
     ],
 )
-def test_shards_that_do_not_fit_are_told_before_weights_are_read(
+def test_shards_that_do_not_fit_are_reported_before_weights_are_read(
     small_run, fresh, unread, wrong, message
 ):
     meta = json.loads((fresh / 'meta.json').read_text())
@@ -214,7 +214,7 @@ def test_shards_that_do_not_fit_are_told_before_weights_are_read(
         ('baselines', {'draws': 2}, r"unknown keys \['draws'\]"),
     ],
 )
-def test_a_base_that_does_not_fit_is_told_before_anything_is_prepared(
+def test_a_base_that_does_not_fit_is_reported_before_anything_is_prepared(
     small_run, unread, where, wrong, message
 ):
     config = data_so101.get_config()
@@ -227,7 +227,7 @@ def test_a_base_that_does_not_fit_is_told_before_anything_is_prepared(
 
 
 def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
-    """Without sampling: pictures and prompts as the base takes them, whatever its horizon,
+    """Without sampling: images and prompts as the base takes them, whatever its horizon,
     statistics, tokenizer.
     """
     shutil.copytree(small_run.base, tmp_path / 'base')

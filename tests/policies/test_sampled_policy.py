@@ -81,7 +81,7 @@ def test_a_loaded_policy_does_the_same(small_run, live, policy):
     live.reset()
 
 
-def test_what_it_takes_and_gives_is_told(live, policy):
+def test_what_it_takes_and_gives_is_reported(live, policy):
     kept: Policy = live
     assert (kept.spec.state_dim, kept.spec.action_dim, kept.spec.horizon) == (6, 6, 16)
     assert kept.spec.action_steps == 16 and kept.spec.processor.prompt_state_dim == 0
@@ -93,10 +93,10 @@ def test_noise_belongs_to_episode_and_frame(small_run, policy):
     seen = recorded(small_run, 0)
     counted = {key: x for key, x in seen.items() if key not in ('episode', 'frame')}
     policy.reset()
-    told = [policy.infer(seen | {'episode': 7, 'frame': n})['actions'] for n in (0, 1)]
-    assert np.abs(told[0] - told[1]).max() > 1e-3
+    said = [policy.infer(seen | {'episode': 7, 'frame': n})['actions'] for n in (0, 1)]
+    assert np.abs(said[0] - said[1]).max() > 1e-3
     again = policy.infer(seen | {'episode': 7, 'frame': 0})['actions']
-    assert np.array_equal(again, told[0])
+    assert np.array_equal(again, said[0])
     policy.reset()
     first = [policy.infer(counted)['actions'] for _ in range(3)]
     policy.reset()
@@ -141,7 +141,7 @@ def test_seeds_differ(small_run, live):
         ({TASK: 'lift it ' * 200}, 'expected a prompt of at most .* tokens'),
     ],
 )  # fmt: skip
-def test_a_wrong_observation_is_told_in_a_sentence(small_run, policy, change, message):
+def test_a_wrong_observation_is_reported_in_a_sentence(small_run, policy, change, message):
     policy.reset()
     policy.infer(recorded(small_run, 0))
     wrong = recorded(small_run, 0) | change
@@ -179,10 +179,10 @@ def test_leaves_on_the_device_are_shared_and_the_others_lie_in_the_same_form(bas
     storage = QuantConfig(kind, ('.*/mlp(_1)?/linear',))
     alone = stored_weights(base, storage)
     leaf = leaves(alone)[path]
-    beside = stored_weights(base, storage, trees.unflatten({path: leaf}))
-    assert leaves(beside)[path] is leaf
-    assert jax.tree.structure(alone) == jax.tree.structure(beside)
-    assert jax.tree.all(jax.tree.map(np.array_equal, alone, beside))
+    shared = stored_weights(base, storage, trees.unflatten({path: leaf}))
+    assert leaves(shared)[path] is leaf
+    assert jax.tree.structure(alone) == jax.tree.structure(shared)
+    assert jax.tree.all(jax.tree.map(np.array_equal, alone, shared))
     expert = leaves(alone)['PaliGemma/llm/layers/mlp_1/linear']
     if kind == 'int8':
         assert isinstance(expert, Quantised) and isinstance(leaf, Quantised)

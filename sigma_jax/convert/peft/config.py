@@ -81,7 +81,7 @@ class PeftConfig:
         return alpha * (math.sqrt(rank) if self.use_rslora else 1) * (padded / rank)
 
     def selects(self, module: str) -> bool | None:
-        """Whether PEFT would adapt a module of this name; None where the settings do not tell.
+        """Whether PEFT would adapt a module of this name; None where the settings do not say.
 
         Args:
           module: its name.

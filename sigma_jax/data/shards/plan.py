@@ -68,7 +68,7 @@ class DataConfig:
       test_episodes: for the test.
       on_bad_episode: 'error', or 'skip' to leave out what cannot be read, as meta.json then says.
       depth: single-channel image features and depth maps in video.
-      depth_scale: metres a unit in the shards, and in 16-bit pictures whose data set states none.
+      depth_scale: metres a unit in the shards, and in 16-bit images whose data set states none.
       audio: a column of float32 or int16 samples that end at its frame; '': none.
       audio_rate: samples a second.
       stats_from: a norm_stats.json to use instead of this data's own; '': this data's own.
@@ -276,8 +276,8 @@ def bad_reasons(bad: Mapping[int, str]) -> str:
       >>> bad_reasons({n: 'no video' for n in range(5)})
       'episode 0: no video | episode 1: no video | episode 2: no video | and 2 more'
     """
-    told = [f'episode {index}: {reason.rstrip(".")}' for index, reason in list(bad.items())[:SHOWN]]
-    return ' | '.join([*told, *([f'and {len(bad) - SHOWN} more'] if len(bad) > SHOWN else [])])
+    said = [f'episode {index}: {reason.rstrip(".")}' for index, reason in list(bad.items())[:SHOWN]]
+    return ' | '.join([*said, *([f'and {len(bad) - SHOWN} more'] if len(bad) > SHOWN else [])])
 
 
 def chosen_episodes(dataset: Dataset, config: DataConfig) -> dict[str, list[int]]:
