@@ -207,7 +207,7 @@ def test_folders_that_are_no_policy(small_run, tmp_path, monkeypatch, base):
             load_policy(folder, **{'tokenizer': TOKENIZER} | settings)
 
     refused('expected a checkpoint at', folder=tmp_path / 'nowhere')
-    refused('expected the folder of a policy, got none', folder='')
+    refused("expected the folder of a policy, got ''", folder='')
     refused('expected tokenizer.json or tokenizer.model in', tokenizer='')
     refused('expected a robot of up to 8 actions', robot=9)
     refused('7', robot=7)
