@@ -159,6 +159,7 @@ def _open_orbax(
 
 def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
     folder, where = path if path.is_dir() else path.parent, str(files.files[0])
+    other_models.refuse_unmerged(files.names(), where)
     spec = _kind(files.names(), where)
     names = wrappers.resolve(files.names(), spec.names, where)
     stored = names.stored

@@ -162,6 +162,7 @@ def work(
     ):
         batches = iter(run.loader)
         if restore(run, batches, saved):
+            check_steps(int(run.state.step), run.config.steps, folder)
             reporter.say(f'continuing from step {int(run.state.step)}')
         for line in one.announce(folder):
             reporter.say(line)
@@ -201,6 +202,24 @@ def note_episodes(run: Any, folder: RunFolder) -> None:
     """
     if shards := getattr(run, 'shards', None):
         folder.note_episodes(shards.meta, run.config.base)
+
+
+def check_steps(reached: int, steps: int, folder: RunFolder) -> None:
+    """Checks that a training is not asked to end before where it is.
+
+    Args:
+      reached: step of its newest checkpoint.
+      steps: that it is to have.
+      folder: its work folder.
+
+    Raises:
+      UserError: it is; nothing was written.
+    """
+    if steps < reached:
+        raise UserError(
+            f'expected steps of at least {reached}, which the training in {folder.path} has '
+            f'reached, got {steps}; name more, or another workdir for a shorter training'
+        )
 
 
 def loop(one: Work, batches: Any, checkpoints: Checkpoints, bars: Bars, stop: StopSignal) -> None:

@@ -403,6 +403,15 @@ def test_folders_and_factors_that_are_none(factors, tmp_path):
         'expected the settings of a LoRA adapter',
         lambda x: (x / 'adapter_config.json').write_text('{'),
     )
+    for alpha in (None, '8', True):
+        refused(
+            'expected the settings of a LoRA adapter in .*lora_alpha',
+            lambda x, alpha=alpha: (x / 'adapter_config.json').write_text(
+                json.dumps(
+                    json.loads((x / 'adapter_config.json').read_text()) | {'lora_alpha': alpha}
+                )
+            ),
+        )
     refused(
         'expected a whole safetensors file',
         lambda x: (x / weights).write_bytes((x / weights).read_bytes()[:-1]),

@@ -143,5 +143,9 @@ def test_other_models_are_known_by_name(tensors, saved, tmp_path):
             other_models.refuse(
                 [name, 'model.state_proj.weight'] if 'Smol' in model else [name], 'x'
             )
+    for part in ('base_layer.weight', 'lora_A.default.weight'):
+        name = f'base_model.model.model.action_in_proj.{part}'
+        with pytest.raises(UserError, match='got LoRA factors of PEFT beside their base'):
+            source.open_source(saved({name: np.zeros((2, 2))}))
     # a pi0.5 with one too many
     other_models.refuse(['model.time_mlp_in.bias', 'model.state_proj.bias'], 'x')

@@ -76,6 +76,17 @@ def test_stop_and_continue_is_the_uninterrupted_run_bitwise(whole, stopped):
     assert trees.digest(jax.device_get(state)) == trees.digest(jax.device_get(continued))
 
 
+def test_a_run_is_not_asked_to_end_before_where_it_is(whole, small_run, tmp_path):
+    """And its config still says what made its newest checkpoint."""
+    run = tmp_path / 'run'
+    shutil.copytree(whole[0], run)
+    before = (run / 'config.json').read_bytes()
+    for steps in (1, 4):
+        with pytest.raises(UserError, match=f'expected steps of at least 5, .*got {steps}; name'):
+            trainer.train(RunConfig.from_dict(small_run.config(steps=steps)), run)
+    assert (run / 'config.json').read_bytes() == before
+
+
 def test_logged_metrics_are_the_same_to_the_last_digit(whole, stopped):
     assert rows(whole[0]) == rows(stopped[0])
     assert [row['step'] for row in rows(whole[0])] == list('01234')
