@@ -101,14 +101,29 @@ class FlowBackbone(Backbone, Protocol):
         """
         ...
 
-    def continue_actions(
-        self, key: Array, observation: Observation, bound: Continuation
-    ) -> Float[Array, 'b t a']:
-        """As `sample_actions`, bound to the chunk before (`backbones.flow.integrate`); a window
-        that is bound to nothing comes out the same, to rounding.
+    def draw_noise(self, key: Array) -> Float[Array, 'b t a']:
+        """Where `sample_actions` begins.
 
         Args:
           key: one a window.
+
+        Returns:
+          Standard normal numbers.
+        """
+        ...
+
+    def flow_from(
+        self,
+        noise: Float[Array, 'b t a'],
+        observation: Observation,
+        bound: Continuation | None = None,
+    ) -> Float[Array, 'b t a']:
+        """As `sample_actions` from this noise, bound to the chunk before where there is one
+        (`backbones.flow.integrate`); a window that is bound to nothing comes out the same, to
+        rounding.
+
+        Args:
+          noise: time 1 of the flow.
           observation: [b ...].
           bound: to what, normalised as for this observation.
 
@@ -175,7 +190,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def no_hints(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Files beside the weights tell nothing.
+    """Files beside the weights say nothing.
 
     Args:
       data: contents of one.
@@ -215,7 +230,7 @@ class BackboneSpec:
       flows: whether it is a `FlowBackbone`.
       mark: a name that only its checkpoints have, of a tensor or a leaf.
       names: tensors of the public PyTorch checkpoint; without rules there is none.
-      hints: sizes that no array tells, from the JSON beside weights.
+      hints: sizes that no array gives, from the JSON beside weights.
       from_tensors: its config from the shapes of the PyTorch tensors and `hints`.
       from_leaves: its config from the shapes of its leaves and `hints`.
       quantities: (config, params, observation, inputs, cameras) -> arrays by name, which a public

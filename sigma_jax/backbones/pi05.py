@@ -13,7 +13,7 @@ is data: x_t = t noise + (1 - t) actions, and the target velocity is noise - act
 import dataclasses
 import functools
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,9 +22,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.backbones import flow, gemma, siglip
 from sigma_jax.nn.lora import LoraConfig
-from sigma_jax.types import Continuation, Observation
+from sigma_jax.types import Continuation, Observation, PyTree
 
-PyTree = Any
 LAYOUTS = gemma.LAYOUTS | siglip.LAYOUTS
 STORED = LAYOUTS | gemma.TABLE  # what can be quantised
 # fields of a config that are configs themselves
@@ -494,30 +493,42 @@ class BoundPi05:
         Returns:
           Normalised actions.
         """
-        return self._apply('sample_actions', self._noise(key), observation)
+        return self._apply('sample_actions', self.draw_noise(key), observation)
 
-    def continue_actions(
-        self, key: Array, observation: Observation, bound: Continuation
-    ) -> Float[Array, 'b t a']:
-        """The same from the same noise, bound to the chunk before. What is differentiated is the
-        action expert: the prefix is read once, and is a constant.
+    def draw_noise(self, key: Array) -> Float[Array, 'b t a']:
+        """Where `sample_actions` begins.
 
         Args:
           key: one a window [b].
+
+        Returns:
+          Standard normal numbers.
+        """
+        shape = (self.config.action_horizon, self.config.action_dim)
+        return jax.vmap(lambda k: jax.random.normal(k, shape))(key)
+
+    def flow_from(
+        self,
+        noise: Float[Array, 'b t a'],
+        observation: Observation,
+        bound: Continuation | None = None,
+    ) -> Float[Array, 'b t a']:
+        """As `sample_actions` from this noise, bound to the chunk before. What is differentiated is
+        the action expert: the prefix is read once, and is a constant.
+
+        Args:
+          noise: standard normal.
           observation: [b ...].
-          bound: to what.
+          bound: to what; None: to nothing.
 
         Returns:
           Normalised actions.
         """
-        noise = self._noise(key)
+        if bound is None:
+            return self._apply('sample_actions', noise, observation)
         seen = self._apply('read_prefix', observation, noise.shape[1])
 
         def velocity(x, time):
             return self._apply('denoise', x, time, seen)
 
         return flow.integrate(velocity, noise, self.config.sample_steps, bound)
-
-    def _noise(self, key: Array) -> Float[Array, 'b t a']:
-        shape = (self.config.action_horizon, self.config.action_dim)
-        return jax.vmap(lambda k: jax.random.normal(k, shape))(key)

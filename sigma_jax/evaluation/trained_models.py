@@ -87,7 +87,7 @@ class TrainedSigma:
             )
         step, self.trainable = folder.trainable()
         parts, self.forward = (model_cache or ModelCache()).open(
-            self.config, lambda parts: parts.objective.forward
+            self.config, lambda parts: parts.objective.replay
         )
         self.frozen, self.base, self.shards, self.policy_stats = (
             parts.frozen,
@@ -138,6 +138,9 @@ class TrainedSigma:
 
         Args:
           batch: windows, for their shapes.
+
+        Returns:
+          Floating-point operations of one window.
         """
         return flops.count(self.forward, *self.inputs(batch, self.gates)) // batch['mask'].size
 

@@ -66,20 +66,28 @@ class ChunkingConfig:
             )
 
 
-def check_learned(config: ChunkingConfig, policy: ProcessorConfig) -> None:
+def check_learned(config: ChunkingConfig, policy: ProcessorConfig, delay: int = 0) -> None:
     """Whether a policy has learned what a mode asks of it.
 
     Args:
       config: settings.
       policy: settings of the policy, which say how it was trained.
+      delay: most steps that are committed.
 
     Raises:
-      UserError: it was trained without given actions, and is to go on from them.
+      UserError: it was trained without given actions, or with fewer, and is to go on from them.
     """
-    if config.mode == 'trained' and not policy.max_delay:
+    if config.mode != 'trained':
+        return
+    if not policy.max_delay:
         raise UserError(
             "chunking.mode: expected a policy trained with config.rtc.max_delay for 'trained', got "
             "one trained without; choose 'guided', or train one"
+        )
+    if delay > policy.max_delay:
+        raise UserError(
+            f'expected a delay of at most {policy.max_delay} steps, with which the policy was '
+            f"trained (rtc.max_delay), got {delay}; choose 'guided' for this chunk, or wait for it"
         )
 
 
@@ -145,8 +153,8 @@ def of_robots(
     prefix = np.zeros((len(left), *shape), np.float32)
     counts = np.zeros(len(left), np.int32)
     for row, (actions, delay) in enumerate(zip(left, delays, strict=True)):
-        if delay < 0:
-            raise UserError(f'expected a delay of 0 or more steps, got {delay}; correct it')
+        if not isinstance(delay, int | np.integer) or delay < 0:
+            raise UserError(f'expected a delay of 0 or more steps, got {delay!r}; correct it')
         if actions is not None:
             given = _checked(actions, shape[1])[: shape[0]]
             prefix[row, : len(given)], counts[row] = given, len(given)
@@ -174,6 +182,19 @@ def binds(chunking: Chunking) -> bool:
         return bool((delay > 0).any())
     held = np.minimum(delay, horizon) if chunking.schedule == 'zeros' else horizon
     return chunking.mode != 'none' and bool((held > 0).any())
+
+
+def counts(chunking: Chunking) -> bool:
+    """Whether the new chunk of any robot is another than it would be alone: it is bound, or some of
+    its steps are committed.
+
+    Args:
+      chunking: with numbers, not while it is traced.
+
+    Returns:
+      Whether one is.
+    """
+    return bool((np.asarray(chunking.delay) > 0).any()) or binds(chunking)
 
 
 def _checked(actions: Float[np.ndarray, 't2 a'], width: int) -> Float[np.ndarray, 't2 a']:

@@ -3,6 +3,7 @@ that nothing changes where nothing is bound.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +31,15 @@ def model(golden_params):
     return pi05.BoundPi05(golden.config(), golden_params)
 
 
-def compiled(method):
-    """A method of pi0.5, as users compile it: weights are an argument."""
+def going_on(model, keys, observation, after):
+    return model.flow_from(model.draw_noise(keys), observation, after)
+
+
+def compiled(chunks):
+    """Chunks of pi0.5, as users compile them: weights are an argument."""
 
     def run(params, *inputs):
-        return getattr(pi05.BoundPi05(golden.config(), params), method)(*inputs)
+        return chunks(pi05.BoundPi05(golden.config(), params), *inputs)
 
     return jax.jit(run)
 
@@ -43,13 +48,13 @@ def compiled(method):
 def free(golden_params):
     """Chunks of the plain sampler."""
     inputs = KEYS, golden.observation()
-    return np.asarray(compiled('sample_actions')(golden_params, *inputs))
+    return np.asarray(compiled(pi05.BoundPi05.sample_actions)(golden_params, *inputs))
 
 
 @pytest.mark.parametrize('mode', ['guided', 'lerobot', 'trained'])
 def test_bound_to_nothing_it_is_the_plain_sampler(golden_params, free, mode):
     """From the same noise; also beside windows that are bound, in the same program."""
-    run, inputs = compiled('continue_actions'), (golden_params, KEYS, golden.observation())
+    run, inputs = compiled(going_on), (golden_params, KEYS, golden.observation())
     nothing = run(*inputs, bound(mode, 0 * WEIGHTS))
     np.testing.assert_allclose(nothing, free, rtol=0, atol=1e-5)
     held = np.asarray(run(*inputs, bound(mode)))
@@ -130,7 +135,7 @@ def test_only_the_action_expert_is_differentiated(model, monkeypatch):
 
     def trace():
         inputs = KEYS, golden.observation(), bound('guided')
-        return jax.eval_shape(model.continue_actions, *inputs)
+        return jax.eval_shape(functools.partial(going_on, model), *inputs)
 
     assert trace().shape == (3, STEPS, WIDTH)
     seals['denoise'] = True

@@ -9,22 +9,21 @@ import math
 import numpy as np
 import pytest
 
-from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
-from sigma_jax.data.loader.loader import make_loader
-from sigma_jax.data.loader.sequences import Order
-from sigma_jax.data.loader.windows import shards_processor
+from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.policies import chunking
-from sigma_jax.policies.base_actions import describe_policy
 from sigma_jax.policies.chunking import ChunkingConfig
-from sigma_jax.policies.sampled import make_sampler
+from sigma_jax.policies.sampled_policy import make_sampler
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.spec import ProcessorConfig
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.types import ActionScaling, to_batch
 from tests import golden
 from tests.backbones import lerobot_chunking as lerobot
+from tests.loading import make_loader
+
+TOKENIZER = 'assets/tokenizer/tokenizer.json'
 
 
 def by_hand(d, h, steps, schedule):
@@ -172,12 +171,9 @@ def sampler(small_run):
 @pytest.fixture(scope='module')
 def batch(small_run):
     """Three windows of the shards as the loader gives them."""
-    config = small_run.baseline_config()
-    base, split = describe_policy(config), open_shards(small_run.shards).split('train')
-    tokenizer = load_tokenizer(config.tokenizer)
-    statistics = split.shards.statistics
-    processor = shards_processor(split.shards, tokenizer, statistics, base.policy, base.spec.prompt)
-    first = next(make_loader(split, processor, Order(3)))
+    split, tokenizer = open_shards(small_run.shards).split('train'), load_tokenizer(TOKENIZER)
+    statistics = small_run.base / 'norm_stats.json'
+    first = next(make_loader(split, tokenizer, batch_size=3, norm_stats=statistics))
     return to_batch({key: x[:, 0] for key, x in first.items()})
 
 

@@ -1,25 +1,27 @@
 """A base that acts by itself: its sampler for a robot, and the policy around it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
 
 from sigma_jax import trees, xla
-from sigma_jax.convert.base_policy import Base, robot_statistics
+from sigma_jax.convert.load_base import Base, robot_statistics
 from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies import sampling
-from sigma_jax.policies.base import ACTIONS, IMAGES, STATE, TASK, PolicySpec
-from sigma_jax.policies.chunking import Chunking, binds
+from sigma_jax.policies.acting import Reading, Wanted, windows
+from sigma_jax.policies.chunking import Chunking, binds, keep_committed
+from sigma_jax.policies.draws import Draws
+from sigma_jax.policies.protocol import ACTIONS, PolicySpec, PolicyState
 from sigma_jax.processing import fitting
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import NormStats
 from sigma_jax.processing.processor import Processor
-from sigma_jax.types import ActionScaling, Batch, Observation, PyTree
+from sigma_jax.types import ActionScaling, Batch, PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +42,7 @@ class Sampler:
     scaling: ActionScaling
 
     def __call__(
-        self, batch: Batch, chunking: Chunking | None = None
+        self, batch: Batch, chunking: Chunking | None = None, draws: Draws | None = None
     ) -> Float[np.ndarray, 'b m t a']:
         """All draws for the windows of a batch.
 
@@ -49,12 +51,14 @@ class Sampler:
           chunking: what the chunks go on from, where they do; the base's kind acts by flow then
             (`BackboneSpec.flows`). Where it binds no robot, the chunks are those of the plain
             sampler, to the bit: its program is run.
+          draws: where they begin, if not where the policy's seed says; by flow too.
 
         Returns:
           Actions in raw units.
         """
-        more = () if chunking is None or not binds(chunking) else (chunking,)
-        return np.asarray(self.run(self.weights, self.scaling, batch, *more))
+        if chunking is not None and not binds(chunking):
+            chunking = None
+        return np.asarray(self.run(self.weights, self.scaling, batch, chunking, draws))
 
     def of_sequences(self, batch: Mapping[str, Any]) -> Float[np.ndarray, 'b g m t a']:
         """The same of a loader's batch, some windows at a time; see `sampling.in_parts`.
@@ -151,24 +155,19 @@ def _leaves(weights: PyTree) -> dict[str, Any]:
     return trees.flatten(weights, is_leaf=lambda x: isinstance(x, quant.Quantised))
 
 
-class SampledPolicy:
-    """A base as a `policies.base.Policy`: no Sigma, no memory but the count of what it was asked.
+class BaseActor:
+    """A base as a `policies.acting.Actor`: no Sigma, no memory.
 
     Args:
       base: opened; of its settings the steps to carry out count.
       processor: how it sees the world.
       sampler: how it acts on the robot.
       horizon: actions of a chunk, as the sampler gives them.
-
-    The noise of a chunk belongs to seed, episode and frame: `reset` begins the next episode, and
-    each `infer` is a frame of it. An observation may tell both itself (`episode`, `frame`), as
-    those of a data set do. Cameras stay the same until `reset`: one that drops out would be masked
-    in silence otherwise.
     """
 
     def __init__(self, base: Base, processor: Processor, sampler: Sampler, horizon: int):
-        self._processor, self._sampler = processor, sampler
-        steps = base.policy.action_steps or horizon
+        self.processor, self.sampler = processor, sampler
+        steps, model = base.policy.action_steps or horizon, base.config
         self._spec = PolicySpec(
             cameras=processor.cameras,
             state_dim=len(sampler.statistics['state'].mean),
@@ -176,110 +175,41 @@ class SampledPolicy:
             horizon=horizon,
             action_steps=min(steps, horizon),
             processor=processor.config,
+            noise_shape=(model.action_horizon, model.action_dim) if base.spec.flows else None,
         )
-        self._episode, self._frame = 0, 0
-        self._views: frozenset[str] = frozenset()  # of this episode
 
     @property
     def spec(self) -> PolicySpec:
-        """See `policies.base.Policy`."""
+        """See `policies.acting.Actor`."""
         return self._spec
 
-    def reset(self) -> None:
-        """See `policies.base.Policy`."""
-        self._episode, self._frame = self._episode + bool(self._frame), 0
-        self._views = frozenset()
-
-    def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A chunk of actions for one observation; see `policies.base.Policy`.
+    def initial_state(self, episode: int) -> PolicyState:
+        """See `policies.acting.Actor`.
 
         Args:
-          observation: raw.
+          episode: its number.
+        """
+        return PolicyState(episode)
+
+    def act(
+        self,
+        readings: Sequence[Reading],
+        states: Sequence[PolicyState],
+        wanted: Wanted = Wanted(),
+    ) -> tuple[dict[str, np.ndarray], list[PolicyState]]:
+        """See `policies.acting.Actor`.
+
+        Args:
+          readings: one of each robot.
+          states: one of each robot.
+          wanted: of their chunks.
 
         Returns:
-          `actions` [t a] float32, raw units.
-
-        Raises:
-          UserError: an observation that lacks something, or holds something else.
+          `actions` [b t a], float32, raw units, and the states as they were.
         """
-        frames, state, task = read_observation(observation, self._spec)
-        if self._views - set(frames):
-            raise UserError(
-                f'expected the cameras of this episode ({", ".join(sorted(self._views))}), got '
-                f'{", ".join(sorted(frames))}; call reset where a camera is taken away'
-            )
-        inputs = self._processor.inputs(frames, state, task)
-        episode = np.asarray([observation.get('episode', self._episode)], np.int32)
-        frame = np.asarray([observation.get('frame', self._frame)], np.int32)
-        drawn = self._sampler(one_window(inputs, episode, frame, self._spec))
-        self._frame, self._views = self._frame + 1, frozenset(frames)
-        return {ACTIONS: drawn[0, 0]}
-
-
-def one_window(
-    inputs: Mapping[str, np.ndarray], episode: np.ndarray, frame: np.ndarray, spec: PolicySpec
-) -> Batch:
-    """A batch of one window, with no actions to learn from.
-
-    Args:
-      inputs: fields of its observation, without a batch axis.
-      episode: its number, [1].
-      frame: within the episode, [1].
-      spec: sizes of the actions that are not there.
-
-    Returns:
-      Leaves [1 ...].
-    """
-    fields: dict[str, Any] = {name: np.asarray(x)[None] for name, x in inputs.items()}
-    none = np.zeros((1, spec.horizon, spec.action_dim), np.float32)
-    yes, mask = np.ones(1, bool), np.ones((1, spec.horizon), bool)
-    text_id = np.zeros(1, np.int32)
-    arrays: Any = none, mask, none, yes, yes, text_id, episode, frame
-    return Batch(Observation(**fields), *arrays)
-
-
-def read_observation(
-    observation: Mapping[str, Any], spec: PolicySpec
-) -> tuple[dict[str, np.ndarray], np.ndarray, str]:
-    """A raw observation in its parts, checked.
-
-    Args:
-      observation: see `policies.base.Policy.infer`.
-      spec: what the policy takes.
-
-    Returns:
-      Frames by camera, state [p], task.
-
-    Raises:
-      UserError: a key that is absent, a state of another width or with NaN or infinity in it, or a
-        task that is no text. Frames are checked where they are resized (`Processor.inputs`).
-    """
-    names = tuple(key for key in observation if key.startswith(IMAGES))
-    if missing := [key for key in (STATE, TASK) if key not in observation]:
-        raise UserError(
-            f'expected {" and ".join(missing)} in an observation, got {sorted(observation)}; name '
-            'its parts as LeRobot does'
-        )
-    if not names:
-        views = ' or '.join(IMAGES + name for name in spec.cameras or ('NAME',))
-        raise UserError(
-            f'expected a frame of some camera ({views}), got {sorted(observation)}; pass one at '
-            'least'
-        )
-    task = observation[TASK]
-    if not isinstance(task, str):
-        raise UserError(
-            f'expected {TASK} as a text, got {type(task).__name__}; pass the instruction of this '
-            'one robot'
-        )
-    state = np.asarray(observation[STATE], np.float32)
-    if state.shape != (spec.state_dim,):
-        raise UserError(
-            f'expected {STATE} of {spec.state_dim} numbers, got shape {list(state.shape)}; pass '
-            'the joints that the policy was trained on, in their order'
-        )
-    if not np.isfinite(state).all():
-        raise UserError(
-            f'expected numbers in {STATE}, got {state.tolist()}; look at the reading behind it'
-        )
-    return {name.removeprefix(IMAGES): np.asarray(observation[name]) for name in names}, state, task
+        inputs = [self.processor.inputs(*reading) for reading in readings]
+        batch, chunking = windows(inputs, states, self._spec), wanted.chunking
+        actions = self.sampler(batch, chunking, wanted.draws)[:, 0]
+        if chunking is not None:
+            actions = np.asarray(keep_committed(actions, chunking.prefix, chunking.delay))
+        return {ACTIONS: actions}, list(states)

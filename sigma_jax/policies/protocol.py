@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
+from sigma_jax.policies.chunking import ChunkingConfig
 from sigma_jax.processing.spec import ProcessorConfig
 
 # keys of an observation, LeRobot's; a camera's frame is IMAGES + its name
@@ -19,13 +20,15 @@ class PolicySpec:
     """What a policy takes and gives.
 
     Attributes:
-      cameras: names of its views in order, by which frames are told; (): any, in the order in which
-        they come.
+      cameras: names of its views in order, by which frames are named; (): any, in the order in
+        which they come.
       state_dim: numbers of the robot's reading, p.
       action_dim: numbers of an action, a.
       horizon: actions of a chunk, t.
       action_steps: of them, how many are carried out before the next chunk is asked for.
       processor: how it sees the world: normalisation, prompt, resize, relative joints.
+      noise_shape: (t, d), steps and numbers of the noise where its flow begins; None: it does not
+        act by flow.
     """
 
     cameras: tuple[str, ...]
@@ -34,6 +37,7 @@ class PolicySpec:
     horizon: int
     action_steps: int
     processor: ProcessorConfig
+    noise_shape: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +96,14 @@ class Policy(Protocol):
         ...
 
     def infer(
-        self, observation: Mapping[str, Any], *, noise: Float[np.ndarray, 't d'] | None = None
+        self,
+        observation: Mapping[str, Any],
+        *,
+        noise: Float[np.ndarray, 't d'] | None = None,
+        seed: int | None = None,
+        prefix: Float[np.ndarray, 't2 a'] | None = None,
+        delay: int = 0,
+        chunking: ChunkingConfig | None = None,
     ) -> Mapping[str, Any]:
         """A chunk of actions for one observation.
 
@@ -103,15 +114,23 @@ class Policy(Protocol):
             `observation.state`: joint readings [p], raw units (degrees, say), as in the data that
               the policy was trained on.
             `task`: the instruction, a text.
-          noise: where the flow begins, the model's horizon and width, normalised; None draws it by
-            seed, episode and frame.
+          noise: where the flow begins, `spec.noise_shape`, normalised; None draws it by the
+            policy's seed, episode and frame.
+          seed: of the noise of this chunk, whatever the episode and the frame: 0 to 2^32 - 1.
+          prefix: what is left over of the chunk that the robot still carries out, raw units as it
+            was given, from the step on that is due at this observation; None: nothing is.
+          delay: steps of `prefix` that will have been carried out when the new chunk comes.
+          chunking: how the new chunk goes on from `prefix`; None: as the policy was loaded.
 
         Returns:
-          `actions`: [t a], float32, raw units like the state's, the first to be carried out now.
+          `actions`: [t a], float32, raw units like the state's, the first to be carried out now;
+            the first `delay` of them are those of `prefix`, to the bit.
           `timing`: {'infer_ms'}. What else a policy tells comes beside it.
 
         Raises:
-          UserError: an observation that lacks one of these, or holds something else.
+          UserError: an observation that lacks one of these, or holds something else; noise of
+            another shape, or beside a seed; a prefix that does not fit, or no word on how to go on
+            from it.
         """
         ...
 
@@ -121,13 +140,21 @@ class Policy(Protocol):
         states: Sequence[PolicyState],
         *,
         noise: Sequence[Float[np.ndarray, 't d'] | None] | None = None,
+        seed: Sequence[int | None] | None = None,
+        prefix: Sequence[Float[np.ndarray, 't2 a'] | None] | None = None,
+        delay: Sequence[int] | None = None,
+        chunking: ChunkingConfig | None = None,
     ) -> tuple[list[Mapping[str, Any]], list[PolicyState]]:
         """Chunks for several robots, computed together.
 
         Args:
           observations: one of each robot, as for `infer`.
           states: one of each robot.
-          noise: one of each robot, or None.
+          noise: of each robot, or None.
+          seed: of each robot, or None.
+          prefix: of each robot, or None.
+          delay: of each robot; None: 0.
+          chunking: of all; None: as the policy was loaded.
 
         Returns:
           answers: one of each robot, as of `infer`.
