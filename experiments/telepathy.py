@@ -216,8 +216,8 @@ def finished(one: Stage, out: pathlib.Path) -> bool:
     note, command = note_of(one, out), ' '.join(one.command[1:])
     if note.exists() and (before := note.read_text()) != command:
         raise UserError(
-            f'stage {one.name}: {out} holds what another command made ({before}); '
-            'choose another --out'
+            f'stage {one.name}: expected what this command makes in {out}, got that of another '
+            f'({before}); choose another --out'
         )
     return note.exists()
 

@@ -86,16 +86,16 @@ def select(tree: PyTree, patterns: Iterable[str]) -> PyTree:
       >>> trees.select(tree, ['attn/v'])
       Traceback (most recent call last):
       ...
-      sigma_jax.errors.UserError: pattern 'attn/v' matches none of 3 parameter paths; closest:
-      'attn/...'; write a regular expression that matches whole paths
+      sigma_jax.errors.UserError: expected a regular expression of whole parameter paths, got
+      pattern 'attn/v', which matches none of 3; closest: 'attn/q'
     """
     paths = list(flatten(tree))
     compiled = [(p, _compile(p)) for p in patterns]
     for text, pattern in compiled:
         if not any(pattern.fullmatch(path) for path in paths):
             raise UserError(
-                f'pattern {text!r} matches none of {len(paths)} parameter paths; closest: '
-                f'{closest(text, paths)!r}; write a regular expression that matches whole paths'
+                f'expected a regular expression of whole parameter paths, got pattern {text!r}, '
+                f'which matches none of {len(paths)}; closest: {closest(text, paths)!r}'
             )
     return map_with_path(lambda path, _: any(p.fullmatch(path) for _, p in compiled), tree)
 
@@ -105,7 +105,7 @@ def _compile(pattern: str) -> re.Pattern:
         return re.compile(pattern)
     except re.error as error:
         raise UserError(
-            f'pattern {pattern!r} is no regular expression ({error}); correct it'
+            f'expected a regular expression, got pattern {pattern!r} ({error}); correct it'
         ) from error
 
 
@@ -157,7 +157,8 @@ def check_same(expected: PyTree, got: PyTree, what: str) -> None:
     if kinds := [kind for kind in (missing, unexpected, misshaped) if kind]:
         count = sum(map(len, kinds))
         raise UserError(
-            f'{what} does not fit the model ({count} differences): ' + '; '.join(map(few, kinds))
+            f'{what}: expected the leaves of the model, got {count} differences: '
+            + '; '.join(map(few, kinds))
         )
 
 

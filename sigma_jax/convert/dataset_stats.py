@@ -75,7 +75,7 @@ def _rows(root: pathlib.Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     dataset = lerobot.open_dataset(root)
     absent = sorted({str(one.data) for one in dataset.episodes.values() if not one.data.is_file()})
     if absent:
-        raise UserError(f'{absent[0]} is not here')
+        raise UserError(f'expected rows in {absent[0]}, got none: it is not here; copy it too')
     episodes = [dataset.read_episode(index) for index in sorted(dataset.episodes)]
     return [one.state for one in episodes], [one.actions for one in episodes]
 

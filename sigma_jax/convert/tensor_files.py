@@ -49,8 +49,8 @@ class TensorFiles:
             names = self._open[file].keys()
             if twice := sorted(set(names) & set(self._where)):
                 raise UserError(
-                    f'{file.name} repeats tensors of another shard: {few(twice, ", ")}; keep one '
-                    'set of shards'
+                    f'expected tensors of its own in {file.name}, got some of another shard: '
+                    f'{few(twice, ", ")}; keep one set of shards'
                 )
             self._where |= dict.fromkeys(names, file)
 
@@ -207,7 +207,8 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
         )
     if absent := [f.name for f in files if not f.is_file()]:
         raise UserError(
-            f'{index} names shards that are not there: {few(absent, ", ")}; copy them too'
+            f'expected all shards that {index} names, got none of {few(absent, ", ")}; copy them '
+            'too'
         )
     return files
 

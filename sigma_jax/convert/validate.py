@@ -49,7 +49,8 @@ def check_tensors(
     if kinds := [kind for kind in (missing, unexpected, misshaped, mistyped) if kind]:
         count = sum(map(len, kinds))
         raise UserError(
-            f'{where} does not fit pi0.5 ({count} differences): ' + '; '.join(map(few, kinds))
+            f'{where}: expected the tensors of pi0.5, got {count} differences: '
+            + '; '.join(map(few, kinds))
         )
 
 
@@ -86,4 +87,7 @@ def check_dtypes(
                 for name in kinds[dtype]
             ]
     if problems:
-        raise UserError(f'{where} mixes dtypes ({len(problems)} differences): {few(problems)}')
+        raise UserError(
+            f'{where}: expected one dtype in each group of tensors, got {len(problems)} '
+            f'differences: {few(problems)}'
+        )

@@ -74,7 +74,8 @@ def open_writer(
                 future.result()
         if isinstance(error, ValueError) and not isinstance(error, UserError):
             raise UserError(
-                f'could not write {folder}: {str(error)[:200]}; is the disk full?'
+                f'expected to write {folder}, got: {str(error)[:200]}; look whether the disk '
+                'is full'
             ) from error
         raise
 

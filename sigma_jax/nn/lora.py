@@ -115,7 +115,7 @@ def find_layout(path: str, layouts: Mapping[str, MatrixLayout], what: str = 'LoR
         if re.fullmatch(pattern, path):
             return layout
     raise UserError(
-        f'{what} was asked for {path!r}, which is no matrix; choose among {", ".join(layouts)}'
+        f'{what}: expected the path of a matrix, got {path!r}; choose among {", ".join(layouts)}'
     )
 
 

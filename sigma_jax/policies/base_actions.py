@@ -177,7 +177,8 @@ def _finished(shards: Shards, record: BaseRecord) -> tuple[str, ...]:
         return ()
     if differences := record.differences(old):
         raise UserError(
-            f'{shards.base_record_file} was made with other settings ({", ".join(differences)}); '
+            f'expected the settings that {shards.base_record_file} was made with, got others '
+            f'({", ".join(differences)}); '
             f'delete {shards.path}/baselines* and run again'
         )
     return tuple(name for name in old.finished if shards.split(name).base_file.is_file())

@@ -111,28 +111,29 @@ class SigmaConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(
-                    f'sigma.{name} is {getattr(self, name)!r}; choose one of {", ".join(allowed)}'
+                    f'sigma.{name}: expected one of {", ".join(allowed)}, got '
+                    f'{getattr(self, name)!r}; choose one'
                 )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name.endswith('_blocks') or field.name in FROM_OUTSIDE else 1
             if field.type is int and value < least:
                 raise UserError(
-                    f'sigma.{field.name} must be positive, got {value}; give a whole '
-                    'number of at least 1'
+                    f'sigma.{field.name}: expected a whole number of at least {least}, got '
+                    f'{value}; correct it'
                 )
         _divides('heads', self.heads, 'd_model', self.d_model)
         _divides('action_heads', self.action_heads, 'action_width', self.action_width)
         if self.chunk > self.horizon:
             raise UserError(
-                f'sigma.chunk must not exceed sigma.horizon ({self.horizon}), got {self.chunk}; '
-                'lower sigma.chunk'
+                f'sigma.chunk: expected at most sigma.horizon ({self.horizon}), got {self.chunk}; '
+                'lower it'
             )
         for name in ('joint_low', 'joint_high', 'joint_rate'):
             limit = getattr(self, name)
             if limit is not None and self.action_dim and len(limit) != self.action_dim:
                 raise UserError(
-                    f'sigma.{name} must hold one number per joint ({self.action_dim}), got '
+                    f'sigma.{name}: expected one number per joint ({self.action_dim}), got '
                     f'{len(limit)}; list every joint or set it to None'
                 )
 
@@ -140,6 +141,6 @@ class SigmaConfig:
 def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
     if large % small:
         raise UserError(
-            f'sigma.{small_name} must divide sigma.{large_name} ({large}), got {small}; choose a '
-            f'divisor of {large}'
+            f'sigma.{small_name}: expected a divisor of sigma.{large_name} ({large}), got {small}; '
+            'choose one'
         )

@@ -186,8 +186,8 @@ def combine(
     for key, value in terms.items():
         if key not in weights:
             raise UserError(
-                f'loss term {key!r} has no schedule: expected one of {sorted(weights)}; add '
-                f'{key!r} to the curriculum'
+                f'loss: expected terms that have a schedule, {sorted(weights)}, got {key!r}; add '
+                'it to the curriculum'
             )
         total = total + weights[key] * (1.0 if key == 'act' else alignment_scale) * value
     return masked_mean(total, mask.reshape(-1))

@@ -111,7 +111,8 @@ class Checkpoints:
         """
         if differences := compare(completed(self.config(step)), config.to_dict()):
             raise UserError(
-                f'checkpoint {step} in {self.folder} was made with another config: '
+                f'expected the config that checkpoint {step} in {self.folder} was made with, got '
+                'another: '
                 f'{"; ".join(differences)}; restore those values or choose another --workdir'
             )
 
@@ -178,8 +179,8 @@ class Checkpoints:
             others = [other for other in self._manager.all_steps() if other < step]
             instead = f'continue from step {max(others)}' if others else 'start anew'
             raise UserError(
-                f'checkpoint {step} in {self.folder} cannot be read ({reason}); if an earlier '
-                'sigma_jax wrote it, continue with that one, otherwise delete '
+                f'expected a whole checkpoint {step} in {self.folder}, got: {reason}; it cannot be '
+                'read: if an earlier sigma_jax wrote it, continue with that one, otherwise delete '
                 f'{step_folder(self.folder, step)} to {instead}'
             ) from error
 

@@ -130,7 +130,7 @@ def check_sigma_reads(spec: BackboneSpec, factors: PyTree) -> None:
     idle = [path for path in trees.flatten(factors) if not spec.encoding.fullmatch(path)]
     if idle:
         raise UserError(
-            f'LoRA factors of {idle[0].rsplit("/", 1)[0]!r} would never learn: Sigma trains '
-            'through the language model, not through image encoder and action expert; narrow '
+            'expected LoRA factors in the language model, through which Sigma trains, got LoRA '
+            f'factors of {idle[0].rsplit("/", 1)[0]!r}, which would never learn; narrow '
             'config.lora.patterns'
         )

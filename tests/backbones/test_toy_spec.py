@@ -161,7 +161,7 @@ def test_factors_that_sigma_does_not_train_through_are_reported(small_run, folde
     narrow = dataclasses.replace(TOY, encoding=re.compile('toy/out/.*'))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(kinds.KINDS, 'toy', narrow)
-        with pytest.raises(UserError, match="LoRA factors of 'toy/mix' would never learn"):
+        with pytest.raises(UserError, match="LoRA factors of 'toy/mix', which would never learn"):
             Run(run_config(small_run, folder, shards))
 
 

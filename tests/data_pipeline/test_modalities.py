@@ -282,5 +282,5 @@ def test_a_training_step_reaches_both(small_run, shards, tmp_path):
 def test_sigma_that_wants_depth_says_so_where_the_shards_have_none(small_run, tmp_path):
     config = small_run.config(steps=1)
     config['sigma'] |= {'use_depth': True, 'patch_size': 14}
-    with pytest.raises(UserError, match='must hold depth, got None'):
+    with pytest.raises(UserError, match='expected depth in the first observation, got None'):
         trainer.train(RunConfig.from_dict(config), tmp_path / 'run')

@@ -303,9 +303,9 @@ def stops_at(last, write):
         ),
         (
             {'kind': 'int8', 'patterns': ('a/v',)},
-            "'a/v' matches none of 3 parameter paths; closest: 'a/w'",
+            "'a/v', which matches none of 3; closest: 'a/w'",
         ),
-        ({'int8': ('a/bias',)}, "quantisation was asked for 'a/bias', which is no matrix"),
+        ({'int8': ('a/bias',)}, "quantisation: expected the path of a matrix, got 'a/bias'"),
     ],
 )
 def test_what_cannot_be_quantised_is_said_before_anything_is_done(settings, message):

@@ -144,7 +144,7 @@ def test_finished_splits_are_kept(small_run, fresh):
 def test_other_settings_are_refused(small_run, field, value):
     with pytest.raises(
         UserError,
-        match=rf'was made with other settings \({field}\); delete '
+        match=rf'was made with, got others \({field}\); delete '
         r'.*baselines\*',
     ):
         base_actions.write_baselines(

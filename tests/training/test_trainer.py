@@ -206,11 +206,11 @@ def nested(config, section, **changes):
         (lambda c: nested(c, 'sigma', widht=3), r"config.sigma: .*, got unknown keys \['widht'\]"),
         (lambda c: nested(c, 'loss', hard_ratio=2.0), r'loss.hard_ratio: expected a share in \(0, '
                                                       r'1\]'),
-        (lambda c: nested(c, 'lora', patterns=('.*/v_proj',)), "pattern '.*/v_proj' matches none "
-                                                               'of'),
+        (lambda c: nested(c, 'lora', patterns=('.*/v_proj',)), "pattern '.*/v_proj', which matches "
+                                                               'none of'),
         (lambda c: nested(c, 'lora', rank=0), 'lora.rank: expected at least 1, got 0'),
-        (lambda c: nested(c, 'lora', patterns=('.*/q_einsum_1/w',)), 'LoRA factors of .* would '
-                                                                     'never learn'),
+        (lambda c: nested(c, 'lora', patterns=('.*/q_einsum_1/w',)), 'LoRA factors of .*, which '
+                                                                     'would never learn'),
         (lambda c: c | {'objective': 'behaviour'}, "expected 'sigma' or 'flow_matching', got "
                                                    "'behaviour'"),
         (lambda c: c | {'trainable': ('sigma', 'heads')}, r"expected some of .*, got \['heads'\]"),
