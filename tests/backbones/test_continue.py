@@ -73,24 +73,18 @@ def test_guidance_takes_the_jacobian_of_the_velocity(model):
     observation, i, weights = golden.observation(), golden.inputs(), WEIGHTS[:, :, None]
     x, time = i['sample_noise'], jnp.float32(1)
 
-    def denoised(row):
-        one = jax.tree.map(lambda leaf: leaf[row : row + 1], observation)
+    @quick.jit
+    @jax.vmap
+    def by_hand(observation, x, earlier, weights):
+        one = jax.tree.map(lambda leaf: leaf[None], observation)
 
-        def of(x):
+        def denoised(x):
             v = model.velocity(one, x[None], time[None])[0]
             return x - time * v, v
 
-        return of
-
-    @quick.jit
-    def by_hand(x):
-        out = []
-        for row in range(3):
-            jacobian, v = jax.jacrev(denoised(row), has_aux=True)(x[row])
-            error = weights[row] * (EARLIER[row] - (x[row] - time * v))
-            pull = jnp.einsum('ta,tabc->bc', error, jacobian)
-            out.append(x[row] - (v - 5.0 * pull))
-        return jnp.stack(out)
+        jacobian, v = jax.jacrev(denoised, has_aux=True)(x)
+        error = weights * (earlier - (x - time * v))
+        return x - (v - 5.0 * jnp.einsum('ta,tabc->bc', error, jacobian))
 
     @quick.jit
     def in_one_step(x):
@@ -99,7 +93,8 @@ def test_guidance_takes_the_jacobian_of_the_velocity(model):
             lambda x, time: model._apply('denoise', x, time, seen), x, 1, bound('guided')
         )
 
-    np.testing.assert_allclose(in_one_step(x), by_hand(x), rtol=1e-4, atol=1e-4)
+    want = by_hand(observation, x, EARLIER, weights)
+    np.testing.assert_allclose(in_one_step(x), want, rtol=1e-4, atol=1e-4)
 
 
 @jax.custom_vjp

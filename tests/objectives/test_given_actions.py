@@ -12,7 +12,6 @@ from sigma_jax.errors import UserError
 from sigma_jax.objectives.flow_matching import FlowMatching, RtcConfig
 from sigma_jax.objectives.sigma import SigmaObjective
 from sigma_jax.training.config import RunConfig
-from sigma_jax.training.step import accumulated
 from sigma_jax.types import Ablation, ActionScaling
 from tests import golden, quick
 from tests import small_sigma as small
@@ -118,22 +117,23 @@ def test_delays_are_drawn_beside_times_and_noise():
     assert not np.array_equal(more.delay, other.delay)
 
 
-def test_the_step_draws_the_delays_of_its_key(batch, frozen, golden_params):
-    """As before a batch is divided, so that micro-batches are the whole batch."""
+def test_the_step_draws_the_delays_of_its_key(batch, loss, frozen, golden_params):
+    """As before a batch is divided: micro-batches of it, by their weights, are the whole batch."""
     objective = FlowMatching(golden.config(), 6)
     alone = batch.replace(time=None, noise=None, delay=None)
-    arguments = ({'params': golden_params}, frozen, alone, Ablation(), KEY, 0)
-    whole = quick.jit(jax.value_and_grad(objective, has_aux=True))(*arguments)
+    whole = quick.jit(objective)({'params': golden_params}, frozen, alone, Ablation(), KEY, 0)[0]
     drawn = objective.sample_noise(KEY, alone)
-    assert drawn.delay.sum() > 0
-    counted = np.sum((np.arange(10) >= drawn.delay[..., None]) & batch.action_mask)
-    assert float(objective.weight(drawn)) == counted
-    given = quick.jit(objective)(*arguments[:2], drawn, *arguments[3:])
-    np.testing.assert_allclose(given[0], whole[0][0], rtol=1e-6)
-    parts = quick.jit(accumulated(objective, 3))(*arguments)
-    np.testing.assert_allclose(parts[0][0], whole[0][0], rtol=1e-5)
-    for one, other in zip(jax.tree.leaves(parts[1]), jax.tree.leaves(whole[1]), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    counted = (np.arange(10) >= drawn.delay[..., None]) & batch.action_mask
+    assert drawn.delay.sum() > 0 and float(objective.weight(drawn)) == counted.sum()
+    np.testing.assert_allclose(loss(drawn)[0], whole, rtol=1e-5)
+    rows = [drawn.replace(mask=batch.mask & (np.arange(3) == n)[:, None]) for n in range(3)]
+    parts, weights = ([float(of(row)) for row in rows] for of in (first(loss), objective.weight))
+    assert weights == counted.sum((1, 2)).tolist()
+    np.testing.assert_allclose(np.average(parts, weights=weights), whole, rtol=1e-5)
+
+
+def first(loss):
+    return lambda batch: loss(batch)[0]
 
 
 def test_off_it_is_not_there(batch, frozen, golden_params):

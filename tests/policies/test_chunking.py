@@ -2,10 +2,12 @@
 counted anew, and the base's sampler with all of it.
 """
 
+import copy
 import dataclasses
 import itertools
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,15 +15,20 @@ from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.policies import chunking
+from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.chunking import ChunkingConfig
-from sigma_jax.policies.sampled_policy import make_sampler
+from sigma_jax.policies.protocol import STATE
+from sigma_jax.policies.sampled_policy import BaseActor, make_sampler
 from sigma_jax.processing.actions import action_scaling
+from sigma_jax.processing.processor import of_shards
 from sigma_jax.processing.spec import ProcessorConfig
 from sigma_jax.processing.tokenizer import load_tokenizer
+from sigma_jax.sigma.model import window_keys
 from sigma_jax.types import ActionScaling, to_batch
 from tests import golden
 from tests.backbones import lerobot_chunking as lerobot
 from tests.loading import make_loader
+from tests.policies.test_sampled_policy import recorded
 
 TOKENIZER = 'assets/tokenizer/tokenizer.json'
 
@@ -158,9 +165,13 @@ def test_what_is_committed_stays_to_the_bit():
 
 
 @pytest.fixture(scope='module')
-def sampler(small_run):
+def base(small_run):
+    return read_weights(open_base(str(small_run.base), ModelConfig()))
+
+
+@pytest.fixture(scope='module')
+def sampler(small_run, base):
     """The small base on its own robot, two draws a window, first joint relative."""
-    base = read_weights(open_base(str(small_run.base), ModelConfig()))
     meta = open_shards(small_run.shards).meta
     made = make_sampler(base, meta, meta.horizon, samples=2)
     relative = (True,) + (False,) * 5
@@ -218,3 +229,145 @@ def test_a_robot_that_moved_goes_on_from_its_chunk(sampler, batch, mode):
         most = {'guided': 0.5 * apart[0], 'lerobot': 1e-4, 'trained': 1e-5}[mode]
         assert apart[1] < most and apart[0] > 0.05
     assert np.abs(held[:, 0] - held[:, 1]).max() > 1e-3  # draws differ
+
+
+# a policy that acts
+
+
+@pytest.fixture(scope='module')
+def policy(small_run, base, sampler):
+    """The same base and sampler, on observations; it goes on as the paper's guidance does."""
+    meta, words = open_shards(small_run.shards).meta, load_tokenizer(TOKENIZER)
+    processor = of_shards(base.policy, sampler.statistics, words, meta, base.spec.prompt)
+    actor = BaseActor(base, processor, sampler, meta.horizon)
+    return ActingPolicy(actor, ChunkingConfig('guided', 'ones', 2.0))
+
+
+@pytest.fixture(scope='module')
+def seen(small_run):
+    """Three observations; each names its episode and frame, so that its own noise is known."""
+    return [recorded(small_run, n) for n in range(3)]
+
+
+def own_noise(observation):
+    keys = window_keys(
+        jax.random.fold_in(jax.random.key(0), 0),
+        np.array([observation['episode']]),
+        np.array([observation['frame']]),
+    )
+    return np.asarray(jax.random.normal(keys[0], (16, 8)))
+
+
+def together(policy, observations, **wanted):
+    """Actions of robots with states of their own."""
+    states = [policy.initial_state(n) for n in range(len(observations))]
+    return [x['actions'] for x in policy.infer_batch(observations, states, **wanted)[0]]
+
+
+def test_a_draw_can_be_named(policy, seen):
+    """Its noise, or a seed of it, whatever episode and frame are; for one robot of several too."""
+    assert policy.spec.noise_shape == (16, 8)
+    plain = policy.infer(seen[0])['actions']
+    assert np.array_equal(policy.infer(seen[0], noise=own_noise(seen[0]))['actions'], plain)
+    drawn = policy.infer(seen[0], seed=5)['actions']
+    later = policy.infer(seen[0] | {'episode': 9, 'frame': 4}, seed=np.int64(5))['actions']
+    assert np.array_equal(drawn, later)
+    same = policy.infer(seen[0], noise=jax.random.normal(jax.random.key(5), (16, 8)))['actions']
+    assert np.array_equal(drawn, same)
+    other = policy.infer(seen[0], seed=2**32 - 1)['actions']
+    assert np.abs(drawn - plain).max() > 0.1 and np.abs(drawn - other).max() > 0.1
+    noise, seeds = [own_noise(seen[0]), None, None], [None, None, 5]
+    rows = together(policy, [seen[0], seen[1], seen[0]], noise=noise, seed=seeds)
+    assert np.array_equal(rows[0], plain) and np.array_equal(rows[2], drawn)
+    np.testing.assert_allclose(rows[1], policy.infer(seen[1])['actions'], rtol=1e-5, atol=1e-4)
+
+
+def test_going_on_keeps_what_is_committed_and_stays_near_the_rest(policy, seen):
+    """In raw units, to the bit; each robot by its own delay, one of them without a chunk."""
+    before = together(policy, seen)
+    moved = [x | {'frame': x['frame'] + 1, STATE: x[STATE] + 0.3} for x in seen]
+    free, left = together(policy, moved), [before[0][3:], before[1][5:], None]
+    held = together(policy, moved, prefix=left, delay=[4, 0, 2])
+    assert np.array_equal(held[0][:4], left[0][:4]) and held[0].dtype == np.float32
+    np.testing.assert_allclose(held[2], free[2], rtol=1e-5, atol=1e-3)
+    for row in (0, 1):
+        steps = len(left[row])
+        far = [np.abs(x[row][:steps] - left[row]).mean() for x in (free, held)]
+        assert far[1] < 0.5 * far[0] and not np.array_equal(held[row][4:], left[row][4:16])
+    alone = policy.infer(moved[0], prefix=left[0], delay=4)['actions']
+    assert np.array_equal(alone, held[0])
+    naive = together(policy, moved, prefix=left, delay=[4, 0, 2], chunking=ChunkingConfig())
+    assert np.array_equal(naive[0][:4], left[0][:4]) and np.array_equal(naive[0][4:], free[0][4:])
+    assert np.array_equal(naive[1], free[1]) and np.array_equal(naive[2], free[2])
+    drawn = policy.infer(moved[0], prefix=left[0], delay=4, seed=3)['actions']
+    assert np.array_equal(drawn[:4], left[0][:4]) and np.abs(drawn - alone).max() > 1e-3
+
+
+def test_without_delay_and_weights_it_is_the_plain_chunk_to_the_bit(policy, seen):
+    plain, ran = policy.infer(seen[0])['actions'], policy.actor.sampler.run._cache_size()
+    for mode in ('guided', 'lerobot'):
+        how = ChunkingConfig(mode, 'zeros')
+        got = policy.infer(seen[0], prefix=plain[2:] + 1, delay=0, chunking=how)['actions']
+        assert np.array_equal(got, plain)
+    assert np.array_equal(policy.infer(seen[0], delay=3)['actions'], plain)  # of nothing
+    assert policy.actor.sampler.run._cache_size() == ran
+
+
+def test_a_policy_goes_on_from_as_many_steps_as_it_was_trained_with(policy, seen):
+    """Given actions of the base that was not; the sampler does not look."""
+    actor, how = policy.actor, ChunkingConfig('trained')
+    left = policy.infer(seen[0])['actions'][2:]
+    with pytest.raises(UserError, match='expected a policy trained with config.rtc.max_delay'):
+        ActingPolicy(actor, how)
+    with pytest.raises(UserError, match='expected a policy trained with config.rtc.max_delay'):
+        policy.infer(seen[1], prefix=left, delay=1, chunking=how)
+    learned = copy.copy(actor)
+    settings = dataclasses.replace(actor.spec.processor, max_delay=3)
+    learned._spec = dataclasses.replace(actor.spec, processor=settings)
+    trained = ActingPolicy(learned, how)
+    got = trained.infer(seen[1], prefix=left, delay=3)['actions']
+    assert np.array_equal(got[:3], left[:3])
+    assert trained.metadata()['chunking']['mode'] == 'trained'
+    with pytest.raises(UserError, match='a delay of at most 3 steps, .*, got 4; choose'):
+        trained.infer(seen[1], prefix=left, delay=4)
+    trained.infer(seen[1], prefix=left[:2], delay=4)  # no more than two are left
+
+
+NOISE = np.zeros((16, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ('wanted', 'message'),
+    [
+        ({'noise': NOISE, 'seed': 1}, 'expected noise or seed, got both; leave one out'),
+        ({'noise': NOISE[:, :6]}, r'noise of floats \[16, 8\], got float32 \[16, 6\]; draw it'),
+        ({'noise': NOISE.astype(int)}, r'noise of floats \[16, 8\], got int64 \[16, 8\]'),
+        ({'noise': NOISE + np.nan}, 'expected finite noise, got NaN or infinity in it'),
+        ({'seed': -1}, 'expected seed from 0 to 4294967295, got -1; choose one'),
+        ({'seed': 2**32}, 'expected seed from 0 to 4294967295, got 4294967296'),
+        ({'seed': 1.5}, 'expected seed from 0 to 4294967295, got 1.5'),
+        ({'prefix': np.zeros((4, 5)), 'delay': 1}, r'actions \[steps 6\] .*, got shape \[4, 5\]'),
+        ({'prefix': np.zeros((4, 6)), 'delay': -1}, 'a delay of 0 or more steps, got -1'),
+        ({'prefix': np.zeros((4, 6)), 'delay': 1.0}, 'a delay of 0 or more steps, got 1.0'),
+    ],
+)
+def test_what_a_call_may_not_ask_for(policy, seen, wanted, message):
+    """The state is as it was."""
+    before = policy.state
+    with pytest.raises(UserError, match=message):
+        policy.infer(seen[0], **wanted)
+    assert policy.state is before
+
+
+def test_a_policy_that_was_not_told_how_to_go_on_asks(policy, seen):
+    with pytest.raises(UserError, match='expected prefix=None of a policy that was not told how'):
+        ActingPolicy(policy.actor).infer(seen[0], prefix=np.zeros((4, 6)), delay=1)
+
+
+def test_a_policy_without_a_flow_neither_goes_on_nor_begins_anywhere(policy, seen):
+    other = copy.copy(policy.actor)
+    other._spec = dataclasses.replace(other.spec, noise_shape=None)
+    with pytest.raises(UserError, match='noise=None and seed=None of a policy that does not act'):
+        ActingPolicy(other).infer(seen[0], seed=1)
+    with pytest.raises(UserError, match="expected 'none' of a policy that does not act by flow"):
+        ActingPolicy(other, policy.chunking).infer(seen[0], prefix=np.zeros((4, 6)))
