@@ -3,6 +3,7 @@ seed, episode and frame draw.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -55,7 +56,8 @@ def of_robots(
             'expected noise=None and seed=None of a policy that does not act by flow, got one; '
             'leave them out'
         )
-    return Draws(np.stack([_begin(*row, shape) for row in rows]), given)
+    arrays: Any = np.stack([_begin(*row, shape) for row in rows]), given
+    return Draws(*arrays)
 
 
 def seeded(seed: int, shape: tuple[int, int]) -> Float[np.ndarray, 't d']:

@@ -209,7 +209,7 @@ class BaseActor:
         """
         inputs = [self.processor.inputs(*reading) for reading in readings]
         batch, chunking = windows(inputs, states, self._spec), wanted.chunking
-        actions = self.sampler(batch, chunking, wanted.draws)[:, 0]
+        actions: Any = self.sampler(batch, chunking, wanted.draws)[:, 0]
         if chunking is not None:
             actions = np.asarray(keep_committed(actions, chunking.prefix, chunking.delay))
         return {ACTIONS: actions}, list(states)

@@ -168,7 +168,7 @@ def make_correct(objective: SigmaObjective, limited: bool) -> Correct:
 
     def correct(trainable, frozen, batch: Batch, gates, carry, state):
         def robots(rows):
-            carry, seen = _look(objective, trainable, frozen, *rows, gates)
+            carry, seen = _look(objective, trainable, frozen, rows, gates)
             return carry, _finish(objective.sigma, limited, rows[0].base, seen, state)
 
         return xla.row_by_row(robots)((batch, carry))
@@ -191,7 +191,7 @@ def make_look(objective: SigmaObjective) -> Look:
 
     def look(trainable, frozen, batch: Batch, gates, carry, state):
         def robots(rows):
-            carry, seen = _look(objective, trainable, frozen, *rows, gates)
+            carry, seen = _look(objective, trainable, frozen, rows, gates)
             added = _finish(objective.sigma, False, rows[0].base, seen, state)[ACTIONS]
             return carry, seen, added
 
@@ -226,10 +226,16 @@ def make_join(objective: SigmaObjective, limited: bool) -> Join:
     return join
 
 
-def _look(objective: SigmaObjective, trainable, frozen, batch: Batch, carry: Carry, gates):
+def _look(
+    objective: SigmaObjective,
+    trainable: PyTree,
+    frozen: Frozen,
+    rows: tuple[Batch, Carry],
+    gates: Ablation,
+) -> tuple[Carry, Seen]:
     """One window of each robot: memory and tau after it, and what is seen in it."""
-    one = jax.tree.map(lambda x: x[:, None], batch)  # a sequence of one window
-    carry, output = objective.forward(trainable, frozen, one, gates, carry=carry)
+    one = jax.tree.map(lambda x: x[:, None], rows[0])  # a sequence of one window
+    carry, output = objective.forward(trainable, frozen, one, gates, carry=rows[1])
     output = jax.tree.map(lambda x: x[:, 0], output)
     return carry, Seen(output.actions, output.telepathy.tau, output.c_act0)
 

@@ -115,6 +115,7 @@ class RunConfig:
       sigma: sizes and choices of Sigma's heads.
       loss: constants of TRAF and TSAC.
       curriculum: ramps of the weights of the alignment terms.
+      rtc: chunks that go on from the one before, learned by flow matching.
       optimizer: learning rates by group, and what they share.
       ablation: gates, 1 on, 0 off.
       ablations: '' or a file such as configs/ablations.py, whose rows and seeds are trained in one
