@@ -180,7 +180,8 @@ def test_a_sigma_goes_on_from_what_the_robot_carries_out(small_run, limited):
     assert turned.max() > 0.99 * rate and (turned < rate + 1e-3).all()
     assert np.abs(np.diff(held['actions'], axis=0)).max() > 2 * rate
     limited.state = state
-    jumps = np.where(np.arange(len(left))[:, None] % 2, 50, -50) + left  # beyond all limits
+    odd = np.arange(len(left))[:, None] % 2
+    jumps = left + np.where(odd, 50, -50).astype(np.float32)  # beyond all limits
     far = limited.infer(second, prefix=jumps, delay=3)['motor_commands']
     assert np.array_equal(far[:3], jumps[:3])
     limited.state = state
