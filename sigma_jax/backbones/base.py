@@ -155,6 +155,8 @@ class BackboneConfig(Protocol):
     @property
     def train_base(self) -> bool: ...
 
+    def __hash__(self) -> int: ...
+
 
 Shapes = Mapping[str, tuple[int, ...]]
 
