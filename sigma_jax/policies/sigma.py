@@ -14,6 +14,7 @@ from sigma_jax.policies.acting import Reading, windows
 from sigma_jax.policies.protocol import ACTIONS, PolicySpec, PolicyState
 from sigma_jax.policies.sampled_policy import BaseActor
 from sigma_jax.processing.normalize import NormStats, normalize
+from sigma_jax.processing.processor import Processor
 from sigma_jax.sigma import adapter
 from sigma_jax.sigma.action import fuse_actions, low_level_controller
 from sigma_jax.sigma.adapter import AdapterState
@@ -62,6 +63,11 @@ class SigmaActor:
         self._gates = jax.tree.map(lambda x: np.asarray(x, np.float32), parts.gates)
 
     @property
+    def processor(self) -> Processor:
+        """See `policies.acting.Actor`."""
+        return self.base.processor
+
+    @property
     def spec(self) -> PolicySpec:
         """See `policies.acting.Actor`."""
         return self._spec
@@ -71,6 +77,9 @@ class SigmaActor:
 
         Args:
           episode: its number.
+
+        Returns:
+          The state.
         """
         sigma = self.parts.objective.sigma
         memory, tau = (np.zeros(n, np.float32) for n in (sigma.d_model, sigma.d_tau))

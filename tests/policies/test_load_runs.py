@@ -12,10 +12,10 @@ from sigma_jax.api.policies import load_policy
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.replay_shards import list_batches
-from sigma_jax.evaluation.trained_models import ModelCache, TrainedPolicy, TrainedSigma
+from sigma_jax.evaluation.trained_models import TrainedSigma
 from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.training.export import export_run
-from tests.trained_runs import make_rows, shaken
+from tests.trained_runs import make_rows
 
 COMPARED = ('actions', 'motor_commands', 'tau_l2', 'branches')
 
@@ -151,41 +151,6 @@ def test_an_export_acts_alone(small_run, run, policy, tmp_path):
     (away / 'export.json').write_text(json.dumps(settings))
     with pytest.raises(UserError, match='expected the base that was trained around'):
         load_policy(away)
-
-
-@pytest.mark.parametrize('kind', ['run', 'export'])
-def test_a_fine_tuned_policy_acts(small_run, rows, tmp_path, kind):
-    """LoRA by flow matching; its draws are those that evaluation compares."""
-    source = rows / 'pi05_lora' / 'seed0'
-    trained = TrainedPolicy(source, ModelCache(), samples=1, seed=0)
-    folder = source if kind == 'run' else export_run(source, tmp_path / 'out', with_base=True)
-    policy = load_policy(folder)
-    parts = shaken({'lora': trained.trainable['lora']}, 1)
-    trained.trainable = parts
-    policy.actor.sampler = dataclasses.replace(
-        policy.actor.sampler, weights=(parts, policy.actor.sampler.weights[1])
-    )
-    seen = recorded(small_run, first_episode(small_run))[1]
-    batch = policy.actor.processor.inputs(
-        {name.removeprefix(IMAGES): x for name, x in seen.items() if IMAGES in name},
-        seen[STATE],
-        seen[TASK],
-    )
-    arrays = {name: x[None, None] for name, x in batch.items()} | {
-        'episode': np.array([[seen['episode']]], np.int32),
-        'frame': np.array([[seen['frame']]], np.int32),
-    }
-    filler = np.zeros((1, 1, policy.spec.horizon, 6), np.float32)
-    yes = np.ones((1, 1), bool)
-    arrays |= {
-        'actions': filler,
-        'action_mask': np.ones(filler.shape[:3], bool),
-        'reset': yes,
-        'mask': yes,
-        'text_id': np.zeros((1, 1), np.int32),
-    }
-    want = trained.sample(arrays)[0, 0, 0]
-    assert np.array_equal(policy.infer(seen)['actions'], want)
 
 
 def test_a_run_that_cannot_act_is_named(run, tmp_path):
