@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sigma_jax.nn.quant import QuantConfig
     from sigma_jax.policies.base_actions import BaselineConfig
     from sigma_jax.policies.chunking import ChunkingConfig
-    from sigma_jax.policies.load import Joints, load_policy
+    from sigma_jax.policies.load import Joints
     from sigma_jax.policies.protocol import Policy
     from sigma_jax.sigma import losses
     from sigma_jax.training.config import RunConfig
@@ -78,7 +78,7 @@ _HOMES = {
     'export_pt': 'api.preparation',
     'forecast': 'api.training',
     'inspect_shards': 'api.preparation',
-    'load_policy': 'policies.load',
+    'load_policy': 'api.policies',
     'open_dataset': 'api.preparation',
     'open_shards': 'data.shards.directory',
     'prepare_data': 'api.preparation',

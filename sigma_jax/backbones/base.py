@@ -6,6 +6,7 @@ a config or of a checkpoint's names.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
@@ -185,6 +186,8 @@ class BackboneConfig(Protocol):
     @property
     def train_base(self) -> bool: ...
 
+    def __hash__(self) -> int: ...
+
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -269,7 +272,8 @@ class BackboneSpec:
         Returns:
           A tree of `jax.ShapeDtypeStruct`.
         """
-        return jax.eval_shape(lambda key: self.init_params(key, config), jax.random.key(0))
+        # a tree of the caller's own
+        return jax.tree.map(lambda leaf: leaf, _abstract_params(self.init_params, config))
 
     def sizes(self, config: BackboneConfig) -> dict[str, Any]:
         """A config as plain JSON, without what a run sets: that is no property of the weights.
@@ -293,6 +297,12 @@ class BackboneSpec:
           The config.
         """
         return build_config(self.config, self.parts, sizes)
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract_params(init_params: Callable[[Array, Any], PyTree], config: Any) -> PyTree:
+    """Kept: tracing takes long, and whoever opens a checkpoint asks several times."""
+    return jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
 
 
 def build_config(config: type, parts: Mapping[str, type], sizes: Mapping[str, Any]) -> Any:

@@ -20,6 +20,7 @@ from sigma_jax.policies.chunking import Chunking, ChunkingConfig
 from sigma_jax.policies.draws import Draws
 from sigma_jax.policies.protocol import IMAGES, STATE, TASK, PolicySpec, PolicyState
 from sigma_jax.processing.images import unit_range
+from sigma_jax.processing.processor import Processor
 from sigma_jax.types import Batch, Observation
 
 
@@ -53,6 +54,11 @@ class Actor(Protocol):
     """Computes chunks; keeps nothing."""
 
     @property
+    def processor(self) -> Processor:
+        """What lies between the robot and the base."""
+        ...
+
+    @property
     def spec(self) -> PolicySpec:
         """What it takes and gives."""
         ...
@@ -62,6 +68,9 @@ class Actor(Protocol):
 
         Args:
           episode: its number.
+
+        Returns:
+          The state.
         """
         ...
 
@@ -95,17 +104,31 @@ class ActingPolicy:
 
     Args:
       actor: computes chunks.
-      chunking: how they go on from those before, where a call hands over what is left of one and
+      cameras: the policy's names of those that the robot calls otherwise: {robot's: policy's}.
+      chunking: how chunks go on from those before, where a call hands over what is left of one and
         does not say; None: each call says.
 
     Raises:
-      UserError: it has not learned to go on so.
+      UserError: a name that the policy does not know, or one for two cameras; or it has not learned
+        to go on so.
     """
 
-    def __init__(self, actor: Actor, chunking: ChunkingConfig | None = None) -> None:
+    def __init__(
+        self,
+        actor: Actor,
+        cameras: Mapping[str, str] | None = None,
+        chunking: ChunkingConfig | None = None,
+    ) -> None:
         if chunking is not None:
             going_on.check_learned(chunking, actor.spec.processor)
-        self.actor, self.chunking = actor, chunking
+        self.actor, self.cameras, self.chunking = actor, dict(cameras or {}), chunking
+        known, meant = self.spec.cameras, list(self.cameras.values())
+        if len(set(meant)) < len(meant) or (known and set(meant) - set(known)):
+            names = ', '.join(known) or 'whatever the policy calls them'
+            raise UserError(
+                f"cameras: expected {{robot's name: policy's name}}, the latter of {names}, each "
+                f'once, got {self.cameras!r}; correct it'
+            )
         self.state = self.initial_state()
 
     @property
@@ -123,12 +146,33 @@ class ActingPolicy:
 
         Args:
           episode: its number.
+
+        Returns:
+          The state.
         """
         return self.actor.initial_state(episode)
 
     def reset(self) -> None:
         """See `policies.protocol.Policy`."""
         self.state = self.initial_state(self.state.episode + bool(self.state.frame))
+
+    def warm_up(self, robots: Sequence[int] = (1,)) -> None:
+        """Compiles what acting needs, so that the first robot does not wait for it.
+
+        Prompts have one length. A policy that takes any cameras is compiled for one. Where it was
+        loaded with a way to go on, that is compiled too.
+
+        Args:
+          robots: numbers of robots that will be asked for at once.
+        """
+        processor, state = self.actor.processor, self.initial_state()
+        for frame in _frames_of_each_dtype(processor):
+            seen: dict[str, Any] = {IMAGES + name: frame for name in self.spec.cameras or ('view',)}
+            seen |= {STATE: processor.statistics['state'].mean, TASK: 'move'}
+            for count in robots:
+                asked = [read_observation(seen, self.spec)] * count, [state] * count
+                for wanted in self._ways(count):
+                    self.actor.act(*asked, wanted)
 
     def infer(
         self,
@@ -200,7 +244,9 @@ class ActingPolicy:
         start, none = time.perf_counter(), [None] * len(observations)
         begin = draws.of_robots(noise or none, seed or none, self.spec.noise_shape)
         going = self._going_on(prefix or none, delay or [0] * len(none), chunking)
-        readings = [read_observation(each, self.spec) for each in observations]
+        for state in states:
+            _check_width(state, self.initial_state())
+        readings = [read_observation(each, self.spec, self.cameras) for each in observations]
         asked = [_asked(*each) for each in zip(observations, readings, states, strict=True)]
         answers, after = self.actor.act(readings, asked, Wanted(begin, going))
         timing = {'infer_ms': 1e3 * (time.perf_counter() - start)}
@@ -209,6 +255,13 @@ class ActingPolicy:
             for n in range(len(readings))
         ]
         return rows, [_next(*each) for each in zip(after, readings, states, strict=True)]
+
+    def _ways(self, count: int) -> list[Wanted]:
+        """What is asked of chunks, as far as it needs programs of its own."""
+        if self.chunking is None:
+            return [Wanted()]
+        left = np.zeros((self.spec.horizon, self.spec.action_dim), np.float32)
+        return [Wanted(), Wanted(None, self._going_on([left] * count, [1] * count, None))]
 
     def _going_on(
         self,
@@ -233,6 +286,25 @@ class ActingPolicy:
         made = going_on.of_robots(config, left, delays, (spec.horizon, spec.action_dim))
         going_on.check_learned(config, spec.processor, int(made.delay.max(initial=0)))
         return made if going_on.counts(made) else None
+
+
+def _frames_of_each_dtype(processor: Processor) -> list[np.ndarray]:
+    """Frames of which some come to the model in whole grey levels and others do not."""
+    side = processor.image_size
+    shapes = (side, side), (2 * side, 2 * side), (side, 2 * side)
+    frames = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
+    return list({processor.view(frame).dtype: frame for frame in frames}.values())
+
+
+def _check_width(state: PolicyState, fresh: PolicyState) -> None:
+    """Whether a state is one of this policy."""
+    for name in ('memory', 'tau'):
+        want, got = (np.shape(getattr(one, name)) for one in (fresh, state))
+        if want != got:
+            raise UserError(
+                f'expected a state with {name} of shape {list(want)}, got {list(got)}, that of '
+                'another policy; begin with initial_state()'
+            )
 
 
 def _asked(observation: Mapping[str, Any], reading: Reading, state: PolicyState) -> PolicyState:
@@ -295,12 +367,15 @@ def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(rows)
 
 
-def read_observation(observation: Mapping[str, Any], spec: PolicySpec) -> Reading:
+def read_observation(
+    observation: Mapping[str, Any], spec: PolicySpec, cameras: Mapping[str, str] | None = None
+) -> Reading:
     """A raw observation in its parts, checked.
 
     Args:
       observation: see `policies.protocol.Policy.infer`.
       spec: what the policy takes.
+      cameras: {robot's name: policy's name}, where they differ.
 
     Returns:
       Frames by camera, state [p], task.
@@ -337,5 +412,20 @@ def read_observation(observation: Mapping[str, Any], spec: PolicySpec) -> Readin
         raise UserError(
             f'expected numbers in {STATE}, got {state.tolist()}; look at the reading behind it'
         )
-    frames = {name.removeprefix(IMAGES): np.asarray(observation[name]) for name in names}
-    return Reading(frames, state, task)
+    return Reading(_frames({name: observation[name] for name in names}, cameras or {}), state, task)
+
+
+def _frames(observation: Mapping[str, Any], cameras: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Frames [height width 3] under the policy's names."""
+    frames: dict[str, np.ndarray] = {}
+    for key, value in observation.items():
+        theirs, frame = key.removeprefix(IMAGES), np.asarray(value)
+        name = cameras.get(theirs, theirs)
+        if name in frames:
+            raise UserError(
+                f'expected one frame of {name}, got two ({", ".join(sorted(observation))}); rename '
+                'one, or leave it out'
+            )
+        channels_first = frame.ndim == 3 and frame.shape[0] == 3 and frame.shape[2] != 3
+        frames[name] = frame.transpose(1, 2, 0) if channels_first else frame
+    return frames

@@ -1,12 +1,17 @@
 """What a policy is to who runs a robot: one raw observation in, a chunk of raw actions out."""
 
 import dataclasses
+import io
+import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
 
+from sigma_jax.errors import UserError
+from sigma_jax.files import atomic_write
 from sigma_jax.policies.chunking import ChunkingConfig
 from sigma_jax.processing.spec import ProcessorConfig
 
@@ -58,6 +63,42 @@ class PolicyState:
     memory: Float[np.ndarray, 'd'] | None = None
     tau: Float[np.ndarray, 'e'] | None = None
 
+    def save(self, file: str | pathlib.Path) -> None:
+        """Writes it, whole or not at all.
+
+        Args:
+          file: .npz.
+        """
+        buffer = io.BytesIO()
+        known = {name: x for name, x in vars(self).items() if x is not None}
+        np.savez(buffer, **known)
+        atomic_write(pathlib.Path(file), buffer.getvalue())
+
+    @classmethod
+    def load(cls, file: str | pathlib.Path) -> 'PolicyState':
+        """What `save` wrote.
+
+        Args:
+          file: of it.
+
+        Returns:
+          The state.
+
+        Raises:
+          UserError: the file holds something else.
+        """
+        try:
+            content = io.BytesIO(pathlib.Path(file).read_bytes())
+            with np.load(content, allow_pickle=False) as found:
+                arrays: dict[str, Any] = {name: found[name] for name in found.files}
+            cameras = tuple(str(name) for name in arrays.pop('cameras'))
+            episode, frame = (int(arrays.pop(name)) for name in ('episode', 'frame'))
+            return cls(episode, frame, cameras, **arrays)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f'expected the state of a policy in {file}, got {error}; begin a new episode'
+            ) from error
+
 
 class Policy(Protocol):
     """Acts on robots. `infer` and `reset` serve one robot; `infer_batch` serves several at once,
@@ -92,6 +133,9 @@ class Policy(Protocol):
 
         Args:
           episode: its number; two episodes of one number have the same noise.
+
+        Returns:
+          The state.
         """
         ...
 

@@ -166,7 +166,7 @@ class BaseActor:
     """
 
     def __init__(self, base: Base, processor: Processor, sampler: Sampler, horizon: int):
-        self.processor, self.sampler = processor, sampler
+        self._processor, self.sampler = processor, sampler
         steps, model = base.policy.action_steps or horizon, base.config
         self._spec = PolicySpec(
             cameras=processor.cameras,
@@ -179,6 +179,11 @@ class BaseActor:
         )
 
     @property
+    def processor(self) -> Processor:
+        """See `policies.acting.Actor`."""
+        return self._processor
+
+    @property
     def spec(self) -> PolicySpec:
         """See `policies.acting.Actor`."""
         return self._spec
@@ -188,6 +193,9 @@ class BaseActor:
 
         Args:
           episode: its number.
+
+        Returns:
+          The state.
         """
         return PolicyState(episode)
 

@@ -16,6 +16,7 @@ from sigma_jax.policies.chunking import Chunking, keep_committed
 from sigma_jax.policies.protocol import ACTIONS, PolicySpec, PolicyState
 from sigma_jax.policies.sampled_policy import BaseActor
 from sigma_jax.processing.normalize import NormStats, normalize
+from sigma_jax.processing.processor import Processor
 from sigma_jax.sigma import adapter
 from sigma_jax.sigma.action import apply_residual, fuse_actions, low_level_controller
 from sigma_jax.sigma.adapter import AdapterState
@@ -88,6 +89,11 @@ class SigmaActor:
         self._gates = jax.tree.map(lambda x: np.asarray(x, np.float32), parts.gates)
 
     @property
+    def processor(self) -> Processor:
+        """See `policies.acting.Actor`."""
+        return self.base.processor
+
+    @property
     def spec(self) -> PolicySpec:
         """See `policies.acting.Actor`."""
         return self._spec
@@ -97,6 +103,9 @@ class SigmaActor:
 
         Args:
           episode: its number.
+
+        Returns:
+          The state.
         """
         sigma = self.parts.objective.sigma
         memory, tau = (np.zeros(n, np.float32) for n in (sigma.d_model, sigma.d_tau))

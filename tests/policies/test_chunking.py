@@ -240,7 +240,7 @@ def policy(small_run, base, sampler):
     meta, words = open_shards(small_run.shards).meta, load_tokenizer(TOKENIZER)
     processor = of_shards(base.policy, sampler.statistics, words, meta, base.spec.prompt)
     actor = BaseActor(base, processor, sampler, meta.horizon)
-    return ActingPolicy(actor, ChunkingConfig('guided', 'ones', 2.0))
+    return ActingPolicy(actor, chunking=ChunkingConfig('guided', 'ones', 2.0))
 
 
 @pytest.fixture(scope='module')
@@ -304,7 +304,10 @@ def test_going_on_keeps_what_is_committed_and_stays_near_the_rest(policy, seen):
 
 
 def test_without_delay_and_weights_it_is_the_plain_chunk_to_the_bit(policy, seen):
-    plain, ran = policy.infer(seen[0])['actions'], policy.actor.sampler.run._cache_size()
+    policy.warm_up()
+    ran = policy.actor.sampler.run._cache_size()
+    plain = policy.infer(seen[0])['actions']
+    policy.infer(seen[0], prefix=plain[1:], delay=2)  # compiled by then
     for mode in ('guided', 'lerobot'):
         how = ChunkingConfig(mode, 'zeros')
         got = policy.infer(seen[0], prefix=plain[2:] + 1, delay=0, chunking=how)['actions']
@@ -318,13 +321,13 @@ def test_a_policy_goes_on_from_as_many_steps_as_it_was_trained_with(policy, seen
     actor, how = policy.actor, ChunkingConfig('trained')
     left = policy.infer(seen[0])['actions'][2:]
     with pytest.raises(UserError, match='expected a policy trained with config.rtc.max_delay'):
-        ActingPolicy(actor, how)
+        ActingPolicy(actor, chunking=how)
     with pytest.raises(UserError, match='expected a policy trained with config.rtc.max_delay'):
         policy.infer(seen[1], prefix=left, delay=1, chunking=how)
     learned = copy.copy(actor)
     settings = dataclasses.replace(actor.spec.processor, max_delay=3)
     learned._spec = dataclasses.replace(actor.spec, processor=settings)
-    trained = ActingPolicy(learned, how)
+    trained = ActingPolicy(learned, chunking=how)
     got = trained.infer(seen[1], prefix=left, delay=3)['actions']
     assert np.array_equal(got[:3], left[:3])
     assert trained.metadata()['chunking']['mode'] == 'trained'
@@ -370,4 +373,4 @@ def test_a_policy_without_a_flow_neither_goes_on_nor_begins_anywhere(policy, see
     with pytest.raises(UserError, match='noise=None and seed=None of a policy that does not act'):
         ActingPolicy(other).infer(seen[0], seed=1)
     with pytest.raises(UserError, match="expected 'none' of a policy that does not act by flow"):
-        ActingPolicy(other, policy.chunking).infer(seen[0], prefix=np.zeros((4, 6)))
+        ActingPolicy(other, chunking=policy.chunking).infer(seen[0], prefix=np.zeros((4, 6)))

@@ -12,14 +12,14 @@ from sigma_jax.api.policies import load_policy
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.replay_shards import list_batches
-from sigma_jax.evaluation.trained_models import ModelCache, TrainedPolicy, TrainedSigma
+from sigma_jax.evaluation.trained_models import TrainedSigma
 from sigma_jax.policies.acting import ActingPolicy, read_observation
 from sigma_jax.policies.chunking import ChunkingConfig
 from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.policies.sigma import SigmaActor
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training.export import export_run
-from tests.trained_runs import make_rows, shaken
+from tests.trained_runs import make_rows
 
 COMPARED = ('actions', 'motor_commands', 'tau_l2', 'branches')
 
@@ -154,7 +154,9 @@ def limited(policy):
     parts = dataclasses.replace(
         actor.parts, objective=dataclasses.replace(objective, sigma=sigma), adapter=state
     )
-    return ActingPolicy(SigmaActor(actor.base, parts), ChunkingConfig('lerobot', 'ones', 2.0))
+    return ActingPolicy(
+        SigmaActor(actor.base, parts), chunking=ChunkingConfig('lerobot', 'ones', 2.0)
+    )
 
 
 def test_a_sigma_goes_on_from_what_the_robot_carries_out(small_run, limited):
@@ -213,45 +215,16 @@ def test_an_export_acts_alone(small_run, run, policy, tmp_path):
         load_policy(away)
 
 
-@pytest.mark.parametrize('kind', ['run', 'export'])
-def test_a_fine_tuned_policy_acts(small_run, rows, tmp_path, kind):
-    """LoRA by flow matching; its draws are those that evaluation compares."""
-    source = rows / 'pi05_lora' / 'seed0'
-    trained = TrainedPolicy(source, ModelCache(), samples=1, seed=0)
-    folder = source if kind == 'run' else export_run(source, tmp_path / 'out', with_base=True)
-    policy = load_policy(folder)
-    parts = shaken({'lora': trained.trainable['lora']}, 1)
-    trained.trainable = parts
-    policy.actor.sampler = dataclasses.replace(
-        policy.actor.sampler, weights=(parts, policy.actor.sampler.weights[1])
-    )
-    seen = recorded(small_run, first_episode(small_run))[1]
-    batch = policy.actor.processor.inputs(
-        {name.removeprefix(IMAGES): x for name, x in seen.items() if IMAGES in name},
-        seen[STATE],
-        seen[TASK],
-    )
-    arrays = {name: x[None, None] for name, x in batch.items()} | {
-        'episode': np.array([[seen['episode']]], np.int32),
-        'frame': np.array([[seen['frame']]], np.int32),
-    }
-    filler = np.zeros((1, 1, policy.spec.horizon, 6), np.float32)
-    yes = np.ones((1, 1), bool)
-    arrays |= {
-        'actions': filler,
-        'action_mask': np.ones(filler.shape[:3], bool),
-        'reset': yes,
-        'mask': yes,
-        'text_id': np.zeros((1, 1), np.int32),
-    }
-    want = trained.sample(arrays)[0, 0, 0]
-    assert np.array_equal(policy.infer(seen)['actions'], want)
-    assert policy.spec.processor.max_delay == 3
-    left, how = want[5:] + 1, ChunkingConfig('trained')
-    held = policy.infer(seen, prefix=left, delay=3, chunking=how)['actions']
-    assert np.array_equal(held[:3], left[:3]) and np.abs(held[3:] - want[3:]).max() > 5e-5
-    free = policy.infer(seen, prefix=left, delay=0, chunking=how)['actions']
-    assert np.array_equal(free, want)
+def test_a_fine_tuned_policy_goes_on_from_as_many_steps_as_it_was_given(small_run, rows):
+    how, seen = ChunkingConfig('trained'), recorded(small_run, first_episode(small_run))[1]
+    policy = load_policy(rows / 'pi05_lora' / 'seed0', chunking=how)
+    left = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
+    actions = policy.infer(seen, prefix=left, delay=3)['actions']
+    assert np.array_equal(actions[:3], left[:3]) and np.abs(actions[3:9] - left[3:]).max() > 0.1
+    with pytest.raises(UserError, match='a delay of at most 3 steps, with which the policy was'):
+        policy.infer(seen, prefix=left, delay=4)
+    with pytest.raises(UserError, match='expected a policy trained with config.rtc.max_delay'):
+        load_policy(small_run.flow, chunking=how)
 
 
 def test_a_run_that_cannot_act_is_named(run, tmp_path):
