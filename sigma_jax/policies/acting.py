@@ -5,8 +5,9 @@ samples it and corrects what came.
 """
 
 import dataclasses
+import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -31,11 +32,13 @@ class Reading(NamedTuple):
       frames: by camera.
       state: [p], raw units.
       task: the instruction.
+      prompt_length: tokens to which its prompt is padded at least.
     """
 
     frames: dict[str, np.ndarray]
     state: Float[np.ndarray, ' p']
     task: str
+    prompt_length: int = 0
 
 
 class Wanted(NamedTuple):
@@ -159,20 +162,39 @@ class ActingPolicy:
     def warm_up(self, robots: Sequence[int] = (1,)) -> None:
         """Compiles what acting needs, so that the first robot does not wait for it.
 
-        Prompts have one length. A policy that takes any cameras is compiled for one. Where it was
-        loaded with a way to go on, that is compiled too.
-
         Args:
           robots: numbers of robots that will be asked for at once.
         """
+        for _, program in self.programs(robots):
+            program()
+
+    def programs(
+        self, robots: Sequence[int] = (1,), cameras: Sequence[str] = ()
+    ) -> list[tuple[int, Callable[[], Any]]]:
+        """What compiles all that acting needs, one after the other: for every length of a prompt,
+        and for frames that need be resized or not where that counts. Where the policy was loaded
+        with a way to go on, that too.
+
+        Args:
+          robots: numbers of robots that will be asked for at once.
+          cameras: that will come, where the policy takes any; (): one.
+
+        Returns:
+          (number of robots, function that compiles and runs one program), for the smallest number
+          first.
+        """
         processor, state = self.actor.processor, self.initial_state()
-        for frame in _frames_of_each_dtype(processor):
-            seen: dict[str, Any] = {IMAGES + name: frame for name in self.spec.cameras or ('view',)}
-            seen |= {STATE: processor.statistics['state'].mean, TASK: 'move'}
-            for count in robots:
-                asked = [read_observation(seen, self.spec)] * count, [state] * count
-                for wanted in self._ways(count):
-                    self.actor.act(*asked, wanted)
+        names = self.spec.cameras or tuple(cameras) or ('view',)
+        found: list[tuple[int, Callable[[], Any]]] = []
+        reading = processor.statistics['state'].mean
+        for count in sorted(robots):
+            for length in processor.prompt_lengths or (0,):
+                for frame in _frames_of_each_dtype(processor):
+                    one = Reading(dict.fromkeys(names, frame), reading, 'move', length)
+                    for wanted in self._ways(count):
+                        asked = [one] * count, [state] * count, wanted
+                        found.append((count, functools.partial(self.actor.act, *asked)))
+        return found
 
     def infer(
         self,
@@ -361,7 +383,12 @@ def windows(
 
 
 def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """One array; images of which some are in whole grey levels and others are not, in float."""
+    """One array; images of which some are in whole grey levels and others are not, in float; the
+    shorter ones of prompts padded.
+    """
+    if rows[0].ndim == 1 and len({len(row) for row in rows}) > 1:
+        longest = max(len(row) for row in rows)
+        rows = [np.pad(row, (0, longest - len(row))) for row in rows]
     if len({row.dtype for row in rows}) > 1:
         rows = [unit_range(row) if row.dtype == np.uint8 else row for row in rows]
     return np.stack(rows)

@@ -15,6 +15,9 @@ from sigma_jax.processing.processor import of_policy, of_shards
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.settings import is_a
 
+# tokens; a program each. Six joints and a sentence are about 60, 32 numbers about 130
+PROMPT_LENGTHS = (64, 144)
+
 
 @dataclasses.dataclass(frozen=True)
 class Joints:
@@ -76,7 +79,14 @@ def actor_of_weights(
         processor = of_shards(base.policy, sampler.statistics, words, robot, spec.prompt)
     else:
         side = base.config.image_size
-        processor = of_policy(base.policy, sampler.statistics, words, side, spec.prompt)
+        processor = of_policy(
+            base.policy,
+            sampler.statistics,
+            words,
+            side,
+            spec.prompt,
+            prompt_lengths=PROMPT_LENGTHS,
+        )
     return BaseActor(base, processor, sampler, horizon)
 
 

@@ -99,6 +99,8 @@ class Processor:
       write_prompt: the texts of its prompt; a backbone's kind knows them (`backbones.base`).
       cameras: the model's views in order, under the policy's names; (): as the frames come.
       max_text_len: tokens of the task alone.
+      prompt_lengths: to which prompts are padded, ascending, the first that holds one; (): all to
+        `config.max_prompt_len`. What is masked costs as much as what is not.
     """
 
     config: ProcessorConfig
@@ -108,12 +110,14 @@ class Processor:
     write_prompt: Prompt
     cameras: tuple[str, ...] = ()
     max_text_len: int = TEXT_LENGTH
+    prompt_lengths: tuple[int, ...] = ()
 
     def inputs(
         self,
         frames: Mapping[str, Frame] | UInt8[np.ndarray, 'i s s 3'],
         state: Float[np.ndarray, ' p'],
         task: str,
+        prompt_length: int = 0,
     ) -> dict[str, np.ndarray]:
         """The fields of an Observation without a batch axis.
 
@@ -122,6 +126,7 @@ class Processor:
             is absent is black and masked. Or all views in order, of the model's size already.
           state: the robot's reading, raw units.
           task: the instruction.
+          prompt_length: tokens to which its prompt is padded at least.
 
         Returns:
           `images` [i s s 3] uint8, or float32 in [-1, 1] where a view is not in whole grey levels;
@@ -134,7 +139,7 @@ class Processor:
         """
         images, image_mask = self.views(frames)
         normalised = self.normalized(state)
-        prompt, text = self.prompt(task, normalised), self.text(task)
+        prompt, text = self.prompt(task, normalised, prompt_length), self.text(task)
         return {
             'images': images,
             'image_mask': image_mask,
@@ -250,12 +255,13 @@ class Processor:
             )
         return normalize(reading, statistics)
 
-    def prompt(self, task: str, state: Float[np.ndarray, ' p']) -> Tokens:
+    def prompt(self, task: str, state: Float[np.ndarray, ' p'], length: int = 0) -> Tokens:
         """The prompt as tokens.
 
         Args:
           task: the instruction.
           state: normalised.
+          length: to which it is padded at least.
 
         Returns:
           ids: padded with 0.
@@ -265,7 +271,11 @@ class Processor:
           UserError: it is too long, or the state holds NaN.
         """
         parts = self.write_prompt(task, state, self.config.prompt_state_dim or 0)
-        return _tokens(self.tokenizer, parts, self.config.max_prompt_len or PROMPT_LENGTH, 'prompt')
+        longest = self.config.max_prompt_len or PROMPT_LENGTH
+        tokens, mask = _tokens(self.tokenizer, parts, longest, 'prompt')
+        needed = max(length, int(mask.sum()))
+        size = next((n for n in self.prompt_lengths if n >= needed), longest)
+        return tokens[:size], mask[:size]
 
     def text(self, task: str) -> Tokens:
         """The task alone as tokens, which Sigma reads.
@@ -289,6 +299,8 @@ def of_policy(
     tokenizer: Tokenizer,
     image_size: int,
     prompt: Prompt,
+    *,
+    prompt_lengths: tuple[int, ...] = (),
 ) -> Processor:
     """The processor of a policy that comes without shards.
 
@@ -301,16 +313,24 @@ def of_policy(
       tokenizer: the policy's.
       image_size: side of the model's images, pixels.
       prompt: how its kind writes one.
+      prompt_lengths: to which prompts are padded, as far as they are shorter than the longest.
 
     Returns:
       The processor.
     """
-    config = dataclasses.replace(
+    longest = config.max_prompt_len or PROMPT_LENGTH
+    state_dim = config.prompt_state_dim or 0
+    config = dataclasses.replace(config, prompt_state_dim=state_dim, max_prompt_len=longest)
+    shorter = tuple(n for n in sorted(prompt_lengths) if n < longest)
+    return Processor(
         config,
-        prompt_state_dim=config.prompt_state_dim or 0,
-        max_prompt_len=config.max_prompt_len or PROMPT_LENGTH,
+        statistics,
+        tokenizer,
+        image_size,
+        prompt,
+        config.cameras,
+        prompt_lengths=(*shorter, longest) if shorter else (),
     )
-    return Processor(config, statistics, tokenizer, image_size, prompt, config.cameras)
 
 
 def of_shards(

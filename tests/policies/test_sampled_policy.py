@@ -72,9 +72,7 @@ def test_it_does_what_lies_beside_the_shards(small_run, policy):
 
 
 def test_a_loaded_policy_does_the_same(small_run, live, policy):
-    """Its prompt is padded to 200 tokens where the shards' are shorter: masked tokens say
-    nothing.
-    """
+    """Its prompt is padded to another length than the shards': masked tokens say nothing."""
     seen = recorded(small_run, 2)
     policy.reset()
     got = live.infer(seen)['actions']
@@ -276,3 +274,32 @@ def test_a_file_that_is_no_state(tmp_path, content):
     (tmp_path / 'state.npz').write_bytes(content)
     with pytest.raises(UserError, match='expected the state of a policy in .*state.npz, got'):
         PolicyState.load(tmp_path / 'state.npz')
+
+
+def test_prompts_are_padded_to_the_first_length_that_holds_them(small_run, live):
+    """What is masked says nothing; a batch has the longest of its prompts."""
+    processor, seen = live.actor.processor, recorded(small_run, 0)
+    assert processor.prompt_lengths == (64, 144, 200)
+    whole = dataclasses.replace(processor, prompt_lengths=())
+    state = processor.normalized(seen[STATE])
+    tokens, mask = processor.prompt(seen[TASK], state)
+    all_tokens, all_mask = whole.prompt(seen[TASK], state)
+    assert len(tokens) == 64 and len(all_tokens) == 200 and all_mask.sum() == mask.sum()
+    assert np.array_equal(all_tokens[:64], tokens) and not all_mask[64:].any()
+    assert len(processor.prompt(seen[TASK], state, 65)[0]) == 144
+    long = seen | {TASK: 'a b c d e f g h i j k l m n o p q r s t u v w x y z ' * 1}
+    assert len(processor.prompt(long[TASK], state)[0]) == 144
+    live.reset()
+    together, _ = live.infer_batch([seen, long], [live.initial_state()] * 2)
+    for one, answer in zip((seen, long), together, strict=True):
+        live.reset()
+        alone = live.infer(one)['actions']
+        np.testing.assert_allclose(answer['actions'], alone, rtol=1e-4, atol=1e-3)
+    live.reset()
+
+
+def test_programs_are_one_a_length_and_number_of_robots(live):
+    found = live.programs((4, 1))
+    assert [count for count, _ in found] == [1] * (len(found) // 2) + [4] * (len(found) // 2)
+    lengths = [program.args[0][0].prompt_length for _, program in found]
+    assert set(lengths) == {64, 144, 200} and len(found[-1][1].args[0]) == 4
