@@ -1,7 +1,8 @@
 """A base that acts by itself: its sampler for a robot, and the policy around it."""
 
 import dataclasses
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies import sampling
-from sigma_jax.policies.base import ACTIONS, IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.policies.base import ACTIONS, IMAGES, STATE, TASK, PolicySpec, PolicyState
 from sigma_jax.processing import fitting
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import NormStats
@@ -170,24 +171,37 @@ class SampledPolicy:
             action_steps=min(steps, horizon),
             processor=processor.config,
         )
-        self._episode, self._frame = 0, 0
-        self._views: frozenset[str] = frozenset()  # of this episode
+        self.state = self.initial_state()
 
     @property
     def spec(self) -> PolicySpec:
         """See `policies.base.Policy`."""
         return self._spec
 
+    def metadata(self) -> dict[str, Any]:
+        """See `policies.base.Policy`."""
+        return dataclasses.asdict(self._spec)
+
+    def initial_state(self, episode: int = 0) -> PolicyState:
+        """See `policies.base.Policy`.
+
+        Args:
+          episode: its number.
+        """
+        return PolicyState(episode)
+
     def reset(self) -> None:
         """See `policies.base.Policy`."""
-        self._episode, self._frame = self._episode + bool(self._frame), 0
-        self._views = frozenset()
+        self.state = self.initial_state(self.state.episode + bool(self.state.frame))
 
-    def infer(self, observation: Mapping[str, Any]) -> Mapping[str, Any]:
+    def infer(
+        self, observation: Mapping[str, Any], *, noise: Float[np.ndarray, 't d'] | None = None
+    ) -> Mapping[str, Any]:
         """A chunk of actions for one observation; see `policies.base.Policy`.
 
         Args:
           observation: raw.
+          noise: where the flow begins.
 
         Returns:
           `actions` [t a] float32, raw units.
@@ -195,39 +209,89 @@ class SampledPolicy:
         Raises:
           UserError: an observation that lacks something, or holds something else.
         """
-        frames, state, task = read_observation(observation, self._spec)
-        if self._views - set(frames):
-            raise UserError(
-                f'expected the cameras of this episode ({", ".join(sorted(self._views))}), got '
-                f'{", ".join(sorted(frames))}; call reset where a camera is taken away'
-            )
-        inputs = self._processor.inputs(frames, state, task)
-        episode = np.asarray([observation.get('episode', self._episode)], np.int32)
-        frame = np.asarray([observation.get('frame', self._frame)], np.int32)
-        drawn = self._sampler(one_window(inputs, episode, frame, self._spec))
-        self._frame, self._views = self._frame + 1, frozenset(frames)
-        return {ACTIONS: drawn[0, 0]}
+        answers, (self.state,) = self.infer_batch([observation], [self.state], noise=[noise])
+        return answers[0]
+
+    def infer_batch(
+        self,
+        observations: Sequence[Mapping[str, Any]],
+        states: Sequence[PolicyState],
+        *,
+        noise: Sequence[Float[np.ndarray, 't d'] | None] | None = None,
+    ) -> tuple[list[Mapping[str, Any]], list[PolicyState]]:
+        """Chunks for several robots; see `policies.base.Policy`.
+
+        Args:
+          observations: one of each robot.
+          states: one of each robot.
+          noise: one of each robot, or None.
+
+        Returns:
+          Answers, and states after them.
+
+        Raises:
+          UserError: an observation that lacks something, or holds something else.
+        """
+        if any(each is not None for each in noise or ()):
+            raise UserError('expected noise=None, got numbers; a base draws its own so far')
+        start = time.perf_counter()
+        read = [read_observation(each, self._spec) for each in observations]
+        for (frames, _, _), state in zip(read, states, strict=True):
+            check_cameras(frames, state)
+        inputs = [self._processor.inputs(*parts) for parts in read]
+        episode = [
+            each.get('episode', s.episode) for each, s in zip(observations, states, strict=True)
+        ]
+        frame = [each.get('frame', s.frame) for each, s in zip(observations, states, strict=True)]
+        drawn = self._sampler(windows(inputs, episode, frame, self._spec))[:, 0]
+        timing = {'infer_ms': 1e3 * (time.perf_counter() - start)}
+        after = [
+            dataclasses.replace(state, frame=state.frame + 1, cameras=tuple(sorted(frames)))
+            for (frames, _, _), state in zip(read, states, strict=True)
+        ]
+        return [{ACTIONS: actions, 'timing': timing} for actions in drawn], after
 
 
-def one_window(
-    inputs: Mapping[str, np.ndarray], episode: np.ndarray, frame: np.ndarray, spec: PolicySpec
-) -> Batch:
-    """A batch of one window, with no actions to learn from.
+def check_cameras(frames: Mapping[str, np.ndarray], state: PolicyState) -> None:
+    """Whether every camera that an episode has shown is still there.
 
     Args:
-      inputs: fields of its observation, without a batch axis.
-      episode: its number, [1].
-      frame: within the episode, [1].
+      frames: of the observation.
+      state: of the episode.
+
+    Raises:
+      UserError: one is not.
+    """
+    if set(state.cameras) - set(frames):
+        raise UserError(
+            f'expected the cameras of this episode ({", ".join(state.cameras)}), got '
+            f'{", ".join(sorted(frames))}; call reset where a camera is taken away'
+        )
+
+
+def windows(
+    inputs: Sequence[Mapping[str, np.ndarray]],
+    episode: Sequence[int],
+    frame: Sequence[int],
+    spec: PolicySpec,
+) -> Batch:
+    """A batch of windows with no actions to learn from.
+
+    Args:
+      inputs: fields of each one's observation.
+      episode: number of each.
+      frame: of each within its episode.
       spec: sizes of the actions that are not there.
 
     Returns:
-      Leaves [1 ...].
+      Leaves [b ...].
     """
-    fields: dict[str, Any] = {name: np.asarray(x)[None] for name, x in inputs.items()}
-    none = np.zeros((1, spec.horizon, spec.action_dim), np.float32)
-    yes, mask = np.ones(1, bool), np.ones((1, spec.horizon), bool)
-    text_id = np.zeros(1, np.int32)
-    arrays: Any = none, mask, none, yes, yes, text_id, episode, frame
+    b = len(inputs)
+    fields: dict[str, Any] = {name: np.stack([x[name] for x in inputs]) for name in inputs[0]}
+    none = np.zeros((b, spec.horizon, spec.action_dim), np.float32)
+    yes, mask = np.ones(b, bool), np.ones((b, spec.horizon), bool)
+    numbers = np.zeros(b, np.int32), np.asarray(episode, np.int32), np.asarray(frame, np.int32)
+    arrays: Any = none, mask, none, yes, yes, *numbers
     return Batch(Observation(**fields), *arrays)
 
 
