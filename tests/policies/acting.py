@@ -1,16 +1,14 @@
 """A real policy for servers, and observations for it."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import threading
 from typing import Any
 
-import jax
 import numpy as np
 
-from sigma_jax.errors import UserError
-from sigma_jax.policies.base import IMAGES, STATE, TASK, PolicyState
+from sigma_jax.policies.base import IMAGES, STATE, TASK
 from sigma_jax.policies.load import load_policy
-from sigma_jax.policies.sampled import SampledPolicy, one_window, read_observation
+from sigma_jax.policies.sampled import SampledPolicy
+from sigma_jax.policies.serving.batching import Batcher
 
 TOKENIZER = 'assets/tokenizer/tokenizer.json'
 
@@ -19,41 +17,14 @@ class ManyRobots(SampledPolicy):
     """A base that acts on several robots at once; `calls` holds the sizes of its batches."""
 
     @classmethod
-    def load(cls, folder) -> 'ManyRobots':
-        policy = load_policy(folder, tokenizer=TOKENIZER)
-        policy.__class__ = cls
-        policy.calls, policy.state = [], PolicyState()
+    def load(cls, folder, **settings) -> 'ManyRobots':
+        policy = load_policy(folder, tokenizer=TOKENIZER, **settings)
+        policy.__class__, policy.calls = cls, []
         return policy
 
-    def metadata(self) -> dict[str, Any]:
-        return {'action_dim': self.spec.action_dim, 'horizon': self.spec.horizon}
-
-    def initial_state(self, episode: int = 0) -> PolicyState:
-        return PolicyState(episode)
-
-    def reset(self) -> None:
-        self.state = PolicyState(self.state.episode + bool(self.state.frame))
-
-    def infer(self, observation: Mapping[str, Any], *, noise=None) -> Mapping[str, Any]:
-        answers, states = self.infer_batch([observation], [self.state])
-        (self.state,) = states
-        return answers[0]
-
-    def infer_batch(self, observations: Sequence, states: Sequence, *, noise=None):
+    def infer_batch(self, observations, states, *, noise=None):
         self.calls.append(len(observations))
-        rows = [self._row(x, state) for x, state in zip(observations, states, strict=True)]
-        batch = jax.tree.map(lambda *leaves: np.concatenate(leaves), *rows)
-        drawn = self._sampler(batch)[:, 0]
-        after = [dataclasses.replace(state, frame=state.frame + 1) for state in states]
-        return [{'actions': x, 'timing': {'infer_ms': 1.0}} for x in drawn], after
-
-    def _row(self, observation, state):
-        frames, reading, task = read_observation(observation, self.spec)
-        if state.cameras and set(state.cameras) != set(frames):
-            raise UserError('expected the cameras of this episode')
-        inputs = self._processor.inputs(frames, reading, task)
-        numbers = (np.asarray([x], np.int32) for x in (state.episode, state.frame))
-        return one_window(inputs, *numbers, self.spec)
+        return super().infer_batch(observations, states, noise=noise)
 
 
 def observation(seed: int = 0, size: int = 28, task: str = 'lift the brick') -> dict[str, Any]:
@@ -64,3 +35,16 @@ def observation(seed: int = 0, size: int = 28, task: str = 'lift the brick') -> 
         for name in ('up', 'side')
     }
     return frames | {STATE: rng.uniform(-10, 10, 6).astype(np.float32), TASK: task}
+
+
+class Held:
+    """Keeps the policy's thread busy until it is let go, so that requests gather."""
+
+    def __init__(self, batcher: Batcher):
+        self._go, busy = threading.Event(), threading.Event()
+        self._done = batcher.call(lambda: busy.set() or self._go.wait(30))
+        assert busy.wait(30)
+
+    def let_go(self) -> None:
+        self._go.set()
+        self._done.result(30)

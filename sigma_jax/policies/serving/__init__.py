@@ -1,4 +1,7 @@
 """A policy beside a network: many robots, one device.
 
 batching                      observations of several robots, computed together in a thread
+limits                        who may ask, and how often: a key, TLS, a rate
+metrics                       what a server counts, as a page for Prometheus
+openpi                        openpi's websocket protocol
 """

@@ -11,7 +11,7 @@ import pytest
 from sigma_jax.errors import UserError
 from sigma_jax.policies.base import STATE
 from sigma_jax.policies.serving.batching import Batcher, padded_sizes
-from tests.policies.acting import ManyRobots, observation
+from tests.policies.acting import Held, ManyRobots, observation
 
 
 @pytest.fixture(scope='module')
@@ -35,19 +35,6 @@ def batcher(policy):
 def alone(policy, seen, state=None):
     answers, states = policy.infer_batch([seen], [state or policy.initial_state()])
     return answers[0]['actions'], states[0]
-
-
-class Held:
-    """Keeps the policy's thread busy until it is let go, so that requests gather."""
-
-    def __init__(self, batcher):
-        self._go, busy = threading.Event(), threading.Event()
-        self._done = batcher.call(lambda: busy.set() or self._go.wait(30))
-        assert busy.wait(30)
-
-    def let_go(self):
-        self._go.set()
-        self._done.result(30)
 
 
 def test_one_robot_gets_what_the_policy_gives_bit_for_bit(policy, batcher):
@@ -149,7 +136,7 @@ def test_coroutines_and_threads_may_ask_at_once(policy, batcher):
         ]
         found = asyncio.run(robots())
         for n, (one, (answer, state)) in enumerate(zip(ask, found, strict=True)):
-            assert one.result(30)[1] == state == policy.initial_state(n).__class__(n, 1)
+            assert one.result(30)[1] == state and state.episode == n
             near = one.result()[0]['actions']
             np.testing.assert_allclose(answer['actions'], near, rtol=1e-4, atol=1e-3)
     assert max(policy.calls) > 1
@@ -162,7 +149,7 @@ def test_the_event_loop_goes_on_while_the_policy_works(policy, batcher):
         for _ in range(20):
             await asyncio.sleep(0.001)
             count += not asked.done()
-        held._go.set()
+        held.let_go()
         await asked
         return count
 

@@ -1,0 +1,144 @@
+"""One client: the state of its robot's episode, requests in, answers out; no network.
+
+A request is an observation, and beside it or alone:
+
+    reset   true: the next episode begins; `episode` may say its number
+    seed    the noise of this chunk: two requests with one seed begin at the same
+    noise   where the flow begins, an array [t d], normalised
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from sigma_jax.errors import UserError
+from sigma_jax.policies.base import ACTIONS, PolicyState
+from sigma_jax.policies.serving.batching import Answer, Batcher
+from sigma_jax.policies.serving.openpi.keys import KeyMap, flatten, translate
+
+RESET, EPISODE, SEED, NOISE = 'reset', 'episode', 'seed', 'noise'
+LARGEST = 2**31  # of an episode's number and a seed
+
+
+class Session:
+    """What is kept of one connection.
+
+    Args:
+      batcher: that asks the policy.
+      keys: the client's names.
+      default_task: the instruction of an observation without one.
+
+    Attributes:
+      state: of its episode; unchanged by a request that fails.
+    """
+
+    def __init__(self, batcher: Batcher, keys: KeyMap, *, default_task: str = ''):
+        self._batcher, self._keys, self._default_task = batcher, keys, default_task
+        self.state = batcher.policy.initial_state()
+
+    async def answer(self, message: Any) -> dict[str, Any]:
+        """Answers a request.
+
+        Args:
+          message: as `wire.unpack` reads it.
+
+        Returns:
+          To be packed: `actions` [t a], whatever else the policy tells, and `policy_timing` and
+            `server_timing`, each with `infer_ms`. Of a reset alone: `reset` and `episode`.
+
+        Raises:
+          UserError: the request is wrong; nothing has changed.
+        """
+        if not isinstance(message, Mapping):
+            raise UserError(
+                f'expected an observation as a map, got {type(message).__name__}; send its parts '
+                'by name'
+            )
+        wishes = {key: message[key] for key in (RESET, EPISODE, SEED, NOISE) if key in message}
+        seen = {key: x for key, x in message.items() if key not in wishes}
+        state, alone = self._begin(wishes), not seen and wishes.get(RESET) is True
+        if alone:
+            self.state = state
+            return {RESET: True, EPISODE: state.episode}
+        observation = translate(flatten(seen), self._keys, self._default_task)
+        start = time.perf_counter()
+        found, after = await self._ask(observation, state, wishes)
+        self.state = after
+        timing = {'infer_ms': 1e3 * (time.perf_counter() - start)}
+        return as_message(found) | {'server_timing': timing}
+
+    async def _ask(
+        self, observation: Mapping[str, Any], state: PolicyState, wishes: Mapping[str, Any]
+    ) -> Answer:
+        """The answer, and the state after it in the client's own episode."""
+        noise = _noise(wishes.get(NOISE))
+        if SEED not in wishes:
+            return await self._batcher.infer(observation, state, noise)
+        drawn = dataclasses.replace(state, episode=_number(SEED, wishes[SEED]), frame=0)
+        found, after = await self._batcher.infer(observation, drawn, noise)
+        return found, dataclasses.replace(after, episode=state.episode, frame=state.frame + 1)
+
+    def _begin(self, wishes: Mapping[str, Any]) -> PolicyState:
+        """The state that a request begins with."""
+        if wishes.get(RESET, False) not in (True, False):
+            raise UserError(
+                f'expected {RESET} as true or false, got {type(wishes[RESET]).__name__}'
+            )
+        if not wishes.get(RESET):
+            if EPISODE in wishes:
+                raise UserError(f'expected {EPISODE} beside {RESET}, got it alone; send both')
+            return self.state
+        following = self.state.episode + bool(self.state.frame)
+        episode = wishes.get(EPISODE, following)
+        return self._batcher.policy.initial_state(_number(EPISODE, episode))
+
+
+def as_message(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy's answer as clients of openpi take it.
+
+    Their `ActionChunkBroker` gives out one row of every array a step, so what has no row for each
+    action goes as a list.
+
+    Args:
+      answer: of `policies.base.Policy.infer`.
+
+    Returns:
+      The same; `timing` is called `policy_timing`.
+    """
+    steps = len(answer[ACTIONS])
+    names = {'timing': 'policy_timing'}
+    return {names.get(key, key): _plain(value, steps) for key, value in answer.items()}
+
+
+def _plain(value: Any, steps: int) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(x, steps) for key, x in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(x, steps) for x in value]
+    if not hasattr(value, '__array__') or isinstance(value, np.generic):
+        return value
+    array = np.asarray(value)
+    return array if array.ndim and len(array) == steps else array.tolist()
+
+
+def _noise(value: Any) -> Float[np.ndarray, 't d'] | None:
+    if value is None:
+        return None
+    right = isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == 'f'
+    if not right or not np.isfinite(value).all():
+        raise UserError(f'expected {NOISE} as finite floats [t d], got others; send an array')
+    return value.astype(np.float32)
+
+
+def _number(name: str, value: Any) -> int:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not 0 <= value < LARGEST:
+        raise UserError(
+            f'expected {name} as a whole number from 0 to below {LARGEST}, got '
+            f'{value if whole else type(value).__name__}'
+        )
+    return int(value)

@@ -1,0 +1,93 @@
+"""A server on loopback for tests: its event loop in a thread, and plain clients."""
+
+import asyncio
+import contextlib
+import http.client
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from websockets.sync.client import ClientConnection, connect
+
+from sigma_jax.policies.serving.batching import Batcher
+from sigma_jax.policies.serving.metrics import Metrics
+from sigma_jax.policies.serving.openpi.server import OpenpiServer, OpenpiSettings
+from sigma_jax.policies.serving.openpi.wire import pack, unpack
+
+
+class Loop:
+    """An event loop in a thread; `run` waits for a coroutine there."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Any, timeout: float = 60) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+        self.loop.close()
+
+
+class Served:
+    """A server that runs, and what speaks to it."""
+
+    def __init__(self, batcher: Batcher, settings: OpenpiSettings, metrics: Metrics):
+        self.loop, self.batcher, self.metrics = Loop(), batcher, metrics
+        self.server = OpenpiServer(batcher, settings, metrics)
+        self.port = self.loop.run(self.server.start())
+
+    def stop(self, grace_s: float = 10) -> bool:
+        return self.loop.run(self.server.stop(grace_s))
+
+    @contextlib.contextmanager
+    def client(self, **settings: Any) -> Iterator['Client']:
+        """A connection."""
+        scheme = 'wss' if 'ssl' in settings else 'ws'
+        uri = f'{scheme}://127.0.0.1:{self.port}'
+        with connect(uri, compression=None, max_size=None, **settings) as socket:
+            yield Client(socket)
+
+    def get(self, path: str, headers: dict[str, str] | None = None) -> tuple[int, str, str]:
+        """A page: its status, type and text."""
+        found = http.client.HTTPConnection('127.0.0.1', self.port, timeout=10)
+        with contextlib.closing(found):
+            found.request('GET', path, headers=headers or {})
+            answer = found.getresponse()
+            return answer.status, answer.headers['Content-Type'], answer.read().decode()
+
+
+class Client:
+    """Asks as openpi's client does."""
+
+    def __init__(self, socket: ClientConnection):
+        self.socket = socket
+        self.metadata = unpack(socket.recv(timeout=30))
+
+    def ask(self, message: Any) -> Any:
+        """An answer, or the text of an error."""
+        return self.send(pack(message))
+
+    def send(self, frame: str | bytes) -> Any:
+        self.socket.send(frame)
+        answer = self.socket.recv(timeout=60)
+        return answer if isinstance(answer, str) else unpack(answer)
+
+
+@contextlib.contextmanager
+def serving(
+    policy: Any, settings: OpenpiSettings | None = None, *, max_batch: int = 4
+) -> Iterator[Served]:
+    """A server of a policy; free port, no bound on the rate."""
+    metrics = Metrics()
+    batcher = Batcher(policy, max_batch, on_batch=metrics.batch)
+    served = Served(batcher, settings or OpenpiSettings(port=0, rate=0), metrics)
+    try:
+        yield served
+        served.stop()
+    finally:
+        batcher.close(30)
+        served.loop.close()
