@@ -44,9 +44,11 @@ lint: $(VENV)/.for_test
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
-# two runs: a worker that has compiled the programs of training keeps some of their memory for good
+# two runs: a worker that has compiled the programs of training keeps some of their memory for good;
+# and one arena of glibc's malloc: what a compiler thread has freed is kept by its arena otherwise
 LARGE := tests/training tests/ablations tests/nn
 
+test: export MALLOC_ARENA_MAX = 1
 test: lint
 	$(BIN)/python -m pytest -n auto $(LARGE)
 	$(BIN)/python -m pytest -n auto $(LARGE:%=--ignore=%)

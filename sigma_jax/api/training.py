@@ -107,6 +107,7 @@ def export(
     layout: str = 'lerobot',
     merge: bool = False,
     base_model: str = '',
+    with_base: bool = False,
 ) -> pathlib.Path:
     """Writes what a training gives to others: a PEFT adapter, Sigma's heads, merged weights.
 
@@ -117,6 +118,7 @@ def export(
       layout: 'lerobot' or 'openpi-pytorch', of adapter and merged weights.
       merge: write base and trained weights as one float32 checkpoint too.
       base_model: what the adapter names as its base: a hub id or a folder.
+      with_base: write the base too, so that the folder acts alone (`load_policy`).
 
     Returns:
       The folder; its export.json says what is what.
@@ -124,4 +126,4 @@ def export(
     Raises:
       UserError: `out` exists, no checkpoint of that step, or nothing to export.
     """
-    return export_run(workdir, out, step, layout, merge, base_model)
+    return export_run(workdir, out, step, layout, merge, base_model, with_base=with_base)

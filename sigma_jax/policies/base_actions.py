@@ -30,6 +30,7 @@ from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.nn.lora import LoraConfig
+from sigma_jax.policies.robot import RobotSpec
 from sigma_jax.policies.sampled import Sampler, check_acts, make_sampler
 from sigma_jax.processing import fitting
 from sigma_jax.processing.normalize import NormStats
@@ -88,7 +89,7 @@ def write_baselines(
         policy = read_weights(policy)
     total, done = meta.total, 0
     progress(0, total)  # the first batch takes a while to compile
-    sample = sampler_of(shards, policy, record) if todo else None
+    sample = sampler_of(RobotSpec.of(shards.meta), policy, record) if todo else None
     for split in splits:
         if sample is not None and split in todo:
             arrays = _sample_split(
@@ -176,7 +177,7 @@ def _finished(shards: Shards, record: BaseRecord) -> tuple[str, ...]:
 
 
 def sampler_of(
-    shards: Shards,
+    robot: RobotSpec,
     base: Base,
     record: BaseRecord,
     *,
@@ -186,7 +187,7 @@ def sampler_of(
     """The sampler behind the base's actions beside some shards: what it gives is what lies there.
 
     Args:
-      shards: whose windows are sampled.
+      robot: that of the shards.
       base: with its weights.
       record: how it is sampled.
       samples: how many of the recorded draws, from the first; 0: all.
@@ -201,8 +202,8 @@ def sampler_of(
     same = ModelConfig(record.dtype).fit(base.config, LoraConfig())
     return make_sampler(
         dataclasses.replace(base, config=same),
-        shards.meta,
-        shards.meta.horizon,
+        robot,
+        robot.horizon,
         seed=record.seed,
         samples=samples or record.samples,
         weights=weights,

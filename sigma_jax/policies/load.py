@@ -6,8 +6,9 @@ import pathlib
 from sigma_jax.convert.base_policy import Base, ModelConfig, open_base, read_weights
 from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig
+from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.base_actions import check_robot
-from sigma_jax.policies.sampled import SampledPolicy, check_acts, make_sampler, stored_weights
+from sigma_jax.policies.sampled import BaseActor, check_acts, make_sampler, stored_weights
 from sigma_jax.processing.fitting import Robot
 from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
@@ -29,7 +30,7 @@ def load_policy(
     seed: int = 0,
     dtype: str = 'float32',
     storage: QuantConfig = QuantConfig(),
-) -> SampledPolicy:
+) -> ActingPolicy:
     """A base, or a fine-tuned policy exported whole, that acts on one robot.
 
     Args:
@@ -67,7 +68,7 @@ def load_policy(
     sampler = make_sampler(base, known, horizon, seed=seed, weights=weights)
     side = base.config.image_size
     processor = of_policy(base.policy, sampler.statistics, words, side, spec.prompt)
-    return SampledPolicy(base, processor, sampler, horizon)
+    return ActingPolicy(BaseActor(base, processor, sampler, horizon))
 
 
 def joints_of(base: Base, robot: Robot | int | None) -> Robot:

@@ -178,6 +178,22 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
       UserError: nothing there, an unreadable file, other special ids than Gemma's, or a missing
         extra.
     """
+    path = tokenizer_file(spec)
+    return _load_sentencepiece(path) if path.suffix == '.model' else _load_json(path)
+
+
+def tokenizer_file(spec: str | os.PathLike[str]) -> Path:
+    """The file of a tokenizer, fetched where it is on the hub.
+
+    Args:
+      spec: as `load_tokenizer` takes it.
+
+    Returns:
+      A `tokenizer.json` or a `.model`.
+
+    Raises:
+      UserError: nothing there.
+    """
     path = Path(spec)
     if path.is_dir():
         names = [name for name in ('tokenizer.json', 'tokenizer.model') if (path / name).is_file()]
@@ -186,9 +202,7 @@ def load_tokenizer(spec: str | os.PathLike[str]) -> Tokenizer:
                 f'expected tokenizer.json or tokenizer.model in {path}, got neither; put one there'
             )
         path = path / names[0]
-    if not path.is_file():
-        path = _from_hub(str(spec))
-    return _load_sentencepiece(path) if path.suffix == '.model' else _load_json(path)
+    return path if path.is_file() else _from_hub(str(spec))
 
 
 def _load_json(path: Path) -> Tokenizer:

@@ -215,11 +215,23 @@ def make_objective(config: RunConfig, model: BackboneConfig, batch: Batch) -> An
     Returns:
       The objective.
     """
+    return objective_of(config, model, batch.observation.state.shape[-1], batch.actions.shape[-1])
+
+
+def objective_of(config: RunConfig, model: BackboneConfig, state_dim: int, action_dim: int) -> Any:
+    """The objective of a config for a model and a robot.
+
+    Args:
+      config: of the run.
+      model: sizes of the policy.
+      state_dim: numbers of a state.
+      action_dim: numbers of an action.
+
+    Returns:
+      The objective.
+    """
     sigma = dataclasses.replace(
-        config.sigma,
-        d_model=model.width,
-        state_dim=batch.observation.state.shape[-1],
-        action_dim=batch.actions.shape[-1],
+        config.sigma, d_model=model.width, state_dim=state_dim, action_dim=action_dim
     )
     return config.kind.build(model, sigma, config.loss, config.curriculum)
 

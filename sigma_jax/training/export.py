@@ -27,18 +27,14 @@ from sigma_jax.convert.source import Source, from_memory
 from sigma_jax.errors import UserError
 from sigma_jax.processing import normalize
 from sigma_jax.processing.spec import OURS
+from sigma_jax.training import acting
+from sigma_jax.training.acting import BASE, FACTORS, HEADS, RECORD
 from sigma_jax.training.build import Blueprint, build
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.folder import RunFolder
 
 PyTree = Any
-RECORD, ADAPTER, HEADS, MERGED, STATISTICS = (
-    'export.json',
-    'adapter',
-    'sigma.safetensors',
-    'merged',
-    'norm_stats.json',
-)
+MERGED, STATISTICS = 'merged', 'norm_stats.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +65,8 @@ def export_run(
     layout: str = 'lerobot',
     merge: bool = False,
     base_model: str = '',
+    *,
+    with_base: bool = False,
 ) -> pathlib.Path:
     """Writes the export of a training folder, whole or not at all.
 
@@ -80,6 +78,7 @@ def export_run(
       merge: write merged weights too; runs that changed the base weights have nothing else to give.
       base_model: name or folder, in `layout`, of the adapted checkpoint, for the adapter's
         settings.
+      with_base: write the base too, so that the folder acts alone.
 
     Returns:
       `out`.
@@ -87,7 +86,8 @@ def export_run(
     Raises:
       UserError: `out` exists, the folder lacks the checkpoint, or the run has nothing to export.
     """
-    run = read_run(RunFolder(pathlib.Path(workdir)), step)
+    source = RunFolder(pathlib.Path(workdir))
+    run = read_run(source, step)
     groups = set(run.trainable)
     if 'params' in groups and not merge:
         raise UserError(
@@ -100,11 +100,11 @@ def export_run(
         if 'lora' in groups and 'params' not in groups:
             factors, model = run.trainable['lora'], run.source.config
             peft.save(
-                factors, run.config.lora, model, folder / ADAPTER, layout=layout, base=base_model
+                factors, run.config.lora, model, folder / FACTORS, layout=layout, base=base_model
             )
             if run.trains_policy:
-                describe_adapter(run, folder / ADAPTER, layout)
-            contents[ADAPTER] = (
+                describe_adapter(run, folder / FACTORS, layout)
+            contents[FACTORS] = (
                 f"LoRA factors for peft's PeftModel.from_pretrained, layout {layout}"
             )
         if 'sigma' in groups:
@@ -117,7 +117,14 @@ def export_run(
             contents[MERGED] = (
                 f'base and trained weights in one checkpoint, float32, layout {layout}'
             )
-        (folder / RECORD).write_text(json.dumps(record(run, contents), indent=1))
+        told: dict[str, Any] = {}
+        if 'params' not in groups:
+            found = acting.of_plan(run.plan, run.step, run.trainable, source)
+            told['acting'] = acting.write(found, folder)
+        if with_base:
+            checkpoint.convert(run.source, folder / BASE, 'jax', policy_assets=base_assets(run))
+            contents[BASE] = 'the base, layout jax'
+        (folder / RECORD).write_text(json.dumps(record(run, contents) | told, indent=1))
     return pathlib.Path(out)
 
 

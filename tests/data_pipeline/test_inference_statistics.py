@@ -11,7 +11,7 @@ import pytest
 
 from sigma_jax.backbones import kinds
 from sigma_jax.data.shards.directory import open_shards
-from sigma_jax.evaluation import runner
+from sigma_jax.evaluation.replay_shards import list_batches
 from sigma_jax.policies.base_actions import BaselineConfig, describe_policy
 from sigma_jax.processing.normalize import normalize, read_norm_stats
 from sigma_jax.processing.spec import OURS
@@ -74,7 +74,7 @@ def test_evaluation_on_other_shards_keeps_those_of_training(small_run, tmp_path)
         shards=open_shards(small_run.shards),
         base=types.SimpleNamespace(policy=OURS, spec=kinds.USUAL),
     )
-    batch = next(runner.list_batches(trained, open_shards(shards).split('train'), 2))
+    batch = next(list_batches(trained, open_shards(shards).split('train'), 2))
     state = open_shards(shards).split('train').records()[int(batch['record'][0, 0])].state
     want, not_these = (
         read_norm_stats(folder / 'norm_stats.json')['state']

@@ -19,7 +19,7 @@ from sigma_jax.data.loader.sequences import Order
 from sigma_jax.data.loader.windows import shards_processor
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.processing.tokenizer import load_tokenizer
-from sigma_jax.sim.record import Plan, record
+from sigma_jax.sim.record import RecordingPlan, record
 from tests.data_pipeline.recordings import SETTINGS
 
 def wait(*_):
@@ -34,7 +34,7 @@ def load(shards):
     wait(next(loader))
 
 def record_many(out):
-    record(Plan('target', 9, height=32, width=32), out, workers=2, on_episode=wait)
+    record(RecordingPlan('target', 9, height=32, width=32), out, workers=2, on_episode=wait)
 
 if __name__ == '__main__':
     globals()[sys.argv[1]](sys.argv[2])

@@ -16,9 +16,10 @@ from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig, Quantised
+from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.base import IMAGES, STATE, TASK, Policy
 from sigma_jax.policies.load import Joints, joints_of, load_policy
-from sigma_jax.policies.sampled import SampledPolicy, make_sampler, stored_weights
+from sigma_jax.policies.sampled import BaseActor, make_sampler, stored_weights
 from sigma_jax.processing.processor import of_shards
 from sigma_jax.processing.tokenizer import load_tokenizer
 
@@ -38,7 +39,7 @@ def policy(small_run, base):
     sampler = make_sampler(base, meta, meta.horizon, samples=2)
     tokenizer = load_tokenizer(TOKENIZER)
     processor = of_shards(base.policy, sampler.statistics, tokenizer, meta, base.spec.prompt)
-    return SampledPolicy(base, processor, sampler, meta.horizon)
+    return ActingPolicy(BaseActor(base, processor, sampler, meta.horizon))
 
 
 @pytest.fixture(scope='module')
@@ -165,7 +166,7 @@ def test_weights_lie_as_asked(small_run, live, kind):
     """In fewer bytes; the actions stay near."""
     storage = QuantConfig(kind, ('.*/mlp(_1)?/linear',))
     small = load_policy(small_run.base, tokenizer=TOKENIZER, storage=storage)
-    leaf = small._sampler.weights['PaliGemma']['llm']['layers']['mlp']['linear']
+    leaf = small.actor.sampler.weights['PaliGemma']['llm']['layers']['mlp']['linear']
     assert isinstance(leaf, Quantised) if kind == 'int8' else leaf.dtype == jnp.bfloat16
     seen = recorded(small_run, 0)
     live.reset()

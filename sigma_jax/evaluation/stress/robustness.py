@@ -19,6 +19,7 @@ from sigma_jax.evaluation.replay import CARRIED, NumpyBatch, ReplayedWindows, re
 from sigma_jax.evaluation.replay_shards import BatchCache, whole_episodes
 from sigma_jax.evaluation.stress.perturb import Perturbation, every_level
 from sigma_jax.policies import base_actions
+from sigma_jax.policies.robot import RobotSpec
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.types import PyTree
 
@@ -44,7 +45,8 @@ class BasePolicy:
 
     def __init__(self, shards: Shards, base: Base, weights: PyTree | None = None):
         record = base_actions.check_baselines(shards, base.digest)
-        self._sampler = base_actions.sampler_of(shards, base, record, samples=1, weights=weights)
+        robot = RobotSpec.of(shards.meta)
+        self._sampler = base_actions.sampler_of(robot, base, record, samples=1, weights=weights)
         self.tokenizer, self.statistics = record.tokenizer, self._sampler.statistics
         self.policy, self.prompt = base.policy, base.spec.prompt
 

@@ -1,0 +1,127 @@
+"""Whatever acts, as a policy: a base, a fine-tuned one, a Sigma around its base."""
+
+import dataclasses
+import pathlib
+
+from sigma_jax import xla
+from sigma_jax.convert.base_policy import Base, read_weights
+from sigma_jax.errors import UserError
+from sigma_jax.nn.quant import QuantConfig
+from sigma_jax.policies import load, sampling
+from sigma_jax.policies.acting import ActingPolicy, Actor
+from sigma_jax.policies.base_actions import sampler_of
+from sigma_jax.policies.sampled import BaseActor, Sampler, stored_weights
+from sigma_jax.policies.sigma import SigmaActor, TrainedParts
+from sigma_jax.processing.actions import action_scaling
+from sigma_jax.processing.fitting import Robot
+from sigma_jax.processing.processor import of_shards
+from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
+from sigma_jax.training.acting import RECORD, Acting, of_export, of_run
+from sigma_jax.training.folder import RunFolder
+from sigma_jax.training.materialise import store_base
+from sigma_jax.types import Frozen
+
+
+def load_policy(
+    source: str | pathlib.Path,
+    *,
+    base: str | pathlib.Path = '',
+    tokenizer: str = '',
+    robot: Robot | int | None = None,
+    seed: int = 0,
+    dtype: str = 'float32',
+    storage: QuantConfig = QuantConfig(),
+    adapter: bool = True,
+    limited: bool = True,
+) -> ActingPolicy:
+    """Whatever acts, opened for acting on one robot or many.
+
+    Args:
+      source: a folder of weights in any layout or a hub id (a base, or a policy exported whole); or
+        a training, of Sigma or of the policy by flow matching: its folder or its export. A training
+        says the rest itself.
+      base: of an export: its base, where it does not lie in it; '' is where the training had it.
+      tokenizer: of weights: file, folder or hub id; '' takes the one beside them.
+      robot: of weights: what names its joints (a data set, the meta of shards, `load.Joints`), or
+        how many it has; None takes as many as the statistics beside them have.
+      seed: of the noise.
+      dtype: of weights: of matrix products.
+      storage: of weights: in what form they lie on the device.
+      adapter: of a Sigma: whether the adapter weighs its residual, where one was fitted.
+      limited: of a Sigma: whether its motor commands keep to the limits of its config.
+
+    Returns:
+      The policy.
+
+    Raises:
+      UserError: nothing there, nothing that acts, or a robot that it does not know.
+    """
+    folder = RunFolder(pathlib.Path(source))
+    if folder.config_file.is_file() and folder.steps:
+        found = of_run(folder)
+    elif (folder.path / RECORD).is_file():
+        found = of_export(folder.path, str(base))
+    else:
+        return load.load_policy(
+            source, tokenizer=tokenizer, robot=robot, seed=seed, dtype=dtype, storage=storage
+        )
+    if not adapter:
+        found = dataclasses.replace(found, adapter=None)
+    return ActingPolicy(actor_of(found, seed, limited))
+
+
+def actor_of(found: Acting, seed: int = 0, limited: bool = True) -> Actor:
+    """What acts, with its weights.
+
+    Args:
+      found: of a run or an export.
+      seed: of the noise of a policy that was fine-tuned; a Sigma's base draws as beside the shards.
+      limited: of a Sigma: whether motor commands keep to the limits of its config.
+
+    Returns:
+      A base after flow matching, or a Sigma around its base.
+
+    Raises:
+      UserError: a base that does not fit.
+    """
+    config, objective, statistics = found.config, found.objective, found.statistics
+    base = read_weights(found.base, config.seed, found.tokenizer)
+    check_digest(base, found.sampled.base_digest)
+    scaling = action_scaling(statistics.own, statistics.policy, statistics.relative_joints)
+    frozen = Frozen(store_base(config, base, objective), scaling)
+    if config.kind.trains_policy:
+        bind = sampling.bind_finetuned(objective.config)
+        run = xla.jit(sampling.make_sampler(bind, seed, 1, found.robot.horizon))
+        weights = found.trainable, frozen.params
+        return _sampling(found, base, Sampler(statistics.loader, run, weights, scaling))
+    weights = stored_weights(base, config.quant, frozen.params)
+    sampler = sampler_of(found.robot, base, found.sampled, samples=1, weights=weights)
+    parts = TrainedParts(
+        objective, found.trainable, frozen, statistics.own, config.ablation, found.adapter
+    )
+    return SigmaActor(_sampling(found, base, sampler), parts, limited)
+
+
+def _sampling(found: Acting, base: Base, sampler: Sampler) -> BaseActor:
+    """The base for the robot of the training, asked as its windows were."""
+    words, spec = load_tokenizer(found.tokenizer), base.spec
+    check_vocab(words, base.config.vocab_size)
+    processor = of_shards(base.policy, sampler.statistics, words, found.robot, spec.prompt)
+    return BaseActor(base, processor, sampler, found.robot.horizon)
+
+
+def check_digest(base: Base, digest: str) -> None:
+    """Checks that a base is the one that was trained around.
+
+    Args:
+      base: with its weights.
+      digest: of the base of the training; '': not recorded.
+
+    Raises:
+      UserError: it is another.
+    """
+    if digest and base.digest != digest:
+        raise UserError(
+            f'expected the base that was trained around (digest {digest[:12]}), got '
+            f'{base.digest[:12]} in {base.folder}; name it with base='
+        )
