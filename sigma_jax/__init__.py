@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         open_dataset,
         prepare_data,
     )
+    from sigma_jax.api.serving import ServingConfig, serve
     from sigma_jax.api.training import export, forecast, train, train_ablations
     from sigma_jax.cli.reporter import ConsoleReporter
     from sigma_jax.data.shards.directory import Shards, open_shards
@@ -61,6 +62,7 @@ _HOMES = {
     'Reporter': 'training.progress',
     'RunConfig': 'training.config',
     'RunFolder': 'training.folder',
+    'ServingConfig': 'api.serving',
     'Shards': 'data.shards.directory',
     'Stopped': 'training.signals',
     'TrainingResult': 'training.trainer',
@@ -75,6 +77,7 @@ _HOMES = {
     'open_dataset': 'api.preparation',
     'open_shards': 'data.shards.directory',
     'prepare_data': 'api.preparation',
+    'serve': 'api.serving',
     'train': 'api.training',
     'train_ablations': 'api.training',
     'verify': 'api.conversion',
@@ -101,6 +104,7 @@ __all__ = [
     'Reporter',
     'RunConfig',
     'RunFolder',
+    'ServingConfig',
     'Shards',
     'Stopped',
     'TrainingResult',
@@ -117,6 +121,7 @@ __all__ = [
     'open_dataset',
     'open_shards',
     'prepare_data',
+    'serve',
     'sigma',
     'train',
     'train_ablations',

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.base import IMAGES, STATE, TASK
 from sigma_jax.policies.load import load_policy
-from sigma_jax.policies.sampled import SampledPolicy
 from sigma_jax.policies.serving.batching import Batcher
 
 TOKENIZER = 'assets/tokenizer/tokenizer.json'
 
 
-class ManyRobots(SampledPolicy):
+class ManyRobots(ActingPolicy):
     """A base that acts on several robots at once; `calls` holds the sizes of its batches."""
 
     @classmethod

@@ -4,4 +4,5 @@ batching                      observations of several robots, computed together 
 limits                        who may ask, and how often: a key, TLS, a rate
 metrics                       what a server counts, as a page for Prometheus
 openpi                        openpi's websocket protocol
+running                       servers from start to end, programs compiled beside them
 """

@@ -319,13 +319,13 @@ def test_a_mistake_of_ours_closes_as_openpis_server_does(policy, server, caplog,
     """Only that connection; the client gets a sentence, the log the traceback."""
     with server.client() as client, server.client() as other:
         with monkeypatch.context() as patch:
-            patch.setattr(policy, '_sampler', None)
+            patch.setattr(policy, 'actor', None)
             assert 'the server failed at this request' in client.ask(observation())
         with pytest.raises(ConnectionClosed) as caught:
             client.socket.recv(timeout=10)
         assert caught.value.rcvd.code == 1011
         assert 'actions' in other.ask(observation())
-    assert 'NoneType' in caplog.text and 'Traceback' in caplog.text
+    assert 'Traceback' in caplog.text
 
 
 # --- the end

@@ -1,0 +1,171 @@
+"""A policy served to robots over a network, until a signal ends it."""
+
+import asyncio
+import dataclasses
+import pathlib
+
+from sigma_jax.errors import UserError
+from sigma_jax.policies.base import Policy
+from sigma_jax.policies.serving import running
+from sigma_jax.policies.serving.batching import Batcher
+from sigma_jax.policies.serving.metrics import Metrics
+from sigma_jax.policies.serving.openpi.keys import ANY, KeyMap, parse_keys
+from sigma_jax.policies.serving.openpi.server import OpenpiServer, OpenpiSettings
+from sigma_jax.policies.serving.openpi.wire import Bounds
+from sigma_jax.training.compilation import enable_compilation_cache
+from sigma_jax.training.progress import SILENT, Reporter
+
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingConfig:
+    """How a policy is served.
+
+    Attributes:
+      host: address to listen at; beyond this machine's own a key is required.
+      port: of openpi's protocol.
+      keys: names that clients have for cameras, state and instruction; see
+        `policies.serving.openpi.keys.parse_keys`.
+      default_prompt: the instruction of an observation without one.
+      max_batch: requests computed together, at most.
+      max_wait_ms: how long a batch waits for as many as came together before.
+      clients: connections, at most.
+      rate: requests a second of a client, at most; 0: no bound.
+      max_message_mib: of a request, MiB.
+      idle_s: after which a client that asks nothing is disconnected.
+      drain_s: longest wait for the last answers after SIGTERM.
+      api_key_file: holds the key that clients must send; '': none.
+      tls_certificate: file of the certificate chain, PEM; '': no TLS.
+      tls_key: its private key's file.
+      warm_up: whether programs are compiled at the start, beside the server.
+      compilation_cache: folder of compiled programs; '': none are kept.
+    """
+
+    host: str = '127.0.0.1'
+    port: int = 8000
+    keys: str = 'lerobot'
+    default_prompt: str = ''
+    max_batch: int = 8
+    max_wait_ms: float = 2.0
+    clients: int = 64
+    rate: float = 200.0
+    max_message_mib: float = 32.0
+    idle_s: float = 600.0
+    drain_s: float = 10.0
+    api_key_file: str = ''
+    tls_certificate: str = ''
+    tls_key: str = ''
+    warm_up: bool = True
+    compilation_cache: str = ''
+
+
+def serve(
+    policy: Policy, config: ServingConfig = ServingConfig(), *, reporter: Reporter = SILENT
+) -> bool:
+    """Serves a policy until SIGTERM or SIGINT; then answers what is there, and ends.
+
+    Args:
+      policy: that acts, of `load_policy`. Nobody else may call it meanwhile.
+      config: how.
+      reporter: receives the address, and the programs that are compiled.
+
+    Returns:
+      Whether everything that was asked was answered. If not, the policy may still compute.
+
+    Raises:
+      UserError: a setting that makes no sense, an address that cannot be had, or a key that is
+        needed and absent.
+    """
+    enable_compilation_cache(config.compilation_cache)
+    metrics, keys = Metrics(), parse_keys(config.keys, policy.spec)
+    batcher = Batcher(policy, config.max_batch, config.max_wait_ms / 1e3, on_batch=metrics.batch)
+    metrics.gauge('waiting', 'requests that wait for their batch', lambda: batcher.waiting)
+    server = OpenpiServer(batcher, openpi_settings(config, keys), metrics)
+    cameras = [name for _, name in keys.cameras if (name, name) != ANY]
+    seen = running.examples(policy.spec, cameras)
+    scheme = 'wss' if config.tls_certificate else 'ws'
+
+    def started(ports):
+        reporter.say(f'serving at {scheme}://{config.host}:{ports[0]}')
+        if config.warm_up and not seen:
+            reporter.say(
+                'the first request compiles: the policy takes any camera, and --keys names none'
+            )
+
+    async def compile_all():
+        with reporter.bars() as bars:
+            bar = bars.add('programs', total=len(batcher.sizes) * len(seen))
+            await running.warm_up(
+                batcher, seen, lambda size, done, *_: bar.update(done, note=f'batch of {size}')
+            )
+        reporter.say('ready: every program is compiled')
+
+    return asyncio.run(
+        running.run(
+            batcher,
+            [server],
+            grace_s=config.drain_s,
+            on_start=started,
+            meanwhile=compile_all if config.warm_up and seen else None,
+        )
+    )
+
+
+def openpi_settings(config: ServingConfig, keys: KeyMap) -> OpenpiSettings:
+    """What of a config concerns openpi's clients.
+
+    Args:
+      config: how a policy is served.
+      keys: that `config.keys` stands for.
+
+    Returns:
+      Settings of the server.
+
+    Raises:
+      UserError: a key's file that is not there or empty, or a bound that makes no sense.
+    """
+    least = min(config.clients, config.max_message_mib, config.idle_s, config.drain_s)
+    if least <= 0 or config.rate < 0:
+        raise UserError(
+            'expected clients, max_message_mib, idle_s and drain_s above 0 and a rate of 0 or '
+            f'more, got {config.clients}, {config.max_message_mib:g}, {config.idle_s:g}, '
+            f'{config.drain_s:g} and {config.rate:g}; 0 stands for no bound on the rate alone'
+        )
+    return OpenpiSettings(
+        host=config.host,
+        port=config.port,
+        keys=keys,
+        default_task=config.default_prompt,
+        key=read_key(config.api_key_file),
+        certificate=config.tls_certificate,
+        private_key=config.tls_key,
+        bounds=Bounds(bytes=int(config.max_message_mib * MIB)),
+        clients=config.clients,
+        rate=config.rate,
+        idle_s=config.idle_s,
+    )
+
+
+def read_key(file: str) -> str:
+    """The key in a file.
+
+    Args:
+      file: its first line is the key; '': there is none.
+
+    Returns:
+      The key, without blanks around it.
+
+    Raises:
+      UserError: the file is not there, or holds none.
+    """
+    if not file:
+        return ''
+    path = pathlib.Path(file)
+    key = path.read_text().strip() if path.is_file() else ''
+    if not key or not key.isascii() or len(key.split()) != 1:
+        raise UserError(
+            f'expected a key, one word in ASCII, in {file}, got {"none" if not key else "others"}; '
+            'write one there: python -c "import secrets; print(secrets.token_urlsafe())"'
+        )
+    return key
