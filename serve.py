@@ -8,6 +8,9 @@
     python serve.py --policy=runs/base --host=0.0.0.0 --api_key_file=key.txt \\
         --tls_certificate=cert.pem --tls_key=key.pem
 
+The same with --check --card=rtx4090 says what memory and time it will take; the status is 1 where
+it does not fit.
+
 Requests that come together are computed together; programs are compiled beside the server, and kept
 for the next start. SIGTERM or Ctrl-C ends it: what was asked is answered first; the status is 0,
 or 1 where something was not.
@@ -23,6 +26,7 @@ from rich.console import Console
 
 import sigma_jax as sj
 from sigma_jax.cli.command import reports_user_errors
+from sigma_jax.cli.tables import show_serving_forecast
 
 
 @reports_user_errors
@@ -30,6 +34,11 @@ def main() -> None:
     """Entry point."""
     arguments = parse()
     config = settings(arguments)
+    if arguments.check:
+        asked = {name: getattr(arguments, name) for name in ('card', 'dtype', 'max_batch')}
+        found = sj.forecast_serving(arguments.policy, **asked)
+        show_serving_forecast(found, Console())
+        sys.exit(0 if found.fits else 1)
     show_log()
     reporter = sj.ConsoleReporter(Console(stderr=True), soft_wrap=True)
     reporter.say(f'reading {arguments.policy}')
@@ -87,6 +96,8 @@ def parse() -> argparse.Namespace:
     option('api_key_file', 'holds the key that clients must send')
     option('tls_certificate', 'the certificate chain, PEM')
     option('tls_key', 'its private key, PEM')
+    option('record', 'folder for what comes and goes, as a LeRobot data set')
+    option('record_fps', 'frames a second that the data set claims')
     add(
         '--compilation_cache',
         default='~/.cache/sigma_jax',
@@ -98,6 +109,8 @@ def parse() -> argparse.Namespace:
         action='store_false',
         help='compile when first asked instead of at the start',
     )
+    add('--check', action='store_true', help='only say what memory and time it will take')
+    add('--card', default='h100', help='that --check is for; default: %(default)s')
     return parser.parse_args()
 
 

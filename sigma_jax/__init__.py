@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         prepare_data,
     )
     from sigma_jax.api.serving import ServingConfig, serve
+    from sigma_jax.api.serving_forecast import ServingForecast, forecast_serving
     from sigma_jax.api.training import export, forecast, train, train_ablations
     from sigma_jax.cli.reporter import ConsoleReporter
     from sigma_jax.data.shards.directory import Shards, open_shards
@@ -63,6 +64,7 @@ _HOMES = {
     'RunConfig': 'training.config',
     'RunFolder': 'training.folder',
     'ServingConfig': 'api.serving',
+    'ServingForecast': 'api.serving_forecast',
     'Shards': 'data.shards.directory',
     'Stopped': 'training.signals',
     'TrainingResult': 'training.trainer',
@@ -72,6 +74,7 @@ _HOMES = {
     'export': 'api.training',
     'export_pt': 'api.preparation',
     'forecast': 'api.training',
+    'forecast_serving': 'api.serving_forecast',
     'inspect_shards': 'api.preparation',
     'load_policy': 'policies.load',
     'open_dataset': 'api.preparation',
@@ -105,6 +108,7 @@ __all__ = [
     'RunConfig',
     'RunFolder',
     'ServingConfig',
+    'ServingForecast',
     'Shards',
     'Stopped',
     'TrainingResult',
@@ -115,6 +119,7 @@ __all__ = [
     'export',
     'export_pt',
     'forecast',
+    'forecast_serving',
     'inspect_shards',
     'load_policy',
     'losses',

@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sigma_jax.errors import UserError
 from sigma_jax.policies.base import Policy
@@ -12,6 +14,7 @@ from sigma_jax.policies.serving.metrics import Metrics
 from sigma_jax.policies.serving.openpi.keys import ANY, KeyMap, parse_keys
 from sigma_jax.policies.serving.openpi.server import OpenpiServer, OpenpiSettings
 from sigma_jax.policies.serving.openpi.wire import Bounds
+from sigma_jax.policies.serving.recording import Recorder
 from sigma_jax.training.compilation import enable_compilation_cache
 from sigma_jax.training.progress import SILENT, Reporter
 
@@ -38,6 +41,8 @@ class ServingConfig:
       api_key_file: holds the key that clients must send; '': none.
       tls_certificate: file of the certificate chain, PEM; '': no TLS.
       tls_key: its private key's file.
+      record: folder for what comes and goes, as a LeRobot data set; '': nothing is kept.
+      record_fps: frames a second that the data set claims.
       warm_up: whether programs are compiled at the start, beside the server.
       compilation_cache: folder of compiled programs; '': none are kept.
     """
@@ -56,6 +61,8 @@ class ServingConfig:
     api_key_file: str = ''
     tls_certificate: str = ''
     tls_key: str = ''
+    record: str = ''
+    record_fps: int = 10
     warm_up: bool = True
     compilation_cache: str = ''
 
@@ -79,37 +86,65 @@ def serve(
     """
     enable_compilation_cache(config.compilation_cache)
     metrics, keys = Metrics(), parse_keys(config.keys, policy.spec)
+    settings = openpi_settings(config, keys)
+    recorder = Recorder(config.record, policy.spec, config.record_fps) if config.record else None
     batcher = Batcher(policy, config.max_batch, config.max_wait_ms / 1e3, on_batch=metrics.batch)
     metrics.gauge('waiting', 'requests that wait for their batch', lambda: batcher.waiting)
-    server = OpenpiServer(batcher, openpi_settings(config, keys), metrics)
-    cameras = [name for _, name in keys.cameras if (name, name) != ANY]
-    seen = running.examples(policy.spec, cameras)
-    scheme = 'wss' if config.tls_certificate else 'ws'
-
-    def started(ports):
-        reporter.say(f'serving at {scheme}://{config.host}:{ports[0]}')
-        if config.warm_up and not seen:
-            reporter.say(
-                'the first request compiles: the policy takes any camera, and --keys names none'
+    server = OpenpiServer(batcher, settings, metrics, recorder)
+    start = _Start(config, reporter, batcher, running.examples(policy.spec, camera_names(keys)))
+    try:
+        return asyncio.run(
+            running.run(
+                batcher,
+                [server],
+                grace_s=config.drain_s,
+                on_start=start.tell,
+                meanwhile=start.compile_all,
             )
-
-    async def compile_all():
-        with reporter.bars() as bars:
-            bar = bars.add('programs', total=len(batcher.sizes) * len(seen))
-            await running.warm_up(
-                batcher, seen, lambda size, done, *_: bar.update(done, note=f'batch of {size}')
-            )
-        reporter.say('ready: every program is compiled')
-
-    return asyncio.run(
-        running.run(
-            batcher,
-            [server],
-            grace_s=config.drain_s,
-            on_start=started,
-            meanwhile=compile_all if config.warm_up and seen else None,
         )
-    )
+    finally:
+        if recorder is not None and (kept := recorder.close()) is not None:
+            reporter.say(f'recorded to {kept}')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What a user is told while a server starts, and the programs that it compiles."""
+
+    config: ServingConfig
+    reporter: Reporter
+    batcher: Batcher
+    seen: Sequence[Mapping[str, Any]]
+
+    def tell(self, ports: Sequence[int]) -> None:
+        scheme = 'wss' if self.config.tls_certificate else 'ws'
+        self.reporter.say(f'serving at {scheme}://{self.config.host}:{ports[0]}')
+
+    async def compile_all(self) -> None:
+        if not self.config.warm_up or not self.seen:
+            why = 'warm_up is off' if self.seen else 'the policy takes any camera, keys name none'
+            self.reporter.say(f'the first request compiles: {why}')
+            return
+        with self.reporter.bars() as bars:
+            bar = bars.add('programs', total=len(self.batcher.sizes) * len(self.seen))
+            await running.warm_up(
+                self.batcher,
+                self.seen,
+                lambda size, done, *_: bar.update(done, note=f'batch of {size}'),
+            )
+        self.reporter.say('ready: every program is compiled')
+
+
+def camera_names(keys: KeyMap) -> list[str]:
+    """Cameras of the policy that clients send.
+
+    Args:
+      keys: the clients' names.
+
+    Returns:
+      In order; none where every name passes as it is.
+    """
+    return [pair[1] for pair in keys.cameras if pair != ANY]
 
 
 def openpi_settings(config: ServingConfig, keys: KeyMap) -> OpenpiSettings:

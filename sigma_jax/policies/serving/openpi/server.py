@@ -27,6 +27,7 @@ from sigma_jax.policies.serving.metrics import CONTENT_TYPE, Metrics
 from sigma_jax.policies.serving.openpi.keys import PRESETS, KeyMap, names
 from sigma_jax.policies.serving.openpi.session import Session
 from sigma_jax.policies.serving.openpi.wire import Bounds, pack, unpack
+from sigma_jax.policies.serving.recording import Recorder
 
 LONGEST = 800  # letters of a sentence to a client
 STOPS = 'the server stops'
@@ -84,6 +85,7 @@ class OpenpiServer:
       batcher: that asks the policy.
       settings: how.
       metrics: where it counts.
+      recorder: keeps what comes and goes; None: nothing does.
 
     Raises:
       UserError: an address that others reach, without a key; a certificate that cannot be read.
@@ -100,11 +102,12 @@ class OpenpiServer:
         batcher: Batcher,
         settings: OpenpiSettings = OpenpiSettings(),
         metrics: Metrics | None = None,
+        recorder: Recorder | None = None,
     ):
         check_key(settings.host, settings.key)
         self._tls: ssl.SSLContext | None = tls_context(settings.certificate, settings.private_key)
         self._batcher, self._settings = batcher, settings
-        self._metrics = metrics or Metrics()
+        self._metrics, self._recorder = metrics or Metrics(), recorder
         self._clients: set[_Client] = set()
         self._metrics.gauge('clients', 'connections', lambda: len(self._clients))
         self._hello = pack(
@@ -197,7 +200,12 @@ class OpenpiServer:
     async def _handle(self, socket: ServerConnection) -> None:
         """One client, from its coming to its going."""
         settings = self._settings
-        session = Session(self._batcher, settings.keys, default_task=settings.default_task)
+        session = Session(
+            self._batcher,
+            settings.keys,
+            default_task=settings.default_task,
+            record=self._recorder and self._recorder.episode(),
+        )
         client = _Client(socket, session, Rate(settings.rate), asyncio.current_task())
         self._clients.add(client)
         log.info('%s: connected', _peer(socket))
@@ -212,6 +220,7 @@ class OpenpiServer:
                 await socket.close(CloseCode.GOING_AWAY, STOPS)
         finally:
             self._clients.discard(client)
+            session.close()
             log.info('%s: gone', _peer(socket))
 
     async def _talk(self, client: _Client) -> None:

@@ -19,6 +19,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.policies.base import ACTIONS, PolicyState
 from sigma_jax.policies.serving.batching import Answer, Batcher
 from sigma_jax.policies.serving.openpi.keys import KeyMap, flatten, translate
+from sigma_jax.policies.serving.recording import Episode
 
 RESET, EPISODE, SEED, NOISE = 'reset', 'episode', 'seed', 'noise'
 LARGEST = 2**31  # of an episode's number and a seed
@@ -31,13 +32,22 @@ class Session:
       batcher: that asks the policy.
       keys: the client's names.
       default_task: the instruction of an observation without one.
+      record: where its requests are kept; None: nowhere.
 
     Attributes:
       state: of its episode; unchanged by a request that fails.
     """
 
-    def __init__(self, batcher: Batcher, keys: KeyMap, *, default_task: str = ''):
+    def __init__(
+        self,
+        batcher: Batcher,
+        keys: KeyMap,
+        *,
+        default_task: str = '',
+        record: Episode | None = None,
+    ):
         self._batcher, self._keys, self._default_task = batcher, keys, default_task
+        self._record = record
         self.state = batcher.policy.initial_state()
 
     async def answer(self, message: Any) -> dict[str, Any]:
@@ -62,11 +72,15 @@ class Session:
         seen = {key: x for key, x in message.items() if key not in wishes}
         state, alone = self._begin(wishes), not seen and wishes.get(RESET) is True
         if alone:
+            self._end_record(wishes)
             self.state = state
             return {RESET: True, EPISODE: state.episode}
         observation = translate(flatten(seen), self._keys, self._default_task)
         start = time.perf_counter()
         found, after = await self._ask(observation, state, wishes)
+        self._end_record(wishes)
+        if self._record is not None:
+            self._record.add(observation, found)
         self.state = after
         timing = {'infer_ms': 1e3 * (time.perf_counter() - start)}
         return as_message(found) | {'server_timing': timing}
@@ -81,6 +95,14 @@ class Session:
         drawn = dataclasses.replace(state, episode=_number(SEED, wishes[SEED]), frame=0)
         found, after = await self._batcher.infer(observation, drawn, noise)
         return found, dataclasses.replace(after, episode=state.episode, frame=state.frame + 1)
+
+    def close(self) -> None:
+        """The client is gone."""
+        self._end_record({RESET: True})
+
+    def _end_record(self, wishes: Mapping[str, Any]) -> None:
+        if self._record is not None and wishes.get(RESET):
+            self._record.end()
 
     def _begin(self, wishes: Mapping[str, Any]) -> PolicyState:
         """The state that a request begins with."""

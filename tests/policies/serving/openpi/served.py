@@ -13,6 +13,7 @@ from sigma_jax.policies.serving.batching import Batcher
 from sigma_jax.policies.serving.metrics import Metrics
 from sigma_jax.policies.serving.openpi.server import OpenpiServer, OpenpiSettings
 from sigma_jax.policies.serving.openpi.wire import pack, unpack
+from sigma_jax.policies.serving.recording import Recorder
 
 
 class Loop:
@@ -35,9 +36,15 @@ class Loop:
 class Served:
     """A server that runs, and what speaks to it."""
 
-    def __init__(self, batcher: Batcher, settings: OpenpiSettings, metrics: Metrics):
+    def __init__(
+        self,
+        batcher: Batcher,
+        settings: OpenpiSettings,
+        metrics: Metrics,
+        recorder: Recorder | None = None,
+    ):
         self.loop, self.batcher, self.metrics = Loop(), batcher, metrics
-        self.server = OpenpiServer(batcher, settings, metrics)
+        self.server = OpenpiServer(batcher, settings, metrics, recorder)
         self.port = self.loop.run(self.server.start())
 
     def stop(self, grace_s: float = 10) -> bool:
@@ -79,12 +86,16 @@ class Client:
 
 @contextlib.contextmanager
 def serving(
-    policy: Any, settings: OpenpiSettings | None = None, *, max_batch: int = 4
+    policy: Any,
+    settings: OpenpiSettings | None = None,
+    *,
+    max_batch: int = 4,
+    recorder: Recorder | None = None,
 ) -> Iterator[Served]:
     """A server of a policy; free port, no bound on the rate."""
     metrics = Metrics()
     batcher = Batcher(policy, max_batch, on_batch=metrics.batch)
-    served = Served(batcher, settings or OpenpiSettings(port=0, rate=0), metrics)
+    served = Served(batcher, settings or OpenpiSettings(port=0, rate=0), metrics, recorder)
     try:
         yield served
         served.stop()
