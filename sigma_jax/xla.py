@@ -37,3 +37,31 @@ def options(triton: bool = False) -> dict[str, bool]:
     if jax.default_backend() != 'gpu':
         return {}
     return {'xla_gpu_enable_triton_gemm': triton, 'xla_gpu_enable_dynamic_slice_fusion': False}
+
+
+def alone() -> bool:
+    """Whether rows are computed one by one here: on a CPU, which gains little from many."""
+    return jax.default_backend() == 'cpu'
+
+
+def row_by_row(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """On a CPU, a function of rows that computes each alone; elsewhere the function itself.
+
+    Products of one row and of many are summed in another order. Alone, the bits of a row do not
+    depend on how many there are: what a robot gets, one observation at a time, is what an
+    evaluation of many windows measures.
+
+    Args:
+      function: of a tree with leaves [b ...], giving another.
+
+    Returns:
+      A function of the same arguments, for use within a compiled one.
+    """
+    if not alone():
+        return function
+
+    def one(row):
+        rows = jax.tree.map(lambda x: x[None], row)
+        return jax.tree.map(lambda x: x[0], function(rows))
+
+    return lambda rows: jax.lax.map(one, rows)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sigma_jax import xla
 from sigma_jax.evaluation import adapter_sweep, checks, metrics, simple_baselines
 from sigma_jax.evaluation.checks import ADAPTED, BASE
 from sigma_jax.evaluation.metrics import ERRORS, Thresholds
@@ -23,7 +24,6 @@ from sigma_jax.sigma.adapter import AdapterConfig, AdapterState
 from sigma_jax.types import Actions, PyTree
 
 SCHEMA, SCHEMA_VERSION = 'sigma_jax.evaluation', 2
-ADAPT = jax.jit(adapter.adapt)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,16 @@ def run_adapter(windows: ReplayedWindows, name: str, state: AdapterState) -> tup
     """
     run = windows.predictions[name]
     base = views(np.asarray(windows.base, np.float32), windows.chunk)
-    return jax.tree.map(np.asarray, ADAPT(base, run.actions, run.tau, run.c_act0, state))
+    return jax.device_get(_adapt((base, run.actions, run.tau, run.c_act0), state))
+
+
+@jax.jit
+def _adapt(windows: tuple, state: AdapterState) -> tuple:
+    def rows(some: tuple) -> tuple:
+        base, actions, tau, c_act0 = some
+        return adapter.adapt(base, actions, tau, c_act0, state)
+
+    return xla.row_by_row(rows)(windows)
 
 
 def errors_of(method: Method, windows: ReplayedWindows) -> dict[str, np.ndarray]:

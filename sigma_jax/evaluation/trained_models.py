@@ -87,7 +87,7 @@ class TrainedSigma:
             )
         step, self.trainable = folder.trainable()
         parts, self.forward = (model_cache or ModelCache()).open(
-            self.config, lambda parts: parts.objective.forward
+            self.config, lambda parts: parts.objective.replay
         )
         self.frozen, self.base, self.shards, self.policy_stats = (
             parts.frozen,

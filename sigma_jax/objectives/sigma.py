@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from sigma_jax import xla
 from sigma_jax.backbones import kinds
 from sigma_jax.backbones.base import BackboneConfig
 from sigma_jax.objectives.bind import bind
@@ -17,6 +18,7 @@ from sigma_jax.sigma.model import (
     Sigma,
     SigmaConfig,
     embed_observation,
+    initial_carry,
 )
 from sigma_jax.types import Ablation, Batch, Carry, Frozen, Observation, PyTree, SigmaOutput
 
@@ -138,6 +140,48 @@ class SigmaObjective:
             method='sequence',
         )
         return cast(tuple[Carry, SigmaOutput], found)
+
+    def replay(
+        self,
+        trainable: PyTree,
+        frozen: Frozen,
+        batch: Batch,
+        ablation: Ablation,
+        carry: Carry | None = None,
+    ) -> tuple[Carry, SigmaOutput]:
+        """`forward` as a robot has it, one window after the other.
+
+        On a CPU every window is computed alone and has the same bits whatever batch it comes in;
+        elsewhere it is `forward`.
+
+        Args:
+          trainable: as for `forward`.
+          frozen: as for `forward`.
+          batch: as for `forward`, leaves [b g ...].
+          ablation: as for `forward`.
+          carry: as for `forward`.
+
+        Returns:
+          As `forward`.
+        """
+        if carry is None:
+            first = jnp.asarray(batch.reset).at[:, 0].set(True)
+            batch = dataclasses.replace(batch, reset=first)
+            carry = initial_carry(self.sigma, len(first))
+
+        def step(carry, window):
+            window = jax.tree.map(lambda x: x[:, None], window)
+            carry, output = self.forward(trainable, frozen, window, ablation, carry=carry)
+            return carry, jax.tree.map(lambda x: x[:, 0], output)
+
+        def episodes(rows):
+            if xla.alone():
+                in_order = jax.tree.map(lambda x: x.swapaxes(0, 1), rows[0])
+                last, output = jax.lax.scan(step, rows[1], in_order)
+                return last, jax.tree.map(lambda x: x.swapaxes(0, 1), output)
+            return self.forward(trainable, frozen, rows[0], ablation, carry=rows[1])
+
+        return xla.row_by_row(episodes)((batch, carry))
 
     def terms(
         self,

@@ -161,8 +161,10 @@ def _asked(observation: Mapping[str, Any], reading: Reading, state: PolicyState)
             f'expected the cameras of this episode ({", ".join(state.cameras)}), got '
             f'{", ".join(sorted(reading.frames))}; call reset where a camera is taken away'
         )
-    named = {name: int(observation[name]) for name in ('episode', 'frame') if name in observation}
-    return dataclasses.replace(state, **named)
+    episode, frame = (
+        int(observation.get(name, getattr(state, name))) for name in ('episode', 'frame')
+    )
+    return dataclasses.replace(state, episode=episode, frame=frame)
 
 
 def _next(after: PolicyState, reading: Reading, before: PolicyState) -> PolicyState:
@@ -192,17 +194,17 @@ def windows(
     b = len(inputs)
     none = np.zeros((b, spec.horizon, spec.action_dim), np.float32)
     mask, yes = np.ones((b, spec.horizon), bool), np.ones(b, bool)
-    return Batch(
-        observation=Observation(**fields),
-        actions=none,
-        action_mask=mask,
-        base=none,
-        reset=np.array([state.frame == 0 for state in states]),
-        mask=yes,
-        text_id=np.zeros(b, np.int32),
-        episode=np.array([state.episode for state in states], np.int32),
-        frame=np.array([state.frame for state in states], np.int32),
-    )
+    arrays: dict[str, Any] = {
+        'actions': none,
+        'action_mask': mask,
+        'base': none,
+        'reset': np.array([state.frame == 0 for state in states]),
+        'mask': yes,
+        'text_id': np.zeros(b, np.int32),
+        'episode': np.array([state.episode for state in states], np.int32),
+        'frame': np.array([state.frame for state in states], np.int32),
+    }
+    return Batch(observation=Observation(**fields), **arrays)
 
 
 def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:

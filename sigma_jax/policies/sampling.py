@@ -2,6 +2,7 @@
 draw alone.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from sigma_jax import xla
 from sigma_jax.backbones import kinds
 from sigma_jax.backbones.base import Backbone, BackboneConfig
 from sigma_jax.objectives.bind import bind
@@ -41,7 +43,7 @@ def make_sampler(
     def sample(weights, scaling, batch):
         backbone = bind(weights)
 
-        def sample_one(n):
+        def sample_one(n, batch):
             keys = window_keys(
                 jax.random.fold_in(jax.random.key(seed), n), batch.episode, batch.frame
             )
@@ -49,7 +51,11 @@ def make_sampler(
             origin = action_origin(batch.observation.state, scaling)
             return origin + unnormalize_actions(actions, scaling)[:, :horizon]
 
-        return jax.lax.map(sample_one, jnp.arange(samples)).swapaxes(0, 1)
+        def all_samples(batch):
+            one = functools.partial(sample_one, batch=batch)
+            return jax.lax.map(one, jnp.arange(samples)).swapaxes(0, 1)
+
+        return xla.row_by_row(all_samples)(batch)
 
     return sample
 

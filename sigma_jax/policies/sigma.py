@@ -97,8 +97,10 @@ class SigmaActor:
             x | {'state': normalize(reading.state, own).astype(np.float32)}
             for x, reading in zip(inputs, readings, strict=True)
         ]
-        batch = dataclasses.replace(windows(rows, states, self._spec), base=chunk)
-        carry = Carry(*(np.stack([getattr(s, name) for s in states]) for name in ('memory', 'tau')))
+        base: Any = chunk
+        batch = dataclasses.replace(windows(rows, states, self._spec), base=base)
+        before: Any = [np.stack([getattr(s, name) for s in states]) for name in ('memory', 'tau')]
+        carry = Carry(*before)
         parts = self.parts
         carry, answers = jax.device_get(
             self._correct(parts.trainable, parts.frozen, batch, self._gates, carry, parts.adapter)
@@ -123,6 +125,13 @@ def make_correct(objective: SigmaObjective, limited: bool) -> Correct:
     sigma = objective.sigma
 
     def correct(trainable, frozen, batch: Batch, gates, carry, state):
+        def robots(rows):
+            batch, carry = rows
+            return one_window(trainable, frozen, batch, carry, gates, state)
+
+        return xla.row_by_row(robots)((batch, carry))
+
+    def one_window(trainable, frozen, batch: Batch, carry, gates, state):
         one = jax.tree.map(lambda x: x[:, None], batch)  # a sequence of one window
         carry, output = objective.forward(trainable, frozen, one, gates, carry=carry)
         output = jax.tree.map(lambda x: x[:, 0], output)

@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,7 +11,6 @@ import evaluate
 import sigma_jax as sj
 from sigma_jax import trees
 from sigma_jax.api.evaluation import request
-from sigma_jax.backbones import pi05
 from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation.metrics import ERRORS
@@ -21,68 +19,19 @@ from sigma_jax.evaluation.report import schema
 from sigma_jax.evaluation.request import Request
 from sigma_jax.evaluation.stress import robustness
 from sigma_jax.evaluation.stress.perturb import every_level
-from sigma_jax.nn import lora
 from sigma_jax.nn.quant import Quantised
-from sigma_jax.objectives.sigma import init_sigma
 from sigma_jax.policies.sampled import stored_weights
 from sigma_jax.training.build import build
-from sigma_jax.training.checkpoints import Checkpoints
 from sigma_jax.training.config import RunConfig
-from sigma_jax.training.devices import Devices
 from sigma_jax.training.materialise import store_base
-from sigma_jax.training.run import Parts
-from sigma_jax.training.step import TrainState
-from tests.small_run import SmallRun, flow_config
-
-
-def save(folder, config, trainable):
-    """A training folder as `train.py` leaves it, without the training."""
-    state = TrainState(np.int32(1), np.zeros(2, np.uint32), trainable, {'none': np.zeros(1)})
-    with Checkpoints(folder / 'checkpoints', keep=1) as checkpoints:
-        checkpoints.save(state, {}, RunConfig.from_dict(config))
-    (folder / 'config.json').write_text(json.dumps(config))
-
-
-def shaken(trainable, seed):
-    """No zero hides a path."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda x: np.float32(x + 0.2 * rng.standard_normal(x.shape)), jax.device_get(trainable)
-    )
+from tests.small_run import SmallRun
+from tests.trained_runs import make_rows
 
 
 @pytest.fixture(scope='module')
 def folder(small_run: SmallRun, tmp_path_factory):
-    """Rows sigma (two seeds), no_tau (the weights of sigma's first) and pi05_lora (untouched: B is
-    zero).
-    """
     rows = tmp_path_factory.mktemp('comparison') / 'rows'
-    config = json.loads(json.dumps(small_run.config(steps=1)))
-    parts = Parts(RunConfig.from_dict(config), Devices(jax.local_devices()[:1]))
-    heads = jax.eval_shape(
-        lambda: init_sigma(jax.random.key(0), parts.objective, parts.frozen, parts.example)
-    )
-    factors = lora.init_factors(
-        jax.random.key(0), parts.base.params, pi05.LAYOUTS, parts.base.config.lora
-    )
-    fresh = {'sigma': jax.tree.map(lambda x: np.zeros(x.shape), heads), 'lora': factors}
-    for seed in (0, 1):
-        save(rows / 'sigma' / f'seed{seed}', config | {'seed': seed}, shaken(fresh, seed))
-    save(
-        rows / 'no_tau' / 'seed0',
-        config | {'ablation': config['ablation'] | {'tau': 0.0}},
-        shaken(fresh, 0),
-    )
-    flow = flow_config(small_run.shards) | {
-        'base': str(small_run.base),
-        'trainable': ('lora',),
-        'steps': 1,
-    }
-    save(
-        rows / 'pi05_lora' / 'seed0',
-        json.loads(json.dumps(flow | {'stats_from': 'base'})),
-        {'lora': fresh['lora']},
-    )
+    make_rows(small_run, rows)
     return rows.parent
 
 
