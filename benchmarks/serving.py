@@ -2,6 +2,7 @@
 
     python -m benchmarks.serving
     python -m benchmarks.serving --clients=1,4,16 --max_batch=16 --policy=runs/base --dtype=bfloat16
+    python -m benchmarks.serving --clients=1,16 --max_batch=16 --policy=random
     python -m benchmarks.serving --soak_s=1800 --clients=4
 
 The server is `serve.py` in a process of its own, and so is each robot (clients/sigma_client.py),
@@ -62,18 +63,14 @@ class Running:
 @contextlib.contextmanager
 def serving(arguments: argparse.Namespace) -> Iterator[tuple[Running, list[float]]]:
     """A server, and the times of `/healthz` while its programs were compiled."""
-    command = [sys.executable, 'serve.py', '--port=0', '--rate=0', f'--policy={arguments.policy}']
-    command += [f'--max_batch={arguments.max_batch}', f'--dtype={arguments.dtype}']
-    command += [f'--tokenizer={arguments.tokenizer}', f'--max_wait_ms={arguments.max_wait_ms}']
-    command += [f'--keys={keys(arguments.cameras)}', f'--compilation_cache={arguments.cache}']
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command(arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     lines: list[str] = []
     told = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, '')))
     told.start()
     try:
         port = int(wait_for(lines, r'serving at ws://127.0.0.1:(\d+)', process))
         found, times = Running(process, port), []
-        while not any('ready' in line for line in lines):
+        while process.poll() is None and not any('ready' in line for line in lines):
             times.append(found.page('/healthz')[1])
             time.sleep(0.05)
         yield found, times
@@ -83,6 +80,18 @@ def serving(arguments: argparse.Namespace) -> Iterator[tuple[Running, list[float
     finally:
         process.kill()
         told.join()
+
+
+def command(arguments: argparse.Namespace) -> list[str]:
+    """The server's."""
+    given = [f'--max_batch={arguments.max_batch}', f'--max_wait_ms={arguments.max_wait_ms}']
+    given += [f'--tokenizer={arguments.tokenizer}', f'--compilation_cache={arguments.cache}']
+    given += [f'--keys={keys(arguments.cameras)}']
+    if arguments.policy == 'random':
+        cameras = f'--cameras={",".join(arguments.cameras)}'
+        return [sys.executable, '-m', 'benchmarks.serving_random', cameras, *given]
+    given += ['--port=0', '--rate=0', f'--dtype={arguments.dtype}']
+    return [sys.executable, 'serve.py', f'--policy={arguments.policy}', *given]
 
 
 def wait_for(lines: Sequence[str], pattern: str, process: subprocess.Popen) -> str:
@@ -200,7 +209,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add('--policy', default='assets/pi05_tiny', help='default: %(default)s')
+    add('--policy', default='assets/pi05_tiny', help='or random: full size; default: %(default)s')
     add('--tokenizer', default='assets/tokenizer/tokenizer.json', help='default: %(default)s')
     add('--dtype', default='float32', help='default: %(default)s')
     add('--cameras', type=lambda x: x.split(','), default=['up', 'side'], help='default: up,side')

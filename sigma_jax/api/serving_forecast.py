@@ -123,17 +123,17 @@ def forecast_serving(
     base, known = open_base(str(source), ModelConfig(dtype)), CARDS[card]
     check_acts(base)
     count = views or len(base.policy.cameras) or VIEWS
-    weights, sizes = base.shapes, sorted({1, max_batch})
-    calls = {b: (_sampler(base), weights, _scaling(base), _batch(base, b, count)) for b in sizes}
+    call = _sampler(base), base.shapes, _scaling(base), _one(base, count)
     parts = {
-        'weights': size(weights),
-        'a batch': size(calls[sizes[-1]][-1]),
-        'while it is computed': live.peak(*calls[sizes[-1]]),
+        'weights': size(base.shapes),
+        'a batch': max_batch * size(call[-1]),
+        'while it is computed': max_batch * live.peak(*call),
         'programs and libraries': int(OVERHEAD * GIB),
     }
     peak = known.tflops * 1e12 / (1 if jnp.dtype(dtype).itemsize == 2 else 2)
     read = parts['weights'] / (known.gb_s * 1e9)
-    least = {b: 1e3 * max(flops.count(*call) / peak, read) for b, call in calls.items()}
+    work = flops.count(*call) / peak
+    least = {b: 1e3 * max(b * work, read) for b in sorted({1, max_batch})}
     note = f'{count} views, a prompt of {_prompt(base)} tokens, products in {dtype}'
     return ServingForecast(card, parts, int(USABLE * known.gib * GIB), least, (*base.notes, note))
 
@@ -154,12 +154,12 @@ def _scaling(base: Base) -> ActionScaling:
     return ActionScaling(*[x] * len(dataclasses.fields(ActionScaling)))
 
 
-def _batch(base: Base, b: int, views: int) -> Batch:
-    """By shapes."""
+def _one(base: Base, views: int) -> Batch:
+    """One observation, by shapes; a batch takes as many times as much, as a rule."""
     config = base.config
 
     def array(*shape: int, dtype: Any = jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct((b, *shape), dtype)
+        return jax.ShapeDtypeStruct((1, *shape), dtype)
 
     def tokens(length: int) -> tuple[Any, Any]:
         return array(length, dtype=jnp.int32), array(length, dtype=bool)

@@ -4,6 +4,7 @@ batching                      observations of several robots, computed together 
 limits                        who may ask, and how often: a key, TLS, a rate
 metrics                       what a server counts, as a page for Prometheus
 openpi                        openpi's websocket protocol
+rrd                           an episode for the Rerun viewer
 recording                     what came and went, as a LeRobot data set
 running                       servers from start to end, programs compiled beside them
 """

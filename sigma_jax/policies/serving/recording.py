@@ -2,7 +2,8 @@
 
 A row is a request: what the robot saw, and the first action of its answer. Requests come when they
 come; the data set's clock is `fps`. Beside it, in `chunks/`, lies what a row does not hold: all
-actions of every answer, and when it was asked for.
+actions of every answer, and when it was asked for; and, where Rerun is installed, in `rerun/` each
+episode for its viewer.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from sigma_jax.data.lerobot.writer import LeRobotWriter
 from sigma_jax.data.video.encode import VideoSettings
 from sigma_jax.errors import UserError
 from sigma_jax.policies.base import ACTIONS, IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.policies.serving import rrd
 
 VIDEO = VideoSettings(codec='h264', crf=20, preset='veryfast')
 LONGEST = 500  # requests of an episode; then another begins, so that a client fills no memory
@@ -59,9 +61,12 @@ class Recorder:
             )
         self._spec, self._fps = spec, fps
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._chunks = pathlib.Path(
-            tempfile.mkdtemp(prefix=f'.{self.out.name}.chunks.', dir=self.out.parent)
+        self._beside = pathlib.Path(
+            tempfile.mkdtemp(prefix=f'.{self.out.name}.beside.', dir=self.out.parent)
         )
+        self._folders = ('chunks', 'rerun') if rrd.installed() else ('chunks',)
+        for name in self._folders:
+            (self._beside / name).mkdir()
         self._writer: LeRobotWriter | None = None
         self._episodes = 0
         self._thread = ThreadPoolExecutor(1, 'recorder')
@@ -80,11 +85,12 @@ class Recorder:
         if self._writer is not None and not self._episodes:
             self._writer.abort()
         if self._writer is None or not self._episodes:
-            shutil.rmtree(self._chunks, ignore_errors=True)
+            shutil.rmtree(self._beside, ignore_errors=True)
             return None
         self._writer.finish()
-        self._chunks.chmod(0o755)
-        self._chunks.rename(self.out / 'chunks')
+        for name in self._folders:
+            (self._beside / name).rename(self.out / name)
+        self._beside.rmdir()
         return self.out
 
     def keep(self, rows: Sequence[_Row]) -> None:
@@ -108,12 +114,12 @@ class Recorder:
         states = np.stack([row.state for row in rows])
         actions = np.stack([row.actions for row in rows])
         writer.add_episode(states, actions[:, 0], images, rows[0].task)
-        np.savez(
-            self._chunks / f'episode_{self._episodes:06d}.npz',
-            actions=actions,
-            time_s=np.array([row.came for row in rows]),
-        )
+        name, times = f'episode_{self._episodes:06d}', np.array([row.came for row in rows])
         self._episodes += 1
+        np.savez(self._beside / 'chunks' / f'{name}.npz', actions=actions, time_s=times)
+        if 'rerun' in self._folders:
+            told = ((row.came, row.frames, row.state, row.actions) for row in rows)
+            rrd.write(self._beside / 'rerun' / f'{name}.rrd', rows[0].task, told)
 
     def _open(self, row: _Row) -> LeRobotWriter:
         """The data set, with the cameras of the first episode."""

@@ -128,3 +128,14 @@ def test_a_server_records_each_clients_episodes(tmp_path, small_run):
     assert [len(found.read_episode(n)) for n in range(3)] == [2, 1, 1]
     assert np.array_equal(found.read_episode(0).actions, [actions[0] for actions in first])
     assert np.array_equal(found.read_episode(2).state[0], observation(3)[STATE])
+
+
+def test_where_rerun_is_installed_an_episode_is_a_file_for_its_viewer(tmp_path):
+    pytest.importorskip('rerun')
+    recorder = Recorder(tmp_path / 'set', SPEC)
+    keep(recorder, episode := recorder.episode(), range(3))
+    episode.end()
+    recorder.close()
+    (file,) = (tmp_path / 'set' / 'rerun').iterdir()
+    assert file.name == 'episode_000000.rrd' and file.read_bytes()[:4] == b'RRF2'
+    assert file.stat().st_size > 3 * 2 * 1000  # pictures are in it
