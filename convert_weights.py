@@ -1,14 +1,15 @@
 """Converts a pi0.5 checkpoint between LeRobot, openpi (PyTorch, JAX) and this project's folder, and
 proves it equal.
 
-python convert_weights.py --checkpoint=lerobot/pi05_base --out=runs/base
-python convert_weights.py --checkpoint=runs/base --out=runs/for_lerobot --layout=lerobot
-python convert_weights.py --checkpoint=runs/base --adapter=PEFT_FOLDER --out=runs/merged
-python convert_weights.py --checkpoint=OPENPI_LORA_STEP --merge_lora --out=runs/merged
-# tools/make_fixture.py makes one
-python convert_weights.py verify --checkpoint=runs/base --fixture=FIXTURE
-# LoRA for PEFT, heads, merged weights
-python convert_weights.py export --workdir=runs/sigma --out=runs/sigma_export
+    python convert_weights.py --checkpoint=lerobot/pi05_base --out=runs/base
+    python convert_weights.py --checkpoint=runs/base --out=runs/for_lerobot --layout=lerobot
+    python convert_weights.py --checkpoint=runs/base --adapter=PEFT_FOLDER --out=runs/merged
+    python convert_weights.py --checkpoint=OPENPI_LORA_STEP --merge_lora --out=runs/merged
+    python convert_weights.py verify --checkpoint=runs/base --fixture=FIXTURE
+    python convert_weights.py export --workdir=runs/sigma --out=runs/sigma_export
+
+tools/make_fixture.py makes a FIXTURE. An export holds LoRA factors for PEFT, Sigma's heads and,
+with --merge, the merged weights.
 """
 
 import argparse
@@ -89,10 +90,10 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--stats', help='statistics from elsewhere: norm_stats.json, a LeRobot policy or data set'
     )
-    add_told(parser)
+    add_overrides(parser)
 
 
-def add_told(parser: argparse.ArgumentParser) -> None:
+def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Flags for what stands in openpi's training config alone."""
     parser.add_argument(
         '--action_horizon', type=int, help='actions the policy was trained to give at once'
@@ -140,8 +141,10 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         help='also base and trained weights as one float32 checkpoint',
     )
     parser.add_argument(
-        '--base-model', default='', help='what the adapter names as its base: a hub id or a folder'
+        '--base_model', default='', help='what the adapter names as its base: a hub id or a folder'
     )
+    # as it was spelt before
+    parser.add_argument('--base-model', default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
 COMMANDS = {

@@ -2,11 +2,9 @@
 to read.
 
     python evaluate.py --workdir=runs/sigma
-    # choose without reading test
-    python evaluate.py --workdir=runs/sigma --splits=train,calibration
+    python evaluate.py --workdir=runs/sigma --splits=train,calibration  # leaves test unread
     python evaluate.py --workdir=runs/sigma --stress --robustness --checks
-    # rows/<row>/seed<k>/, methods by row
-    python evaluate.py --workdir=runs/ablations
+    python evaluate.py --workdir=runs/ablations  # rows/<row>/seed<k>/, methods by row
     python evaluate.py --workdir=runs/ablations --workdir=pi05_lora=runs/lora0 --out=runs/comparison
 
 Writes sigma_eval_report.json, report.html and adapter.json. Each evaluation is entered in

@@ -7,11 +7,10 @@
     python prepare_data.py --out=runs/shards --export_pt=runs/pt
 
 Stopped at any instant, the same command continues. A finished directory is left as it is. With
---nosample pictures and prompts follow the base, and nothing is sampled: for flow matching, whose
-targets are the data's own. With --inspect
-nothing is prepared: what the directory holds is printed, and windows of it are drawn into its
-contact_sheet.png. With --export_pt they are written as the paper's shard_*.pt
-(sigma_jax/data/pt/shards.py), which --source reads as well.
+--nosample images and prompts follow the base, and nothing is sampled: for flow matching, whose
+targets are the data's own. With --inspect nothing is prepared: what the directory holds is printed,
+and windows of it are drawn into its contact_sheet.png. With --export_pt they are written as the
+paper's shard_*.pt (sigma_jax/data/pt/shards.py), which --source reads as well.
 """
 
 import dataclasses
@@ -34,7 +33,7 @@ _BASE = flags.DEFINE_string(
 _SAMPLE = flags.DEFINE_bool(
     'sample',
     True,
-    'sample the base on every window; with --nosample pictures and prompts only follow it',
+    'sample the base on every window; with --nosample images and prompts only follow it',
 )
 _SOURCE = flags.DEFINE_string(
     'source',

@@ -1,4 +1,4 @@
-"""Trains Sigma, or pi0.5 itself, from a config, and continues where a stopped run left off.
+r"""Trains Sigma, or pi0.5 itself, from a config, and continues where a stopped run left off.
 
     python train.py --config=configs/sigma_so101.py --workdir=runs/sigma
     python train.py --config=configs/sigma_so101.py --workdir=runs/quick --config.steps=100 \
@@ -35,10 +35,9 @@ CARD_GIB = flags.DEFINE_float(
 def main(config: ConfigDict) -> int:
     """Entry point; returns the exit status."""
     run, console = sj.RunConfig.from_dict(config.to_dict()), Console()
-    grid, reporter = (
-        load(config.ablations) if config.ablations else None,
-        sj.ConsoleReporter(console),
-    )
+    rows = load(config.ablations) if config.ablations else None
+    grid = None if rows is None else sj.Grid.from_dict(rows, run.ablation)
+    reporter = sj.ConsoleReporter(console)
     if CHECK.value:
         forecast = sj.forecast(run, card_gib=CARD_GIB.value, grid=grid)
         show_forecast(forecast, console)

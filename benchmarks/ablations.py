@@ -1,21 +1,19 @@
-"""Rows x seeds in one program against one compiled step in a loop over them, from compiling to the
+r"""Rows x seeds in one program against one compiled step in a loop over them, from compiling to the
 last step.
 
-    # 12 rows x 5 seeds on the embedded data, tiny pi0.5
-    python benchmarks/ablations.py
+    python benchmarks/ablations.py  # 12 rows x 5 seeds on the embedded data, tiny pi0.5
     python benchmarks/ablations.py --steps 10 --rows 4 --seeds 2 --at-once 1 2 4
     python benchmarks/ablations.py --base runs/base --shards runs/shards \
         --config configs/sigma_so101.py
 
 Both sides take the same batches from the loader and end with the states of all members. The loop is
-what plain
-training does: every member reads its own batches, and every step computes its own frozen features.
-Both are timed in turns, part by part, so that what else the machine does falls on both. Building
-the run (base, data, first states) is left out on both sides, because it is the same. On a CPU the
-ratio asked for includes compiling. On a GPU, where that is most of a short run and little of a long
-one, it is that of the steps after the first. The status is 1 where it is below --at-least.
---profile shows where a GPU's time goes on either side: one that is never idle gains no more by
-rows.
+what plain training does: every member reads its own batches, and every step computes its own frozen
+features. Both are timed in turns, part by part, so that what else the machine does falls on both.
+Building the run (base, data, first states) is left out on both sides, because it is the same. On a
+CPU the ratio asked for includes compiling. On a GPU, where that is most of a short run and little
+of a long one, it is that of the steps after the first. The status is 1 where it is below
+--at-least. --profile shows where a GPU's time goes on either side: one that is never idle gains no
+more by rows.
 """
 
 import argparse
@@ -43,6 +41,7 @@ from sigma_jax.ablations.setup import AblationRun  # noqa: E402
 from sigma_jax.cli.command import load  # noqa: E402
 from sigma_jax.training.config import RunConfig  # noqa: E402
 from sigma_jax.training.devices import use_all_cores  # noqa: E402
+from sigma_jax.training.grid import Grid  # noqa: E402
 from sigma_jax.types import to_batch  # noqa: E402
 
 TINY = 96  # width of the language model of assets/pi05_tiny
@@ -99,14 +98,13 @@ def settings(
     flags: argparse.Namespace, base: str, shards: str
 ) -> tuple[RunConfig, list[stacked.Member]]:
     """The config of the run and its members."""
-    config, grid = dict(load(flags.config)), dict(load(flags.ablations))
+    config, wanted = dict(load(flags.config)), load(flags.ablations)
     config |= {'base': base, 'shards': shards, 'steps': flags.steps}
     config |= {'batch_size': flags.batch or config['batch_size']}
     config |= {'sequence_length': flags.windows or config['sequence_length']}
-    rows = list(dict(grid['rows']).items())[: flags.rows]
-    return stacked_trainer.with_grid(
-        RunConfig.from_dict(config), {'rows': rows, 'seeds': range(flags.seeds)}
-    )
+    rows = list(dict(wanted['rows']).items())[: flags.rows]
+    grid = Grid.from_dict({'rows': rows, 'seeds': range(flags.seeds)})
+    return stacked_trainer.with_grid(RunConfig.from_dict(config), grid)
 
 
 class Timed:

@@ -1,8 +1,9 @@
-"""Is a base a real policy? Its error beside holding still and the mean action, per split of shards
+r"""Is a base a real policy? Its error beside holding still and the mean action, per split of shards
 with baselines.
 
-python prepare_data.py --config=configs/data_so101.py --source=assets/so101_mix --out=runs/mix_eval
---base=runs/base python benchmarks/base_policy.py --shards=runs/mix_eval
+    python prepare_data.py --config=configs/data_so101.py --source=assets/so101_mix \
+        --out=runs/mix_eval --base=runs/base
+    python benchmarks/base_policy.py --shards=runs/mix_eval
 """
 
 import argparse

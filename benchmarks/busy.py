@@ -16,7 +16,7 @@ from sigma_jax.types import to_batch
 
 
 def open_loader(case: train_cases.Case, shards: str, workers: int) -> Any:
-    """One pass over the training windows, shuffled, every picture decoded, as `train.py` reads
+    """One pass over the training windows, shuffled, every image decoded, as `train.py` reads
     them.
     """
     tokenizer = load_tokenizer(train_cases.settings(case)['tokenizer'])

@@ -27,7 +27,7 @@ from rich.table import Table
 from sigma_jax import trees
 from sigma_jax.backbones import pi05, pi05_names
 from sigma_jax.convert.checkpoint import target_dtype
-from sigma_jax.convert.slices import pieces
+from sigma_jax.convert.slices import slices_of
 from sigma_jax.convert.tensor_files import DTYPES, TensorFiles, TensorWriter
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -42,11 +42,11 @@ def lerobot_tensors(
         path: leaf.shape for path, leaf in trees.flatten(pi05.abstract_params(config)).items()
     }
     found = {}
-    for piece in pieces(shapes, pi05_names.TABLE, whole=True):
-        shape = piece.tensor_map.to_torch(np.broadcast_to(np.int8(0), piece.shape)).shape
-        found[f'model.{piece.name}'] = (
+    for part in slices_of(shapes, pi05_names.TABLE, whole=True):
+        shape = part.tensor_map.to_torch(np.broadcast_to(np.int8(0), part.shape)).shape
+        found[f'model.{part.name}'] = (
             shape,
-            target_dtype(piece.path, DTYPES['F32'], dtype, pi05_names.TABLE),
+            target_dtype(part.path, DTYPES['F32'], dtype, pi05_names.TABLE),
         )
     rows, kind = found[f'model.{pi05_names.EMBED}']
     found[f'model.{pi05_names.LM_HEAD}'] = (rows, kind)

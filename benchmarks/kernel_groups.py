@@ -1,8 +1,8 @@
 """Where a step's time goes on a GPU: a profiler trace of `jax.profiler`, summed by kernel group.
 
-Groups are told by kernel names, as XLA, cuBLAS, cuDNN and Triton write them; the first pattern that
-matches holds. A fusion is named after its last operations, so that the line between element-wise
-work and reductions is XLA's.
+Groups are known by kernel names, as XLA, cuBLAS, cuDNN and Triton write them; the first pattern
+that matches holds. A fusion is named after its last operations, so that the line between
+element-wise work and reductions is XLA's.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""LeRobot's own reader, opened and timed; runs in an environment with lerobot 0.4.4 and imports
+r"""LeRobot's own reader, opened and timed; runs in an environment with lerobot 0.4.4 and imports
 nothing of ours.
 
     python benchmarks/lerobot_reader.py --root=DIR --backend=pyav --workers=2 --windows=400 \
@@ -53,12 +53,12 @@ class VideoReader:
         return {'data': pixels, 'pts': float(frame.pts * frame.time_base)}
 
 
-def to_tensor(picture: Any) -> Any:
-    """torchvision.transforms.ToTensor of a PIL picture: float32 [c h x] in 0..1."""
+def to_tensor(image: Any) -> Any:
+    """torchvision.transforms.ToTensor of a PIL image: float32 [c h x] in 0..1."""
     import numpy as np
     import torch
 
-    pixels = np.asarray(picture)
+    pixels = np.asarray(image)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 255
 
@@ -105,23 +105,23 @@ def open_lerobot(
     )
 
 
-def resize(size: int, picture: Any) -> Any:
+def resize(size: int, image: Any) -> Any:
     """float [3 h x] -> [3 size size]: aspect kept, centred on black, bilinear, as LeRobot's pi0.5
     resizes.
     """
     import torch.nn.functional as F
 
-    rows, cols = picture.shape[-2:]
+    rows, cols = image.shape[-2:]
     ratio = max(rows / size, cols / size)
     inner = int(rows / ratio), int(cols / ratio)
-    scaled = F.interpolate(picture[None], size=inner, mode='bilinear', align_corners=False)
+    scaled = F.interpolate(image[None], size=inner, mode='bilinear', align_corners=False)
     before = (size - inner[0]) // 2, (size - inner[1]) // 2
     after = size - inner[0] - before[0], size - inner[1] - before[1]
     return F.pad(scaled, (before[1], after[1], before[0], after[0]))[0]
 
 
 def payload(cameras: Sequence[str], items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What both sides deliver: pictures, actions, their mask, states and the task."""
+    """What both sides deliver: images, actions, their mask, states and the task."""
     import torch
 
     keys = [*cameras, 'action', 'action_is_pad', 'observation.state']

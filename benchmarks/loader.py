@@ -39,11 +39,11 @@ HEIGHT, WIDTH, FPS, SIZE, HORIZON, WORKERS = 480, 640, 30, 224, 16, 2
 CAMERAS, JOINTS = ('up', 'side'), tuple(f'joint_{i}.pos' for i in range(6))
 VIDEO = VideoSettings(gop=2, crf=30, preset='12')  # lerobot 0.4.4's own settings
 DECODING = ('shards, 2 threads', 'shards, 2 processes')  # every window anew
-TARGET_RATIO, TARGET_PICTURES = 10.0, 200.0
+TARGET_RATIO, TARGET_IMAGES = 10.0, 200.0
 
 
 def texture(rng: np.random.Generator) -> np.ndarray:
-    """A colourful surface larger than the picture, with detail of every size: uint8 [720 960 3]."""
+    """A colourful surface larger than the image, with detail of every size: uint8 [720 960 3]."""
     total = np.zeros((720, 960, 3))
     for cell in (120, 60, 24, 8, 2):
         coarse = rng.normal(size=(720 // cell, 960 // cell, 3))
@@ -200,7 +200,7 @@ def main() -> None:
         table.add_row(name, f'{speed:.0f}', f'{speed * len(CAMERAS):.0f}')
     console.print(table)
     best = max(found[name] for name in DECODING)
-    console.print(f'decoding: {best * len(CAMERAS):.0f} images/s (wanted {TARGET_PICTURES:.0f})')
+    console.print(f'decoding: {best * len(CAMERAS):.0f} images/s (wanted {TARGET_IMAGES:.0f})')
     for backend in args.backends if args.lerobot_python else ():
         other = max(speed for name, speed in found.items() if backend in name)
         console.print(

@@ -1,10 +1,10 @@
-"""What does an NF4 base cost? Flow-matching LoRA beside the same base in bfloat16 and in NF4, on
+r"""What does an NF4 base cost? Flow-matching LoRA beside the same base in bfloat16 and in NF4, on
 the same batches.
 
     python benchmarks/nf4_loss.py --config=configs/pi05_lora.py --base=runs/mid_size \
         --shards=runs/shards
-    # tiny, after `make demo`
-    python benchmarks/nf4_loss.py --base=demo_run/base --shards=demo_run/shards --tile=32
+    python benchmarks/nf4_loss.py --base=demo_run/base --shards=demo_run/shards \
+        --tile=32  # tiny, after `make demo`
 
 Prints the mean loss of the last steps of both runs, their ratio, and whether it is within the
 limit; status 1 where it is not. Seeds, batches, noise and dropout are the same in both; nothing is

@@ -16,7 +16,7 @@ from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.load import Joints
-from sigma_jax.policies.sampled import BaseActor, make_sampler, stored_weights
+from sigma_jax.policies.sampled_policy import BaseActor, make_sampler, stored_weights
 from sigma_jax.processing.normalize import Statistics
 from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.spec import OPENPI

@@ -1,13 +1,11 @@
-"""Our training step and sampler at full size beside LeRobot's PyTorch, on one GPU, with random
+r"""Our training step and sampler at full size beside LeRobot's PyTorch, on one GPU, with random
 weights.
 
-    # LoRA at B = 32 and 8, Sigma, baselines
-    python benchmarks/train.py
+    python benchmarks/train.py  # LoRA at B = 32 and 8, Sigma, baselines
     python benchmarks/train.py --cases lora --batch 32 --lerobot eager compile \
         --lerobot-python=PYTHON
     python benchmarks/train.py --cases lora --batch 4 --base nf4 --limit=22 --profile --cached
-    # the same code in a minute on a CPU
-    python benchmarks/train.py --tiny --lerobot eager
+    python benchmarks/train.py --tiny --lerobot eager  # the same code in a minute on a CPU
 
 Two views, 200 prompt tokens, 50 actions, rank 16 on q, k, v and output projections, image encoder
 frozen; Sigma: 8 sequences of 4 windows, 64 visual tokens, two passes. Times are medians of

@@ -18,7 +18,7 @@ import numpy as np
 from configs import defaults
 from sigma_jax import trees, xla
 from sigma_jax.backbones import pi05
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.processing.actions import unnormalize_actions
 from sigma_jax.sigma.config import SigmaConfig
 from sigma_jax.training import build as assembly
@@ -27,9 +27,8 @@ from sigma_jax.training.config import RunConfig
 from sigma_jax.training.materialise import make_trainable, store_base
 from sigma_jax.training.optimizer import make_optimizer
 from sigma_jax.training.step import init_state, make_step
-from sigma_jax.types import ActionScaling, Batch, Frozen, Observation
+from sigma_jax.types import ActionScaling, Batch, Frozen, Observation, PyTree
 
-PyTree = Any
 VIEWS, PROMPT, TEXT, JOINTS = 2, 200, 24, 6
 BLOCK = 4_194_301  # a prime: repeated, it lines up with no row of a matrix
 BOTH = (r'.*/attn/(q|kv|attn_vec)_einsum(_1)?/w',)  # q, k, v, o of language model and action expert

@@ -28,12 +28,12 @@ def get_config() -> ConfigDict:
     # single-channel image features and depth maps in video, such as
     # ('observation.images.up_depth',)
     data.depth = ()
-    # metres a unit in the shards, and in 16-bit pictures whose data set states none (ours: as
+    # metres a unit in the shards, and in 16-bit images whose data set states none (ours: as
     # RealSense cameras store)
     data.depth_scale = 0.001
     # a column of float32 or int16 samples that end at its frame, such as 'observation.audio'
     data.audio = ''
-    data.audio_rate = 16000  # samples a second (ours; told in meta.json)
+    data.audio_rate = 16000  # samples a second (ours; recorded in meta.json)
     # pixels a side, as the base takes them: 224 for pi0.5, 56 for the tiny one of this repository
     data.image_size = 56
     # 'openpi' (smooths when shrinking) or 'lerobot'; '': as the base does, without one openpi's
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     data.train_episodes = ()  # explicit lists replace the fractions
     data.calibration_episodes = ()
     data.test_episodes = ()
-    # or 'skip': leaves out what cannot be read, told in meta.json; reads videos twice
+    # or 'skip': leaves out what cannot be read, recorded in meta.json; reads videos twice
     data.on_bad_episode = 'error'
     # a norm_stats.json to use instead of this data's own, such as a checkpoint's
     data.stats_from = ''

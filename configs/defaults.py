@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     c.ema = config_dict.placeholder(float)
     # decoding processes; keep decoded windows in memory
     c.loader = ConfigDict({'num_workers': 0, 'cache': True})
-    # crops, turns and recolours training pictures as openpi does (data/loader/augment.py)
+    # crops, turns and recolours training images as openpi does (data/loader/augment.py)
     c.loader.augment = False
     # SigLIP's features and text embeddings: '' computes them in every step, 'cache' once, beside
     # the shards

@@ -1,10 +1,9 @@
-"""LoRA on the full-size pi0.5 by its own objective, flow matching: what LeRobot and openpi do,
+r"""LoRA on the full-size pi0.5 by its own objective, flow matching: what LeRobot and openpi do,
 within 24 GB.
 
     python convert_weights.py --checkpoint=PI05 --out=checkpoints/pi05
     python prepare_data.py --source=DATASET --out=runs/shards_50 --base=checkpoints/pi05 \
-        --nosample \
-        --config.data.image_size=224 --config.data.horizon=50 \
+        --nosample --config.data.image_size=224 --config.data.horizon=50 \
         --config.data.max_prompt_len=200 --config.data.max_text_len=48 \
         --config.data.tokenizer=TOKENIZER
     python train.py --config=configs/pi05_lora.py --workdir=runs/pi05_lora
@@ -21,7 +20,7 @@ def get_config() -> ConfigDict:
     c.objective = 'flow_matching'
     c.trainable = ('lora',)
     c.base = 'checkpoints/pi05'  # a converted pi0.5
-    c.shards = 'runs/shards_50'  # windows of 50 actions, pi0.5's horizon, and pictures of 224 px
+    c.shards = 'runs/shards_50'  # windows of 50 actions, pi0.5's horizon, and images of 224 px
     # the one pi0.5 was trained with: a hub id, or a path to its files
     c.tokenizer = 'google/paligemma-3b-pt-224'
     c.steps = 5000
@@ -30,7 +29,7 @@ def get_config() -> ConfigDict:
     c.log.every = 20
     c.checkpoint.every = 500
     c.loader.num_workers = 4  # decoding processes
-    c.loader.cache = False  # full-size pictures of a whole data set do not fit in memory
+    c.loader.cache = False  # full-size images of a whole data set do not fit in memory
     c.model.dtype = 'bfloat16'
     c.model.remat = 'save_attention'  # of a layer keep only its input and its attention
     c.triton = True  # a run of hours earns back the time to compile

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     c.ema = 0.999
     c.checkpoint.every = 2000
     c.checkpoint.keep = 1
-    # decoding processes: a step takes less than one process needs for its 128 pictures
+    # decoding processes: a step takes less than one process needs for its 128 images
     c.loader.num_workers = 8
     c.loader.cache = False  # each of them would come to keep nearly all windows
     c.model.dtype = 'bfloat16'

@@ -1,10 +1,9 @@
-"""Sigma around the full-size pi0.5 in bfloat16, within 24 GB.
+r"""Sigma around the full-size pi0.5 in bfloat16, within 24 GB.
 
     python convert_weights.py --checkpoint=PI05 --out=checkpoints/pi05
     python prepare_data.py --source=DATASET --out=runs/shards --base=checkpoints/pi05 \
-        --config.data.image_size=224 \
-        --config.data.max_prompt_len=200 --config.data.max_text_len=48 \
-        --config.data.tokenizer=TOKENIZER \
+        --config.data.image_size=224 --config.data.max_prompt_len=200 \
+        --config.data.max_text_len=48 --config.data.tokenizer=TOKENIZER \
         --config.baselines.tokenizer=TOKENIZER --config.baselines.dtype=bfloat16
     python train.py --config=configs/sigma_pi05.py --workdir=runs/sigma
 """
@@ -20,7 +19,7 @@ def get_config() -> ConfigDict:
     """
     c = defaults.get_config()
     c.base = 'checkpoints/pi05'  # a converted pi0.5, the one whose actions lie beside the shards
-    c.shards = 'runs/shards'  # windows of 16 actions (paper 4.1), pictures of 224 px
+    c.shards = 'runs/shards'  # windows of 16 actions (paper 4.1), images of 224 px
     # the one pi0.5 was trained with: a hub id, or a path to its files
     c.tokenizer = 'google/paligemma-3b-pt-224'
     c.steps = 5000
@@ -28,7 +27,7 @@ def get_config() -> ConfigDict:
     c.batch_size = 8
     c.checkpoint.every = 500
     c.loader.num_workers = 4  # decoding processes
-    c.loader.cache = False  # full-size pictures of a whole data set do not fit in memory
+    c.loader.cache = False  # full-size images of a whole data set do not fit in memory
     c.model.dtype = 'bfloat16'
     c.model.remat = 'save_attention'  # of a layer keep only its input and its attention
     # with these products the same to the last bit as float32, in half the memory

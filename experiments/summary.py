@@ -81,8 +81,8 @@ def interval(change: Mapping[str, Any]) -> str:
     value = change_text(change['value'], unit='')
     if change['low'] is None:
         return value
-    told = f'{value} [{contrasts.limits_text(change)}]'
-    return f'**{told}**' if change['low'] > 0 or change['high'] < 0 else told
+    said = f'{value} [{contrasts.limits_text(change)}]'
+    return f'**{said}**' if change['low'] > 0 or change['high'] < 0 else said
 
 
 def arm_rows(found: Mapping) -> str:
@@ -90,7 +90,7 @@ def arm_rows(found: Mapping) -> str:
     rows = []
     for name, method in found['arms'].items():
         cost = found['compute'].get(name, {})
-        told = (
+        said = (
             contrasts.thousands(cost.get('trainable_parameters')),
             contrasts.operations(cost.get('flops_training')),
         )
@@ -99,7 +99,7 @@ def arm_rows(found: Mapping) -> str:
                 name,
                 str(len(method['seeds']) or '–'),
                 *(number(method[key]['value']) for key in ERRORS),
-                *told,
+                *said,
             ]
         )
     return table(('method', 'seeds', *ERRORS, 'trainable', 'training'), rows)

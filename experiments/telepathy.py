@@ -2,14 +2,13 @@
 evaluation on 100 episodes.
 
     python -m sigma_jax.sim --task-mix target --episodes 220 --seed 11 --out DATA/target
-    # for --size mid
-    python -m sigma_jax.sim --task-mix base --episodes 240 --seed 12 --out DATA/mix
+    python -m sigma_jax.sim --task-mix base --episodes 240 --seed 12 --out DATA/mix  # --size mid
     python experiments/telepathy.py --data DATA --out runs/telepathy --size mid --minutes 9
 
 A stage that is finished is not repeated, one that was stopped continues. With --minutes the run
 ends by itself before that time, with status 75, and the same command goes on from there: where a
-GPU is lent for minutes, call it again and
-again. Status 0: the report is in OUT/report, its tables and pictures in OUT/results.
+GPU is lent for minutes, call it again and again. Status 0: the report is in OUT/report, its tables
+and figures in OUT/results.
 """
 
 import argparse
@@ -65,13 +64,13 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One command, and the name under which its end is noted; those `beside` each other may run at
+    """One command, and the name under which its end is noted; those that are `parallel` may run at
     the same time.
     """
 
     name: str
     command: tuple[str, ...]
-    beside: bool = False
+    parallel: bool = False
 
 
 def stages(
@@ -122,7 +121,7 @@ def stages(
             f'--config.seed={seed}',
         ]
         yield dataclasses.replace(
-            stage(f'lora{seed}', 'train.py', *lora, f'--workdir={place}'), beside=True
+            stage(f'lora{seed}', 'train.py', *lora, f'--workdir={place}'), parallel=True
         )
     found = [f'--workdir={out / name}' for name in ('rows', 'lora')]
     asked = ['--stress', '--robustness', '--checks', f'--episodes_at_once={2 if quick else 20}']
@@ -217,8 +216,8 @@ def finished(one: Stage, out: pathlib.Path) -> bool:
     note, command = note_of(one, out), ' '.join(one.command[1:])
     if note.exists() and (before := note.read_text()) != command:
         raise UserError(
-            f'stage {one.name}: {out} holds what another command made ({before}); '
-            'choose another --out'
+            f'stage {one.name}: expected what this command makes in {out}, got that of another '
+            f'({before}); choose another --out'
         )
     return note.exists()
 
@@ -229,7 +228,7 @@ def together(todo: Iterator[Stage], at_once: int) -> Iterator[list[Stage]]:
     """
     group: list[Stage] = []
     for one in todo:
-        if group and not (one.beside and group[0].beside and len(group) < at_once):
+        if group and not (one.parallel and group[0].parallel and len(group) < at_once):
             yield group
             group = []
         group.append(one)

@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from sigma_jax.data.shards.directory import Shards, open_shards
     from sigma_jax.data.shards.plan import DataConfig
     from sigma_jax.errors import UserError
-    from sigma_jax.policies.base import Policy
+    from sigma_jax.nn.quant import QuantConfig
     from sigma_jax.policies.base_actions import BaselineConfig
-    from sigma_jax.policies.load import load_policy
+    from sigma_jax.policies.load import Joints, load_policy
+    from sigma_jax.policies.protocol import Policy
     from sigma_jax.sigma import losses
     from sigma_jax.training.config import RunConfig
     from sigma_jax.training.folder import RunFolder
+    from sigma_jax.training.grid import Grid
     from sigma_jax.training.memory_check import Forecast
     from sigma_jax.training.progress import Reporter
     from sigma_jax.training.signals import Stopped
@@ -56,10 +58,13 @@ _HOMES = {
     'DataConfig': 'data.shards.plan',
     'Evaluation': 'api.evaluation',
     'Forecast': 'training.memory_check',
+    'Grid': 'training.grid',
     'Inspection': 'api.preparation',
-    'Policy': 'policies.base',
+    'Joints': 'policies.load',
+    'Policy': 'policies.protocol',
     'Preparation': 'api.preparation',
     'Proof': 'api.conversion',
+    'QuantConfig': 'nn.quant',
     'Reporter': 'training.progress',
     'RunConfig': 'training.config',
     'RunFolder': 'training.folder',
@@ -100,10 +105,13 @@ __all__ = [
     'DataConfig',
     'Evaluation',
     'Forecast',
+    'Grid',
     'Inspection',
+    'Joints',
     'Policy',
     'Preparation',
     'Proof',
+    'QuantConfig',
     'Reporter',
     'RunConfig',
     'RunFolder',

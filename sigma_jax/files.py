@@ -135,7 +135,7 @@ def is_full_disk(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in codes:
         return True
     # ArrayRecord and TensorStore have no error type of their own, only the system's words
-    told = isinstance(error, (RuntimeError, ValueError)) and any(
+    said = isinstance(error, (RuntimeError, ValueError)) and any(
         os.strerror(code) in str(error) for code in codes
     )
-    return told or (error.__cause__ is not None and is_full_disk(error.__cause__))
+    return said or (error.__cause__ is not None and is_full_disk(error.__cause__))

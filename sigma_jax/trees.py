@@ -16,9 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from sigma_jax.errors import UserError, few
-
-PyTree = Any
-
+from sigma_jax.types import PyTree
 
 _joined = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
 
@@ -96,8 +94,8 @@ def select(tree: PyTree, patterns: Iterable[str]) -> PyTree:
     for text, pattern in compiled:
         if not any(pattern.fullmatch(path) for path in paths):
             raise UserError(
-                f'pattern {text!r} matches none of {len(paths)} parameter paths; closest: '
-                f'{closest(text, paths)!r}; write a regular expression that matches whole paths'
+                f'expected a regular expression of whole parameter paths, got pattern {text!r}, '
+                f'which matches none of {len(paths)}; closest: {closest(text, paths)!r}'
             )
     return map_with_path(lambda path, _: any(p.fullmatch(path) for _, p in compiled), tree)
 
@@ -107,7 +105,7 @@ def _compile(pattern: str) -> re.Pattern:
         return re.compile(pattern)
     except re.error as error:
         raise UserError(
-            f'pattern {pattern!r} is no regular expression ({error}); correct it'
+            f'expected a regular expression, got pattern {pattern!r} ({error}); correct it'
         ) from error
 
 
@@ -159,7 +157,8 @@ def check_same(expected: PyTree, got: PyTree, what: str) -> None:
     if kinds := [kind for kind in (missing, unexpected, misshaped) if kind]:
         count = sum(map(len, kinds))
         raise UserError(
-            f'{what} does not fit the model ({count} differences): ' + '; '.join(map(few, kinds))
+            f'{what}: expected the leaves of the model, got {count} differences: '
+            + '; '.join(map(few, kinds))
         )
 
 

@@ -21,6 +21,19 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+__all__ = [
+    'Ablation',
+    'ActionScaling',
+    'Actions',
+    'Batch',
+    'Carry',
+    'Frozen',
+    'Observation',
+    'SigmaOutput',
+    'Telepathy',
+    'to_batch',
+]
+
 PyTree = Any
 
 
@@ -206,17 +219,25 @@ class SigmaOutput:
 class Ablation:
     """Gates as data: 1 keeps a part, 0 removes it, read by `jnp.where`, so all rows share one
     trace.
+
+    Attributes:
+      tau: 0: tau = 0 in everything downstream of pass 1.
+      tau_const: 1: tau is one learned vector, the same for every input.
+      film: 0: v_mod = v_base.
+      memory: 0: m_prev = 0 everywhere.
+      residual: 0: actions = action_std * residual, without a_base.
+      lora: 0: LoRA factors have no effect.
+      hard: 0: no hard-sample term in TRAF.
+      ramp_speed: TSAC: curriculum step = speed * optimiser step; inf: all at once.
     """
 
-    tau: float | Float[Array, ''] = 1.0  # 0: tau = 0 in everything downstream of pass 1
-    # 1: tau is one learned vector, the same for every input
+    tau: float | Float[Array, ''] = 1.0
     tau_const: float | Float[Array, ''] = 0.0
-    film: float | Float[Array, ''] = 1.0  # 0: v_mod = v_base
-    memory: float | Float[Array, ''] = 1.0  # 0: m_prev = 0 everywhere
-    residual: float | Float[Array, ''] = 1.0  # 0: actions = action_std * residual, without a_base
-    lora: float | Float[Array, ''] = 1.0  # 0: LoRA factors have no effect
-    hard: float | Float[Array, ''] = 1.0  # 0: no hard-sample term in TRAF
-    # TSAC: curriculum step = speed * optimiser step; inf: all at once
+    film: float | Float[Array, ''] = 1.0
+    memory: float | Float[Array, ''] = 1.0
+    residual: float | Float[Array, ''] = 1.0
+    lora: float | Float[Array, ''] = 1.0
+    hard: float | Float[Array, ''] = 1.0
     ramp_speed: float | Float[Array, ''] = 1.0
 
 
@@ -237,3 +258,8 @@ def to_batch(arrays: Mapping[str, np.ndarray]) -> Batch:
     return Batch(
         observation=Observation(**inputs), **{'base': np.zeros_like(arrays['actions'])} | rest
     )
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

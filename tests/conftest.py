@@ -44,14 +44,14 @@ def pytest_runtest_teardown(item, nextitem):
 
 
 def pytest_sessionfinish(session):
-    """A worker tells what it took."""
+    """A worker says what it took."""
     if hasattr(session.config, 'workeroutput'):
         session.config.workeroutput['peak'] = room.peak()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    """What a worker told is kept for the last line."""
+    """What a worker reported is kept for the last line."""
     node.config.stash.setdefault(peaks, []).append(getattr(node, 'workeroutput', {}).get('peak', 0))
 
 

@@ -1,10 +1,10 @@
-"""A reporter that remembers what it was told."""
+"""A reporter that remembers what it received."""
 
 from sigma_jax.training.progress import Silent
 
 
 class Listener(Silent):
-    """`lines` in the order of their telling; bars are not kept."""
+    """`lines` in the order in which they came; bars are not kept."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []

@@ -87,8 +87,8 @@ def _own_peak() -> int:
     """
     status = PROC / 'self' / 'status'
     lines = status.read_text().splitlines() if status.is_file() else []
-    told = (1024 * int(line.split()[1]) for line in lines if line.startswith('VmHWM:'))
-    return next(told, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    said = (1024 * int(line.split()[1]) for line in lines if line.startswith('VmHWM:'))
+    return next(said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 class Keeper:

@@ -18,6 +18,7 @@ from sigma_jax.backbones import pi05
 from sigma_jax.nn import lora
 from sigma_jax.objectives.sigma import init_sigma
 from sigma_jax.training.devices import Devices
+from sigma_jax.training.grid import Grid
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Frozen
 from tests import small_sigma as small
@@ -30,7 +31,10 @@ def setting():
     sizes = model.sizes(0.1)
     batch = model.small_batch(sizes.vision.image_size)
     params = model.noisy(jax.jit(lambda key: pi05.init_params(key, sizes))(jax.random.key(0)))
-    frozen, objective = Frozen(wide(params), wide(small.frozen().scaling)), model.sigma_goal(sizes)
+    frozen, objective = (
+        Frozen(wide(params), wide(small.frozen().scaling)),
+        model.sigma_objective(sizes),
+    )
     init = jax.jit(lambda key: init_sigma(key, objective, frozen, batch))
 
     def start(seed):
@@ -47,7 +51,7 @@ def setting():
 def main(count):
     """Side by side on all devices, `count` members at a time, against the plain step."""
     objective, frozen, batch, starts = setting()
-    members = stacked.grid(dict(config.get_config().to_dict()['rows']), SEEDS)
+    members = stacked.cross(Grid.from_dict(config.get_config()).rows, SEEDS)
     one = make_step(objective, OPTIMIZER)
     devices = Devices(jax.devices())
     rows = devices.shard_batch(stacked.start([starts[m.seed] for m in members]))

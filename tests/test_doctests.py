@@ -33,9 +33,9 @@ def test_an_example_gives_what_it_says(test, tmp_path, monkeypatch):
     for folder in ('assets', 'tests'):  # examples name what is embedded, and write beside it
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)
-    told: list[str] = []
+    said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=FLAGS, verbose=False)
-    assert runner.run(test, out=told.append).failed == 0, ''.join(told)
+    assert runner.run(test, out=said.append).failed == 0, ''.join(said)
 
 
 def test_every_example_of_a_file_is_found():
@@ -46,11 +46,11 @@ def test_every_example_of_a_file_is_found():
         assert len(lines) == sum(len(test.examples) for test in examples(file)), file
 
 
-def test_an_example_that_fails_is_told():
+def test_an_example_that_fails_is_reported():
     wrong = doctest.DocTestParser().get_doctest('>>> 1 + 1\n3\n', {}, 'wrong', 'wrong.py', 0)
-    told: list[str] = []
-    failed = doctest.DocTestRunner(optionflags=FLAGS).run(wrong, out=told.append).failed
-    assert failed == 1 and 'Expected:\n    3' in ''.join(told)
+    said: list[str] = []
+    failed = doctest.DocTestRunner(optionflags=FLAGS).run(wrong, out=said.append).failed
+    assert failed == 1 and 'Expected:\n    3' in ''.join(said)
 
 
 def test_examples_are_imported_from_this_repository():

@@ -49,8 +49,10 @@ def repository():
 
 
 def test_structure_is_at_its_limits(repository):
-    told = [count.told for count in house.counts(repository, house.read_settings()) if count.told]
-    assert not told, '\n'.join(told)
+    message = [
+        count.message for count in house.counts(repository, house.read_settings()) if count.message
+    ]
+    assert not message, '\n'.join(message)
 
 
 def test_names_that_counts_go_by_are_there(repository):
@@ -76,8 +78,8 @@ def test_targets_are_no_higher_than_limits():
     ],
 )
 def test_a_count_may_neither_grow_nor_fall_unrecorded(now, said):
-    told = house.Count('doors', 'doors', now, 3, 1, (house_tree.Place('a.py', 1, 'x'),)).told
-    assert told.endswith(said) and bool(told) == bool(said)
+    message = house.Count('doors', 'doors', now, 3, 1, (house_tree.Place('a.py', 1, 'x'),)).message
+    assert message.endswith(said) and bool(message) == bool(said)
 
 
 def test_below_its_target_a_count_is_free(tmp_path):
@@ -85,9 +87,9 @@ def test_below_its_target_a_count_is_free(tmp_path):
     path.write_text('rooms = [30, 22]\n')
     fallen = house.Count('rooms', 'rooms', 20, 30, 22, ())
     house.lower([fallen], path)
-    assert fallen.told and path.read_text() == 'rooms = [22, 22]\n'
-    assert not any(house.Count('rooms', 'rooms', now, 22, 22, ()).told for now in (20, 22))
-    assert house.Count('rooms', 'rooms', 23, 22, 22, ()).told
+    assert fallen.message and path.read_text() == 'rooms = [22, 22]\n'
+    assert not any(house.Count('rooms', 'rooms', now, 22, 22, ()).message for now in (20, 22))
+    assert house.Count('rooms', 'rooms', 23, 22, 22, ()).message
 
 
 def test_lower_records_what_has_fallen_and_nothing_else(tmp_path):
@@ -196,6 +198,10 @@ def test_circles(tmp_path):
         "def f(c):\n    return c['x']\ndef g(d):\n    f(c=d)\ng(run.config)",
         "class A:\n    def __init__(self, c):\n        self.x = c['x']\nA(run.config)",
         "def f(config):\n    def g():\n        return config['x']",
+        "class A:\n    @classmethod\n    def f(cls, config):\n        return config['x']",
+        "class A:\n    @classmethod\n    def f(cls, config):\n        cls.x = config['x']",
+        'class A:\n    @classmethod\n    def f(cls, config):\n'
+        "        if config['x']:\n            return A()\n        return cls()",
     ],
 )
 def test_a_read_of_config_is_found_whatever_it_is_called(tmp_path, text):
@@ -256,6 +262,11 @@ def test_reads_are_followed_into_other_modules_and_left_out_where_they_belong(tm
         ("GROUPS[config['objective']]", 1),
         ("kind = config['objective']\nkind == 'sigma'", 1),
         ("x == 'flow_matching'", 1),
+        ('config.objective in OF_POLICY', 1),
+        ("config.get('objective') not in (*OTHERS, 'sigma')", 1),
+        ('config.objective in (FIRST, kinds.SECOND)', 1),
+        ('run.objective == kinds.SIGMA', 1),
+        ('run.objective in names', 0),
         (
             "match config.objective:\n case 'sigma': pass\n case 'a' | 'b': pass\n case _: pass",
             2,
@@ -322,14 +333,17 @@ MAKES = 'from sigma_jax import assembly\n'
         (OPENS + MAKES + 'class Run:\n x = source.open_source(), assembly.make_objective()', []),
         (OPENS + 'def measure() -> Report: source.open_source()', []),
         (OPENS + 'def _inner() -> Base: source.open_source()', []),
-        (OPENS + 'def describe() -> Base: source.open_source()\ndef f() -> Base: describe()', []),
+        (
+            OPENS + 'def describe() -> Base: source.open_source()\ndef f() -> int: describe()',
+            ['describe'],
+        ),
         ('from sigma_jax.other import open_source\ndef f() -> Base: open_source()', []),
     ],
 )
 def test_doors(tmp_path, text, doors):
     weights = 'def open_source() -> Source: pass'
     found = build(tmp_path, one=text, weights__source=weights, **PRIMITIVES)
-    names = ['source.open_source'], ['describe'], ['Base', 'Source'], MADE
+    names = ['source.open_source'], ['Base', 'Source'], MADE
     places = house_built.doors(found, *names)
     assert sorted(place.what.split()[0] for place in places) == doors
 
@@ -429,6 +443,30 @@ ARGS = '"""One.\n\n    Args:\n      a: one\n        more: of it.\n      b: two.\
 )
 def test_functions_whose_args_are_not_their_parameters(tmp_path, text, count):
     assert len(house_prose.undescribed(one_module(tmp_path, text))) == count
+
+
+GIVES = '"""One.\n\n    Args:\n      a: one.\n\n    Returns:\n      Two.\n    """'
+CONTEXT = '@contextlib.contextmanager\ndef f(a)'
+
+
+@pytest.mark.parametrize(
+    ('text', 'count'),
+    [
+        ('def f(a) -> int:\n    """Of `a`."""', 1),
+        ('def f(a) -> int:\n    """Returns one."""', 1),
+        (f'def f(a) -> int:\n    {GIVES}', 0),
+        (f'def f(a) -> Iterator[int]:\n    {GIVES.replace("Returns", "Yields")}', 0),
+        ('def f(a): pass\ndef g(a) -> None: pass\ndef _h(a) -> int: pass', 0),
+        ('def f() -> int:\n    """One."""', 0),  # takes nothing: its first line says it
+        (f'{CONTEXT} -> Iterator[None]:\n    """Of `a`."""', 0),
+        (f'{CONTEXT} -> Iterator[int]:\n    """Of `a`."""', 1),
+        ('def f(a) -> Iterator[None]:\n    """Of `a`."""', 1),
+        ('class A:\n    def __init__(self, a) -> None: pass\n    def f(self) -> int: pass', 0),
+        ('class A:\n    def __call__(self, a) -> int: pass', 1),
+    ],
+)
+def test_functions_that_do_not_say_what_they_return(tmp_path, text, count):
+    assert len(house_prose.unreturned(one_module(tmp_path, text))) == count
 
 
 SAID = '"""One.\n\n    Raises:\n      UserError: something.\n    """'

@@ -81,7 +81,7 @@ def test_inputs_follow_the_seed_and_hold_what_a_comparison_needs(tool):
         and -1 <= one['up'].min() < -0.5 < 0.5 < one['up'].max() <= 1
     )
     neighbours = np.corrcoef(one['up'][:, 1:].ravel(), one['up'][:, :-1].ravel())[0, 1]
-    assert 0.8 < neighbours < 0.99  # a picture with noise, not noise
+    assert 0.8 < neighbours < 0.99  # an image with noise, not noise
     assert (one['time'] > 0).all() and (one['time'] < 1).all()
 
 

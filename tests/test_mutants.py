@@ -1,4 +1,4 @@
-"""The list of planted bugs stays alive while code moves, and the program that plants them tells
+"""The list of planted bugs stays alive while code moves, and the program that plants them says
 found from missed.
 """
 
@@ -38,14 +38,14 @@ def test_bugs_of_every_part_are_there_and_few_are_left():
     )
 
 
-def test_a_list_that_cannot_be_run_is_told(tmp_path):
+def test_a_list_that_cannot_be_run_is_reported(tmp_path):
     (tmp_path / 'code.py').write_text('x = 1\ny = 1\n')
     (tmp_path / 'test_code.py').write_text('def test_x():\n    pass\n')
 
-    def told(old='x = 1', new='x = 2', tests=('test_code.py::test_x',), file='code.py'):
+    def said(old='x = 1', new='x = 2', tests=('test_code.py::test_x',), file='code.py'):
         return mutants.problems([mutants.Mutant('m', file, old, new, 'x', tests)], tmp_path)
 
-    assert told() == [] and told(tests=('test_code.py', 'test_code.py::test_x[a-1]')) == []
+    assert said() == [] and said(tests=('test_code.py', 'test_code.py::test_x[a-1]')) == []
     for bad in (
         {'old': '= 1'},
         {'old': 'z'},
@@ -55,7 +55,7 @@ def test_a_list_that_cannot_be_run_is_told(tmp_path):
         {'tests': ('test_code.py::test_y',)},
         {'tests': ('none.py',)},
     ):
-        assert len(told(**bad)) == 1, bad
+        assert len(said(**bad)) == 1, bad
     one = mutants.Mutant('m', 'code.py', 'x = 1', 'x = 2', 'x', ('test_code.py',))
     assert mutants.problems([one, one], tmp_path) == ['m: expected one mutant of that name, got 2']
 

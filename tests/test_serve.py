@@ -19,7 +19,7 @@ from sigma_jax.api.serving import ServingConfig, camera_names, openpi_settings, 
 from sigma_jax.cli.tables import show_serving_forecast
 from sigma_jax.convert.base_policy import open_base
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import PolicySpec
+from sigma_jax.policies.protocol import PolicySpec
 from sigma_jax.policies.serving.openpi.keys import parse_keys
 from sigma_jax.processing.spec import ProcessorConfig
 from tests.policies.acting import TOKENIZER, observation

@@ -44,14 +44,14 @@ def test_a_pattern_that_fits_the_beginning_of_a_path_does_not_select_it():
 @pytest.mark.parametrize('pattern', ['w', 'a/b.*x', 'a/bia'])
 def test_a_pattern_that_matches_nothing_names_the_closest_path(pattern):
     with pytest.raises(
-        UserError, match='matches none of 3 parameter paths; closest: .*(w|bias)'
+        UserError, match='got pattern .*, which matches none of 3; closest: .*(w|bias)'
     ) as caught:
         trees.select(TREE, ['b/w', pattern])
     assert repr(pattern) in str(caught.value)
 
 
 def test_a_pattern_that_is_no_expression_is_a_user_error():
-    with pytest.raises(UserError, match=r"pattern '\(a' is no regular expression"):
+    with pytest.raises(UserError, match=r"expected a regular expression, got pattern '\(a'"):
         trees.select(TREE, ['(a'])
 
 
@@ -65,7 +65,7 @@ def test_check_same_lists_every_difference():
     with pytest.raises(UserError) as caught:
         trees.check_same(TREE, other, 'the file')
     text = str(caught.value)
-    assert text.startswith('the file does not fit the model (3 differences)')
+    assert text.startswith('the file: expected the leaves of the model, got 3 differences: ')
     for part in (
         'missing a/bias (3,)',
         'unexpected c (1,)',

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from absl import logging
 
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices

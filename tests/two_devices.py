@@ -16,7 +16,7 @@ import numpy as np
 jnp.float32 = jnp.float64  # before the model is imported
 
 from sigma_jax.backbones import pi05  # noqa: E402
-from sigma_jax.convert.base_policy import ModelConfig  # noqa: E402
+from sigma_jax.convert.load_base import ModelConfig  # noqa: E402
 from sigma_jax.nn import lora  # noqa: E402
 from sigma_jax.objectives.flow_matching import FlowMatching  # noqa: E402
 from sigma_jax.objectives.sigma import SigmaObjective, init_sigma  # noqa: E402
@@ -86,7 +86,7 @@ def sizes(dropout):
     return ModelConfig.from_section(small_run.MODEL | {'dtype': 'float64'}).build(factors)
 
 
-def sigma_goal(config):
+def sigma_objective(config):
     """Sigma's heads as small."""
     settings = small_run.SIGMA | {'trajectory_blocks': 2}  # so that their scan is compared too
     heads = SigmaConfig(
@@ -148,7 +148,7 @@ def sigma():
     config = sizes(0.1)
     batch = small_batch(config.vision.image_size)
     trainable, frozen, _ = flow(config, batch)
-    objective, factors = sigma_goal(config), {'PaliGemma': trainable['lora']['PaliGemma']}
+    objective, factors = sigma_objective(config), {'PaliGemma': trainable['lora']['PaliGemma']}
     init = jax.jit(lambda f, b: init_sigma(jax.random.key(2), objective, f, b))
     trainable = {'sigma': noisy(init(frozen, batch)), 'lora': factors}
     one, two = (train(objective, trainable, frozen, batch, count) for count in (1, 2))

@@ -26,9 +26,9 @@ def read_settings(flags: argparse.Namespace) -> dict:
     settings: dict = {'image_size': 224, 'patch_size': 14, 'vocab_size': 257152, 'text_length': 200}
     settings |= {'action_dim': 32, 'action_horizon': 50, 'num_steps': 10}
     folder = pathlib.Path(flags.checkpoint)
-    beside = (folder if folder.is_dir() else folder.parent) / 'config.json'
-    if beside.is_file():
-        settings |= sizes_of(read_json(beside), settings)
+    settings_file = (folder if folder.is_dir() else folder.parent) / 'config.json'
+    if settings_file.is_file():
+        settings |= sizes_of(read_json(settings_file), settings)
     if flags.library != 'lerobot' and flags.config:
         settings |= sizes_of(vars(openpi_model(flags.config)), settings)
     if flags.tiny_config:
@@ -50,7 +50,7 @@ def read_json(file: pathlib.Path) -> dict:
 
 
 def sizes_of(stored: dict, known: dict) -> dict:
-    """The sizes that a config of a fixture, of LeRobot or of openpi tells, under the names of
+    """The sizes that a config of a fixture, of LeRobot or of openpi holds, under the names of
     `known`.
     """
     found = {RENAMED.get(key, key): value for key, value in stored.items()}

@@ -49,12 +49,12 @@ class Count:
         return min(self.limit, max(self.now, self.target))
 
     @property
-    def told(self) -> str:
+    def message(self) -> str:
         """What is wrong with it, '' for nothing."""
         if self.now > self.limit:
             where = '\n  '.join(str(place) for place in self.places[:20])
-            wanted = f'expected at most {self.limit} {self.title}'
-            return f'{self.name}: {wanted}, got {self.now}; bring it down:\n  {where}'
+            expected = f'expected at most {self.limit} {self.title}'
+            return f'{self.name}: {expected}, got {self.now}; bring it down:\n  {where}'
         if self.lowest < self.limit:
             return (
                 f'{self.name}: expected {self.limit}, as tools/house.toml has it, got {self.now}; '
@@ -107,8 +107,14 @@ def counts(house: House, settings: dict[str, Any]) -> list[Count]:
     )
     assembled = made, names['policies'], edge
     add_places('assemblies', 'places that assemble a run', house_built.assemblies, *assembled)
-    opened = names['opened'], names['unread'], names['gives'], made
-    add_places('doors', 'doors that load a base', house_built.doors, *opened)
+    opened = names['opened']
+    add_places('doors', 'doors that load a base', house_built.doors, opened, names['gives'], made)
+    add_places(
+        'bare_weights',
+        'functions that load weights alone',
+        house_built.doors,
+        *(opened, names['bare'], made),
+    )
     add_most(
         'positional', 'positional parameters of a public function', house_counts.positional(house)
     )
@@ -127,6 +133,9 @@ def counts(house: House, settings: dict[str, Any]) -> list[Count]:
     add_places(
         'args', 'public functions whose Args are not their parameters', house_prose.undescribed
     )
+    add_places(
+        'returns', 'public functions that do not say what they return', house_prose.unreturned
+    )
     add_places('raises', 'public functions with an unsaid UserError', house_prose.unraised)
     share = f'{settings["tests_percent"]} % of sigma_jax/ (now {100 * tests // package} %)'
     add('tests', f'lines of tests short of {share}', max(floor - tests, 0), [])
@@ -136,7 +145,7 @@ def counts(house: House, settings: dict[str, Any]) -> list[Count]:
 def stale(house: House, settings: dict[str, Any]) -> list[str]:
     """Names in house.toml that lead nowhere: counts by them would be right by accident."""
     names = settings['names']
-    defined = [names[group] for group in ('made', 'policies', 'opened', 'unread', 'gives')]
+    defined = [names[group] for group in ('made', 'policies', 'opened', 'gives', 'bare')]
     gone = house_built.unknown(house, itertools.chain(*defined))
     gone += [
         name
@@ -188,7 +197,7 @@ def main() -> int:
     if given.lower:
         lower(found)
         return 1 if gone or any(count.now > count.limit for count in found) else 0
-    return 1 if gone or any(count.told for count in found) else 0
+    return 1 if gone or any(count.message for count in found) else 0
 
 
 if __name__ == '__main__':

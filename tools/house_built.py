@@ -8,7 +8,8 @@ from house_tree import House, Module, Place, definitions, ends_as, within
 
 
 def objective_names(house: House, edge: list[str]) -> list[Place]:
-    """Comparisons of the objective's name with a text, cases of a match, lookups by it.
+    """Comparisons of the objective's name with a text, with texts that are written there or have a
+    constant's name, cases of a match, lookups by it.
 
     It is what is called `objective` (a name, an attribute, a key), or was assigned from such.
     """
@@ -42,7 +43,11 @@ def asked(node: ast.AST, named: set[str]) -> list[ast.AST]:
 
     def text(one: ast.AST) -> bool:
         inner = one.elts if isinstance(one, ast.Tuple | ast.List | ast.Set) else [one]
-        return all(isinstance(x, ast.Constant) and isinstance(x.value, str) for x in inner)
+        inner = [x.value if isinstance(x, ast.Starred) else x for x in inner]
+        return all(
+            is_constant(x) or (isinstance(x, ast.Constant) and isinstance(x.value, str))
+            for x in inner
+        )
 
     match node:
         case ast.Compare(left=left, comparators=others):
@@ -65,6 +70,14 @@ def asked(node: ast.AST, named: set[str]) -> list[ast.AST]:
         case ast.Subscript(slice=key, ctx=ast.Load()) if is_objective(key, named):
             return [node]
     return []
+
+
+def is_constant(node: ast.AST) -> bool:
+    """Whether an expression is a name in capitals, its own or another module's."""
+    match node:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name.isupper()
+    return False
 
 
 def calls_of(
@@ -106,13 +119,11 @@ def assemblies(house: House, made: list[str], policies: list[str], edge: list[st
     return list(found.values())
 
 
-def doors(
-    house: House, opened: list[str], unread: list[str], gives: list[str], made: list[str]
-) -> list[Place]:
+def doors(house: House, opened: list[str], gives: list[str], made: list[str]) -> list[Place]:
     """Public functions that call one of `opened`, or another door, and return one of `gives`.
 
-    Those that leave the weights `unread` are none. A class that opens a base is a door too, unless
-    it goes on to make a run of it.
+    Whether the weights are read at once or later makes no difference. A class that opens a base is
+    a door too, unless it goes on to make a run of it.
     """
     known = set(opened)
     places: dict[str, Place] = {}
@@ -120,7 +131,7 @@ def doors(
     while before != (before := len(places)):
         for module, node in definitions(house):
             path = f'{module.name}.{node.name}'
-            hidden = node.name.startswith('_') or is_one_of(path, [*opened, *unread])
+            hidden = node.name.startswith('_') or is_one_of(path, opened)
             if hidden or not any(calls_of(house, module, node, known)):
                 continue
             if isinstance(node, ast.ClassDef):

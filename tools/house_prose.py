@@ -1,4 +1,6 @@
-"""Docstrings: public functions that say nothing about a parameter, or about an error they raise."""
+"""Docstrings: public functions that say nothing about a parameter, about what they return, or about
+an error they raise.
+"""
 
 import ast
 import re
@@ -32,6 +34,28 @@ def unraised(house: House) -> list[Place]:
     ]
 
 
+def unreturned(house: House) -> list[Place]:
+    """Public functions of something that return something and have neither `Returns` nor `Yields`.
+
+    One that takes nothing may say in its first line what it gives.
+    """
+    return [
+        module.place(node, f'{node.name} returns {ast.unparse(node.returns)}')
+        for module, node, docs in documented(house)
+        if node.returns and gives(node) and parameters(node)
+        if not sections(docs) & {'Returns', 'Yields'}
+    ]
+
+
+def gives(node: Function) -> bool:
+    """Whether a function returns something, or its context gives something to a `with`."""
+    if node.name == '__init__' or node.returns is None:
+        return False
+    own = ast.unparse(node.returns)
+    context = any(ast.unparse(m).endswith('contextmanager') for m in node.decorator_list)
+    return own not in ('None', 'NoReturn') and not (context and own == 'Iterator[None]')
+
+
 def documented(house: House) -> Iterator[tuple[Module, Function, list[str]]]:
     """(module, public function, its docstring), `__init__` with its class's docstring before."""
     for module, node, method in public_functions(house):
@@ -54,6 +78,13 @@ def parameters(node: Function) -> set[str]:
     names |= {f'*{given.vararg.arg}'} if given.vararg else set()
     names |= {f'**{given.kwarg.arg}'} if given.kwarg else set()
     return {name for name in names - {'self', 'cls'} if not name.lstrip('*').startswith('_')}
+
+
+def sections(docs: list[str]) -> set[str]:
+    """Headings of some docstrings."""
+    return {
+        found[1] for text in docs for line in text.splitlines() if (found := SECTION.match(line))
+    }
 
 
 def entries(docs: list[str], section: str) -> set[str]:

@@ -5,8 +5,8 @@ A config is what is named so (`config`, `run.config`, `settings`), what comes ou
 and a parameter that takes a mapping and is given one somewhere; meta likewise, except that what
 comes out of it is a value. A read is `x['key']`, `x[KEY]` or `x.get('key')`;
 `config['log']['every']` is one. Not counted: foreign files that are called config too, the edge
-where config dictionaries end (house.toml lists both), and class methods, in which a typed object
-reads its own file.
+where config dictionaries end (house.toml lists both), and class methods that return what `cls`
+makes: in those a typed object reads its own file.
 """
 
 import ast
@@ -152,7 +152,7 @@ class Reads:
         for node in nodes:
             self.note(module, node, known)
         for node in inner:
-            if not is_class_method(node):
+            if not is_typed_reader(node):
                 self.scope(module, node, known, f'{path}.{node.name}')
 
     def note(self, module: Module, node: ast.AST, known: Known) -> None:
@@ -190,10 +190,14 @@ class Reads:
         return []
 
 
-def is_class_method(node: ast.AST) -> bool:
-    """Whether a definition is marked as one."""
-    return isinstance(node, Function) and any(
-        ast.unparse(mark) == 'classmethod' for mark in node.decorator_list
+def is_typed_reader(node: ast.AST) -> bool:
+    """Whether a definition is a class method that returns what `cls` makes, and nothing else."""
+    if not isinstance(node, Function) or 'classmethod' not in map(ast.unparse, node.decorator_list):
+        return False
+    given = [one.value for one in ast.walk(node) if isinstance(one, ast.Return)]
+    return bool(given) and all(
+        isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id == 'cls'
+        for one in given
     )
 
 

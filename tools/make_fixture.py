@@ -1,4 +1,4 @@
-"""Makes a parity fixture of a pi0.5 checkpoint inside your own LeRobot or openpi installation.
+r"""Makes a parity fixture of a pi0.5 checkpoint inside your own LeRobot or openpi installation.
 
     python make_fixture.py --library lerobot --checkpoint outputs/train/last/pretrained_model \
         --out fixture
@@ -7,8 +7,8 @@
     python make_fixture.py --library openpi-pytorch --checkpoint model.safetensors --out fixture
 
 Random camera frames, prompt ids, actions and noise go through the library's own modules, and what
-these compute is
-written down: `inputs.npz`, `outputs.npz`, `config.json`. Then, where sigma_jax is installed,
+these compute is written down: `inputs.npz`, `outputs.npz`, `config.json`. Then, where sigma_jax is
+installed,
 
     python convert_weights.py verify --checkpoint CHECKPOINT --fixture fixture
 

@@ -1,4 +1,4 @@
-"""Plants bugs one at a time and tells which tests find them: `python tools/mutants.py --jobs=2`,
+"""Plants bugs one at a time and says which tests find them: `python tools/mutants.py --jobs=2`,
 half an hour at most.
 
 A bug is an edit of a line or two, listed in `tools/mutants/*.toml` with the tests that must fail
@@ -62,7 +62,7 @@ class Result:
     """
 
     outcome: str
-    told: str
+    said: str
     seconds: float
 
 
@@ -77,8 +77,8 @@ def read_mutants(folder: pathlib.Path = LISTS) -> list[Mutant]:
 
 
 def problems(mutants: list[Mutant], root: pathlib.Path = ROOT) -> list[str]:
-    """What keeps the list from being run: names told twice, texts that do not stand once, tests
-    that are not there.
+    """What keeps the list from being run: names that stand twice, texts that do not stand once,
+    tests that are not there.
     """
     names = collections.Counter(mutant.name for mutant in mutants)
     found = [
@@ -231,7 +231,7 @@ class Pool:
                     os.killpg(process, signal.SIGKILL)
                 ended, _, used = os.wait4(process, 0 if seconds > LONGEST else os.WNOHANG)
                 if ended:
-                    # of a processor: the clock tells of other work too
+                    # of a processor: the clock counts other work too
                     seconds = used.ru_utime + used.ru_stime
                     del self.running[process]
                     self.free.append(one.place)
@@ -244,7 +244,7 @@ class Pool:
 def run_all(
     work: list[tuple[str, tuple[str, ...], Mutant | None]], jobs: int, folder: pathlib.Path
 ) -> dict[str, Result]:
-    """Runs every (name, tests, mutant), telling progress and how long the rest may take."""
+    """Runs every (name, tests, mutant), reporting progress and how long the rest may take."""
     pool, found, started, todo = Pool(folder, jobs), {}, time.monotonic(), list(reversed(work))
     while todo or pool.running:
         while todo and pool.free:
@@ -255,8 +255,8 @@ def run_all(
         outcome = (
             'passed' if result.outcome == 'missed' and name.startswith(AS_IT_IS) else result.outcome
         )
-        told = f'{len(found)}/{len(work)} {name}: {outcome} {result.told} ({result.seconds:.0f} s)'
-        print(f'{told}; about {rest / 60:.0f} min left', file=sys.stderr, flush=True)
+        said = f'{len(found)}/{len(work)} {name}: {outcome} {result.said} ({result.seconds:.0f} s)'
+        print(f'{said}; about {rest / 60:.0f} min left', file=sys.stderr, flush=True)
     return found
 
 
@@ -266,9 +266,9 @@ def table(mutants: list[Mutant], results: dict[str, Result]) -> str:
     for mutant in mutants:
         result = results[mutant.name]
         by = (
-            f'`{result.told}`'
+            f'`{result.said}`'
             if result.outcome == 'found'
-            else mutant.left or result.told or ', '.join(mutant.tests)
+            else mutant.left or result.said or ', '.join(mutant.tests)
         )
         lines.append(
             f'| {mutant.name} | {mutant.breaks} | {result.outcome} | {by} | {result.seconds:.0f} |'
@@ -305,8 +305,8 @@ def main() -> int:
     if given.list:
         print('\n'.join(f'{mutant.name:32} {mutant.file:36} {mutant.breaks}' for mutant in mutants))
         return 0
-    if told := problems(mutants):
-        print('\n'.join(told), file=sys.stderr)
+    if said := problems(mutants):
+        print('\n'.join(said), file=sys.stderr)
         return 2
     return run(mutants, max(given.jobs, 1), not given.nobaseline)
 
@@ -332,7 +332,7 @@ def run(mutants: list[Mutant], jobs: int, baseline: bool) -> int:
             folder,
         )
         if wrong := [
-            f'{name}: {result.told or result.outcome}'
+            f'{name}: {result.said or result.outcome}'
             for name, result in before.items()
             if result.outcome != 'missed'
         ]:

@@ -7,7 +7,7 @@ same order. The frozen weights, and what they make of a batch, are there once fo
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -17,7 +17,6 @@ from flax import struct
 from jaxtyping import Array, Int
 
 from sigma_jax.errors import UserError
-from sigma_jax.settings import is_a
 from sigma_jax.types import Ablation, Batch, Frozen, PyTree
 
 Step = Callable[[PyTree, Frozen, Batch, Ablation], tuple[PyTree, dict[str, Array]]]
@@ -48,43 +47,18 @@ class StackedState:
         return int(np.max(jax.device_get(self.state.step)))
 
 
-def grid(rows: Mapping[str, Mapping[str, float]], seeds: Iterable[int]) -> list[Member]:
+def cross(rows: Iterable[tuple[str, Ablation]], seeds: Iterable[int]) -> list[Member]:
     """All rows with all seeds, the seeds of a row next to each other.
 
     Args:
-      rows: {name: the gates that it changes}.
+      rows: names and their gates.
       seeds: of each row.
 
     Returns:
       The members.
-
-    Raises:
-      UserError: a gate that does not exist, a name that is no folder's, a seed that comes twice, or
-        none.
     """
-    seeds = list(seeds)
-    if not rows or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(
-            f'ablations: expected rows and different seeds, got {len(rows)} rows and seeds {seeds}'
-        )
-    if wrong := [seed for seed in seeds if not is_a(int, seed)]:
-        raise UserError(f'ablations: expected whole numbers as seeds, got {wrong[0]!r}; correct it')
-    known = sorted(Ablation.__dataclass_fields__)
-    for name, changes in rows.items():
-        if unknown := sorted(set(changes) - set(known)):
-            raise UserError(
-                f'ablations: row {name!r} expects gates out of {known}, got '
-                f'{unknown}; correct its name'
-            )
-        if not name.isidentifier():
-            raise UserError(
-                f'ablations: expected a name of letters, digits and _, got {name!r}; rename the row'
-            )
-    gates = {
-        name: Ablation(**{k: float(v) for k, v in changes.items()})
-        for name, changes in rows.items()
-    }
-    return [Member(name, seed, gates[name]) for name in rows for seed in seeds]
+    seeds = tuple(seeds)
+    return [Member(name, seed, gates) for name, gates in rows for seed in seeds]
 
 
 def stack(trees: Iterable[PyTree]) -> PyTree:

@@ -29,8 +29,9 @@ from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.training import loop
 from sigma_jax.training.checkpoints import Checkpoints, parameter_count
-from sigma_jax.training.config import Grid, RunConfig, numbers
+from sigma_jax.training.config import RunConfig
 from sigma_jax.training.folder import RunFolder
+from sigma_jax.training.grid import Grid
 from sigma_jax.training.logs import TrainLog
 from sigma_jax.training.progress import SILENT, Bars, Reporter
 from sigma_jax.types import Batch
@@ -64,15 +65,18 @@ class AblationResult:
 
 
 def train(
-    config: RunConfig, grid: Mapping, workdir: str | pathlib.Path, reporter: Reporter = SILENT
+    config: RunConfig, grid: Grid, workdir: str | pathlib.Path, reporter: Reporter = SILENT
 ) -> AblationResult:
     """Trains all members to `config.steps`, continuing from the newest checkpoint in `workdir`.
 
     Args:
       config: every setting but gates and seed.
-      grid: what a file such as configs/ablations.py returns.
+      grid: rows and seeds.
       workdir: the work folder of all.
       reporter: receives what is trained, and how far it is.
+
+    Returns:
+      Folders, states and last losses of all members.
 
     Raises:
       UserError: as `trainer.train` does, and when no member is left.
@@ -82,7 +86,7 @@ def train(
     setup.check(config)
 
     def make() -> AblationRun:
-        return AblationRun(config, members, grid.get('at_once', 0))
+        return AblationRun(config, members, grid.at_once)
 
     with loop.opened(config, workdir, make, reporter) as (run, folder):
         loop.work(
@@ -94,35 +98,20 @@ def train(
     return AblationResult(folder, tuple(members), run.state, losses)
 
 
-def with_grid(config: RunConfig, grid: Mapping) -> tuple[RunConfig, list[Member]]:
+def with_grid(config: RunConfig, grid: Grid) -> tuple[RunConfig, list[Member]]:
     """The config with all rows and seeds in it.
 
     Args:
       config: of the run.
-      grid: what a file such as configs/ablations.py returns.
+      grid: rows and seeds.
 
     Returns:
-      config: completed.
+      config: completed; how many are computed at a time is no part of it.
       members: rows and seeds.
-
-    Raises:
-      UserError: a grid that cannot be meant.
     """
-    if missing := {'rows', 'seeds'} - set(grid):
-        raise UserError(
-            'config.ablations: expected a file with rows and seeds, got none of '
-            f'{sorted(missing)} in it'
-        )
-    own = dataclasses.asdict(config.ablation)
-    rows = {
-        name: numbers(own | dict(changes), 'ablations')
-        for name, changes in dict(grid['rows']).items()
-    }
-    members = stacked.grid(rows, grid['seeds'])
-    made = {member.row: member.gates for member in members}
-    return dataclasses.replace(
-        config, ablations=Grid(tuple(made.items()), tuple(grid['seeds']))
-    ), members
+    recorded = dataclasses.replace(grid, at_once=0)
+    members = stacked.cross(grid.rows, grid.seeds)
+    return dataclasses.replace(config, ablations=recorded), members
 
 
 def place(folder: RunFolder, member: Member) -> RunFolder:
@@ -152,13 +141,16 @@ class Many:
         self._logs: list[TrainLog] = []
         self._metrics: Mapping[str, jax.Array] = {}
         self._alive: list[int] = []
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
 
     def announce(self, folder: RunFolder) -> Iterator[str]:
         """One line on what is trained, on what, how.
 
         Args:
           folder: where they are trained.
+
+        Yields:
+          The line.
         """
         run, count = self.run, len(self.run.members)
         parts = parameter_count(run.state.state.trainable).items()
@@ -201,26 +193,29 @@ class Many:
         """
         failed = np.asarray(self.run.state.failed)
         stopped = [m for m, step in enumerate(failed) if step != ALIVE]
-        for m in sorted(set(stopped) - self._told):
+        for m in sorted(set(stopped) - self._reported):
             member = self.run.members[m]
             self.reporter.say(
                 f'{member.row}, seed {member.seed}: loss or gradient is no number at step '
                 f'{failed[m]}; it stays as it was before that step, the others go on'
             )
-        self._told |= set(stopped)
+        self._reported |= set(stopped)
         if len(stopped) == len(failed):
             raise UserError(
                 f'step {max(failed)}: expected a finite loss in some row, got none in all '
                 f'{len(failed)}; the last checkpoint is intact: lower optimizer rates, then start '
                 'again'
             )
-        self._alive = [m for m in range(len(failed)) if m not in self._told]
+        self._alive = [m for m in range(len(failed)) if m not in self._reported]
 
     def report(self, number: int) -> str:
         """A row in the log of each member that goes on.
 
         Args:
           number: of the step, from 0.
+
+        Returns:
+          What the bar says of it.
         """
         values = {k: np.asarray(v) for k, v in jax.device_get(dict(self._metrics)).items()}
         for m in self._alive:

@@ -26,6 +26,9 @@ def summary(
       members: row and seed of each.
       folders: theirs, in the same order.
       failed: the step at which each stopped being a number.
+
+    Returns:
+      What ablations.json holds.
     """
     found: dict[str, list[dict]] = {}
     for member, folder, step in zip(members, folders, failed, strict=True):

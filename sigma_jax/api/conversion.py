@@ -8,18 +8,20 @@ import numpy as np
 
 from sigma_jax.convert import assets, source
 from sigma_jax.convert import checkpoint as weights
-from sigma_jax.convert.merge import merge_piece
+from sigma_jax.convert.merge import merge_slice
 from sigma_jax.convert.openpi import lora
 from sigma_jax.convert.overrides import Overrides, apply_overrides
 from sigma_jax.convert.parity import verify as parity
 from sigma_jax.convert.peft import adapter as peft
 from sigma_jax.convert.peft import adapter_assets
-from sigma_jax.convert.slices import Piece
+from sigma_jax.convert.slices import Slice
 from sigma_jax.errors import UserError
+from sigma_jax.settings import check_choice
 from sigma_jax.training.progress import SILENT, Reporter
 
 Path = str | pathlib.Path
-Change = Callable[[Piece, np.ndarray], np.ndarray]
+DTYPES = (None, 'stored', 'float32', 'bfloat16')
+Change = Callable[[Slice, np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,9 @@ def convert_weights(
       prompt_state: the state in the prompt: 'robot' (its own joints), 'none' or 'padded'.
       reporter: receives notes on an adapter, and bytes done.
 
+    Returns:
+      Where they are, what they are, and what was assumed or left out.
+
     Raises:
       UserError: `out` exists, no pi0.5 or a damaged one, an adapter of another model, or settings
         that contradict each other.
@@ -130,6 +135,7 @@ def convert_weights(
 
 
 def _chosen_dtype(dtype: str | None, adapter: bool, merge_lora: bool) -> str:
+    check_choice('dtype', dtype, DTYPES)
     merging = [name for name, on in (('adapter', adapter), ('merge_lora', merge_lora)) if on]
     if merging and dtype in ('stored', 'bfloat16'):
         raise UserError(
@@ -181,10 +187,10 @@ def _written(
 def _merged(found: peft.Adapter, first: Change | None) -> Change:
     """Each slice after `first`, where there is one, with an adapter's factors added."""
 
-    def change(piece: Piece, array: np.ndarray) -> np.ndarray:
-        array = first(piece, array) if first else array
+    def change(part: Slice, array: np.ndarray) -> np.ndarray:
+        array = first(part, array) if first else array
         layouts, alpha = peft.MERGE_LAYOUTS, found.config.alpha
-        return merge_piece(piece.path, piece.index, array, found.factors, layouts, alpha)
+        return merge_slice(part.path, part.index, array, found.factors, layouts, alpha)
 
     return change
 

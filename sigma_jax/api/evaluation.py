@@ -107,11 +107,14 @@ def request(
       splits: as `evaluate` takes them.
       **more: as they are in a `Request`.
 
+    Returns:
+      The request, for `evaluation.runner`.
+
     Raises:
       UserError: no finished training, or trainings that do not go together.
     """
-    given = [workdir] if isinstance(workdir, str | pathlib.Path) else list(workdir)
-    paths = [str(path) for path in given]
+    folders = [workdir] if isinstance(workdir, str | pathlib.Path) else list(workdir)
+    paths = [str(path) for path in folders]
     found, left_out = runs.find(paths)
     head = runs.reference_run(found)
     several = len(found) > 1 or bool(left_out)

@@ -4,13 +4,13 @@ import dataclasses
 import pathlib
 
 from sigma_jax import xla
-from sigma_jax.convert.base_policy import Base, read_weights
+from sigma_jax.convert.load_base import Base, read_weights
 from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies import load, sampling
 from sigma_jax.policies.acting import ActingPolicy, Actor
 from sigma_jax.policies.base_actions import sampler_of
-from sigma_jax.policies.sampled import BaseActor, Sampler, stored_weights
+from sigma_jax.policies.sampled_policy import BaseActor, Sampler, stored_weights
 from sigma_jax.policies.sigma import SigmaActor, TrainedParts
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.fitting import Robot

@@ -2,10 +2,10 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from sigma_jax.convert.base_policy import Base, check_image_size
+from sigma_jax.convert.load_base import Base, check_image_size, open_base
 from sigma_jax.data import sources
 from sigma_jax.data.shards import export_pt as torch_shards
 from sigma_jax.data.shards.contact_sheet import contact_sheet
@@ -82,7 +82,7 @@ def open_dataset(source: str | pathlib.Path, settings: Any = None) -> Dataset:
 
 
 def prepare_data(
-    config: DataConfig,
+    config: DataConfig | Mapping,
     out: str | pathlib.Path,
     *,
     base: BaselineConfig | str | pathlib.Path | None = None,
@@ -95,7 +95,7 @@ def prepare_data(
     without the stop.
 
     Args:
-      config: which data set, and how it is cut.
+      config: which data set, and how it is cut; a dictionary of all settings does too.
       out: folder for the shards; new, empty, or one to continue.
       base: the converted pi0.5 whose resizing and prompts the windows follow where `config`
         leaves them open; its folder, or how it is sampled too.
@@ -110,6 +110,7 @@ def prepare_data(
       UserError: bad source or settings, a base that does not fit the windows or the robot, another
         writer, a full disk, or a folder that holds something else.
     """
+    config = DataConfig.of(config)
     known = base if isinstance(base, BaselineConfig) or base is None else _by_folder(base)
     notes: list[str] = []
 
@@ -119,7 +120,8 @@ def prepare_data(
 
     accept: Callable[[Dataset], None] = welcome
     if known is not None:
-        policy = fitting_base(config, known, sample)
+        policy = open_base(known.folder, known.model)
+        check_base(config, policy, known, sampled=sample)
         for note in policy.notes:
             say(note)
         config = follow_base(config, policy.policy)
@@ -134,7 +136,12 @@ def prepare_data(
     return Preparation(shards, result.was_complete, tuple(notes))
 
 
-def _by_folder(base: str | pathlib.Path) -> BaselineConfig:
+def _by_folder(base: Any) -> BaselineConfig:
+    if not isinstance(base, str | pathlib.Path):
+        raise UserError(
+            f'base: expected the folder of a converted pi0.5, or a BaselineConfig, got {base!r}; '
+            'give one, or None'
+        )
     return BaselineConfig(base=str(base))
 
 
@@ -144,34 +151,32 @@ def _cut(
     accept: Callable[[Dataset], None],
     reporter: Reporter,
 ) -> Result:
-    """Runs `prepare`, telling windows done, and episodes where every one is tried first."""
+    """Runs `prepare`, reporting windows done, and episodes where every one is tried first."""
     with reporter.bars() as bars:
         windows = bars.add('windows')
         tried = bars.add('episodes checked') if config.on_bad_episode == 'skip' else SILENT
         return prepare(config, out, windows.update, tried.update, accept)
 
 
-def fitting_base(config: DataConfig, base: BaselineConfig, sampled: bool = True) -> Base:
-    """The base, its weights unread, after a check that it fits the windows.
+def check_base(
+    config: DataConfig, base: Base, baseline: BaselineConfig, *, sampled: bool = True
+) -> None:
+    """Checks that a base fits the windows.
 
     Args:
       config: of the windows.
-      base: which policy, and how it is sampled.
+      base: opened.
+      baseline: how it is sampled.
       sampled: whether it is to be sampled.
-
-    Returns:
-      The base.
 
     Raises:
       UserError: it does not fit.
     """
-    found = base_actions.describe_policy(base)
     if sampled:
-        base_actions.check_policy(found, base, config.horizon)
-    check_image_size(found, config.image_size)
+        base_actions.check_policy(base, baseline, config.horizon)
+    check_image_size(base, config.image_size)
     theirs = source_keys(config.cameras, config.camera_map)
-    fitting.check_cameras(found.policy, camera_names(config.cameras), theirs)
-    return found
+    fitting.check_cameras(base.policy, camera_names(config.cameras), theirs)
 
 
 def follow_base(config: DataConfig, policy: ProcessorConfig) -> DataConfig:

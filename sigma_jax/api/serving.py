@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import Policy
+from sigma_jax.policies.protocol import Policy
 from sigma_jax.policies.serving import running
 from sigma_jax.policies.serving.batching import Batcher
 from sigma_jax.policies.serving.metrics import Metrics

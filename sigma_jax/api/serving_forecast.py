@@ -12,7 +12,7 @@ from sigma_jax.convert.base_policy import Base, ModelConfig, open_base
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.cost import flops, live
 from sigma_jax.policies import sampling
-from sigma_jax.policies.sampled import check_acts
+from sigma_jax.policies.sampled_policy import check_acts
 from sigma_jax.processing.processor import TEXT_LENGTH
 from sigma_jax.processing.spec import PROMPT_LENGTH
 from sigma_jax.training.memory import size

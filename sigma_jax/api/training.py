@@ -11,20 +11,21 @@ from sigma_jax.training.compilation import enable_compilation_cache
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import use_all_cores
 from sigma_jax.training.export import export_run
+from sigma_jax.training.grid import Grid
 from sigma_jax.training.memory_check import Forecast
 from sigma_jax.training.progress import SILENT, Reporter
 from sigma_jax.training.trainer import TrainingResult
 
 
 def train(
-    config: RunConfig, workdir: str | pathlib.Path, *, reporter: Reporter = SILENT
+    config: RunConfig | Mapping, workdir: str | pathlib.Path, *, reporter: Reporter = SILENT
 ) -> TrainingResult:
     """Trains Sigma, or pi0.5 itself, to `config.steps`.
 
     Goes on from the newest checkpoint in `workdir`, bit for bit as if it had never stopped.
 
     Args:
-      config: every setting; it names base and shards.
+      config: every setting, or a nested dictionary of them; it names base and shards.
       workdir: folder for train_log.csv, tensorboard/, checkpoints/ and config.json, and policy/
         after flow matching of all weights.
       reporter: receives what is trained, steps done and losses.
@@ -37,13 +38,14 @@ def train(
         a full disk.
       Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
+    config = RunConfig.of(config)
     enable_compilation_cache(config.compilation_cache)
     return trainer.train(config, workdir, reporter)
 
 
 def train_ablations(
-    config: RunConfig,
-    grid: Mapping,
+    config: RunConfig | Mapping,
+    grid: Grid | Mapping,
     workdir: str | pathlib.Path,
     *,
     reporter: Reporter = SILENT,
@@ -53,8 +55,9 @@ def train_ablations(
     Where JAX runs on a CPU and has not been used yet, every core becomes a device of its own.
 
     Args:
-      config: every setting of each of them but gates and seed.
-      grid: `rows`, {name: {gate: value}}, and `seeds`, as configs/ablations.py returns them.
+      config: every setting of each of them but gates and seed, or a dictionary.
+      grid: a `Grid`, or `rows`, {name: {gate: value}}, and `seeds`, as configs/ablations.py returns
+        them.
       workdir: holds rows/ROW/seedK/, each a training folder as of `train`, and ablations.json.
       reporter: receives what is trained, steps done, and which training has met NaN.
 
@@ -65,6 +68,8 @@ def train_ablations(
       UserError: as `train` does, and when no training is left.
       Stopped: SIGTERM or SIGINT came; the state is saved, and the same call continues.
     """
+    config = RunConfig.of(config)
+    grid = Grid.of(grid, config.ablation)
     enable_compilation_cache(config.compilation_cache)
     with contextlib.suppress(RuntimeError):  # JAX knows its devices already
         use_all_cores()
@@ -72,12 +77,15 @@ def train_ablations(
 
 
 def forecast(
-    config: RunConfig, *, card_gib: float | None = None, grid: Mapping | None = None
+    config: RunConfig | Mapping,
+    *,
+    card_gib: float | None = None,
+    grid: Grid | Mapping | None = None,
 ) -> Forecast:
     """Says what a training will need of a GPU, from shapes alone: no weight is read, none compiled.
 
     Args:
-      config: every setting of the training.
+      config: every setting of the training, or a nested dictionary of them.
       card_gib: memory of the card in GiB, such as 24; None is the GPU here.
       grid: rows and seeds where many are to be trained in one program, as `train_ablations` takes
         them.
@@ -95,7 +103,9 @@ def forecast(
       >>> sj.forecast(config, card_gib=24).fits
       True
     """
-    members = 1 if grid is None else len(stacked_trainer.with_grid(config, grid)[1])
+    config = RunConfig.of(config)
+    known = None if grid is None else Grid.of(grid, config.ablation)
+    members = 1 if known is None else len(known.rows) * len(known.seeds)
     return memory_check.forecast(config, card_gib, members)
 
 

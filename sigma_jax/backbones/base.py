@@ -159,7 +159,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def no_hints(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Files beside the weights tell nothing.
+    """Files beside the weights say nothing.
 
     Args:
       data: contents of one.
@@ -199,7 +199,7 @@ class BackboneSpec:
       flows: whether it is a `FlowBackbone`.
       mark: a name that only its checkpoints have, of a tensor or a leaf.
       names: tensors of the public PyTorch checkpoint; without rules there is none.
-      hints: sizes that no array tells, from the JSON beside weights.
+      hints: sizes that no array gives, from the JSON beside weights.
       from_tensors: its config from the shapes of the PyTorch tensors and `hints`.
       from_leaves: its config from the shapes of its leaves and `hints`.
       quantities: (config, params, observation, inputs, cameras) -> arrays by name, which a public

@@ -13,7 +13,6 @@ is data: x_t = t noise + (1 - t) actions, and the target velocity is noise - act
 import dataclasses
 import functools
 import re
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,9 +21,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.backbones import gemma, siglip
 from sigma_jax.nn.lora import LoraConfig
-from sigma_jax.types import Observation
+from sigma_jax.types import Observation, PyTree
 
-PyTree = Any
 LAYOUTS = gemma.LAYOUTS | siglip.LAYOUTS
 STORED = LAYOUTS | gemma.TABLE  # what can be quantised
 # fields of a config that are configs themselves

@@ -1,5 +1,5 @@
-"""The sizes of a pi0.5: from its arrays where they tell, from a config file beside them where they
-do not.
+"""The sizes of a pi0.5: from its arrays where they give them, from a config file beside them where
+they do not.
 """
 
 import collections
@@ -28,7 +28,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def hints(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a JSON file beside a checkpoint says of sizes that no array tells: `vision_heads`,
+    """What a JSON file beside a checkpoint says of sizes that no array gives: `vision_heads`,
     `kv_heads`, `action_horizon`, `sample_steps`.
 
     Args:
@@ -70,14 +70,14 @@ def infer(
 
     Args:
       shapes: of the tensors, by name.
-      hints: what no array tells.
+      hints: what no array gives.
       spell: how a message names a rule's tensor.
 
     Returns:
       The sizes.
 
     Raises:
-      UserError: too little is there to tell.
+      UserError: too little is there to say.
     """
     votes = _votes(shapes)
     if unknown := [axis for axis in AXES if axis not in votes]:
@@ -87,7 +87,7 @@ def infer(
             if not _matches(rule, shapes)
         ]
         raise UserError(
-            'expected the tensors of a pi0.5, got none that tell '
+            'expected the tensors of a pi0.5, got none that give '
             f'{few(unknown, ", ", len(TEXT))}; missing or of another rank ({len(absent)}): '
             f'{few(absent, ", ")}; choose a pi0.5 checkpoint'
         )
@@ -205,7 +205,7 @@ def from_jax_shapes(shapes: Shapes, hints: Mapping) -> Pi05Config:
       The sizes.
 
     Raises:
-      UserError: too little is there to tell.
+      UserError: too little is there to say.
     """
     tensors, found = {}, dict(hints)
     for rule in pi05_names.RULES:

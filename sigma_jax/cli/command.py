@@ -106,9 +106,13 @@ def parse_flags(argv: list[str], default: str, values: flags.FlagValues = flags.
     except flags.IllegalFlagValueError as error:
         if absent := re.search(r'--(\w+)=None', str(error)):
             raise UserError(f'expected --{absent[1]}=..., got none; --help explains it') from error
-        raise UserError(f'{error}; --help lists flags and settings') from error
+        raise UserError(
+            f'expected flags and settings as --help lists them, got: {error}'
+        ) from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f'{str(error).rstrip(".")}; --help lists flags and settings') from error
+        raise UserError(
+            f'expected flags and settings as --help lists them, got: {str(error).rstrip(".")}'
+        ) from error
     if len(rest) > 1:
         raise UserError(
             f'expected options that start with --, got {" ".join(rest[1:])}; --help lists them'
@@ -117,8 +121,8 @@ def parse_flags(argv: list[str], default: str, values: flags.FlagValues = flags.
 
 
 def _with_config(arguments: list[str], default: str) -> list[str]:
-    given = any(re.fullmatch(r'--?config(=.*)?', argument) for argument in arguments)
-    return arguments if given else [f'--config={default}', *arguments]
+    has_config = any(re.fullmatch(r'--?config(=.*)?', argument) for argument in arguments)
+    return arguments if has_config else [f'--config={default}', *arguments]
 
 
 def _config_file(argv: list[str]) -> str:

@@ -47,6 +47,9 @@ class ConsoleReporter:
 
         Args:
           unit: '' for a count, 'bytes' for a transfer.
+
+        Yields:
+          What rows are added to.
         """
         with Progress(*columns(unit), console=self.console) as progress:
             yield ConsoleBars(progress)
@@ -57,6 +60,9 @@ def columns(unit: str) -> tuple[ProgressColumn, ...]:
 
     Args:
       unit: '' for a count, 'bytes' for a transfer.
+
+    Returns:
+      The columns, in order.
     """
     name, bar, left = TextColumn('{task.description}'), BarColumn(), TimeRemainingColumn()
     if unit == 'bytes':
@@ -81,6 +87,9 @@ class ConsoleBars:
           total: how much there is; None where that is not known yet.
           done: how much was done before.
           note: a short text at its end.
+
+        Returns:
+          The row, which is redrawn by `update`.
         """
         task = self.progress.add_task(name, total=total, completed=done, note=note)
         return ConsoleBar(self.progress, task)

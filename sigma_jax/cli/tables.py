@@ -22,6 +22,9 @@ def ablation_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
 
     Args:
       found: {row: [one dictionary a seed]}, as `AblationResult.losses`.
+
+    Returns:
+      The table, for a console.
     """
     out = Table(
         Column('row', no_wrap=True),
@@ -122,6 +125,9 @@ def section_table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
     Args:
       title: above the table.
       rows: (name, value) each.
+
+    Returns:
+      The table, for a console.
     """
     table = Table(
         title=title,

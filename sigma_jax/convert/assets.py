@@ -152,7 +152,7 @@ def with_statistics(
                 f'mend {POLICY_FILE}'
             )
         notes.append(
-            f'{other}, but nothing beside these weights tells: correct relative_joints '
+            f'{other}, but nothing beside these weights says: correct relative_joints '
             f'in {POLICY_FILE}'
         )
     policy = dataclasses.replace(policy, relative_joints=flags)
@@ -431,7 +431,7 @@ def sized(policy_assets: PolicyAssets, config: BackboneConfig) -> PolicyAssets:
 
 
 def _tell_sizes(file: pathlib.Path, config_sizes: Mapping[str, int]) -> None:
-    """Puts sizes that were told into LeRobot's config.json, where there is one."""
+    """Puts sizes that were given into LeRobot's config.json, where there is one."""
     if not config_sizes or not file.is_file():
         return
     settings = read_json(file)
@@ -514,7 +514,7 @@ def _write_openpi(
         for name, path in policy_assets.files.items()
         if name.startswith(openpi_assets.ASSETS)
     }
-    assets = openpi_assets.current(theirs, policy_assets.statistics, wanted=layout != 'lerobot')
+    assets = openpi_assets.current(theirs, policy_assets.statistics, required=layout != 'lerobot')
     notes = list(assets.notes)
     if not assets.place:
         return assets.kept, notes

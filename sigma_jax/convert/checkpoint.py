@@ -22,13 +22,12 @@ from sigma_jax.convert import assets, joints, sizes
 from sigma_jax.convert.leaf_digests import Digests
 from sigma_jax.convert.openpi import training_config
 from sigma_jax.convert.openpi.training_config import RECORD
-from sigma_jax.convert.slices import Piece, pieces
+from sigma_jax.convert.slices import Slice, slices_of
 from sigma_jax.convert.source import Source, from_memory, open_source
 from sigma_jax.convert.tensor_files import DTYPES
 from sigma_jax.convert.writers import open_writer
 from sigma_jax.errors import UserError, few
-
-PyTree = Any
+from sigma_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +72,9 @@ def load_source(source: Source) -> Checkpoint:
     """
     leaves = {p: np.empty(shape, source.dtypes[p]) for p, shape in source.shapes.items()}
     with Digests(source.shapes, source.dtypes) as digests:
-        for piece in pieces(source.shapes, source.spec.names):
-            array = source.read(piece)
-            leaves[piece.path][piece.index] = digests.add(piece, array)
+        for part in slices_of(source.shapes, source.spec.names):
+            array = source.read(part)
+            leaves[part.path][part.index] = digests.add(part, array)
     _check_digests(source, digests.leaves)
     digest = trees.combine_digests(digests.leaves)
     return Checkpoint(trees.unflatten(leaves), source.config, source.format, source.notes, digest)
@@ -113,7 +112,7 @@ def convert(
     out: str | pathlib.Path,
     layout: str,
     dtype: str = 'stored',
-    change: Callable[[Piece, np.ndarray], np.ndarray] | None = None,
+    change: Callable[[Slice, np.ndarray], np.ndarray] | None = None,
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
     policy_assets: assets.PolicyAssets | None = None,
@@ -141,23 +140,23 @@ def convert(
     )
     shapes, table = source.shapes, source.spec.names
     dtypes = {path: target_dtype(path, one, dtype, table) for path, one in source.dtypes.items()}
-    todo = list(pieces(shapes, table))
-    total, done = sum(_size(piece, dtypes) for piece in todo), 0
+    todo = list(slices_of(shapes, table))
+    total, done = sum(_size(part, dtypes) for part in todo), 0
     with (
         files.atomic_folder(out) as folder,
         Digests(shapes, source.dtypes) as before,
         Digests(shapes, dtypes) as after,
     ):
         with open_writer(layout, folder, shapes, dtypes, table) as put:
-            for piece in todo:
-                array = source.read(piece)
-                new = (change(piece, array) if change else array).astype(
-                    dtypes[piece.path], copy=False
+            for part in todo:
+                array = source.read(part)
+                new = (change(part, array) if change else array).astype(
+                    dtypes[part.path], copy=False
                 )
-                put(piece, after.add(piece, np.ascontiguousarray(new)))
+                put(part, after.add(part, np.ascontiguousarray(new)))
                 if source.digests:
-                    before.add(piece, array)
-                done += _size(piece, dtypes)
+                    before.add(part, array)
+                done += _size(part, dtypes)
                 progress(done, total)
         _check_digests(source, before.leaves)
         half = DTYPES['BF16'] in {
@@ -208,8 +207,8 @@ def target_dtype(path: str, stored: np.dtype, dtype: str, table: NameTable) -> n
     return DTYPES['BF16'] if dtype == 'bfloat16' and table.group(path) in table.half else stored
 
 
-def _size(piece: Piece, dtypes: Mapping[str, np.dtype]) -> int:
-    return int(np.prod(piece.shape)) * dtypes[piece.path].itemsize
+def _size(part: Slice, dtypes: Mapping[str, np.dtype]) -> int:
+    return int(np.prod(part.shape)) * dtypes[part.path].itemsize
 
 
 def _record(source: Source, layout: str, more: Iterable[str], leaves: Mapping[str, str]) -> dict:

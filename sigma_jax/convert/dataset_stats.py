@@ -75,7 +75,7 @@ def _rows(root: pathlib.Path) -> tuple[list[np.ndarray], list[np.ndarray]]:
     dataset = lerobot.open_dataset(root)
     absent = sorted({str(one.data) for one in dataset.episodes.values() if not one.data.is_file()})
     if absent:
-        raise UserError(f'{absent[0]} is not here')
+        raise UserError(f'expected rows in {absent[0]}, got none: it is not here; copy it too')
     episodes = [dataset.read_episode(index) for index in sorted(dataset.episodes)]
     return [one.state for one in episodes], [one.actions for one in episodes]
 
@@ -121,19 +121,19 @@ def _compared(root: pathlib.Path, columns: Mapping[str, np.ndarray], exact: Norm
     """What is wrong with the quantiles of meta/stats.json instead, '' where they are right or
     absent.
     """
-    told = []
+    problems = []
     for name, feature in FEATURES.items():
         level = quantiles.LEVELS.get(exact[name].scaling.mode)
         stated = _statement(root, feature, exact[name].scaling)
         if level is None or stated is None or len(stated.mean) != columns[name].shape[1]:
             continue
-        told += quantiles.misfits({name: columns[name]}, {name: stated})
+        problems += quantiles.misfits({name: columns[name]}, {name: stated})
         times = quantiles.times_as_wide(stated, exact[name])
         if times.max() > quantiles.WIDE:
-            told.append(f'{name} span up to {times.max():.1f} times as much as they do')
-    if not told:
+            problems.append(f'{name} span up to {times.max():.1f} times as much as they do')
+    if not problems:
         return ''
-    wrong = ' and '.join(told)
+    wrong = ' and '.join(problems)
     return (
         f'; not those of its meta/stats.json, by whose quantiles {wrong}: LeRobot joins those '
         'of episodes'
@@ -186,8 +186,8 @@ def _stated(
 def _by_episodes(
     root: pathlib.Path, body: Mapping[str, Any], stated: Mapping[str, Statistics]
 ) -> list[str]:
-    """What the statistics of single episodes in meta/episodes tell of the whole's."""
-    told = []
+    """What the statistics of single episodes in meta/episodes say of the whole's."""
+    problems = []
     for name, feature in FEATURES.items():
         if stated[name].scaling.mode != 'quantile':
             continue
@@ -199,12 +199,12 @@ def _by_episodes(
             return []
         if how:
             range_ = f'{share.min():.1%} to {share.max():.1%} by joint'
-            told.append(
+            problems.append(
                 f'{quantiles.OF} {name} are {how} of those of its {len(episodes)} episodes, no '
                 f'quantiles: about {share.mean():.0%} of the values lie outside ({range_}), 2% '
                 f'would; run prepare_data.py --source={root} where its rows are'
             )
-    return told
+    return problems
 
 
 def _episodes(root: pathlib.Path, feature: str) -> list[dict[str, Any]]:

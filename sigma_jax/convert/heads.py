@@ -13,8 +13,8 @@ from safetensors.numpy import save
 from sigma_jax import __version__, files, trees
 from sigma_jax.convert import small_file
 from sigma_jax.errors import UserError
+from sigma_jax.types import PyTree
 
-PyTree = Any
 FORMAT, VERSION = 'sigma_jax heads', 1
 
 

@@ -14,7 +14,7 @@ def fitted(
     """`policy` with one flag of relative joints an action, and a note where some were added.
 
     Fewer flags than actions mean what openpi's mask means: the rest are absolute. As many as the
-    model is wide (`padded`) are cut to the robot's, as they were told before it was known.
+    model is wide (`padded`) are cut to the robot's, as they were given before it was known.
 
     Args:
       policy: settings.
@@ -45,7 +45,7 @@ def fitted(
         )
     whole = (flags + (False,) * width)[:width]
     note = (
-        f'relative_joints tells of {len(flags)} of the {width} actions: the others are '
+        f'relative_joints covers {len(flags)} of the {width} actions: the others are '
         'absolute, as in openpi'
     )
     return dataclasses.replace(policy, relative_joints=whole), (note,) if len(flags) < width else ()

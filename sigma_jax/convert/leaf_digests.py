@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from sigma_jax import trees
-from sigma_jax.convert.slices import Piece
+from sigma_jax.convert.slices import Slice
 
 PREFETCH = 3  # slices waiting while the next is read
 
@@ -34,19 +34,19 @@ class Digests:
     def __exit__(self, kind: type | None, *_: object) -> None:
         self._pool.shutdown(cancel_futures=kind is not None)
 
-    def add(self, piece: Piece, array: np.ndarray) -> np.ndarray:
+    def add(self, part: Slice, array: np.ndarray) -> np.ndarray:
         """Takes the next slice, and gives it back.
 
         Args:
-          piece: which slice.
+          part: which slice.
           array: its numbers.
 
         Returns:
           The same array.
         """
-        self._seen.add(piece.path)
+        self._seen.add(part.path)
         self._pending.append(
-            self._pool.submit(lambda: self._running[piece.path].update(trees.as_bytes(array)))
+            self._pool.submit(lambda: self._running[part.path].update(trees.as_bytes(array)))
         )
         while len(self._pending) > PREFETCH:
             self._pending.popleft().result()

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.nn import lora
+from sigma_jax.types import PyTree
 
-PyTree = Any
 
-
-def merge_piece(
+def merge_slice(
     path: str,
     index: tuple[int | slice, ...],
-    piece: np.ndarray,
+    part: np.ndarray,
     factors: PyTree,
     layouts: Mapping[str, lora.MatrixLayout],
     alpha: float,
@@ -26,30 +25,30 @@ def merge_piece(
 
     Args:
       path: of the leaf, its keys joined by '/'.
-      index: `piece = base[path][index]`: a whole number for each of the leading axes (scanned
+      index: `part = base[path][index]`: a whole number for each of the leading axes (scanned
         layers, stacked matrices) that the caller goes through.
-      piece: W, in the axes of the leaf's layout.
+      part: W, in the axes of the leaf's layout.
       factors: {leaf path: {'a': [.. r d_in], 'b': [.. d_out r]}} as a nested dictionary.
       layouts: {pattern over whole paths: layout}, which says where inputs and outputs are in W.
       alpha: the update is multiplied by alpha / r.
 
     Returns:
-      The merged slice, in the axes of `piece`.
+      The merged slice, in the axes of `part`.
     """
     pair = _pair(factors, path)
     if pair is None:
-        return piece
+        return part
     layout = lora.find_layout(path, layouts)
     a, b = (np.asarray(pair[half])[index].astype(np.float32) for half in 'ab')
     extra = np.ndim(pair['a']) - 2 - len(layout.stack)  # scanned axes
-    free = max(0, extra - len(index))  # of them left in the piece
+    free = max(0, extra - len(index))  # of them left in the slice
     letters = layout.weight[max(0, len(index) - extra) :]
     inner = ''.join(x for x in layout.stack if x in letters) + layout.outputs + layout.inputs
-    size = dict(zip(letters, piece.shape[free:], strict=True))
+    size = dict(zip(letters, part.shape[free:], strict=True))
     delta = (b @ a) * np.float32(alpha / a.shape[-2])
-    delta = delta.reshape(*piece.shape[:free], *(size[x] for x in inner))
+    delta = delta.reshape(*part.shape[:free], *(size[x] for x in inner))
     order = [*range(free), *(free + inner.index(x) for x in letters)]
-    return piece.astype(np.float32) + delta.transpose(order)
+    return part.astype(np.float32) + delta.transpose(order)
 
 
 def _pair(factors: PyTree, path: str) -> Mapping[str, Any] | None:

@@ -4,10 +4,12 @@ Orbax reads and writes whole leaves; the largest of pi0.5, a stack of 18 layers,
 float32.
 """
 
+import contextlib
 import json
+import logging
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,6 @@ from sigma_jax import trees
 from sigma_jax.convert import orbax_tree
 from sigma_jax.errors import UserError
 
-PyTree = Any
 Index = tuple[int | slice, ...]
 # bytes; smaller leaves are one chunk, larger ones a chunk per slice that `write` gets
 LARGEST_CHUNK = 64 * 2**20
@@ -53,7 +54,7 @@ def read_names(folder: pathlib.Path) -> tuple[dict[str, str], bool, str]:
 
 
 def _damaged(where: object, error: Exception) -> UserError:
-    # the rest tells each call's path
+    # the rest names each call's path
     reason = str(error)[:200].splitlines()[0] if str(error) else type(error).__name__
     return UserError(f'expected an orbax checkpoint in {where}, got: {reason}; copy it again')
 
@@ -151,12 +152,13 @@ class LeafWriter:
     ):
         self.folder, self._leaves = folder.absolute(), leaves
         numbers = {f'params/{path}': np.zeros(1, dtype) for path, (_, dtype) in leaves.items()}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as writer:
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
+        with _no_word_of_merging(), ocp.Checkpointer(handler) as writer:
             writer.save(self.folder, trees.unflatten(numbers))
         self._store: tuple[str, ts.TensorStore] | None = None
         self._whole: np.ndarray | None = None
 
-    def write(self, path: str, index: Index, piece: np.ndarray) -> Any:
+    def write(self, path: str, index: Index, part: np.ndarray) -> Any:
         """Starts to write one slice.
 
         All slices of a leaf have one shape, but for the last rows of one that is cut by rows.
@@ -164,7 +166,7 @@ class LeafWriter:
         Args:
           path: of the leaf.
           index: of the slice.
-          piece: its numbers.
+          part: its numbers.
 
         Returns:
           Something that waits for the disk; None: the slice is kept until its leaf is complete.
@@ -172,14 +174,14 @@ class LeafWriter:
         shape, dtype = self._leaves[path]
         whole = math.prod(shape) * dtype.itemsize <= LARGEST_CHUNK
         if self._store is None or self._store[0] != path:
-            chunk = shape if whole else (1,) * (len(shape) - piece.ndim) + piece.shape
+            chunk = shape if whole else (1,) * (len(shape) - part.ndim) + part.shape
             self._store = path, self._create(path, shape, dtype, chunk)
             self._whole = np.empty(shape, dtype) if whole else None
             self._left = math.prod(shape)
         if self._whole is None:
-            return self._store[1][index].write(piece)
-        self._whole[index] = piece
-        self._left -= piece.size
+            return self._store[1][index].write(part)
+        self._whole[index] = part
+        self._left -= part.size
         return None if self._left else self._store[1].write(self._whole)
 
     def _create(
@@ -195,3 +197,18 @@ class LeafWriter:
         return ts.open(
             spec, create=True, delete_existing=True, shape=shape, dtype=ts.dtype(dtype.name)
         ).result()
+
+
+@contextlib.contextmanager
+def _no_word_of_merging() -> Iterator[None]:
+    """Keeps Orbax from warning that it finds no OCDBT parts to merge, where none were asked for."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return 'Skipping merge of OCDBT' not in str(record.msg)
+
+    log = logging.getLogger('absl')
+    log.addFilter(passes)
+    try:
+        yield
+    finally:
+        log.removeFilter(passes)

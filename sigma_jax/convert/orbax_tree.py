@@ -17,7 +17,7 @@ FOREIGN = {'state_proj'}  # first keys of models that are refused by them
 # an optimiser's moments have the weights' names
 NOT_WEIGHTS = {'opt_state', 'mu', 'nu', 'grads', 'gradients'}
 VALUE = 'value'  # a last key that nnx adds
-WEIGHTS, AVERAGED, STATE = 'params', 'ema_params', 'train_state'
+WEIGHTS, STATE = 'params', 'train_state'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,35 +140,50 @@ def find_folder(path: pathlib.Path) -> tuple[pathlib.Path | None, pathlib.Path, 
       orbax: the folder; None: there is none.
       folder: the checkpoint's own.
       which: was taken out of several, in words.
+
+    Raises:
+      UserError: several folders of averaged weights.
     """
     path = path.parent if path.name == STATE and _is_orbax(path.parent / WEIGHTS) else path
-    if path.name == WEIGHTS and _is_orbax(path) and _is_orbax(path.parent / AVERAGED):
+    if path.name == WEIGHTS and _is_orbax(path) and (beside := _averaged_folders(path.parent)):
+        named = ', '.join(f'{name}/' for name in beside)
         return (
             path,
             path,
-            (
-                f'{WEIGHTS}/ is taken, as named: the averaged weights (EMA) lie in '
-                f'{AVERAGED}/ beside it'
-            ),
+            f'{WEIGHTS}/ is taken, as named: the averaged weights (EMA) lie in {named} beside it',
         )
-    found = [
-        path / name for name in (AVERAGED, WEIGHTS, '', 'default', STATE) if _is_orbax(path / name)
-    ]
+    averaged = _averaged_folders(path)
+    if len(averaged) > 1:
+        raise UserError(
+            f'expected one folder of averaged weights (EMA) in {path}, got {", ".join(averaged)}; '
+            'name the one that you mean'
+        )
+    names = (*averaged, WEIGHTS, '', 'default', STATE)
+    found = [path / name for name in names if _is_orbax(path / name)]
     if not found or found[0] == path:
         return found[0] if found else None, path, ''
-    left = ', '.join(f'{one.name}/' for one in found[1:] if one != path)
-    kind = (
-        'averaged weights (EMA)'
-        if found[0].name == AVERAGED
-        else ('averaged (EMA) where the training kept such')
-    )
-    return (
-        found[0],
-        path,
-        (f'{found[0].name}/ is taken, as openpi serves it: {kind}; {left} is left out')
-        if left
-        else '',
-    )
+    others = [f'{one.name}/' for one in found[1:] if one != path]
+    others += sorted(file.name for file in path.glob('*.safetensors'))
+    return found[0], path, _taken(found[0].name, others)
+
+
+def _averaged_folders(path: pathlib.Path) -> list[str]:
+    """Names of the Orbax folders in a folder that hold averaged weights."""
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    return [one.name for one in inside if is_averaged((one.name,)) and _is_orbax(one)]
+
+
+def _taken(name: str, left: Sequence[str]) -> str:
+    """Which of several weights were taken, in words; '' where there are no others."""
+    if not left:
+        return ''
+    if is_averaged((name,)):
+        kind = ', as openpi serves it: averaged weights (EMA)'
+    elif f'{STATE}/' in left:
+        kind = ', as openpi serves it: averaged (EMA) where the training kept such'
+    else:
+        kind = ''
+    return f'{name}/ is taken{kind}; {", ".join(left)} is left out'
 
 
 def _is_orbax(folder: pathlib.Path) -> bool:

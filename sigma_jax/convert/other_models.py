@@ -1,4 +1,4 @@
-"""Checkpoints of models that are not read, told by names that only they have."""
+"""Checkpoints of models that are not read, known by names that only they have."""
 
 import re
 from collections.abc import Collection
@@ -15,6 +15,7 @@ MARKS = {  # the first that some name matches; names of tensors or paths of leav
 PALIGEMMA = re.compile(
     r'(.*\.)?(multi_modal_projector|language_model\.(model\.)?layers)\..*|PaliGemma/llm/.*'
 )
+FACTORS = {'lora_A', 'lora_B', 'base_layer', 'lora_magnitude_vector'}  # parts of PEFT's names
 HEAD = re.compile(r'(.*[./])?action_in_proj[./].*')
 
 
@@ -38,6 +39,24 @@ def refuse(names: Collection[str], where: str) -> None:
         raise _refused(where, 'a PaliGemma or π0-FAST (it has no action expert: no action_in_proj)')
 
 
+def refuse_unmerged(names: Collection[str], where: str) -> None:
+    """Refuses weights with PEFT's factors still beside them.
+
+    Args:
+      names: of the tensors.
+      where: they are from, for messages.
+
+    Raises:
+      UserError: they are.
+    """
+    if found := sorted(name for name in names if FACTORS & set(name.split('.'))):
+        raise UserError(
+            f'expected weights in {where}, got LoRA factors of PEFT beside their base '
+            f'({few(found, ", ")}); merge them before saving (merge_and_unload), or save the '
+            'adapter alone and name it with --adapter'
+        )
+
+
 def _refused(where: str, what: str) -> UserError:
     return UserError(
         f'expected a π0.5 in {where}, got {what}; sigma_jax reads π0.5 alone: choose '
@@ -46,7 +65,7 @@ def _refused(where: str, what: str) -> UserError:
 
 
 def _short(name: str, mark: str) -> str:
-    """The part of a name that tells: `state_proj` of `model.state_proj.weight`."""
+    """The part of a name that marks the model: `state_proj` of `model.state_proj.weight`."""
     match = re.fullmatch(mark, name)
     return (
         match[2]

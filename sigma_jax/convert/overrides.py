@@ -1,4 +1,4 @@
-"""Horizon, steps of sampling and the prompt's state as a caller tells them, over what is written or
+"""Horizon, steps of sampling and the prompt's state as a caller gives them, over what is written or
 assumed.
 """
 
@@ -17,7 +17,7 @@ MOST = 1000  # twenty times pi0.5's horizon, a hundred times its steps: nobody m
 
 @dataclasses.dataclass(frozen=True)
 class Overrides:
-    """None: not told. `prompt_state` is 'robot' (its own joints), 'none', or 'padded' to the
+    """None: not given. `prompt_state` is 'robot' (its own joints), 'none', or 'padded' to the
     model's width.
     """
 
@@ -45,7 +45,7 @@ class Overrides:
             )
 
     def names(self) -> list[str]:
-        """What is told."""
+        """What is given."""
         return [
             field.name
             for field in dataclasses.fields(self)
@@ -56,7 +56,7 @@ class Overrides:
 def apply_overrides(
     source: Source, policy_assets: PolicyAssets, overrides: Overrides
 ) -> tuple[Source, PolicyAssets]:
-    """Both with what is told; where a file says otherwise, a note says which was taken.
+    """Both with what is given; where a file says otherwise, a note says which was taken.
 
     Args:
       source: opened.

@@ -13,7 +13,7 @@ LARGEST_SLICE = 32 * 2**20  # elements; a larger table is cut by rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Slice:
     """One tensor's share of a leaf, or some rows of it: `leaf[path][index]` of `shape` <- tensor
     `name` in `tensor_map`.
     """
@@ -26,14 +26,14 @@ class Piece:
     rows: slice | None = None
 
 
-def pieces(
+def slices_of(
     shapes: Mapping[str, tuple[int, ...]], table: NameTable, whole: bool = False
-) -> Iterator[Piece]:
+) -> Iterator[Slice]:
     """All slices, leaf after leaf, those of a leaf in the order of its elements.
 
     Args:
       shapes: of the leaves.
-      table: the tensors that fill them; a leaf that none fills is a piece by itself.
+      table: the tensors that fill them; a leaf that none fills is a slice by itself.
       whole: whether no tensor is cut.
 
     Returns:
@@ -53,11 +53,11 @@ def pieces(
             parts = max(1, math.ceil(math.prod(slot) / LARGEST_SLICE)) if cut else 1
             step = math.ceil(slot[0] / parts)
             if parts == 1:
-                yield Piece(path, index, name, tensor_map, slot)
+                yield Slice(path, index, name, tensor_map, slot)
             for start in range(0, slot[0], step) if parts > 1 else ():
                 rows = slice(start, min(start + step, slot[0]))
-                yield Piece(
+                yield Slice(
                     path, (*index, rows), name, tensor_map, (rows.stop - start, *slot[1:]), rows
                 )
     for path in (path for path in shapes if path not in by_path):
-        yield Piece(path, (), path, SAME, shapes[path])
+        yield Slice(path, (), path, SAME, shapes[path])

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 import numpy as np
 
@@ -14,22 +13,21 @@ from sigma_jax import trees
 from sigma_jax.backbones import kinds
 from sigma_jax.backbones.base import BackboneConfig, BackboneSpec
 from sigma_jax.backbones.names import NameTable
-from sigma_jax.convert import orbax_tree, other_models, sizes, torch_names, validate
+from sigma_jax.convert import orbax_tree, other_models, sizes, validate, wrappers
 from sigma_jax.convert.openpi import lora as openpi_lora
 from sigma_jax.convert.openpi import training_config
 from sigma_jax.convert.openpi.training_config import RECORD
 from sigma_jax.convert.orbax_leaves import LeafReader
-from sigma_jax.convert.slices import Piece, pieces
+from sigma_jax.convert.slices import Slice, slices_of
 from sigma_jax.convert.tensor_files import READ_AS, TensorFiles, find_files
 from sigma_jax.errors import UserError
 from sigma_jax.hub.download import local_path
-
-PyTree = Any
+from sigma_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint whose weights `read(piece)` gives, one slice of our tree at a time, in the dtype
+    """A checkpoint whose weights `read(part)` gives, one slice of our tree at a time, in the dtype
     as stored.
 
     `assumed` names the sizes that no file says, and where they come from (`training_config`).
@@ -42,7 +40,7 @@ class Source:
     config: BackboneConfig
     format: str
     dtypes: Mapping[str, np.dtype]
-    read: Callable[[Piece], np.ndarray]
+    read: Callable[[Slice], np.ndarray]
     notes: tuple[str, ...] = ()
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     assumed: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -151,7 +149,7 @@ def _open_orbax(
         config=config,
         format='openpi-jax',
         dtypes=dtypes,
-        read=lambda piece: reader.read(piece.path, piece.index),
+        read=lambda part: reader.read(part.path, part.index),
         notes=tuple(one for one in (note, reader.note, factors.note if factors else '') if one),
         digests=_recorded(folder),
         assumed=assumed,
@@ -161,27 +159,28 @@ def _open_orbax(
 
 def _open_torch(files: TensorFiles, path: pathlib.Path) -> Source:
     folder, where = path if path.is_dir() else path.parent, str(files.files[0])
+    other_models.refuse_unmerged(files.names(), where)
     spec = _kind(files.names(), where)
-    names = torch_names.resolve(files.names(), spec.names, where)
+    names = wrappers.resolve(files.names(), spec.names, where)
     stored = names.stored
     notes = [*names.notes, *_resolve_table(stored, spec.names, files)]
     hints, assumed = training_config.complete(sizes.read_hints(folder, spec), folder)
     config = spec.from_tensors({name: files.shape(key) for name, key in stored.items()}, hints)
     leaves = trees.flatten(spec.abstract_params(config))
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
-    owner = {piece.name: piece for piece in pieces(shapes, spec.names, whole=True)}
+    owner = {part.name: part for part in slices_of(shapes, spec.names, whole=True)}
     validate.check_tensors(files, stored, owner, where)
     tensors = {name: READ_AS[files.dtype(key)] for name, key in stored.items()}
     if wide := sum(files.dtype(key) == 'F64' for key in stored.values()):
         notes.append(f'{wide} tensors of float64 are read as float32')
-    paths = {name: piece.path for name, piece in owner.items()}
+    paths = {name: part.path for name, part in owner.items()}
     validate.check_dtypes(tensors, paths, spec.names, where)
     return Source(
         path.name,
         folder,
         config,
         'lerobot' if names.lerobot else 'openpi-pytorch',
-        {piece.path: tensors[name] for name, piece in owner.items()},
+        {part.path: tensors[name] for name, part in owner.items()},
         lambda p: p.tensor_map.to_jax(files.read(stored[p.name], p.rows), p.shape),
         tuple(notes),
         _recorded(folder),
@@ -195,7 +194,7 @@ def _kind(names: Collection[str], where: str) -> BackboneSpec:
     """
     if (spec := kinds.of_names(names)) is None:
         other_models.refuse(names, where)
-        return kinds.USUAL  # which tells what is missing
+        return kinds.USUAL  # which says what is missing
     return spec
 
 

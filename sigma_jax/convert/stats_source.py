@@ -77,7 +77,7 @@ def other_joints(path: str | pathlib.Path, relative_joints: Sequence[bool], widt
     Returns:
       In words; '' if it does not.
     """
-    theirs = _flags_beside(pathlib.Path(path))
+    theirs = _flags_of(pathlib.Path(path))
     if theirs is None:
         return ''
     mine, found = (_relative(flags, width) for flags in (relative_joints, theirs))
@@ -94,9 +94,9 @@ def _relative(flags: Sequence[bool], width: int) -> str:
     return f'{", ".join(numbers) or "none"} are relative'
 
 
-def _flags_beside(path: pathlib.Path) -> tuple[bool, ...] | None:
+def _flags_of(path: pathlib.Path) -> tuple[bool, ...] | None:
     """Relative joints of the policy whose statistics are at `path`, None where nothing there
-    tells.
+    says.
     """
     if path.is_file() and path.name != NORM_STATS:
         return None

@@ -1,4 +1,4 @@
-"""Safetensors files: one file or a sharded set, read and written a piece at a time; pickles are
+"""Safetensors files: one file or a sharded set, read and written a slice at a time; pickles are
 refused.
 """
 
@@ -49,8 +49,8 @@ class TensorFiles:
             names = self._open[file].keys()
             if twice := sorted(set(names) & set(self._where)):
                 raise UserError(
-                    f'{file.name} repeats tensors of another shard: {few(twice, ", ")}; keep one '
-                    'set of shards'
+                    f'expected tensors of its own in {file.name}, got some of another shard: '
+                    f'{few(twice, ", ")}; keep one set of shards'
                 )
             self._where |= dict.fromkeys(names, file)
 
@@ -113,7 +113,7 @@ def _open(file: pathlib.Path) -> Any:
 
 
 def _where_it_ends(file: pathlib.Path) -> str:
-    """What of a truncated file is missing, '' where its header does not tell."""
+    """What of a truncated file is missing, '' where its header does not say."""
     size = file.stat().st_size
     with open(file, 'rb') as opened:
         start = 8 + int.from_bytes(opened.read(8), 'little')
@@ -207,7 +207,8 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
         )
     if absent := [f.name for f in files if not f.is_file()]:
         raise UserError(
-            f'{index} names shards that are not there: {few(absent, ", ")}; copy them too'
+            f'expected all shards that {index} names, got none of {few(absent, ", ")}; copy them '
+            'too'
         )
     return files
 

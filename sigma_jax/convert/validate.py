@@ -1,4 +1,4 @@
-"""Do the tensors of a file fit the model? Differences of all kinds are told at once, some of
+"""Do the tensors of a file fit the model? Differences of all kinds are reported at once, some of
 each.
 """
 
@@ -8,13 +8,13 @@ import numpy as np
 
 from sigma_jax import trees
 from sigma_jax.backbones.names import NameTable
-from sigma_jax.convert.slices import Piece
+from sigma_jax.convert.slices import Slice
 from sigma_jax.convert.tensor_files import DTYPES, READ_AS, TensorFiles
 from sigma_jax.errors import UserError, few
 
 
 def check_tensors(
-    files: TensorFiles, stored: Mapping[str, str], owner: Mapping[str, Piece], where: str
+    files: TensorFiles, stored: Mapping[str, str], owner: Mapping[str, Slice], where: str
 ) -> None:
     """Checks the tensors of a checkpoint against what is needed.
 
@@ -37,9 +37,9 @@ def check_tensors(
             near = trees.closest(name, [one for one in owner if one not in stored])
             unexpected.append(f'unexpected {name}' + (f' (closest: {near})' if near else ''))
             continue
-        piece = owner[name]
-        if (kind := (piece.tensor_map, piece.shape)) not in shapes:
-            shapes[kind] = piece.tensor_map.to_torch(np.broadcast_to(np.int8(0), piece.shape)).shape
+        part = owner[name]
+        if (kind := (part.tensor_map, part.shape)) not in shapes:
+            shapes[kind] = part.tensor_map.to_torch(np.broadcast_to(np.int8(0), part.shape)).shape
         if files.shape(key) != shapes[kind]:
             misshaped.append(f'{name}: expected shape {shapes[kind]}, got {files.shape(key)}')
         if files.dtype(key) not in allowed:
@@ -49,7 +49,8 @@ def check_tensors(
     if kinds := [kind for kind in (missing, unexpected, misshaped, mistyped) if kind]:
         count = sum(map(len, kinds))
         raise UserError(
-            f'{where} does not fit pi0.5 ({count} differences): ' + '; '.join(map(few, kinds))
+            f'{where}: expected the tensors of pi0.5, got {count} differences: '
+            + '; '.join(map(few, kinds))
         )
 
 
@@ -86,4 +87,7 @@ def check_dtypes(
                 for name in kinds[dtype]
             ]
     if problems:
-        raise UserError(f'{where} mixes dtypes ({len(problems)} differences): {few(problems)}')
+        raise UserError(
+            f'{where}: expected one dtype in each group of tensors, got {len(problems)} '
+            f'differences: {few(problems)}'
+        )

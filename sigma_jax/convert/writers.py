@@ -11,11 +11,11 @@ import numpy as np
 from sigma_jax.backbones.names import NameTable
 from sigma_jax.convert.leaf_digests import PREFETCH
 from sigma_jax.convert.orbax_leaves import LeafWriter
-from sigma_jax.convert.slices import Piece
+from sigma_jax.convert.slices import Slice
 from sigma_jax.convert.tensor_files import WEIGHTS, TensorWriter
 from sigma_jax.errors import UserError
 
-Put = Callable[[Piece, np.ndarray], Any]
+Put = Callable[[Slice, np.ndarray], Any]
 Shapes = Mapping[str, tuple[int, ...]]
 LAYOUTS = ('jax', 'lerobot', 'openpi-pytorch')
 
@@ -60,8 +60,8 @@ def open_writer(
         folder / 'params', {path: (shape, dtypes[path]) for path, shape in shapes.items()}
     )
 
-    def write(piece: Piece, array: np.ndarray) -> None:
-        if (future := writer.write(piece.path, piece.index, array)) is not None:
+    def write(part: Slice, array: np.ndarray) -> None:
+        if (future := writer.write(part.path, part.index, array)) is not None:
             pending.append(future)
         _wait(pending, PREFETCH)
 
@@ -74,7 +74,8 @@ def open_writer(
                 future.result()
         if isinstance(error, ValueError) and not isinstance(error, UserError):
             raise UserError(
-                f'could not write {folder}: {str(error)[:200]}; is the disk full?'
+                f'expected to write {folder}, got: {str(error)[:200]}; look whether the disk '
+                'is full'
             ) from error
         raise
 
@@ -110,9 +111,9 @@ def _torch_writer(
     tensors[prefix + table.unused] = ((rows[0][0], width), rows[1])
     with TensorWriter(folder / WEIGHTS, tensors) as writer:
 
-        def write(piece: Piece, array: np.ndarray) -> None:
-            tensor, row = piece.tensor_map.to_torch(array), piece.rows.start if piece.rows else 0
-            for name in tables if piece.name == table.table else [piece.name]:
+        def write(part: Slice, array: np.ndarray) -> None:
+            tensor, row = part.tensor_map.to_torch(array), part.rows.start if part.rows else 0
+            for name in tables if part.name == table.table else [part.name]:
                 writer.write(prefix + name, tensor, row)
 
         yield write

@@ -15,6 +15,7 @@ from sigma_jax.data.pt.shards import PATTERN, TorchSettings
 from sigma_jax.data.rlds.open import RldsSettings, is_rlds, open_rlds
 from sigma_jax.errors import UserError
 from sigma_jax.hub import download
+from sigma_jax.settings import check_fields, section
 
 
 class Dataset(Protocol):
@@ -186,7 +187,7 @@ def source_settings(settings: Any) -> SourceSettings:
       Those of them; missing ones have their defaults.
 
     Raises:
-      UserError: unknown names in `rlds` or `torch_shards`, or a map that is none.
+      UserError: unknown names, values of another kind, or a map that is none.
 
     Examples:
       >>> from sigma_jax.data.sources import source_settings
@@ -194,18 +195,26 @@ def source_settings(settings: Any) -> SourceSettings:
       {'front': 'observation.images.up'}
     """
     names = [field.name for field in dataclasses.fields(SourceSettings)]
-    values = (
-        settings
-        if isinstance(settings, Mapping)
-        else {n: getattr(settings, n) for n in names if hasattr(settings, n)}
-    )
-    given = {name: values[name] for name in names if name in values}
+    if settings is None or isinstance(settings, Mapping) or hasattr(settings, 'to_dict'):
+        values = section(settings or {}, 'data')
+        if unknown := sorted(set(values) - set(names)):
+            raise UserError(
+                f'data: expected some of the settings {names}, got unknown {unknown}; give a '
+                'DataConfig for the others'
+            )
+    elif values := {name: getattr(settings, name) for name in names if hasattr(settings, name)}:
+        pass
+    else:
+        raise UserError(
+            f'data: expected a DataConfig, or some of {names} by name, got {settings!r}; give one'
+        )
     for name, kind in (('rlds', RldsSettings), ('torch_shards', TorchSettings)):
-        if isinstance(given.get(name), Mapping):
-            given[name] = _build(kind, given[name], name)
-    if 'camera_map' in given:
-        given['camera_map'] = _names(given['camera_map'], 'camera_map')
-    return SourceSettings(**given)
+        if name in values and not isinstance(values[name], kind):
+            values[name] = _build(kind, section(values[name], f'data.{name}'), name)
+    if 'camera_map' in values:
+        values['camera_map'] = _names(values['camera_map'], 'camera_map')
+    check_fields(SourceSettings, values, 'data.')
+    return SourceSettings(**values)
 
 
 def _build(kind: Any, values: Mapping[str, Any], name: str) -> Any:
@@ -219,6 +228,7 @@ def _build(kind: Any, values: Mapping[str, Any], name: str) -> Any:
     maps = {
         key: _names(values[key], f'{name}.{key}') for key in ('cameras', 'keys') if key in values
     }
+    check_fields(kind, values, f'data.{name}.')
     return kind(**{**values, **maps})
 
 

@@ -1,5 +1,5 @@
 """How much of the residual to use: least and largest scale of the adapter, chosen on calibration,
-told on test.
+reported on test.
 """
 
 import itertools

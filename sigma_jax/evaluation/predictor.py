@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.data.shards.directory import Shards
 from sigma_jax.evaluation.replay import NumpyBatch
 from sigma_jax.training.config import RunConfig
@@ -47,6 +47,9 @@ class Predictor(Protocol):
         Args:
           batch: windows, leaves [b g ...].
           ablation: gates that switch parts of it off.
+
+        Returns:
+          Actions in raw units, tau and what else went into them.
         """
 
     def flops(self, batch: NumpyBatch) -> int | None:
@@ -54,4 +57,7 @@ class Predictor(Protocol):
 
         Args:
           batch: windows, for their shapes.
+
+        Returns:
+          Floating-point operations of one window.
         """

@@ -40,8 +40,8 @@ def check_log(workdir: pathlib.Path) -> str:
         )
     cut = [n for n, splits in enumerate(read_log(log), start=1) if splits is None]
     lines = ', '.join(map(str, cut))
-    told = f'{log}: line {lines} is damaged and counts as an evaluation that read the test split'
-    return told if cut else ''
+    said = f'{log}: line {lines} is damaged and counts as an evaluation that read the test split'
+    return said if cut else ''
 
 
 def count_test_reads(workdir: pathlib.Path, splits: tuple[str, ...]) -> int:

@@ -27,7 +27,7 @@ class BatchCache:
     """Batches decoded once and kept, read-only, while there is room; those of a split that does not
     fit, every time.
 
-    Trainings of one comparison see the same pictures and prompts, and decoding them takes longer
+    Trainings of one comparison see the same images and prompts, and decoding them takes longer
     than a small model.
 
     Args:

@@ -37,6 +37,9 @@ def run(request: Request, reporter: Reporter = SILENT) -> tuple[dict, pathlib.Pa
       request: what to evaluate.
       reporter: receives what is odd, and how far it is.
 
+    Returns:
+      The report as JSON has it, and the folder of its files.
+
     Raises:
       UserError: an unknown split, an unfinished training, or shards of another base.
     """
@@ -58,13 +61,16 @@ def evaluate_one(
       trained: the Sigma.
       reporter: receives what is odd, and how far it is.
       model_cache: what further trainings of a comparison share with it.
+
+    Returns:
+      As `run`.
     """
     check_splits(request.splits, request.stress)
     batch_cache = BatchCache()
     shards = open_shards(request.shards) if request.shards else trained.shards
     check_baselines(shards, trained.base.digest)
-    for told in check_first(request, trained.config, shards, request.folder):
-        reporter.say(told)
+    for said in check_first(request, trained.config, shards, request.folder):
+        reporter.say(said)
     with reporter.bars() as bars:
         splits = {}
         for name in request.splits:
@@ -123,7 +129,7 @@ def check_first(
     notes = [
         check_held_out(one, shards.split(name)) for one in (*own, *request.rows) for name in judging
     ]
-    return [told for told in dict.fromkeys([check_log(request.workdir), *notes]) if told]
+    return [said for said in dict.fromkeys([check_log(request.workdir), *notes]) if said]
 
 
 def check_writable(out: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ from sigma_jax.evaluation.request import Request
 from sigma_jax.evaluation.stress import robustness, stress
 from sigma_jax.evaluation.stress.perturb import every_level
 from sigma_jax.evaluation.trained_models import ModelCache
-from sigma_jax.policies.sampled import stored_weights
+from sigma_jax.policies.sampled_policy import stored_weights
 from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training.progress import Bars
 from sigma_jax.types import to_batch
@@ -59,6 +59,9 @@ def sections(replayed: Replayed, bars: Bars) -> dict[str, Any]:
     Args:
       replayed: a trained Sigma and its replays.
       bars: where bars are shown.
+
+    Returns:
+      {'compute', 'stress', 'robustness' or 'comparison': the section}.
     """
     request = replayed.request
     found: dict[str, Any] = {}
@@ -78,6 +81,9 @@ def costs(replayed: Replayed) -> dict[str, Any]:
 
     Args:
       replayed: a trained Sigma and its replays.
+
+    Returns:
+      {'compute': parameters and operations of both}, or {}.
     """
     trained, batch = replayed.trained, next(replayed.batches())
     if (own := trained.flops(batch)) is None:
@@ -94,6 +100,9 @@ def stressed(replayed: Replayed, state: AdapterState, bars: Bars) -> dict[str, A
       replayed: a trained Sigma and its replays.
       state: its adapter.
       bars: where its bar is shown.
+
+    Returns:
+      The section `stress`.
     """
     bar, clean = bars.add('stress'), replayed.windows
     every = stress.every_stress(clean, replayed.batches, replayed.trained)
@@ -108,6 +117,9 @@ def perturbed(replayed: Replayed, bars: Bars) -> dict[str, Any]:
     Args:
       replayed: a trained Sigma and its replays.
       bars: where its bar is shown.
+
+    Returns:
+      The section `robustness`.
     """
     shards, split, trained = replayed.shards, replayed.split, replayed.trained
     storage = trained.config.quant
@@ -142,6 +154,9 @@ def compared(replayed: Replayed, bars: Bars) -> dict[str, Any]:
     Args:
       replayed: a trained Sigma and its replays.
       bars: where a bar for each training is shown.
+
+    Returns:
+      The section `comparison`.
     """
     request = replayed.request
     inputs = comparison_run.Inputs(

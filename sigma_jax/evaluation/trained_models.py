@@ -138,6 +138,9 @@ class TrainedSigma:
 
         Args:
           batch: windows, for their shapes.
+
+        Returns:
+          Floating-point operations of one window.
         """
         return flops.count(self.forward, *self.inputs(batch, self.gates)) // batch['mask'].size
 

@@ -20,7 +20,7 @@ from sigma_jax.hub.client import Patience, network_errors, patient_client, reaso
 from sigma_jax.hub.scrub import scrub
 from sigma_jax.hub.transfer import LARGE, Revision, fetch_large, repository
 
-# no pickles, no pictures
+# no pickles, no images
 CHECKPOINT = ('*.json', '*.safetensors', 'params/**', 'assets/**', 'tokenizer.*')
 TABLES = ('meta/*.json', 'meta/*.jsonl', 'meta/*.parquet', 'data/*.parquet')  # `*` crosses folders
 RECORDS = (
@@ -60,6 +60,8 @@ def local_path(name: str | os.PathLike[str]) -> Path:
     Raises:
       UserError: it is neither, the extra `hf` is missing, or the hub gives nothing.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise UserError(f'expected a path or a hub id, got {name!r}; name one')
     path = Path(name)
     if path.exists():
         return path
@@ -138,34 +140,34 @@ def fetch(
     hub, token = _library(name), read_token(env_file)
     secrets = (token, hub.get_token())  # the library finds by itself what a log-in has left
     repo, revision = match[1], match[2]
-    wanted = {
+    request = {
         'repo_id': repo,
         'repo_type': kind,
         'revision': revision,
         'allow_patterns': list(files),
     }
-    kept = _kept(hub, wanted)
-    if kept and (_COMMIT.fullmatch(revision or '') or _is_offline(hub)):
-        return Fetched(kept, repo, kept.name)
+    cached = _cached(hub, request)
+    if cached and (_COMMIT.fullmatch(revision or '') or _is_offline(hub)):
+        return Fetched(cached, repo, cached.name)
     if _is_offline(hub):
         raise UserError(
             f'expected {name} among the files fetched before, as HF_HUB_OFFLINE forbids to ask '
             'the hub, got none, not all of them, or nothing that says so; run the same command '
             'once without HF_HUB_OFFLINE, or name a local path'
         )
-    if kept:  # a laptop without a network shall not wait for minutes to use what it has
+    if cached:  # a laptop without a network shall not wait for minutes to use what it has
         patience = dataclasses.replace(patience, tries=min(patience.tries, 2))
     try:
         with patient_client(hub, patience, secrets):
-            path = _download(hub, wanted, token, patience)
+            path = _download(hub, request, token, patience)
         return Fetched(path, repo, path.name)
     except Exception as error:  # network, authorisation and missing-file errors have no common base
-        told = scrub(reason(error) if not isinstance(error, UserError) else str(error), secrets)
-        if kept and _is_connection(hub, error):
-            _LOG.warning('%s: %s; using the copy fetched before, %s', name, told, kept)
-            return Fetched(kept, repo, kept.name)
+        said = scrub(reason(error) if not isinstance(error, UserError) else str(error), secrets)
+        if cached and _is_connection(hub, error):
+            _LOG.warning('%s: %s; using the copy fetched before, %s', name, said, cached)
+            return Fetched(cached, repo, cached.name)
         raise UserError(
-            f'expected {name} on the hub, got "{told}"; check the id and its licence, log in, or '
+            f'expected {name} on the hub, got "{said}"; check the id and its licence, log in, or '
             'name a local path'
         ) from None
 
@@ -215,38 +217,38 @@ def _library(name: str) -> Any:
     return huggingface_hub
 
 
-def _kept(hub: Any, wanted: dict[str, Any]) -> Path | None:
+def _cached(hub: Any, request: dict[str, Any]) -> Path | None:
     """The folder of an earlier fetch, where all of it is there."""
     try:
-        path = Path(hub.snapshot_download(**wanted, local_files_only=True))
+        path = Path(hub.snapshot_download(**request, local_files_only=True))
     except Exception:  # nothing kept, or not all of it: both are no errors here
         return None
-    return path if listing.is_whole(hub, path, wanted['allow_patterns']) else None
+    return path if listing.is_whole(hub, path, request['allow_patterns']) else None
 
 
 def _is_offline(hub: Any) -> bool:
     return bool(hub.constants.HF_HUB_OFFLINE)
 
 
-def _download(hub: Any, wanted: dict[str, Any], token: str | None, patience: Patience) -> Path:
+def _download(hub: Any, request: dict[str, Any], token: str | None, patience: Patience) -> Path:
     """Large files first, which go on where they stopped; the library does the rest and lays out the
     folder.
     """
-    repo, kind = wanted['repo_id'], wanted['repo_type']
+    repo, kind = request['repo_id'], request['repo_type']
     api = hub.HfApi(token=token)
-    commit = api.repo_info(repo, repo_type=kind, revision=wanted['revision']).sha
+    commit = api.repo_info(repo, repo_type=kind, revision=request['revision']).sha
     tree = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type=kind)
     sizes = {entry.path: entry.size for entry in tree if getattr(entry, 'size', None) is not None}
-    names = list(hub.utils.filter_repo_objects(sizes, allow_patterns=wanted['allow_patterns']))
+    names = list(hub.utils.filter_repo_objects(sizes, allow_patterns=request['allow_patterns']))
     if not names:
         raise UserError(
-            f'expected files like {wanted["allow_patterns"]} in {repo}, got {sorted(sizes)[:8]}'
+            f'expected files like {request["allow_patterns"]} in {repo}, got {sorted(sizes)[:8]}'
         )
     listing.note(repository(hub, repo, kind), commit, sizes)
     large = [name for name in names if sizes[name] >= LARGE]
     fetch_large(hub, Revision(repo, kind, commit), large, token, patience)
-    path = _snapshot(hub, wanted, token, patience)
-    if path.name == commit and not listing.is_whole(hub, path, wanted['allow_patterns']):
+    path = _snapshot(hub, request, token, patience)
+    if path.name == commit and not listing.is_whole(hub, path, request['allow_patterns']):
         raise UserError(
             f'expected {len(names)} files of {repo} in {path}, got some of them; run the same '
             'command again'
@@ -254,18 +256,18 @@ def _download(hub: Any, wanted: dict[str, Any], token: str | None, patience: Pat
     return path
 
 
-def _snapshot(hub: Any, wanted: dict[str, Any], token: str | None, patience: Patience) -> Path:
+def _snapshot(hub: Any, request: dict[str, Any], token: str | None, patience: Patience) -> Path:
     """The library's own download; a small file that was cut short starts anew."""
     failures = 0
     while True:
         failures_of: tuple[type[Exception], ...] = (*network_errors(hub.get_session()), OSError)
         try:
-            return Path(hub.snapshot_download(**wanted, token=token))
+            return Path(hub.snapshot_download(**request, token=token))
         except failures_of as error:
             if isinstance(error, OSError) and 'Consistency check failed' not in str(error):
                 raise
             failures += 1
-            patience.pause(wanted['repo_id'], reason(error), failures)
+            patience.pause(request['repo_id'], reason(error), failures)
 
 
 def _is_connection(hub: Any, error: BaseException) -> bool:

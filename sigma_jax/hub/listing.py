@@ -44,8 +44,8 @@ def is_whole(hub: Any, snapshot: Path, patterns: Sequence[str]) -> bool:
     repository, commit = snapshot.parents[1], snapshot.name
     try:
         sizes = json.loads((repository / FOLDER / f'{commit}.json').read_text())
-        wanted = hub.utils.filter_repo_objects(sizes, allow_patterns=list(patterns))
-        return all(_size(snapshot / name) == sizes[name] for name in wanted)
+        matching = hub.utils.filter_repo_objects(sizes, allow_patterns=list(patterns))
+        return all(_size(snapshot / name) == sizes[name] for name in matching)
     except (OSError, ValueError, TypeError, KeyError):
         return (repository / THEIRS / f'{commit}.json').is_file()
 

@@ -10,7 +10,6 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from math import prod
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +17,7 @@ from jaxtyping import Array, Float
 
 from sigma_jax import trees
 from sigma_jax.errors import UserError
-
-PyTree = Any
+from sigma_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +115,7 @@ def find_layout(path: str, layouts: Mapping[str, MatrixLayout], what: str = 'LoR
         if re.fullmatch(pattern, path):
             return layout
     raise UserError(
-        f'{what} was asked for {path!r}, which is no matrix; choose among {", ".join(layouts)}'
+        f'{what}: expected the path of a matrix, got {path!r}; choose among {", ".join(layouts)}'
     )
 
 

@@ -28,8 +28,8 @@ from jaxtyping import Array, Float, Int8, UInt8
 from sigma_jax import trees
 from sigma_jax.errors import UserError
 from sigma_jax.nn.lora import MatrixLayout, find_layout
+from sigma_jax.types import PyTree
 
-PyTree = Any
 KINDS = ('stored', 'bfloat16', 'int8', 'nf4')
 # NF4's are many: bfloat16 saves a quarter of a bit a weight
 SCALES = {'int8': jnp.float32, 'nf4': jnp.bfloat16}

@@ -1,6 +1,6 @@
 """A policy on robots: observations read and checked, the state of each episode kept, chunks given.
 
-How a chunk is computed is an `Actor`: `sampled.BaseActor` samples a base, `sigma.SigmaActor`
+How a chunk is computed is an `Actor`: `sampled_policy.BaseActor` samples a base, `sigma.SigmaActor`
 samples it and corrects what came.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import IMAGES, STATE, TASK, PolicySpec, PolicyState
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK, PolicySpec, PolicyState
 from sigma_jax.processing.images import unit_range
 from sigma_jax.types import Batch, Observation
 
@@ -66,7 +66,7 @@ class Actor(Protocol):
 
 
 class ActingPolicy:
-    """A `policies.base.Policy` of an actor.
+    """A `policies.protocol.Policy` of an actor.
 
     The noise of a chunk belongs to seed, episode and frame: `reset` begins the next episode, and
     each `infer` is a frame of it. An observation may name both itself (`episode`, `frame`), as
@@ -83,15 +83,15 @@ class ActingPolicy:
 
     @property
     def spec(self) -> PolicySpec:
-        """See `policies.base.Policy`."""
+        """See `policies.protocol.Policy`."""
         return self.actor.spec
 
     def metadata(self) -> dict[str, Any]:
-        """See `policies.base.Policy`."""
+        """See `policies.protocol.Policy`."""
         return dataclasses.asdict(self.spec)
 
     def initial_state(self, episode: int = 0) -> PolicyState:
-        """See `policies.base.Policy`.
+        """See `policies.protocol.Policy`.
 
         Args:
           episode: its number.
@@ -99,13 +99,13 @@ class ActingPolicy:
         return self.actor.initial_state(episode)
 
     def reset(self) -> None:
-        """See `policies.base.Policy`."""
+        """See `policies.protocol.Policy`."""
         self.state = self.initial_state(self.state.episode + bool(self.state.frame))
 
     def infer(
         self, observation: Mapping[str, Any], *, noise: Float[np.ndarray, 't d'] | None = None
     ) -> Mapping[str, Any]:
-        """A chunk of actions for one observation; see `policies.base.Policy`.
+        """A chunk of actions for one observation; see `policies.protocol.Policy`.
 
         Args:
           observation: raw.
@@ -127,7 +127,7 @@ class ActingPolicy:
         *,
         noise: Sequence[Float[np.ndarray, 't d'] | None] | None = None,
     ) -> tuple[list[Mapping[str, Any]], list[PolicyState]]:
-        """Chunks for several robots; see `policies.base.Policy`.
+        """Chunks for several robots; see `policies.protocol.Policy`.
 
         Args:
           observations: one of each robot.
@@ -218,7 +218,7 @@ def read_observation(observation: Mapping[str, Any], spec: PolicySpec) -> Readin
     """A raw observation in its parts, checked.
 
     Args:
-      observation: see `policies.base.Policy.infer`.
+      observation: see `policies.protocol.Policy.infer`.
       spec: what the policy takes.
 
     Returns:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sigma_jax.convert.base_policy import (
+from sigma_jax.convert.load_base import (
     Base,
     ModelConfig,
     check_images,
@@ -31,7 +31,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.nn.lora import LoraConfig
 from sigma_jax.policies.robot import RobotSpec
-from sigma_jax.policies.sampled import Sampler, check_acts, make_sampler
+from sigma_jax.policies.sampled_policy import Sampler, check_acts, make_sampler
 from sigma_jax.processing import fitting
 from sigma_jax.processing.normalize import NormStats
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
@@ -40,14 +40,42 @@ from sigma_jax.types import PyTree, to_batch
 
 @dataclasses.dataclass(frozen=True)
 class BaselineConfig:
-    """Which policy, and how it is sampled."""
+    """Which policy, and how it is sampled.
 
-    base: str = ''  # folder of a converted pi0.5
+    Attributes:
+      base: folder of a converted pi0.5; '' leaves the base's actions out.
+      tokenizer: the one that the base was trained with.
+      samples: draws a window; more allow the mean of several as a method.
+      seed: noise is keyed by seed, episode, frame and draw.
+      batch_size: windows that are sampled at a time.
+      dtype: of the matrix products; 'bfloat16' on a GPU.
+    """
+
+    base: str = ''
     tokenizer: str = 'assets/tokenizer/tokenizer.json'
-    samples: int = 1  # draws a window
+    samples: int = 1
     seed: int = 0
     batch_size: int = 32
     dtype: str = 'float32'
+
+    @property
+    def folder(self) -> str:
+        """The base's.
+
+        Raises:
+          UserError: none is named.
+        """
+        if not self.base:
+            raise UserError(
+                'expected a converted pi0.5 as the base, got none; name its folder '
+                '(convert_weights.py makes one)'
+            )
+        return self.base
+
+    @property
+    def model(self) -> ModelConfig:
+        """How the base computes."""
+        return ModelConfig(self.dtype)
 
 
 def write_baselines(
@@ -60,7 +88,7 @@ def write_baselines(
     Args:
       shards: whose windows.
       config: which policy, and how.
-      progress: is told (windows done, windows in all).
+      progress: receives (windows done, windows in all).
 
     Returns:
       The record that now lies beside the shards.
@@ -68,7 +96,7 @@ def write_baselines(
     Raises:
       UserError: shards, base or tokenizer do not fit each other.
     """
-    meta, policy = shards.meta, describe_policy(config)
+    meta, policy = shards.meta, open_base(config.folder, config.model)
     check_policy(policy, config, meta.horizon)
     check_images(policy, meta)
     check_robot(policy, meta)
@@ -103,26 +131,6 @@ def write_baselines(
         done += split.windows
         progress(done, total)
     return record
-
-
-def describe_policy(config: BaselineConfig) -> Base:
-    """The converted policy and its statistics, its weights left unread.
-
-    Args:
-      config: where it lies, in which dtype it computes.
-
-    Returns:
-      The opened base.
-
-    Raises:
-      UserError: no base is named, or none is there.
-    """
-    if not config.base:
-        raise UserError(
-            'expected a converted pi0.5 as the base, got none; name its folder '
-            '(convert_weights.py makes one)'
-        )
-    return open_base(config.base, ModelConfig(config.dtype))
 
 
 def check_policy(policy: Base, config: BaselineConfig, horizon: int) -> None:
@@ -170,7 +178,8 @@ def _finished(shards: Shards, record: BaseRecord) -> tuple[str, ...]:
         return ()
     if differences := record.differences(old):
         raise UserError(
-            f'{shards.base_record_file} was made with other settings ({", ".join(differences)}); '
+            f'expected the settings that {shards.base_record_file} was made with, got others '
+            f'({", ".join(differences)}); '
             f'delete {shards.path}/baselines* and run again'
         )
     return tuple(name for name in old.finished if shards.split(name).base_file.is_file())

@@ -2,21 +2,33 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
-from sigma_jax.convert.base_policy import Base, ModelConfig, open_base, read_weights
+from sigma_jax.convert.load_base import Base, ModelConfig, open_base, read_weights
 from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.base_actions import check_robot
-from sigma_jax.policies.sampled import BaseActor, check_acts, make_sampler, stored_weights
+from sigma_jax.policies.sampled_policy import BaseActor, check_acts, make_sampler, stored_weights
 from sigma_jax.processing.fitting import Robot
 from sigma_jax.processing.processor import of_policy
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
+from sigma_jax.settings import is_a
 
 
 @dataclasses.dataclass(frozen=True)
 class Joints:
-    """A robot by the names of its joints, as `load_policy` takes one."""
+    """A robot by the names of its joints, as `load_policy` takes one.
+
+    Attributes:
+      state_names: of the robot's reading, in its order.
+      action_names: of an action, in its order.
+
+    Examples:
+      >>> import sigma_jax as sj
+      >>> names = 'pan', 'lift', 'elbow', 'flex', 'roll', 'gripper'
+      >>> robot = sj.Joints(names, names)
+    """
 
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
@@ -36,12 +48,12 @@ def load_policy(
     Args:
       folder: of a checkpoint in any layout, or a hub id.
       tokenizer: file, folder or hub id; '' takes the one beside the weights.
-      robot: what names its joints (a data set, the meta of shards, `Joints`), or how many it has;
-        None takes as many as the statistics beside the weights have, which openpi pads to the
+      robot: what names its joints (a data set, the meta of shards, `sj.Joints`), or how many it
+        has; None takes as many as the statistics beside the weights have, which openpi pads to the
         model's width.
       seed: of its noise.
       dtype: of its matrix products.
-      storage: in what form its weights lie on the device.
+      storage: in what form its weights lie on the device; `sj.QuantConfig('bfloat16')`, say.
 
     Returns:
       The policy, with its weights on the device; the first `infer` compiles it.
@@ -51,17 +63,23 @@ def load_policy(
         not know.
 
     Examples:
-      >>> policy = load_policy('runs/demo/base')  # doctest: +SKIP
+      >>> policy = load_policy('demo_run/base')  # doctest: +SKIP
       >>> policy.infer(env.observe())['actions'].shape  # doctest: +SKIP
       (16, 6)
     """
+    if not isinstance(folder, str | pathlib.Path) or not str(folder):
+        raise UserError(f'expected the folder of a policy, got {folder!r}; name one')
+    if not isinstance(storage, QuantConfig):
+        raise UserError(
+            f'storage: expected a QuantConfig, got {storage!r}; sigma_jax.nn.quant has it, and its '
+            'kinds'
+        )
+    check_named(robot)
     base = open_base(str(folder), ModelConfig(dtype))
-    if base.folder is None:
-        raise UserError('expected the folder of a policy, got none; name one')
     check_acts(base)
     known = joints_of(base, robot)
     check_robot(base, known)
-    words = load_tokenizer(tokenizer or base.folder)
+    words = load_tokenizer(tokenizer or base.folder or '')
     check_vocab(words, base.config.vocab_size)
     base, spec, horizon = read_weights(base), base.spec, base.config.action_horizon
     weights = stored_weights(base, storage)
@@ -71,8 +89,26 @@ def load_policy(
     return ActingPolicy(BaseActor(base, processor, sampler, horizon))
 
 
+def check_named(robot: Any) -> None:
+    """Checks that a robot names its joints, or counts them.
+
+    Args:
+      robot: as `load_policy` takes one.
+
+    Raises:
+      UserError: it does neither.
+    """
+    if robot is None or (is_a(int, robot) and robot > 0):
+        return
+    if not hasattr(robot, 'state_names') or not hasattr(robot, 'action_names'):
+        raise UserError(
+            f'robot: expected at least 1 joint, or what names its joints, got {robot!r}; give a '
+            'data set, the meta of shards or Joints'
+        )
+
+
 def joints_of(base: Base, robot: Robot | int | None) -> Robot:
-    """A robot as `load_policy` is told of it.
+    """A robot as `load_policy` is given it.
 
     Args:
       base: with its statistics.

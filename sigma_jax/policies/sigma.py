@@ -11,8 +11,8 @@ import numpy as np
 from sigma_jax import xla
 from sigma_jax.objectives.sigma import SigmaObjective
 from sigma_jax.policies.acting import Reading, windows
-from sigma_jax.policies.base import ACTIONS, PolicySpec, PolicyState
-from sigma_jax.policies.sampled import BaseActor
+from sigma_jax.policies.protocol import ACTIONS, PolicySpec, PolicyState
+from sigma_jax.policies.sampled_policy import BaseActor
 from sigma_jax.processing.normalize import NormStats, normalize
 from sigma_jax.sigma import adapter
 from sigma_jax.sigma.action import fuse_actions, low_level_controller

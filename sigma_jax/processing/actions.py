@@ -15,7 +15,7 @@ from sigma_jax.types import ActionScaling
 def normalize_actions(
     actions: Float[Array, '... a'], scaling: ActionScaling, width: int
 ) -> Float[Array, '... d']:
-    """Raw actions -> pi0.5's normalised units: (x - low) / span * 2 - 1.
+    """Raw actions -> pi0.5's normalised units (`normalize.to_unit`).
 
     Args:
       actions: raw units, counted from the origin of `action_origin`.
@@ -38,7 +38,7 @@ def normalize_actions(
       >>> actions.unnormalize_actions(normalised, scaling).tolist()
       [[5.0, 90.0]]
     """
-    scaled = (actions - scaling.low) / scaling.span * 2 - 1
+    scaled = normalize.to_unit(actions, scaling.low, scaling.span)
     return jnp.pad(scaled, [(0, 0)] * (actions.ndim - 1) + [(0, width - actions.shape[-1])])
 
 
@@ -54,8 +54,8 @@ def unnormalize_actions(
     Returns:
       Raw units, counted from the origin of `action_origin`.
     """
-    low, span = scaling.low, scaling.span
-    return (actions[..., : low.shape[-1]] + 1) / 2 * span + low
+    width = scaling.low.shape[-1]
+    return normalize.from_unit(actions[..., :width], scaling.low, scaling.span)
 
 
 def action_origin(state: Float[Array, '... p'], scaling: ActionScaling) -> Float[Array, '... 1 a']:
@@ -83,7 +83,7 @@ def action_origin(state: Float[Array, '... p'], scaling: ActionScaling) -> Float
     width = scaling.relative.shape[-1]
     first = state[..., :width]
     first = jnp.pad(first, [(0, 0)] * (first.ndim - 1) + [(0, width - first.shape[-1])])
-    raw = (first + 1) / 2 * scaling.state_span + scaling.state_low
+    raw = normalize.from_unit(first, scaling.state_low, scaling.state_span)
     return jnp.where(scaling.relative > 0, raw, 0.0)[..., None, :]
 
 

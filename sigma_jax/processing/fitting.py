@@ -30,7 +30,7 @@ class Robot(Protocol):
 
 
 def relative_joints(
-    given: Sequence[bool],
+    configured: Sequence[bool],
     policy: ProcessorConfig,
     state_names: Sequence[str],
     action_names: Sequence[str],
@@ -39,7 +39,7 @@ def relative_joints(
     """Which of the robot's actions count from the state.
 
     Args:
-      given: the run's own setting; empty leaves it to the base.
+      configured: the run's own setting; empty leaves it to the base.
       policy: the base's; as many flags as the model is wide (`padded`) are cut, as statistics of
         that width are.
       state_names: names of the entries of a state.
@@ -53,10 +53,10 @@ def relative_joints(
       UserError: flags that are not True or False, more actions than the model has, another number
         of flags than of actions, or a relative action without a state to count from.
     """
-    check_row('config.relative_joints', given, tuple[bool, ...])
-    flags, width = tuple(given) or policy.relative_joints, len(action_names)
-    whose = 'config.relative_joints' if tuple(given) else 'the base'
-    if not tuple(given) and len(flags) == padded > width:
+    check_row('config.relative_joints', configured, tuple[bool, ...])
+    flags, width = tuple(configured) or policy.relative_joints, len(action_names)
+    whose = 'config.relative_joints' if tuple(configured) else 'the base'
+    if not tuple(configured) and len(flags) == padded > width:
         flags = flags[:width]
     if width > padded:
         raise UserError(
@@ -79,12 +79,12 @@ def relative_joints(
 
 
 def of_shards(
-    given: Sequence[bool], policy: ProcessorConfig, robot: Robot, padded: int
+    configured: Sequence[bool], policy: ProcessorConfig, robot: Robot, padded: int
 ) -> tuple[bool, ...]:
     """`relative_joints` for the robot of some shards or of a data set.
 
     Args:
-      given: the run's own setting; empty leaves it to the base.
+      configured: the run's own setting; empty leaves it to the base.
       policy: the base's.
       robot: names the entries of states and actions.
       padded: actions that the model has.
@@ -95,7 +95,7 @@ def of_shards(
     Raises:
       UserError: as `relative_joints`.
     """
-    return relative_joints(given, policy, robot.state_names, robot.action_names, padded)
+    return relative_joints(configured, policy, robot.state_names, robot.action_names, padded)
 
 
 def check_cameras(policy: ProcessorConfig, names: Sequence[str], keys: Sequence[str]) -> None:

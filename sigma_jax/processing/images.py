@@ -14,7 +14,7 @@ FULL_COLOUR_BELOW = 128  # pixels a side
 STYLES = ('openpi', 'lerobot')
 BLACK = -1.0  # in the model's units
 
-Box = tuple[int, int, int, int]  # top, left, height, width of the picture on its canvas
+Box = tuple[int, int, int, int]  # top, left, height, width of the image on its canvas
 
 
 def resize_with_pad(
@@ -93,12 +93,12 @@ def bilinear(
     return mixed[:, before] + (mixed[:, after] - mixed[:, before]) * across
 
 
-def _neighbours(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _neighbours(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices of the pixels before and after each wanted position, and the weight of the one
     after.
     """
-    where = (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) * np.float32(
-        size / wanted
+    where = (np.arange(new_size, dtype=np.float32) + np.float32(0.5)) * np.float32(
+        size / new_size
     ) - np.float32(0.5)
     where = np.maximum(where, 0)
     first = np.minimum(where.astype(np.int64), size - 1)

@@ -199,7 +199,7 @@ def normalize(x: Any, statistics: Statistics) -> Any:
     if mode == 'identity':
         return x
     if formula == 'sigma':
-        return (x - statistics.low) / statistics.span * 2.0 - 1.0
+        return to_unit(x, statistics.low, statistics.span)
     width = np.float32 if formula == 'lerobot' else np.float64
     if mode == 'mean_std':
         return (x - statistics.mean.astype(width)) / (
@@ -208,7 +208,40 @@ def normalize(x: Any, statistics: Statistics) -> Any:
     low, span = statistics.ends[0].astype(width), statistics.exact_span
     if formula == 'lerobot':
         return 2.0 * (x - low) / span - 1.0
+    return to_unit(x, low, span)
+
+
+def to_unit(x: Any, low: Any, span: Any) -> Any:
+    """The formula of quantiles: `low` goes to -1 and `low + span` to 1.
+
+    Args:
+      x: numpy or jax, [... p], raw units.
+      low: of each of them.
+      span: of each of them, not 0.
+
+    Returns:
+      The same shape.
+
+    Examples:
+      >>> from sigma_jax.processing import normalize
+      >>> normalize.to_unit(45.0, low=-90.0, span=180.0)
+      0.5
+    """
     return (x - low) / span * 2.0 - 1.0
+
+
+def from_unit(x: Any, low: Any, span: Any) -> Any:
+    """The inverse of `to_unit`.
+
+    Args:
+      x: numpy or jax, [... p], normalised.
+      low: of each of them.
+      span: of each of them.
+
+    Returns:
+      The same shape, raw units.
+    """
+    return (x + 1.0) / 2.0 * span + low
 
 
 def first_joints(x: Float[np.ndarray, '... p'], width: int) -> Float[np.ndarray, '... a']:
@@ -237,7 +270,7 @@ def denormalize(x: Any, statistics: Statistics) -> Any:
     """
     if statistics.scaling.mode == 'identity':
         return x
-    return (x + 1.0) / 2.0 * statistics.span + statistics.low
+    return from_unit(x, statistics.low, statistics.span)
 
 
 def norm_stats_json(statistics: Mapping[str, Statistics]) -> str:

@@ -52,6 +52,9 @@ class Prompt(Protocol):
           state: normalised.
           width: numbers of a state in the prompt, zero-padded; 0: as many as there are; NO_STATE:
             none.
+
+        Returns:
+          The texts, in order.
         """
 
 

@@ -110,7 +110,7 @@ def _doubt(one: Statistics, level: float) -> str:
     ).any():
         return f'{_joints(bad)} cannot be quantiles: they lie outside min and max'
     if level > LEVELS['quantile']:
-        return ''  # no bound on the width of 80 % of the values tells
+        return ''  # no bound on the width of 80 % of the values shows it
     if (
         bad := (range_ < NARROW * one.std)
         & (wide > WIDER * range_)

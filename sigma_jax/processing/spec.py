@@ -36,7 +36,7 @@ class ProcessorConfig:
     max_prompt_len: int | None = None  # tokens; None: as shards say
     # 'openpi': Pillow's bilinear; 'lerobot': torch's, which does not smooth when shrinking
     resize: str = 'openpi'
-    # beside a picture that is not square, in the model's units: -1 is black
+    # beside an image that is not square, in the model's units: -1 is black
     image_padding: float = BLACK
     cameras: tuple[str, ...] = ()  # the model's views in order; (): not known
     # LeRobot's: (a data set's key, the policy's), as pairs

@@ -16,12 +16,19 @@ Schedule = Callable[[Float[Array, '']], Float[Array, '']]
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    """(start, end) of each ramp and its length in optimiser steps, not micro-batches."""
+    """(start, end) of each ramp and its length in optimiser steps, not micro-batches.
 
-    ramp_steps: int = 82  # the only length that gives all 42 printed weights of Table 1
-    sem: tuple[float, float] = (0.1, 1.0)  # w_sem (paper, Table 1)
-    intent: tuple[float, float] = (0.1, 0.8)  # w_intent (paper, Table 1)
-    tau: tuple[float, float] = (0.0, 0.03)  # w_tau (paper, Table 1)
+    Attributes:
+      ramp_steps: length of every ramp; the only one that gives all 42 printed weights of Table 1.
+      sem: w_sem (paper, Table 1).
+      intent: w_intent (paper, Table 1).
+      tau: w_tau (paper, Table 1).
+    """
+
+    ramp_steps: int = 82
+    sem: tuple[float, float] = (0.1, 1.0)
+    intent: tuple[float, float] = (0.1, 0.8)
+    tau: tuple[float, float] = (0.0, 0.03)
 
 
 def make_schedules(config: CurriculumConfig) -> dict[str, Schedule]:

@@ -17,6 +17,20 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn.layers import safe_cosine, safe_norm
 from sigma_jax.types import Ablation, Actions, Batch, PyTree, SigmaOutput
 
+__all__ = [
+    'LossConfig',
+    'action_mse',
+    'branch_errors',
+    'combine',
+    'hard_mask',
+    'info_nce',
+    'intent_loss',
+    'sigma_terms',
+    'tau_loss',
+    'time_loss',
+    'weighted_sum',
+]
+
 Terms = dict[str, Float[Array, 'b']]
 
 BRANCHES = ('vec', 'chk', 'traj')
@@ -29,20 +43,33 @@ EXCLUDED = -1e9  # logit of a window that is no candidate: finite, so that gradi
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Constants of TRAF and TSAC; the curriculum's are in `curriculum.CurriculumConfig`."""
+    """Constants of TRAF and TSAC; the curriculum's are in `curriculum.CurriculumConfig`.
 
-    action_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)  # alpha of vec, chk, traj (ours)
-    hard_ratio: float = 0.3  # rho (paper, Table 1)
-    lambda_hard: float = 1.0  # (ours)
-    beta_mi: float = 0.1  # fits L_sem = 0.1 ln 2 of Table 1
-    temperature: float = 0.07  # of InfoNCE (ours)
-    tau_norm: float = 0.01  # (paper 4.2.2)
-    lambda_collapse: float = 0.1  # fits the L_tau column of Table 1
-    tau_0: float = 1.0  # fits the L_tau column of Table 1
-    eta_var: float = 0.1  # fits the L_tau column of Table 1
-    # of action errors: 'raw' (paper) or 'normalised' (divided by action_std; ours)
+    Attributes:
+      action_weights: alpha of vec, chk, traj (ours).
+      hard_ratio: rho, the share of hard windows (paper, Table 1).
+      lambda_hard: weight of the hard-sample term (ours).
+      beta_mi: weight of InfoNCE in L_sem; fits L_sem = 0.1 ln 2 of Table 1.
+      temperature: of InfoNCE (ours).
+      tau_norm: weight of mean(tau^2) in L_tau (paper 4.2.2).
+      lambda_collapse: weight of the collapse term in L_tau; fits that column of Table 1.
+      tau_0: root mean square of tau below which that term acts; fits the same column.
+      eta_var: weight of 1 - cos(tau, c_act) in L_tau; fits the same column.
+      units: of action errors: 'raw' (paper) or 'normalised' (divided by action_std; ours).
+      alignment_scale: common factor of the three alignment terms (1: paper).
+    """
+
+    action_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    hard_ratio: float = 0.3
+    lambda_hard: float = 1.0
+    beta_mi: float = 0.1
+    temperature: float = 0.07
+    tau_norm: float = 0.01
+    lambda_collapse: float = 0.1
+    tau_0: float = 1.0
+    eta_var: float = 0.1
     units: str = 'normalised'
-    alignment_scale: float = 1.0  # common factor of the three alignment terms (1: paper)
+    alignment_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.units not in ('raw', 'normalised'):
@@ -159,8 +186,8 @@ def combine(
     for key, value in terms.items():
         if key not in weights:
             raise UserError(
-                f'loss term {key!r} has no schedule: expected one of {sorted(weights)}; add '
-                f'{key!r} to the curriculum'
+                f'loss: expected terms that have a schedule, {sorted(weights)}, got {key!r}; add '
+                'it to the curriculum'
             )
         total = total + weights[key] * (1.0 if key == 'act' else alignment_scale) * value
     return masked_mean(total, mask.reshape(-1))
@@ -454,3 +481,8 @@ def tau_loss(
     direction = 1.0 - safe_cosine(tau, c_act)
     norm = jnp.mean(jnp.square(tau), axis=-1)
     return config.tau_norm * norm + config.lambda_collapse * collapse + config.eta_var * direction
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

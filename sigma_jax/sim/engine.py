@@ -26,8 +26,7 @@ try:
     import mujoco
 except ImportError as error:
     raise UserError(
-        f'sigma_jax.sim needs MuJoCo, which could not be imported ({error}); run `pip install '
-        'sigma_jax[sim]`'
+        f'expected MuJoCo for sigma_jax.sim, got: {error}; run `pip install sigma_jax[sim]`'
     ) from error
 
 __all__ = ['mujoco']

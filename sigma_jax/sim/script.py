@@ -171,11 +171,11 @@ def _lift(sketch: Sketch, task: Task, layout: SceneLayout) -> None:
 
 def _push_left(sketch: Sketch, task: Task, layout: SceneLayout) -> None:
     x, y, _ = layout.bricks[task.color]
-    beside = np.array([x, y - 0.045, 0.012])
-    sketch.to(beside + [0, 0, sketch.habits.approach], np.pi, RELAXED, 1.0, sway=0.6, site='tip')
-    sketch.to(beside, np.pi, 0.0, 0.55, sway=0.1, site='tip')
-    sketch.to(beside + [0, 0.075, 0], np.pi, 0.0, 1.1, sway=0.2, site='tip')
-    sketch.to(beside + [0, 0.03, sketch.habits.approach], np.pi, 0.0, 0.6, site='tip')
+    side = np.array([x, y - 0.045, 0.012])
+    sketch.to(side + [0, 0, sketch.habits.approach], np.pi, RELAXED, 1.0, sway=0.6, site='tip')
+    sketch.to(side, np.pi, 0.0, 0.55, sway=0.1, site='tip')
+    sketch.to(side + [0, 0.075, 0], np.pi, 0.0, 1.1, sway=0.2, site='tip')
+    sketch.to(side + [0, 0.03, sketch.habits.approach], np.pi, 0.0, 0.6, site='tip')
     sketch.home(RELAXED, 1.0)
 
 
@@ -223,6 +223,9 @@ def plan(
       layout: where things stand.
       start: joint angles [6] at rest before the first frame, degrees and percent open.
       rng: source of this episode's variation.
+
+    Returns:
+      The targets, one row a frame.
     """
     sketch = Sketch(task.habits, rng)
     PLANS[task.plan](sketch, task, layout)

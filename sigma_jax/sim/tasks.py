@@ -169,6 +169,9 @@ def is_done(task: Task, layout: SceneLayout, brick: np.ndarray, touched: bool) -
       layout: where things stood at the start.
       brick: the position [3] of the task's brick now, metres.
       touched: whether a jaw has touched the task's brick so far.
+
+    Returns:
+      True where it is.
     """
     start = np.array(layout.bricks[task.color][:2])
     if task.plan == 'into_box':

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sigma_jax.convert import heads
-from sigma_jax.convert.base_policy import Base, open_base
+from sigma_jax.convert.load_base import Base, open_base
 from sigma_jax.convert.peft import adapter as peft
 from sigma_jax.data.shards.base_record import BaseRecord
 from sigma_jax.errors import UserError
@@ -20,7 +20,7 @@ from sigma_jax.processing import normalize
 from sigma_jax.processing.tokenizer import tokenizer_file
 from sigma_jax.sigma import adapter as inference_adapter
 from sigma_jax.sigma.adapter import AdapterState
-from sigma_jax.training.build import Blueprint, Statistics, build, objective_of
+from sigma_jax.training.build import Blueprint, RunStatistics, build, objective_of
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.types import PyTree
@@ -52,7 +52,7 @@ class Acting:
     step: int
     base: Base
     robot: RobotSpec
-    statistics: Statistics
+    statistics: RunStatistics
     trainable: PyTree
     sampled: BaseRecord
     tokenizer: str
@@ -199,7 +199,7 @@ def of_export(folder: pathlib.Path, base: str = '') -> Acting:
         told['step'],
         opened,
         robot,
-        Statistics(own, policy, policy if of_base else own, relative),
+        RunStatistics(own, policy, policy if of_base else own, relative),
         trainable,
         BaseRecord(base_digest=told['base']['digest'], **acting['sampled']),
         str(folder / pathlib.PurePath(acting['tokenizer']).name),

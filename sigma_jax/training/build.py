@@ -16,7 +16,7 @@ import optax
 
 from sigma_jax import trees
 from sigma_jax.backbones.base import BackboneConfig, BackboneSpec
-from sigma_jax.convert.base_policy import Base, check_images, open_base, robot_statistics
+from sigma_jax.convert.load_base import Base, check_images, open_base, robot_statistics
 from sigma_jax.data.shards.directory import Shards, is_finished, open_shards
 from sigma_jax.nn import lora, quant
 from sigma_jax.objectives.sigma import init_sigma
@@ -32,7 +32,7 @@ from sigma_jax.types import Batch, Frozen, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
-class Statistics:
+class RunStatistics:
     """Which statistics a run uses.
 
     own: those of its data, in whose units Sigma's residuals count.
@@ -82,7 +82,7 @@ class Blueprint:
         return make_optimizer(self.config.optimizer)
 
     @functools.cached_property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> RunStatistics:
         """Those of data or base, as configured.
 
         Raises:
@@ -96,7 +96,7 @@ class Blueprint:
             config.relative_joints, base.policy, shards.meta, base.config.action_dim
         )
         policy = of_base or shards.relative_statistics(relative)
-        return Statistics(own, policy, of_base or own, relative)
+        return RunStatistics(own, policy, of_base or own, relative)
 
     @functools.cached_property
     def frozen(self) -> Frozen:
@@ -135,6 +135,10 @@ class Blueprint:
           frozen: what `materialise.store_base` and the scaling of actions make.
           example: a batch.
           seed: of what is drawn; None: the config's.
+
+        Returns:
+          trainable: the leaves by group.
+          frozen: `frozen`, without those that learn.
 
         Raises:
           UserError: groups that the objective does not train, or factors that would never learn.

@@ -17,8 +17,8 @@ from sigma_jax.errors import UserError
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.signals import Stopped
 from sigma_jax.training.step import TrainState
+from sigma_jax.types import PyTree
 
-PyTree = Any
 # settings that may change between a run and its continuation
 FREE = ('steps', 'log', 'checkpoint', 'loader', 'compilation_cache', 'triton')
 
@@ -55,7 +55,7 @@ class Checkpoints:
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             self._manager.close()
-        except Exception:  # of the last write; where one came first, that one is told
+        except Exception:  # of the last write; where one came first, that one is reported
             if kind is None or issubclass(kind, Stopped):
                 raise
 
@@ -111,7 +111,8 @@ class Checkpoints:
         """
         if differences := compare(completed(self.config(step)), config.to_dict()):
             raise UserError(
-                f'checkpoint {step} in {self.folder} was made with another config: '
+                f'expected the config that checkpoint {step} in {self.folder} was made with, got '
+                'another: '
                 f'{"; ".join(differences)}; restore those values or choose another --workdir'
             )
 
@@ -173,13 +174,13 @@ class Checkpoints:
         try:
             yield
         except (ValueError, KeyError, OSError) as error:
-            # Orbax's own tells the whole path of every call
+            # Orbax's own names the whole path of every call
             reason = str(error)[:200].splitlines()[0]
             others = [other for other in self._manager.all_steps() if other < step]
             instead = f'continue from step {max(others)}' if others else 'start anew'
             raise UserError(
-                f'checkpoint {step} in {self.folder} cannot be read ({reason}); if an earlier '
-                'sigma_jax wrote it, continue with that one, otherwise delete '
+                f'expected a whole checkpoint {step} in {self.folder}, got: {reason}; it cannot be '
+                'read: if an earlier sigma_jax wrote it, continue with that one, otherwise delete '
                 f'{step_folder(self.folder, step)} to {instead}'
             ) from error
 

@@ -5,32 +5,45 @@ run has written into its config.json, with an older version too.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sigma_jax.convert.base_policy import ModelConfig
+from sigma_jax.convert.load_base import ModelConfig
 from sigma_jax.errors import UserError
 from sigma_jax.nn.lora import LoraConfig
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.objectives import kinds
-from sigma_jax.settings import from_section
+from sigma_jax.settings import check_choice, from_section, section
 from sigma_jax.sigma.config import SigmaConfig
 from sigma_jax.sigma.curriculum import CurriculumConfig
 from sigma_jax.sigma.losses import LossConfig
+from sigma_jax.training.grid import Grid, gates
 from sigma_jax.training.optimizer import OptimizerConfig
 from sigma_jax.types import Ablation
 
 NAMED = ('objective', 'base', 'shards', 'seed', 'steps')  # by every run, of any version
 # what a section's dataclass holds beside the settings: sizes of base and data, the run's own steps
 DERIVED = {'sigma': ('d_model', 'state_dim', 'action_dim'), 'optimizer': ('total_steps',)}
+CHOICES = {'stats_from': ('base', 'shards'), 'features': ('', 'cache')}
+# numbers below which a run makes no sense; one of 0 steps is built and saved, and not trained
+LEAST = dict.fromkeys(('steps', 'loader.num_workers', 'log.shares'), 0) | dict.fromkeys(
+    ('accumulate', 'log.every', 'checkpoint.every', 'checkpoint.keep'), 1
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoaderConfig:
-    """How windows are read: decoding processes, whether decoded ones stay in memory, augmented."""
+    """How windows are read.
+
+    Attributes:
+      num_workers: processes that decode; 0 decodes in threads of this one.
+      cache: whether decoded windows stay in memory.
+      augment: crops, turns and recolours training images as openpi does.
+    """
 
     num_workers: int = 0
     cache: bool = True
@@ -39,8 +52,12 @@ class LoaderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Steps between rows of the log, and between measurements of how much of the gradient norm each
-    loss term has (`shares`; 0: none).
+    """What is logged.
+
+    Attributes:
+      every: steps between rows (Table 1: 10).
+      shares: steps between measurements of how much of the gradient norm each loss term has; 0:
+        none.
     """
 
     every: int = 10
@@ -49,26 +66,62 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Steps between checkpoints, and how many stay."""
+    """When the state is saved.
+
+    Attributes:
+      every: steps between checkpoints; the last step has one too.
+      keep: how many stay.
+    """
 
     every: int = 200
     keep: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
-    """Rows of gates and seeds that are trained side by side."""
-
-    rows: tuple[tuple[str, Ablation], ...]  # in order
-    seeds: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Every setting of a run; see configs/defaults.py for each.
+    """Every setting of a run; configs/defaults.py has the usual values, with their origin.
+
+    Attributes:
+      objective: 'sigma' (paper 4.2) or 'flow_matching' (pi0.5's own).
+      trainable: groups of leaves that learn: of 'sigma' and 'lora', or 'lora' or 'params' alone for
+        flow matching.
+      base: folder of a converted pi0.5; '' starts from random weights of the sizes in `model`.
+      shards: folder that `prepare_data` has written.
+      tokenizer: a tokenizer.json, a sentencepiece .model or a hub id.
+      stats_from: whose statistics scale prompts and policy actions: 'base' (the checkpoint's) or
+        'shards'.
+      relative_joints: joints whose policy actions count from the state (openpi: DeltaActions); ():
+        as the base has it.
+      freeze: patterns of leaves that stay as they are when the group 'params' learns.
+      state_noise: spread of a jitter on the normalised state in pi0.5's prompt, while training.
+      seed: of weights that are drawn, of dropout, and of the order of the data.
+      steps: optimiser steps.
+      batch_size: sequences a step.
+      sequence_length: consecutive windows a sequence, memory carried through; the paper has 1.
+      accumulate: micro-batches a step, one after the other: batch_size / accumulate sequences at a
+        time.
+      ema: decay of a running average of the trainable leaves; None: none kept.
+      loader: how windows are read.
+      features: of frozen parts (SigLIP's features, text embeddings): '' computes them in every
+        step, 'cache' once, beside the shards.
+      log: steps between rows of the log.
+      checkpoint: steps between checkpoints, and how many stay.
+      triton: on a GPU, Triton's products beside cuBLAS's.
+      compilation_cache: folder of compiled programs, kept for the next start; '' keeps none.
+      model: how the base computes; its sizes where `base` is ''.
+      quant: in what form the frozen base lies on the device.
+      lora: which leaves of the base get factors, and how strong these are.
+      sigma: sizes and choices of Sigma's heads.
+      loss: constants of TRAF and TSAC.
+      curriculum: ramps of the weights of the alignment terms.
+      optimizer: learning rates by group, and what they share.
+      ablation: gates, 1 on, 0 off.
+      ablations: '' or a file such as configs/ablations.py, whose rows and seeds are trained in one
+        program; of a finished one the `Grid` itself.
 
     Raises:
-      UserError: numbers of steps between rows or checkpoints that are none.
+      UserError: numbers of steps, sequences or processes that are none, or a choice that there is
+        not.
     """
 
     objective: str = 'sigma'
@@ -103,11 +156,21 @@ class RunConfig:
     ablations: str | Grid = ''
 
     def __post_init__(self) -> None:
-        for name, every in (('log', self.log.every), ('checkpoint', self.checkpoint.every)):
-            if every < 1:
-                raise UserError(f'{name}.every: expected at least 1 step, got {every}; correct it')
-        if (keep := self.checkpoint.keep) < 1:
-            raise UserError(f'checkpoint.keep: expected at least 1, got {keep}; correct it')
+        kinds.find(self.objective)
+        for name, allowed in CHOICES.items():
+            check_choice(f'config.{name}', getattr(self, name), allowed)
+        for name, least in LEAST.items():
+            value: Any = functools.reduce(getattr, name.split('.'), self)
+            if value < least:
+                unit = ' step' if name.endswith('every') else ''
+                raise UserError(
+                    f'config.{name}: expected at least {least}{unit}, got {value}; correct it'
+                )
+        if min(self.batch_size, self.sequence_length) < 1:
+            raise UserError(
+                'config: expected batch_size and sequence_length of at least 1, got '
+                f'{self.batch_size} and {self.sequence_length}; correct them'
+            )
         until = dataclasses.replace(self.optimizer, total_steps=self.steps)
         object.__setattr__(self, 'optimizer', until)  # its decay ends with the run, however changed
 
@@ -127,7 +190,7 @@ class RunConfig:
         return self.batch_size * self.sequence_length
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any]) -> 'RunConfig':
+    def from_dict(cls, settings: Any) -> 'RunConfig':
         """The config that a nested dictionary describes; what it lacks has its default.
 
         Args:
@@ -137,7 +200,8 @@ class RunConfig:
           The config.
 
         Raises:
-          UserError: an unknown key, a row of another length or kind, a value that makes no sense.
+          UserError: an unknown key, a value of another kind, a row of another length, a value that
+            makes no sense.
 
         Examples:
           >>> from sigma_jax.training.config import RunConfig
@@ -147,15 +211,31 @@ class RunConfig:
           >>> RunConfig.from_dict(config.to_dict()) == config
           True
         """
-        made = {name: make(settings[name]) for name, make in _SECTIONS.items() if name in settings}
-        return from_section(cls, {**settings, **made}, '')
+        known = section(settings, 'config')
+        made = {name: make(known[name]) for name, make in _SECTIONS.items() if name in known}
+        return from_section(cls, {**known, **made}, '')
+
+    @classmethod
+    def of(cls, config: 'RunConfig | Mapping[str, Any]') -> 'RunConfig':
+        """A config, whether it is one already or a nested dictionary that describes one.
+
+        Args:
+          config: either.
+
+        Returns:
+          The config.
+
+        Raises:
+          UserError: as `from_dict` does.
+        """
+        return config if isinstance(config, cls) else cls.from_dict(config)
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` takes, as JSON can hold it: lists, and 'inf' for a ramp without end."""
         plain = json.loads(json.dumps(_plain(self)))
-        for section, names in DERIVED.items():
+        for part, names in DERIVED.items():
             for name in names:
-                del plain[section][name]
+                del plain[part][name]
         return plain
 
 
@@ -192,37 +272,8 @@ def read_config(workdir: pathlib.Path) -> RunConfig:
     return RunConfig.from_dict(settings)
 
 
-def numbers(values: Mapping[str, Any], where: str) -> dict[str, float]:
-    """Gates as numbers; the text 'inf' is one.
-
-    Args:
-      values: {gate: number or text}.
-      where: they are from, for the message.
-
-    Returns:
-      {gate: number}.
-
-    Raises:
-      UserError: a value is no number.
-    """
-    try:
-        return {name: float(value) for name, value in values.items()}
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f'{where}: expected gates that are numbers, got {dict(values)}; 0 switches a part off'
-        ) from error
-
-
-def _gates(values: Mapping[str, Any]) -> Ablation:
-    return from_section(Ablation, numbers(values, 'ablation'), 'ablation')
-
-
-def _grid(value: str | Mapping[str, Any]) -> str | Grid:
-    if isinstance(value, str):
-        return value
-    order = value.get('order', list(value['rows']))
-    rows = tuple((name, _gates(value['rows'][name])) for name in order)
-    return Grid(rows, tuple(value['seeds']))
+def _grid(value: Any) -> str | Grid:
+    return value if isinstance(value, str) else Grid.from_dict(value)
 
 
 def _plain(value: Any) -> Any:
@@ -254,4 +305,4 @@ _SECTIONS: dict[str, Callable[[Any], Any]] = {
         'curriculum': CurriculumConfig,
         'optimizer': OptimizerConfig,
     }.items()
-} | {'model': ModelConfig.from_section, 'ablation': _gates, 'ablations': _grid}
+} | {'model': ModelConfig.from_section, 'ablation': gates, 'ablations': _grid}

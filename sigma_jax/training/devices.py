@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sigma_jax import xla
 from sigma_jax.errors import UserError
+from sigma_jax.types import PyTree
 
-PyTree = Any
 AXIS = 'batch'
 
 

@@ -18,11 +18,11 @@ import numpy as np
 
 from sigma_jax import __version__, files, trees
 from sigma_jax.convert import assets, checkpoint, heads
-from sigma_jax.convert.base_policy import read_weights
 from sigma_jax.convert.lerobot import read
-from sigma_jax.convert.merge import merge_piece
+from sigma_jax.convert.load_base import read_weights
+from sigma_jax.convert.merge import merge_slice
 from sigma_jax.convert.peft import adapter as peft
-from sigma_jax.convert.slices import Piece
+from sigma_jax.convert.slices import Slice
 from sigma_jax.convert.source import Source, from_memory
 from sigma_jax.errors import UserError
 from sigma_jax.processing import normalize
@@ -32,8 +32,8 @@ from sigma_jax.training.acting import BASE, FACTORS, HEADS, RECORD
 from sigma_jax.training.build import Blueprint, build
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.folder import RunFolder
+from sigma_jax.types import PyTree
 
-PyTree = Any
 MERGED, STATISTICS = 'merged', 'norm_stats.json'
 
 
@@ -237,22 +237,22 @@ def save_merged(run: TrainedRun, out: pathlib.Path, layout: str) -> None:
     checkpoint.convert(run.source, out, layout, 'float32', merger(run), policy_assets=policy_assets)
 
 
-def merger(run: TrainedRun) -> Callable[[Piece, np.ndarray], np.ndarray]:
+def merger(run: TrainedRun) -> Callable[[Slice, np.ndarray], np.ndarray]:
     """How a slice of the base becomes one of the trained policy.
 
     Args:
       run: a checkpoint.
 
     Returns:
-      `change(piece, base weights) -> weights as trained`.
+      `change(part, base weights) -> weights as trained`.
     """
     trained = trees.flatten(run.trainable.get('params', {}))
     factors, alpha = run.trainable.get('lora', {}), run.config.lora.alpha
     layouts = run.plan.base.spec.layouts
 
-    def change(piece: Piece, array: np.ndarray) -> np.ndarray:
-        array = trained[piece.path][piece.index] if piece.path in trained else array
-        return merge_piece(piece.path, piece.index, array, factors, layouts, alpha)
+    def change(part: Slice, array: np.ndarray) -> np.ndarray:
+        array = trained[part.path][part.index] if part.path in trained else array
+        return merge_slice(part.path, part.index, array, factors, layouts, alpha)
 
     return change
 

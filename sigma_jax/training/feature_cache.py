@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.data.loader.cached_features import DTYPES, FILE, Features
 from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.errors import UserError
@@ -43,10 +43,6 @@ def check(config: RunConfig) -> bool:
     Raises:
       UserError: it is to, and could not.
     """
-    if config.features not in ('', 'cache'):
-        raise UserError(
-            f"config.features: expected '' or 'cache', got {config.features!r}; choose one"
-        )
     if not config.features:
         return False
     if config.kind.trains_policy or config.sigma.vision_encoder != 'backbone':
@@ -56,7 +52,7 @@ def check(config: RunConfig) -> bool:
         )
     if config.loader.augment:
         raise UserError(
-            "config.features='cache' expects pictures that stay as they are, got "
+            "config.features='cache' expects images that stay as they are, got "
             'loader.augment=True; switch one off'
         )
     return True
@@ -118,8 +114,8 @@ def prepare(
             "set config.features=''"
         )
     windows = split.windows
-    wanted = [*features.parts(windows), features.texts]
-    if features.fingerprint() == fingerprint and all(path.is_file() for path in wanted):
+    parts = [*features.parts(windows), features.texts]
+    if features.fingerprint() == fingerprint and all(path.is_file() for path in parts):
         return features
     with writer_lock(features.folder, 'training, which makes the features there'):
         if features.fingerprint() != fingerprint:

@@ -1,20 +1,21 @@
 """A training's folder as one object: config, checkpoints, log, and from which episodes it learned.
 
-folder = RunFolder(pathlib.Path('runs/sigma'))
-folder.config().objective, folder.steps
-step, leaves = folder.trainable()
+    folder = RunFolder(pathlib.Path('runs/sigma'))
+    folder.config().objective, folder.steps
+    step, leaves = folder.trainable()
 
-config.json        what was asked for
-checkpoints/       step_<n>/ each
-train_log.csv      and tensorboard/
-episodes.json      from which episodes it learned (`data/shards/seen.py`)
-policy/            the whole policy, where all its weights were trained
+In it lie:
+
+    config.json        what was asked for
+    checkpoints/       step_<n>/ each
+    train_log.csv      and tensorboard/
+    episodes.json      from which episodes it learned (`data/shards/seen.py`)
+    policy/            the whole policy, where all its weights were trained
 """
 
 import dataclasses
 import json
 import pathlib
-from typing import Any
 
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.meta import Meta
@@ -22,13 +23,16 @@ from sigma_jax.errors import UserError
 from sigma_jax.files import atomic_write
 from sigma_jax.training.checkpoints import Checkpoints, step_folder, whole_steps
 from sigma_jax.training.config import RunConfig, read_config
-
-PyTree = Any
+from sigma_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """Where a training lies, or will; what it holds is read when it is asked for."""
+    """Where a training lies, or will; what it holds is read when it is asked for.
+
+    Attributes:
+      path: the folder.
+    """
 
     path: pathlib.Path
 

@@ -12,6 +12,9 @@ def check_groups(config: RunConfig) -> frozenset[str]:
     Args:
       config: of a run.
 
+    Returns:
+      Some of 'sigma', 'lora' and 'params'.
+
     Raises:
       UserError: groups that the objective does not train.
     """
@@ -53,6 +56,10 @@ def split_learning(params: PyTree, freeze: tuple[str, ...]) -> tuple[dict, dict]
     Args:
       params: of the base.
       freeze: patterns of the paths that stay.
+
+    Returns:
+      learning: {path: leaf}.
+      staying: {path: leaf}.
     """
     flat, held = trees.flatten(params), trees.flatten(trees.select(params, freeze))
     learning = {path: leaf for path, leaf in flat.items() if not held[path]}

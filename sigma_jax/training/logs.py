@@ -46,7 +46,7 @@ class TrainLog:
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
             self._board.close()
-        except OSError:  # a full disk, told already by what failed first
+        except OSError:  # a full disk, reported already by what failed first
             if kind is None:
                 raise
 
@@ -155,6 +155,9 @@ def last_row(file: pathlib.Path) -> dict[str, float]:
 
     Args:
       file: a train_log.csv.
+
+    Returns:
+      {column: number}.
     """
     rows = read_rows(file)
     return {k: float(v) for k, v in rows[-1].items() if k != 'step'} if rows else {}

@@ -36,6 +36,9 @@ class Work(Protocol):
 
         Args:
           folder: where it is trained.
+
+        Returns:
+          The lines, one after another.
         """
 
     def logs(self, folder: RunFolder, start: int) -> contextlib.AbstractContextManager[None]:
@@ -44,6 +47,9 @@ class Work(Protocol):
         Args:
           folder: the work folder.
           start: the step that training goes on from.
+
+        Returns:
+          A context, at whose end they are closed.
         """
 
     def step(self, number: int, batch: Batch) -> None:
@@ -62,6 +68,9 @@ class Work(Protocol):
 
         Args:
           number: of the step, from 0.
+
+        Returns:
+          What the bar says of it.
         """
 
 
@@ -79,6 +88,9 @@ def opened(
       workdir: the work folder.
       make: builds the run, once nothing is known to be wrong.
       reporter: receives of the frozen features.
+
+    Yields:
+      The run and its folder.
 
     Raises:
       UserError: those; and where the block fills the disk, with the step and the last whole
@@ -139,6 +151,9 @@ def work(
       folder: the work folder.
       reporter: receives what is trained, and how far it is.
       finish: gets the place in the data after the last step, while bars are still shown.
+
+    Returns:
+      The step that it went on from.
     """
     run = one.run
     with (
@@ -147,6 +162,7 @@ def work(
     ):
         batches = iter(run.loader)
         if restore(run, batches, saved):
+            check_steps(int(run.state.step), run.config.steps, folder)
             reporter.say(f'continuing from step {int(run.state.step)}')
         for line in one.announce(folder):
             reporter.say(line)
@@ -166,6 +182,9 @@ def restore(run: Any, batches: Any, checkpoints: Checkpoints) -> bool:
       run: whose state is replaced.
       batches: the iterator of its loader, which is moved.
       checkpoints: those of its folder.
+
+    Returns:
+      False where training starts from step 0.
     """
     if (step := checkpoints.latest()) is None:
         return False
@@ -183,6 +202,24 @@ def note_episodes(run: Any, folder: RunFolder) -> None:
     """
     if shards := getattr(run, 'shards', None):
         folder.note_episodes(shards.meta, run.config.base)
+
+
+def check_steps(reached: int, steps: int, folder: RunFolder) -> None:
+    """Checks that a training is not asked to end before where it is.
+
+    Args:
+      reached: step of its newest checkpoint.
+      steps: that it is to have.
+      folder: its work folder.
+
+    Raises:
+      UserError: it is; nothing was written.
+    """
+    if steps < reached:
+        raise UserError(
+            f'expected steps of at least {reached}, which the training in {folder.path} has '
+            f'reached, got {steps}; name more, or another workdir for a shorter training'
+        )
 
 
 def loop(one: Work, batches: Any, checkpoints: Checkpoints, bars: Bars, stop: StopSignal) -> None:
@@ -229,6 +266,9 @@ def next_batch(batches: Any, first: bool) -> Batch:
     Args:
       batches: the iterator of a loader.
       first: whether it is the first one of this process.
+
+    Returns:
+      The batch, on the host.
     """
     with children_ignore_sigint() if first else contextlib.nullcontext():
         return to_batch(next(batches))

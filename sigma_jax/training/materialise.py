@@ -11,7 +11,7 @@ import numpy as np
 
 from sigma_jax import trees
 from sigma_jax.backbones.base import BackboneSpec
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora, quant
 from sigma_jax.objectives.sigma import SigmaObjective, init_sigma
@@ -130,7 +130,7 @@ def check_sigma_reads(spec: BackboneSpec, factors: PyTree) -> None:
     idle = [path for path in trees.flatten(factors) if not spec.encoding.fullmatch(path)]
     if idle:
         raise UserError(
-            f'LoRA factors of {idle[0].rsplit("/", 1)[0]!r} would never learn: Sigma trains '
-            'through the language model, not through image encoder and action expert; narrow '
+            'expected LoRA factors in the language model, through which Sigma trains, got LoRA '
+            f'factors of {idle[0].rsplit("/", 1)[0]!r}, which would never learn; narrow '
             'config.lora.patterns'
         )

@@ -1,4 +1,4 @@
-"""What a training step will need on the device, told before anything is compiled or any weight is
+"""What a training step will need on the device, said before anything is compiled or any weight is
 read.
 
 Base, trainable leaves, gradients, moments and batch are sums over shapes, so exact. Activations are
@@ -22,9 +22,8 @@ from jaxtyping import Array, Float
 from sigma_jax.nn import layers, quant
 from sigma_jax.training import fusion
 from sigma_jax.training.step import init_state
-from sigma_jax.types import Ablation, Batch, Frozen
+from sigma_jax.types import Ablation, Batch, Frozen, PyTree
 
-PyTree = Any
 # of what comes and goes: workspaces of libraries, copies of a layout, gaps of the allocator
 RESERVE = 0.15
 
@@ -116,9 +115,9 @@ def residuals(job: Job) -> tuple[Any, list]:
         return jax.tree.leaves(jax.vjp(loss, trainable, has_aux=True)[1])
 
     jaxpr = jax.make_jaxpr(forward)(job.trainable, job.frozen, job.batch).jaxpr
-    given = {*jaxpr.invars, *jaxpr.constvars}
+    inputs = {*jaxpr.invars, *jaxpr.constvars}
     outs = (v for v in jaxpr.outvars if not isinstance(v, core.Literal))
-    return jaxpr, list(dict.fromkeys(v for v in outs if v not in given))
+    return jaxpr, list(dict.fromkeys(v for v in outs if v not in inputs))
 
 
 def residual_bytes(job: Job) -> int:

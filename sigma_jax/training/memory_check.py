@@ -1,5 +1,5 @@
 """`train.py --check`: will this config fit the card? Reads a config and shapes; no weight, no
-picture, no compiler.
+image, no compiler.
 """
 
 import dataclasses
@@ -159,6 +159,9 @@ def forecast(config: RunConfig, card_gib: float | None = None, members: int = 1)
       config: every setting of the run.
       card_gib: memory of the card in GiB; None is the GPU here.
       members: how many are trained side by side.
+
+    Returns:
+      Bytes by part, whether they fit the card, and what would make them.
 
     Raises:
       UserError: no GPU here and none named, or anything wrong with the config.

@@ -16,7 +16,20 @@ VECTORS = ('bias', 'scale')
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Peak learning rate of each group of trainable leaves, and what they share."""
+    """Peak learning rate of each group of trainable leaves, and what they share.
+
+    Attributes:
+      sigma_rate: peak of Sigma's heads.
+      lora_rate: peak of the LoRA factors.
+      params_rate: peak of the base's own weights.
+      warmup_steps: of the linear rise to the peak.
+      total_steps: at which the cosine decay ends; a run's own number.
+      final_fraction: of the peak, at the last step.
+      weight_decay: of AdamW.
+      b1: of AdamW.
+      b2: of AdamW.
+      clip_norm: of all gradients together.
+    """
 
     sigma_rate: float = 1e-3
     lora_rate: float = 3e-4

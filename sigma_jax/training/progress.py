@@ -1,4 +1,4 @@
-"""How long work tells of itself: lines of text and bars, to whoever listens; nobody by default.
+"""How long work reports: lines of text and bars, to whoever listens; nobody by default.
 
     with reporter.bars() as bars:
         bar = bars.add('windows', total=30)
@@ -49,7 +49,7 @@ class Bars(Protocol):
 
 
 class Reporter(Protocol):
-    """Who is told what long work does."""
+    """Who receives what long work reports."""
 
     def say(self, text: str) -> None:
         """Shows a line, or several, of plain text.
@@ -70,7 +70,7 @@ class Reporter(Protocol):
 
 
 class Silent:
-    """A reporter, its bars and each of them, that tells nobody."""
+    """A reporter, its bars and each of them, that reports to nobody."""
 
     def say(self, text: str) -> None:
         """Shows nothing.

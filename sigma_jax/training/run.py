@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from sigma_jax import xla
-from sigma_jax.convert.base_policy import read_weights
+from sigma_jax.convert.load_base import read_weights
 from sigma_jax.data.loader import loader
 from sigma_jax.data.loader.augment import AugmentConfig
 from sigma_jax.data.loader.batches import Batches

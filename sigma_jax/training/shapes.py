@@ -36,6 +36,9 @@ def batch_shapes(
       sequences: how many.
       horizon: actions of a window where there are no shards.
       meta: what the shards hold; None: what is usual stands for it.
+
+    Returns:
+      A `Batch` of `jax.ShapeDtypeStruct`.
     """
     data = meta or Usual(horizon)
     lead, views = (sequences, config.sequence_length), len(data.camera_names)

@@ -11,9 +11,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Int, UInt32
 
-from sigma_jax.types import Ablation, Batch, Frozen
-
-PyTree = Any
+from sigma_jax.types import Ablation, Batch, Frozen, PyTree
 
 
 @struct.dataclass

@@ -94,6 +94,9 @@ class One:
 
         Args:
           folder: where it is trained.
+
+        Yields:
+          The lines, one after another.
         """
         run, c = self.run, self.run.config
         yield from run.base.notes
@@ -137,6 +140,9 @@ class One:
 
         Args:
           number: of the step, from 0.
+
+        Returns:
+          What the bar says of it.
         """
         assert self._log is not None and self._placed is not None
         values, log = dict(self._values), self.run.config.log
@@ -185,6 +191,9 @@ def saved_at(policy: pathlib.Path) -> int | None:
 
     Args:
       policy: the folder of the policy.
+
+    Returns:
+      The step, from its source.json.
     """
     try:
         record = json.loads((policy / RECORD).read_text())

@@ -10,14 +10,21 @@ import pytest
 from configs import ablations as config
 from sigma_jax.ablations import stacked
 from sigma_jax.errors import UserError
+from sigma_jax.training.grid import Grid
 from sigma_jax.training.step import init_state, make_step
 
 ROWS = dict(config.get_config().to_dict()['rows'])
 SEEDS = (3, 5)
 
 
+def members_of(rows, seeds):
+    """The members of a grid that a config file describes."""
+    grid = Grid.from_dict({'rows': rows, 'seeds': seeds})
+    return stacked.cross(grid.rows, grid.seeds)
+
+
 def test_the_grid_is_rows_times_seeds_and_names_every_gate():
-    members = stacked.grid(ROWS, range(5))
+    members = members_of(ROWS, range(5))
     assert (
         len(members) == 60
         and members[0] == ('sigma', 0, stacked.Ablation())
@@ -36,7 +43,7 @@ def test_the_grid_is_rows_times_seeds_and_names_every_gate():
 @pytest.mark.parametrize(
     ('rows', 'seeds', 'message'),
     [
-        ({'a': {'taw': 0.0}}, (0,), r"row 'a' expects gates out of .*, got \['taw'\]"),
+        ({'a': {'taw': 0.0}}, (0,), r"expected gates out of .* in row 'a', got \['taw'\]"),
         ({'a/b': {}}, (0,), "expected a name of letters, digits and _, got 'a/b'"),
         ({'a': {}}, (1, 1), r'expected rows and different seeds, got 1 rows and seeds \[1, 1\]'),
         ({'a': {}}, (0, 'b'), "whole numbers as seeds, got 'b'"),
@@ -46,7 +53,7 @@ def test_the_grid_is_rows_times_seeds_and_names_every_gate():
 )
 def test_grids_that_cannot_be_meant(rows, seeds, message):
     with pytest.raises(UserError, match=message):
-        stacked.grid(rows, seeds)
+        members_of(rows, seeds)
 
 
 def test_chunks_divide_the_members():
@@ -67,7 +74,7 @@ def objective(trainable, frozen, batch, ablation, key, step):
 def train(rows, count, steps=5):
     """(members, their states, metrics of every step)."""
     optimizer, traces = optax.adam(0.1), []
-    members = stacked.grid(rows, SEEDS)
+    members = members_of(rows, SEEDS)
     start = {
         s: init_state(
             s, {'sigma': {'w': jax.random.normal(jax.random.key(s), (3,)) + 5}}, optimizer

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+import sigma_jax as sj
 from configs import ablations as config
 from sigma_jax import trees
 from sigma_jax.ablations import stacked, stacked_trainer
@@ -24,6 +25,7 @@ from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import trainer
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.folder import RunFolder
+from sigma_jax.training.grid import Grid
 from sigma_jax.training.logs import TABLE_1, TrainLog
 from sigma_jax.training.step import init_state, make_step
 from sigma_jax.types import Ablation, to_batch
@@ -73,7 +75,7 @@ def toy(monkeypatch):
     """`train(work folder, **changes of the config)` around one matrix."""
     monkeypatch.setattr(stacked_trainer, 'AblationRun', ToyAblation)
     return lambda workdir, grid=GRID, **changes: stacked_trainer.train(
-        RunConfig.from_dict(TOY | changes), grid, workdir
+        RunConfig.from_dict(TOY | changes), Grid.from_dict(grid), workdir
     )
 
 
@@ -148,7 +150,7 @@ def test_a_folder_is_continued_with_its_own_rows_only(toy, tmp_path):
 
 
 def test_grids_and_configs_that_cannot_be_meant(small_run, tmp_path):
-    grid = config.get_config().to_dict()
+    grid = Grid.from_dict(config.get_config())
     with pytest.raises(
         UserError, match="config.ablations: expected objective 'sigma', .*, got 'flow_matching'"
     ):
@@ -160,9 +162,7 @@ def test_grids_and_configs_that_cannot_be_meant(small_run, tmp_path):
         match=r'expected a file with rows and seeds, got none of '
         r"\['seeds'\]",
     ):
-        stacked_trainer.train(
-            RunConfig.from_dict(small_run.config()), {'rows': {}}, tmp_path / 'run'
-        )
+        sj.train_ablations(small_run.config(), {'rows': {}}, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
@@ -198,7 +198,7 @@ def real(small_run, tmp_path_factory):
     rows = {name: GRID['rows'][name] for name in ('sigma', 'ramp_at_once')}
     result = stacked_trainer.train(
         RunConfig.from_dict(small_run.config(**changes)),
-        {'rows': rows, 'seeds': (7,)},
+        Grid.from_dict({'rows': rows, 'seeds': (7,)}),
         workdir,
     )
     return workdir, result.members, result.state
@@ -234,7 +234,7 @@ def test_a_member_is_trained_as_a_plain_run_of_its_seed(small_run, tmp_path):
         'seeds': (0,),
     }
     members = stacked_trainer.train(
-        RunConfig.from_dict(small_run.config(**changes)), grid, tmp_path / 'rows'
+        RunConfig.from_dict(small_run.config(**changes)), Grid.from_dict(grid), tmp_path / 'rows'
     ).members
     logs = [rows(tmp_path / 'rows', member) for member in members]
     np.testing.assert_allclose([float(log[0]['w_sem']) for log in logs], [0.1, 1.0], rtol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 from sigma_jax import trees
 from sigma_jax.backbones import kinds
 from sigma_jax.convert import checkpoint, sizes
-from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
+from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig, Quantised
@@ -151,17 +151,17 @@ def test_sigma_trains_around_it(small_run, folder, shards):
     assert moved['lora']['toy']['mix']['b'] and any(jax.tree.leaves(moved['sigma']))
 
 
-def test_what_a_kind_cannot_do_is_told(small_run, folder, shards):
+def test_what_a_kind_cannot_do_is_reported(small_run, folder, shards):
     other = {'objective': 'flow_matching', 'trainable': ('lora',), 'stats_from': 'shards'}
     with pytest.raises(UserError, match="expected 'sigma' for a base of kind 'toy'"):
         build(run_config(small_run, folder, shards, **other))
 
 
-def test_factors_that_sigma_does_not_train_through_are_told(small_run, folder, shards):
+def test_factors_that_sigma_does_not_train_through_are_reported(small_run, folder, shards):
     narrow = dataclasses.replace(TOY, encoding=re.compile('toy/out/.*'))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(kinds.KINDS, 'toy', narrow)
-        with pytest.raises(UserError, match="LoRA factors of 'toy/mix' would never learn"):
+        with pytest.raises(UserError, match="LoRA factors of 'toy/mix', which would never learn"):
             Run(run_config(small_run, folder, shards))
 
 

@@ -1,4 +1,4 @@
-"""A merged policy sees the world as its adapter was trained to, wherever the adapter's folder tells
+"""A merged policy sees the world as its adapter was trained to, wherever the adapter's folder says
 it.
 """
 
@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from sigma_jax.convert import assets, checkpoint, source
 from sigma_jax.convert.lerobot import read
 from sigma_jax.convert.peft import adapter_assets
-from sigma_jax.convert.peft.record import OF_POLICY
+from sigma_jax.convert.peft.record import ExportRecord
 from sigma_jax.errors import UserError
 from sigma_jax.objectives import kinds
 from sigma_jax.processing.normalize import Scaling, compute_statistics, norm_stats_json
@@ -301,6 +301,12 @@ def test_an_adapter_named_alone_is_told_from_its_base(adapter, part, named):
     assert ('it names lerobot/pi05_base' in str(caught.value)) == (named is not None)
 
 
-def test_a_record_knows_every_objective_that_trains_the_policy():
-    of_policy = {name for name, kind in kinds.KINDS.items() if kind.trains_policy}
-    assert of_policy == OF_POLICY
+@pytest.mark.parametrize('name', sorted(kinds.KINDS))
+def test_a_record_says_of_every_objective_whether_it_trains_the_policy(tmp_path, name):
+    (tmp_path / 'export.json').write_text(json.dumps({'config': {'objective': name}}))
+    assert ExportRecord.read(tmp_path).trains_policy == kinds.KINDS[name].trains_policy
+    (tmp_path / 'export.json').write_text('{}')
+    assert not ExportRecord.read(tmp_path).trains_policy
+    (tmp_path / 'export.json').write_text('{"config": {"objective": "other"}}')
+    with pytest.raises(UserError, match="expected 'sigma' or 'flow_matching', got 'other'"):
+        ExportRecord.read(tmp_path)

@@ -232,7 +232,7 @@ def test_sizes_beside_lerobot_s_files_do_not_make_them_ours(copied):
     assert assets.read(copied).policy == assets.read(POLICIES / 'lerobot_0_4_4').policy
 
 
-def test_the_dtype_of_the_weights_is_told_in_lerobot_s_own_config(tmp_path):
+def test_the_dtype_of_the_weights_is_reported_in_lerobot_s_own_config(tmp_path):
     write(assets.read(POLICIES / 'lerobot_0_4_4'), tmp_path / 'out', 'lerobot', 'bfloat16')
     before, after = (
         json.loads((p / 'config.json').read_text())

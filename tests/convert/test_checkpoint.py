@@ -5,6 +5,7 @@ damage.
 import ast
 import dataclasses
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from sigma_jax import trees
 from sigma_jax.backbones import names as forms
 from sigma_jax.backbones import pi05, pi05_names, pi05_sizes
 from sigma_jax.convert import checkpoint, orbax_leaves, sizes, source
-from sigma_jax.convert.slices import pieces
+from sigma_jax.convert.slices import slices_of
 from sigma_jax.errors import UserError
 from tests import golden
 
@@ -143,10 +144,10 @@ def test_a_stop_waits_for_the_writes_under_way(loaded, tmp_path, monkeypatch):
     """Otherwise they would write into the folder while it is cleared, and some of it would stay."""
     late, write = ThreadPoolExecutor(1), orbax_leaves.LeafWriter.write
 
-    def write_late(self, path, index, piece):
+    def write_late(self, path, index, part):
         def work():
             time.sleep(0.05)
-            if (future := write(self, path, index, piece)) is not None:
+            if (future := write(self, path, index, part)) is not None:
                 future.result()
 
         return late.submit(work)
@@ -168,8 +169,8 @@ def test_large_tables_pass_by_rows(loaded, tmp_path, monkeypatch):
     )  # elements: the table has 512 * 64
     monkeypatch.setattr('sigma_jax.convert.orbax_leaves.LARGEST_CHUNK', 1000)
     shapes = {p: x.shape for p, x in trees.flatten(loaded['jax'].params).items()}
-    cut = [piece for piece in pieces(shapes, pi05_names.TABLE) if piece.rows]
-    assert [piece.rows.start for piece in cut] == list(range(0, 512, 64))
+    cut = [part for part in slices_of(shapes, pi05_names.TABLE) if part.rows]
+    assert [part.rows.start for part in cut] == list(range(0, 512, 64))
     there = save(loaded['jax'], tmp_path / 'there', 'jax')
     assert (
         len(list((there / 'params/params.PaliGemma.llm.embedder.input_embedding').glob('[0-9]*')))
@@ -243,9 +244,9 @@ def test_table_names_every_leaf_once_and_forms_are_inverse():
     for rule in pi05_names.RULES:
         for index, _ in rule.names(leaves[rule.path].shape[0]):
             filled[rule.path][index] += 1
-            piece = np.random.default_rng(0).standard_normal(filled[rule.path][index].shape)
+            part = np.random.default_rng(0).standard_normal(filled[rule.path][index].shape)
             assert np.array_equal(
-                rule.tensor_map.to_jax(rule.tensor_map.to_torch(piece), piece.shape), piece
+                rule.tensor_map.to_jax(rule.tensor_map.to_torch(part), part.shape), part
             )
     assert all((x == 1).all() for x in filled.values())
 
@@ -314,7 +315,7 @@ def test_sharded_files(lerobot, tmp_path, folder):
     refused(json.dumps({'weight_map': {'x': '../a.safetensors'}}), 'the index points elsewhere')
     refused(
         json.dumps({'weight_map': {'x': 'c.safetensors'}}),
-        'names shards that are not there: c.safetensors',
+        'expected all shards that .* names, got none of c.safetensors',
     )
     refused('{"weight_map"', 'expected .*index.json to map tensors to files')
     refused('[]', 'expected .*index.json to map tensors to files')
@@ -323,9 +324,9 @@ def test_sharded_files(lerobot, tmp_path, folder):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda x: x.pop(ACTION), r'\(1 differences\): missing action_in_proj.weight'),
-        (lambda x: x.pop('model.time_mlp_in.bias'), r'\(1 differences\): missing time_mlp_in.bias'),
-        (lambda x: x.pop(EMBED) is x.pop(LM_HEAD), 'none that tell vocab; missing '
+        (lambda x: x.pop(ACTION), r'got 1 differences: missing action_in_proj.weight'),
+        (lambda x: x.pop('model.time_mlp_in.bias'), r'got 1 differences: missing time_mlp_in.bias'),
+        (lambda x: x.pop(EMBED) is x.pop(LM_HEAD), 'none that give vocab; missing '
                                                    '.*embed_tokens.weight'),
         (lambda x: x.update(extra=np.zeros(1)), 'unexpected extra'),
         (
@@ -393,15 +394,15 @@ def test_leaves_under_value_as_openpis_training_saves_them(golden_params, tmp_pa
     write_orbax(tmp_path / 'params', {'params': trees.unflatten(wrapped)})
     found = checkpoint.load(tmp_path)
     assert trees.digest(found.params) == trees.digest(golden_params)
-    assert found.config.action_horizon == pi05.Pi05Config().action_horizon  # no array tells
+    assert found.config.action_horizon == pi05.Pi05Config().action_horizon  # no array gives
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda x: x.pop('time_mlp_in/bias'), r'\(1 differences\): missing time_mlp_in/bias '
+        (lambda x: x.pop('time_mlp_in/bias'), r'got 1 differences: missing time_mlp_in/bias '
                                               r'\(48,\)'),
-        (lambda x: x.pop('PaliGemma/img/pos_embedding'), 'none that tell tokens; '
+        (lambda x: x.pop('PaliGemma/img/pos_embedding'), 'none that give tokens; '
                                                          '.*PaliGemma/img/pos_embedding'),
         (lambda x: x.update({'time_mlp_in/bias': np.zeros(3)}), r'in/bias: expected shape \(48,\), '
                                                                 r'got \(3,\)'),
@@ -444,3 +445,13 @@ def test_an_orbax_folder_with_damaged_metadata(tmp_path):
     (out / 'params' / '_METADATA').write_text('{')
     with pytest.raises(UserError, match='expected an orbax checkpoint in .*copy it again'):
         checkpoint.load(out)
+
+
+def test_a_conversion_warns_of_nothing_and_leaves_the_log_as_it_was(loaded, tmp_path, caplog):
+    log = logging.getLogger('absl')
+    before = list(log.filters)
+    checkpoint.save(loaded['lerobot'], golden.FIXTURE, tmp_path / 'out')
+    assert [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING] == []
+    assert log.filters == before
+    log.warning('of something else')
+    assert 'of something else' in caplog.text

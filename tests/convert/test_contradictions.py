@@ -37,7 +37,7 @@ def test_lerobots_config_is_written_with_the_horizon_that_counts(tmp_path, chunk
 
 
 @pytest.mark.parametrize(
-    ('name', 'change', 'told'),
+    ('name', 'change', 'said'),
     [
         (
             'rename_observations_processor',
@@ -53,7 +53,7 @@ def test_lerobots_config_is_written_with_the_horizon_that_counts(tmp_path, chunk
         ),
     ],
 )
-def test_processors_edited_beside_policy_json_are_noted(tmp_path, name, change, told):
+def test_processors_edited_beside_policy_json_are_noted(tmp_path, name, change, said):
     write(assets.read(POLICIES / 'lerobot_0_6_1'), tmp_path / 'out', 'lerobot')
     before = assets.read(tmp_path / 'out')
     assert not any('differs from' in note for note in before.notes)
@@ -66,7 +66,7 @@ def test_processors_edited_beside_policy_json_are_noted(tmp_path, name, change, 
     edit(tmp_path / 'out' / 'policy_preprocessor.json', edited)
     after = assets.read(tmp_path / 'out')
     assert (
-        f"policy.json differs from LeRobot's processors beside it in {told}; policy.json is used"
+        f"policy.json differs from LeRobot's processors beside it in {said}; policy.json is used"
     ) in after.notes
     assert after.policy == before.policy
 
@@ -81,7 +81,7 @@ def test_a_folder_of_ours_never_differs_from_itself(tmp_path, name, layout):
 
 
 @pytest.mark.parametrize(
-    ('name', 'width', 'told'),
+    ('name', 'width', 'said'),
     [
         ('lerobot_0_6_1', 32, 'from 0.5 on'),
         ('lerobot_0_4_4', 0, 'before 0.5 pads'),
@@ -90,12 +90,12 @@ def test_a_folder_of_ours_never_differs_from_itself(tmp_path, name, layout):
         ('lerobot_0_6_1', NO_STATE, 'has no state'),
     ],
 )
-def test_a_prompt_that_carried_processors_cannot_say_is_noted(tmp_path, name, width, told):
+def test_a_prompt_that_carried_processors_cannot_say_is_noted(tmp_path, name, width, said):
     found = assets.read(POLICIES / name)
     other = dataclasses.replace(found.policy, prompt_state_dim=width)
     notes = write(dataclasses.replace(found, policy=other, notes=()), tmp_path / 'out', 'lerobot')
     about = [note for note in notes if 'prompt' in note]
-    assert len(about) == bool(told) and all(told in note for note in about)
+    assert len(about) == bool(said) and all(said in note for note in about)
 
 
 @pytest.mark.parametrize('name', ['action_horizon', 'sample_steps'])

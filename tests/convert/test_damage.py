@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from sigma_jax import trees
 from sigma_jax.backbones import pi05, pi05_names
 from sigma_jax.convert import checkpoint, source
-from sigma_jax.convert.slices import pieces
+from sigma_jax.convert.slices import slices_of
 from sigma_jax.errors import UserError
 from tests import golden
 
@@ -53,7 +53,7 @@ def leaf_of(name):
         path: leaf.shape
         for path, leaf in trees.flatten(pi05.abstract_params(golden.config())).items()
     }
-    owners = {piece.name: piece.path for piece in pieces(shapes, pi05_names.TABLE)} | {
+    owners = {part.name: part.path for part in slices_of(shapes, pi05_names.TABLE)} | {
         pi05_names.LM_HEAD: 'PaliGemma/llm/embedder/input_embedding'
     }
     return owners[pi05_names.TABLE.canonical(name)]

@@ -1,4 +1,4 @@
-"""Statistics, relative joints and the model tell of one number of actions, in every layout."""
+"""Statistics, relative joints and the model agree on one number of actions, in every layout."""
 
 import dataclasses
 import json
@@ -92,7 +92,7 @@ def test_statistics_of_one_quantity_alone_are_refused(tmp_path, absent):
 
 
 @pytest.mark.parametrize(
-    ('name', 'column', 'value', 'told'),
+    ('name', 'column', 'value', 'said'),
     [
         ('state', 'std', -1.0, 'std of at least 0: 3 has -1'),
         ('actions', 'std', -1e-9, 'std of at least 0: 3 has -1e-09'),
@@ -102,12 +102,12 @@ def test_statistics_of_one_quantity_alone_are_refused(tmp_path, absent):
         ('actions', 'max', -900.0, 'min up to max: 3 has .* and -900'),
     ],
 )
-def test_numbers_that_no_data_have_are_refused(tmp_path, name, column, value, told):
+def test_numbers_that_no_data_have_are_refused(tmp_path, name, column, value, said):
     shutil.copy(POLICIES / 'dataset_stats.json', tmp_path)
     theirs = json.loads((tmp_path / 'dataset_stats.json').read_text())
     file = tmp_path / 'norm_stats.json'
     file.write_text(json.dumps({'norm_stats': theirs}))
     find_statistics(pathlib.Path(file), OPENPI.scalings())
     edit(file, lambda x: x['norm_stats'][name][column].__setitem__(3, value))
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=said):
         find_statistics(file, OPENPI.scalings())

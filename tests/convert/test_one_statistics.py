@@ -100,7 +100,7 @@ def test_all_else_in_lerobots_files_stays(tmp_path, named):
         assert not {'action.min', 'observation.state.max'} & new.keys()
 
 
-def test_another_width_is_told_in_lerobots_features(tmp_path):
+def test_another_width_is_reported_in_lerobots_features(tmp_path):
     (tmp_path / 'named.json').write_text(norm_stats_json(stats(4)))
     write(
         assets.read(POLICIES / 'lerobot_0_4_4', stats=tmp_path / 'named.json'),
@@ -187,7 +187,7 @@ def test_statistics_of_another_robot_are_refused_for_relative_joints(tmp_path, w
 
 
 @pytest.mark.parametrize(
-    ('mine', 'theirs', 'told'),
+    ('mine', 'theirs', 'said'),
     [
         (
             'lerobot_mean_std',
@@ -208,14 +208,14 @@ def test_statistics_of_another_robot_are_refused_for_relative_joints(tmp_path, w
 )
 @pytest.mark.parametrize('place', ['', 'lerobot', 'jax', 'jax/norm_stats.json', 'jax/assets/robot'])
 def test_statistics_of_relative_actions_are_refused_for_absolute_ones(
-    tmp_path, mine, theirs, told, place
+    tmp_path, mine, theirs, said, place
 ):
     named = POLICIES / theirs
     if place:
         layout = place.partition('/')[0]
         write(assets.read(named), tmp_path / layout, layout)
         named = tmp_path / place
-    with pytest.raises(UserError, match=f'{told}; name'):
+    with pytest.raises(UserError, match=f'{said}; name'):
         assets.read(POLICIES / mine, stats=named)
 
 

@@ -220,7 +220,7 @@ def test_the_command_merges_in_float32_and_any_layout(
         (['--rslora'], 'expected --rslora with --merge_lora'),
     ],
 )
-def test_what_cannot_be_told(command, tmp_path, flags, message):  # noqa: F811
+def test_what_cannot_be_given(command, tmp_path, flags, message):  # noqa: F811
     for name in ('openpi_jax', 'lerobot.safetensors'):
         status, printed = command(
             f'--checkpoint={golden.FIXTURE / name}', f'--out={tmp_path / "out"}', *flags

@@ -115,6 +115,29 @@ def test_a_folder_of_averaged_weights_beside_the_raw_ones(weights, tmp_path):
         assert any(one.startswith(note) for one in found.notes)
 
 
+@pytest.mark.parametrize('name', ['params_ema', 'ema', 'EMA_0999'])
+def test_a_folder_of_averaged_weights_by_another_name(weights, tmp_path, name):
+    save(tmp_path / 'params', {'params': weights[0]})
+    save(tmp_path / name, {'params': weights[1]})
+    found = checkpoint.load(tmp_path)
+    assert trees.digest(found.params) == trees.digest(weights[1])
+    assert any(one.startswith(f'{name}/ is taken') for one in found.notes)
+    raw = checkpoint.load(tmp_path / 'params')
+    assert trees.digest(raw.params) == trees.digest(weights[0])
+    assert any(f'averaged weights (EMA) lie in {name}/' in one for one in raw.notes)
+    save(tmp_path / 'model_ema', {'params': weights[1]})
+    with pytest.raises(UserError, match='expected one folder of averaged weights'):
+        source.open_source(tmp_path)
+
+
+def test_weights_of_another_kind_in_the_folder_are_named(weights, tmp_path):
+    save(tmp_path / 'params', {'params': weights[0]})
+    (tmp_path / 'model.safetensors').write_bytes(b'')
+    found = checkpoint.load(tmp_path)
+    assert trees.digest(found.params) == trees.digest(weights[0])
+    assert 'params/ is taken; model.safetensors is left out' in found.notes
+
+
 @pytest.mark.parametrize('kept', ['PaliGemma/img', 'action_in_proj', 'PaliGemma/llm'])
 def test_averaged_weights_that_are_not_whole_are_refused_with_what_they_lack(
     weights, tmp_path, kept

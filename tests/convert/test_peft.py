@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05, pi05_names
-from sigma_jax.convert.merge import merge_piece
+from sigma_jax.convert.merge import merge_slice
 from sigma_jax.convert.peft import adapter as peft
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora
@@ -262,13 +262,13 @@ def test_one_slice_merged_is_the_merged_tree(factors, golden_params):
                 # q and o have no stacked matrices
                 depth_fits = depth < 2 or 'kv_' in path or 'gating' in path
                 if depth_fits:
-                    piece = merge_piece(path, index, x[index], factors, pi05.LAYOUTS, CONFIG.alpha)
-                    np.testing.assert_allclose(piece, want[path][index], rtol=0, atol=1e-5)
+                    part = merge_slice(path, index, x[index], factors, pi05.LAYOUTS, CONFIG.alpha)
+                    np.testing.assert_allclose(part, want[path][index], rtol=0, atol=1e-5)
     untouched = np.zeros(3, ml_dtypes.bfloat16)
-    assert merge_piece('time_mlp_in/bias', (), untouched, factors, pi05.LAYOUTS, 8.0) is untouched
+    assert merge_slice('time_mlp_in/bias', (), untouched, factors, pi05.LAYOUTS, 8.0) is untouched
     half = np.zeros((64, 40), ml_dtypes.bfloat16)
     path = 'PaliGemma/img/head/kernel'
-    assert merge_piece(path, (), half.T, factors, pi05.LAYOUTS, 8.0).dtype == np.float32
+    assert merge_slice(path, (), half.T, factors, pi05.LAYOUTS, 8.0).dtype == np.float32
 
 
 def projections(tensors):
@@ -340,12 +340,12 @@ KEY = f'base_model.model.model.{Q_NAME.format(n=1)}.lora_A.weight'
     [
         (
             lambda x: x.pop(KEY),
-            r'\(1 differences\): missing '
+            r'got 1 differences: missing '
             r'.*layers.1.self_attn.q_proj.lora_A.weight',
         ),
         (
             lambda x: [x.pop(k) for k in list(x) if 'layers.1.' in k],
-            r'\(8 differences\).*1.self_attn.o_proj, which',
+            r'got 8 differences.*1.self_attn.o_proj, which',
         ),
         (
             lambda x: x.update({KEY: x[KEY].T.copy()}),
@@ -373,7 +373,7 @@ KEY = f'base_model.model.model.{Q_NAME.format(n=1)}.lora_A.weight'
             lambda x: x.update({KEY.replace('lora_A', 'lora_embedding_A'): x[KEY]}),
             'unexpected .*lora_embedding_A',
         ),
-        (lambda x: x.clear(), r'\(24 differences\)'),
+        (lambda x: x.clear(), r'got 24 differences'),
     ],
 )
 def test_tensors_that_do_not_fit(tmp_path, change, message):
@@ -403,12 +403,21 @@ def test_folders_and_factors_that_are_none(factors, tmp_path):
         'expected the settings of a LoRA adapter',
         lambda x: (x / 'adapter_config.json').write_text('{'),
     )
+    for alpha in (None, '8', True):
+        refused(
+            'expected the settings of a LoRA adapter in .*lora_alpha',
+            lambda x, alpha=alpha: (x / 'adapter_config.json').write_text(
+                json.dumps(
+                    json.loads((x / 'adapter_config.json').read_text()) | {'lora_alpha': alpha}
+                )
+            ),
+        )
     refused(
         'expected a whole safetensors file',
         lambda x: (x / weights).write_bytes((x / weights).read_bytes()[:-1]),
     )
     with pytest.raises(UserError, match="got 'jax' and 'float32'; choose"):
         peft.save(factors, CONFIG, abstract(), tmp_path / 'y', layout='jax')
-    with pytest.raises(UserError, match='the LoRA factors does not fit the model'):
+    with pytest.raises(UserError, match='the LoRA factors: expected the leaves of the model, got '):
         peft.save(factors, dataclasses.replace(CONFIG, rank=4), abstract(), tmp_path / 'y')
     assert not (tmp_path / 'y').exists()

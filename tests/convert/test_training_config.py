@@ -1,4 +1,4 @@
-"""What openpi keeps in its training config: read where it is written, told by flags, else assumed
+"""What openpi keeps in its training config: read where it is written, given by flags, else assumed
 and said so.
 """
 
@@ -11,7 +11,7 @@ import pytest
 
 from sigma_jax.backbones.pi05 import BoundPi05
 from sigma_jax.convert import assets, checkpoint, sizes, source
-from sigma_jax.convert.base_policy import ModelConfig, open_base
+from sigma_jax.convert.load_base import ModelConfig, open_base
 from sigma_jax.convert.overrides import Overrides, apply_overrides
 from sigma_jax.errors import UserError
 from sigma_jax.processing.spec import read_policy
@@ -36,16 +36,16 @@ def openpi(tmp_path):
     return make
 
 
-def convert(folder, out, layout='jax', **told):
+def convert(folder, out, layout='jax', **given):
     opened = source.open_source(folder)
     opened, policy_assets = apply_overrides(
-        opened, assets.read(opened.folder, opened.format), Overrides(**told)
+        opened, assets.read(opened.folder, opened.format), Overrides(**given)
     )
     return checkpoint.convert(opened, out, layout, policy_assets=policy_assets)
 
 
 def said(record):
-    """The line that tells what was assumed, '' where none does."""
+    """The line that says what was assumed, '' where none does."""
     lines = [note for note in record['notes'] if note.startswith('assumed')]
     assert len(lines) <= 1
     return ''.join(lines)
@@ -64,7 +64,7 @@ def test_what_nothing_says_is_assumed_and_said(openpi, tmp_path):
     ) in line
     assert '--action_horizon, --sample_steps, --prompt_state' in line and '\n' not in line
     assert sizes_of(tmp_path / 'out') == (50, 10, 0)
-    # the second reader is told too
+    # the second reader is given it too
     again = convert(tmp_path / 'out', tmp_path / 'again', 'lerobot')
     assert said(again) == line and said(convert(tmp_path / 'again', tmp_path / 'third')) == line
 
@@ -95,9 +95,9 @@ def test_a_name_too_far_up_or_only_alike_says_nothing(openpi, tmp_path):
 
 @pytest.mark.parametrize('layout', ['jax', 'lerobot', 'openpi-pytorch'])
 @pytest.mark.parametrize(('prompt', 'width'), [('none', NO_STATE), ('robot', 0), ('padded', 8)])
-def test_what_is_told_reaches_every_layout_and_comes_back(openpi, tmp_path, layout, prompt, width):
-    told = {'action_horizon': 7, 'sample_steps': 4, 'prompt_state': prompt}
-    assert said(convert(openpi('mine'), tmp_path / 'out', layout, **told)) == ''
+def test_what_is_given_reaches_every_layout_and_comes_back(openpi, tmp_path, layout, prompt, width):
+    given = {'action_horizon': 7, 'sample_steps': 4, 'prompt_state': prompt}
+    assert said(convert(openpi('mine'), tmp_path / 'out', layout, **given)) == ''
     assert sizes_of(tmp_path / 'out') == (7, 4, width)
     record = convert(tmp_path / 'out', tmp_path / 'back')
     assert said(record) == '' and sizes_of(tmp_path / 'back') == (7, 4, width)
@@ -155,7 +155,7 @@ def lerobot_folder(tmp_path):
     return folder
 
 
-def test_what_lerobot_writes_is_read_and_what_is_told_over_it_is_noted(tmp_path, monkeypatch):
+def test_what_lerobot_writes_is_read_and_what_is_given_over_it_is_noted(tmp_path, monkeypatch):
     monkeypatch.setattr(
         'sigma_jax.backbones.pi05_sizes._vision_heads',
         lambda width, hints: golden.config().vision.heads,
@@ -163,13 +163,13 @@ def test_what_lerobot_writes_is_read_and_what_is_told_over_it_is_noted(tmp_path,
     folder = lerobot_folder(tmp_path)
     record = convert(folder, tmp_path / 'out')
     assert said(record) == '' and sizes_of(tmp_path / 'out') == (4, 6, 0)
-    record = convert(folder, tmp_path / 'told', 'lerobot', action_horizon=3, prompt_state='none')
+    record = convert(folder, tmp_path / 'given', 'lerobot', action_horizon=3, prompt_state='none')
     assert 'action_horizon 3, as given; written is 4' in record['notes']
     assert (
         "a prompt without state, as given; written is a prompt with the robot's state"
         in record['notes']
     )
-    config = json.loads((tmp_path / 'told/config.json').read_text())
+    config = json.loads((tmp_path / 'given/config.json').read_text())
     assert (config['chunk_size'], config['n_action_steps'], config['num_inference_steps']) == (
         3,
         3,
@@ -193,7 +193,7 @@ def test_openpis_pytorch_config_says_the_horizon_alone(openpi, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('told', 'message'),
+    ('given', 'message'),
     [
         ({'action_horizon': 0}, 'expected --action_horizon of at least 1, got 0'),
         ({'sample_steps': -3}, 'expected --sample_steps of at least 1, got -3'),
@@ -201,20 +201,20 @@ def test_openpis_pytorch_config_says_the_horizon_alone(openpi, tmp_path):
         ({'prompt_state': 'some'}, "expected --prompt_state among robot, none, padded, got 'some'"),
     ],
 )
-def test_what_cannot_be_told(told, message):
+def test_what_cannot_be_given(given, message):
     with pytest.raises(UserError, match=message):
-        Overrides(**told)
+        Overrides(**given)
 
 
-def test_the_horizon_told_gives_openpis_actions(openpi, tmp_path):
+def test_the_horizon_given_gives_openpis_actions(openpi, tmp_path):
     """Fifty noisy actions attend to each other: with the assumed horizon the first ten come out
     otherwise.
     """
-    convert(openpi('mine'), tmp_path / 'told', action_horizon=10)
+    convert(openpi('mine'), tmp_path / 'given', action_horizon=10)
     convert(tmp_path / 'mine', tmp_path / 'assumed')
     noise, want = golden.inputs()['sample_noise'], golden.outputs()['sampled_actions']
     far = {}
-    for name in ('told', 'assumed'):
+    for name in ('given', 'assumed'):
         loaded = checkpoint.load(tmp_path / name)
         config = dataclasses.replace(loaded.config, dtype='float32')
         more = np.random.default_rng(0).normal(
@@ -224,7 +224,7 @@ def test_the_horizon_told_gives_openpis_actions(openpi, tmp_path):
         bound = BoundPi05(config, loaded.params)
         got = np.asarray(bound._apply('sample_actions', given, golden.observation()))[:, :10]
         far[name] = np.abs(got - want).max()
-    assert far['told'] < 2e-4 and far['assumed'] > 0.1
+    assert far['given'] < 2e-4 and far['assumed'] > 0.1
 
 
 @pytest.mark.parametrize('place', ['mine/run/9', 'pi05_libero/run/9'])
@@ -236,7 +236,7 @@ def test_a_folder_that_was_not_converted_is_described_with_what_was_assumed(open
     assert note.endswith('give convert_weights.py --action_horizon, --sample_steps, --prompt_state')
 
 
-def test_a_folder_that_was_told_has_nothing_to_say(openpi, tmp_path):
+def test_a_folder_that_was_given_all_has_nothing_to_say(openpi, tmp_path):
     convert(
         openpi('mine/run/9'),
         tmp_path / 'out',

@@ -36,13 +36,13 @@ INFO = {
     'state 33 wide': (OLD, d.feature(STATE, shape=[33]), 'got [33]'),
     'state of text width': (OLD, d.feature(STATE, shape=['6']), "got ['6']"),
     'state without shape': (NEW, d.feature(STATE, shape=None), 'got None'),
-    'picture of 30 GB': (
+    'feature of 30 GB': (
         OLD,
         d.feature(UP, shape=[100_000, 100_000, 3]),
         'got [100000, 100000, 3]',
     ),
-    'picture of one side': (OLD, d.feature(UP, shape=[96]), 'got [96]'),
-    'picture of no height': (NEW, d.feature(UP, shape=[0, 128, 3]), 'got [0, 128, 3]'),
+    'feature of one side': (OLD, d.feature(UP, shape=[96]), 'got [96]'),
+    'feature of no height': (NEW, d.feature(UP, shape=[0, 128, 3]), 'got [0, 128, 3]'),
     'no fps': (OLD, d.info(fps=None), "expected 'fps'"),
     'fps 0': (OLD, d.info(fps=0), "expected 'fps'"),
     'fps below 0': (OLD, d.info(fps=-30), 'got -30'),
@@ -63,12 +63,12 @@ INFO = {
     'path with a hidden field': (OLD, d.info(video_path='{video_key.__class__}'), 'path template'),
     'path of 1 GB': (OLD, d.info(data_path='{episode_index:0999999999d}'), 'path template'),
     'path unbalanced': (OLD, d.info(data_path='data/{episode_index'), 'path template'),
-    'fewer episodes than told': (
+    'fewer episodes than stated': (
         OLD,
         d.lines('meta/episodes.jsonl', lambda rows: rows[:2]),
         'total_episodes',
     ),
-    'fewer frames than told': (NEW, d.info(total_frames=76), 'total_frames'),
+    'fewer frames than stated': (NEW, d.info(total_frames=76), 'total_frames'),
 }
 LISTS = {
     'no tasks file': (OLD, d.remove('meta/tasks.jsonl'), 'tasks.jsonl, got no file'),
@@ -222,7 +222,7 @@ ROWS = {
     'task unknown': (OLD, d.column('task_index', np.full(LENGTH, 7)), 'in episode 1, got 7'),
     'task index null': (OLD, d.column('task_index', [None] * LENGTH), "'task_index'"),
 }
-PICTURES = {
+CELLS = {
     'no video': (OLD, d.remove(VIDEO), 'got nothing there'),
     'video a folder': (OLD, d.as_folder(VIDEO), 'got a folder there'),
     'video empty': (OLD, d.write(VIDEO, b''), 'readable video'),
@@ -278,4 +278,4 @@ PICTURES = {
     'image column of texts': (IMAGES, d.column(UP, ['x'] * LENGTH), 'episode 1, frame 0'),
     'image column missing': (IMAGES, d.column(UP, None), "column 'observation.images.up'"),
 }
-WHOLE, EPISODE = INFO | LISTS, ROWS | PICTURES
+WHOLE, EPISODE = INFO | LISTS, ROWS | CELLS

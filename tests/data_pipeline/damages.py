@@ -212,15 +212,15 @@ def video(
             )
             track.height, track.width, track.pix_fmt = *size, stream.get('pix_fmt', 'yuv420p')
             for i in range(count):
-                picture = np.full((*size, 3), 4 * i, np.uint8)
-                container.mux(track.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')))
+                image = np.full((*size, 3), 4 * i, np.uint8)
+                container.mux(track.encode(av.VideoFrame.from_ndarray(image, format='rgb24')))
             container.mux(track.encode())
 
     return damage
 
 
 def sound(root: Path) -> None:
-    """An mp4 without pictures."""
+    """An mp4 without images."""
     with av.open(str(root / VIDEO), 'w') as container:
         track = container.add_stream('aac', rate=8000, layout='mono')
         frame = av.AudioFrame.from_ndarray(
@@ -242,14 +242,14 @@ def image_cell(value: Any) -> Damage:
     return damage
 
 
-def encoded(picture: np.ndarray, kind: str = 'PNG') -> bytes:
+def encoded(image: np.ndarray, kind: str = 'PNG') -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, kind)
+    Image.fromarray(image).save(buffer, kind)
     return buffer.getvalue()
 
 
 def huge_png(width: int, height: int) -> bytes:
-    """A few bytes that claim a picture of any size."""
+    """A few bytes that claim an image of any size."""
     header = b'IHDR' + struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
     body = b'IDAT' + zlib.compress(bytes(1000))
     chunks = [

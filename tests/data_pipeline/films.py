@@ -1,4 +1,4 @@
-"""Videos whose pictures tell their own number, with any clock, codec and container, and v3.0 data
+"""Videos whose images show their own number, with any clock, codec and container, and v3.0 data
 sets around them.
 """
 
@@ -24,14 +24,14 @@ VIDEO = f'videos/{CAMERA}/chunk-000/file-{{:03d}}.mp4'
 def numbered(number: int) -> np.ndarray:
     """Eight bars, bright where a bit of `number` is set, the lowest on the left; grey below."""
     bars = np.array([number >> bit & 1 for bit in range(BITS)]).repeat(WIDTH // BITS)
-    picture = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
-    picture[: HEIGHT // 2] = (20 + 210 * bars)[None, :, None]
-    return picture
+    image = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+    image[: HEIGHT // 2] = (20 + 210 * bars)[None, :, None]
+    return image
 
 
-def number_of(picture: np.ndarray) -> int:
-    """The number that a picture tells."""
-    bars = picture[4 : HEIGHT // 2 - 4].mean((0, 2)).reshape(BITS, -1)[:, 4:-4].mean(1)
+def number_of(image: np.ndarray) -> int:
+    """The number that an image shows."""
+    bars = image[4 : HEIGHT // 2 - 4].mean((0, 2)).reshape(BITS, -1)[:, 4:-4].mean(1)
     return sum(1 << bit for bit in range(BITS) if bars[bit] > 128)
 
 
@@ -47,7 +47,7 @@ def write_film(
     base: Fraction | None = None,
     pts: list[int] | None = None,
 ) -> None:
-    """Writes pictures at `pts` (default: one after another from 0) in units of `base` (default: a
+    """Writes images at `pts` (default: one after another from 0) in units of `base` (default: a
     frame).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,12 +140,12 @@ def write_info(root: Path, fps: float, lengths: list[int]) -> None:
         'shape': [6],
         'names': [f'joint_{i}.pos' for i in range(6)],
     }
-    picture: dict[str, Any] = {
+    image: dict[str, Any] = {
         'dtype': 'video',
         'shape': [HEIGHT, WIDTH, 3],
         'names': ['height', 'width', 'channels'],
     }
-    features = {'observation.state': joints, 'action': joints, CAMERA: picture}
+    features = {'observation.state': joints, 'action': joints, CAMERA: image}
     features['timestamp'] = {'dtype': 'float32', 'shape': [1], 'names': None}
     counts = ('frame_index', 'episode_index', 'index', 'task_index')
     features |= {name: {'dtype': 'int64', 'shape': [1], 'names': None} for name in counts}
@@ -183,7 +183,7 @@ def write_info(root: Path, fps: float, lengths: list[int]) -> None:
 
 
 def set_matrix(path: Path, right: tuple[float, float], down: tuple[float, float]) -> None:
-    """Writes into an mp4 where a step to the right and a step down of its pictures lead, each as
+    """Writes into an mp4 where a step to the right and a step down of its images lead, each as
     (right, down).
     """
     data = bytearray(path.read_bytes())
@@ -194,7 +194,7 @@ def set_matrix(path: Path, right: tuple[float, float], down: tuple[float, float]
 
 
 def replace_video_by_cells(root: Path, cells: list[dict], shape: tuple[int, int]) -> None:
-    """Puts a picture into each row's cell instead of the video, as the datasets library describes
+    """Puts an image into each row's cell instead of the video, as the datasets library describes
     them.
     """
     path = root / 'data/chunk-000/file-000.parquet'

@@ -1,6 +1,6 @@
 """LeRobot's own reader in an environment of its own, which REFERENCE_LEROBOT names.
 
-Run as a script there: `python lerobot_reference.py CAMERA ROWS OUT.npz DATA...` writes the pictures
+Run as a script there: `python lerobot_reference.py CAMERA ROWS OUT.npz DATA...` writes the images
 at the rows of every episode by both of its video readers. torchcodec needs shared libraries of
 FFmpeg 4 to 8 on LD_LIBRARY_PATH.
 """
@@ -17,10 +17,10 @@ import numpy as np
 BACKENDS = ('torchcodec', 'pyav')
 
 
-def pictures(
+def images(
     roots: list[pathlib.Path], camera: str, rows: list[int]
 ) -> list[dict[str, list[list[np.ndarray | None]]]]:
-    """For every data set {reader: for every episode the picture at each row, None where LeRobot
+    """For every data set {reader: for every episode the image at each row, None where LeRobot
     refuses}.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -37,7 +37,7 @@ def pictures(
         done = subprocess.run(command, env=os.environ | offline, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
         with np.load(out) as found:
-            read = {name: _picture(found[name]) for name in found.files}
+            read = {name: _image(found[name]) for name in found.files}
     results = []
     for n in range(len(roots)):
         episodes = 1 + max(int(name.split('/')[2]) for name in read if name.startswith(f'{n}/'))
@@ -50,7 +50,7 @@ def pictures(
     return results
 
 
-def _picture(stored: np.ndarray) -> np.ndarray | None:
+def _image(stored: np.ndarray) -> np.ndarray | None:
     return stored if stored.ndim == 3 else None
 
 
@@ -64,20 +64,20 @@ def main(camera: str, rows: str, out: str, *roots: str) -> None:
             dataset = LeRobotDataset('local/data', root=root, video_backend=backend)
             for number, entry in enumerate(dataset.meta.episodes):
                 for row in json.loads(rows):
-                    picture = read(dataset, camera, entry['dataset_from_index'] + row)
-                    found[f'{n}/{backend}/{number}/{row}'] = picture
+                    image = read(dataset, camera, entry['dataset_from_index'] + row)
+                    found[f'{n}/{backend}/{number}/{row}'] = image
     np.savez(out, **found)
 
 
 def read(dataset, camera: str, index: int) -> np.ndarray:
-    """A picture as uint8, or nothing."""
+    """An image as uint8, or nothing."""
     try:
-        picture = dataset[index][camera]
+        image = dataset[index][camera]
     except Exception as error:
         if isinstance(error, (ImportError, AttributeError)) or 'libtorchcodec' in str(error):
             raise
         return np.zeros(0)
-    return (picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    return (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
 
 
 if __name__ == '__main__':

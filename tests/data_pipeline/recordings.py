@@ -60,7 +60,7 @@ def config(source: Path, **changes: Any) -> DataConfig:
 def record(
     root: Path, lengths: tuple[int, ...], *, kind: str = 'image', seed: int = 0, width: int = 6
 ) -> Path:
-    """Writes a v2.1 data set of random walks with pictures that tell their frame; `kind` is 'image'
+    """Writes a v2.1 data set of random walks with images that show their frame; `kind` is 'image'
     or 'video'.
     """
     rng = np.random.default_rng(seed)
@@ -68,7 +68,7 @@ def record(
     for index, length in enumerate(lengths):
         columns = episode_columns(rng, index, length, first, width)
         for camera in CAMERAS:
-            frames = [picture(index, i, camera) for i in range(length)]
+            frames = [camera_image(index, i, camera) for i in range(length)]
             if kind == 'image':
                 columns[camera] = [{'bytes': png(frame), 'path': None} for frame in frames]
             else:
@@ -100,7 +100,7 @@ def write_meta(root: Path, lengths: tuple[int, ...], kind: str, width: int) -> N
     """Writes info.json, tasks.jsonl and episodes.jsonl."""
     image = {
         'dtype': kind,
-        'shape': list(picture(0, 0, CAMERAS[0]).shape),
+        'shape': list(camera_image(0, 0, CAMERAS[0]).shape),
         'names': ['height', 'width', 'channels'],
     }
     vector = {
@@ -125,7 +125,7 @@ def write_meta(root: Path, lengths: tuple[int, ...], kind: str, width: int) -> N
         (root / f'meta/{name}.jsonl').write_text('\n'.join(map(json.dumps, rows)))
 
 
-def picture(episode: int, frame: int, camera: str) -> np.ndarray:
+def camera_image(episode: int, frame: int, camera: str) -> np.ndarray:
     """A flat colour that names episode, frame and camera."""
     return np.full(
         (24, 32, 3), (20 * frame % 256, 40 * episode % 256, 200 * (camera == CAMERAS[0])), np.uint8
@@ -133,7 +133,7 @@ def picture(episode: int, frame: int, camera: str) -> np.ndarray:
 
 
 def png(frame: np.ndarray) -> bytes:
-    """Lossless bytes of a picture."""
+    """Lossless bytes of an image."""
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, 'PNG')
     return buffer.getvalue()
@@ -145,7 +145,7 @@ def video_path(index: int, camera: str) -> str:
 
 
 def write_video(path: Path, frames: list[np.ndarray], first: int = 0) -> None:
-    """Writes an H.264 file with one frame a picture, the first of them shown `first` frames
+    """Writes an H.264 file with one frame an image, the first of them shown `first` frames
     late.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def to_v30(old: Path, new: Path, lengths: tuple[int, ...], per_file: int) -> Pat
         tables = [pq.read_table(old / f'data/chunk-000/episode_{i:06d}.parquet') for i in group]
         write_table(new / f'data/chunk-000/file-{number:03d}.parquet', pa.concat_tables(tables))
         for camera in CAMERAS:
-            frames = [picture(i, j, camera) for i in group for j in range(lengths[i])]
+            frames = [camera_image(i, j, camera) for i in group for j in range(lengths[i])]
             write_video(new / f'videos/{camera}/chunk-000/file-{number:03d}.mp4', frames)
         rows += [episode_row(i, lengths[i], number, sum(lengths[start:i])) for i in group]
     write_table(new / 'meta/episodes/chunk-000/file-000.parquet', pa.Table.from_pylist(rows))

@@ -36,21 +36,21 @@ def features(state_width: int = 7) -> tfds.features.FeaturesDict:
     return f.FeaturesDict({'steps': f.Dataset(steps), 'episode_metadata': {'file_path': f.Text()}})
 
 
-def picture(episode: int, step: int) -> np.ndarray:
+def camera_image(episode: int, step: int) -> np.ndarray:
     """A flat colour that names episode and step."""
     return np.full((24, 32, 3), (10 * step, 40 * episode, 7), np.uint8)
 
 
 def episode(index: int, length: int, state_width: int = 7) -> dict[str, Any]:
-    """An episode as TFDS takes it; pictures as encoded bytes, which need no TensorFlow."""
+    """An episode as TFDS takes it; images as encoded bytes, which need no TensorFlow."""
     rng = np.random.default_rng(index)
     state = rng.normal(size=(length, state_width)).astype(np.float32)
     arm = rng.normal(size=(length, 6)).astype(np.float32).astype(np.float64)
     steps = [
         {
             'observation': {
-                'image': encode(picture(index, n), 'PNG'),
-                'wrist_image': encode(picture(index, n)[::2], 'JPEG'),
+                'image': encode(camera_image(index, n), 'PNG'),
+                'wrist_image': encode(camera_image(index, n)[::2], 'JPEG'),
                 'depth': encode(np.zeros((24, 32), np.uint16), 'PNG'),
                 'state': state[n],
             },
@@ -65,7 +65,7 @@ def episode(index: int, length: int, state_width: int = 7) -> dict[str, Any]:
 
 
 def encode(image: np.ndarray, kind: str) -> bytes:
-    """Bytes of a picture."""
+    """Bytes of an image."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind)
     return buffer.getvalue()

@@ -29,9 +29,9 @@ HORIZON, STRIDE, EPISODES = 16, 4, 20
 JOINTS = tuple(f'joint_{i}.pos' for i in range(6))
 
 
-def as_pixels(picture) -> np.ndarray:
+def as_pixels(image) -> np.ndarray:
     """LeRobot's float [3 h x] in 0..1 as the uint8 [h x 3] that it was made of."""
-    return np.rint(picture.numpy().transpose(1, 2, 0) * 255).astype(np.uint8)
+    return np.rint(image.numpy().transpose(1, 2, 0) * 255).astype(np.uint8)
 
 
 def compare(ours: LeRobotDataset, theirs) -> int:
@@ -91,7 +91,7 @@ def test_golden_v21_through_lerobot_s_converter(tmp_path):
 
 
 def moving(episode: int, length: int, camera: int) -> np.ndarray:
-    """Textured frames that tell episode, frame and camera."""
+    """Textured frames that show episode, frame and camera."""
     rng = np.random.default_rng((episode, camera))
     surface = np.kron(rng.integers(0, 256, (20, 30, 3)), np.ones((8, 8, 1))).astype(np.uint8)
     return np.stack([np.roll(surface, (2 * n, 3 * n), (0, 1))[:96, :128] for n in range(length)])

@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 
 def smooth(side: int = 40) -> np.ndarray:
-    """A picture without sharp edges, so that two ways of interpolation agree."""
+    """An image without sharp edges, so that two ways of interpolation agree."""
     noise = ndimage.gaussian_filter(RNG.normal(size=(side, side, 3)), (3, 3, 0))
     return np.clip(128 + 60 * noise / noise.std(), 0, 255).astype(np.uint8)
 
@@ -159,7 +159,7 @@ def test_amounts_that_make_no_sense(wrong):
         AugmentConfig(**wrong)
 
 
-def test_resume_is_exact_and_pictures_alone_change(tmp_path):
+def test_resume_is_exact_and_images_alone_change(tmp_path):
     out = tmp_path / 'out'
     prepare(recordings.config(recordings.record(out.parent / 'source', (60, 50, 40, 40, 40))), out)
     tokenizer = load_tokenizer(recordings.SETTINGS['tokenizer'])

@@ -14,13 +14,13 @@ from sigma_jax.errors import UserError
 from tests.data_pipeline import damages as d
 from tests.data_pipeline import recordings
 from tests.data_pipeline.bad_inputs import (
+    CELLS,
     EPISODE,
     IMAGES,
     INFO,
     LISTS,
     NEW,
     OLD,
-    PICTURES,
     ROWS,
     WHOLE,
 )
@@ -64,11 +64,13 @@ def is_one_sentence(text: str) -> bool:
 
 def test_the_table_is_long_enough() -> None:
     assert len(WHOLE) >= 60 and len(EPISODE) >= 60
-    assert len(INFO) + len(LISTS) + len(ROWS) + len(PICTURES) == len(WHOLE | EPISODE)
+    assert len(INFO) + len(LISTS) + len(ROWS) + len(CELLS) == len(WHOLE | EPISODE)
 
 
 @pytest.mark.parametrize('name', WHOLE | EPISODE)
-def test_damage_is_told_in_one_sentence(name: str, intact, expected, tmp_path, monkeypatch) -> None:
+def test_damage_is_reported_in_one_sentence(
+    name: str, intact, expected, tmp_path, monkeypatch
+) -> None:
     kind, damage, words = (WHOLE | EPISODE)[name]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:

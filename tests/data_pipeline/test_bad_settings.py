@@ -104,10 +104,10 @@ def test_why_no_episode_is_left_to_train_on(count: int, rest: str, intact: Path)
     config = recordings.config(intact, train_episodes=(0, 1), calibration_episodes=(2,))
     with pytest.raises(UserError) as caught:
         make_plan(open_dataset(intact), config, bad)
-    told = ' | '.join(
+    said = ' | '.join(
         f'episode {i}: expected a file of {i}, got none; fetch it' for i in range(min(count, 3))
     )
-    assert f'({told}{rest})' in str(caught.value) and 'data.train_episodes' in str(caught.value)
+    assert f'({said}{rest})' in str(caught.value) and 'data.train_episodes' in str(caught.value)
     assert 'min_motion' not in str(caught.value) and is_one_sentence(str(caught.value))
 
 

@@ -1,4 +1,4 @@
-"""A task that changes within an episode: every window is told what was asked for at its own first
+"""A task that changes within an episode: every window is given what was asked for at its own first
 frame.
 """
 
@@ -38,7 +38,7 @@ def changing(root: Path, changes: tuple[int, ...], kind: str = 'image') -> Path:
 
 
 @pytest.mark.parametrize('changes', CHANGES, ids=str)
-def test_every_window_of_a_lerobot_set_is_told_its_own_task(tmp_path, changes):
+def test_every_window_of_a_lerobot_set_is_given_its_own_task(tmp_path, changes):
     """In the shards' text_id, in the prompt and in the text that the loader gives; whichever comes
     first.
     """

@@ -64,7 +64,7 @@ def with_clock(steady: Path, folder: Path, times: np.ndarray) -> Path:
 
 
 def rows_of(frames: list[np.ndarray]) -> list[int]:
-    """Which rows the pictures were drawn for, 12 to a turn of colours."""
+    """Which rows the images were drawn for, 12 to a turn of colours."""
     return [round(float(frame[..., 0].mean()) / 20) for frame in frames]
 
 
@@ -123,11 +123,11 @@ CELLS = {
 
 
 @pytest.mark.parametrize('name', CELLS)
-def test_pictures_in_cells_belong_to_their_rows_whatever_the_clock(name: str, tmp_path) -> None:
+def test_images_in_cells_belong_to_their_rows_whatever_the_clock(name: str, tmp_path) -> None:
     root = recordings.record(tmp_path, (30,))
     recordings.edit_columns(root, 0, timestamp=CELLS[name])
     frames = list(open_dataset(root).read_episode(0).frames(CAMERA, [0, 11, 29]))
-    assert np.array_equal(frames, [recordings.picture(0, row, CAMERA) for row in (0, 11, 29)])
+    assert np.array_equal(frames, [recordings.camera_image(0, row, CAMERA) for row in (0, 11, 29)])
 
 
 @pytest.mark.parametrize(('row', 'value'), [(7, 0.1), (29, -1.0)])
@@ -160,11 +160,11 @@ def test_lerobot_gives_no_other_frame_where_one_is_given_and_does_not_read_what_
         column = table.column_names.index('timestamp')
         pq.write_table(table.set_column(column, 'timestamp', pa.array(times, pa.float32())), path)
         roots.append(root)
-    found = lerobot_reference.pictures(roots, films.CAMERA, rows)
+    found = lerobot_reference.images(roots, films.CAMERA, rows)
     for name, root, theirs in zip(clocks, roots, found, strict=True):
-        told = {
-            reader: [None if x is None else films.number_of(x) for x in pictures]
-            for reader, (pictures,) in theirs.items()
+        said = {
+            reader: [None if x is None else films.number_of(x) for x in images]
+            for reader, (images,) in theirs.items()
         }
         if name in RIGHT:
             ours = [
@@ -172,10 +172,10 @@ def test_lerobot_gives_no_other_frame_where_one_is_given_and_does_not_read_what_
                 for x in open_dataset(root).read_episode(0).frames(films.CAMERA, rows)
             ]
             assert ours == rows and all(
-                x in (None, row) for xs in told.values() for x, row in zip(xs, rows, strict=True)
+                x in (None, row) for xs in said.values() for x, row in zip(xs, rows, strict=True)
             )
-            assert name != 'exact' or set(map(tuple, told.values())) == {tuple(rows)}
+            assert name != 'exact' or set(map(tuple, said.values())) == {tuple(rows)}
         else:
             with pytest.raises(UserError):
                 open_dataset(root).read_episode(0)
-            assert rows not in told.values(), name
+            assert rows not in said.values(), name

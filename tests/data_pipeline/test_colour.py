@@ -95,14 +95,14 @@ def write(
         out.mux(stream.encode())
 
 
-def centres(picture: np.ndarray) -> np.ndarray:
+def centres(image: np.ndarray) -> np.ndarray:
     """The pixel amid each patch, far from where colour is interpolated."""
-    return picture[PATCH // 2 :: PATCH, PATCH // 2 :: PATCH].astype(float)
+    return image[PATCH // 2 :: PATCH, PATCH // 2 :: PATCH].astype(float)
 
 
 def worst(path: Path, matrix: str, span: str) -> float:
-    (picture,) = read_frames(path, [1 / 30], 30, 1 / 30, size=(ROWS * PATCH, COLUMNS * PATCH))
-    return np.abs(centres(picture) - expected(matrix, span)).max()
+    (image,) = read_frames(path, [1 / 30], 30, 1 / 30, size=(ROWS * PATCH, COLUMNS * PATCH))
+    return np.abs(centres(image) - expected(matrix, span)).max()
 
 
 @pytest.mark.parametrize('span', RANGES)
@@ -152,13 +152,13 @@ def test_lerobot_reads_the_same_colours(tmp_path) -> None:
         }
         recordings.edit_info(root, features=features)
         roots.append(root)
-    found = lerobot_reference.pictures(roots, films.CAMERA, [1])
+    found = lerobot_reference.images(roots, films.CAMERA, [1])
     for (matrix, span), root, theirs in zip(kinds, roots, found, strict=True):
-        (picture,), (frame,) = (
+        (image,), (frame,) = (
             theirs['torchcodec'][0],
             open_dataset(root).read_episode(0).frames(films.CAMERA, [1]),
         )
-        assert picture is not None and np.abs(centres(picture) - centres(frame)).max() <= 3, (
+        assert image is not None and np.abs(centres(image) - centres(frame)).max() <= 3, (
             matrix,
             span,
         )

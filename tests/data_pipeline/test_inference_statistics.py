@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sigma_jax.backbones import kinds
+from sigma_jax.convert.load_base import ModelConfig, open_base
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation.replay_shards import list_batches
-from sigma_jax.policies.base_actions import BaselineConfig, describe_policy
 from sigma_jax.processing.normalize import normalize, read_norm_stats
 from sigma_jax.processing.spec import OURS
 from sigma_jax.training.config import RunConfig
@@ -59,7 +59,7 @@ def test_training_takes_those_that_the_config_asks_for(small_run, other_base, so
 
 def test_the_base_is_sampled_with_its_own(other_base):
     own = read_norm_stats(other_base / 'norm_stats.json')
-    loaded = describe_policy(BaselineConfig(base=str(other_base))).norm_stats
+    loaded = open_base(str(other_base), ModelConfig()).norm_stats
     assert all(np.array_equal(loaded[name].low, own[name].low) for name in ('state', 'actions'))
 
 

@@ -71,7 +71,7 @@ def finish(source: Path, out: Path, on_bad_episode: str = 'error') -> None:
 
 # bytes: the first file does not fit; some shards do
 @pytest.mark.parametrize('limit', [400, 13_000])
-def test_no_room_is_told_and_the_run_continues_when_there_is_some(
+def test_no_room_is_reported_and_the_run_continues_when_there_is_some(
     limit: int, source, expected, tmp_path
 ) -> None:
     stopped = start(source, tmp_path / 'out', limit)

@@ -10,7 +10,7 @@ LENGTHS = {0: 20, 1: 25, 2: 30}
 
 
 def drawn(episode: int, frame: int, camera: str) -> np.ndarray:
-    """What a golden frame showed before lossy video: red tells the frame, blue the episode, a green
+    """What a golden frame showed before lossy video: red shows the frame, blue the episode, a green
     bar both ends.
     """
     image = np.zeros((96, 128, 3))
@@ -81,7 +81,7 @@ def test_v30_with_several_files_equals_v21(tmp_path) -> None:
     new = open_dataset(recordings.to_v30(tmp_path / 'old', tmp_path / 'new', lengths, per_file=2))
     assert new.tasks == old.tasks and sorted(new.episodes) == sorted(old.episodes)
     drawings = {
-        (i, j): recordings.picture(i, j, 'side')
+        (i, j): recordings.camera_image(i, j, 'side')
         for i, length in enumerate(lengths)
         for j in range(length)
     }
@@ -103,7 +103,7 @@ def test_images_inside_parquet_are_bitwise(tmp_path) -> None:
     dataset = open_dataset(recordings.record(tmp_path, (5, 6)))
     for camera in dataset.cameras:
         frames = list(dataset.read_episode(1).frames(camera, [1, 4]))
-        expected = [recordings.picture(1, frame, camera) for frame in (1, 4)]
+        expected = [recordings.camera_image(1, frame, camera) for frame in (1, 4)]
         assert np.array_equal(frames, expected)
 
 
@@ -112,4 +112,4 @@ def test_frames_decode_lazily(tmp_path) -> None:
     episode = open_dataset(root).read_episode(0)
     stream = episode.frames(recordings.CAMERAS[0])
     (root / recordings.video_path(0, recordings.CAMERAS[1])).unlink()
-    assert mean_error(next(stream), recordings.picture(0, 0, recordings.CAMERAS[0])) < 6
+    assert mean_error(next(stream), recordings.camera_image(0, 0, recordings.CAMERAS[0])) < 6

@@ -84,12 +84,12 @@ def encoded(values: np.ndarray, kind: str = 'TIFF', tag: int | None = None) -> b
 
 def add_feature(root: Path, kind: str, **info: Any) -> None:
     features = json.loads((root / 'meta/info.json').read_text())['features']
-    told = {'info': info} if info else {}
+    said = {'info': info} if info else {}
     features[DEPTH] = {
         'dtype': kind,
         'shape': [*SIZE, 1],
         'names': ['height', 'width', 'channels'],
-        **told,
+        **said,
     }
     recordings.edit_info(root, features=features)
 
@@ -105,7 +105,7 @@ def with_video(root: Path, settings: dict[str, Any], **info: Any) -> Path:
 
 
 def with_cells(root: Path, cell, **info: Any) -> Path:
-    """`cell` turns a scene into the bytes of a picture."""
+    """`cell` turns a scene into the bytes of an image."""
     recordings.record(root, LENGTHS)
     for index, length in enumerate(LENGTHS):
         path = root / f'data/chunk-000/episode_{index:06d}.parquet'
@@ -206,7 +206,7 @@ def test_readings_without_a_unit_stay_what_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('make', 'exact', 'told'),
+    ('make', 'exact', 'said'),
     [
         (
             lambda root: with_video(root, RANGES[1], depth_unit='mm'),
@@ -230,7 +230,7 @@ def test_readings_without_a_unit_stay_what_they_are(tmp_path):
         ),
     ],
 )
-def test_they_reach_the_batch_in_metres_and_gaps_stay_gaps(tmp_path, make, exact, told):
+def test_they_reach_the_batch_in_metres_and_gaps_stay_gaps(tmp_path, make, exact, said):
     source, out = make(tmp_path / 'data'), tmp_path / 'out'
     settings = {
         'image_size': 28,
@@ -239,7 +239,7 @@ def test_they_reach_the_batch_in_metres_and_gaps_stay_gaps(tmp_path, make, exact
         'depth_scale': 0.0005,
     }
     prepare(recordings.config(source, depth=(DEPTH,), **settings), out)
-    assert told in open_shards(out).meta.depth_told['up_depth']
+    assert said in open_shards(out).meta.depth_told['up_depth']
     tokenizer = load_tokenizer(recordings.SETTINGS['tokenizer'])
     batch = next(
         make_loader(
@@ -255,7 +255,7 @@ def test_they_reach_the_batch_in_metres_and_gaps_stay_gaps(tmp_path, make, exact
             scene(int(batch['episode'][at]), int(batch['frame'][at]))[np.ix_(down, across)] / 1000
         )
         got = batch['depth'][at][0, top : top + rows, left : left + cols, 0]
-        inside = want <= (2 if 'linear' in told else 4)
+        inside = want <= (2 if 'linear' in said else 4)
         assert np.array_equal(got == 0, want == 0), 'no gap is filled, none grows'
         assert np.abs(got - want)[inside].max() <= (1e-6 if exact else 2e-3)
         assert np.where(inside, 0, got).max() <= 4.0003
@@ -352,14 +352,14 @@ def test_ranges_that_are_none(tmp_path, stated, message):
         (
             lambda mm: encoded(mm)[:900],
             {},
-            'expected a depth picture as PNG in .*up_depth, episode 0, frame 0 .or',
+            'expected a depth image as PNG in .*up_depth, episode 0, frame 0 .or',
         ),
-        (lambda mm: b'II*\0' + bytes(40), {}, 'expected a depth picture as PNG in'),
+        (lambda mm: b'II*\0' + bytes(40), {}, 'expected a depth image as PNG in'),
         (lambda mm: encoded(mm[:5]), {}, 'expected depth of 24 x 32 pixels in .*, got 5 x 32'),
         (
             lambda mm: encoded(mm.astype(np.uint8)),
             {},
-            'expected 16-bit depth in .*, got a picture of mode L',
+            'expected 16-bit depth in .*, got an image of mode L',
         ),
         (
             lambda mm: encoded(-mm.astype(np.float32)),
@@ -386,23 +386,23 @@ def test_cells_that_hold_no_depth(tmp_path, cell, info, message):
 
 def test_video_of_another_kind_is_no_depth(tmp_path):
     root = with_video(tmp_path, {})
-    frames = [recordings.picture(0, n, DEPTH) for n in range(LENGTHS[0])]
+    frames = [recordings.camera_image(0, n, DEPTH) for n in range(LENGTHS[0])]
     recordings.write_video(root / recordings.video_path(0, DEPTH), frames)
     with pytest.raises(UserError, match='expected 12-bit depth .gray12le. in .*, got yuv4'):
         list(open_dataset(root).read_episode(0).frames(DEPTH, [0]))
 
 
-def test_depth_among_the_cameras_is_told_where_it_belongs(tmp_path):
+def test_depth_among_the_cameras_is_reported_where_it_belongs(tmp_path):
     root = with_video(tmp_path / 'data', {})
     with pytest.raises(
         UserError, match='depth has a setting of its own, as in --config.data.depth="'
-    ) as told:
+    ) as said:
         prepare(recordings.config(root, cameras=(recordings.CAMERAS[0], DEPTH)), tmp_path / 'out')
-    assert f"('{DEPTH}',)" in str(told.value)
+    assert f"('{DEPTH}',)" in str(said.value)
 
 
-def test_colours_in_a_whole_tiff_are_read_and_depth_is_told_as_such():
-    colours = recordings.picture(1, 2, 'up')
+def test_colours_in_a_whole_tiff_are_read_and_depth_is_reported_as_such():
+    colours = recordings.camera_image(1, 2, 'up')
     assert np.array_equal(decode_cell({'bytes': encoded(colours)}, SIZE, 'up', Path()), colours)
     for depth in (scene(0, 0), scene(0, 0).astype(np.float32)):
         with pytest.raises(
@@ -420,7 +420,7 @@ def test_colours_in_a_whole_tiff_are_read_and_depth_is_told_as_such():
 )
 def test_other_kinds_of_colour_are_not_called_depth(mode, kind):
     stored = io.BytesIO()
-    Image.fromarray(recordings.picture(1, 2, 'up')).convert(mode).save(stored, kind)
+    Image.fromarray(recordings.camera_image(1, 2, 'up')).convert(mode).save(stored, kind)
     with pytest.raises(
         UserError, match=f'expected 8-bit colour in up, .*got mode {mode}; store it as RGB'
     ) as caught:
@@ -429,9 +429,9 @@ def test_other_kinds_of_colour_are_not_called_depth(mode, kind):
 
 
 @pytest.mark.parametrize('kind', ['GIF', 'BMP'])
-def test_another_format_is_told_without_addresses(kind):
+def test_another_format_is_reported_without_addresses(kind):
     stored = io.BytesIO()
-    Image.fromarray(recordings.picture(1, 2, 'up')).save(stored, kind)
+    Image.fromarray(recordings.camera_image(1, 2, 'up')).save(stored, kind)
     with pytest.raises(
         UserError, match='got "cannot identify image file"; .* store it as one of these'
     ) as caught:
@@ -440,17 +440,17 @@ def test_another_format_is_told_without_addresses(kind):
 
 
 def test_a_camera_of_8_bit_grey_is_read_where_the_advice_is_followed(tmp_path):
-    """One channel makes it depth; its pictures say that it is none."""
+    """One channel makes it depth; its images say that it is none."""
     root = recordings.record(tmp_path, (9,))
-    grey = [Image.fromarray(recordings.picture(0, row, 'up')).convert('L') for row in range(9)]
-    cells = [{'bytes': encoded(np.asarray(picture)), 'path': None} for picture in grey]
+    grey = [Image.fromarray(recordings.camera_image(0, row, 'up')).convert('L') for row in range(9)]
+    cells = [{'bytes': encoded(np.asarray(image)), 'path': None} for image in grey]
     camera = recordings.CAMERAS[0]
     recordings.edit_columns(root, 0, **{camera: cells})
     features = json.loads((root / 'meta/info.json').read_text())['features']
     features[camera]['shape'][-1] = 1
     recordings.edit_info(root, features=features)
     with pytest.raises(
-        UserError, match='got a picture of mode L; .* give it three channels by its shape'
+        UserError, match='got an image of mode L; .* give it three channels by its shape'
     ):
         list(open_dataset(root).read_episode(0).frames(camera, [0]))
     features[camera]['shape'][-1] = 3

@@ -63,8 +63,8 @@ def as_json(column: pa.Array) -> pa.Array:
 def with_language(root: Path, columns: tuple[str, ...]) -> Path:
     recordings.record(root, LENGTHS)
     features = json.loads((root / 'meta/info.json').read_text())['features']
-    told = {column: {'dtype': 'language', 'shape': [1], 'names': None} for column in columns}
-    recordings.edit_info(root, features=features | told)
+    said = {column: {'dtype': 'language', 'shape': [1], 'names': None} for column in columns}
+    recordings.edit_info(root, features=features | said)
     for episode, length in enumerate(LENGTHS):
         path = root / f'data/chunk-000/episode_{episode:06d}.parquet'
         table = pq.read_table(path)

@@ -1,5 +1,5 @@
 """An episode's rows are found where they are, whatever file the metadata of v3.0 name; what is
-missing is told.
+missing is reported.
 """
 
 import json
@@ -99,7 +99,7 @@ def assert_same(one: LeRobotDataset, other: LeRobotDataset) -> None:
         )
         for camera in recordings.CAMERAS:
             errors = [
-                np.abs(x.astype(int) - recordings.picture(index, n, camera)).max()
+                np.abs(x.astype(int) - recordings.camera_image(index, n, camera)).max()
                 for n, x in enumerate(a.frames(camera))
             ]
             assert max(errors) < 12  # the next frame is 20 away
@@ -117,7 +117,7 @@ def test_an_episode_cut_over_files_is_joined(tmp_path, named):
     assert_same(open_dataset(new), old)
 
 
-def test_pictures_in_cells_are_found_as_well(tmp_path):
+def test_images_in_cells_are_found_as_well(tmp_path):
     new, _ = record(tmp_path, [0, 0, 1, 1, 1], [0, 0, 0, 1, 1])
     features = json.loads((new / 'meta/info.json').read_text())['features']
     for camera in recordings.CAMERAS:
@@ -126,12 +126,16 @@ def test_pictures_in_cells_are_found_as_well(tmp_path):
     for file, episodes in ((0, (0, 1)), (1, (2, 3, 4))):
         table = pq.read_table(new / data_path(file))
         for camera in recordings.CAMERAS:
-            frames = [recordings.picture(i, j, camera) for i in episodes for j in range(LENGTHS[i])]
+            frames = [
+                recordings.camera_image(i, j, camera) for i in episodes for j in range(LENGTHS[i])
+            ]
             cells = [{'bytes': recordings.png(frame), 'path': None} for frame in frames]
             table = table.append_column(camera, pa.array(cells))
         pq.write_table(table, new / data_path(file))
     got = list(open_dataset(new).read_episode(2).frames(recordings.CAMERAS[1], [0, 5]))
-    assert np.array_equal(got, [recordings.picture(2, n, recordings.CAMERAS[1]) for n in (0, 5)])
+    assert np.array_equal(
+        got, [recordings.camera_image(2, n, recordings.CAMERAS[1]) for n in (0, 5)]
+    )
 
 
 def test_other_files_are_read_only_where_the_index_is_wrong(tmp_path, monkeypatch):
@@ -165,7 +169,7 @@ def test_other_files_are_read_only_where_the_index_is_wrong(tmp_path, monkeypatc
         (pc.field('index') > 10**6, 0),
     ],
 )
-def test_rows_that_are_nowhere_are_told(tmp_path, kept, got):
+def test_rows_that_are_nowhere_are_reported(tmp_path, kept, got):
     new, _ = record(tmp_path, *MOVED['one episode in the next file'])
     pq.write_table(pq.read_table(new / data_path(1)).filter(kept), new / data_path(1))
     with pytest.raises(
@@ -174,7 +178,7 @@ def test_rows_that_are_nowhere_are_told(tmp_path, kept, got):
         open_dataset(new).read_episode(2)
 
 
-def test_a_repeated_row_is_told(tmp_path):
+def test_a_repeated_row_is_reported(tmp_path):
     new, _ = record(tmp_path, *MOVED['one episode in the next file'])
     table = pq.read_table(new / data_path(1))
     pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), new / data_path(1))
@@ -194,7 +198,7 @@ def test_the_files_over_which_rows_lie_are_named(tmp_path, places):
     assert all(data_path(file) in str(caught.value) for file in places)
 
 
-def test_a_data_file_that_is_not_there_is_told(tmp_path):
+def test_a_data_file_that_is_not_there_is_reported(tmp_path):
     new, _ = record(tmp_path, *MOVED['right'])
     (new / data_path(1)).unlink()
     dataset = open_dataset(new)
@@ -205,7 +209,7 @@ def test_a_data_file_that_is_not_there_is_told(tmp_path):
         dataset.read_episode(2)
 
 
-def test_parts_of_other_types_are_told(tmp_path):
+def test_parts_of_other_types_are_reported(tmp_path):
     new, _ = record(tmp_path, [0, (0, 1), 1, 1, 1], [0, 0, 1, 1, 1])
     table = pq.read_table(new / data_path(1))
     texts = pa.array([['x'] * 6] * len(table))

@@ -103,7 +103,7 @@ def test_metadata_that_say_nothing_do_no_harm(tmp_path, metadata):
         ({'task_index': [0.0, 1.0, 2.0], 'x': TEXTS}, ['x'], 'expected a whole number'),
     ],
 )
-def test_what_names_no_text_is_told(tmp_path, columns, index, got):
+def test_what_names_no_text_is_reported(tmp_path, columns, index, got):
     with pytest.raises(UserError, match=got):
         read_tasks(tasks_file(tmp_path, columns, index), 'v3.0')
 

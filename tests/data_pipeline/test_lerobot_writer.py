@@ -23,8 +23,8 @@ LENGTHS = (20, 25, 30)
 TASKS = ('pick up the lego', 'place it in the box', 'pick up the lego')
 
 
-def picture(episode, frame):
-    """Red tells the frame, blue the episode, a green bar moves."""
+def camera_image(episode, frame):
+    """Red shows the frame, blue the episode, a green bar moves."""
     image = np.zeros((96, 128, 3), dtype=np.uint8)
     image[..., 0] = 5 * frame
     image[:, frame : frame + 8, 1] = 200
@@ -34,7 +34,7 @@ def picture(episode, frame):
 
 def episode(index):
     rng = np.random.default_rng(index)
-    frames = np.stack([picture(index, i) for i in range(LENGTHS[index])])
+    frames = np.stack([camera_image(index, i) for i in range(LENGTHS[index])])
     state, action = rng.normal(size=(2, LENGTHS[index], 6))
     return state, action, {'up': frames, 'side': frames[:, ::-1]}, TASKS[index]
 

@@ -36,7 +36,7 @@ ROUNDING = 1 / 255  # of the model's units: half a grey level
 
 
 def frame(episode: int, number: int, camera: str, size: tuple[int, int]) -> np.ndarray:
-    """Noise, so that every pixel tells how it was made."""
+    """Noise, so that every pixel shows how it was made."""
     seed = (episode, number, recordings.CAMERAS.index(camera))
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
@@ -54,11 +54,11 @@ def tokenizer():
 
 @pytest.fixture(scope='module', params=[(s, name) for s in images.STYLES for name in SIZES])
 def shards(request, tmp_path_factory):
-    """(style, size of the source's frames, folder) of shards that hold pictures without loss."""
+    """(style, size of the source's frames, folder) of shards that hold images without loss."""
     style, name = request.param
     folder = tmp_path_factory.mktemp('shards')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recordings, 'picture', lambda *which: frame(*which, SIZES[name]))
+        patch.setattr(recordings, 'camera_image', lambda *which: frame(*which, SIZES[name]))
         patch.setattr(images, 'encode_jpeg', png)
         source = recordings.record(folder / 'source', (24, 20, 20))
         settings = {'resize': style, 'prompt_state_dim': 8, 'max_prompt_len': 160}
@@ -124,7 +124,7 @@ def in_model_units(x: np.ndarray) -> np.ndarray:
 
 
 def test_what_the_loader_gives_is_what_a_robot_would_be_shown(shards, tokenizer):
-    """Bit for bit, pictures included, but for LeRobot's resize, which shards round to 8 bits."""
+    """Bit for bit, images included, but for LeRobot's resize, which shards round to 8 bits."""
     style, size, folder = shards
     meta, exact = open_shards(folder).meta, style == 'openpi' or size == (SIDE, SIDE)
     for _, policy, statistics in trials(style):
@@ -179,11 +179,11 @@ def test_an_absent_camera_changes_nothing_but_its_own_view(shards, tokenizer):
             assert np.array_equal(got[key], whole[key]), key
 
 
-def test_with_loss_pictures_differ_by_jpeg_alone(tmp_path, tokenizer, monkeypatch):
-    """Smooth pictures of the model's size, as shards hold them in earnest."""
+def test_with_loss_images_differ_by_jpeg_alone(tmp_path, tokenizer, monkeypatch):
+    """Smooth images of the model's size, as shards hold them in earnest."""
     ramp = np.linspace(0, 255, SIDE)[:, None, None] * np.linspace(0.3, 1, SIDE)[None, :, None]
     smooth = np.broadcast_to(ramp, (SIDE, SIDE, 3)).astype(np.uint8)
-    monkeypatch.setattr(recordings, 'picture', lambda *which: smooth)
+    monkeypatch.setattr(recordings, 'camera_image', lambda *which: smooth)
     source = recordings.record(tmp_path / 'source', (24, 20, 20))
     prepare(recordings.config(source), tmp_path / 'out')
     meta, statistics = open_shards(tmp_path / 'out').meta, next(trials('openpi'))[2]

@@ -200,14 +200,14 @@ def test_settings_that_fit_no_feature(source, tmp_path, settings, message):
     [
         (
             eight_bits(),
-            'expected 16-bit depth in .*up_depth, episode 0, frame 0, got a picture of mode L',
+            'expected 16-bit depth in .*up_depth, episode 0, frame 0, got an image of mode L',
         ),
         (
             encode_depth(np.zeros((5, 7), np.uint16)),
             'expected depth of 24 x 32 pixels in .*, got 5 x 7',
         ),
-        (encode_depth(depth_map(0, 0))[:200], 'expected a depth picture as PNG in'),
-        (None, 'expected a depth picture as PNG in'),
+        (encode_depth(depth_map(0, 0))[:200], 'expected a depth image as PNG in'),
+        (None, 'expected a depth image as PNG in'),
     ],
 )
 def test_depth_that_is_none(tmp_path, cell, message):
@@ -282,5 +282,5 @@ def test_a_training_step_reaches_both(small_run, shards, tmp_path):
 def test_sigma_that_wants_depth_says_so_where_the_shards_have_none(small_run, tmp_path):
     config = small_run.config(steps=1)
     config['sigma'] |= {'use_depth': True, 'patch_size': 14}
-    with pytest.raises(UserError, match='must hold depth, got None'):
+    with pytest.raises(UserError, match='expected depth in the first observation, got None'):
         trainer.train(RunConfig.from_dict(config), tmp_path / 'run')

@@ -74,7 +74,7 @@ def followed(message: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize('kind', ['image', 'video'])
-def test_the_same_numbers_and_pictures_under_other_names(tmp_path, kind):
+def test_the_same_numbers_and_images_under_other_names(tmp_path, kind):
     plain = open_dataset(recordings.record(tmp_path / 'plain', LENGTHS, kind=kind))
     root = renamed(tmp_path / 'openpi', OPENPI, kind)
     names = {'state_column': 'state', 'action_column': 'actions'}
@@ -107,9 +107,9 @@ def test_what_the_message_advises_works(tmp_path, names, want):
     root = renamed(tmp_path, names)
     with pytest.raises(
         UserError, match="expected a feature '(observation.state|action)' in .*info.json, got"
-    ) as told:
+    ) as said:
         open_source(root)
-    advice = followed(str(told.value))
+    advice = followed(str(said.value))
     assert advice == want
     if 'NAME' not in advice.values():
         assert len(open_source(root, advice).read_episode(1).state) == LENGTHS[1]
@@ -120,13 +120,13 @@ def test_states_in_several_columns_stand_side_by_side(tmp_path):
     plain = open_dataset(recordings.record(tmp_path / 'plain', LENGTHS))
     root = renamed(tmp_path / 'droid', {ACTION: 'actions'})
     split(root, STATE, {'joint_position': 5, 'gripper_position': 1})
-    with pytest.raises(UserError, match='expected a feature') as told:
+    with pytest.raises(UserError, match='expected a feature') as said:
         open_source(root)
-    assert followed(str(told.value)) == {
+    assert followed(str(said.value)) == {
         'state_column': 'joint_position,gripper_position',
         'action_column': 'actions',
     }
-    dataset = open_source(root, followed(str(told.value)))
+    dataset = open_source(root, followed(str(said.value)))
     assert np.array_equal(dataset.read_episode(2).state, plain.read_episode(2).state)
     assert dataset.state_names[4:] == ('joint_position.4', 'gripper_position')
     turned = open_source(
@@ -143,7 +143,7 @@ def test_states_and_actions_are_no_audio(tmp_path):
     assert open_dataset(root, 'state', 'actions').audios == {}
 
 
-def test_they_are_prepared_and_told_in_meta(tmp_path):
+def test_they_are_prepared_and_recorded_in_meta(tmp_path):
     root = renamed(tmp_path / 'data', OPENPI)
     settings = data_so101.get_config().data
     settings.update(
@@ -159,7 +159,10 @@ def test_they_are_prepared_and_told_in_meta(tmp_path):
         records[1].state, open_dataset(root, 'state', 'actions').read_episode(episode).state[frame]
     )
     seen = records[1].images[1, 6:18].astype(int)
-    assert np.abs(seen - recordings.picture(episode, frame, recordings.CAMERAS[1])[0, 0]).max() <= 3
+    assert (
+        np.abs(seen - recordings.camera_image(episode, frame, recordings.CAMERAS[1])[0, 0]).max()
+        <= 3
+    )
 
 
 def test_a_preparation_of_other_columns_is_another_one(tmp_path):
@@ -194,7 +197,7 @@ def test_names_that_do_not_fit(tmp_path, settings, message):
         open_source(renamed(tmp_path, OPENPI), settings)
 
 
-def test_a_name_in_the_metadata_alone_is_told(tmp_path):
+def test_a_name_in_the_metadata_alone_is_reported(tmp_path):
     root = renamed(tmp_path, OPENPI)
     features = json.loads((root / 'meta/info.json').read_text())['features']
     recordings.edit_info(
@@ -215,9 +218,9 @@ def test_other_sources_have_settings_of_their_own(tmp_path):
         open_source(tmp_path, {'rlds': {'fps': 10.0}, 'state_column': 'state'})
 
 
-def test_cameras_that_are_not_there_are_told_with_those_that_are(tmp_path):
+def test_cameras_that_are_not_there_are_reported_with_those_that_are(tmp_path):
     root = renamed(tmp_path / 'data', OPENPI)
     names = {'state_column': 'state', 'action_column': 'actions'}
-    with pytest.raises(UserError, match='expected data.cameras out of') as told:
+    with pytest.raises(UserError, match='expected data.cameras out of') as said:
         prepare(recordings.config(root, **names), tmp_path / 'out')
-    assert "--config.data.cameras=\"('image','wrist_image')\"" in str(told.value)
+    assert "--config.data.cameras=\"('image','wrist_image')\"" in str(said.value)

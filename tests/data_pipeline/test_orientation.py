@@ -1,4 +1,4 @@
-"""Pictures and videos that lie on their side are seen as LeRobot sees them; a cell may name a file
+"""Images and videos that lie on their side are seen as LeRobot sees them; a cell may name a file
 instead.
 """
 
@@ -17,7 +17,7 @@ from tests.data_pipeline import films, lerobot_reference, recordings
 
 CAMERA = recordings.CAMERAS[0]
 TAG = 0x0112
-# what the tag's values say is done to the stored picture, by numpy alone
+# what the tag's values say is done to the stored image, by numpy alone
 TURNS = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -50,12 +50,12 @@ def drawing() -> np.ndarray:
 
 
 def encoded(image: np.ndarray, kind: str, tag: int | None, **more) -> bytes:
-    picture, buffer = Image.fromarray(image), io.BytesIO()
+    drawn_image, buffer = Image.fromarray(image), io.BytesIO()
     if tag is not None:
         exif = Image.Exif()
         exif[TAG] = tag
         more['exif'] = exif
-    picture.save(
+    drawn_image.save(
         buffer, kind, **({'quality': 100, 'subsampling': 0} if kind == 'JPEG' else {}), **more
     )
     return buffer.getvalue()
@@ -79,7 +79,7 @@ def read(root: Path, row: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'WEBP'])
 @pytest.mark.parametrize('tag', TURNS)
-def test_a_tagged_picture_is_turned(tag: int, kind: str, tmp_path) -> None:
+def test_a_tagged_image_is_turned(tag: int, kind: str, tmp_path) -> None:
     stored = encoded(drawing(), kind, tag, **({'lossless': True} if kind == 'WEBP' else {}))
     turned = TURNS[tag](drawing())
     for name, shape in (('as seen', turned.shape[:2]), ('as stored', (24, 32))):
@@ -173,8 +173,8 @@ def test_a_video_is_turned_as_its_container_says(name: str, tmp_path) -> None:
             *(open_dataset(x).read_episode(1).frames(films.CAMERA) for x in (root, plain)),
             strict=True,
         )
-        told = [films.number_of(np.rot90(found, -quarters)) for found, stored in frames]
-        assert told == list(range(12, 22))
+        said = [films.number_of(np.rot90(found, -quarters)) for found, stored in frames]
+        assert said == list(range(12, 22))
         first, stored = (
             next(open_dataset(x).read_episode(1).frames(films.CAMERA, [3])) for x in (root, plain)
         )
@@ -196,16 +196,18 @@ def test_lerobot_turns_videos_by_the_same_quarters(tmp_path) -> None:
         for n, (right, down, _) in enumerate(MATRICES.values())
     ]
     for root, theirs in zip(
-        roots, lerobot_reference.pictures(roots, films.CAMERA, [0, 7]), strict=True
+        roots, lerobot_reference.images(roots, films.CAMERA, [0, 7]), strict=True
     ):
         for index in (0, 1):
             ours = open_dataset(root).read_episode(index).frames(films.CAMERA, [0, 7])
-            for picture, frame in zip(theirs['torchcodec'][index], ours, strict=True):
-                assert picture is not None and np.abs(picture.astype(int) - frame).max() <= 3
+            for drawn_image, frame in zip(theirs['torchcodec'][index], ours, strict=True):
+                assert (
+                    drawn_image is not None and np.abs(drawn_image.astype(int) - frame).max() <= 3
+                )
 
 
 @pytest.mark.reference
-def test_lerobot_turns_pictures_in_cells_the_same_way(tmp_path) -> None:
+def test_lerobot_turns_images_in_cells_the_same_way(tmp_path) -> None:
     root = films.write_dataset(tmp_path, [16])
     cells = [
         {'bytes': encoded(drawing(), kind, tag), 'path': None}
@@ -213,7 +215,7 @@ def test_lerobot_turns_pictures_in_cells_the_same_way(tmp_path) -> None:
         for tag in TURNS
     ]
     films.replace_video_by_cells(root, cells, (24, 32))
-    (theirs,) = lerobot_reference.pictures([root], films.CAMERA, list(range(16)))
+    (theirs,) = lerobot_reference.images([root], films.CAMERA, list(range(16)))
     ours = open_dataset(root).read_episode(0).frames(films.CAMERA)
-    for picture, frame in zip(theirs['pyav'][0], ours, strict=True):
-        assert picture is not None and np.abs(picture.astype(int) - frame).max() <= 1
+    for drawn_image, frame in zip(theirs['pyav'][0], ours, strict=True):
+        assert drawn_image is not None and np.abs(drawn_image.astype(int) - frame).max() <= 1

@@ -93,7 +93,7 @@ def test_contents_are_those_of_the_recording(
             assert not batch['prompt'][at][~batch['prompt_mask'][at]].any()
             assert (
                 np.abs(
-                    batch['images'][at][0, 16, 16].astype(int) - picture(episode.index, frame)
+                    batch['images'][at][0, 16, 16].astype(int) - camera_image(episode.index, frame)
                 ).max()
                 < 8
             )
@@ -101,8 +101,8 @@ def test_contents_are_those_of_the_recording(
         assert not batch['base'].any()
 
 
-def picture(episode: int, frame: int) -> np.ndarray:
-    return recordings.picture(episode, frame, recordings.CAMERAS[0])[0, 0].astype(int)
+def camera_image(episode: int, frame: int) -> np.ndarray:
+    return recordings.camera_image(episode, frame, recordings.CAMERAS[0])[0, 0].astype(int)
 
 
 def test_sequences_are_consecutive_and_reset_where_they_start(

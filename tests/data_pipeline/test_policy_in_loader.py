@@ -50,13 +50,13 @@ def first_batch(shards, tokenizer, **options):
 
 
 def noise(episode: int, frame: int, camera: str) -> np.ndarray:
-    """A picture whose shrunken pixels tell how they were shrunk."""
+    """An image whose shrunken pixels show how they were shrunk."""
     seed = (episode, frame, recordings.CAMERAS.index(camera))
     return np.random.default_rng(seed).integers(0, 256, (96, 160, 3), dtype=np.uint8)
 
 
-def test_pictures_are_resized_in_the_style_that_was_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(recordings, 'picture', noise)
+def test_images_are_resized_in_the_style_that_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(recordings, 'camera_image', noise)
     source = recordings.record(tmp_path / 'source', (20, 20, 20))
     for style, other in (('lerobot', 'openpi'), ('openpi', 'lerobot')):
         prepare(recordings.config(source, resize=style), tmp_path / style)

@@ -55,7 +55,7 @@ def test_tfds_reads_the_shards_without_tensorflow(out: Path, source: Path) -> No
             assert window['task'].decode() == episode.tasks[frame]
             for name, camera in (('up', recordings.CAMERAS[0]), ('side', recordings.CAMERAS[1])):
                 expected = resize_with_pad(
-                    recordings.picture(episode.index, frame, camera), 32, 32
+                    recordings.camera_image(episode.index, frame, camera), 32, 32
                 ).astype(int)
                 assert np.abs(window['images'][name] - expected).mean() < 2
             count += 1
@@ -65,10 +65,10 @@ def test_tfds_reads_the_shards_without_tensorflow(out: Path, source: Path) -> No
 def test_images_are_stored_as_encoded_by_us(out: Path) -> None:
     skip = {'images': {'up': tfds.decode.SkipDecoding(), 'side': tfds.decode.SkipDecoding()}}
     window = tfds.builder_from_directory(str(out)).as_data_source('train', decoders=skip)[0]
-    picture = recordings.picture(
+    image = recordings.camera_image(
         window['episode_index'], window['frame_index'], recordings.CAMERAS[0]
     )
-    assert window['images']['up'] == encode_jpeg(resize_with_pad(picture, 32, 32))
+    assert window['images']['up'] == encode_jpeg(resize_with_pad(image, 32, 32))
 
 
 def test_meta_tells_settings_counts_and_digests(out: Path) -> None:
@@ -107,7 +107,7 @@ def test_motion_filter_touches_training_windows_only(source: Path, tmp_path) -> 
 
 
 def test_later_frames_change_nothing_in_the_observation(source: Path, tmp_path) -> None:
-    """Causality (docs/design.md, "Causality"): pictures and states of frames 1 to 15 are replaced;
+    """Causality (docs/design.md, "Causality"): images and states of frames 1 to 15 are replaced;
     the window must not notice.
     """
     changed = recordings.record(tmp_path / 'changed', (16,), seed=5)
@@ -117,8 +117,8 @@ def test_later_frames_change_nothing_in_the_observation(source: Path, tmp_path) 
     columns = {'observation.state': list(states)}
     for camera in recordings.CAMERAS:
         frames = [
-            recordings.picture(0, 0, camera),
-            *(recordings.picture(9, 60 + i, camera) for i in range(15)),
+            recordings.camera_image(0, 0, camera),
+            *(recordings.camera_image(9, 60 + i, camera) for i in range(15)),
         ]
         columns[camera] = [{'bytes': recordings.png(frame), 'path': None} for frame in frames]
     recordings.edit_columns(
@@ -189,7 +189,7 @@ def test_lost_shard_is_noticed(source: Path, tmp_path) -> None:
         RuntimeError('write() failed: No space left on device; at byte 9'),
     ],
 )
-def test_full_disk_is_told_and_leaves_no_part(error: Exception, tmp_path) -> None:
+def test_full_disk_is_reported_and_leaves_no_part(error: Exception, tmp_path) -> None:
     target = tmp_path / 'file'
     with pytest.raises(UserError, match='full disk'), incoming(target) as temporary:
         temporary.write_text('half')
@@ -207,9 +207,9 @@ def test_statistics_of_a_checkpoint_can_be_used(out: Path, source: Path, tmp_pat
     ).read_bytes()
 
 
-@pytest.mark.parametrize(('factor', 'told'), [(1.0, 0), (0.5, 2), (1.5, 0)])
-def test_named_statistics_that_most_rows_lie_outside_are_told(
-    out: Path, source: Path, tmp_path, factor, told
+@pytest.mark.parametrize(('factor', 'said'), [(1.0, 0), (0.5, 2), (1.5, 0)])
+def test_named_statistics_that_most_rows_lie_outside_are_reported(
+    out: Path, source: Path, tmp_path, factor, said
 ) -> None:
     body = json.loads((out / 'norm_stats.json').read_text())
     for entry in body['norm_stats'].values():
@@ -221,5 +221,5 @@ def test_named_statistics_that_most_rows_lie_outside_are_told(
     notes = prepare(recordings.config(source, stats_from=str(named)), tmp_path / 'out').meta.notes
     assert [name in note for name, note in zip(('state', 'actions'), notes, strict=False)] == [
         True
-    ] * told
-    assert len(notes) == told and all(str(named) in note for note in notes)
+    ] * said
+    assert len(notes) == said and all(str(named) in note for note in notes)

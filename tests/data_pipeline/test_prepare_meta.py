@@ -114,7 +114,7 @@ def test_directories_from_before_a_setting_existed_are_still_finished(source, tm
 
 @pytest.mark.parametrize('name', ['meta.json', 'unfinished.json'])
 @pytest.mark.parametrize('text', ['', '{"schema"', '[1]'])
-def test_settings_that_cannot_be_read_are_told(name: str, text: str, source, tmp_path) -> None:
+def test_settings_that_cannot_be_read_are_reported(name: str, text: str, source, tmp_path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=f'{name}, got .*; delete'):
         prepare(recordings.config(source), tmp_path)

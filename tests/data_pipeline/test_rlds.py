@@ -48,11 +48,11 @@ def test_episodes_equal_what_was_written(kind, tmp_path):
         )
         np.testing.assert_allclose(np.diff(episode.timestamps), 0.1)
         frames = list(episode.frames('observation.images.image', [1, 4]))
-        assert np.array_equal(frames, [folder.picture(index, n) for n in (1, 4)])
+        assert np.array_equal(frames, [folder.camera_image(index, n) for n in (1, 4)])
         (wrist,) = episode.frames('observation.images.wrist_image', [2])
         assert (
             wrist.shape == (12, 32, 3)
-            and np.abs(wrist.astype(int) - folder.picture(index, 2)[::2]).max() <= 3
+            and np.abs(wrist.astype(int) - folder.camera_image(index, 2)[::2]).max() <= 3
         )
 
 
@@ -161,7 +161,7 @@ def claim(length: int) -> bytes:
 
 
 @pytest.mark.parametrize('name', DAMAGE)
-def test_damage_is_told_in_one_sentence(name, intact, tmp_path):
+def test_damage_is_reported_in_one_sentence(name, intact, tmp_path):
     root = Path(shutil.copytree(intact, tmp_path / 'robot'))
     damage, expected = DAMAGE[name]
     damage(root)
@@ -182,7 +182,7 @@ WRONG = {
         {'state': 'observation/joints'},
         "['action/arm', 'action/gripper', 'is_last', 'observation/state',",
     ),
-    'picture as state': ({'state': 'observation/image'}, 'of kind tensor (data.rlds.state)'),
+    'image as state': ({'state': 'observation/image'}, 'of kind tensor (data.rlds.state)'),
     'too wide': (
         {'state': ('observation/state',) * 5},
         'data.rlds.state of 1 to 32 numbers, got 35',
@@ -215,10 +215,10 @@ def test_no_class_named_in_the_metadata_is_imported(intact, tmp_path):
     assert len(open_rlds(root, RldsSettings(**SETTINGS)).read_episode(0)) == LENGTHS[0]
 
 
-def test_an_episode_that_is_not_there_and_a_picture_that_is_none(tmp_path, monkeypatch):
+def test_an_episode_that_is_not_there_and_an_image_that_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, 'encode', lambda image, kind: b'no picture')
     dataset = open_rlds(folder.write(tmp_path / 'robot', (3,), files=1), RldsSettings(**SETTINGS))
     with pytest.raises(UserError, match='got 1; correct the episode lists'):
         dataset.read_episode(1)
-    with pytest.raises(UserError, match="picture in 'steps/observation/image', episode 0, step 2"):
+    with pytest.raises(UserError, match="image in 'steps/observation/image', episode 0, step 2"):
         next(dataset.read_episode(0).frames('observation.images.image', [2]))

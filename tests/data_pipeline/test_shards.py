@@ -79,8 +79,8 @@ def test_the_file_comes_back_to_the_last_byte(out):
 
 
 def test_every_setting_of_a_preparation_is_a_field():
-    told = {'env_file'}  # a secret's place, which shapes nothing
-    assert {f.name for f in dataclasses.fields(DataConfig)} - told <= {
+    expected = {'env_file'}  # a secret's place, which shapes nothing
+    assert {f.name for f in dataclasses.fields(DataConfig)} - expected <= {
         f.name for f in dataclasses.fields(Meta)
     }
 
@@ -118,7 +118,7 @@ def test_rows_and_numbers_of_episodes_have_their_types(out):
 
 
 @pytest.mark.parametrize(
-    ('change', 'told'),
+    ('change', 'expected'),
     [
         ({'windows': None}, "got one without 'windows'"),
         ({'schema': None}, "got 'schema'"),
@@ -131,12 +131,12 @@ def test_rows_and_numbers_of_episodes_have_their_types(out):
         ({'bad_episodes': {'one': ''}}, 'invalid literal'),
     ],
 )
-def test_a_damaged_file_ends_in_a_sentence(change, told, tmp_path):
+def test_a_damaged_file_ends_in_a_sentence(change, expected, tmp_path):
     found = metas.meta().to_json() | change
     (tmp_path / META).write_text(
         json.dumps({name: value for name, value in found.items() if value is not None})
     )
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         open_shards(tmp_path)
 
 

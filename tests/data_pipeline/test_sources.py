@@ -99,7 +99,7 @@ def test_rlds_is_prepared_by_the_same_code(tmp_path):
     records = open_shards(tmp_path / 'out').split('train').records()
     episode, frame = int(records.index.episode[1]), int(records.index.frame[1])
     seen = records[1].images[0, 3:21].astype(int)
-    drawn = rlds_folder.picture(episode, frame)[0, 0]
+    drawn = rlds_folder.camera_image(episode, frame)[0, 0]
     assert np.abs(seen - drawn).max() <= 3 and frame == 4
 
 

@@ -224,7 +224,7 @@ def test_other_spellings_are_mapped(tmp_path):
         open_torch_shards(tmp_path, dataclasses.replace(SETTINGS, fps=0.0))
 
 
-def test_shards_that_do_not_fit_are_told(tmp_path):
+def test_shards_that_do_not_fit_are_reported(tmp_path):
     import torch
 
     path = tmp_path / 'shard_00000.pt'

@@ -88,13 +88,13 @@ def test_files_that_are_no_plain_zip_are_refused(tmp_path):
         make()
         with pytest.raises(UserError, match='expected a'):
             check_pickle(path)
-        assert expected in told(path) or expected == 'Is a directory'
+        assert expected in said(path) or expected == 'Is a directory'
     path.rmdir()
     write(path, saved([collections.OrderedDict(text='lift', numbers=[1, 2.5, None, True])]))
     assert check_pickle(path) is None
 
 
-def told(path: Path) -> str:
+def said(path: Path) -> str:
     try:
         check_pickle(path)
     except UserError as error:

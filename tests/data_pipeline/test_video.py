@@ -36,8 +36,8 @@ def videos(tmp_path_factory) -> dict[str, tuple[Path, list[np.ndarray]]]:
             stream = container.add_stream('libx264', rate=FPS, options={'x264-params': options})
             stream.height, stream.width, stream.pix_fmt = 60, 80, 'yuv420p'
             for i in range(COUNT):
-                picture = av.VideoFrame.from_ndarray(np.roll(texture, 3 * i, 1), format='rgb24')
-                container.mux(stream.encode(picture))
+                image = av.VideoFrame.from_ndarray(np.roll(texture, 3 * i, 1), format='rgb24')
+                container.mux(stream.encode(image))
             container.mux(stream.encode())
         with av.open(str(path)) as container:
             found[kind] = (

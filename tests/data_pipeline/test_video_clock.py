@@ -52,7 +52,7 @@ RIGHT = {
     '50 a second': {'fps': 50} | h264(),
     '29.97 a second on both sides': {'fps': 30000 / 1001} | h264(),
     '29.97 in a short file': h264(base=Fraction(1001, 30000)),
-    'starts told a fifth of a frame late': h264(late=0.2 / 30),
+    'starts stated a fifth of a frame late': h264(late=0.2 / 30),
     'a fifth of a frame late': h264(pts=[5 * i + 1 for i in range(90)], base=Fraction(1, 150)),
     'late, and so are the starts': late(2, late=2 / 30),
     'part of the episodes, a clock from 0': h264(listed=[1]),
@@ -70,7 +70,7 @@ REFUSED = {
         {2: 'got it at 0.033 s'},
     ),
     'late by two, one episode listed': (late(2, listed=[2]), {2: 'got it at 0.066 s'}),
-    'starts told 0.4 of a frame late': (
+    'starts stated 0.4 of a frame late': (
         h264(late=0.4 / 30),
         {e: 'expected a frame at' for e in range(3)},
     ),
@@ -174,8 +174,8 @@ def test_spare_frames_are_noted(numbers, listed: list[int] | None, frames: int, 
     config = recordings.config(root, cameras=(films.CAMERA,), split_fractions=(1.0, 0.0, 0.0))
     notes = prepare(config, tmp_path / 'out').meta.notes
     rows = 58 if listed else 90
-    told = [f'{films.VIDEO.format(0)} holds {frames} frames for {rows} rows; where the spare ones']
-    assert [note[: len(told[0])] for note in notes] == (told if frames else [])
+    said = [f'{films.VIDEO.format(0)} holds {frames} frames for {rows} rows; where the spare ones']
+    assert [note[: len(said[0])] for note in notes] == (said if frames else [])
 
 
 def test_a_few_files_with_spare_frames_are_named_and_the_others_counted(tmp_path) -> None:
@@ -185,7 +185,7 @@ def test_a_few_files_with_spare_frames_are_named_and_the_others_counted(tmp_path
         recordings.CAMERAS[0],
     )
     for index in range(5):
-        frames = [recordings.picture(index, i, camera) for i in range(8 + index + 2)]
+        frames = [recordings.camera_image(index, i, camera) for i in range(8 + index + 2)]
         recordings.write_video(root / recordings.video_path(index, camera), frames)
     notes = spare_notes(
         Renamed(open_dataset(root), {'top': camera}, ''), ('top', recordings.CAMERAS[1])
@@ -198,7 +198,7 @@ def test_a_few_files_with_spare_frames_are_named_and_the_others_counted(tmp_path
 def test_lost_frames_without_a_gap_put_every_episode_of_the_file_in_doubt(
     lost: list[int], tmp_path
 ) -> None:
-    """Pictures one after another, fewer than rows: all after the lost one are those of another
+    """Images one after another, fewer than rows: all after the lost one are those of another
     row.
     """
     root = films.write_dataset(tmp_path / 'data', LENGTHS, **h264())
@@ -239,7 +239,7 @@ def test_another_file_keeps_its_episodes_where_one_lost_a_frame(tmp_path) -> Non
     """Format v2.1, a file an episode."""
     root = recordings.record(tmp_path, (12, 10), kind='video')
     camera = recordings.CAMERAS[0]
-    frames = [recordings.picture(1, i, camera) for i in range(10) if i != 4]
+    frames = [recordings.camera_image(1, i, camera) for i in range(10) if i != 4]
     recordings.write_video(root / recordings.video_path(1, camera), frames)
     assert len(list(open_dataset(root).read_episode(0).frames(camera, [0, 11]))) == 2
     with pytest.raises(
@@ -269,7 +269,7 @@ def test_a_rate_that_slips_by_a_whole_frame_is_refused_where_it_hits_one(
 @pytest.mark.parametrize('pts', [[*range(1, 1800, 20), 1900], [0] * 30 + [3000] * 61])
 def test_a_clock_without_a_rate_is_refused_in_a_sentence(pts: list[int], tmp_path) -> None:
     root = films.write_dataset(tmp_path, [30, 20], **h264(options={'g': '1'}))
-    # the writer takes no second picture at one time
+    # the writer takes no second image at one time
     with contextlib.suppress(av.error.FFmpegError):
         films.write_film(
             root / films.VIDEO.format(0), range(len(pts)), **h264(pts=pts, base=Fraction(1, 9000))
@@ -302,15 +302,15 @@ def test_a_file_for_each_episode(start: int, tmp_path) -> None:
     """Format v2.1."""
     root = recordings.record(tmp_path, (12, 10), kind='video')
     path = root / recordings.video_path(1, recordings.CAMERAS[0])
-    frames = [recordings.picture(1, i, recordings.CAMERAS[0]) for i in range(10)]
+    frames = [recordings.camera_image(1, i, recordings.CAMERAS[0]) for i in range(10)]
     recordings.write_video(path, frames, first=start)
     episode = open_dataset(root).read_episode(1)
     if start:
         with pytest.raises(UserError, match='expected the first frame of'):
             list(episode.frames(recordings.CAMERAS[0], [0]))
     else:
-        told = [round(frame[..., 0].mean() / 20) for frame in episode.frames(recordings.CAMERAS[0])]
-        assert told == list(range(10))
+        said = [round(frame[..., 0].mean() / 20) for frame in episode.frames(recordings.CAMERAS[0])]
+        assert said == list(range(10))
 
 
 @pytest.mark.reference
@@ -325,22 +325,22 @@ def test_no_frame_differs_from_one_on_which_both_readers_of_lerobot_agree(tmp_pa
     ]
     rows, agreed = [0, 5, 24], 0
     for name, root, theirs in zip(
-        known, roots, lerobot_reference.pictures(roots, films.CAMERA, rows), strict=True
+        known, roots, lerobot_reference.images(roots, films.CAMERA, rows), strict=True
     ):
         for index in range(len(LENGTHS)):
             both = zip(theirs['torchcodec'][index], theirs['pyav'][index], strict=True)
-            told = [
+            said = [
                 None if x is None or y is None else {*map(films.number_of, (x, y))} for x, y in both
             ]
             try:
                 ours = shown(root, index, rows)
             except UserError:
                 assert (
-                    all(numbers is None or len(numbers) > 1 for numbers in told)
+                    all(numbers is None or len(numbers) > 1 for numbers in said)
                     or 'skipped' in name
                 ), (name, index)
                 continue
-            for frame, numbers in zip(ours, told, strict=True):
+            for frame, numbers in zip(ours, said, strict=True):
                 assert numbers is None or len(numbers) > 1 or numbers == {frame}, (name, index)
                 agreed += numbers == {frame}
     assert agreed >= 100, 'of 234'

@@ -37,7 +37,9 @@ def lay_out(root, layout):
     for camera, (per_file, places) in layout.items():
         for number, (chunk, file) in enumerate(places):
             group = range(number * per_file, min((number + 1) * per_file, len(LENGTHS)))
-            frames = [recordings.picture(i, j, camera) for i in group for j in range(LENGTHS[i])]
+            frames = [
+                recordings.camera_image(i, j, camera) for i in group for j in range(LENGTHS[i])
+            ]
             recordings.write_video(
                 root / f'videos/{camera}/chunk-{chunk:03d}/file-{file:03d}.mp4', frames
             )
@@ -60,7 +62,7 @@ def v30(tmp_path_factory):
 def test_frames_come_from_the_file_that_the_video_s_own_numbers_name(v30, tmp_path, name):
     dataset = open_dataset(lay_out(shutil.copytree(v30, tmp_path / 'set'), LAYOUTS[name]))
     drawings = {
-        (i, j): recordings.picture(i, j, SIDE)
+        (i, j): recordings.camera_image(i, j, SIDE)
         for i, length in enumerate(LENGTHS)
         for j in range(length)
     }
@@ -68,19 +70,19 @@ def test_frames_come_from_the_file_that_the_video_s_own_numbers_name(v30, tmp_pa
         episode = dataset.read_episode(index)
         assert episode.actions.shape == (length, 6)
         for camera in recordings.CAMERAS:
-            blue = int(recordings.picture(0, 0, camera)[0, 0, 2])
+            blue = int(recordings.camera_image(0, 0, camera)[0, 0, 2])
             for row, frame in zip(
                 (0, length - 1), episode.frames(camera, (0, length - 1)), strict=True
             ):
                 assert abs(int(frame[..., 2].mean()) - blue) < 30, 'the camera asked for'
-                told = {
+                said = {
                     at: np.abs(frame[..., :2] - x[..., :2].astype(int)).mean()
                     for at, x in drawings.items()
                 }
-                assert min(told, key=told.get) == (index, row)
+                assert min(said, key=said.get) == (index, row)
 
 
-def test_a_video_file_that_is_not_there_is_told(v30, tmp_path):
+def test_a_video_file_that_is_not_there_is_reported(v30, tmp_path):
     root = lay_out(shutil.copytree(v30, tmp_path / 'set'), LAYOUTS['other chunks'])
     (root / f'videos/{UP}/chunk-002/file-000.mp4').unlink()
     episode = open_dataset(root).read_episode(4)

@@ -11,7 +11,7 @@ import evaluate
 import sigma_jax as sj
 from sigma_jax import trees
 from sigma_jax.api.evaluation import request
-from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
+from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.evaluation.metrics import ERRORS
 from sigma_jax.evaluation.replay_shards import in_order
@@ -20,7 +20,7 @@ from sigma_jax.evaluation.request import Request
 from sigma_jax.evaluation.stress import robustness
 from sigma_jax.evaluation.stress.perturb import every_level
 from sigma_jax.nn.quant import Quantised
-from sigma_jax.policies.sampled import stored_weights
+from sigma_jax.policies.sampled_policy import stored_weights
 from sigma_jax.training.build import build
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.materialise import store_base
@@ -156,12 +156,12 @@ def test_a_run_s_frozen_leaves_are_those_that_are_sampled(small_run, kind):
     held = store_base(config, opened, build(config).objective)
     shards = open_shards(small_run.shards)
     weights = stored_weights(opened, config.quant, held)
-    alone, beside = (robustness.BasePolicy(shards, opened, x) for x in (None, weights))
+    alone, shared = (robustness.BasePolicy(shards, opened, x) for x in (None, weights))
     batch = next(alone.batches(shards.split('train'), 1))
-    equal = np.array_equal(alone.sample(batch), beside.sample(batch))
+    equal = np.array_equal(alone.sample(batch), shared.sample(batch))
     assert equal == (kind == 'stored')
     frozen = trees.flatten(held, is_leaf=lambda x: isinstance(x, Quantised))
-    used = trees.flatten(beside._sampler.weights, is_leaf=lambda x: isinstance(x, Quantised))
+    used = trees.flatten(shared._sampler.weights, is_leaf=lambda x: isinstance(x, Quantised))
     assert len(frozen) < len(used)  # Sigma keeps no action expert
     assert all(used[path] is leaf for path, leaf in frozen.items())
 

@@ -126,7 +126,7 @@ def test_memory_reset_every_sequence_length(report):
 
 
 def test_adapter_is_fitted_on_calibration_only(report):
-    """Half of the error repaired: the best scale is 2, the limit 1.25; calibration tells what is
+    """Half of the error repaired: the best scale is 2, the limit 1.25; calibration shows what is
     too far.
     """
     state = report['adapter']['state']

@@ -68,7 +68,7 @@ def test_noise_is_as_wide_as_it_says(batch):
     assert not np.array_equal(noisy, other)
 
 
-def test_higher_levels_drop_the_same_pictures_and_more(batch):
+def test_higher_levels_drop_the_same_images_and_more(batch):
     many = {key: np.tile(x, (40, *[1] * (x.ndim - 1))) for key, x in batch.items()}
     many['images'] = np.maximum(many['images'], 1)
     many['episode'] = np.arange(80)[:, None].repeat(6, axis=1)

@@ -136,19 +136,19 @@ def test_a_damaged_log_of_evaluations_ends_none(name, trained, tmp_path):
     text, reads = LOGS[name]
     log = tmp_path / 'evaluations.jsonl'
     log.write_bytes(before := text if isinstance(text, bytes) else text.encode())
-    told = Listener()
+    said = Listener()
     for more in range(2):
         request = runner.Request(tmp_path, splits=('test',))
-        report, _ = runner.evaluate_one(request, trained, told)
+        report, _ = runner.evaluate_one(request, trained, said)
         assert report['provenance']['test_reads'] == reads + more
     assert log.read_bytes().startswith(before) and json.loads(
         log.read_text(errors='replace').splitlines()[-1]
     )
     damaged = name not in ('a line without its end', 'empty lines')
-    assert ('evaluations.jsonl: line' in '\n'.join(told.lines)) == damaged
+    assert ('evaluations.jsonl: line' in '\n'.join(said.lines)) == damaged
 
 
-def test_where_nothing_can_be_written_is_told_before_the_work(trained, tmp_path):
+def test_where_nothing_can_be_written_is_reported_before_the_work(trained, tmp_path):
     (tmp_path / 'evaluations.jsonl').mkdir()
     working = types.SimpleNamespace(**vars(trained) | {'predict': lambda *_: pytest.fail('worked')})
     with pytest.raises(UserError, match=r'expected to add a line to .*evaluations\.jsonl'):
@@ -159,7 +159,7 @@ def test_where_nothing_can_be_written_is_told_before_the_work(trained, tmp_path)
 
 
 @pytest.mark.parametrize('place', ['/proc/x', '/proc/x/y', 'file', 'file/below'])
-def test_a_folder_that_cannot_be_made_is_told_before_the_work(place, trained, tmp_path):
+def test_a_folder_that_cannot_be_made_is_reported_before_the_work(place, trained, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='--out: expected a folder to write to'):
         evaluate(trained, tmp_path / 'run', out=tmp_path / place)
@@ -175,7 +175,7 @@ def test_a_folder_that_is_looked_at_is_not_left_behind(tmp_path):
     ('empty', 'advice'),
     [(('test',), '--splits=train,calibration'), (('train', 'test'), '--splits=calibration')],
 )
-def test_a_split_without_windows_is_told_before_the_work(empty, advice, trained, tmp_path):
+def test_a_split_without_windows_is_reported_before_the_work(empty, advice, trained, tmp_path):
     windows = {**trained.shards.meta.windows, **dict.fromkeys(empty, 0)}
     less = dataclasses.replace(trained.shards.meta, windows=windows)
     other = dataclasses.replace(trained.shards, meta=less)
@@ -224,7 +224,7 @@ def test_shards_without_a_record_are_evaluated_with_a_note(trained, shards, tmp_
     own = open_shards(tmp_path / 'own')
     config = dataclasses.replace(trained.config, shards=str(own.path))
     other = types.SimpleNamespace(**vars(trained) | {'config': config, 'shards': own})
-    told = Listener()
+    said = Listener()
     request = runner.Request(tmp_path, shards=shards, splits=('test',))
-    runner.evaluate_one(request, other, told)
-    assert 'do not say what their episodes are' in '\n'.join(told.lines)
+    runner.evaluate_one(request, other, said)
+    assert 'do not say what their episodes are' in '\n'.join(said.lines)

@@ -182,11 +182,11 @@ def test_a_folder_keeps_what_it_learned_from(tmp_path):
     )
 
 
-def test_what_cannot_be_known_is_told(tmp_path):
+def test_what_cannot_be_known_is_reported(tmp_path):
     own = shards(tmp_path / 'own', train={1: 'a'}, test={3: 'a', 4: 'c'})
     training = runs.find([make(tmp_path / 'run', shards=str(own.path))])[0][0]
-    told = runs.check_held_out(training, own.split('test'))
-    assert 'episodes [3] of the test split are there again among those of train' in told
+    said = runs.check_held_out(training, own.split('test'))
+    assert 'episodes [3] of the test split are there again among those of train' in said
     older = shards(tmp_path / 'older', train={2: 'x'}, test={1: 'a'})
     older = Shards(older.path, dataclasses.replace(older.meta, episode_digests=None))
     assert 'do not say what their episodes are' in runs.check_held_out(

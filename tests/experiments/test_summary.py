@@ -49,7 +49,7 @@ def test_tables_are_whole_and_pictures_are_there(written, values):  # noqa: F811
         assert (written / name).read_text().lstrip().startswith('<?xml')
 
 
-def test_a_changed_source_is_told():
+def test_a_changed_source_is_reported():
     assert [summary.short('0123456789abcdef' + end) for end in ('', '+')] == [
         '0123456789ab',
         '0123456789ab+',

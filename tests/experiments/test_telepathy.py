@@ -50,7 +50,7 @@ def test_every_stage_runs_once_and_in_order(tmp_path):
     assert place.read_text() == 'abc'
 
 
-def test_a_failed_stage_is_told_and_comes_again(tmp_path):
+def test_a_failed_stage_is_reported_and_comes_again(tmp_path):
     place, out = tmp_path / 'log', tmp_path / 'out'
     fails = Stage('b', (sys.executable, '-c', 'raise SystemExit(3)'))
     with pytest.raises(UserError, match='stage b: expected status 0, got 3'):
@@ -91,9 +91,9 @@ while not pathlib.Path({str(tmp_path / other)!r}).exists():
 def test_stages_beside_each_other_run_together(tmp_path):
     todo = [
         Stage('a', writes(tmp_path / 'log', 'a')),
-        Stage('b', meets(tmp_path, 'b', 'c'), beside=True),
-        Stage('c', meets(tmp_path, 'c', 'b'), beside=True),
-        Stage('d', writes(tmp_path / 'log', 'd'), beside=True),
+        Stage('b', meets(tmp_path, 'b', 'c'), parallel=True),
+        Stage('c', meets(tmp_path, 'c', 'b'), parallel=True),
+        Stage('d', writes(tmp_path / 'log', 'd'), parallel=True),
     ]
     groups = [[one.name for one in group] for group in telepathy.together(iter(todo), 2)]
     assert groups == [['a'], ['b', 'c'], ['d']]
@@ -102,8 +102,8 @@ def test_stages_beside_each_other_run_together(tmp_path):
 
 
 def test_one_that_fails_beside_others_leaves_them_finished(tmp_path):
-    fails = Stage('a', (sys.executable, '-c', 'raise SystemExit(3)'), beside=True)
-    well = Stage('b', writes(tmp_path / 'log', 'b'), beside=True)
+    fails = Stage('a', (sys.executable, '-c', 'raise SystemExit(3)'), parallel=True)
+    well = Stage('b', writes(tmp_path / 'log', 'b'), parallel=True)
     with pytest.raises(UserError, match='stage a: expected status 0, got 3'):
         telepathy.run(iter([fails, well]), tmp_path / 'out', NEVER, quiet(), 2)
     assert telepathy.finished(well, tmp_path / 'out') and not telepathy.finished(
@@ -115,7 +115,7 @@ def test_all_that_run_together_end_in_time(tmp_path, monkeypatch):
     monkeypatch.setattr(telepathy, 'GRACE', 0.5)
     places = [tmp_path / 'b', tmp_path / 'c']
     todo = [
-        Stage(x.name, (sys.executable, '-c', SAVES.format(place=str(x))), beside=True)
+        Stage(x.name, (sys.executable, '-c', SAVES.format(place=str(x))), parallel=True)
         for x in places
     ]
     assert not telepathy.run(iter(todo), tmp_path / 'out', time.monotonic() + 4, quiet(), 2)

@@ -168,7 +168,7 @@ def test_it_gives_up_with_a_sentence(part, trouble, fetch, waits):
     assert len(waits) == 2 and sum(part in f'{kind} {path}' for kind, path, _ in asked) <= 6
 
 
-def test_too_long_a_wait_is_told_instead(fetch, waits):
+def test_too_long_a_wait_is_reported_instead(fetch, waits):
     with serve(FILES) as (endpoint, _, troubles):
         troubles[INFO] = [(429, '86400')]
         with pytest.raises(
@@ -237,11 +237,11 @@ def test_signed_addresses_are_in_no_message(part, fetch, capfd, caplog):
         with pytest.raises(UserError, match='expected robots/tiny@v1 on the hub, got "') as caught:
             fetch(endpoint)
         assert any(path.startswith('/elsewhere') for _, path, _ in asked)
-    told = ''.join([str(caught.value), *capfd.readouterr(), caplog.text])
+    said = ''.join([str(caught.value), *capfd.readouterr(), caplog.text])
     assert '403' in str(caught.value) and (
         part == SMALL or '/elsewhere/x?<hidden>' in str(caught.value)
     )
-    assert SIGNATURE.partition('=')[2] not in told and TOKEN not in told
+    assert SIGNATURE.partition('=')[2] not in said and TOKEN not in said
     assert caught.value.__cause__ is None and caught.value.__suppress_context__
 
 
@@ -299,8 +299,8 @@ def test_what_the_library_logs_is_scrubbed_too(capfd):
     finally:
         library.removeHandler(handler)
     assert (
-        'https://a.b/c?<hidden> by <token>' in (told := capfd.readouterr().err)
-        and SIGNATURE not in told
+        'https://a.b/c?<hidden> by <token>' in (said := capfd.readouterr().err)
+        and SIGNATURE not in said
     )
     assert not handler.filters
 

@@ -64,7 +64,7 @@ def given(token, how, monkeypatch, tmp_path):
         (USUAL, 'logged in'),
     ],
 )
-def test_a_refusal_that_repeats_the_token_is_told_without_it(
+def test_a_refusal_that_repeats_the_token_is_reported_without_it(
     fetch, monkeypatch, tmp_path, caplog, token, how, said
 ):
     options = given(token, how, monkeypatch, tmp_path)

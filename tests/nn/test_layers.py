@@ -71,8 +71,8 @@ def test_attention_keeps_half_precision_outside_and_float32_inside():
 
 
 def test_attention_softmax_is_taken_in_float32():
-    """Logits of 100 and 100.25, which bfloat16 holds as one number; both weights can be told by
-    exact values.
+    """Logits of 100 and 100.25, which bfloat16 holds as one number; both weights can be recognised
+    by exact values.
     """
     q = jnp.array([10.0, 1.0], jnp.bfloat16).reshape(1, 1, 1, 2)
     k = jnp.array([[10.0, 0.0], [10.0, 0.25]], jnp.bfloat16).reshape(1, 2, 1, 2)

@@ -88,9 +88,9 @@ def test_selection_is_by_whole_path_and_abstract_trees_will_do():
     [
         (
             '.*/v_einsum/w',
-            "'.*/v_einsum/w' matches none of 10 .*closest: 'llm/layers/attn/(q|kv)_einsum/w'",
+            "'.*/v_einsum/w', which matches none of 10; closest: 'llm/layers/attn/(q|kv)_einsum/w'",
         ),
-        ('norm/scale', "LoRA was asked for 'norm/scale', which is no matrix"),
+        ('norm/scale', "LoRA: expected the path of a matrix, got 'norm/scale'"),
     ],
 )
 def test_patterns_that_cannot_be_meant_raise(pattern, message):

@@ -138,11 +138,11 @@ def test_a_stack_is_its_layers_quantised_alone(kind, monkeypatch):
 
 def test_abstract_leaves_are_those_of_the_stored_base():
     params = small.frozen().params
-    told = trees.flatten(
+    said = trees.flatten(
         quant.abstract(params, pi05.STORED, QuantConfig('nf4', MATRICES, OTHERS, 16))
     )
     stored = trees.flatten(nf4_base())
-    assert {p: (x.shape, x.dtype) for p, x in told.items()} == {
+    assert {p: (x.shape, x.dtype) for p, x in said.items()} == {
         p: (x.shape, x.dtype) for p, x in stored.items()
     }
     assert quant.count(nf4_base()) == trees.count(params)
@@ -303,9 +303,9 @@ def stops_at(last, write):
         ),
         (
             {'kind': 'int8', 'patterns': ('a/v',)},
-            "'a/v' matches none of 3 parameter paths; closest: 'a/w'",
+            "'a/v', which matches none of 3; closest: 'a/w'",
         ),
-        ({'int8': ('a/bias',)}, "quantisation was asked for 'a/bias', which is no matrix"),
+        ({'int8': ('a/bias',)}, "quantisation: expected the path of a matrix, got 'a/bias'"),
     ],
 )
 def test_what_cannot_be_quantised_is_said_before_anything_is_done(settings, message):

@@ -218,5 +218,5 @@ def test_alignment_share_is_a_share_of_gradient_norms(batch):
 def test_a_term_without_schedule_raises(batch):
     objective = small.sigma_objective()
     objective = Quadratic(objective.config, objective.sigma, objective.loss, objective.curriculum)
-    with pytest.raises(UserError, match="loss term 'new' has no schedule"):
+    with pytest.raises(UserError, match="terms that have a schedule, .*, got 'new'"):
         objective({'act': np.ones(2), 'new': np.ones(2)}, None, batch, None, KEY, 2)

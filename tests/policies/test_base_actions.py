@@ -17,7 +17,7 @@ import prepare_data
 from configs import data_so101
 from sigma_jax.api import preparation
 from sigma_jax.backbones.pi05 import BoundPi05
-from sigma_jax.convert.base_policy import read_weights
+from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.errors import UserError
@@ -46,8 +46,10 @@ def fresh(small_run, tmp_path):
 def fitting_base(config, **how):
     """The base of a script's config, looked at as the script does."""
     settings = config.to_dict()
-    base = from_section(base_actions.BaselineConfig, settings['baselines'], 'baselines')
-    return preparation.fitting_base(DataConfig.from_settings(settings['data']), base, **how)
+    asked = from_section(base_actions.BaselineConfig, settings['baselines'], 'baselines')
+    base = open_base(asked.folder, asked.model)
+    preparation.check_base(DataConfig.from_settings(settings['data']), base, asked, **how)
+    return base
 
 
 def read(shards, split='train'):
@@ -82,7 +84,8 @@ def test_a_sample_does_not_depend_on_its_batch(small_run, fresh):
 
 def test_a_row_is_the_policys_own_sample_in_raw_units(small_run):
     """Window 1, draw 1: noise keyed by seed, draw, episode and frame; units undone by hand."""
-    policy = read_weights(base_actions.describe_policy(small_run.baseline_config()))
+    asked = small_run.baseline_config()
+    policy = read_weights(open_base(asked.folder, asked.model))
     loader = make_loader(
         open_shards(small_run.shards).split('train'),
         batch_size=2,
@@ -123,17 +126,17 @@ def test_finished_splits_are_kept(small_run, fresh):
     for name in ('baselines.json', 'baselines-train.npz'):
         shutil.copy(small_run.shards / name, fresh)
     before = (fresh / 'baselines-train.npz').stat().st_mtime_ns
-    told = []
+    said = []
     base_actions.write_baselines(
         open_shards(fresh),
         small_run.baseline_config(),
-        lambda done, total: told.append((done, total)),
+        lambda done, total: said.append((done, total)),
     )
     assert (fresh / 'baselines-train.npz').stat().st_mtime_ns == before
     assert np.array_equal(read(fresh, 'calibration'), read(small_run.shards, 'calibration'))
     total = sum(len(open_shards(fresh).split(split).records()) for split in SPLITS)
-    assert told[-1] == (total, total) and [done for done, _ in told] == sorted(
-        done for done, _ in told
+    assert said[-1] == (total, total) and [done for done, _ in said] == sorted(
+        done for done, _ in said
     )
 
 
@@ -141,7 +144,7 @@ def test_finished_splits_are_kept(small_run, fresh):
 def test_other_settings_are_refused(small_run, field, value):
     with pytest.raises(
         UserError,
-        match=rf'was made with other settings \({field}\); delete '
+        match=rf'was made with, got others \({field}\); delete '
         r'.*baselines\*',
     ):
         base_actions.write_baselines(
@@ -192,7 +195,7 @@ def test_what_is_finished_reads_no_weights(small_run, fresh, unread):
         ({'image_size': 56}, 'expected images of 28 px, which the base takes, got 56 px'),
     ],
 )
-def test_shards_that_do_not_fit_are_told_before_weights_are_read(
+def test_shards_that_do_not_fit_are_reported_before_weights_are_read(
     small_run, fresh, unread, wrong, message
 ):
     meta = json.loads((fresh / 'meta.json').read_text())
@@ -211,7 +214,7 @@ def test_shards_that_do_not_fit_are_told_before_weights_are_read(
         ('baselines', {'draws': 2}, r"unknown keys \['draws'\]"),
     ],
 )
-def test_a_base_that_does_not_fit_is_told_before_anything_is_prepared(
+def test_a_base_that_does_not_fit_is_reported_before_anything_is_prepared(
     small_run, unread, where, wrong, message
 ):
     config = data_so101.get_config()
@@ -224,7 +227,7 @@ def test_a_base_that_does_not_fit_is_told_before_anything_is_prepared(
 
 
 def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
-    """Without sampling: pictures and prompts as the base takes them, whatever its horizon,
+    """Without sampling: images and prompts as the base takes them, whatever its horizon,
     statistics, tokenizer.
     """
     shutil.copytree(small_run.base, tmp_path / 'base')
@@ -253,7 +256,7 @@ def test_shards_that_only_follow_the_base(small_run, unread, tmp_path):
 def test_weights_without_a_record_are_read_to_know_them(small_run, fresh, tmp_path):
     shutil.copytree(small_run.base, tmp_path / 'base')
     (tmp_path / 'base/source.json').unlink()
-    described = base_actions.describe_policy(small_run.baseline_config(base=str(tmp_path / 'base')))
+    described = open_base(str(tmp_path / 'base'), ModelConfig())
     assert described.digest == '' and described.params is None
     for file in small_run.shards.glob('baselines*'):
         shutil.copy(file, fresh)

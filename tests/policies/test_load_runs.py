@@ -13,7 +13,7 @@ from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.replay_shards import list_batches
 from sigma_jax.evaluation.trained_models import ModelCache, TrainedPolicy, TrainedSigma
-from sigma_jax.policies.base import IMAGES, STATE, TASK
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.training.export import export_run
 from tests.trained_runs import make_rows, shaken
 

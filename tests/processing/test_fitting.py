@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.backbones.pi05_prompt import prompt_parts
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.data.shards.meta import source_keys
 from sigma_jax.errors import UserError
@@ -109,7 +109,7 @@ def test_flags_of_the_base_and_of_the_run():
             find(given, policy, states, actions)
 
 
-def test_another_robot_is_told_before_anything_is_sampled():
+def test_another_robot_is_reported_before_anything_is_sampled():
     base = Base(dataclasses.replace(golden.config(), action_dim=32), None, '', stats(7, 7), ARM)
     assert (
         len(

@@ -31,7 +31,7 @@ def noise(height: int, width: int) -> np.ndarray:
         ((100, 30), 33, (33, 9)),
     ],
 )
-def test_picture_is_centred_between_black_bars(
+def test_image_is_centred_between_black_bars(
     shape: tuple[int, int], size: int, inner: tuple[int, int]
 ) -> None:
     image = np.full((*shape, 3), 200, np.uint8)

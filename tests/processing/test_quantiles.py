@@ -1,5 +1,5 @@
-"""Quantiles that are none are told from mean, std, min and max, and from single episodes; real ones
-never are.
+"""Quantiles that are none are recognised from mean, std, min and max, and from single episodes;
+real ones never are.
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def test_averages_of_episodes_are_impossible_by_the_moments(seed, widths):
         quantiles.least_outside(one),
         quantiles.share_outside(np.concatenate(episodes), one),
     )
-    assert (least <= true).all() and least[1] > 0.05  # a bound, and one that tells something
+    assert (least <= true).all() and least[1] > 0.05  # a bound, and one that says something
 
 
 def test_the_bound_is_reached_by_values_at_the_ends_alone():
@@ -72,7 +72,7 @@ def test_the_bound_is_reached_by_values_at_the_ends_alone():
     assert quantiles.share_outside(values, one) == 0.2
 
 
-def test_averages_that_the_moments_admit_are_told_by_their_width():
+def test_averages_that_the_moments_admit_are_known_by_their_width():
     rng = np.random.default_rng(0)
     episodes = [c + rng.uniform(-1, 1, (100, 1)) for c in rng.uniform(-1.2, 1.2, 40)]
     found, one = doubts(joined(episodes, 'averages')[0])

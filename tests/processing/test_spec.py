@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.convert import sizes
-from sigma_jax.convert.base_policy import (
+from sigma_jax.convert.load_base import (
     ModelConfig,
     check_resize,
     open_base,
@@ -150,7 +150,7 @@ def test_a_base_in_lerobot_s_own_files_is_used_as_lerobot_does(tmp_path):
         shutil.copy(file, tmp_path)
     shutil.copy(golden.DATA / 'policies' / 'lerobot_0_4_4' / 'config.json', tmp_path)
     shutil.copy(golden.FIXTURE / 'lerobot.safetensors', tmp_path / 'model.safetensors')
-    # heads that no array tells
+    # heads that no array gives
     (tmp_path / 'sigma_config.json').write_text(json.dumps(sizes.to_json(golden.config())))
     base = open_base(str(tmp_path), ModelConfig())
     assert (

@@ -131,13 +131,13 @@ def test_controller_without_limits_changes_nothing():
 
 def test_config_names_what_is_wrong():
     for changes, text in (
-        (dict(fusion='sum'), "sigma.fusion is 'sum'; choose one of pi05, none, internal"),
-        (dict(num_state=0), 'sigma.num_state must be positive, got 0'),
-        (dict(action_heads=3), 'sigma.action_heads must divide sigma.action_width'),
-        (dict(joint_low=(0.0,)), 'sigma.joint_low must hold one number per joint'),
+        (dict(fusion='sum'), "sigma.fusion: expected one of pi05, none, internal, got 'sum'"),
+        (dict(num_state=0), 'sigma.num_state: expected a whole number of at least 1, got 0'),
+        (dict(action_heads=3), 'sigma.action_heads: expected a divisor of sigma.action_width'),
+        (dict(joint_low=(0.0,)), 'sigma.joint_low: expected one number per joint'),
     ):
         with pytest.raises(UserError, match=text):
             config(**changes)
-    with pytest.raises(UserError, match=r'sigma\.chunk must not exceed'):
+    with pytest.raises(UserError, match=r'sigma\.chunk: expected at most sigma\.horizon'):
         SigmaConfig(d_model=D, state_dim=3, action_dim=A, horizon=4, chunk=8, heads=2)
     assert config().chunk == C

@@ -251,7 +251,7 @@ def test_gates_remove_their_terms():
 
 def test_a_term_without_schedule_is_named():
     terms = {'act': jnp.ones(2), 'novel': jnp.ones(2)}
-    with pytest.raises(UserError, match="'novel' has no schedule"):
+    with pytest.raises(UserError, match="terms that have a schedule, .*, got 'novel'"):
         losses.combine(terms, {'act': 1.0}, jnp.ones(2, bool))
 
 

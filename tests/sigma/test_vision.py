@@ -88,7 +88,7 @@ def test_patch_embed_reads_squares_of_pixels():
     # view 1, row 1, column 2 of the 2 x 3 grid
     square = images[:, 1, 2:4, 4:6].reshape(B, -1) / 127.5 - 1
     assert ref.close(tokens[:, 6 + 5], ref.dense(square, p['patch']) + p['position'][1, 5], 1e-4)
-    with pytest.raises(UserError, match='patch_size 4 must divide the image size, got 4 x 6'):
+    with pytest.raises(UserError, match='expected a divisor of the image size 4 x 6, got 4'):
         vision.PatchEmbed(4, D, 'float32').init(jax.random.key(0), images)
 
 
@@ -177,7 +177,7 @@ def test_depth_views_may_have_a_mask_of_their_own():
 
 def test_inputs_that_the_config_asks_for_must_be_there_when_parameters_are_made():
     module, observation = workspace_and_observation(audio=normal(B, 10))
-    with pytest.raises(UserError, match='must hold depth, got None'):
+    with pytest.raises(UserError, match='expected depth in the first observation, got None'):
         module.init(jax.random.key(0), normal(B, 4, D), observation, method='perceive')
 
 

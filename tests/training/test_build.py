@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sigma_jax import trees
-from sigma_jax.convert.base_policy import Base, init_number_embeddings
+from sigma_jax.convert.load_base import Base, init_number_embeddings
 from sigma_jax.processing.actions import MIN_STD, action_scaling
 from sigma_jax.processing.normalize import compute_statistics
 from sigma_jax.processing.tokenizer import load_tokenizer

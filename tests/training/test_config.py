@@ -54,9 +54,15 @@ def test_a_file_that_names_less_has_the_defaults():
 @pytest.mark.parametrize(
     ('settings', 'sentence'),
     [
-        ({'sede': 0}, r"config has unknown keys \['sede'\]"),
-        ({'sigma': {'d_tua': 4}}, r"config.sigma has unknown keys \['d_tua'\]"),
-        ({'model': {'widht': 4}}, r"config.model has unknown keys \['widht'\]"),
+        ({'sede': 0}, r"config: expected some of .*, got unknown keys \['sede'\]"),
+        (
+            {'sigma': {'d_tua': 4}},
+            r"config.sigma: expected some of .*, got unknown keys \['d_tua'\]",
+        ),
+        (
+            {'model': {'widht': 4}},
+            r"config.model: expected some of .*, got unknown keys \['widht'\]",
+        ),
         ({'ablation': {'tau': 'off'}}, "ablation: expected gates that are numbers, got .*'off'"),
         ({'relative_joints': (1, 0)}, 'config.relative_joints: expected a row of True or False'),
         ({'log': {'every': 0}}, 'log.every: expected at least 1 step, got 0'),

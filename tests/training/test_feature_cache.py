@@ -70,7 +70,7 @@ def test_cached_features_are_those_that_a_step_computes(run, see):
 
 
 def test_every_window_has_its_own(run, see):
-    """Through shuffled sequences: the features of a window are those of its pictures."""
+    """Through shuffled sequences: the features of a window are those of its images."""
     run.add_features(lambda done, total: None)
     windows = {int(batch['record'][0, 0]): batch for batch in run.in_order(1)}
     batch = next(iter(run.loader))
@@ -85,7 +85,7 @@ def test_what_is_there_is_not_made_again_and_what_is_missing_is(run, see, tmp_pa
     first = {path.name: path.read_bytes() for path in made.folder.iterdir()}
     made.texts.unlink()
     assert prepared(run, tmp_path, see=see)[1] == len(run.shards.meta.tasks), (
-        'the pictures were there'
+        'the images were there'
     )
     made.part(0).unlink()
     prepared(run, tmp_path, see=see)
@@ -128,7 +128,7 @@ def test_numbers_survive_a_file_exactly(tmp_path, dtype):
     ('changes', 'message'),
     [
         ({'features': 'disk'}, "config.features: expected '' or 'cache', got 'disk'"),
-        ({'loader': {'augment': True}}, 'expected_pictures'),
+        ({'loader': {'augment': True}}, 'expected_images'),
         ({'objective': 'flow_matching'}, "expects objective 'sigma'"),
         ({'sigma': {'vision_encoder': 'patch_embed'}}, "with sigma.vision_encoder 'backbone'"),
     ],
@@ -138,6 +138,6 @@ def test_configs_whose_features_are_not_frozen(changes, message):
     config |= {k: config[k] | v if isinstance(v, dict) else v for k, v in changes.items()}
     with pytest.raises(
         UserError,
-        match=message.replace('expected_pictures', 'expects pictures that stay as they are'),
+        match=message.replace('expected_images', 'expects images that stay as they are'),
     ):
         feature_cache.check(RunConfig.from_dict(config))

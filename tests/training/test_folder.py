@@ -1,4 +1,6 @@
-"""A training's folder: its names, what is read of it, and what is told where it lacks something."""
+"""A training's folder: its names, what is read of it, and what is reported where it lacks
+something.
+"""
 
 import dataclasses
 import json

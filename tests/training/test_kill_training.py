@@ -54,9 +54,9 @@ def test_a_signal_saves_and_the_same_call_continues(
         with pytest.raises(SystemExit) as caught:
             cli.reports_user_errors(toy_run.work)(CONFIG, tmp_path)
     assert caught.value.code == 128 + number
-    told = capsys.readouterr().err
+    said = capsys.readouterr().err
     assert (
-        f'stopped by {number.name}: step 7 is saved; run the same command again to continue' in told
+        f'stopped by {number.name}: step 7 is saved; run the same command again to continue' in said
     )
     assert whole_steps(tmp_path / 'checkpoints')[-1] == 7
     toy_run.work(CONFIG, tmp_path)
@@ -64,9 +64,9 @@ def test_a_signal_saves_and_the_same_call_continues(
 
 
 def test_the_second_signal_does_what_it_always_does():
-    with pytest.raises(KeyboardInterrupt), stop_on_signal() as wish:
+    with pytest.raises(KeyboardInterrupt), stop_on_signal() as stop:
         signal.raise_signal(signal.SIGINT)
-        assert wish.number == signal.SIGINT
+        assert stop.number == signal.SIGINT
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -94,7 +94,9 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize('where', ['rows', 'board', 'checkpoint'])
-def test_a_full_disk_is_told_with_step_and_checkpoint(undisturbed, tmp_path, monkeypatch, where):
+def test_a_full_disk_is_reported_with_step_and_checkpoint(
+    undisturbed, tmp_path, monkeypatch, where
+):
     """Room ends at step 9, after the checkpoint of step 8; with room again the run ends as if
     nothing had been.
     """
@@ -126,10 +128,10 @@ def test_a_full_disk_is_told_with_step_and_checkpoint(undisturbed, tmp_path, mon
         )
         with pytest.raises(UserError) as caught:
             toy_run.work(CONFIG, tmp_path)
-    told = str(caught.value)
+    said = str(caught.value)
     assert (
-        f'step {12 if where == "checkpoint" else 9}: expected room in' in told
-        and 'checkpoint 8 is whole' in told
+        f'step {12 if where == "checkpoint" else 9}: expected room in' in said
+        and 'checkpoint 8 is whole' in said
     )
     toy_run.work(CONFIG, tmp_path)
     assert kill_training.differing(tmp_path, undisturbed) == []

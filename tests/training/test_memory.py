@@ -31,7 +31,7 @@ ADAM = make_optimizer(OptimizerConfig())
 
 
 def job(objective, trainable, **changes):
-    """The step of a goal on the small batch; arrays serve as their own shapes."""
+    """The step of an objective on the small batch; arrays serve as their own shapes."""
     return memory.Job(
         objective, ADAM, trainable, small_sigma.frozen(), small_sigma.make_batch(), **changes
     )

@@ -60,9 +60,9 @@ def test_a_part_takes_every_nth_row():
 def test_weights_count_what_each_loss_averages_over():
     """Flow matching: valid steps of valid windows; Sigma: valid windows."""
     batch = small.make_batch()  # two padding steps in a valid window, one padding window
-    goals = FlowMatching(golden.config()), small.sigma_objective()
+    objectives = FlowMatching(golden.config()), small.sigma_objective()
     windows = small.B * small.G - 1
-    assert [float(objective.weight(batch)) for objective in goals] == [
+    assert [float(objective.weight(batch)) for objective in objectives] == [
         windows * small.T - 2,
         windows,
     ]

@@ -11,7 +11,7 @@ import pytest
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05
-from sigma_jax.convert.base_policy import ModelConfig
+from sigma_jax.convert.load_base import ModelConfig
 from sigma_jax.nn import lora
 from sigma_jax.objectives.flow_matching import FlowMatching
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer

@@ -12,6 +12,7 @@ from configs import ablations as config
 from sigma_jax import trees
 from sigma_jax.ablations import stacked
 from sigma_jax.sigma import curriculum, losses
+from sigma_jax.training.grid import Grid
 from sigma_jax.training.optimizer import OptimizerConfig, make_optimizer
 from sigma_jax.training.step import init_state, make_step
 from tests import quick
@@ -22,6 +23,11 @@ ROWS = dict(config.get_config().to_dict()['rows'])
 OPTIMIZER = make_optimizer(
     OptimizerConfig(sigma_rate=1e-2, lora_rate=1e-2, warmup_steps=1, total_steps=10)
 )
+
+
+def members_of(rows):
+    """Each row once."""
+    return stacked.cross(Grid.from_dict({'rows': rows, 'seeds': [0]}).rows, [0])
 
 
 @pytest.fixture(scope='module')
@@ -150,7 +156,7 @@ def together(start, frozen, batch):
     def share(frozen, batch):
         return batch.replace(observation=objective.encode_frozen(frozen, batch.observation))
 
-    members = stacked.grid(ROWS, [0])
+    members = members_of(ROWS)
     program = quick.jit(stacked.vmapped_step(counted, 1, share))
     gates = stacked.stack_gates(members)
     rows, metrics = program(stacked.start([start] * len(members)), frozen, batch, gates)
@@ -206,7 +212,7 @@ def test_in_one_program_a_shut_gate_is_the_removed_path_bitwise(start, frozen, b
     and first step.
     """
     objective = small.sigma_objective()
-    members = stacked.grid({k: ROWS[k] for k in ('sigma', 'no_lora', 'no_film', 'no_tau')}, [0])
+    members = members_of({k: ROWS[k] for k in ('sigma', 'no_lora', 'no_film', 'no_tau')})
     removed = [
         {},
         {'lora/': np.zeros_like},
@@ -220,7 +226,7 @@ def test_in_one_program_a_shut_gate_is_the_removed_path_bitwise(start, frozen, b
 
         return start.replace(trainable=trees.map_with_path(one, start.trainable))
 
-    open_gates = stacked.grid({member.row: {} for member in members}, [0])
+    open_gates = members_of({member.row: {} for member in members})
     states = stacked.start([start] * 4 + [without(changes) for changes in removed])
     gates = stacked.stack_gates([*members, *open_gates])
 

@@ -17,7 +17,7 @@ import pytest
 
 from sigma_jax import trees
 from sigma_jax.convert import checkpoint
-from sigma_jax.convert.base_policy import open_base, read_weights
+from sigma_jax.convert.load_base import open_base, read_weights
 from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
@@ -74,6 +74,17 @@ def test_stop_and_continue_is_the_uninterrupted_run_bitwise(whole, stopped):
     state, continued = whole[1], stopped[1]
     assert int(state.step) == int(continued.step) == 5
     assert trees.digest(jax.device_get(state)) == trees.digest(jax.device_get(continued))
+
+
+def test_a_run_is_not_asked_to_end_before_where_it_is(whole, small_run, tmp_path):
+    """And its config still says what made its newest checkpoint."""
+    run = tmp_path / 'run'
+    shutil.copytree(whole[0], run)
+    before = (run / 'config.json').read_bytes()
+    for steps in (1, 4):
+        with pytest.raises(UserError, match=f'expected steps of at least 5, .*got {steps}; name'):
+            trainer.train(RunConfig.from_dict(small_run.config(steps=steps)), run)
+    assert (run / 'config.json').read_bytes() == before
 
 
 def test_logged_metrics_are_the_same_to_the_last_digit(whole, stopped):
@@ -192,14 +203,14 @@ def nested(config, section, **changes):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda c: nested(c, 'sigma', widht=3), r"config.sigma has unknown keys \['widht'\]"),
+        (lambda c: nested(c, 'sigma', widht=3), r"config.sigma: .*, got unknown keys \['widht'\]"),
         (lambda c: nested(c, 'loss', hard_ratio=2.0), r'loss.hard_ratio: expected a share in \(0, '
                                                       r'1\]'),
-        (lambda c: nested(c, 'lora', patterns=('.*/v_proj',)), "pattern '.*/v_proj' matches none "
-                                                               'of'),
+        (lambda c: nested(c, 'lora', patterns=('.*/v_proj',)), "pattern '.*/v_proj', which matches "
+                                                               'none of'),
         (lambda c: nested(c, 'lora', rank=0), 'lora.rank: expected at least 1, got 0'),
-        (lambda c: nested(c, 'lora', patterns=('.*/q_einsum_1/w',)), 'LoRA factors of .* would '
-                                                                     'never learn'),
+        (lambda c: nested(c, 'lora', patterns=('.*/q_einsum_1/w',)), 'LoRA factors of .*, which '
+                                                                     'would never learn'),
         (lambda c: c | {'objective': 'behaviour'}, "expected 'sigma' or 'flow_matching', got "
                                                    "'behaviour'"),
         (lambda c: c | {'trainable': ('sigma', 'heads')}, r"expected some of .*, got \['heads'\]"),

@@ -26,7 +26,7 @@ import numpy as np
 
 import sigma_jax as sj
 from clients.sigma_client import Client
-from sigma_jax.policies.base import IMAGES, STATE, TASK
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.training.compilation import enable_compilation_cache
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -2,9 +2,9 @@
 statistics.
 
 Facts from LeRobot 0.4.0 to 0.6.1: before 0.5 the prompt holds the state zero-padded to 32 entries
-and pictures are padded with -1 before they are scaled to [-1, 1], so -3 in the model's units; from
+and images are padded with -1 before they are scaled to [-1, 1], so -3 in the model's units; from
 0.5 on it is the robot's own state and black. Only 0.5.1 and later say `use_relative_actions` in
-`config.json`, so its absence tells the earlier ones.
+`config.json`, so its absence marks the earlier ones.
 """
 
 import dataclasses
@@ -222,7 +222,7 @@ def _relative(
     """One flag for each action: relative unless its name holds an excluded one, as LeRobot compares
     them.
 
-    The statistics tell how many there are: `output_features` may keep the 32 of the policy that was
+    The statistics say how many there are: `output_features` may keep the 32 of the policy that was
     fine-tuned.
     """
     settings = _settings(steps, 'relative_actions_processor')

@@ -29,7 +29,7 @@ def restate(out: pathlib.Path, files: Mapping[str, pathlib.Path], statistics: No
     """Writes `files` (config.json and both pipelines, by name) to `out` with `statistics` in every
     step that has some.
 
-    Statistics of pictures, and all else that a state file holds, are kept.
+    Statistics of images, and all else that a state file holds, are kept.
 
     Args:
       out: the folder.

@@ -207,7 +207,7 @@ def _modes(policy: ProcessorConfig) -> dict[str, str]:
 
 
 def _relative_settings(policy: ProcessorConfig) -> dict[str, Any]:
-    """LeRobot tells relative joints by name; these stand for the joints' own, which no file here
+    """LeRobot names relative joints; these stand for the joints' own, which no file here
     has.
     """
     names = [f'joint_{n:02d}' for n in range(len(policy.relative_joints))]
@@ -322,7 +322,7 @@ def _notes(policy: ProcessorConfig, statistics: NormStats | None, config: Expert
         )
     if policy.resize != 'lerobot':
         notes.append(
-            'LeRobot resizes without smoothing, unlike the original: hand it pictures '
+            'LeRobot resizes without smoothing, unlike the original: hand it images '
             'of the right size'
         )
     notes += prompt_notes(policy, statistics)

@@ -43,7 +43,7 @@ class Assets:
 
 
 def current(
-    files: Mapping[str, pathlib.Path], statistics: NormStats | None, wanted: bool
+    files: Mapping[str, pathlib.Path], statistics: NormStats | None, required: bool
 ) -> Assets:
     """openpi's assets for some statistics.
 
@@ -53,7 +53,7 @@ def current(
     Args:
       files: of a source, by place.
       statistics: or None.
-      wanted: whether openpi is to find some in any case.
+      required: whether openpi is to find some in any case.
 
     Returns:
       The assets.
@@ -68,7 +68,7 @@ def current(
     )
     if same:
         return Assets(same, notes=(_left_out(others),) if others else ())
-    if not files and not wanted:
+    if not files and not required:
         return Assets({})
     text = norm_stats_json({name: as_quantiles(one) for name, one in statistics.items()})
     if len(files) == 1:

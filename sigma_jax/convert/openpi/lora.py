@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from sigma_jax.convert.slices import Piece
+from sigma_jax.convert.slices import Slice
 from sigma_jax.errors import UserError
 
 FACTOR = re.compile(r'(.*?)([/_])lora_([ab])')
@@ -104,23 +104,23 @@ class Factors:
     note: str
     _kept: tuple[str, np.ndarray, np.ndarray] | None = None
 
-    def merge(self, piece: Piece, array: np.ndarray) -> np.ndarray:
+    def merge(self, part: Slice, array: np.ndarray) -> np.ndarray:
         """A slice of the base with its part of the factors, in float32; as it is where there are
         none.
 
         Args:
-          piece: which slice.
+          part: which slice.
           array: its numbers.
 
         Returns:
           The slice.
         """
-        if piece.path not in self.pairs:
+        if part.path not in self.pairs:
             return array
-        a, b = (one[piece.index] for one in self._pair(piece.path))
-        if SUMMED in piece.path:
+        a, b = (one[part.index] for one in self._pair(part.path))
+        if SUMMED in part.path:
             b = b.sum(axis=0, keepdims=True)
-        return array.astype(np.float32) + np.float32(self.scales[piece.path]) * (a @ b)
+        return array.astype(np.float32) + np.float32(self.scales[part.path]) * (a @ b)
 
     def _pair(self, path: str) -> tuple[np.ndarray, np.ndarray]:
         if self._kept is None or self._kept[0] != path:

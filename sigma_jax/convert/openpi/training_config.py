@@ -1,4 +1,4 @@
-"""What no weight tells and openpi keeps in its training config: horizon, steps of sampling, the
+"""What no weight holds and openpi keeps in its training config: horizon, steps of sampling, the
 state in the prompt.
 
 It is read where a file beside the weights says it. Where none does, it is assumed: as openpi's
@@ -114,11 +114,11 @@ def assumption_notes(
     names = [name for name in NAMES if name in assumed]
     if not names:
         return []
-    told = ', '.join(texts[name] for name in names)
+    said = ', '.join(texts[name] for name in names)
     origins = ' and '.join(dict.fromkeys(assumed[name] for name in names))
     flags = ', '.join(f'--{name}' for name in names)
     return [
-        f'assumed, as no file here says it: {told} (as {origins}); where the training had others, '
+        f'assumed, as no file here says it: {said} (as {origins}); where the training had others, '
         f'give convert_weights.py {flags}'
     ]
 

@@ -140,7 +140,8 @@ def check_sizes(fixture: Fixture, model: BackboneConfig) -> None:
             differences.append(f'{path} {want} in the fixture, {got} in the checkpoint')
     if differences:
         raise UserError(
-            f'{fixture.folder} was made from another model: {"; ".join(differences)}; give its own'
+            f'expected the fixture of this model in {fixture.folder}, got that of another: '
+            f'{"; ".join(differences)}; give its own'
         )
 
 
@@ -183,7 +184,9 @@ def check_inputs(fixture: Fixture, model: BackboneConfig, needed: set[str]) -> N
         if i[name].shape != shape
     ]
     if wrong:
-        raise UserError(f'{file} has arrays of other shapes: {few(wrong)}; {REMEDY}')
+        raise UserError(
+            f"expected arrays of the model's shapes in {file}, got others: {few(wrong)}; {REMEDY}"
+        )
     low, high = int(i['tokens'].min(initial=0)), int(i['tokens'].max(initial=0))
     if low < 0 or high >= model.vocab_size:
         raise UserError(

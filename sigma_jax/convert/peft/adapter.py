@@ -28,8 +28,8 @@ from sigma_jax.convert.peft import tensors as peft_tensors
 from sigma_jax.convert.peft.config import CONFIG
 from sigma_jax.errors import UserError, few
 from sigma_jax.nn import lora
+from sigma_jax.types import PyTree
 
-PyTree = Any
 WEIGHTS = 'adapter_model.safetensors'
 PREFIXES = {'lerobot': 'base_model.model.model.', 'openpi-pytorch': 'base_model.model.'}
 VISION, NEW_VISION = 'vision_tower.vision_model.', 'vision_tower.'  # transformers' spellings
@@ -190,8 +190,9 @@ def load(
     problems = [*found.problems, *peft_tensors.misfits(found.pairs, places, shapes, settings)]
     if problems or not found.pairs:
         raise UserError(
-            f'{folder / WEIGHTS} does not fit pi0.5 ({len(problems)} differences): '
-            f'{few(problems) or "it holds no factors"}; give a whole adapter of this pi0.5'
+            f'expected factors that fit pi0.5 in {folder / WEIGHTS}, got {len(problems)} '
+            f'differences: {few(problems) or "it holds no factors"}; give a whole adapter of this '
+            'pi0.5'
         )
     alphas = {m: settings.alpha(pair.name, pair.rank, rank) for m, pair in found.pairs.items()}
     alpha = max(alphas.values(), key=abs)

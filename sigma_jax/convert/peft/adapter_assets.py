@@ -1,5 +1,5 @@
 """How a policy with an adapter merged in sees the world: as the adapter was trained, where its
-folder tells.
+folder says.
 
 An adapter is trained by the statistics, relative joints, cameras and prompt that stand beside it,
 not by its base's: LeRobot saves both processors there, and so does this project's `export`.
@@ -28,7 +28,7 @@ SAID = {
     'relative_joints': 'relative joints', 'cameras': 'cameras', 'rename_map': 'rename map',
     'state': 'normalisation of the state', 'actions': 'normalisation of the actions',
     'prompt_state_dim': "the prompt's state", 'max_prompt_len': "the prompt's length",
-    'resize': 'resizing', 'image_padding': 'padding of pictures', 'action_steps': 'action steps',
+    'resize': 'resizing', 'image_padding': 'padding of images', 'action_steps': 'action steps',
 }  # fmt: skip
 
 

@@ -81,7 +81,7 @@ class PeftConfig:
         return alpha * (math.sqrt(rank) if self.use_rslora else 1) * (padded / rank)
 
     def selects(self, module: str) -> bool | None:
-        """Whether PEFT would adapt a module of this name; None where the settings do not tell.
+        """Whether PEFT would adapt a module of this name; None where the settings do not say.
 
         Args:
           module: its name.
@@ -149,7 +149,7 @@ def read(folder: pathlib.Path) -> PeftConfig:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         raise UserError(
-            f'expected the settings of a LoRA adapter in {file}, got {error!r}; {MEND}'
+            f'expected the settings of a LoRA adapter in {file}, got {_said(error)}; {MEND}'
         ) from error
     if found.r < 1 or not all(isinstance(x, int) and x > 0 for x in found.rank_pattern.values()):
         raise UserError(
@@ -186,12 +186,19 @@ def check_plain(data: Mapping[str, Any], file: pathlib.Path) -> None:
         )
 
 
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) else repr(error)
+
+
 def _parse(data: Mapping[str, Any]) -> PeftConfig:
     def several(value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
 
     layers = data.get('layers_to_transform')
     pattern = data.get('layers_pattern') or ()
+    for name in ('r', 'lora_alpha'):
+        if isinstance(data[name], bool) or not isinstance(data[name], int | float):
+            raise ValueError(f'{name} {data[name]!r}, no number')
     return PeftConfig(
         r=int(data['r']),
         lora_alpha=float(data['lora_alpha']),

@@ -4,10 +4,9 @@ import dataclasses
 import pathlib
 
 from sigma_jax.convert.lerobot.read import read_json
+from sigma_jax.objectives import kinds
 
 EXPORT = 'export.json'
-# objectives that train the policy itself; the heads of the others have statistics of their own
-OF_POLICY = frozenset({'flow_matching'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +34,12 @@ class ExportRecord:
           Its record.
 
         Raises:
-          UserError: a damaged file.
+          UserError: a damaged file, or an objective that is not known.
         """
         config = read_json(folder / EXPORT).get('config') or {}
+        objective = config.get('objective')
         return cls(
-            config.get('objective') in OF_POLICY,
+            objective is not None and kinds.find(objective).trains_policy,
             config.get('stats_from') == 'base',
             tuple(map(bool, config.get('relative_joints') or ())),
         )

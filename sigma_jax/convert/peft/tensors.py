@@ -111,7 +111,7 @@ def _has_layout(path: str, layouts: Mapping[str, lora.MatrixLayout]) -> bool:
 
 
 def _selected(module: str, settings: PeftConfig) -> bool | None:
-    """Whether the settings select a module in one of its spellings; None where they do not tell."""
+    """Whether the settings select a module in one of its spellings; None where they do not say."""
     spellings = (
         f'{prefix}{module.replace(VISION[0], vision)}'
         for prefix in ('', 'model.')
@@ -170,9 +170,10 @@ def misfits(
                 problems.append(f'{name}: expected shape {shape}, got {array.shape}')
             first = dtypes.setdefault(path, array.dtype)
             if array.dtype not in FLOATS or array.dtype != first:
-                wanted = first if first in FLOATS else 'a floating type'
+                expected = first if first in FLOATS else 'a floating type'
                 problems.append(
-                    f'{name}: expected dtype {wanted} as in the rest of its leaf, got {array.dtype}'
+                    f'{name}: expected dtype {expected} as in the rest of its leaf, got '
+                    f'{array.dtype}'
                 )
     return problems
 

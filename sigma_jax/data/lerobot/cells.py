@@ -1,4 +1,4 @@
-"""A picture cell of a parquet file: its bytes, or a file of the data set that it names."""
+"""An image cell of a parquet file: its bytes, or a file of the data set that it names."""
 
 import io
 import re
@@ -48,7 +48,7 @@ def cell_source(cell: Any, root: Path, name: str) -> io.BytesIO | Path:
     if not place.resolve().is_relative_to(root.resolve()) and not place.is_symlink():
         raise UserError(
             f'expected an image inside the data set in {name}, got the path {path!r}; copy the '
-            f'pictures into {root} and name them from there'
+            f'images into {root} and name them from there'
         )
     if not require_inside(root, place).is_file():
         raise UserError(

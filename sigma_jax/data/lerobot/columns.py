@@ -97,8 +97,8 @@ def _is_list(kind: pa.DataType) -> bool:
     )
 
 
-def _refused(name: str, entry: EpisodeEntry, wanted: str, got: str) -> UserError:
+def _refused(name: str, entry: EpisodeEntry, expected: str, got: str) -> UserError:
     return UserError(
-        f"expected {wanted} in column '{name}' of {entry.data}, episode {entry.index}, got {got}; "
-        'its shape in meta/info.json is wrong or the file is damaged'
+        f"expected {expected} in column '{name}' of {entry.data}, episode {entry.index}, got "
+        f'{got}; its shape in meta/info.json is wrong or the file is damaged'
     )

@@ -49,7 +49,7 @@ class LeRobotDataset:
         return depth.depth_keys(self.features)
 
     @property
-    def depth_told(self) -> dict[str, str]:
+    def depth_units(self) -> dict[str, str]:
         """What their maps hold, in words."""
         return {key: depth.describe(self.features[key], key) for key in self.depths}
 
@@ -121,7 +121,7 @@ class LeRobotDataset:
         if any(self.features[key]['dtype'] == 'video' for key in (*self.cameras, *self.depths)):
             check_steps(episode, self.fps)
             check_clock(episode, self.fps)
-        else:  # a picture in a cell belongs to its row, whatever the time
+        else:  # an image in a cell belongs to its row, whatever the time
             check_rising(episode)
         return episode
 

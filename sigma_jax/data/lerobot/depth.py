@@ -1,9 +1,9 @@
-"""Depth maps of a LeRobot data set: 16-bit or float pictures in parquet cells, and 12-bit codes in
+"""Depth maps of a LeRobot data set: 16-bit or float images in parquet cells, and 12-bit codes in
 video (LeRobot 0.6).
 
 Where the data set states the unit, maps come out in metres, float32; 16-bit ones without a unit as
 they are. A reading
-of 0 is none: LeRobot keeps it as 0 in pictures and, in video, as the lowest code, which its own
+of 0 is none: LeRobot keeps it as 0 in images and, in video, as the lowest code, which its own
 reader turns into the nearest distance of the range (1 cm); here it is 0 again. So are NaN and
 infinity.
 """
@@ -149,13 +149,17 @@ class Quantiser:
         stated = {
             field.name: _info(feature, f'video.{field.name}') for field in dataclasses.fields(cls)
         }
-        given = {name: value for name, value in stated.items() if value is not None}
-        numbers = [value for name, value in given.items() if name != 'use_log']
+        known_values = {name: value for name, value in stated.items() if value is not None}
+        numbers = [value for name, value in known_values.items() if name != 'use_log']
         plain = all(
             isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
             for x in numbers
         )
-        one = cls(**given) if plain and isinstance(given.get('use_log', True), bool) else None
+        one = (
+            cls(**known_values)
+            if plain and isinstance(known_values.get('use_log', True), bool)
+            else None
+        )
         if (
             one is None
             or not 0 <= one.depth_min < one.depth_max
@@ -163,7 +167,7 @@ class Quantiser:
         ):
             raise UserError(
                 'expected 0 <= depth_min < depth_max (metres), and depth_min + shift above 0, '
-                f"for '{key}' in meta/info.json, got {given}; correct it there"
+                f"for '{key}' in meta/info.json, got {known_values}; correct it there"
             )
         return one
 
@@ -231,7 +235,7 @@ def read_cells(
       An iterator of maps, in the feature's unit.
 
     Raises:
-      UserError: no picture, a damaged one, one of another size, neither 16 bits nor float, or
+      UserError: no image, a damaged one, one of another size, neither 16 bits nor float, or
         distances below 0.
     """
     unit = stated_unit(feature, key)
@@ -262,7 +266,7 @@ def _decode(cell: Any, size: tuple[int, int], name: str, root: Path) -> Num[np.n
         raise
     except (*_DAMAGE, *_BOMBS) as error:
         raise UserError(
-            f'expected a depth picture as PNG in {name} (or TIFF), got "{reason_of(error)}"; the '
+            f'expected a depth image as PNG in {name} (or TIFF), got "{reason_of(error)}"; the '
             'file is damaged, fetch it again'
         ) from error
     finite = values[np.isfinite(values)]
@@ -285,12 +289,12 @@ def _check(image: Image.Image, size: tuple[int, int], name: str) -> None:
     check_size(image, (size, size[::-1]), name, 'depth')
     if image.mode in ('L', 'P'):
         raise UserError(
-            f'expected 16-bit depth in {name}, got a picture of mode {image.mode}; only 16 bits '
+            f'expected 16-bit depth in {name}, got an image of mode {image.mode}; only 16 bits '
             'and floats hold distances, take it out of data.depth or, to read it as a camera, '
             'give it three channels by its shape in meta/info.json'
         )
     if image.mode not in MODES:
         raise UserError(
-            f'expected 16-bit depth in {name}, got a picture of mode {image.mode}; only 16 bits '
+            f'expected 16-bit depth in {name}, got an image of mode {image.mode}; only 16 bits '
             'and floats hold distances, take it out of data.depth'
         )

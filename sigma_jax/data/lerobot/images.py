@@ -1,4 +1,4 @@
-"""Pictures that lie inside parquet cells: 8-bit PNG, JPEG, WebP or TIFF of the size that the data
+"""Images that lie inside parquet cells: 8-bit PNG, JPEG, WebP or TIFF of the size that the data
 set declares.
 """
 
@@ -36,7 +36,7 @@ def decode_cell(
       The image.
 
     Raises:
-      UserError: no picture, a damaged one, not 8 bits a channel, or not of `size` (height, width).
+      UserError: no image, a damaged one, not 8 bits a channel, or not of `size` (height, width).
     """
     source = cell_source(cell, root, name)
     try:
@@ -63,6 +63,6 @@ def _check(image: Image.Image, size: tuple[int, int], name: str) -> None:
         )
     if image.mode not in MODES:
         raise UserError(
-            f'expected 8-bit colour in {name}, a picture of mode {", ".join(MODES)}, got mode '
+            f'expected 8-bit colour in {name}, an image of mode {", ".join(MODES)}, got mode '
             f'{image.mode}; store it as RGB or leave out this camera'
         )

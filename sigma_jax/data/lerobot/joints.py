@@ -50,10 +50,10 @@ def joint_names(
     """
     missing = [key for key in columns if key not in features]
     if missing or not columns:
-        wanted = f"a feature '{missing[0]}'" if missing else f'a feature named by data.{setting}'
+        expected = f"a feature '{missing[0]}'" if missing else f'a feature named by data.{setting}'
         advice = _advice(features, setting)
         raise UserError(
-            f'expected {wanted} in {root}/meta/info.json, got {sorted(features)}; {advice}'
+            f'expected {expected} in {root}/meta/info.json, got {sorted(features)}; {advice}'
         )
     widths = [column_width(features, key, root) for key in columns]
     if sum(widths) > MAX_WIDTH:
@@ -113,12 +113,12 @@ def _advice(features: Features, setting: str) -> str:
     the other.
     """
     vectors = [key for key, value in features.items() if _is_vector(key, value)]
-    told = []
+    said = []
     for flag, (own, word) in FLAGS.items():
         likely = _likely(vectors, word)
         if flag == setting or (likely and own not in features):
-            told.append(f'--config.data.{flag}={",".join(likely) or "NAME"}')
-    return f'where its columns have other names, add {" ".join(told)} to the command'
+            said.append(f'--config.data.{flag}={",".join(likely) or "NAME"}')
+    return f'where its columns have other names, add {" ".join(said)} to the command'
 
 
 def _is_vector(key: str, value: Mapping[str, Any]) -> bool:

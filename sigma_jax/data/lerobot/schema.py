@@ -1,4 +1,4 @@
-"""What meta/info.json says about pictures, checked before anything is read by it."""
+"""What meta/info.json says about images, checked before anything is read by it."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 
 from sigma_jax.errors import UserError
 
-MAX_PIXELS = 2**26  # of a picture, twice 8K; more is a claim, not a camera
+MAX_PIXELS = 2**26  # of an image, twice 8K; more is a claim, not a camera
 IMAGE_DTYPES = ('video', 'image')
 
 Features = Mapping[str, Mapping[str, Any]]

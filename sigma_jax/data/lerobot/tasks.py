@@ -72,18 +72,18 @@ def _text_column(table: pa.Table) -> str | None:
     chosen = [name for name in (*_pandas_index(table.schema), *NAMES) if name in texts]
     if chosen:
         return chosen[0]
-    # no texts: what is wrong with them is told value by value
+    # no texts: what is wrong with them is reported value by value
     known = [name for name in NAMES if name in names]
     return texts[0] if len(texts) == 1 else next(iter(known), None)
 
 
 def _ambiguity(table: pa.Table) -> str:
     texts = _texts(table)
-    told = (
+    said = (
         f' or, as any of the texts {texts} may be the instruction, rename the one that is it '
         "to 'task'"
     )
-    return told if len(texts) > 1 else ''
+    return said if len(texts) > 1 else ''
 
 
 def _texts(table: pa.Table) -> list[str]:

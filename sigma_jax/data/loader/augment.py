@@ -1,6 +1,6 @@
-"""Augmentation of training pictures as openpi's: crop, rotation and colour, numpy and Pillow only.
+"""Augmentation of training images as openpi's: crop, rotation and colour, numpy and Pillow only.
 
-openpi (models/model.py, `preprocess_observation`) calls augmax 0.4.1 on the padded pictures at the
+openpi (models/model.py, `preprocess_observation`) calls augmax 0.4.1 on the padded images at the
 model's resolution. Views whose name contains 'wrist' keep their geometry; colours change in all.
 Two of the values are not in openpi's call
 but in what augmax makes of it: a hue jitter of 0.1 that nobody set, and a saturation jitter of 0.5
@@ -21,7 +21,7 @@ from sigma_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """How far pictures may change.
+    """How far images may change.
 
     Raises:
       UserError: a crop outside 0..1, a rotation over 45 degrees, or an amount outside 0..1.
@@ -33,7 +33,7 @@ class AugmentConfig:
     contrast: float = 0.4
     hue: float = 0.1  # turns (augmax's default)
     saturation: float = 0.0  # openpi asks for 0.5, which augmax computes and drops
-    colour_share: float = 0.5  # of the pictures whose colours change (augmax's default)
+    colour_share: float = 0.5  # of the images whose colours change (augmax's default)
     fixed: str = 'wrist'  # part of the name of views that are neither cropped nor turned
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ class Colours:
 
 @dataclasses.dataclass(frozen=True)
 class Augment(grain.transforms.RandomMap):
-    """Changes the pictures of a run of windows [g i h x 3], and its depth maps with them.
+    """Changes the images of a run of windows [g i h x 3], and its depth maps with them.
 
     One draw a run, so that consecutive windows show one scene (ours; openpi has no runs). The views
     share a draw, as in openpi, but those that keep their geometry have colours of their own.
@@ -149,7 +149,7 @@ def sample_colours(config: AugmentConfig, rng: np.random.Generator) -> Colours:
 
 
 def move(image: UInt8[np.ndarray, 'h h 3'], geometry: Geometry) -> UInt8[np.ndarray, 'h h 3']:
-    """Crop, stretch and rotation in one bilinear sampling, black beyond the picture.
+    """Crop, stretch and rotation in one bilinear sampling, black beyond the image.
 
     Args:
       image: RGB.

@@ -1,4 +1,4 @@
-"""What the frozen policy makes of a window's pictures and text, kept beside the shards and read by
+"""What the frozen policy makes of a window's images and text, kept beside the shards and read by
 record number.
 
     features/train.json       what made them, and how they are stored

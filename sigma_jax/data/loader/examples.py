@@ -1,4 +1,4 @@
-"""Record numbers to the loader's dictionaries: pictures, prompt, state and what else a window
+"""Record numbers to the loader's dictionaries: images, prompt, state and what else a window
 holds.
 """
 
@@ -90,7 +90,7 @@ def _stack(parts: list[np.ndarray]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Pad(grain.transforms.Map):
-    """Turns uint8 pictures into float32 in the model's units, with `padding` beside each one's
+    """Turns uint8 images into float32 in the model's units, with `padding` beside each one's
     box.
     """
 

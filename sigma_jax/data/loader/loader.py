@@ -50,6 +50,9 @@ def make_loader(
       contents: what a window holds beside what the processor makes of it.
       num_workers: processes that decode; 0 decodes in threads of this one.
 
+    Returns:
+      The batches; their state is plain JSON.
+
     Raises:
       UserError: a split without windows, missing baselines, a text that is too long, or fewer
         sequences than a batch.
@@ -68,6 +71,9 @@ def dataset(
       processor: how the base sees a window.
       order: which windows come when.
       contents: what a window holds beside what the processor makes of it.
+
+    Returns:
+      The sequences, read when they are asked for.
 
     Raises:
       UserError: a split without windows, missing baselines, or fewer sequences than a batch.
@@ -98,6 +104,9 @@ def batched(sequences: grain.MapDataset, batch_size: int, num_workers: int = 0) 
       sequences: as `dataset` gives them, or several such that Grain has mixed.
       batch_size: sequences a batch.
       num_workers: processes that decode; 0 decodes in threads of this one.
+
+    Returns:
+      The batches; their state is plain JSON.
     """
     return Batches(
         sequences.batch(batch_size, drop_remainder=True),

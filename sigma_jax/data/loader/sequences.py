@@ -54,6 +54,9 @@ class Order:
 
         Args:
           index: of the windows.
+
+        Returns:
+          Numbers of windows in the split [n g], -1 on padding.
         """
         cut = cut_sequences(index, self.sequence_length)
         return cut if self.drop_remainder else fill_batches(cut, self.batch_size)
@@ -63,6 +66,9 @@ class Order:
 
         Args:
           sequences: how many an epoch has.
+
+        Returns:
+          False for epochs without end.
         """
         return self.num_epochs is not None and sequences * self.num_epochs < self.batch_size
 

@@ -35,9 +35,9 @@ class Contents:
       cache: keeps decoded windows in memory; for data that fit.
       state_noise: spread of a jitter on the state in the prompt, normalised units, keyed by the
         order's seed and position.
-      augment: how far pictures may change, keyed by seed and position; None leaves them as they
+      augment: how far images may change, keyed by seed and position; None leaves them as they
         are.
-      features: adds what the frozen policy made of pictures and texts, `features` [b g f w] and
+      features: adds what the frozen policy made of images and texts, `features` [b g f w] and
         `text_embeddings` [b g l w]; None leaves them out.
     """
 
@@ -63,9 +63,12 @@ def shards_processor(
       tokenizer: of the base.
       norm_stats: statistics to normalise states by, such as a checkpoint's; default: those beside
         the shards.
-      policy: what the base's prompt holds and how it pads its pictures; default: as the shards
+      policy: what the base's prompt holds and how it pads its images; default: as the shards
         were prepared.
       prompt: how the base's kind writes a prompt.
+
+    Returns:
+      The processor, for `make_loader`.
 
     Raises:
       UserError: statistics that are not there or do not fit the robot's joints.
@@ -74,14 +77,14 @@ def shards_processor(
 
 
 def _statistics(
-    shards: Shards, given: str | Path | Mapping[str, Statistics] | None
+    shards: Shards, stats: str | Path | Mapping[str, Statistics] | None
 ) -> Mapping[str, Statistics]:
     widths = {'state': shards.meta.widths['state']}
-    if given is None:
+    if stats is None:
         return cut_to(shards.statistics, widths, f'the statistics of {shards.path}')
-    if isinstance(given, Mapping):
-        return cut_to(given, widths, 'the statistics of the policy')
-    return read_norm_stats(given, widths)
+    if isinstance(stats, Mapping):
+        return cut_to(stats, widths, 'the statistics of the policy')
+    return read_norm_stats(stats, widths)
 
 
 def to_example(
@@ -94,6 +97,9 @@ def to_example(
       records: its windows.
       processor: how the base sees one.
       contents: whether with the base's actions, and kept in memory.
+
+    Returns:
+      A map from a sequence of numbers to its windows.
 
     Raises:
       UserError: the base's actions are not there.
@@ -127,6 +133,9 @@ def changes_of(example: ToExample, contents: Contents) -> list[Change]:
       example: what reads it.
       contents: which changes were asked for.
 
+    Returns:
+      Maps from a sequence to a sequence.
+
     Raises:
       UserError: the shards are too old for the policy's padding.
     """
@@ -145,7 +154,7 @@ def changes_of(example: ToExample, contents: Contents) -> list[Change]:
 
 
 def _boxes(records: Records, policy: ProcessorConfig) -> tuple[Box, ...] | None:
-    """Where the pictures lie on their canvas, for a policy that pads with something else than
+    """Where the images lie on their canvas, for a policy that pads with something else than
     black.
     """
     if policy.image_padding == BLACK:
@@ -154,7 +163,7 @@ def _boxes(records: Records, policy: ProcessorConfig) -> tuple[Box, ...] | None:
     if sizes is None:
         raise UserError(
             f'expected camera_sizes in the meta.json of {records.directory}, got none, and this '
-            f'policy pads pictures with {policy.image_padding:g}; prepare the shards again'
+            f'policy pads images with {policy.image_padding:g}; prepare the shards again'
         )
     boxes = tuple(content_box(sizes[name], side, side) for name in records.meta.camera_names)
     return None if all(box == (0, 0, side, side) for box in boxes) else boxes

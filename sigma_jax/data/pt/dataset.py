@@ -1,12 +1,12 @@
 """`.pt` shards as a data set of episodes, so that they can be prepared like any other.
 
-A shard knows states and pictures only at the first frame of each window. Windows of one episode
+A shard knows states and images only at the first frame of each window. Windows of one episode
 that overlap or touch, one stride apart, become one episode here; between their starts the last
 state stands. Cut again with the horizon and stride of the shards, exactly the same windows come
-out; at any other frame there is no picture, and reading one raises UserError. Where windows were
+out; at any other frame there is no image, and reading one raises UserError. Where windows were
 dropped an episode ends and a new one begins, and windows that name no episode are one each. A split
 by episodes may then part neighbours, even overlapping ones: name the episodes of each split
-explicitly (`origins` tells which of these episodes were one).
+explicitly (`origins` says which of these episodes were one).
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from sigma_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A window without its pictures, and where they are: shard and place in it."""
+    """A window without its images, and where they are: shard and place in it."""
 
     window: TorchWindow
     shard: Path
@@ -35,7 +35,7 @@ class Known:
 
 @dataclasses.dataclass(frozen=True)
 class TorchDataset:
-    """An opened folder of shards; pictures are read when they are asked for, a shard at a time."""
+    """An opened folder of shards; images are read when they are asked for, a shard at a time."""
 
     root: Path
     version: str
@@ -121,7 +121,7 @@ def _shard(
 def open_torch_shards(
     folder: str | Path, settings: TorchSettings = TorchSettings()
 ) -> TorchDataset:
-    """Reads all windows of a folder of `.pt` shards, and keeps all but their pictures.
+    """Reads all windows of a folder of `.pt` shards, and keeps all but their images.
 
     Args:
       folder: of `shard_*.pt`.
@@ -131,8 +131,7 @@ def open_torch_shards(
       The data set.
 
     Raises:
-      UserError: as `torch_shards.read_windows`; no frame rate; windows of different shapes, or too
-        wide.
+      UserError: as `shards.read_windows`; no frame rate; windows of different shapes, or too wide.
     """
     root = Path(folder)
     about = shards.read_about(root)
@@ -171,7 +170,7 @@ def open_torch_shards(
 
 
 def _read(root: Path, settings: TorchSettings) -> tuple[list[Known], int]:
-    """All windows without pictures, and how many views they have."""
+    """All windows without images, and how many views they have."""
     known, shapes = [], {}
     for path in shards.list_shards(root):
         for place, window in enumerate(shards.read_shard(path, settings)):

@@ -19,7 +19,7 @@ window, in the order of train, calibration, test, episode and frame:
     episode_index, frame_index    int
 
 `torch.load(file, weights_only=True)` reads it. Files of others are read as well:
-`data.torch_shards.keys` maps our names to theirs, `channels_first` says that their pictures are [i
+`data.torch_shards.keys` maps our names to theirs, `channels_first` says that their images are [i
 3 h w]; only `vision_inputs`, `robot_state`, `gt_action_trajectory` and `text` must be there. torch
 is an extra, and at least 2.6: before, weights_only let code run (CVE-2025-32434).
 """
@@ -276,7 +276,7 @@ class _Sample:
             and kinds[3] == np.bool_
         ):
             raise UserError(
-                'expected uint8 pictures [i h w 3], state [p], actions [t a], mask [t] and a '
+                'expected uint8 images [i h w 3], state [p], actions [t a], mask [t] and a '
                 f'text in {self.where}, got {list(map(list, shapes))} of {list(map(str, kinds))} '
                 f'and {type(text).__name__}; save them so, or set '
                 'data.torch_shards.channels_first'

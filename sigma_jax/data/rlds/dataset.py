@@ -59,7 +59,7 @@ class RldsDataset:
             return {0: self.fixed_task}
         for index in self.episodes:
             if index not in self.seen:
-                with contextlib.suppress(UserError):  # whoever needs that episode is told
+                with contextlib.suppress(UserError):  # whoever needs that episode gets the error
                     self.read_episode(index)
         return dict(
             enumerate(
@@ -175,7 +175,7 @@ class RldsDataset:
         encoded = _values(self._parse(index), path, index, self.root, ('bytes_list',))
         if len(encoded) != length:
             raise UserError(
-                f"expected {length} pictures in '{path}' of episode {index}, got {len(encoded)}; "
+                f"expected {length} images in '{path}' of episode {index}, got {len(encoded)}; "
                 'the record is damaged'
             )
         for row in rows:
@@ -213,5 +213,5 @@ def _decode(data: bytes, where: str) -> np.ndarray:
         Image.DecompressionBombWarning,
     ) as error:
         raise UserError(
-            f'expected an encoded picture in {where}, got "{error}"; the record is damaged'
+            f'expected an encoded image in {where}, got "{error}"; the record is damaged'
         ) from error

@@ -168,11 +168,11 @@ def _vector(
     return paths
 
 
-def _cameras(features: Mapping[str, Feature], wanted: Mapping[str, str]) -> dict[str, str]:
+def _cameras(features: Mapping[str, Feature], chosen: Mapping[str, str]) -> dict[str, str]:
     """{our key: path of the record}."""
-    if wanted:
+    if chosen:
         return {
-            ours: _find(features, theirs, 'image', 'cameras') for ours, theirs in wanted.items()
+            ours: _find(features, theirs, 'image', 'cameras') for ours, theirs in chosen.items()
         }
     images = [
         path
@@ -187,7 +187,7 @@ def _cameras(features: Mapping[str, Feature], wanted: Mapping[str, str]) -> dict
     names = [CAMERA + path.rsplit('/', 1)[-1] for path in colour]
     if len(set(names)) < len(names):
         raise UserError(
-            f'expected pictures of different names, got {colour}; map them in data.rlds.cameras'
+            f'expected images of different names, got {colour}; map them in data.rlds.cameras'
         )
     return dict(zip(names, colour, strict=True))
 

@@ -44,10 +44,10 @@ def list_split(root: Path, split: str) -> list[Record]:
             f"expected records of the split '{split}' in {root}, got {splits or 'none'}; set "
             'data.rlds.split to one of these'
         )
-    wanted = int(found[files[0]]['count'])
-    if sorted(int(found[path]['number']) for path in files) != list(range(wanted)):
+    expected = int(found[files[0]]['count'])
+    if sorted(int(found[path]['number']) for path in files) != list(range(expected)):
         raise UserError(
-            f"expected {wanted} files of the split '{split}' in {root}, got "
+            f"expected {expected} files of the split '{split}' in {root}, got "
             f'{len(files)}; copy the rest'
         )
     records = [record for path in files for record in _records(path, found[path]['format'])]

@@ -1,4 +1,4 @@
-"""A picture of some windows: a row each, with what every camera saw and every joint's actions."""
+"""A sheet of some windows: a row each, with what every camera saw and every joint's actions."""
 
 import io
 import textwrap
@@ -17,7 +17,7 @@ from sigma_jax.data.shards.records import Record, Records
 from sigma_jax.data.shards.summary import choose_windows
 
 ROW, HEAD, FOOT = 1.25, 0.9, 0.85  # inches
-LABEL, PICTURE, PANEL = 2.1, 1.25, 1.2
+LABEL, IMAGE, PANEL = 2.1, 1.25, 1.2
 DPI = 110
 STYLE: dict[Any, Any] = {
     'font.size': 8,
@@ -68,7 +68,7 @@ def _label(source: Records, number: int) -> tuple[str, str, str]:
 
 def _draw(meta: Meta, records: Sequence[Record], labels: Sequence[tuple[str, str, str]]) -> Figure:
     cameras, joints = meta.camera_names, meta.action_names
-    widths = [LABEL, *[PICTURE] * len(cameras), *[PANEL] * len(joints)]
+    widths = [LABEL, *[IMAGE] * len(cameras), *[PANEL] * len(joints)]
     height = HEAD + ROW * len(records) + FOOT
     figure = Figure(figsize=(sum(widths) + 0.4, height))
     grid = figure.subplots(
@@ -149,7 +149,7 @@ def _write_heads(
     title = f'{rows} of {total} windows of {meta.source}'
     figure.text(0.012, 1 - 0.12 / height, title, fontsize=11, weight='bold', va='top')
     sizes = ', '.join(f'{name} {s[0]}×{s[1]}' for name, s in (meta.camera_sizes or {}).items())
-    side = f'pictures as stored, {meta.image_size}×{meta.image_size} pixels'
+    side = f'images as stored, {meta.image_size}×{meta.image_size} pixels'
     side += f' (source: {sizes})' if sizes else ''  # older preparations do not say
     subtitle = f'{side}; {meta.fps:g} frames a second, a window every {meta.stride} frames'
     figure.text(0.012, 1 - 0.38 / height, subtitle, va='top', color='#555555')

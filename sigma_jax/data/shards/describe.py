@@ -76,7 +76,7 @@ def task_list(dataset: Dataset) -> list[str]:
 def _camera_sizes(
     dataset: Dataset, config: DataConfig, plan: WindowPlan
 ) -> dict[str, tuple[int, int]]:
-    """{camera: [height, width]} of the source's pictures, as the first of them have it."""
+    """{camera: [height, width]} of the source's images, as the first of them have it."""
     episode = dataset.read_episode(
         min(int(table.episode.min()) for table in plan.windows.values() if len(table))
     )

@@ -34,7 +34,12 @@ from sigma_jax.processing.normalize import (
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """A finished preparation: its folder and what meta.json says of it."""
+    """A finished preparation: its folder and what meta.json says of it.
+
+    Attributes:
+      path: the folder.
+      meta: what its meta.json says: cameras, horizon, splits, what was dropped.
+    """
 
     path: Path
     meta: Meta
@@ -101,7 +106,12 @@ class Shards:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split of a preparation."""
+    """One split of a preparation.
+
+    Attributes:
+      shards: the preparation.
+      name: 'train', 'calibration' or 'test'.
+    """
 
     shards: Shards
     name: str

@@ -2,7 +2,7 @@
 
 Shards hold depth as whole multiples of `data.depth_scale` metres, 16 bits, and 0 where there is no
 reading. Nothing
-averages them: pictures shrink to the nearest reading, and there are no statistics of depth.
+averages them: images shrink to the nearest reading, and there are no statistics of depth.
 """
 
 from collections.abc import Iterator, Mapping
@@ -61,17 +61,17 @@ def describe_modalities(dataset: Any, config: DataConfig) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     if config.depth:
-        names, told = tuple(camera_names(config.depth)), getattr(dataset, 'depth_told', {})
-        by_name = {name: told.get(key, '') for name, key in zip(names, config.depth, strict=True)}
+        names, said = tuple(camera_names(config.depth)), getattr(dataset, 'depth_units', {})
+        by_name = {name: said.get(key, '') for name, key in zip(names, config.depth, strict=True)}
         found |= {'depth_names': names, 'depth_told': by_name}
     if config.audio:
         samples, dtype = dataset.audios[config.audio]
         found |= {'audio_samples': samples, 'audio_dtype': dtype}
     if languages := getattr(dataset, 'languages', ()):
-        told = (
+        said = (
             "each record's field 'language' holds these as JSON; prompts are made of the task alone"
         )
-        found |= {'language_columns': tuple(languages), 'language_told': told}
+        found |= {'language_columns': tuple(languages), 'language_told': said}
     return found
 
 

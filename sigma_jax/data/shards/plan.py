@@ -32,7 +32,7 @@ from sigma_jax.processing.tokenizer import (
     load_tokenizer,
     pad_tokens,
 )
-from sigma_jax.settings import check_rows
+from sigma_jax.settings import check_fields, section
 
 ON_BAD_EPISODE = ('error', 'skip')
 SHOWN = 3  # bad episodes whose reasons a message gives
@@ -41,11 +41,51 @@ SOURCE_SETTINGS = ('camera_map', 'state_column', 'action_column', 'rlds', 'torch
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The `data` part of a config; configs/data_so101.py explains each value and where it comes
-    from.
+    """The `data` part of a config; configs/data_so101.py has the usual values, with their
+    origin.
 
     The last six say where the data are and under which names (`sigma_jax.data.sources`); a config
     may leave them out.
+
+    Attributes:
+      source: a folder of LeRobot (v2.1, v3.0), RLDS or .pt shards, or a hub id: 'owner/name' or
+        'owner/name@revision'.
+      cameras: the model's views, in order.
+      image_size: pixels a side, as the base takes them: 224 for pi0.5.
+      resize: 'openpi' (smooths when shrinking) or 'lerobot'; '': as the base does, without one
+        openpi's.
+      horizon: actions a window (paper 4.1: 16).
+      chunk: actions of `chk`, the first of the window.
+      stride: frames from window to window.
+      min_motion: mean |a_{t+1} - a_t| in joint units below which a training window is dropped.
+      min_action_norm: the paper's filter, on the mean norm of the actions; 0 drops nothing.
+      tail: windows over an episode's end: 'drop' (paper) or 'pad'.
+      shard_size: windows a file.
+      split_fractions: of train, calibration and test, by episode.
+      split_seed: of the draw of episodes.
+      train_episodes: an explicit list, which replaces the fractions; so do the next two.
+      calibration_episodes: for calibration.
+      test_episodes: for the test.
+      on_bad_episode: 'error', or 'skip' to leave out what cannot be read, as meta.json then says.
+      depth: single-channel image features and depth maps in video.
+      depth_scale: metres a unit in the shards, and in 16-bit images whose data set states none.
+      audio: a column of float32 or int16 samples that end at its frame; '': none.
+      audio_rate: samples a second.
+      stats_from: a norm_stats.json to use instead of this data's own; '': this data's own.
+      tokenizer: file, folder or hub id, to check the lengths of texts by; '' leaves that to
+        training.
+      max_prompt_len: tokens of the prompt; pi0.5's is 200.
+      max_text_len: tokens of the task alone.
+      state_dim: joints of the arm; 0 takes any width up to 32.
+      prompt_state_dim: numbers of the state in the prompt: 0 the robot's own (openpi), 32 pads
+        (LeRobot), -1 none.
+      camera_map: {our name: the data set's}, where cameras should be called otherwise.
+      state_column: of a LeRobot data set, as its meta/info.json calls it; 'a,b' puts two side by
+        side.
+      action_column: likewise.
+      env_file: holds HF_TOKEN; '': the environment has it, or .env or sigma.env.
+      rlds: settings of RLDS data (`sigma_jax/data/rlds/open.py`).
+      torch_shards: settings of .pt shards of others (`sigma_jax/data/pt/shards.py`).
     """
 
     source: str
@@ -83,7 +123,7 @@ class DataConfig:
     torch_shards: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> 'DataConfig':
+    def from_settings(cls, settings: Any) -> 'DataConfig':
         """The config from a plain dictionary.
 
         Args:
@@ -93,19 +133,34 @@ class DataConfig:
           The config.
 
         Raises:
-          UserError: an unknown or missing name, or rows of another length or kind.
+          UserError: an unknown or missing name, a value of another kind, a row of another length.
         """
+        values = section(settings, 'config.data')
         known = {field.name for field in dataclasses.fields(cls)}
-        wrong = sorted((known ^ set(settings)) - ({*SOURCE_SETTINGS, 'env_file'} - set(settings)))
+        wrong = sorted((known ^ set(values)) - ({*SOURCE_SETTINGS, 'env_file'} - set(values)))
         if wrong:
-            problem = 'unknown' if wrong[0] in settings else 'missing'
+            problem = 'unknown' if wrong[0] in values else 'missing'
             raise UserError(
                 f"expected the data settings {sorted(known)}, got {problem} '{wrong[0]}'; correct "
                 'the config'
             )
-        rows = {name: value for name, value in settings.items() if value not in (None, '')}
-        check_rows(cls, rows, 'config.data.')
-        return cls(**settings)
+        check_fields(cls, values, 'config.data.')
+        return cls(**values)
+
+    @classmethod
+    def of(cls, config: 'DataConfig | Mapping[str, Any]') -> 'DataConfig':
+        """A config, whether it is one already or a dictionary that describes one.
+
+        Args:
+          config: either.
+
+        Returns:
+          The config.
+
+        Raises:
+          UserError: as `from_settings` does.
+        """
+        return config if isinstance(config, cls) else cls.from_settings(config)
 
     def settings(self) -> dict[str, Any]:
         """All settings that shape the result, as JSON would give them back; digests of the files
@@ -221,8 +276,8 @@ def bad_reasons(bad: Mapping[int, str]) -> str:
       >>> bad_reasons({n: 'no video' for n in range(5)})
       'episode 0: no video | episode 1: no video | episode 2: no video | and 2 more'
     """
-    told = [f'episode {index}: {reason.rstrip(".")}' for index, reason in list(bad.items())[:SHOWN]]
-    return ' | '.join([*told, *([f'and {len(bad) - SHOWN} more'] if len(bad) > SHOWN else [])])
+    said = [f'episode {index}: {reason.rstrip(".")}' for index, reason in list(bad.items())[:SHOWN]]
+    return ' | '.join([*said, *([f'and {len(bad) - SHOWN} more'] if len(bad) > SHOWN else [])])
 
 
 def chosen_episodes(dataset: Dataset, config: DataConfig) -> dict[str, list[int]]:

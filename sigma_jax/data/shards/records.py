@@ -99,7 +99,7 @@ class Records:
 
     def _fields(self, number: int) -> Mapping[str, Any]:
         """The record's `tf.train.Example`, field by field: TFDS's own reader takes longer than
-        decoding a picture.
+        decoding an image.
         """
         try:
             return tf_example_pb2.Example.FromString(self._source[int(number)]).features.feature

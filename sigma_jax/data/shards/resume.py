@@ -58,7 +58,7 @@ def image_features(config: DataConfig) -> set[str]:
     Returns:
       Keys.
     """
-    theirs = source_settings(dataclasses.asdict(config)).camera_map
+    theirs = source_settings(config).camera_map
     return {theirs.get(name, name) for name in (*config.cameras, *config.depth)}
 
 
@@ -174,20 +174,20 @@ def known_bad(out: Path) -> dict[int, str] | None:
 
 
 def _compare(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], out: Path, state: str, root: Path | None
+    found: Mapping[str, Any], asked: Mapping[str, Any], out: Path, state: str, root: Path | None
 ) -> None:
     """Raises UserError where settings differ; older preparations have recorded all files of
     `root`.
     """
-    for key in wanted:
+    for key in asked:
         if key not in found and key in SOURCE_SETTINGS:
             continue  # from before there were other sources, for which alone they count
         have = found.get(key, before(key))
-        if have != wanted[key] and not (
+        if have != asked[key] and not (
             key == SOURCE and root is not None and have == source_digest(root)
         ):
             raise UserError(
-                f'expected the {state} preparation in {out} to have {key}={wanted[key]}, got '
+                f'expected the {state} preparation in {out} to have {key}={asked[key]}, got '
                 f'{have}; name another --out, or delete this one to start over'
             )
 

@@ -95,12 +95,12 @@ def _text(value: Any) -> str:
     return '-' if value == '' else str(value)
 
 
-def choose_windows(counts: Mapping[str, int], wanted: int) -> list[tuple[str, int]]:
+def choose_windows(counts: Mapping[str, int], number: int) -> list[tuple[str, int]]:
     """Windows of all splits: one of every split, the rest in proportion, evenly over each.
 
     Args:
       counts: {split: windows}.
-      wanted: how many.
+      number: how many.
 
     Returns:
       (split, record number) of each.
@@ -108,13 +108,13 @@ def choose_windows(counts: Mapping[str, int], wanted: int) -> list[tuple[str, in
     Raises:
       UserError: fewer than one wanted.
     """
-    if wanted < 1:
+    if number < 1:
         raise UserError(
-            f'expected at least one window to draw, got {wanted}; give --windows a larger number'
+            f'expected at least one window to draw, got {number}; give --windows a larger number'
         )
     filled = {split: counts[split] for split in SPLITS if counts.get(split)}
-    chosen = dict.fromkeys(list(filled)[:wanted], 1)
-    while sum(chosen.values()) < min(wanted, sum(filled.values())):  # to the split that lags most
+    chosen = dict.fromkeys(list(filled)[:number], 1)
+    while sum(chosen.values()) < min(number, sum(filled.values())):  # to the split that lags most
         split = min(
             (s for s in chosen if chosen[s] < filled[s]), key=lambda s: (chosen[s] / filled[s], s)
         )

@@ -2,7 +2,7 @@
 decoding.
 
 A frame is chosen by its time. Where a file starts late, ticks at another rate or skips, the frame
-of another row stands at that time; the number of frames before it tells.
+of another row stands at that time; the number of frames before it says.
 """
 
 import contextlib
@@ -128,7 +128,7 @@ def _check_end(shown: np.ndarray, fps: float, rows: FileRows, place: str) -> Non
         raise UserError(
             f'expected {rows.total} frames in {place}, one for every row of the episodes in it, '
             f'got {len(shown)} that end {lacking:.0f} before the last row; the video is shorter '
-            'than the rows and nothing tells which of them lost theirs, fetch or record it again '
+            'than the rows and nothing says which of them lost theirs, fetch or record it again '
             'or leave out every episode in it'
         )
 
@@ -184,7 +184,7 @@ def _read_times(
         base, declared = float(stream.time_base or 0), stream.frames
         for packet in container.demux(stream):
             if not packet.is_discard and packet.size:
-                if packet.pts is None:  # as in AVI: only decoding tells
+                if packet.pts is None:  # as in AVI: only decoding says
                     return np.zeros(0), 0.0, 0
                 times.append(packet.pts)
     return np.sort(np.array(times, np.float64)) * base, base, declared

@@ -14,7 +14,7 @@ from sigma_jax.data.video.turn import quarter_turns, turn
 from sigma_jax.errors import UserError
 
 RATE_TOLERANCE = 0.1  # by which a file's mean frame rate may differ from the data set's
-# damaged pictures are errors; without 'explode' the decoder paints over the holes
+# damaged frames are errors; without 'explode' the decoder paints over the holes
 DECODER = {'err_detect': 'explode', 'max_pixels': str(MAX_PIXELS)}
 
 
@@ -84,16 +84,16 @@ def read_frames(
 
 def _as_user_error(error: Exception, place: str, fps: float) -> UserError:
     if isinstance(error, _NoFrameError):
-        wanted, last = error.args
+        target, last = error.args
         seen = 'no frame at all' if last is None else f'a frame at {last:.3f} s'
-        if last is not None and last > wanted:
+        if last is not None and last > target:
             return UserError(
-                f'expected a frame at {wanted:.3f} s in {place}, got {seen} as the next; a frame '
+                f'expected a frame at {target:.3f} s in {place}, got {seen} as the next; a frame '
                 f'is missing there or the clock is shaken, encode the video again at {fps:g} '
                 'frames a second'
             )
         return UserError(
-            f'expected a frame at {wanted:.3f} s in {place}, got {seen} and none closer; '
+            f'expected a frame at {target:.3f} s in {place}, got {seen} and none closer; '
             'the video is shorter than the rows, fetch or record it again'
         )
     reason = error.strerror if isinstance(error, av.error.FFmpegError) else type(error).__name__
@@ -137,22 +137,22 @@ def _matching_frames(
     tolerance = TOLERANCE / fps
     if seek and stream.time_base:  # to the key frame at or before the first wanted frame
         container.seek(int((times[0] - tolerance) / stream.time_base), stream=stream)
-    wanted = 0
+    target = 0
     last = None
     # libav reports the end of a cut file as an error on some containers; both ends mean the same to
     # the reader
     with contextlib.suppress(av.error.EOFError):
         for frame in container.decode(stream):
             last = frame.time
-            if last is None or last < times[wanted] - tolerance:
+            if last is None or last < times[target] - tolerance:
                 continue
-            if last > times[wanted] + tolerance:
+            if last > times[target] + tolerance:
                 break
             yield frame
-            wanted += 1
-            if wanted == len(times):
+            target += 1
+            if target == len(times):
                 return
-    raise _NoFrameError(times[wanted], last)
+    raise _NoFrameError(times[target], last)
 
 
 def _colours(frame: av.VideoFrame, place: str) -> UInt8[np.ndarray, 'h x 3']:

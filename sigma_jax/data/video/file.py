@@ -13,7 +13,7 @@ CONTAINER = {
     'format_whitelist': 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi',
     'protocol_whitelist': 'file',
 }
-# names in a file that are no text are no reason to refuse its pictures; PyAV 19 keeps their bytes
+# names in a file that are no text are no reason to refuse its frames; PyAV 19 keeps their bytes
 # without being asked
 LENIENT: dict[str, Any] = (
     {} if int(av.__version__.split('.')[0]) >= 19 else {'metadata_errors': 'replace'}

@@ -1,5 +1,5 @@
 """Videos with more frames than rows: valid where the spare ones are at the end, which no clock
-tells.
+says.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ def spare_notes(dataset: Any, keys: Sequence[str]) -> tuple[str, ...]:
     spare = [(path, frames, rows) for path, (frames, rows) in counted.items() if frames > rows]
     notes = [
         f'{path.relative_to(dataset.root)} holds {frames} frames for {rows} rows; where the spare '
-        'ones are not at its end, every row after them has the picture of an earlier one'
+        'ones are not at its end, every row after them has the frame of an earlier one'
         for path, frames, rows in spare[:SHOWN]
     ]
     return (

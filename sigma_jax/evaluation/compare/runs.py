@@ -202,9 +202,9 @@ def apart(one: Training, other: Training, *but: str) -> list[str]:
         {k: v for k, v in training.config.to_dict().items() if k not in but}
         for training in (one, other)
     ]
-    told = [(t.config.steps, t.config.loader.augment) for t in (one, other)]
+    said = [(t.config.steps, t.config.loader.augment) for t in (one, other)]
     names = ('steps', 'loader.augment')
-    more = [f'{n}: {a!r} and {b!r}' for n, a, b in zip(names, *told, strict=True) if a != b]
+    more = [f'{n}: {a!r} and {b!r}' for n, a, b in zip(names, *said, strict=True) if a != b]
     return compare(*plain) + more
 
 

@@ -4,7 +4,7 @@ it.
 page                          report.html, self-contained
 contrasts                     does telepathy help? sentence, table and sections of a comparison
 trials                        stress, robustness, the adapter's sweep
-figures, forest               pictures, as SVG
+figures, forest               drawings, as SVG
 tables                        sentences and tables, as HTML; cli/report.py prints them
 schema                        JSON Schema of sigma_eval_report.json
 """

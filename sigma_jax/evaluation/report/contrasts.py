@@ -113,9 +113,9 @@ def reading(comparison: Mapping) -> str:
             for side in ('low', 'high')
             if contrast[key][side] is not None
         ]
-        told = f'from {change_text(min(limits))} to {change_text(max(limits))}'
+        span = f'from {change_text(min(limits))} to {change_text(max(limits))}'
         return (
-            f'All three intervals hold zero: no effect of telepathy is shown; effects {told} '
+            f'All three intervals hold zero: no effect of telepathy is shown; effects {span} '
             'are not ruled out.'
         )
     words = {'lower': 'telepathy helps', 'higher': 'telepathy hurts', 'open': 'no effect is shown'}
@@ -156,12 +156,12 @@ def gain_verdict(comparison: Mapping) -> str:
         (row, f'plain LoRA of the same policy ({row}, one sample)') for row in comparison['tuned']
     ]
     others += [(name, f'the mean of its samples ({name})') for name in means(comparison)]
-    told = []
+    said = []
     for name, words in others:
         if contrast := find(comparison, full, name):
             changes = ', '.join(f'{describe(contrast[key])} ({SPANS[key]})' for key in ERRORS)
-            told.append(f'Against {words}: {changes}.')
-    return ' '.join(told)
+            said.append(f'Against {words}: {changes}.')
+    return ' '.join(said)
 
 
 def means(comparison: Mapping) -> list[str]:
@@ -380,13 +380,13 @@ def rows_note(comparison: Mapping) -> str:
     Returns:
       HTML.
     """
-    told = [
+    said = [
         f'{row}: {", ".join(changed(facts["gates"])) or facts["role"]}'
         for row, facts in comparison['rows'].items()
     ]
     left = comparison.get('left_out') or []
     return html.escape(
-        '; '.join(told) + (f'. Left out, unfinished: {", ".join(left)}' if left else '') + '.'
+        '; '.join(said) + (f'. Left out, unfinished: {", ".join(left)}' if left else '') + '.'
     )
 
 

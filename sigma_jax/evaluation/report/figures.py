@@ -1,4 +1,4 @@
-"""Pictures of the evaluation report: each function draws one figure and returns it as SVG text.
+"""Figures of the evaluation report: each function draws one figure and returns it as SVG text.
 
 Figures are narrow and their letters large, so that they read on a phone. No global matplotlib state
 is used but the style, within `drawing`.

@@ -1,7 +1,7 @@
 """The evaluation report as one self-contained HTML page: a sentence, a table, then the evidence.
 
 Reads only `sigma_eval_report.json` (as a dict) and the columns of `train_log.csv`, so that any
-stored run can be rendered again. Pictures are SVG in base64; the page loads nothing.
+stored run can be rendered again. Figures are SVG in base64; the page loads nothing.
 """
 
 import csv

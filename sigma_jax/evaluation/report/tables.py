@@ -266,7 +266,7 @@ def methods_table(split: Mapping) -> str:
 
 
 def image(svg: str, caption: str) -> str:
-    """An SVG as an embedded picture with a text for those who do not see it.
+    """An SVG as an embedded figure with a text for those who do not see it.
 
     Args:
       svg: of a figure.

@@ -50,7 +50,7 @@ def stress_section(found: Mapping | None) -> str:
     lines = ''.join(f'<li>{html.escape(line)}</li>' for line in verdicts(found))
     return (
         '<h2>Adapter under stress</h2><p class=note>Errors relative to the base’s on the same '
-        f'windows ({found["split"]}). A stress tells something only where plain Sigma’s error is '
+        f'windows ({found["split"]}). A stress shows something only where plain Sigma’s error is '
         f'{bounds["informative"]:g} × the base’s or more; then the adapter’s must be at most '
         f'{bounds["adapter"]:g} ×. Without stress at least {100 * bounds["gain_kept"]:g} % of '
         f'Sigma’s gain must stay.</p><ul>{lines}</ul>{table(header, rows)}'
@@ -104,7 +104,7 @@ def robustness_section(found: Mapping | None) -> str:
     return (
         '<h2>Robustness</h2><p class=note>The base was sampled anew on each perturbed window '
         f'({found["base_samples"]} samples); small print: change against pi05 under the same '
-        'perturbation. Dropped pictures are black and not '
+        'perturbation. Dropped frames are black and not '
         f'masked.</p>{figure}{table(header, rows)}'
     )
 
@@ -162,17 +162,17 @@ def verdicts(stress: Mapping) -> list[str]:
     lines = []
     for values in stress['rows']:
         worst = {method: max(values[method].values()) for method in ('sigma', 'adapter')}
-        told = (
+        said = (
             f'plain Sigma {worst["sigma"]:.2f} × base, with adapter {worst["adapter"]:.2f} × base'
         )
         outcome = {None: 'uninformative', True: 'holds', False: 'FAILS'}[values['holds']]
-        lines.append(f'{values["stress"]}: {outcome} ({told}, the worst of three errors)')
+        lines.append(f'{values["stress"]}: {outcome} ({said}, the worst of three errors)')
     calm = stress['without_stress']
-    kept = [value for value in calm['gain_kept'].values() if value is not None]
-    if not kept:
+    gains = [value for value in calm['gain_kept'].values() if value is not None]
+    if not gains:
         return [
             *lines,
             'without stress: uninformative, Sigma gains nothing that the adapter could keep',
         ]
-    told = f'{100 * min(kept):.1f} % of the gain kept, the least of {len(kept)} errors'
-    return [*lines, f'without stress: {"holds" if calm["holds"] else "FAILS"} ({told})']
+    said = f'{100 * min(gains):.1f} % of the gain kept, the least of {len(gains)} errors'
+    return [*lines, f'without stress: {"holds" if calm["holds"] else "FAILS"} ({said})']

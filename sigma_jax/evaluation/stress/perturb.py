@@ -1,9 +1,9 @@
-"""What goes wrong with a robot's senses: camera noise, dropped pictures, delayed state, at three
+"""What goes wrong with a robot's senses: camera noise, dropped frames, delayed state, at three
 levels each.
 
 Pure numpy on batches of whole episodes, leaves [b g ...]. What happens to a window is keyed by
 seed, episode and frame, so it depends neither on the batch nor on the order; a higher level makes
-the same noise larger and drops a superset of the same pictures.
+the same noise larger and drops a superset of the same frames.
 """
 
 import dataclasses
@@ -120,7 +120,7 @@ class Perturbation:
         """
         return {
             'camera_noise': f'{self.level:g} grey levels',
-            'dropped_frames': f'{100 * self.level:g} % of pictures black',
+            'dropped_frames': f'{100 * self.level:g} % of frames black',
             'delayed_state': f'{stride * self.level:g} frames old',
         }[self.kind]
 

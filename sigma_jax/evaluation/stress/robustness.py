@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-from sigma_jax.convert.base_policy import Base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.data.shards.directory import Shards, Split
 from sigma_jax.evaluation import measure, metrics
 from sigma_jax.evaluation.metrics import ERRORS

@@ -7,7 +7,7 @@ when it does not.
     foreign tau       the tau of the same place in the next episode of the split
 
 A tau from outside goes through all that is downstream of pass 1: FiLM, the second pass, r_high,
-c_act. A stress tells something only where plain Sigma's error is 1.5 times the base's or more.
+c_act. A stress shows something only where plain Sigma's error is 1.5 times the base's or more.
 Wanted there: an error with the adapter of at most 1.1 times the base's; without stress: 95 % of
 Sigma's gain kept.
 """
@@ -191,26 +191,26 @@ def report(clean: ReplayedWindows, stresses: Iterable[Stress], state: AdapterSta
     rows = [row(stress.name, stress.windows, state) for stress in stresses]
     calm = row('none', clean, state)
     gain = {key: (1 - calm['sigma'][key]) for key in ERRORS}
-    kept = {
+    gains = {
         key: (1 - calm['adapter'][key]) / gain[key] if gain[key] > 0 else None for key in ERRORS
     }
     return {
         'bounds': {'informative': INFORMATIVE, 'adapter': MAX_RATIO, 'gain_kept': MIN_GAIN_KEPT},
-        'without_stress': calm | {'gain_kept': kept, 'holds': keeps_enough_gain(kept)},
+        'without_stress': calm | {'gain_kept': gains, 'holds': keeps_enough_gain(gains)},
         'rows': rows,
     }
 
 
-def keeps_enough_gain(kept: Mapping[str, float | None]) -> bool | None:
+def keeps_enough_gain(gains: Mapping[str, float | None]) -> bool | None:
     """Whether enough of every gain is kept; None where Sigma gains nothing.
 
     Args:
-      kept: {error: fraction of the gain that the adapter keeps}; None: no gain.
+      gains: {error: fraction of the gain that the adapter keeps}; None: no gain.
 
     Returns:
       Whether it is; None where Sigma gains nothing.
     """
-    values = [value for value in kept.values() if value is not None]
+    values = [value for value in gains.values() if value is not None]
     return all(value >= MIN_GAIN_KEPT for value in values) if values else None
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import Policy, PolicyState
+from sigma_jax.policies.protocol import Policy, PolicyState
 
 Answer = tuple[Mapping[str, Any], PolicyState]
 
@@ -133,9 +133,9 @@ class Batcher:
         """Asks for a chunk; returns at once.
 
         Args:
-          observation: as for `policies.base.Policy.infer`.
+          observation: as for `policies.protocol.Policy.infer`.
           state: of the robot.
-          noise: as for `policies.base.Policy.infer`.
+          noise: as for `policies.protocol.Policy.infer`.
 
         Returns:
           What will be (the answer, the state after it), or what was wrong: a UserError where the

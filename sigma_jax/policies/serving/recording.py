@@ -22,7 +22,7 @@ from sigma_jax.data.lerobot.tables import Recording
 from sigma_jax.data.lerobot.writer import LeRobotWriter
 from sigma_jax.data.video.encode import VideoSettings
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import ACTIONS, IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.policies.protocol import ACTIONS, IMAGES, STATE, TASK, PolicySpec
 from sigma_jax.policies.serving import rrd
 
 VIDEO = VideoSettings(codec='h264', crf=20, preset='veryfast')

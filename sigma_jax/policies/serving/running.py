@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sigma_jax.policies.base import IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK, PolicySpec
 from sigma_jax.policies.serving.batching import Batcher
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -135,11 +135,11 @@ def test_the_page_is_well_formed_and_its_pictures_parse(page):
     )
 
 
-def test_an_endless_ramp_is_told(page):
+def test_an_endless_ramp_is_reported(page):
     assert 'ramp_speed = inf' in page
 
 
-def test_every_arm_row_cost_and_trial_is_told(page):
+def test_every_arm_row_cost_and_trial_is_reported(page):
     for text in (
         'pi05_<wbr>lora_<wbr>mean8',
         'no_tau: tau = 0',
@@ -193,7 +193,7 @@ def test_without_the_decisive_row_nothing_is_claimed():
     assert [c['against'] for c in contrasts.parts_of(compared())] == ['no_tau', 'no_film']
 
 
-def test_one_seed_is_told():
+def test_one_seed_is_reported():
     values = compared()
     values['rows']['sigma']['seeds'] = [0]
     assert 'one seed tells no runs apart' in contrasts.telepathy_verdict(values)

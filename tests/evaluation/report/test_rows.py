@@ -52,8 +52,8 @@ def printed(table: Table):
 def three(values):
     """What an error cell shows: value, change, limits."""
     change = values['change']
-    told = [tables.number(values['value']), tables.percent(change['value'])]
-    return told + [tables.change_text(change[key], unit='') for key in ('low', 'high')]
+    said = [tables.number(values['value']), tables.percent(change['value'])]
+    return said + [tables.change_text(change[key], unit='') for key in ('low', 'high')]
 
 
 def methods():
@@ -70,7 +70,7 @@ def split():
 
 
 def holds(cells, errors):
-    """Each of three cells tells its own error."""
+    """Each of three cells shows its own error."""
     return all(
         all(part in cell for part in three(errors[key]))
         for cell, key in zip(cells, ERRORS, strict=True)
@@ -153,10 +153,10 @@ def test_checks_and_the_paper_s_averages():
         assert cells[3:] == [tables.number(ours[key]) for key in ('tau_l2', 'sem_align')]
     for group in ('sigma', 'pi05_base'):
         values = report['check_a'][group]
-        told = [tables.number(values[key]) for key in ('heads_tensors', 'mean', 'std', 'rms')]
+        said = [tables.number(values[key]) for key in ('heads_tensors', 'mean', 'std', 'rms')]
         assert (
             rows_of(tables.check_a_table(report))[group]
-            == told
+            == said
             == printed(console.check_a(report))[group]
         )
         keys = (*ERRORS, 'tau_l2', 'sem_align')
@@ -213,10 +213,10 @@ def test_contrasts(comparison):
     for found in comparison['contrasts']:
         cells = rows[f'{found["arm"]} against {found["against"]}']
         for n, (cell, key) in enumerate(zip(cells, ERRORS, strict=True)):
-            told = three({'value': 1.0, 'change': found[key]})[1:]
-            assert all(part in cell for part in told)
+            said = three({'value': 1.0, 'change': found[key]})[1:]
+            assert all(part in cell for part in said)
             if (line := shown.get(f'{found["arm"]}\n  {found["against"]}')) is not None:
-                assert all(part.removesuffix(' %') in line[n] for part in told)
+                assert all(part.removesuffix(' %') in line[n] for part in said)
     assert {'sigma\n  no_tau', 'sigma\n  pi05', 'sigma+adapter\n  pi05', 'sigma\n  hold'} <= set(
         shown
     )
@@ -298,12 +298,12 @@ def test_stress_and_the_adapter_s_sweep():
         for _ in range(3)
     ]
     html = trials.sweep_section({'sweep': {'rows': sweep, 'chosen': 1}})
-    told = rows_of(html)
+    said = rows_of(html)
     for row in sweep:
         first, *others = [
             tables.number(row[key]) for key in ('min_scale', 'max_scale', 'calibration', 'test')
         ]
-        assert told[first] == others
+        assert said[first] == others
     assert re.findall(r'<tr class=mark><td>(.*?)</td>', html) == [
         tables.number(sweep[1]['min_scale'])
     ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import STATE
+from sigma_jax.policies.protocol import STATE
 from sigma_jax.policies.serving.batching import Batcher, padded_sizes
 from tests.policies.acting import Held, ManyRobots, observation
 

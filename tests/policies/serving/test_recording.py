@@ -5,7 +5,7 @@ import pytest
 
 from sigma_jax.data.sources import open_source
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import ACTIONS, IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.policies.protocol import ACTIONS, IMAGES, STATE, TASK, PolicySpec
 from sigma_jax.policies.serving import recording
 from sigma_jax.policies.serving.recording import Recorder
 from sigma_jax.processing.spec import ProcessorConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import IMAGES, STATE, TASK
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.policies.serving import running
 from sigma_jax.policies.serving.batching import Batcher
 from tests.policies.acting import ManyRobots, observation

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK, PolicySpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ def translate(seen: Mapping[str, Any], keys: KeyMap, default_task: str = '') -> 
       default_task: the instruction of an observation without one.
 
     Returns:
-      As `policies.base.Policy.infer` takes it; cameras in the map's order.
+      As `policies.protocol.Policy.infer` takes it; cameras in the map's order.
 
     Raises:
       UserError: a key that is not in the map, a camera, state or instruction that is none.

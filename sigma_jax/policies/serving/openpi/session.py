@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import ACTIONS, PolicyState
+from sigma_jax.policies.protocol import ACTIONS, PolicyState
 from sigma_jax.policies.serving.batching import Answer, Batcher
 from sigma_jax.policies.serving.openpi.keys import KeyMap, flatten, translate
 from sigma_jax.policies.serving.recording import Episode
@@ -126,7 +126,7 @@ def as_message(answer: Mapping[str, Any]) -> dict[str, Any]:
     action goes as a list.
 
     Args:
-      answer: of `policies.base.Policy.infer`.
+      answer: of `policies.protocol.Policy.infer`.
 
     Returns:
       The same; `timing` is called `policy_timing`.

@@ -6,7 +6,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from sigma_jax.policies.base import IMAGES, STATE, TASK
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.policies.serving.openpi.wire import pack
 from tests.policies.acting import observation
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK, PolicySpec
 from sigma_jax.policies.serving.openpi.keys import (
     PRESETS,
     KeyMap,

@@ -9,7 +9,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base import IMAGES, STATE, TASK
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.policies.serving.openpi.keys import parse_keys
 from sigma_jax.policies.serving.openpi.server import OpenpiServer, OpenpiSettings
 from sigma_jax.policies.serving.openpi.wire import Bounds, pack

@@ -21,41 +21,51 @@ from sigma_jax.processing import fitting, normalize
 from sigma_jax.processing.normalize import NormStats
 from sigma_jax.processing.spec import OURS, ProcessorConfig
 from sigma_jax.processing.tokenizer import Tokenizer, load_tokenizer
-from sigma_jax.settings import from_section
+from sigma_jax.settings import check_choice, check_fields, from_section, section
 from sigma_jax.types import PyTree
+
+FLOATS = ('float32', 'bfloat16', 'float16', 'float64')
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """How a base computes, and its sizes where no folder tells them.
+    """How a base computes, and its sizes where no folder gives them.
 
     Attributes:
       dtype: of its matrix products.
       remat: what layers keep for the backward pass: None (all), 'save_products', 'save_attention',
         or the name of a `jax.checkpoint` policy.
       sizes: of a base with random weights; which class they are of says its kind.
+
+    Raises:
+      UserError: a dtype that nothing is computed in.
     """
 
     dtype: str = 'float32'
     remat: str | None = None
     sizes: BackboneConfig = kinds.USUAL.config()
 
+    def __post_init__(self) -> None:
+        check_choice('dtype', self.dtype, FLOATS)
+
     @classmethod
-    def from_section(cls, section: Mapping[str, Any]) -> 'ModelConfig':
+    def from_section(cls, settings: Any) -> 'ModelConfig':
         """From the section `model` of a config.
 
         Args:
-          section: its keys and values.
+          settings: its keys and values.
 
         Returns:
           The settings.
 
         Raises:
-          UserError: keys that do not exist.
+          UserError: keys that do not exist, or values of another kind.
         """
-        run = {name: section[name] for name in ('dtype', 'remat') if name in section}
-        sizes = {name: value for name, value in section.items() if name not in (*run, 'kind')}
-        return cls(**run, sizes=_sizes(kinds.find(section.get('kind', kinds.USUAL.name)), sizes))
+        known = section(settings, 'config.model')
+        run: dict[str, Any] = {name: known[name] for name in ('dtype', 'remat') if name in known}
+        check_fields(cls, run, 'config.model.')
+        sizes = {name: value for name, value in known.items() if name not in (*run, 'kind')}
+        return cls(**run, sizes=_sizes(kinds.find(known.get('kind', kinds.USUAL.name)), sizes))
 
     def to_section(self) -> dict[str, Any]:
         """What `from_section` takes."""
@@ -144,6 +154,9 @@ def open_base(
       model: how it computes; its sizes count where `folder` is ''.
       factors: settings of the LoRA factors beside its matrices.
 
+    Returns:
+      Sizes, statistics and settings of the base, `params` None.
+
     Raises:
       UserError: no checkpoint there, or one that does not fit.
     """
@@ -153,8 +166,8 @@ def open_base(
     policy_assets = assets.read(source.folder, source.format)
     sizes = model.fit(source.config, factors)
     assumed = {**source.assumed, **policy_assets.assumed}
-    told = training_config.assumption_notes(assumed, sizes, policy_assets.policy.prompt_state_dim)
-    notes = (*source.notes, *told)
+    said = training_config.assumption_notes(assumed, sizes, policy_assets.policy.prompt_state_dim)
+    notes = (*source.notes, *said)
     return Base(
         sizes, None, source.digest, policy_assets.statistics, policy_assets.policy, source, notes
     )
@@ -167,6 +180,9 @@ def read_weights(base: Base, seed: int = 0, tokenizer: str = '') -> Base:
       base: as `open_base` gives it.
       seed: of random weights, where it has no folder.
       tokenizer: which tokens are numbers, for random weights; see `init_number_embeddings`.
+
+    Returns:
+      A copy with `params` and `digest`.
     """
     if base.source is not None:
         loaded = checkpoint.load_source(base.source)

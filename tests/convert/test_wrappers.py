@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from sigma_jax import trees
 from sigma_jax.backbones import pi05_names
-from sigma_jax.convert import checkpoint, other_models, sizes, source, torch_names
+from sigma_jax.convert import checkpoint, other_models, sizes, source, wrappers
 from sigma_jax.errors import UserError, few
 from tests import golden
 
@@ -89,7 +89,7 @@ def test_two_names_for_one_tensor_are_refused():
             UserError,
             match='expected one set of weights in x, got two names for one tensor: .*, .*bias',
         ):
-            torch_names.resolve(names, pi05_names.TABLE, 'x')
+            wrappers.resolve(names, pi05_names.TABLE, 'x')
 
 
 def test_float64_is_read_as_float32(tensors, saved):
@@ -112,7 +112,7 @@ def test_a_message_names_a_few_and_counts_the_rest(tensors, saved):
     assert few('abc', '') == 'abc' and few('abcdef', ', ', 2) == 'a, b and 4 more'
 
 
-def test_other_models_are_told_by_name(tensors, saved, tmp_path):
+def test_other_models_are_known_by_name(tensors, saved, tmp_path):
     pi0 = {
         name.replace('time_mlp', 'action_time_mlp'): x
         for name, x in tensors.items()
@@ -143,5 +143,9 @@ def test_other_models_are_told_by_name(tensors, saved, tmp_path):
             other_models.refuse(
                 [name, 'model.state_proj.weight'] if 'Smol' in model else [name], 'x'
             )
+    for part in ('base_layer.weight', 'lora_A.default.weight'):
+        name = f'base_model.model.model.action_in_proj.{part}'
+        with pytest.raises(UserError, match='got LoRA factors of PEFT beside their base'):
+            source.open_source(saved({name: np.zeros((2, 2))}))
     # a pi0.5 with one too many
     other_models.refuse(['model.time_mlp_in.bias', 'model.state_proj.bias'], 'x')

@@ -19,8 +19,8 @@ class PolicySpec:
     """What a policy takes and gives.
 
     Attributes:
-      cameras: names of its views in order, by which frames are told; (): any, in the order in which
-        they come.
+      cameras: names of its views in order, by which frames are named; (): any, in the order in
+        which they come.
       state_dim: numbers of the robot's reading, p.
       action_dim: numbers of an action, a.
       horizon: actions of a chunk, t.

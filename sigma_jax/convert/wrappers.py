@@ -91,8 +91,8 @@ def _notes(found: dict[str, dict[Prefix, str]], averaged: Sequence[Prefix]) -> l
     if not averaged:
         return []
     groups = [group for group in found.values() if set(group) & set(averaged)]
-    beside = sum(len(group) > 1 for group in groups)
+    doubled = sum(len(group) > 1 for group in groups)
     text = f'`{".".join(averaged[0])}.` is taken: averaged weights (EMA)'
-    text += '; the raw ones beside them are left out' if beside else ''
+    text += '; the raw ones beside them are left out' if doubled else ''
     rest = len(found) - len(groups)
     return [text + (f'; {rest} tensors are there raw alone and taken so' if rest else '')]

@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import Float
 
 from sigma_jax import trees, xla
-from sigma_jax.convert.base_policy import Base, robot_statistics
+from sigma_jax.convert.load_base import Base, robot_statistics
 from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies import sampling
 from sigma_jax.policies.acting import Reading, windows
-from sigma_jax.policies.base import ACTIONS, PolicySpec, PolicyState
+from sigma_jax.policies.protocol import ACTIONS, PolicySpec, PolicyState
 from sigma_jax.processing import fitting
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.normalize import NormStats

@@ -12,14 +12,14 @@ import pytest
 from sigma_jax import trees
 from sigma_jax.backbones import kinds
 from sigma_jax.convert import checkpoint
-from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
+from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig, Quantised
 from sigma_jax.policies.acting import ActingPolicy
-from sigma_jax.policies.base import IMAGES, STATE, TASK, Policy
 from sigma_jax.policies.load import Joints, joints_of, load_policy
-from sigma_jax.policies.sampled import BaseActor, make_sampler, stored_weights
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK, Policy
+from sigma_jax.policies.sampled_policy import BaseActor, make_sampler, stored_weights
 from sigma_jax.processing.processor import of_shards
 from sigma_jax.processing.tokenizer import load_tokenizer
 
@@ -82,7 +82,7 @@ def test_a_loaded_policy_does_the_same(small_run, live, policy):
     live.reset()
 
 
-def test_what_it_takes_and_gives_is_told(live, policy):
+def test_what_it_takes_and_gives_is_reported(live, policy):
     kept: Policy = live
     assert (kept.spec.state_dim, kept.spec.action_dim, kept.spec.horizon) == (6, 6, 16)
     assert kept.spec.action_steps == 16 and kept.spec.processor.prompt_state_dim == 0
@@ -94,10 +94,10 @@ def test_noise_belongs_to_episode_and_frame(small_run, policy):
     seen = recorded(small_run, 0)
     counted = {key: x for key, x in seen.items() if key not in ('episode', 'frame')}
     policy.reset()
-    told = [policy.infer(seen | {'episode': 7, 'frame': n})['actions'] for n in (0, 1)]
-    assert np.abs(told[0] - told[1]).max() > 1e-3
+    said = [policy.infer(seen | {'episode': 7, 'frame': n})['actions'] for n in (0, 1)]
+    assert np.abs(said[0] - said[1]).max() > 1e-3
     again = policy.infer(seen | {'episode': 7, 'frame': 0})['actions']
-    assert np.array_equal(again, told[0])
+    assert np.array_equal(again, said[0])
     policy.reset()
     first = [policy.infer(counted)['actions'] for _ in range(3)]
     policy.reset()
@@ -142,7 +142,7 @@ def test_seeds_differ(small_run, live):
         ({TASK: 'lift it ' * 200}, 'expected a prompt of at most .* tokens'),
     ],
 )  # fmt: skip
-def test_a_wrong_observation_is_told_in_a_sentence(small_run, policy, change, message):
+def test_a_wrong_observation_is_reported_in_a_sentence(small_run, policy, change, message):
     policy.reset()
     policy.infer(recorded(small_run, 0))
     wrong = recorded(small_run, 0) | change
@@ -180,10 +180,10 @@ def test_leaves_on_the_device_are_shared_and_the_others_lie_in_the_same_form(bas
     storage = QuantConfig(kind, ('.*/mlp(_1)?/linear',))
     alone = stored_weights(base, storage)
     leaf = leaves(alone)[path]
-    beside = stored_weights(base, storage, trees.unflatten({path: leaf}))
-    assert leaves(beside)[path] is leaf
-    assert jax.tree.structure(alone) == jax.tree.structure(beside)
-    assert jax.tree.all(jax.tree.map(np.array_equal, alone, beside))
+    shared = stored_weights(base, storage, trees.unflatten({path: leaf}))
+    assert leaves(shared)[path] is leaf
+    assert jax.tree.structure(alone) == jax.tree.structure(shared)
+    assert jax.tree.all(jax.tree.map(np.array_equal, alone, shared))
     expert = leaves(alone)['PaliGemma/llm/layers/mlp_1/linear']
     if kind == 'int8':
         assert isinstance(expert, Quantised) and isinstance(leaf, Quantised)
@@ -208,7 +208,7 @@ def test_folders_that_are_no_policy(small_run, tmp_path, monkeypatch, base):
             load_policy(folder, **{'tokenizer': TOKENIZER} | settings)
 
     refused('expected a checkpoint at', folder=tmp_path / 'nowhere')
-    refused('expected the folder of a policy, got none', folder='')
+    refused("expected the folder of a policy, got ''", folder='')
     refused('expected tokenizer.json or tokenizer.model in', tokenizer='')
     refused('expected a robot of up to 8 actions', robot=9)
     refused('7', robot=7)
