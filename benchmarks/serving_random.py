@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 import sigma_jax as sj
-from sigma_jax.convert.base_policy import ModelConfig, open_base, read_weights
+from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.load import Joints

@@ -17,7 +17,7 @@ from clients.sigma_client import Client
 from sigma_jax.api import serving_forecast
 from sigma_jax.api.serving import ServingConfig, camera_names, openpi_settings, read_key
 from sigma_jax.cli.tables import show_serving_forecast
-from sigma_jax.convert.base_policy import open_base
+from sigma_jax.convert.load_base import open_base
 from sigma_jax.errors import UserError
 from sigma_jax.policies.protocol import PolicySpec
 from sigma_jax.policies.serving.openpi.keys import parse_keys

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sigma_jax.convert.base_policy import Base, ModelConfig, open_base
+from sigma_jax.convert.load_base import Base, ModelConfig, open_base
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.cost import flops, live
 from sigma_jax.policies import sampling
