@@ -216,7 +216,7 @@ def parse() -> argparse.Namespace:
     add('--state_dim', type=int, default=6, help='default: %(default)s')
     add('--clients', type=lambda x: [int(n) for n in x.split(',')], default=[1], help='default: 1')
     add('--requests', type=int, default=500, help='of each client; default: %(default)s')
-    add('--max_batch', type=int, default=8, help='default: %(default)s')
+    add('--max_batch', type=int, default=0, help='as of serve.py; default: %(default)s')
     add('--max_wait_ms', type=float, default=2.0, help='default: %(default)s')
     add('--cache', default='~/.cache/sigma_jax', help='of programs; default: %(default)s')
     add('--soak_s', type=float, default=0, help='seconds of robots that come and go')

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sigma_jax.api.serving import MAX_BATCH
 from sigma_jax.convert.load_base import Base, ModelConfig, open_base
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.cost import flops, live
@@ -95,7 +96,7 @@ def forecast_serving(
     *,
     card: str,
     dtype: str = 'float32',
-    max_batch: int = 8,
+    max_batch: int = 0,
     views: int = 0,
 ) -> ServingForecast:
     """Says what serving a base or a policy exported whole takes, from shapes alone.
@@ -104,7 +105,7 @@ def forecast_serving(
       source: folder of a checkpoint in any layout, or a hub id.
       card: of `CARDS`.
       dtype: of matrix products.
-      max_batch: requests computed together, at most.
+      max_batch: requests computed together, at most; 0: 8.
       views: cameras; 0: as many as the policy names, or 2.
 
     Returns:
@@ -123,17 +124,18 @@ def forecast_serving(
     base, known = open_base(str(source), ModelConfig(dtype)), CARDS[card]
     check_acts(base)
     count = views or len(base.policy.cameras) or VIEWS
+    most = max_batch or MAX_BATCH
     call = _sampler(base), base.shapes, _scaling(base), _one(base, count)
     parts = {
         'weights': size(base.shapes),
-        'a batch': max_batch * size(call[-1]),
-        'while it is computed': max_batch * live.peak(*call),
+        'a batch': most * size(call[-1]),
+        'while it is computed': most * live.peak(*call),
         'programs and libraries': int(OVERHEAD * GIB),
     }
     peak = known.tflops * 1e12 / (1 if jnp.dtype(dtype).itemsize == 2 else 2)
     read = parts['weights'] / (known.gb_s * 1e9)
     work = flops.count(*call) / peak
-    least = {b: 1e3 * max(b * work, read) for b in sorted({1, max_batch})}
+    least = {b: 1e3 * max(b * work, read) for b in sorted({1, most})}
     note = f'{count} views, a prompt of {_prompt(base)} tokens, products in {dtype}'
     return ServingForecast(card, parts, int(USABLE * known.gib * GIB), least, (*base.notes, note))
 
