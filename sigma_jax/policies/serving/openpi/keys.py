@@ -234,7 +234,8 @@ def _state(seen: Mapping[str, Any], keys: KeyMap) -> np.ndarray:
         part = np.asarray(value) if _numbers(value) else np.zeros((0, 0))
         if part.ndim > 1 or part.dtype.kind not in 'iuf':
             raise UserError(f'expected {key} as an array of numbers, got {_what(value)}')
-        parts.append(np.atleast_1d(part).astype(np.float32))
+        with np.errstate(over='ignore'):  # what is too large becomes infinite: the policy refuses
+            parts.append(np.atleast_1d(part).astype(np.float32))
     return np.concatenate(parts)
 
 

@@ -106,7 +106,7 @@ class Session:
 
     def _begin(self, wishes: Mapping[str, Any]) -> PolicyState:
         """The state that a request begins with."""
-        if wishes.get(RESET, False) not in (True, False):
+        if not isinstance(wishes.get(RESET, False), bool | np.bool_):
             raise UserError(
                 f'expected {RESET} as true or false, got {type(wishes[RESET]).__name__}'
             )
@@ -151,9 +151,11 @@ def _noise(value: Any) -> Float[np.ndarray, 't d'] | None:
     if value is None:
         return None
     right = isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == 'f'
-    if not right or not np.isfinite(value).all():
+    with np.errstate(over='ignore'):  # what is too large becomes infinite, and is refused
+        given = value.astype(np.float32) if right else None
+    if given is None or not np.isfinite(given).all():
         raise UserError(f'expected {NOISE} as finite floats [t d], got others; send an array')
-    return value.astype(np.float32)
+    return given
 
 
 def _number(name: str, value: Any) -> int:

@@ -91,13 +91,17 @@ FULL = {
         {STATE: np.zeros(6, '<M8[s]')},
         {UP: np.zeros((28, 28, 3), 'V1')},
     ),
-    'nan': changed({STATE: np.full(6, np.nan)}, {STATE: np.array([0, 0, np.inf, 0, 0, 0])}),
+    'nan': changed(
+        {STATE: np.full(6, np.nan)},
+        {STATE: [1e300] * 6},
+        {STATE: np.array([0, 0, np.inf, 0, 0, 0])},
+    ),
     'unknown': changed({'x': 1}, {'observation.stat': np.zeros(6)}, {'a': {'b': {'c': 1}}}),
     'long': changed({TASK: 'lift it ' * 500}, {'k' * 5000: 1}),
     'wishes': changed(
         {'reset': 'yes'}, {'seed': -1}, {'seed': 1.5}, {'episode': 3}, {'seed': 2**40},
         {'noise': np.zeros(3)}, {'noise': np.full((16, 8), np.nan, np.float32)}, {'noise': 'x'},
-        {'reset': True, 'episode': 'x'},
+        {'reset': True, 'episode': 'x'}, {'reset': np.zeros(3)}, {'reset': [1]}, {'seed': [1]},
     ),
 }  # fmt: skip
 
