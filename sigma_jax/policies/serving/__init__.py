@@ -6,5 +6,6 @@ metrics                       what a server counts, as a page for Prometheus
 openpi                        openpi's websocket protocol
 rrd                           an episode for the Rerun viewer
 recording                     what came and went, as a LeRobot data set
+lerobot                       LeRobot's gRPC protocol
 running                       servers from start to end, programs compiled beside them
 """
