@@ -1,9 +1,12 @@
-"""Serves a policy to robots: openpi's websocket protocol, with /healthz and /metrics beside it.
+"""Serves a policy to robots: openpi's websocket protocol, with /healthz and /metrics beside it, and
+LeRobot's gRPC.
 
     python serve.py --policy=runs/base --tokenizer=assets/tokenizer/tokenizer.json
     # a client of openpi's for LIBERO, and a policy whose cameras are called up and side
     python serve.py --policy=runs/base \\
         --keys=libero,observation/image=up,observation/wrist_image=side
+    # LeRobot's robot client too
+    python serve.py --policy=runs/base --lerobot_port=8080
     # for other machines
     python serve.py --policy=runs/base --host=0.0.0.0 --api_key_file=key.txt \\
         --tls_certificate=cert.pem --tls_key=key.pem
@@ -84,6 +87,8 @@ def parse() -> argparse.Namespace:
 
     option('host', 'address to listen at; one that others reach asks for --api_key_file')
     option('port', '0 takes a free one')
+    option('lerobot_port', "of LeRobot's protocol; 0 takes a free one, -1 serves none")
+    option('lerobot_joints', "names of the joints in the policy's order, by commas")
     option('keys', 'names that clients have: lerobot, libero, droid, aloha, or CLIENT=POLICY,...')
     option('default_prompt', 'instruction of an observation without one')
     option('max_batch', 'requests computed together, at most; 0: 8, or 1 on a CPU')

@@ -11,11 +11,13 @@ from sigma_jax.errors import UserError
 from sigma_jax.policies.protocol import Policy
 from sigma_jax.policies.serving import running
 from sigma_jax.policies.serving.batching import Batcher
+from sigma_jax.policies.serving.lerobot.service import LerobotServer, LerobotSettings
 from sigma_jax.policies.serving.metrics import Metrics
 from sigma_jax.policies.serving.openpi.keys import ANY, KeyMap, parse_keys
 from sigma_jax.policies.serving.openpi.server import OpenpiServer, OpenpiSettings
 from sigma_jax.policies.serving.openpi.wire import Bounds
 from sigma_jax.policies.serving.recording import Recorder
+from sigma_jax.policies.serving.running import Server
 from sigma_jax.training.compilation import enable_compilation_cache
 from sigma_jax.training.progress import SILENT, Reporter
 
@@ -30,6 +32,9 @@ class ServingConfig:
     Attributes:
       host: address to listen at; beyond this machine's own a key is required.
       port: of openpi's protocol.
+      lerobot_port: of LeRobot's; -1: its clients are not served.
+      lerobot_joints: names of the joints as a LeRobot robot has them, by commas, in the policy's
+        order; by them a client is known that was there before the server was started anew.
       keys: names that clients have for cameras, state and instruction; see
         `policies.serving.openpi.keys.parse_keys`.
       default_prompt: the instruction of an observation without one.
@@ -52,6 +57,8 @@ class ServingConfig:
 
     host: str = '127.0.0.1'
     port: int = 8000
+    lerobot_port: int = -1
+    lerobot_joints: str = ''
     keys: str = 'lerobot'
     default_prompt: str = ''
     max_batch: int = 0
@@ -94,13 +101,16 @@ def serve(
     most = config.max_batch or (1 if xla.alone() else MAX_BATCH)
     batcher = Batcher(policy, most, config.max_wait_ms / 1e3, on_batch=metrics.batch)
     metrics.gauge('waiting', 'requests that wait for their batch', lambda: batcher.waiting)
-    server = OpenpiServer(batcher, settings, metrics, recorder)
+    servers: list[Server] = [OpenpiServer(batcher, settings, metrics, recorder)]
+    if config.lerobot_port >= 0:
+        shared = lerobot_settings(config, settings)
+        servers.append(LerobotServer(batcher, shared, metrics, recorder))
     start = _Start(config, reporter, batcher, running.examples(policy.spec, camera_names(keys)))
     try:
         return asyncio.run(
             running.run(
                 batcher,
-                [server],
+                servers,
                 grace_s=config.drain_s,
                 on_start=start.tell,
                 meanwhile=start.compile_all,
@@ -123,6 +133,8 @@ class _Start:
     def tell(self, ports: Sequence[int]) -> None:
         scheme = 'wss' if self.config.tls_certificate else 'ws'
         self.reporter.say(f'serving at {scheme}://{self.config.host}:{ports[0]}')
+        if len(ports) > 1:
+            self.reporter.say(f'serving LeRobot at {self.config.host}:{ports[1]}')
 
     async def compile_all(self) -> None:
         if not self.config.warm_up or not self.seen:
@@ -183,6 +195,31 @@ def openpi_settings(config: ServingConfig, keys: KeyMap) -> OpenpiSettings:
         clients=config.clients,
         rate=config.rate,
         idle_s=config.idle_s,
+    )
+
+
+def lerobot_settings(config: ServingConfig, shared: OpenpiSettings) -> LerobotSettings:
+    """What of a config concerns LeRobot's clients.
+
+    Args:
+      config: how a policy is served.
+      shared: what they have in common with openpi's, checked.
+
+    Returns:
+      Settings of the server.
+    """
+    names = (name.strip() for name in config.lerobot_joints.split(','))
+    return LerobotSettings(
+        host=shared.host,
+        port=config.lerobot_port,
+        key=shared.key,
+        certificate=shared.certificate,
+        private_key=shared.private_key,
+        limit=shared.bounds.bytes,
+        clients=shared.clients,
+        rate=shared.rate,
+        idle_s=shared.idle_s,
+        joints=tuple(name for name in names if name),
     )
 
 
