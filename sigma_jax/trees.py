@@ -86,8 +86,8 @@ def select(tree: PyTree, patterns: Iterable[str]) -> PyTree:
       >>> trees.select(tree, ['attn/v'])
       Traceback (most recent call last):
       ...
-      sigma_jax.errors.UserError: pattern 'attn/v' matches none of 3 parameter paths; closest:
-      'attn/...'; write a regular expression that matches whole paths
+      sigma_jax.errors.UserError: expected a regular expression of whole parameter paths, got
+      pattern 'attn/v', which matches none of 3; closest: 'attn/q'
     """
     paths = list(flatten(tree))
     compiled = [(p, _compile(p)) for p in patterns]

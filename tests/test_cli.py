@@ -91,7 +91,10 @@ def parse(*arguments: str) -> list[str]:
         (['--config.data.stridee=4'], r'--config\.data\.stridee; closest: data\.stride'),
         (['--config.qqqq=4'], r'--config\.qqqq; --help lists all'),
         (['--config.data.cameraz[0]=a'], r'--config\.data\.cameraz; closest: data\.cameras'),
-        (['--no_such_flag=1'], 'Unknown command line flag .no_such_flag.; --help lists'),
+        (
+            ['--no_such_flag=1'],
+            'as --help lists them, got: Unknown command line flag .no_such_flag.',
+        ),
         (['word'], 'expected options that start with --, got word'),
     ],
 )

@@ -181,3 +181,37 @@ def test_a_robot_is_counted_or_named():
     check_named(None)
     check_named(6)
     check_named(sj.open_dataset('assets/so101_pickplace'))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'sentence'),
+    [
+        (('runs', {'splits': 'test'}), r"expected a sequence of splits, got 'test'; give \('test'"),
+        (('runs', {'episodes_at_once': 0}), 'expected episodes_at_once of at least 1, got 0'),
+        (([], {}), 'expected finished trainings in some folders, got none'),
+    ],
+)
+def test_what_evaluate_cannot_take(arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        sj.evaluate(arguments[0], **arguments[1])
+
+
+@pytest.mark.parametrize(
+    ('name', 'sentence'),
+    [
+        ('train_log.csv', 'the folder of a training; export it'),
+        ('export.json', 'an export without merged weights'),
+    ],
+)
+def test_other_folders_of_this_project_are_known(tmp_path, name, sentence):
+    (tmp_path / name).write_text('{}')
+    (tmp_path / 'sigma.safetensors').write_bytes(b'')
+    with pytest.raises(UserError, match=f'expected the folder of a checkpoint, got .*{sentence}'):
+        sj.load_policy(tmp_path)
+
+
+def test_shards_are_asked_for_before_a_base_that_may_lie_on_the_hub(tmp_path):
+    config = sigma_so101.get_config().to_dict()
+    config |= {'base': 'owner/nothing', 'shards': str(tmp_path / 'none')}
+    with pytest.raises(UserError, match='none'):
+        sj.train(config, tmp_path / 'run')

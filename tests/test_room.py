@@ -69,8 +69,8 @@ def test_a_container_has_its_limit_at_the_root(tmp_path):
 
 def test_memory_is_given_back_where_it_has_grown_and_not_over_and_over():
     keeper = room.Keeper()
-    assert not keeper.after(True, int(0.7 * GIB)) and keeper.after(True, int(0.9 * GIB))
-    assert not keeper.after(False, int(0.9 * GIB)) and keeper.after(False, int(1.3 * GIB))
+    assert not keeper.after(True, int(0.6 * GIB)) and keeper.after(True, int(0.9 * GIB))
+    assert not keeper.after(False, int(0.8 * GIB)) and keeper.after(False, int(1.3 * GIB))
     keeper.floor = int(1.1 * GIB)  # that much is no program
     assert not keeper.after(True, int(1.2 * GIB)) and keeper.after(True, int(1.4 * GIB))
 

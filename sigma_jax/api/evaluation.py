@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sigma_jax.errors import UserError
 from sigma_jax.evaluation import runner
 from sigma_jax.evaluation.compare import runs
 from sigma_jax.evaluation.measure import EvaluationConfig
@@ -111,8 +112,15 @@ def request(
       The request, for `evaluation.runner`.
 
     Raises:
-      UserError: no finished training, or trainings that do not go together.
+      UserError: no finished training, trainings that do not go together, or an argument of another
+        kind.
     """
+    if isinstance(splits, str):
+        raise UserError(f'expected a sequence of splits, got {splits!r}; give ({splits!r},)')
+    if more.get('episodes_at_once', 1) < 1:
+        raise UserError(
+            f'expected episodes_at_once of at least 1, got {more["episodes_at_once"]}; correct it'
+        )
     folders = [workdir] if isinstance(workdir, str | pathlib.Path) else list(workdir)
     paths = [str(path) for path in folders]
     found, left_out = runs.find(paths)

@@ -26,6 +26,11 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 PICKLED = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
+# files and folders by which other folders of this project are known
+OTHERS = {
+    'train_log.csv': 'the folder of a training; export it with --merge, or name its policy/',
+    'export.json': 'an export without merged weights; export with --merge, and name merged/',
+}
 ADAPTER, ADAPTER_CONFIG = 'adapter_model.safetensors', 'adapter_config.json'
 
 
@@ -161,6 +166,8 @@ def find_files(path: pathlib.Path) -> list[pathlib.Path]:
         return [path / WEIGHTS]
     if (path / ADAPTER) in files:
         raise _adapter(path)
+    if kind := next((kind for name, kind in OTHERS.items() if (path / name).exists()), ''):
+        raise UserError(f'expected the folder of a checkpoint, got {path}, {kind}')
     if len(files) == 1:
         return files
     found = [file.name for file in sorted(path.iterdir())]

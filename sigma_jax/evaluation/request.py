@@ -47,10 +47,10 @@ def check_splits(splits: tuple[str, ...], stress: bool = False) -> None:
     """
     if unknown := [name for name in splits if name not in SPLITS] or ([''] if not splits else []):
         raise UserError(
-            f'splits: expected some of {", ".join(SPLITS)}, got {unknown[0]!r}; change --splits'
+            f'splits: expected some of {", ".join(SPLITS)}, got {unknown[0]!r}; name others'
         )
     if stress and 'calibration' not in splits:
         raise UserError(
-            "--stress: expected 'calibration' among the splits, to fit the adapter on, got "
-            f'{",".join(splits)}; add it to --splits'
+            "stress: expected 'calibration' among the splits, to fit the adapter on, got "
+            f'{",".join(splits)}; add it'
         )

@@ -15,6 +15,7 @@ import importlib
 import logging
 import random
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -169,6 +170,22 @@ def patient_client(
             handler.removeFilter(hidden)
 
 
+def is_unresolved(error: BaseException | None) -> bool:
+    """Whether a name could not be looked up, as where there is no network.
+
+    Args:
+      error: what a request ended with.
+
+    Returns:
+      Whether it, or what caused it, is that.
+    """
+    while error is not None:
+        if isinstance(error, socket.gaierror) or 'name resolution' in str(error).lower():
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _patient(client: Any, patience: Patience) -> Any:
     """The same client, whose `send` tries again."""
     send, failures_of = client.send, network_errors(client)
@@ -178,7 +195,7 @@ def _patient(client: Any, patience: Patience) -> Any:
         what = f'{request.method} {request.url.path}'  # without the query, which may be signed
         failures = 0
         while True:
-            asked, answer = None, None
+            asked, answer, tries = None, None, patience
             try:
                 answer = send(request, **options)
                 if answer.status_code not in RETRIED:
@@ -189,11 +206,13 @@ def _patient(client: Any, patience: Patience) -> Any:
                 )
             except failures_of as error:
                 why = reason(error)
+                if is_unresolved(error):  # without a network more of the same
+                    tries = dataclasses.replace(patience, tries=min(3, patience.tries))
             finally:
                 if answer is not None and answer.status_code in RETRIED:
                     answer.close()
             failures += 1
-            patience.pause(what, why, failures, asked)
+            tries.pause(what, why, failures, asked)
 
     client.send = patient_send
     return client

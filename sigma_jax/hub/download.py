@@ -70,7 +70,13 @@ def local_path(name: str | os.PathLike[str]) -> Path:
             f'expected a checkpoint at {path}, got no such file or folder, nor a hub '
             'id; check the path'
         )
-    return fetch(str(name)).path
+    try:
+        return fetch(str(name)).path
+    except UserError as error:
+        raise UserError(
+            f'expected a checkpoint at {path}, got no such file or folder here, and as a hub id: '
+            f'{error}'
+        ) from error
 
 
 def is_hub_id(name: str | os.PathLike[str]) -> bool:

@@ -107,7 +107,7 @@ def preset(name: str) -> AdapterConfig:
     presets = {'default': AdapterConfig(), 'paper': AdapterConfig(choose_max_scale=False)}
     if name not in presets:
         raise UserError(
-            f'adapter preset: expected one of {sorted(presets)}, got {name!r}; change the config'
+            f'adapter preset: expected one of {sorted(presets)}, got {name!r}; choose one'
         )
     return presets[name]
 

@@ -18,6 +18,7 @@ from sigma_jax import trees
 from sigma_jax.backbones.base import BackboneConfig, BackboneSpec
 from sigma_jax.convert.load_base import Base, check_images, open_base, robot_statistics
 from sigma_jax.data.shards.directory import Shards, is_finished, open_shards
+from sigma_jax.hub.download import is_hub_id
 from sigma_jax.nn import lora, quant
 from sigma_jax.objectives.sigma import init_sigma
 from sigma_jax.policies.base_actions import check_baselines
@@ -185,6 +186,9 @@ def build(config: RunConfig, devices: int = 1, assume: bool = False) -> Blueprin
     Raises:
       UserError: no base or shards, a base that does not fit, or settings that make no sense.
     """
+    has_shards = not assume or (config.shards and is_finished(config.shards))
+    if has_shards and is_hub_id(config.base) and not pathlib.Path(config.base).exists():
+        open_shards(config.shards)  # before the hub is asked for a base
     there = not (assume and config.base) or pathlib.Path(config.base).exists()
     base = open_base(config.base if there else '', config.model, config.lora)
     notes = (
@@ -192,7 +196,6 @@ def build(config: RunConfig, devices: int = 1, assume: bool = False) -> Blueprin
         if there
         else [f'no checkpoint at {config.base} yet; assumed: sizes of config.model, float32']
     )
-    has_shards = not assume or (config.shards and is_finished(config.shards))
     sequences = max(config.batch_size // (config.accumulate * devices), 1)
     horizon = config.kind.horizon(base.config, config.sigma)
     meta = open_shards(config.shards).meta if has_shards else None

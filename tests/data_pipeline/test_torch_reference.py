@@ -59,7 +59,7 @@ def test_windows_to_pt_to_windows_is_exact(shards, exported):
             for name in ('images', 'state', 'actions', 'action_mask'):
                 one, other = getattr(window, name), getattr(record, name)
                 assert one.dtype == other.dtype and np.array_equal(one, other)
-            assert window.text == records.meta['tasks'][records.index.text_id[n]]
+            assert window.text == records.meta.tasks[records.index.text_id[n]]
             assert (window.episode, window.frame) == (
                 records.index.episode[n],
                 records.index.frame[n],

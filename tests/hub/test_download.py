@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -18,7 +19,13 @@ from sigma_jax import trees
 from sigma_jax.convert import checkpoint
 from sigma_jax.errors import UserError
 from sigma_jax.hub import download, listing
-from sigma_jax.hub.client import Patience, patient_client, retry_after
+from sigma_jax.hub.client import (
+    Patience,
+    _patient,
+    network_errors,
+    patient_client,
+    retry_after,
+)
 from sigma_jax.hub.scrub import scrub
 from sigma_jax.hub.transfer import LARGE
 from tests import golden
@@ -418,3 +425,27 @@ def test_a_checkpoint_is_converted_by_hub_id(tmp_path):
     assert done.returncode == 0 and TOKEN not in done.stderr + done.stdout, done.stderr
     want = trees.digest(checkpoint.load(golden.FIXTURE / 'lerobot.safetensors').params)
     assert trees.digest(checkpoint.load(tmp_path / 'out').params) == want
+
+
+def test_a_name_that_cannot_be_looked_up_is_not_waited_for(monkeypatch):
+    """As where there is no network; and the sentence says that no folder is here either."""
+    waits: list[float] = []
+
+    client = importlib.import_module('huggingface_hub.utils._http').default_client_factory()
+    lost = network_errors(client)[0]
+
+    def offline(*_, **__):
+        raise lost('offline') from socket.gaierror(-2, 'Name or service not known')
+
+    monkeypatch.setattr(client, 'send', offline)
+    asking = _patient(client, Patience(tries=8, sleep=waits.append))
+    with pytest.raises(UserError, match='expected GET /api from the hub, got .* 3 times'):
+        asking.send(client.build_request('GET', 'https://hub/api'))
+    assert len(waits) == 2
+
+    def refused(_):
+        raise UserError('expected GET /api from the hub, got nothing; look at the connection')
+
+    monkeypatch.setattr(download, 'fetch', refused)
+    with pytest.raises(UserError, match='a checkpoint at owner/name, got no such file or folder'):
+        download.local_path('owner/name')

@@ -48,8 +48,8 @@ def read_info(root: Path) -> dict[str, Any]:
     """
     if not root.is_dir():
         raise UserError(
-            f'expected a LeRobot data set directory, got {root}, which does not '
-            'exist; check data.source'
+            f'expected the folder of a data set, got {root}, which does not exist; check the path '
+            '(data.source)'
         )
     path = root / 'meta' / 'info.json'
     info = read_json(require_inside(root, path))

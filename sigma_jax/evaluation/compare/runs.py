@@ -88,7 +88,8 @@ def find(paths: Iterable[str]) -> tuple[list[Training], list[str]]:
         found = [one for one in found if RunFolder(one.folder).finished]
     if not found:
         raise UserError(
-            f'expected finished trainings in {", ".join(paths)}, got none; run train.py to its end'
+            f'expected finished trainings in {", ".join(paths) or "some folders"}, got none; run '
+            'train.py to its end, and name its workdir'
         )
     check(found)
     return found, left_out
