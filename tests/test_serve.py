@@ -1,5 +1,6 @@
 """serve.py from outside: it listens, compiles, answers, records, and ends with a signal."""
 
+import contextlib
 import dataclasses
 import io
 import pathlib
@@ -17,22 +18,28 @@ from clients.sigma_client import Client
 from sigma_jax.api import serving_forecast
 from sigma_jax.api.serving import ServingConfig, camera_names, openpi_settings, read_key
 from sigma_jax.cli.tables import show_serving_forecast
-from sigma_jax.convert.load_base import open_base
+from sigma_jax.convert.load_base import ModelConfig, open_base
 from sigma_jax.errors import UserError
 from sigma_jax.policies.protocol import PolicySpec
 from sigma_jax.policies.serving.openpi.keys import parse_keys
 from sigma_jax.processing.spec import ProcessorConfig
 from tests.policies.acting import TOKENIZER, observation
 
+pytestmark = pytest.mark.usefixtures('in_time')
 ROOT = pathlib.Path(__file__).parents[1]
 SPEC = PolicySpec((), 6, 6, 16, 16, ProcessorConfig())
 KEYS = 'observation.images.up=up,observation.images.side=side,observation.state=observation.state'
 
 
-def start(*options) -> subprocess.Popen:
-    """The script, with what it tells on its stderr."""
+@contextlib.contextmanager
+def started(*options):
+    """The script for a while, with what it tells on its stderr."""
     command = [sys.executable, 'serve.py', '--port=0', f'--tokenizer={TOKENIZER}', *options]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def line_with(process, word) -> str:
@@ -45,14 +52,9 @@ def line_with(process, word) -> str:
 
 def test_from_start_to_end(small_run, tmp_path):
     out = tmp_path / 'kept'
-    process = start(
-        f'--policy={small_run.base}',
-        f'--keys={KEYS},task=task',
-        '--max_batch=2',
-        f'--record={out}',
-        f'--compilation_cache={tmp_path / "programs"}',
-    )
-    try:
+    options = [f'--policy={small_run.base}', f'--keys={KEYS},task=task', f'--record={out}']
+    options += ['--max_batch=2', f'--compilation_cache={tmp_path / "programs"}']
+    with started(*options) as process:
         uri = line_with(process, 'serving at').split()[-1]
         line_with(process, 'ready')
         client = Client(uri)
@@ -60,8 +62,6 @@ def test_from_start_to_end(small_run, tmp_path):
         process.send_signal(signal.SIGTERM)
         rest = process.communicate(timeout=60)[1]
         assert process.returncode == 0 and f'recorded to {out}' in rest
-    finally:
-        process.kill()
     policy = sj.load_policy(small_run.base, tokenizer=TOKENIZER)
     want = [policy.infer(observation(n))['actions'] for n in range(3)]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
@@ -107,25 +107,24 @@ def test_cameras_that_clients_name_are_compiled_for():
 
 def test_a_signal_while_it_compiles_ends_it_in_time(small_run):
     """With what it still computes, in the bound."""
-    process = start(f'--policy={small_run.base}', f'--keys={KEYS},task=task', '--drain_s=0.5')
-    try:
+    options = f'--policy={small_run.base}', f'--keys={KEYS},task=task', '--drain_s=0.5'
+    with started(*options) as process:
         line_with(process, 'serving at')
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
         assert time.monotonic() - began < 20 and process.returncode in (0, 1)
-    finally:
-        process.kill()
 
 
 # --- will it fit?
 
 
-def test_weights_are_told_as_they_lie_there_and_a_batch_as_it_is(unread, small_run):
-    found = sj.forecast_serving(small_run.base, card='l4', max_batch=4)
-    stored = (small_run.base / 'model.safetensors').stat().st_size
+def test_weights_are_told_as_they_lie_there_and_a_batch_as_it_is(unread):
+    tiny = ROOT / 'assets' / 'pi05_tiny'
+    found = sj.forecast_serving(tiny, card='l4', max_batch=4)
+    stored = (tiny / 'model.safetensors').stat().st_size
     assert 0.9 * stored < found.parts['weights'] < stored
-    pictures = 4 * 2 * 28 * 28 * 3
+    pictures = 4 * 2 * open_base(str(tiny), ModelConfig()).config.image_size ** 2 * 3
     assert pictures < found.parts['a batch'] < pictures + 20_000
     assert found.fits and found.notes[-1] == '2 views, a prompt of 200 tokens, products in float32'
 

@@ -19,21 +19,17 @@ from tests.policies.serving.lerobot.client import (
     readings,
     seen,
 )
-from tests.test_serve import line_with, start
+from tests.test_serve import line_with, started
 
+pytestmark = pytest.mark.usefixtures('in_time')
 SPEC = PolicySpec((), 6, 6, 16, 16, ProcessorConfig())
 
 
 def test_both_kinds_of_clients_are_served_at_once(small_run, tmp_path):
     pytest.importorskip('grpc')
-    process = start(
-        f'--policy={small_run.base}',
-        '--lerobot_port=0',
-        '--max_batch=2',
-        f'--lerobot_joints={",".join(JOINTS)}',
-        f'--compilation_cache={tmp_path / "programs"}',
-    )
-    try:
+    options = [f'--policy={small_run.base}', '--lerobot_port=0', '--no_warm_up']
+    options += [f'--lerobot_joints={",".join(JOINTS)}', '--max_batch=2']
+    with started(*options, f'--compilation_cache={tmp_path / "programs"}') as process:
         uri = line_with(process, 'serving at ws').split()[-1]
         robot = Robot(int(line_with(process, 'serving LeRobot at').rpartition(':')[2]))
         robot.send(seen(0))  # known by its joints
@@ -43,8 +39,6 @@ def test_both_kinds_of_clients_are_served_at_once(small_run, tmp_path):
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
         assert process.returncode == 0
-    finally:
-        process.kill()
     policy = sj.load_policy(small_run.base, tokenizer=TOKENIZER)
     want = policy.infer(in_policy_s_words(readings(0)))['actions']
     np.testing.assert_allclose(chunk, want, rtol=1e-4, atol=1e-3)

@@ -16,15 +16,17 @@ TOKENIZER = 'assets/tokenizer/tokenizer.json'
 class ManyRobots(ActingPolicy):
     """A base that acts on several robots at once; `calls` holds the sizes of its batches."""
 
+    calls: list[int]
+
     @classmethod
     def load(cls, folder, **settings) -> 'ManyRobots':
-        policy = load_policy(folder, tokenizer=TOKENIZER, **settings)
-        policy.__class__, policy.calls = cls, []
+        policy = cls(load_policy(folder, tokenizer=TOKENIZER, **settings).actor)
+        policy.calls = []
         return policy
 
-    def infer_batch(self, observations, states, *, noise=None):
+    def infer_batch(self, observations, states, **wishes):
         self.calls.append(len(observations))
-        return super().infer_batch(observations, states, noise=noise)
+        return super().infer_batch(observations, states, **wishes)
 
 
 def observation(seed: int = 0, size: int = 28, task: str = 'lift the brick') -> dict[str, Any]:
@@ -41,9 +43,13 @@ class Held:
     """Keeps the policy's thread busy until it is let go, so that requests gather."""
 
     def __init__(self, batcher: Batcher):
-        self._go, busy = threading.Event(), threading.Event()
-        self._done = batcher.call(lambda: busy.set() or self._go.wait(30))
-        assert busy.wait(30)
+        self._go, self._busy = threading.Event(), threading.Event()
+        self._done = batcher.call(self._hold)
+        assert self._busy.wait(30)
+
+    def _hold(self) -> None:
+        self._busy.set()
+        self._go.wait(30)
 
     def let_go(self) -> None:
         self._go.set()

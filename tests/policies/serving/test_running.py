@@ -1,6 +1,7 @@
 """A server's life: it listens, compiles beside, and ends with a signal once all is answered."""
 
 import asyncio
+import dataclasses
 import os
 import signal
 import threading
@@ -121,7 +122,8 @@ def test_examples_are_what_the_policy_takes(policy):
     assert {key for key in first} == {IMAGES + 'up', IMAGES + 'side', STATE, TASK}
     assert first[IMAGES + 'up'].shape == (480, 640, 3) and first[STATE].shape == (6,)
     policy.infer_batch([first, second], [policy.initial_state()] * 2)
-    assert running.examples(policy.spec) == []  # this base takes any camera
+    assert [*running.examples(policy.spec)[0]] == [*first]  # it knows its cameras
+    assert running.examples(dataclasses.replace(policy.spec, cameras=())) == []  # which will come?
 
 
 def test_no_program_is_left_for_the_first_request(policy, monkeypatch):

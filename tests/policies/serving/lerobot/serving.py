@@ -1,14 +1,13 @@
-"""A server in a thread of its own, as the script runs it, for tests that are its clients."""
+"""A server that runs beside a test which is its client."""
 
-import asyncio
 import contextlib
 import dataclasses
 import re
-import threading
 
 from sigma_jax.policies.serving.batching import Batcher
 from sigma_jax.policies.serving.lerobot.service import LerobotServer, LerobotSettings
 from sigma_jax.policies.serving.metrics import Metrics
+from tests.policies.serving.loop import servers
 
 SETTINGS = LerobotSettings(port=0, wait_s=0.3)
 
@@ -20,25 +19,17 @@ class Running:
         self.metrics, self.batches = Metrics(), []
         self.batcher = Batcher(policy, 4, 0.01, on_batch=self.batches.append)
         self.server = LerobotServer(self.batcher, settings, self.metrics, recorder)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self.port = 0
-
-    def run(self, coroutine, timeout: float = 60):
-        """Runs something on the server's event loop."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
+        self.run, self.port, self._stopped = servers().run, 0, False
 
     def stop(self, grace_s: float = 5) -> bool:
         """Stops it; twice is once. Whether all was answered."""
-        if self._loop.is_closed():
+        if self._stopped:
             return True
-        answered = self.run(self.server.stop(grace_s))
-        self.batcher.close(30)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(30)
-        self._loop.close()
-        return answered
+        self._stopped = True
+        try:
+            return self.run(self.server.stop(grace_s))
+        finally:
+            self.batcher.close(30)
 
     def count(self, outcome: str) -> int:
         """Requests that ended so."""

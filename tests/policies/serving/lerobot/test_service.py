@@ -25,6 +25,7 @@ from sigma_jax.policies.serving.lerobot.service import (
     import_grpc,
 )
 from sigma_jax.policies.serving.recording import Recorder
+from tests.policies.acting import Held
 from tests.policies.serving.lerobot.client import (
     JOINTS,
     Robot,
@@ -116,8 +117,8 @@ def test_a_chunk_is_as_long_as_the_client_asked(policy, robot):
 class Limited(ActingPolicy):
     """Says what its actions are within limits, as a Sigma does."""
 
-    def infer_batch(self, observations, states, *, noise=None):
-        answers, after = super().infer_batch(observations, states, noise=noise)
+    def infer_batch(self, observations, states, **wishes):
+        answers, after = super().infer_batch(observations, states, **wishes)
         return [one | {'motor_commands': one['actions'].clip(-2, 2)} for one in answers], after
 
 
@@ -216,21 +217,18 @@ def test_a_connection_that_broke_goes_on(policy, server, robot):
 
 def test_a_client_that_is_gone_takes_nothing_with_it(policy, server, robot):
     """Its answer is not waited for, and its observation is not lost to it."""
-    robot.start()
-    held, free = threading.Event(), threading.Event()
-    blocked = server.batcher.call(lambda: held.set() or free.wait(30))
-    assert held.wait(30)
+    gone = Robot(server.port)
+    for one in (robot, gone):
+        one.start()  # which asks the policy, so before it is held
+    held = Held(server.batcher)
     robot.send(seen())
     assert status(robot.actions, 0.2)[0] == 'DEADLINE_EXCEEDED'
-    gone = Robot(server.port)
-    gone.start()
     gone.send(seen(1))
     call = gone.channel.unary_unary('/transport.AsyncInference/GetActions').future(b'')
     time.sleep(0.1)
     call.cancel()
     gone.close()
-    free.set()
-    blocked.result(30)
+    held.let_go()
     assert np.array_equal(stacked(robot.actions()), alone(policy, [0])[0])
 
 
@@ -257,9 +255,7 @@ def test_a_server_that_stops_answers_what_it_has(policy):
         working, idle = Robot(running.port), Robot(running.port)
         for robot in (working, idle):
             robot.start()
-        held, free = threading.Event(), threading.Event()
-        running.batcher.call(lambda: held.set() or free.wait(30))
-        assert held.wait(30)
+        held = Held(running.batcher)
         working.send(seen())
         with concurrent.futures.ThreadPoolExecutor() as pool:
             answer, nothing = pool.submit(working.actions), pool.submit(idle.actions)
@@ -267,7 +263,7 @@ def test_a_server_that_stops_answers_what_it_has(policy):
             start = time.perf_counter()
             stop = pool.submit(running.stop)
             assert nothing.result(10) == [] and time.perf_counter() - start < 5
-            free.set()
+            held.let_go()
             assert np.array_equal(stacked(answer.result(20)), alone(policy, [0])[0])
             assert stop.result(30)
         assert status(idle.call, 'Ready')[0] == 'UNAVAILABLE'
@@ -279,14 +275,12 @@ def test_a_server_that_must_stop_says_what_it_has_not_answered(policy, caplog):
     with serving(policy) as running:
         robot = Robot(running.port)
         robot.start()
-        held, free = threading.Event(), threading.Event()
-        running.batcher.call(lambda: held.set() or free.wait(30))
-        assert held.wait(30)
+        held = Held(running.batcher)
         robot.send(seen())
         with concurrent.futures.ThreadPoolExecutor() as pool:
             late = pool.submit(status, robot.actions)
             time.sleep(0.2)
-            threading.Timer(1, free.set).start()
+            threading.Timer(1, held.let_go).start()
             assert not running.stop(grace_s=0.2)
             assert late.result(20)[0] in ('UNAVAILABLE', 'CANCELLED')
         robot.close()

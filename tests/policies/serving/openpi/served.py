@@ -1,9 +1,7 @@
-"""A server on loopback for tests: its event loop in a thread, and plain clients."""
+"""A server on loopback for tests, and plain clients."""
 
-import asyncio
 import contextlib
 import http.client
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,23 +12,7 @@ from sigma_jax.policies.serving.metrics import Metrics
 from sigma_jax.policies.serving.openpi.server import OpenpiServer, OpenpiSettings
 from sigma_jax.policies.serving.openpi.wire import pack, unpack
 from sigma_jax.policies.serving.recording import Recorder
-
-
-class Loop:
-    """An event loop in a thread; `run` waits for a coroutine there."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-
-    def run(self, work: Any, timeout: float = 60) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(10)
-        self.loop.close()
+from tests.policies.serving.loop import servers
 
 
 class Served:
@@ -43,7 +25,7 @@ class Served:
         metrics: Metrics,
         recorder: Recorder | None = None,
     ):
-        self.loop, self.batcher, self.metrics = Loop(), batcher, metrics
+        self.loop, self.batcher, self.metrics = servers(), batcher, metrics
         self.server = OpenpiServer(batcher, settings, metrics, recorder)
         self.port = self.loop.run(self.server.start())
 
@@ -101,4 +83,3 @@ def serving(
         served.stop()
     finally:
         batcher.close(30)
-        served.loop.close()
