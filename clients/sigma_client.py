@@ -1,8 +1,7 @@
 """A robot's side of a served policy: numpy, websockets and msgpack. Copy this one file.
 
-    robot = Chunks(Client('ws://gpu-machine:8000', api_key='...'))
-    arm.move(robot.act(observation))
-The last line is for a loop at the rate of the policy's actions.
+robot = Chunks(Client('ws://gpu-machine:8000', api_key='...'))
+arm.move(robot.act(observation))  # in a loop, at the rate of the policy's actions
 """
 
 import concurrent.futures
@@ -32,12 +31,12 @@ def read(x):
 
 
 class Client:
-    """Asks for chunks. A connection that breaks is made again, for `patience_s` at most: another
-    episode for the server. `connections` counts them."""
+    """Asks for chunks. A connection that breaks is made again, for `patience_s` at most: to the
+    server another episode. `connections` counts them; `ssl` is a context for wss://."""
 
-    def __init__(self, uri, api_key='', patience_s=60.0):
-        key = {'additional_headers': {'Authorization': f'Api-Key {api_key}'}} if api_key else {}
-        self._connect = lambda: connect(uri, compression=None, **key).__enter__()  # websockets 17
+    def __init__(self, uri, api_key='', patience_s=60.0, ssl=None):
+        key = {'Authorization': f'Api-Key {api_key}'} if api_key else None
+        self._connect = lambda: connect(uri, compression=None, additional_headers=key, ssl=ssl)
         self._patience_s, self._socket, self.connections = patience_s, None, 0
         self.metadata = msgpack.unpackb(self._try(None), object_hook=read)
 
@@ -49,33 +48,32 @@ class Client:
         return msgpack.unpackb(answer, object_hook=read)
 
     def _try(self, message):
-        end, pause = time.monotonic() + self._patience_s, 0.1
+        end = time.monotonic() + self._patience_s
         while True:
             try:
                 if self._socket is None:
-                    self._socket, self.connections = self._connect(), self.connections + 1
-                    hello = self._socket.recv()
+                    socket = self._connect().__enter__()  # whatever websockets' `connect` returns
+                    hello, self._socket = socket.recv(10), socket
+                    self.connections += 1
                 if message is not None:
                     self._socket.send(message)
                 return hello if message is None else self._socket.recv()
             except (ConnectionClosed, OSError, InvalidStatus) as error:
                 self._socket, answer = None, getattr(error, 'response', None)
-                if getattr(answer, 'status_code', 503) != 503 or time.monotonic() + pause > end:
+                if getattr(answer, 'status_code', 503) != 503 or time.monotonic() > end:
                     raise
-                time.sleep(pause)
-                pause = min(2 * pause, 5.0)
+                time.sleep(0.2)
 
 
 class Chunks:
-    """One action a step. Of each chunk `steps` are carried out, and the next one is asked for so
-    early that it comes meanwhile, going on from what is left; with `wait`, the robot waits for it.
-    """
+    """One action a step. Of each chunk `steps` are carried out; the next is asked for so early that
+    it comes meanwhile, and goes on from what is left. With `wait` the robot stands still for it."""
 
     def __init__(self, client, steps=None, wait=False):
         self.client, self._wait = client, wait
         self.steps = steps or client.metadata['action_steps']
-        self.delay = 0 if wait else 1  # steps that were carried out while a chunk was computed
-        self._chunk, self._at, self._since, self._asked = (), 0, 0, None
+        self._late = [0 if wait else 1]  # steps that were carried out while a chunk was computed
+        self._chunk, self._at, self._asked = (), 0, None
         self._pool = concurrent.futures.ThreadPoolExecutor(1)
 
     def reset(self):
@@ -85,15 +83,17 @@ class Chunks:
 
     def act(self, observation):
         """The action to be carried out now."""
-        if self._asked is None and self._at >= min(self.steps, len(self._chunk)) - self.delay:
-            goes_on = self.client.metadata.get('chunking') and self._at < len(self._chunk)
-            left = {'left_over': self._chunk[self._at :], 'delay': self.delay} if goes_on else {}
-            asked = self._pool.submit(self.client.infer, observation, **left)
-            self._asked, self._since = asked, self._at
-        if self._asked and (self._wait or self._at >= len(self._chunk) or self._asked.done()):
+        delay, left = max(self._late), len(self._chunk) - self._at
+        if self._asked is None and self._at >= min(self.steps, len(self._chunk)) - delay:
+            most = 0 if self._wait or left <= 0 else self.client.metadata.get('max_delay', 0)
+            rest = {'prefix': self._chunk[self._at :], 'delay': min(delay, most, left)}
+            self._asked = self._pool.submit(self.client.infer, observation, **rest if most else {})
+            self._since = self._at
+        if self._asked and (self._wait or left <= 0 or self._asked.done()):
             asked, self._asked, late = self._asked, None, self._at - self._since
-            self._chunk = asked.result()['actions']
-            self.delay = self.delay if self._wait else max(late, 1)
+            answer = asked.result()
+            self._chunk = answer.get('motor_commands', answer['actions'])
+            self._late = [*self._late[-9:], late] if late else self._late
             self._at = min(late, len(self._chunk) - 1)
         self._at += 1
         return self._chunk[self._at - 1]

@@ -5,16 +5,19 @@ import pathlib
 import sys
 import threading
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from clients import sigma_client
+from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.serving.openpi import wire
 from sigma_jax.policies.serving.openpi.server import OpenpiSettings
 from tests.policies.acting import Held, ManyRobots, observation
 from tests.policies.serving.openpi.served import serving
 
+pytestmark = pytest.mark.usefixtures('in_time')
 FILE = pathlib.Path(__file__).parents[1] / 'clients' / 'sigma_client.py'
 
 
@@ -27,6 +30,23 @@ def policy(small_run):
 def server(policy):
     with serving(policy) as found:
         yield found
+
+
+class GoesOn(ActingPolicy):
+    """Keeps what is committed and samples the rest as ever; `asked` has prefix and delay."""
+
+    how: ClassVar = {'mode': 'guided'}
+
+    def metadata(self):
+        return super().metadata() | {'chunking': self.how}
+
+    def infer_batch(self, observations, states, *, prefix=(None,), delay=(0,)):
+        answers, after = super().infer_batch(observations, states)
+        self.__dict__.setdefault('asked', []).append((prefix[0], delay[0]))
+        for answer, left, n in zip(answers, prefix, delay, strict=True):
+            answer['actions'] = np.array(answer['actions'])
+            answer['actions'][:n] = 0 if left is None else left[:n]
+        return answers, after
 
 
 def connect(server, **settings):
@@ -92,7 +112,8 @@ def test_without_waiting_a_chunk_goes_on_where_the_one_before_is(policy, server)
     held.let_go()
     settle(robot)
     after = [robot.act(observation()) for _ in range(2)]
-    assert np.array_equal(after[0], chunks[1][3]) and robot.delay == 3
+    assert np.array_equal(after[0], chunks[1][3])
+    assert max(robot._late) == 3  # the next one is asked for three steps early
     assert np.array_equal(after[1], chunks[1][4])
     settle(robot)
 
@@ -114,18 +135,54 @@ def test_a_chunk_that_comes_too_late_is_waited_for(policy, server):
     assert np.array_equal(got, np.concatenate([chunks[0], chunks[1][1:2]]))
 
 
-def test_what_is_left_over_is_sent_to_a_server_that_goes_on_from_it(server):
-    """Where the metadata say so; this server would refuse it."""
-    client, asked = connect(server), []
-    infer = client.infer
-    client.metadata['chunking'] = 'guided'
-    client.infer = lambda seen, **left: asked.append(left) or infer(seen)
-    robot = sigma_client.Chunks(client, steps=5)
-    got = [robot.act(observation()) for _ in range(5)]
-    settle(robot)
-    assert asked[0] == {} and asked[1]['delay'] == 1
-    rest = infer(observation(), reset=True, episode=0)['actions'][4:]
-    assert np.array_equal(asked[1]['left_over'], rest) and np.array_equal(got[4], rest[0])
+def test_a_chunk_goes_on_from_what_is_left_of_the_one_before(policy):
+    """The steps that are carried out meanwhile are committed: the arm notices no seam."""
+    goes_on = GoesOn(policy.actor)
+    with serving(goes_on) as server:
+        robot = sigma_client.Chunks(connect(server), steps=5)
+        got = [robot.act(observation()) for _ in range(4)]
+        held = Held(server.batcher)
+        got += [robot.act(observation()) for _ in range(3)]  # asks at the fifth, for a delay of 1
+        held.let_go()
+        settle(robot)
+        got.append(robot.act(observation()))  # the third action of the second chunk
+        settle(robot)
+        (first, second), wait = goes_on.asked[:2], sigma_client.Chunks(robot.client, wait=True)
+        chunks = wanted(policy, 2)
+        assert first == (None, 0) and second[1] == 1
+        assert np.array_equal(second[0], chunks[0][4:])
+        assert np.array_equal(got, [*chunks[0][:7], chunks[1][3]])
+        robot.act(observation())  # asks at once: it takes three steps
+        settle(robot)
+        assert goes_on.asked[2][1] == 3
+        wait.reset()
+        wait.act(observation())
+        assert goes_on.asked[-1] == (None, 0)  # one that waits begins anew
+
+
+def test_no_more_is_committed_than_the_policy_has_learned(policy):
+    goes_on = GoesOn(policy.actor)
+    goes_on.how = {'mode': 'trained'}
+    with serving(goes_on) as server:
+        assert connect(server).metadata['max_delay'] == 0  # it has not learned to go on
+        robot = sigma_client.Chunks(connect(server), steps=2)
+        robot.client.metadata['max_delay'] = 2
+        robot._late = [7]
+        robot.client.infer = lambda seen, **rest: asked.append(rest) or {'actions': np.ones((9, 6))}
+        asked = []
+        robot.act(observation())
+        robot.act(observation())
+        settle(robot)
+        assert asked[1]['delay'] == 2 and len(asked[1]['prefix']) == 8
+
+
+def test_motor_commands_are_what_is_carried_out(policy, server):
+    robot = sigma_client.Chunks(connect(server), steps=2, wait=True)
+    robot.client.infer = lambda seen: {
+        'actions': np.ones((4, 6)),
+        'motor_commands': np.zeros((4, 6)),
+    }
+    assert np.array_equal(robot.act(observation()), np.zeros(6))
 
 
 def test_an_error_comes_out_of_act_and_the_next_call_asks_again(server):

@@ -14,13 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
 from sigma_jax.errors import UserError
 from sigma_jax.policies.protocol import Policy, PolicyState
 
 Answer = tuple[Mapping[str, Any], PolicyState]
+NO_WISHES: Mapping[str, Any] = {}
+USUAL = {'delay': 0}  # what stands for a robot that wishes nothing, where it is not None
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +49,7 @@ class _Request:
 
     observation: Mapping[str, Any]
     state: PolicyState
-    noise: Float[np.ndarray, 't d'] | None
+    wishes: Mapping[str, Any]
     answer: Future[Answer] = dataclasses.field(default_factory=Future)
     came: float = dataclasses.field(default_factory=time.perf_counter)
 
@@ -127,15 +126,14 @@ class Batcher:
         self,
         observation: Mapping[str, Any],
         state: PolicyState,
-        *,
-        noise: Float[np.ndarray, 't d'] | None = None,
+        wishes: Mapping[str, Any] = NO_WISHES,
     ) -> Future[Answer]:
         """Asks for a chunk; returns at once.
 
         Args:
           observation: as for `policies.protocol.Policy.infer`.
           state: of the robot.
-          noise: as for `policies.protocol.Policy.infer`.
+          wishes: what else `infer` takes, by name, such as `noise`.
 
         Returns:
           What will be (the answer, the state after it), or what was wrong: a UserError where the
@@ -144,20 +142,20 @@ class Batcher:
         Raises:
           UserError: the batcher is closed.
         """
-        return self._put(_Request(observation, state, noise))
+        return self._put(_Request(observation, state, wishes))
 
     async def infer(
         self,
         observation: Mapping[str, Any],
         state: PolicyState,
-        noise: Float[np.ndarray, 't d'] | None = None,
+        wishes: Mapping[str, Any] = NO_WISHES,
     ) -> Answer:
         """A chunk for one robot; the event loop goes on meanwhile.
 
         Args:
           observation: as for `submit`.
           state: of the robot.
-          noise: as for `submit`.
+          wishes: as for `submit`.
 
         Returns:
           The answer, and the state after it.
@@ -165,13 +163,13 @@ class Batcher:
         Raises:
           UserError: the observation is wrong, or the batcher is closed.
         """
-        return await asyncio.wrap_future(self.submit(observation, state, noise=noise))
+        return await asyncio.wrap_future(self.submit(observation, state, wishes))
 
     def infer_sync(
         self,
         observation: Mapping[str, Any],
         state: PolicyState,
-        noise: Float[np.ndarray, 't d'] | None = None,
+        wishes: Mapping[str, Any] = NO_WISHES,
         timeout: float | None = None,
     ) -> Answer:
         """The same for a thread, which waits.
@@ -179,7 +177,7 @@ class Batcher:
         Args:
           observation: as for `submit`.
           state: of the robot.
-          noise: as for `submit`.
+          wishes: as for `submit`.
           timeout: longest wait, seconds; None: as long as it takes.
 
         Returns:
@@ -189,7 +187,7 @@ class Batcher:
           UserError: the observation is wrong, or the batcher is closed.
           TimeoutError: no answer came in time; the request is taken back if it still waits.
         """
-        answer = self.submit(observation, state, noise=noise)
+        answer = self.submit(observation, state, wishes)
         try:
             return answer.result(timeout)
         finally:
@@ -284,10 +282,12 @@ class Batcher:
     def _infer(self, batch: Sequence[_Request]) -> list[Answer]:
         size = next(size for size in self.sizes if size >= len(batch))
         padded = [*batch, *[batch[-1]] * (size - len(batch))]
-        noise = [one.noise for one in padded]
-        given = None if all(one is None for one in noise) else noise
+        names = sorted({name for one in batch for name in one.wishes})
+        wishes: dict[str, Any] = {
+            name: [one.wishes.get(name, USUAL.get(name)) for one in padded] for name in names
+        }
         answers, states = self.policy.infer_batch(
-            [one.observation for one in padded], [one.state for one in padded], noise=given
+            [one.observation for one in padded], [one.state for one in padded], **wishes
         )
         return list(zip(answers, states, strict=True))[: len(batch)]
 

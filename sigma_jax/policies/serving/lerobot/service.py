@@ -103,7 +103,7 @@ class LerobotServer:
             gone_s=10 * settings.wait_s,
             joints=settings.joints,
             rate=settings.rate,
-            record=recorder and recorder.episode,
+            record=None if recorder is None else recorder.episode,
         )
         self._metrics.gauge(
             'lerobot_clients', 'LeRobot clients', lambda: len(self._sessions.by_peer)

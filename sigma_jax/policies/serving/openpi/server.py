@@ -25,7 +25,7 @@ from sigma_jax.policies.serving.batching import Batcher
 from sigma_jax.policies.serving.limits import Rate, check_key, is_key, tls_context
 from sigma_jax.policies.serving.metrics import CONTENT_TYPE, Metrics
 from sigma_jax.policies.serving.openpi.keys import PRESETS, KeyMap, names
-from sigma_jax.policies.serving.openpi.session import Session
+from sigma_jax.policies.serving.openpi.session import Session, most_delay
 from sigma_jax.policies.serving.openpi.wire import Bounds, pack, unpack
 from sigma_jax.policies.serving.recording import Recorder
 
@@ -110,9 +110,9 @@ class OpenpiServer:
         self._metrics, self._recorder = metrics or Metrics(), recorder
         self._clients: set[_Client] = set()
         self._metrics.gauge('clients', 'connections', lambda: len(self._clients))
-        self._hello = pack(
-            {**batcher.policy.metadata(), 'observation_keys': list(names(settings.keys))}
-        )
+        told = batcher.policy.metadata()
+        keys = list(names(settings.keys))
+        self._hello = pack({**told, 'observation_keys': keys, 'max_delay': most_delay(told)})
         self._server: Server | None = None
         self._stopping = False
 
@@ -204,7 +204,7 @@ class OpenpiServer:
             self._batcher,
             settings.keys,
             default_task=settings.default_task,
-            record=self._recorder and self._recorder.episode(),
+            record=None if self._recorder is None else self._recorder.episode(),
         )
         client = _Client(socket, session, Rate(settings.rate), asyncio.current_task())
         self._clients.add(client)

@@ -5,6 +5,9 @@ A request is an observation, and beside it or alone:
     reset   true: the next episode begins; `episode` may say its number
     seed    the noise of this chunk: two requests with one seed begin at the same
     noise   where the flow begins, an array [t d], normalised
+    prefix  what is left of the chunk before, an array [t2 a] as it was given; the new one goes on
+            from it
+    delay   steps of it that will have been carried out when the new one comes
 """
 
 import dataclasses
@@ -22,6 +25,8 @@ from sigma_jax.policies.serving.openpi.keys import KeyMap, flatten, translate
 from sigma_jax.policies.serving.recording import Episode
 
 RESET, EPISODE, SEED, NOISE = 'reset', 'episode', 'seed', 'noise'
+PREFIX, DELAY = 'prefix', 'delay'
+WISHES = RESET, EPISODE, SEED, NOISE, PREFIX, DELAY
 LARGEST = 2**31  # of an episode's number and a seed
 
 
@@ -68,7 +73,7 @@ class Session:
                 f'expected an observation as a map, got {type(message).__name__}; send its parts '
                 'by name'
             )
-        wishes = {key: message[key] for key in (RESET, EPISODE, SEED, NOISE) if key in message}
+        wishes = {key: message[key] for key in WISHES if key in message}
         seen = {key: x for key, x in message.items() if key not in wishes}
         state, alone = self._begin(wishes), not seen and wishes.get(RESET) is True
         if alone:
@@ -89,11 +94,22 @@ class Session:
         self, observation: Mapping[str, Any], state: PolicyState, wishes: Mapping[str, Any]
     ) -> Answer:
         """The answer, and the state after it in the client's own episode."""
-        noise = _noise(wishes.get(NOISE))
+        asked: dict[str, Any] = {
+            name: _rows(name, wishes[name]) for name in (NOISE, PREFIX) if name in wishes
+        }
+        if (PREFIX in wishes) != (DELAY in wishes):
+            raise UserError(f'expected {PREFIX} and {DELAY} together, got one alone; send both')
+        if PREFIX in wishes:
+            asked[DELAY] = _number(DELAY, wishes[DELAY])
+            if not most_delay(self._batcher.policy.metadata()):
+                raise UserError(
+                    f'expected no {PREFIX}, since this policy does not go on from a chunk, got '
+                    'one; start the server with --chunking=guided'
+                )
         if SEED not in wishes:
-            return await self._batcher.infer(observation, state, noise)
+            return await self._batcher.infer(observation, state, asked)
         drawn = dataclasses.replace(state, episode=_number(SEED, wishes[SEED]), frame=0)
-        found, after = await self._batcher.infer(observation, drawn, noise)
+        found, after = await self._batcher.infer(observation, drawn, asked)
         return found, dataclasses.replace(after, episode=state.episode, frame=state.frame + 1)
 
     def close(self) -> None:
@@ -117,6 +133,22 @@ class Session:
         following = self.state.episode + bool(self.state.frame)
         episode = wishes.get(EPISODE, following)
         return self._batcher.policy.initial_state(_number(EPISODE, episode))
+
+
+def most_delay(metadata: Mapping[str, Any]) -> int:
+    """How many steps of a chunk the next one may go on from.
+
+    Args:
+      metadata: of the policy.
+
+    Returns:
+      0: it does not go on at all.
+    """
+    how = metadata.get('chunking')
+    if how is None or how['mode'] == 'none':
+        return 0
+    learned = metadata['processor'].get('max_delay', 0)
+    return learned if how['mode'] == 'trained' else metadata['horizon']
 
 
 def as_message(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,14 +179,12 @@ def _plain(value: Any, steps: int) -> Any:
     return array if array.ndim and len(array) == steps else array.tolist()
 
 
-def _noise(value: Any) -> Float[np.ndarray, 't d'] | None:
-    if value is None:
-        return None
+def _rows(name: str, value: Any) -> Float[np.ndarray, 't d']:
     right = isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind == 'f'
     with np.errstate(over='ignore'):  # what is too large becomes infinite, and is refused
         given = value.astype(np.float32) if right else None
     if given is None or not np.isfinite(given).all():
-        raise UserError(f'expected {NOISE} as finite floats [t d], got others; send an array')
+        raise UserError(f'expected {name} as finite floats [t d], got others; send an array')
     return given
 
 
