@@ -24,6 +24,7 @@ import dataclasses
 import logging
 import os
 import sys
+from typing import Any
 
 from rich.console import Console
 
@@ -45,11 +46,17 @@ def main() -> None:
     show_log()
     reporter = sj.ConsoleReporter(Console(stderr=True), soft_wrap=True)
     reporter.say(f'reading {arguments.policy}')
-    chosen = {'tokenizer': arguments.tokenizer, 'seed': arguments.seed, 'dtype': arguments.dtype}
-    policy = sj.load_policy(arguments.policy, **chosen)
+    policy = load(arguments)
     if not sj.serve(policy, config, reporter=reporter):
         sys.stderr.flush()
         os._exit(1)  # the policy still computes, and would have to end first
+
+
+def load(arguments: argparse.Namespace) -> sj.Policy:
+    """The policy, with its weights on the device."""
+    names = 'base', 'tokenizer', 'seed', 'dtype', 'adapter', 'limited'
+    chosen = {name: getattr(arguments, name) for name in names}
+    return sj.load_policy(arguments.policy, storage=sj.QuantConfig(arguments.storage), **chosen)
 
 
 def show_log() -> None:
@@ -80,6 +87,12 @@ def parse() -> argparse.Namespace:
     add('--tokenizer', default='', help='file, folder or hub id; default: beside the weights')
     add('--seed', type=int, default=0, help='of the noise; default: %(default)s')
     add('--dtype', default='float32', help='of matrix products; default: %(default)s')
+    kinds = 'stored', 'bfloat16'
+    add('--storage', choices=kinds, default='stored', help='of weights; default: %(default)s')
+    add('--base', default='', help="of an export without its base: that base's folder")
+    off: Any = {'action': 'store_false'}
+    add('--no_adapter', dest='adapter', help="a Sigma's residual in full, unweighed", **off)
+    add('--no_limits', dest='limited', help="a Sigma's commands beyond its limits, too", **off)
 
     def option(name: str, text: str) -> None:
         value = getattr(default, name)
@@ -108,12 +121,7 @@ def parse() -> argparse.Namespace:
         default='~/.cache/sigma_jax',
         help='folder of compiled programs, "" keeps none; default: %(default)s',
     )
-    add(
-        '--no_warm_up',
-        dest='warm_up',
-        action='store_false',
-        help='compile when first asked instead of at the start',
-    )
+    add('--no_warm_up', dest='warm_up', help='compile when first asked, not at the start', **off)
     add('--check', action='store_true', help='only say what memory and time it will take')
     add('--card', default='h100', help='that --check is for; default: %(default)s')
     return parser.parse_args()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sigma_jax.ablations.stacked_trainer import AblationResult
     from sigma_jax.api.conversion import Conversion, Proof, convert_weights, verify
     from sigma_jax.api.evaluation import Evaluation, evaluate
+    from sigma_jax.api.policies import load_policy
     from sigma_jax.api.preparation import (
         Inspection,
         Preparation,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from sigma_jax.errors import UserError
     from sigma_jax.nn.quant import QuantConfig
     from sigma_jax.policies.base_actions import BaselineConfig
-    from sigma_jax.policies.load import Joints, load_policy
+    from sigma_jax.policies.load import Joints
     from sigma_jax.policies.protocol import Policy
     from sigma_jax.sigma import losses
     from sigma_jax.training.config import RunConfig
@@ -81,7 +82,7 @@ _HOMES = {
     'forecast': 'api.training',
     'forecast_serving': 'api.serving_forecast',
     'inspect_shards': 'api.preparation',
-    'load_policy': 'policies.load',
+    'load_policy': 'api.policies',
     'open_dataset': 'api.preparation',
     'open_shards': 'data.shards.directory',
     'prepare_data': 'api.preparation',
