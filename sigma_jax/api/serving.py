@@ -94,7 +94,7 @@ def serve(
       UserError: a setting that makes no sense, an address that cannot be had, or a key that is
         needed and absent.
     """
-    enable_compilation_cache(config.compilation_cache)
+    enable_compilation_cache(config.compilation_cache, least_s=0.0)
     metrics, keys = Metrics(), parse_keys(config.keys, policy.spec)
     settings = openpi_settings(config, keys)
     recorder = Recorder(config.record, policy.spec, config.record_fps) if config.record else None

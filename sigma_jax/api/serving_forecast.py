@@ -152,7 +152,7 @@ def _prompt(base: Base) -> int:
 
 def _scaling(base: Base) -> ActionScaling:
     """By shapes, of a robot as wide as the model."""
-    x = jax.ShapeDtypeStruct((base.config.action_dim,), jnp.float32)
+    x: Any = jax.ShapeDtypeStruct((base.config.action_dim,), jnp.float32)
     return ActionScaling(*[x] * len(dataclasses.fields(ActionScaling)))
 
 
