@@ -65,7 +65,8 @@ def serving(arguments: argparse.Namespace) -> Iterator[tuple[Running, list[float
     """A server, and the times of `/healthz` while its programs were compiled."""
     process = subprocess.Popen(command(arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     lines: list[str] = []
-    told = threading.Thread(target=lambda: lines.extend(iter(process.stderr.readline, '')))
+    stderr: Any = process.stderr
+    told = threading.Thread(target=lambda: lines.extend(iter(stderr.readline, '')), daemon=True)
     told.start()
     try:
         port = int(wait_for(lines, r'serving at ws://127.0.0.1:(\d+)', process))

@@ -93,10 +93,11 @@ def coming_and_going(load: Load, number: int, end: float) -> Soaked:
             _one(client, seen, rng, found, known)
         if client.connections > 1:
             found.wrong.append(f'a connection broke {client.connections - 1} times')
+        socket: Any = client._socket
         if rng.random() < 0.5:
-            client._socket.close()
+            socket.close()
         else:
-            client._socket.socket.close()  # as a robot that lost its power
+            socket.socket.close()  # as a robot that lost its power
     return found
 
 

@@ -43,7 +43,7 @@ def environment(folder: pathlib.Path) -> str:
     python = folder / 'bin' / 'python'
     if not python.exists():
         subprocess.run([sys.executable, '-m', 'venv', folder], check=True)
-    install = [python, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
+    install = [str(python), '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check']
     subprocess.run([*install, *NEEDS], check=True)
     return str(python)
 
@@ -67,10 +67,14 @@ def server(arguments: argparse.Namespace, port: int) -> Iterator[subprocess.Pope
     keys = f'libero,observation/image={CAMERAS[0]},observation/wrist_image={CAMERAS[1]}'
     command = [sys.executable, 'serve.py', f'--policy={arguments.policy}', f'--port={port}']
     command += [f'--tokenizer={arguments.tokenizer}', f'--keys={keys}', '--max_batch=4']
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    log = pathlib.Path(arguments.folder) / 'server.log'
+    with log.open('w') as told:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=told)
     try:
         while process.poll() is None and not healthy(port):
             time.sleep(0.2)
+        if process.poll() is not None:
+            raise SystemExit(log.read_text()[-2000:])
         yield process
         process.send_signal(signal.SIGTERM)
         check('the server ends with status 0', process.wait(60) == 0)
