@@ -47,9 +47,9 @@ def main() -> None:
     reporter = sj.ConsoleReporter(Console(stderr=True), soft_wrap=True)
     reporter.say(f'reading {arguments.policy}')
     policy = load(arguments)
-    if not sj.serve(policy, config, reporter=reporter):
-        sys.stderr.flush()
-        os._exit(1)  # the policy still computes, and would have to end first
+    answered = sj.serve(policy, config, reporter=reporter)
+    sys.stderr.flush()
+    os._exit(0 if answered else 1)  # where the policy still compiles, Python would wait for it
 
 
 def load(arguments: argparse.Namespace) -> sj.Policy:

@@ -113,7 +113,7 @@ def test_a_signal_while_it_compiles_ends_it_in_time(small_run):
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
-        assert time.monotonic() - began < 20 and process.returncode in (0, 1)
+        assert time.monotonic() - began < 20 and process.returncode == 0  # nobody had asked
 
 
 # --- will it fit?

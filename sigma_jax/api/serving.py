@@ -88,7 +88,7 @@ def serve(
       reporter: receives the address, and the programs that are compiled.
 
     Returns:
-      Whether everything that was asked was answered. If not, the policy may still compute.
+      Whether everything that was asked was answered. The policy may still compute, or compile.
 
     Raises:
       UserError: a setting that makes no sense, an address that cannot be had, or a key that is
@@ -97,9 +97,9 @@ def serve(
     enable_compilation_cache(config.compilation_cache, least_s=0.0)
     metrics, keys = Metrics(), parse_keys(config.keys, policy.spec)
     settings = openpi_settings(config, keys)
-    recorder = Recorder(config.record, policy.spec, config.record_fps) if config.record else None
     most = config.max_batch or (1 if xla.alone() else MAX_BATCH)
     batcher = Batcher(policy, most, config.max_wait_ms / 1e3, on_batch=metrics.batch)
+    recorder = Recorder(config.record, policy.spec, config.record_fps) if config.record else None
     metrics.gauge('waiting', 'requests that wait for their batch', lambda: batcher.waiting)
     servers: list[Server] = [OpenpiServer(batcher, settings, metrics, recorder)]
     if config.lerobot_port >= 0:

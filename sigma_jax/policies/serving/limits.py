@@ -92,7 +92,8 @@ def is_key(sent: str | None, key: str) -> bool:
       Whether it may.
     """
     expected = f'{SCHEME}{key}'.encode()
-    return not key or hmac.compare_digest((sent or '').encode(), expected)
+    given = (sent or '').encode(errors='surrogateescape')  # websockets' way with other bytes
+    return not key or hmac.compare_digest(given, expected)
 
 
 def tls_context(certificate: str, private_key: str) -> ssl.SSLContext | None:
@@ -100,7 +101,7 @@ def tls_context(certificate: str, private_key: str) -> ssl.SSLContext | None:
 
     Args:
       certificate: file of the chain, PEM; '': no TLS.
-      private_key: its file, PEM.
+      private_key: its file, PEM; '': it is in `certificate`, too.
 
     Returns:
       The context; None without TLS.

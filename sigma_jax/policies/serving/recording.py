@@ -26,7 +26,7 @@ from sigma_jax.policies.protocol import ACTIONS, IMAGES, STATE, TASK, PolicySpec
 from sigma_jax.policies.serving import rrd
 
 VIDEO = VideoSettings(codec='h264', crf=20, preset='veryfast')
-LONGEST = 500  # requests of an episode; then another begins, so that a client fills no memory
+LONGEST, LARGEST = 500, 256 * 2**20  # requests and bytes of an episode; then another begins
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,8 @@ class Recorder:
 
 
 class Episode:
-    """Requests of one client's episode, kept until it ends.
+    """Requests of one client's episode, kept in memory until it ends; it ends of itself before it
+    is too long or too large for that.
 
     Args:
       recorder: that writes them.
@@ -149,6 +150,7 @@ class Episode:
     def __init__(self, recorder: Recorder):
         self._recorder = recorder
         self._rows: list[_Row] = []
+        self._bytes = 0
 
     def add(self, observation: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """Keeps a request.
@@ -157,7 +159,8 @@ class Episode:
           observation: under the policy's names.
           answer: to it.
         """
-        if self._rows and (len(self._rows) >= LONGEST or self._rows[0].task != observation[TASK]):
+        full = len(self._rows) >= LONGEST or self._bytes >= LARGEST
+        if self._rows and (full or self._rows[0].task != observation[TASK]):
             self.end()
         frames = {
             key.removeprefix(IMAGES): _even(np.asarray(frame))
@@ -165,13 +168,14 @@ class Episode:
             if key.startswith(IMAGES)
         }
         state, actions = np.asarray(observation[STATE]), np.asarray(answer[ACTIONS])
+        self._bytes += sum(frame.nbytes for frame in frames.values())
         self._rows.append(_Row(frames, state, observation[TASK], actions, time.time()))
 
     def end(self) -> None:
         """What was kept is an episode; the next request begins another."""
         if self._rows:
             self._recorder.keep(self._rows)
-        self._rows = []
+        self._rows, self._bytes = [], 0
 
 
 def _even(frame: np.ndarray) -> np.ndarray:

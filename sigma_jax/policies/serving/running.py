@@ -58,7 +58,7 @@ async def run(
     """Serves until SIGTERM or SIGINT.
 
     Args:
-      batcher: closed at the end.
+      batcher: closed at the end; what it still compiles then is not waited for beyond `grace_s`.
       servers: that ask it.
       grace_s: longest wait for answers at the end, seconds.
       on_start: is told the ports, once all listen.
@@ -88,11 +88,19 @@ async def run(
             if beside is not None:
                 beside.cancel()
             began = time.monotonic()
-            for end in await asyncio.gather(*(server.stop(grace_s) for server in started)):
-                answered &= end is not False
+            stops = [_stopped(server, grace_s) for server in started]
+            answered = all(await asyncio.gather(*stops))
             left = max(grace_s - (time.monotonic() - began), 0.1)
-            closed = await asyncio.to_thread(batcher.close, left)
-    return answered and closed
+            await asyncio.to_thread(batcher.close, left)
+    return answered
+
+
+async def _stopped(server: Server, grace_s: float) -> bool:
+    try:
+        return await server.stop(grace_s) is not False
+    except Exception:
+        log.exception('a server did not stop')
+        return False
 
 
 async def _logged(work: Callable[[], Any]) -> None:

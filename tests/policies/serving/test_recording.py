@@ -84,6 +84,16 @@ def test_an_episode_ends_with_its_instruction_and_when_it_grows_long(tmp_path, m
     assert lengths == [(2, 'lift the brick'), (3, 'push'), (1, 'push')]
 
 
+def test_an_episode_ends_before_its_pictures_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, 'LARGEST', 3 * 2 * 64 * 64 * 3)
+    recorder = Recorder(tmp_path / 'set', SPEC)
+    keep(recorder, episode := recorder.episode(), range(5))
+    episode.end()
+    recorder.close()
+    found = open_source(tmp_path / 'set')
+    assert [len(found.read_episode(n)) for n in range(2)] == [3, 2]
+
+
 def test_an_episode_that_does_not_fit_is_left_out_and_told(tmp_path, caplog):
     recorder = Recorder(tmp_path / 'set', SPEC)
     good, bad = recorder.episode(), recorder.episode()

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -62,13 +63,26 @@ def test_what_was_not_answered_is_told(policy):
     assert asyncio.run(work) is False
 
 
-def test_a_policy_that_is_still_busy_is_told(policy):
+def test_a_program_that_is_compiled_is_not_waited_for(policy):
+    """Nobody has asked for it: all is answered."""
     batcher, go = Batcher(policy), threading.Event()
     batcher.call(lambda: go.wait(30))
-    start = signalled(signal.SIGTERM)
-    assert asyncio.run(running.run(batcher, [], grace_s=0.2, on_start=start)) is False
+    start, began = signalled(signal.SIGTERM), time.monotonic()
+    assert asyncio.run(running.run(batcher, [], grace_s=0.2, on_start=start)) is True
+    assert time.monotonic() - began < 5
     go.set()
     assert batcher.close(30)
+
+
+def test_a_server_that_fails_to_stop_holds_up_no_other(policy, caplog):
+    class Fails(Listener):
+        async def stop(self, grace_s):
+            raise OSError('broken')
+
+    batcher, other, start = Batcher(policy), Listener(), signalled(signal.SIGTERM)
+    assert asyncio.run(running.run(batcher, [Fails(), other], on_start=start)) is False
+    assert other.told == ['start', 'stop 10.0'] and 'a server did not stop' in caplog.text
+    assert batcher.close(10)
 
 
 def test_where_one_cannot_listen_the_others_are_stopped(policy):

@@ -168,7 +168,8 @@ class LerobotServer:
         settings = self._settings
         if not settings.certificate:
             return self._server.add_insecure_port(address)
-        files = map(pathlib.Path, (settings.private_key, settings.certificate))
+        names = settings.private_key or settings.certificate, settings.certificate
+        files = map(pathlib.Path, names)
         pair = tuple(file.read_bytes() for file in files)
         return self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
 
@@ -240,8 +241,10 @@ class LerobotServer:
         return wire.EMPTY
 
     async def _see(self, peer: str, request: AsyncIterator[bytes]) -> bytes:
-        self._sessions.find(peer).rate.take()
-        data = await self._whole(request)
+        session = self._sessions.find(peer)
+        session.rate.take()
+        async with session.coming:
+            data = await self._whole(request)
         seen = await asyncio.to_thread(messages.read_seen, data)
         setup = self._sessions.setup_of(peer, seen)
         setup.observation(seen)  # what is wrong is reported now, and not with the actions

@@ -57,7 +57,8 @@ class Session:
     ):
         self.state, self.setup, self.rate = state, setup, Rate(rate)
         self.record = record
-        self.turn = asyncio.Lock()  # one answer at a time
+        # one observation at a time, so that a client fills no more memory; and one answer
+        self.coming, self.turn = asyncio.Lock(), asyncio.Lock()
         self.last_call = time.monotonic()
         self._moved = moved
         self._came = asyncio.Event()
