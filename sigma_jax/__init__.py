@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sigma_jax.ablations.stacked_trainer import AblationResult
     from sigma_jax.api.conversion import Conversion, Proof, convert_weights, verify
     from sigma_jax.api.evaluation import Evaluation, evaluate
+    from sigma_jax.api.policies import load_policy
     from sigma_jax.api.preparation import (
         Inspection,
         Preparation,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
         open_dataset,
         prepare_data,
     )
+    from sigma_jax.api.serving import ServingConfig, serve
+    from sigma_jax.api.serving_forecast import ServingForecast, forecast_serving
     from sigma_jax.api.training import export, forecast, train, train_ablations
     from sigma_jax.cli.reporter import ConsoleReporter
     from sigma_jax.data.shards.directory import Shards, open_shards
@@ -68,6 +71,8 @@ _HOMES = {
     'Reporter': 'training.progress',
     'RunConfig': 'training.config',
     'RunFolder': 'training.folder',
+    'ServingConfig': 'api.serving',
+    'ServingForecast': 'api.serving_forecast',
     'Shards': 'data.shards.directory',
     'Stopped': 'training.signals',
     'TrainingResult': 'training.trainer',
@@ -77,11 +82,13 @@ _HOMES = {
     'export': 'api.training',
     'export_pt': 'api.preparation',
     'forecast': 'api.training',
+    'forecast_serving': 'api.serving_forecast',
     'inspect_shards': 'api.preparation',
     'load_policy': 'api.policies',
     'open_dataset': 'api.preparation',
     'open_shards': 'data.shards.directory',
     'prepare_data': 'api.preparation',
+    'serve': 'api.serving',
     'train': 'api.training',
     'train_ablations': 'api.training',
     'verify': 'api.conversion',
@@ -112,6 +119,8 @@ __all__ = [
     'Reporter',
     'RunConfig',
     'RunFolder',
+    'ServingConfig',
+    'ServingForecast',
     'Shards',
     'Stopped',
     'TrainingResult',
@@ -122,12 +131,14 @@ __all__ = [
     'export',
     'export_pt',
     'forecast',
+    'forecast_serving',
     'inspect_shards',
     'load_policy',
     'losses',
     'open_dataset',
     'open_shards',
     'prepare_data',
+    'serve',
     'sigma',
     'train',
     'train_ablations',

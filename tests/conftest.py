@@ -68,6 +68,20 @@ def golden_params():
 
 
 @pytest.fixture
+def in_time():
+    """What waits for a server fails after two minutes, wherever it waits."""
+
+    def late(*_):
+        raise TimeoutError('expected an end within two minutes, got none')
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
 def unread(monkeypatch):
     """Whatever runs beside this may read everything but a base's weights."""
     monkeypatch.setattr(

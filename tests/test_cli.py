@@ -1,4 +1,4 @@
-"""The four scripts from outside: bad input ends with one sentence and status 2, `--help` with the
+"""The five scripts from outside: bad input ends with one sentence and status 2, `--help` with the
 settings.
 """
 
@@ -34,6 +34,7 @@ BAD = {
         'expected a checkpoint at nowhere',
         'check the path',
     ),
+    ('serve.py', '--policy=nowhere'): ('expected a checkpoint at nowhere', 'check the path'),
 }
 HELP = ('train.py', '--help')
 

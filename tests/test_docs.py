@@ -12,7 +12,16 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob('docs/**/*.md'), ROOT / 'README.md', ROOT / 'CONTRIBUTING.md'])
-FOLDERS = ['assets', 'benchmarks', 'configs', 'docs', 'examples', 'experiments', 'findings']
+FOLDERS = [
+    'assets',
+    'benchmarks',
+    'clients',
+    'configs',
+    'docs',
+    'examples',
+    'experiments',
+    'findings',
+]
 FOLDERS += ['results', 'sigma_jax', 'tests', 'tools']
 SOURCES = [
     file

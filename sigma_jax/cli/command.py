@@ -1,4 +1,4 @@
-"""What the four scripts share: a command line that explains itself, and user errors as one sentence
+"""What the scripts share: a command line that explains itself, and user errors as one sentence
 with status 2.
 """
 

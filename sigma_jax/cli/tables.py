@@ -11,6 +11,7 @@ from rich.text import Text
 from sigma_jax.ablations.stacked import mean_and_std
 from sigma_jax.ablations.summary import SHOWN
 from sigma_jax.api.conversion import Proof
+from sigma_jax.api.serving_forecast import ServingForecast
 from sigma_jax.convert.parity.verify import COSINE
 from sigma_jax.training.memory_check import GIB, Forecast
 
@@ -64,6 +65,23 @@ def show_forecast(forecast: Forecast, console: Console) -> None:
     for note in forecast.notes:
         console.print(note, highlight=False, soft_wrap=True)
     console.print(forecast.verdict, highlight=False, soft_wrap=True)
+
+
+def show_serving_forecast(forecast: ServingForecast, console: Console) -> None:
+    """What serving takes in GiB, the least time of a batch, what was assumed, and the verdict.
+
+    Args:
+      forecast: what `sj.forecast_serving` gave.
+      console: where it is printed.
+    """
+    table = Table('on the device', 'GiB')
+    for name, size in forecast.parts.items():
+        table.add_row(name, f'{size / GIB:.2f}')
+    table.add_row('all', f'{forecast.total / GIB:.2f}')
+    console.print(table)
+    times = ', '.join(f'{ms:.1f} ms for {batch}' for batch, ms in forecast.least_ms.items())
+    for line in (f'at the least {times} at once', *forecast.notes, forecast.verdict):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_proof(proof: Proof, console: Console) -> None:

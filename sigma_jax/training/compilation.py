@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import jax
 
 
-def enable_compilation_cache(folder: str) -> None:
-    """Keeps on disk what takes more than a second to compile.
+def enable_compilation_cache(folder: str, least_s: float = 1.0) -> None:
+    """Keeps on disk what takes long to compile.
 
     Only the front door calls this, where a config names a folder: the rest leaves no files. A cache
     that the user has set up for JAX (JAX_COMPILATION_CACHE_DIR) stays as it is; one that cannot be
@@ -18,8 +18,11 @@ def enable_compilation_cache(folder: str) -> None:
 
     Args:
       folder: of the cache; '': nothing is kept.
+      least_s: seconds from which on a program is kept.
     """
     if folder and jax.config.values['jax_compilation_cache_dir'] is None:
+        least = 'jax_persistent_cache_min_compile_time_secs'
+        jax.config.update(least, min(least_s, jax.config.values[least]))
         jax.config.update(
             'jax_compilation_cache_dir', str(pathlib.Path(os.path.expandvars(folder)).expanduser())
         )

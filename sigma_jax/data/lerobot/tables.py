@@ -23,12 +23,13 @@ class Recording:
     """What a data set records.
 
     Attributes:
-      joints: names of the entries of state and action.
+      joints: names of the entries of a state, and of an action where `actions` is empty.
       cameras: names; camera `up` becomes the feature `observation.images.up`.
       height: of every image, pixels.
       width: of every image, pixels.
       fps: frames per second.
       robot_type: as LeRobot spells it.
+      actions: names of the entries of an action, where they are not the joints.
     """
 
     joints: tuple[str, ...]
@@ -37,6 +38,7 @@ class Recording:
     width: int
     fps: int = 30
     robot_type: str = 'so101_follower'
+    actions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises UserError for odd image sizes."""
@@ -46,6 +48,11 @@ class Recording:
                 'expected an even image height and width for yuv420p video, got '
                 f'{size}; round them up'
             )
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of the entries of an action."""
+        return self.actions or self.joints
 
     @property
     def image_keys(self) -> tuple[str, ...]:
@@ -83,32 +90,28 @@ def info(recording: Recording, codec: str, episodes: int, frames: int, tasks: in
     }
 
 
-def data_schema(joints: int) -> pa.Schema:
+def data_schema(recording: Recording) -> pa.Schema:
     """Schema of data/*.parquet, with the features as the datasets library expects them.
 
     Args:
-      joints: entries of state and actions.
+      recording: of the data set.
 
     Returns:
       The schema.
     """
-    vector = pa.list_(pa.float32(), joints)
-    fields = [
-        pa.field('action', vector),
-        pa.field('observation.state', vector),
-        pa.field('timestamp', pa.float32()),
-    ]
+    widths = {'action': len(recording.action_names), 'observation.state': len(recording.joints)}
+    fields = [pa.field(name, pa.list_(pa.float32(), width)) for name, width in widths.items()]
+    fields += [pa.field('timestamp', pa.float32())]
     fields += [pa.field(name, pa.int64()) for name in INDEX_COLUMNS]
-    joint_list = {
-        'feature': {'dtype': 'float32', '_type': 'Value'},
-        'length': joints,
-        '_type': 'List',
+    features: dict[str, dict] = {
+        name: {
+            'feature': {'dtype': 'float32', '_type': 'Value'},
+            'length': width,
+            '_type': 'List',
+        }
+        for name, width in widths.items()
     }
-    features = {
-        'action': joint_list,
-        'observation.state': joint_list,
-        'timestamp': {'dtype': 'float32', '_type': 'Value'},
-    }
+    features['timestamp'] = {'dtype': 'float32', '_type': 'Value'}
     features |= {name: {'dtype': 'int64', '_type': 'Value'} for name in INDEX_COLUMNS}
     return pa.schema(fields, metadata={'huggingface': json.dumps({'info': {'features': features}})})
 
@@ -220,7 +223,11 @@ def features(recording: Recording, codec: str) -> dict:
     Returns:
       {key: description}.
     """
-    joints = {'dtype': 'float32', 'shape': [len(recording.joints)], 'names': list(recording.joints)}
+    numbers = {'action': recording.action_names, 'observation.state': recording.joints}
+    features: dict[str, dict] = {
+        key: {'dtype': 'float32', 'shape': [len(names)], 'names': list(names)}
+        for key, names in numbers.items()
+    }
     video = {
         'video.height': recording.height,
         'video.width': recording.width,
@@ -240,9 +247,7 @@ def features(recording: Recording, codec: str) -> dict:
         'names': ['height', 'width', 'channels'],
         'info': video,
     }
-    features: dict[str, dict] = {'action': joints, 'observation.state': joints} | {
-        key: image for key in recording.image_keys
-    }
+    features |= {key: image for key in recording.image_keys}
     features['timestamp'] = {'dtype': 'float32', 'shape': [1], 'names': None}
     return features | {
         name: {'dtype': 'int64', 'shape': [1], 'names': None} for name in INDEX_COLUMNS

@@ -58,7 +58,7 @@ class LeRobotWriter:
         self._histograms = {key: np.zeros((3, 256), dtype=np.int64) for key in recording.image_keys}
         self._sampled = 0
         self._frames = 0
-        self._schema = tables.data_schema(len(recording.joints))
+        self._schema = tables.data_schema(recording)
         self._parquet = pq.ParquetWriter(
             self._path(tables.DATA_PATH),
             self._schema,
@@ -84,7 +84,7 @@ class LeRobotWriter:
 
         Args:
           states: [T, p] joint positions, raw units.
-          actions: [T, p] joint targets, raw units.
+          actions: [T, a] joint targets, raw units.
           images: {camera: uint8 [T, height, width, 3]}.
           task: the instruction.
 
@@ -167,9 +167,12 @@ class LeRobotWriter:
     def _check(
         self, states: np.ndarray, actions: np.ndarray, images: Mapping[str, np.ndarray]
     ) -> None:
-        length, joints = len(states), len(self.recording.joints)
+        length = len(states)
         shapes: dict[str, tuple[np.ndarray, tuple[int, ...]]]
-        shapes = {'states': (states, (length, joints)), 'actions': (actions, (length, joints))}
+        shapes = {
+            'states': (states, (length, len(self.recording.joints))),
+            'actions': (actions, (length, len(self.recording.action_names))),
+        }
         image_shape = (length, self.recording.height, self.recording.width, 3)
         missing = [camera for camera in self.recording.cameras if camera not in images]
         if missing or not length:

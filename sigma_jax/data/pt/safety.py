@@ -8,7 +8,9 @@ and has an error that says what was found.
 import pickletools
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sigma_jax.errors import UserError
 
@@ -45,15 +47,41 @@ def check_pickle(path: Path) -> None:
 
 def _check_opcodes(path: Path, data: bytes) -> None:
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in _LOADS_CODE:
-                raise _refused(path, f'the instruction {opcode.name}')
-            if opcode.name == 'GLOBAL' and not _HARMLESS.fullmatch(str(argument)):
+        for name, argument in walk_pickle(data):
+            if name in _LOADS_CODE:
+                raise _refused(path, f'the instruction {name}')
+            if name == 'GLOBAL' and not _HARMLESS.fullmatch(str(argument)):
                 raise _refused(path, str(argument).replace(' ', '.'))
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        if isinstance(error, UserError):
-            raise
+    except DamagedPickleError as error:
         raise _refused(path, f'a damaged pickle: {error}') from error
+
+
+class DamagedPickleError(Exception):
+    """A pickle that ends too early, or has something else than an instruction in it."""
+
+
+def walk_pickle(data: bytes) -> Iterator[tuple[str, Any]]:
+    """The instructions of a pickle; none is carried out.
+
+    Args:
+      data: the pickle.
+
+    Yields:
+      Name and argument, None where it has none.
+
+    Raises:
+      DamagedPickleError: it is damaged.
+
+    Examples:
+      >>> from sigma_jax.data.pt.safety import walk_pickle
+      >>> [name for name, _ in walk_pickle(b'cos\\nsystem\\n.')]
+      ['GLOBAL', 'STOP']
+    """
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            yield opcode.name, argument
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise DamagedPickleError(str(error)) from error
 
 
 def _refused(path: Path, found: str) -> UserError:

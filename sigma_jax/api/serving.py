@@ -1,0 +1,247 @@
+"""A policy served to robots over a network, until a signal ends it."""
+
+import asyncio
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sigma_jax import xla
+from sigma_jax.errors import UserError
+from sigma_jax.policies.protocol import Policy
+from sigma_jax.policies.serving import running
+from sigma_jax.policies.serving.batching import Batcher
+from sigma_jax.policies.serving.lerobot.service import LerobotServer, LerobotSettings
+from sigma_jax.policies.serving.metrics import Metrics
+from sigma_jax.policies.serving.openpi.keys import ANY, KeyMap, parse_keys
+from sigma_jax.policies.serving.openpi.server import OpenpiServer, OpenpiSettings
+from sigma_jax.policies.serving.openpi.wire import Bounds
+from sigma_jax.policies.serving.recording import Recorder
+from sigma_jax.policies.serving.running import Server
+from sigma_jax.training.compilation import enable_compilation_cache
+from sigma_jax.training.progress import SILENT, Reporter
+
+MIB = 2**20
+MAX_BATCH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class ServingConfig:
+    """How a policy is served.
+
+    Attributes:
+      host: address to listen at; beyond this machine's own a key is required.
+      port: of openpi's protocol.
+      lerobot_port: of LeRobot's; -1: its clients are not served.
+      lerobot_joints: names of the joints as a LeRobot robot has them, by commas, in the policy's
+        order; by them a client is known that was there before the server was started anew.
+      keys: names that clients have for cameras, state and instruction; see
+        `policies.serving.openpi.keys.parse_keys`.
+      default_prompt: the instruction of an observation without one.
+      max_batch: requests computed together, at most; 0: 8, or 1 on a CPU, which takes one row after
+        the other and gains nothing.
+      max_wait_ms: how long a batch waits for as many as came together before.
+      clients: connections, at most.
+      rate: requests a second of a client, at most; 0: no bound.
+      max_message_mib: of a request, MiB.
+      idle_s: after which a client that asks nothing is disconnected.
+      drain_s: longest wait for the last answers after SIGTERM.
+      api_key_file: holds the key that clients must send; '': none.
+      tls_certificate: file of the certificate chain, PEM; '': no TLS.
+      tls_key: its private key's file.
+      record: folder for what comes and goes, as a LeRobot data set; '': nothing is kept.
+      record_fps: frames a second that the data set claims.
+      warm_up: whether programs are compiled at the start, beside the server.
+      compilation_cache: folder of compiled programs; '': none are kept.
+    """
+
+    host: str = '127.0.0.1'
+    port: int = 8000
+    lerobot_port: int = -1
+    lerobot_joints: str = ''
+    keys: str = 'lerobot'
+    default_prompt: str = ''
+    max_batch: int = 0
+    max_wait_ms: float = 2.0
+    clients: int = 64
+    rate: float = 200.0
+    max_message_mib: float = 32.0
+    idle_s: float = 600.0
+    drain_s: float = 10.0
+    api_key_file: str = ''
+    tls_certificate: str = ''
+    tls_key: str = ''
+    record: str = ''
+    record_fps: int = 10
+    warm_up: bool = True
+    compilation_cache: str = ''
+
+
+def serve(
+    policy: Policy, config: ServingConfig = ServingConfig(), *, reporter: Reporter = SILENT
+) -> bool:
+    """Serves a policy until SIGTERM or SIGINT; then answers what is there, and ends.
+
+    Args:
+      policy: that acts, of `load_policy`. Nobody else may call it meanwhile.
+      config: how.
+      reporter: receives the address, and the programs that are compiled.
+
+    Returns:
+      Whether everything that was asked was answered. The policy may still compute, or compile.
+
+    Raises:
+      UserError: a setting that makes no sense, an address that cannot be had, or a key that is
+        needed and absent.
+    """
+    enable_compilation_cache(config.compilation_cache, least_s=0.0)
+    metrics, keys = Metrics(), parse_keys(config.keys, policy.spec)
+    settings = openpi_settings(config, keys)
+    most = config.max_batch or (1 if xla.alone() else MAX_BATCH)
+    batcher = Batcher(policy, most, config.max_wait_ms / 1e3, on_batch=metrics.batch)
+    recorder = Recorder(config.record, policy.spec, config.record_fps) if config.record else None
+    metrics.gauge('waiting', 'requests that wait for their batch', lambda: batcher.waiting)
+    servers: list[Server] = [OpenpiServer(batcher, settings, metrics, recorder)]
+    if config.lerobot_port >= 0:
+        shared = lerobot_settings(config, settings)
+        servers.append(LerobotServer(batcher, shared, metrics, recorder))
+    start = _Start(config, reporter, batcher, running.examples(policy.spec, camera_names(keys)))
+    try:
+        return asyncio.run(
+            running.run(
+                batcher,
+                servers,
+                grace_s=config.drain_s,
+                on_start=start.tell,
+                meanwhile=start.compile_all,
+            )
+        )
+    finally:
+        if recorder is not None and (kept := recorder.close()) is not None:
+            reporter.say(f'recorded to {kept}')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What a user is told while a server starts, and the programs that it compiles."""
+
+    config: ServingConfig
+    reporter: Reporter
+    batcher: Batcher
+    seen: Sequence[Mapping[str, Any]]
+
+    def tell(self, ports: Sequence[int]) -> None:
+        scheme = 'wss' if self.config.tls_certificate else 'ws'
+        self.reporter.say(f'serving at {scheme}://{self.config.host}:{ports[0]}')
+        if len(ports) > 1:
+            self.reporter.say(f'serving LeRobot at {self.config.host}:{ports[1]}')
+
+    async def compile_all(self) -> None:
+        if not self.config.warm_up or not self.seen:
+            why = 'warm_up is off' if self.seen else 'the policy takes any camera, keys name none'
+            self.reporter.say(f'the first request compiles: {why}')
+            return
+        with self.reporter.bars() as bars:
+            bar = bars.add('programs', total=len(self.batcher.sizes) * len(self.seen))
+            await running.warm_up(
+                self.batcher,
+                self.seen,
+                lambda size, done, *_: bar.update(done, note=f'batch of {size}'),
+            )
+        self.reporter.say('ready: every program is compiled')
+
+
+def camera_names(keys: KeyMap) -> list[str]:
+    """Cameras of the policy that clients send.
+
+    Args:
+      keys: the clients' names.
+
+    Returns:
+      In order; none where every name passes as it is.
+    """
+    return [pair[1] for pair in keys.cameras if pair != ANY]
+
+
+def openpi_settings(config: ServingConfig, keys: KeyMap) -> OpenpiSettings:
+    """What of a config concerns openpi's clients.
+
+    Args:
+      config: how a policy is served.
+      keys: that `config.keys` stands for.
+
+    Returns:
+      Settings of the server.
+
+    Raises:
+      UserError: a key's file that is not there or empty, or a bound that makes no sense.
+    """
+    least = min(config.clients, config.max_message_mib, config.idle_s, config.drain_s)
+    if least <= 0 or config.rate < 0:
+        raise UserError(
+            'expected clients, max_message_mib, idle_s and drain_s above 0 and a rate of 0 or '
+            f'more, got {config.clients}, {config.max_message_mib:g}, {config.idle_s:g}, '
+            f'{config.drain_s:g} and {config.rate:g}; 0 stands for no bound on the rate alone'
+        )
+    return OpenpiSettings(
+        host=config.host,
+        port=config.port,
+        keys=keys,
+        default_task=config.default_prompt,
+        key=read_key(config.api_key_file),
+        certificate=config.tls_certificate,
+        private_key=config.tls_key,
+        bounds=Bounds(bytes=int(config.max_message_mib * MIB)),
+        clients=config.clients,
+        rate=config.rate,
+        idle_s=config.idle_s,
+    )
+
+
+def lerobot_settings(config: ServingConfig, shared: OpenpiSettings) -> LerobotSettings:
+    """What of a config concerns LeRobot's clients.
+
+    Args:
+      config: how a policy is served.
+      shared: what they have in common with openpi's, checked.
+
+    Returns:
+      Settings of the server.
+    """
+    names = (name.strip() for name in config.lerobot_joints.split(','))
+    return LerobotSettings(
+        host=shared.host,
+        port=config.lerobot_port,
+        key=shared.key,
+        certificate=shared.certificate,
+        private_key=shared.private_key,
+        limit=shared.bounds.bytes,
+        clients=shared.clients,
+        rate=shared.rate,
+        idle_s=shared.idle_s,
+        joints=tuple(name for name in names if name),
+    )
+
+
+def read_key(file: str) -> str:
+    """The key in a file.
+
+    Args:
+      file: its first line is the key; '': there is none.
+
+    Returns:
+      The key, without blanks around it.
+
+    Raises:
+      UserError: the file is not there, or holds none.
+    """
+    if not file:
+        return ''
+    path = pathlib.Path(file)
+    key = path.read_text().strip() if path.is_file() else ''
+    if not key or not key.isascii() or len(key.split()) != 1:
+        raise UserError(
+            f'expected a key, one word in ASCII, in {file}, got {"none" if not key else "others"}; '
+            'write one there: python -c "import secrets; print(secrets.token_urlsafe())"'
+        )
+    return key
