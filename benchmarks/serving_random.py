@@ -15,7 +15,7 @@ import sigma_jax as sj
 from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies.acting import ActingPolicy
-from sigma_jax.policies.load import Joints
+from sigma_jax.policies.load import PROMPT_LENGTHS, Joints
 from sigma_jax.policies.sampled_policy import BaseActor, make_sampler, stored_weights
 from sigma_jax.processing.normalize import Statistics
 from sigma_jax.processing.processor import of_policy
@@ -36,7 +36,9 @@ def random_policy(tokenizer: str, cameras: tuple[str, ...]) -> ActingPolicy:
     weights = stored_weights(base, QuantConfig('bfloat16'))
     sampler = make_sampler(base, Joints(NAMES, NAMES), horizon, weights=weights)
     words, side, prompt = load_tokenizer(tokenizer), base.config.image_size, base.spec.prompt
-    processor = of_policy(base.policy, sampler.statistics, words, side, prompt)
+    processor = of_policy(
+        base.policy, sampler.statistics, words, side, prompt, prompt_lengths=PROMPT_LENGTHS
+    )
     return ActingPolicy(BaseActor(base, processor, sampler, horizon))
 
 

@@ -66,8 +66,8 @@ class Batcher:
     """Asks a policy for several robots at once, from one thread of its own.
 
     A batch is made of what waits when the policy is free. It waits itself, `max_wait_s` at most,
-    for as many requests as the batch before it had: clients that run in step stay together, and one
-    that is alone never waits. Batches are filled up to powers of two with their last observation,
+    for as many requests as the batch before it had and came meanwhile: clients that ask again at
+    once come together, and one that is alone never waits. Batches are filled up to powers of two with their last observation,
     so that few programs are compiled.
 
     The batcher keeps no state of a robot: who asks passes it and keeps what comes back.
@@ -108,7 +108,7 @@ class Batcher:
         self._waiting: collections.deque[_Request | _Task] = collections.deque()
         self._there = threading.Condition()
         self._closed = False
-        self._together = 1  # requests of the last batch
+        self._expected = 1  # requests of the last batch, and those that waited at its end
         self._thread = threading.Thread(target=self._run, name='policy', daemon=True)
         self._thread.start()
 
@@ -239,6 +239,7 @@ class Batcher:
             live = [one for one in batch if one.answer.set_running_or_notify_cancel()]
             if live:
                 self._answer(live)
+            self._expected = len(batch) + self.waiting
             del batch, live  # nothing of a robot is kept while the next ones are waited for
 
     def _next(self) -> list[_Request] | _Task | None:
@@ -249,7 +250,7 @@ class Batcher:
                 return None
             if isinstance(self._waiting[0], _Task):
                 return self._waiting.popleft()  # type: ignore[return-value]
-            expected = min(self._together, self._max_batch)
+            expected = min(self._expected, self._max_batch)
             self._there.wait_for(
                 lambda: len(self._waiting) >= expected or self._closed, self._max_wait_s
             )
@@ -258,7 +259,6 @@ class Batcher:
                 if isinstance(self._waiting[0], _Task):
                     break
                 batch.append(self._waiting.popleft())  # type: ignore[arg-type]
-            self._together = len(batch)
             return batch
 
     def _answer(self, batch: Sequence[_Request]) -> None:
