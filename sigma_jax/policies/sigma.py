@@ -141,9 +141,7 @@ def make_correct(objective: SigmaObjective, limited: bool) -> Correct:
         return xla.row_by_row(robots)((batch, carry))
 
     def one_window(trainable, frozen, batch: Batch, carry, gates, state):
-        one = jax.tree.map(lambda x: x[:, None], batch)  # a sequence of one window
-        carry, output = objective.forward(trainable, frozen, one, gates, carry=carry)
-        output = jax.tree.map(lambda x: x[:, 0], output)
+        carry, output = objective.window(trainable, frozen, batch, gates, carry)
         actions, tau = output.actions, output.telepathy.tau
         answers: dict[str, Any] = {'tau_l2': jnp.linalg.norm(tau, axis=-1)}
         if state is not None:
