@@ -153,6 +153,25 @@ class SigmaObjective:
         )
         return cast(tuple[Carry, SigmaOutput], found)
 
+    def window(
+        self, trainable: PyTree, frozen: Frozen, batch: Batch, ablation: Ablation, carry: Carry
+    ) -> tuple[Carry, SigmaOutput]:
+        """`forward` of the next window of each episode: all that a robot has of it.
+
+        Args:
+          trainable: as for `forward`.
+          frozen: as for `forward`.
+          batch: leaves [b ...].
+          ablation: as for `forward`.
+          carry: memory and tau before the window.
+
+        Returns:
+          Memory and tau after it, and the output [b ...].
+        """
+        sequence = jax.tree.map(lambda x: x[:, None], batch)
+        carry, output = self.forward(trainable, frozen, sequence, ablation, carry=carry)
+        return carry, jax.tree.map(lambda x: x[:, 0], output)
+
     def replay(
         self,
         trainable: PyTree,
@@ -161,7 +180,7 @@ class SigmaObjective:
         ablation: Ablation,
         carry: Carry | None = None,
     ) -> tuple[Carry, SigmaOutput]:
-        """`forward` as a robot has it, one window after the other.
+        """`window` after `window`, as a robot has them.
 
         On a CPU every window is computed alone and has the same bits whatever batch it comes in;
         elsewhere it is `forward`.
@@ -182,9 +201,7 @@ class SigmaObjective:
             carry = initial_carry(self.sigma, len(first))
 
         def step(carry, window):
-            window = jax.tree.map(lambda x: x[:, None], window)
-            carry, output = self.forward(trainable, frozen, window, ablation, carry=carry)
-            return carry, jax.tree.map(lambda x: x[:, 0], output)
+            return self.window(trainable, frozen, window, ablation, carry)
 
         def episodes(rows):
             if xla.alone():
