@@ -200,17 +200,18 @@ class SigmaObjective:
             batch = dataclasses.replace(batch, reset=first)
             carry = initial_carry(self.sigma, len(first))
 
-        def step(carry, window):
-            return self.window(trainable, frozen, window, ablation, carry)
+        if not xla.alone():
+            return self.forward(trainable, frozen, batch, ablation, carry=carry)
 
-        def episodes(rows):
-            if xla.alone():
-                in_order = jax.tree.map(lambda x: x.swapaxes(0, 1), rows[0])
-                last, output = jax.lax.scan(step, rows[1], in_order)
-                return last, jax.tree.map(lambda x: x.swapaxes(0, 1), output)
-            return self.forward(trainable, frozen, rows[0], ablation, carry=rows[1])
+        def step(carry, windows):
+            def robots(rows):
+                return self.window(trainable, frozen, rows[0], ablation, rows[1])
 
-        return xla.row_by_row(episodes)((batch, carry))
+            return xla.row_by_row(robots)((windows, carry))
+
+        in_order = jax.tree.map(lambda x: x.swapaxes(0, 1), batch)
+        last, output = jax.lax.scan(step, carry, in_order)
+        return last, jax.tree.map(lambda x: x.swapaxes(0, 1), output)
 
     def terms(
         self,

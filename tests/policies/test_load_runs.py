@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.export import export_run
 from sigma_jax.training.run import Parts
+from tests.hub_server import serve
 from tests.trained_runs import make_rows, save
 
 COMPARED = ('actions', 'motor_commands', 'tau_l2', 'branches')
@@ -281,6 +283,27 @@ def test_a_fine_tuned_policy_goes_on_from_as_many_steps_as_it_was_given(small_ru
         policy.infer(seen, prefix=left, delay=4)
     with pytest.raises(UserError, match='expected a policy trained with config.rtc.max_delay'):
         load_policy(small_run.flow, chunking=how)
+
+
+def test_an_export_acts_by_hub_id(small_run, run, policy, tmp_path, monkeypatch):
+    """Whatever of it acting needs is fetched."""
+    export_run(run, tmp_path / 'out', with_base=True)
+    files = {
+        file.relative_to(tmp_path / 'out').as_posix(): file.read_bytes()
+        for file in (tmp_path / 'out').rglob('*')
+        if file.is_file()
+    }
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    seen = recorded(small_run, first_episode(small_run))[0]
+    with serve(files) as (endpoint, _, _):
+        template = endpoint + '/{repo_id}/resolve/{revision}/{filename}'
+        monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+        shutil.rmtree(tmp_path / 'out')
+        other = load_policy('robots/tiny@v1')
+    policy.reset()
+    assert same(policy.infer(seen), other.infer(seen))
 
 
 def test_a_run_that_cannot_act_is_named(run, tmp_path):
