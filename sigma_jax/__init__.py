@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sigma_jax.ablations.stacked_trainer import AblationResult
     from sigma_jax.api.conversion import Conversion, Proof, convert_weights, verify
     from sigma_jax.api.evaluation import Evaluation, evaluate
+    from sigma_jax.api.policies import load_policy
     from sigma_jax.api.preparation import (
         Inspection,
         Preparation,
