@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
@@ -303,3 +304,15 @@ def test_programs_are_one_a_length_and_number_of_robots(live):
     assert [count for count, _ in found] == [1] * (len(found) // 2) + [4] * (len(found) // 2)
     lengths = [program.args[0][0].prompt_length for _, program in found]
     assert set(lengths) == {64, 144, 200} and len(found[-1][1].args[0]) == 4
+
+
+def test_a_state_with_a_pickle_in_it_runs_nothing(tmp_path):
+    class Harmless:
+        def __reduce__(self):
+            return (pathlib.Path(tmp_path / 'ran').touch, ())
+
+    arrays = {'memory': np.array([Harmless()], object), 'cameras': np.array([], str)}
+    np.savez(tmp_path / 'state.npz', episode=0, frame=0, **arrays)
+    with pytest.raises(UserError, match='expected the state of a policy in .*state.npz, got'):
+        PolicyState.load(tmp_path / 'state.npz')
+    assert not (tmp_path / 'ran').exists()
