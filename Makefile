@@ -50,8 +50,8 @@ LARGE := tests/training tests/ablations tests/nn
 
 test: export MALLOC_ARENA_MAX = 1
 test: lint
-	$(BIN)/python -m pytest -n auto $(LARGE)
-	$(BIN)/python -m pytest -n auto $(LARGE:%=--ignore=%)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(LARGE)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(LARGE:%=--ignore=%)
 
 # --- documentation
 

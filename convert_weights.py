@@ -141,6 +141,9 @@ def add_export(parser: argparse.ArgumentParser) -> None:
         help='also base and trained weights as one float32 checkpoint',
     )
     parser.add_argument(
+        '--with_base', action='store_true', help='also the base, so that the folder acts alone'
+    )
+    parser.add_argument(
         '--base_model', default='', help='what the adapter names as its base: a hub id or a folder'
     )
     # as it was spelt before

@@ -109,6 +109,11 @@ def get_config() -> ConfigDict:
     c.curriculum.intent = (0.1, 0.8)  # w_intent (Table 1)
     c.curriculum.tau = (0.0, 0.03)  # w_tau (Table 1)
 
+    c.rtc = ConfigDict()
+    # flow matching: most actions at a chunk's start that are given clean, so that the policy learns
+    # to go on from the chunk before (arXiv 2512.05964); 0: none
+    c.rtc.max_delay = 0
+
     c.optimizer = ConfigDict()
     c.optimizer.sigma_rate = 1e-3  # peak learning rates (ours)
     c.optimizer.lora_rate = 3e-4

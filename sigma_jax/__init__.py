@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sigma_jax.errors import UserError
     from sigma_jax.nn.quant import QuantConfig
     from sigma_jax.policies.base_actions import BaselineConfig
+    from sigma_jax.policies.chunking import ChunkingConfig
     from sigma_jax.policies.load import Joints
     from sigma_jax.policies.protocol import Policy
     from sigma_jax.sigma import losses
@@ -54,6 +55,7 @@ __version__ = '0.1.0'
 _HOMES = {
     'AblationResult': 'ablations.stacked_trainer',
     'BaselineConfig': 'policies.base_actions',
+    'ChunkingConfig': 'policies.chunking',
     'ConsoleReporter': 'cli.reporter',
     'Conversion': 'api.conversion',
     'DataConfig': 'data.shards.plan',
@@ -101,6 +103,7 @@ _NAMESPACES = {
 __all__ = [
     'AblationResult',
     'BaselineConfig',
+    'ChunkingConfig',
     'ConsoleReporter',
     'Conversion',
     'DataConfig',

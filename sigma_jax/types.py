@@ -122,6 +122,8 @@ class Batch:
       time: flow matching's times, where they were drawn before the batch was divided into
         micro-batches; None: the objective draws them.
       noise: flow matching's noise, likewise.
+      delay: actions at a window's start that flow matching gives clean, likewise; None where it
+        gives none.
       tau_override: a telepathy factor to use in place of the inferred one (stress tests); None: the
         inferred one.
     """
@@ -137,7 +139,27 @@ class Batch:
     frame: Int[Array, 'b']
     time: Float[Array, 'b'] | None = None
     noise: Float[Array, 'b c a'] | None = None
+    delay: Int[Array, 'b'] | None = None
     tau_override: Float[Array, 'b e'] | None = None
+
+
+@struct.dataclass
+class Continuation:
+    """What a chunk is bound to while it is sampled: actions of the chunk before it that were not
+    carried out yet (docs/design.md, "Chunks without a seam").
+
+    Attributes:
+      actions: normalised, as the policy would give them for this observation; the first falls on
+        the first step. What is missing of the policy's steps and width counts as zeros.
+      weights: how far a step is bound, from 0 (free) to 1.
+      max_guidance: the largest weight of the guidance, one a window.
+      mode: 'guided', 'lerobot' or 'trained'; see `backbones.flow`.
+    """
+
+    actions: Float[Array, 'b t a']
+    weights: Float[Array, 'b t']
+    max_guidance: Float[Array, 'b']
+    mode: str = struct.field(pytree_node=False, default='guided')
 
 
 @struct.dataclass

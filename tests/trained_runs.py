@@ -35,7 +35,7 @@ def shaken(trainable, seed):
 
 def make_rows(small_run: SmallRun, rows: pathlib.Path) -> None:
     """Rows sigma (two seeds), no_tau (the weights of sigma's first) and pi05_lora (untouched: B is
-    zero).
+    zero), as if it had been given up to three actions.
     """
     config = json.loads(json.dumps(small_run.config(steps=1)))
     parts = Parts(RunConfig.from_dict(config), Devices(jax.local_devices()[:1]))
@@ -60,6 +60,6 @@ def make_rows(small_run: SmallRun, rows: pathlib.Path) -> None:
     }
     save(
         rows / 'pi05_lora' / 'seed0',
-        json.loads(json.dumps(flow | {'stats_from': 'base'})),
+        json.loads(json.dumps(flow | {'stats_from': 'base', 'rtc': {'max_delay': 3}})),
         {'lora': fresh['lora']},
     )

@@ -6,6 +6,7 @@ a config or of a checkpoint's names.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
@@ -17,7 +18,7 @@ from sigma_jax.backbones.names import NameTable
 from sigma_jax.nn.lora import LoraConfig, MatrixLayout
 from sigma_jax.nn.quant import FLOAT32
 from sigma_jax.processing.processor import Prompt
-from sigma_jax.types import Observation, PyTree
+from sigma_jax.types import Continuation, Observation, PyTree
 
 CONFIG_FILE = 'sigma_config.json'  # sizes, beside weights that we wrote
 SET_BY_A_RUN = ('dtype', 'remat', 'lora', 'train_base')  # of a config; the rest are sizes
@@ -87,17 +88,48 @@ class FlowBackbone(Backbone, Protocol):
     """A backbone that acts by flow matching, and can be trained so."""
 
     def velocity(
-        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
+        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, '...']
     ) -> Float[Array, 'b t a']:
         """The velocity of the flow from actions (time 0) to noise (time 1).
 
         Args:
           observation: what it sees.
           x_t: t noise + (1 - t) actions, normalised.
-          time: t, in [0, 1].
+          time: t, in [0, 1]; one a window [b], or one a step of its chunk [b t].
 
         Returns:
           The velocity, float32; in training its target is noise - actions.
+        """
+        ...
+
+    def draw_noise(self, key: Array) -> Float[Array, 'b t a']:
+        """Where `sample_actions` begins.
+
+        Args:
+          key: one a window.
+
+        Returns:
+          Standard normal numbers.
+        """
+        ...
+
+    def flow_from(
+        self,
+        noise: Float[Array, 'b t a'],
+        observation: Observation,
+        bound: Continuation | None = None,
+    ) -> Float[Array, 'b t a']:
+        """As `sample_actions` from this noise, bound to the chunk before where there is one
+        (`backbones.flow.integrate`); a window that is bound to nothing comes out the same, to
+        rounding.
+
+        Args:
+          noise: time 1 of the flow.
+          observation: [b ...].
+          bound: to what, normalised as for this observation.
+
+        Returns:
+          Normalised actions.
         """
         ...
 
@@ -153,6 +185,8 @@ class BackboneConfig(Protocol):
 
     @property
     def train_base(self) -> bool: ...
+
+    def __hash__(self) -> int: ...
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -238,7 +272,8 @@ class BackboneSpec:
         Returns:
           A tree of `jax.ShapeDtypeStruct`.
         """
-        return jax.eval_shape(lambda key: self.init_params(key, config), jax.random.key(0))
+        # a tree of the caller's own
+        return jax.tree.map(lambda leaf: leaf, _abstract_params(self.init_params, config))
 
     def sizes(self, config: BackboneConfig) -> dict[str, Any]:
         """A config as plain JSON, without what a run sets: that is no property of the weights.
@@ -262,6 +297,12 @@ class BackboneSpec:
           The config.
         """
         return build_config(self.config, self.parts, sizes)
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract_params(init_params: Callable[[Array, Any], PyTree], config: Any) -> PyTree:
+    """Kept: tracing takes long, and whoever opens a checkpoint asks several times."""
+    return jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
 
 
 def build_config(config: type, parts: Mapping[str, type], sizes: Mapping[str, Any]) -> Any:

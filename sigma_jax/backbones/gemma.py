@@ -92,13 +92,14 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'b s w'], cond: Float[Array, 'b w2'] | None
+        self, x: Float[Array, 'b s w'], cond: Float[Array, '... w2'] | None
     ) -> tuple[Any, Any]:
         """The normed sequence, and the gate of the residual branch.
 
         Args:
           x: sequence.
-          cond: conditioning of an adaptive norm; None: not adaptive.
+          cond: conditioning of an adaptive norm, [b w2] or, one a token, [b s w2]; None: not
+            adaptive.
 
         Returns:
           The sequence in x's dtype, and the gate (None where not adaptive).
@@ -111,7 +112,9 @@ class RMSNorm(nn.Module):
                 x.dtype
             ), None
         dense = nn.Dense(3 * w, kernel_init=nn.initializers.zeros, dtype=x.dtype, name='Dense_0')
-        scale, shift, gate = jnp.split(dense(cond)[:, None], 3, axis=-1)
+        each = dense(cond)
+        each = each if each.ndim == x.ndim else each[:, None]
+        scale, shift, gate = jnp.split(each, 3, axis=-1)
         return (y * (1 + scale) + shift).astype(x.dtype), gate
 
 

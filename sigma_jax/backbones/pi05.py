@@ -13,15 +13,16 @@ is data: x_t = t noise + (1 - t) actions, and the target velocity is noise - act
 import dataclasses
 import functools
 import re
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sigma_jax.backbones import gemma, siglip
+from sigma_jax.backbones import flow, gemma, siglip
 from sigma_jax.nn.lora import LoraConfig
-from sigma_jax.types import Observation, PyTree
+from sigma_jax.types import Continuation, Observation, PyTree
 
 LAYOUTS = gemma.LAYOUTS | siglip.LAYOUTS
 STORED = LAYOUTS | gemma.TABLE  # what can be quantised
@@ -69,8 +70,8 @@ class Pi05Config:
 
 
 def sincos_embedding(
-    time: Float[Array, 'b'], width: int, min_period: float = 4e-3, max_period: float = 4.0
-) -> Float[Array, 'b w']:
+    time: Float[Array, '...'], width: int, min_period: float = 4e-3, max_period: float = 4.0
+) -> Float[Array, '... w']:
     """[sin, cos] of 2 pi t / period, with periods geometric from `min_period` to `max_period`, in
     float32.
 
@@ -85,7 +86,7 @@ def sincos_embedding(
     """
     fraction = jnp.linspace(0.0, 1.0, width // 2)
     period = min_period * (max_period / min_period) ** fraction
-    angle = time.astype(jnp.float32)[:, None] * (1.0 / period * 2 * jnp.pi)
+    angle = time.astype(jnp.float32)[..., None] * (1.0 / period * 2 * jnp.pi)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
@@ -102,6 +103,20 @@ def unit_range(images: Array, dtype: str) -> Float[Array, '...']:
     if images.dtype == jnp.uint8:
         return (images.astype(jnp.float32) / 255.0 * 2.0 - 1.0).astype(dtype)
     return images.astype(dtype)
+
+
+class Seen(NamedTuple):
+    """What the actions see of an observation while they are sampled.
+
+    Attributes:
+      cache: keys and values of the prefix.
+      place: positions of the actions.
+      pair: true where an action sees a token of the prefix, or an action.
+    """
+
+    cache: gemma.Cache | None
+    place: Int[Array, 'b t']
+    pair: Bool[Array, 'b t s']
 
 
 class PaliGemma(nn.Module):
@@ -189,14 +204,14 @@ class Pi05(nn.Module):
             [views, observation.prompt_mask], axis=1
         )
 
-    def time_condition(self, time: Float[Array, 'b']) -> Float[Array, 'b w']:
-        """Conditioning vector of the adaptive norms at flow-matching time.
+    def time_condition(self, time: Float[Array, '...']) -> Float[Array, '... w']:
+        """Conditioning vectors of the adaptive norms at flow-matching times.
 
         Args:
-          time: 0 (actions) to 1 (noise).
+          time: 0 (actions) to 1 (noise); one a window [b], or one a step of its chunk [b t].
 
         Returns:
-          The vector.
+          The vectors.
         """
         x = sincos_embedding(time, self.config.expert.width).astype(self.config.dtype)
         return nn.silu(self.time_mlp_out(nn.silu(self.time_mlp_in(x))))
@@ -213,14 +228,14 @@ class Pi05(nn.Module):
         return self.action_in_proj(x_t.astype(self.config.dtype))
 
     def action_hidden(
-        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
+        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, '...']
     ) -> Float[Array, 'b t w']:
         """The training pass: prefix and actions in one attention.
 
         Args:
           observation: [b ...].
           x_t: noisy actions, normalised.
-          time: 0 (actions) to 1 (noise).
+          time: 0 (actions) to 1 (noise), as for `time_condition`.
 
         Returns:
           The action expert's sequence after its final norm.
@@ -240,19 +255,60 @@ class Pi05(nn.Module):
         return hidden
 
     def velocity(
-        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
+        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, '...']
     ) -> Float[Array, 'b t a']:
         """The velocity of the training pass, in float32.
 
         Args:
           observation: [b ...].
           x_t: noisy actions, normalised.
-          time: 0 (actions) to 1 (noise).
+          time: 0 (actions) to 1 (noise), as for `time_condition`.
 
         Returns:
           d x_t / d time.
         """
         return self.action_out_proj(self.action_hidden(observation, x_t, time)).astype(jnp.float32)
+
+    def read_prefix(self, observation: Observation, steps: int) -> Seen:
+        """The language model over [views, prompt], once for all steps of the sampler.
+
+        Args:
+          observation: [b ...].
+          steps: t, actions of a chunk.
+
+        Returns:
+          All that the actions see of it.
+        """
+        llm = self.PaliGemma.llm
+        prefix, mask = self.embed_prefix(observation)
+        b, t = mask.shape[0], steps
+        pair = mask[:, None, :] & mask[:, :, None]
+        _, cache = llm(
+            (prefix, None), positions(mask), pair, (None, None), llm.empty_cache(b), (False, False)
+        )
+        suffix_mask = jnp.concatenate([mask, jnp.ones((b, t), bool)], axis=1)
+        pair = jnp.broadcast_to(suffix_mask[:, None, :], (b, t, suffix_mask.shape[1]))
+        return Seen(cache, positions(suffix_mask)[:, mask.shape[1] :], pair)
+
+    def denoise(
+        self, x: Float[Array, 'b t a'], time: Float[Array, '...'], seen: Seen
+    ) -> Float[Array, 'b t a']:
+        """The velocity of a sampler's step, through the action expert alone, in float32.
+
+        Args:
+          x: noisy actions, normalised.
+          time: 0 (actions) to 1 (noise), as for `time_condition`.
+          seen: the prefix, of `read_prefix`.
+
+        Returns:
+          d x / d time.
+        """
+        cond = self.time_condition(time)
+        actions = self.embed_actions(x)
+        (_, hidden), _ = self.PaliGemma.llm(
+            (None, actions), seen.place, seen.pair, (None, cond), seen.cache
+        )
+        return self.action_out_proj(hidden).astype(jnp.float32)
 
     def sample_actions(
         self, noise: Float[Array, 'b t a'], observation: Observation
@@ -266,22 +322,11 @@ class Pi05(nn.Module):
         Returns:
           Normalised actions.
         """
-        llm, steps = self.PaliGemma.llm, self.config.sample_steps
-        prefix, mask = self.embed_prefix(observation)
-        b, t, _ = noise.shape
-        pair = mask[:, None, :] & mask[:, :, None]
-        _, cache = llm(
-            (prefix, None), positions(mask), pair, (None, None), llm.empty_cache(b), (False, False)
-        )
-        suffix_mask = jnp.concatenate([mask, jnp.ones((b, t), bool)], axis=1)
-        pair = jnp.broadcast_to(suffix_mask[:, None, :], (b, t, suffix_mask.shape[1]))
-        place = positions(suffix_mask)[:, mask.shape[1] :]
+        steps = self.config.sample_steps
+        seen = self.read_prefix(observation, noise.shape[1])
 
         def step(module, x, time):
-            cond = module.time_condition(jnp.full((b,), time))
-            actions = module.embed_actions(x)
-            (_, hidden), _ = module.PaliGemma.llm((None, actions), place, pair, (None, cond), cache)
-            return x - module.action_out_proj(hidden).astype(jnp.float32) / steps, None
+            return x - module.denoise(x, jnp.full(x.shape[:1], time), seen) / steps, None
 
         times = 1.0 - jnp.arange(steps, dtype=jnp.float32) / steps
         loop = nn.scan(step, variable_broadcast=('params', 'lora'), split_rngs={'params': False})
@@ -424,14 +469,14 @@ class BoundPi05:
         return self._apply('encode', embeddings, mask)
 
     def velocity(
-        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, 'b']
+        self, observation: Observation, x_t: Float[Array, 'b t a'], time: Float[Array, '...']
     ) -> Float[Array, 'b t a']:
         """See `Pi05.velocity`.
 
         Args:
           observation: [b ...].
           x_t: noisy actions, normalised.
-          time: 0 (actions) to 1 (noise).
+          time: 0 (actions) to 1 (noise), [b] or [b t].
 
         Returns:
           d x_t / d time.
@@ -448,6 +493,42 @@ class BoundPi05:
         Returns:
           Normalised actions.
         """
+        return self._apply('sample_actions', self.draw_noise(key), observation)
+
+    def draw_noise(self, key: Array) -> Float[Array, 'b t a']:
+        """Where `sample_actions` begins.
+
+        Args:
+          key: one a window [b].
+
+        Returns:
+          Standard normal numbers.
+        """
         shape = (self.config.action_horizon, self.config.action_dim)
-        noise = jax.vmap(lambda k: jax.random.normal(k, shape))(key)
-        return self._apply('sample_actions', noise, observation)
+        return jax.vmap(lambda k: jax.random.normal(k, shape))(key)
+
+    def flow_from(
+        self,
+        noise: Float[Array, 'b t a'],
+        observation: Observation,
+        bound: Continuation | None = None,
+    ) -> Float[Array, 'b t a']:
+        """As `sample_actions` from this noise, bound to the chunk before. What is differentiated is
+        the action expert: the prefix is read once, and is a constant.
+
+        Args:
+          noise: standard normal.
+          observation: [b ...].
+          bound: to what; None: to nothing.
+
+        Returns:
+          Normalised actions.
+        """
+        if bound is None:
+            return self._apply('sample_actions', noise, observation)
+        seen = self._apply('read_prefix', observation, noise.shape[1])
+
+        def velocity(x, time):
+            return self._apply('denoise', x, time, seen)
+
+        return flow.integrate(velocity, noise, self.config.sample_steps, bound)

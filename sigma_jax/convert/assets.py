@@ -166,6 +166,8 @@ def trained_with(
     statistics: NormStats,
     relative_joints: Sequence[bool],
     meta: Meta,
+    *,
+    max_delay: int = 0,
 ) -> PolicyAssets:
     """How a policy trained on `base` sees the world: as its base, by the statistics and joints of
     its training, with the views and prompts of its shards.
@@ -178,12 +180,14 @@ def trained_with(
       statistics: of the training.
       relative_joints: of the training.
       meta: of its shards.
+      max_delay: steps at a chunk's start that it was given.
 
     Returns:
       The assets.
     """
     policy = dataclasses.replace(
         cut_with(base.policy, meta),
+        max_delay=max_delay,
         max_prompt_len=base.policy.max_prompt_len,
         relative_joints=tuple(relative_joints),
         cameras=meta.camera_names,

@@ -21,7 +21,14 @@ from sigma_jax.hub.scrub import scrub
 from sigma_jax.hub.transfer import LARGE, Revision, fetch_large, repository
 
 # no pickles, no images
-CHECKPOINT = ('*.json', '*.safetensors', 'params/**', 'assets/**', 'tokenizer.*')
+CHECKPOINT = (
+    '*.json',
+    '*.safetensors',
+    'params/**',
+    'base/params/**',  # of an export with its base
+    'assets/**',
+    'tokenizer.*',
+)
 TABLES = ('meta/*.json', 'meta/*.jsonl', 'meta/*.parquet', 'data/*.parquet')  # `*` crosses folders
 RECORDS = (
     '*features.json',

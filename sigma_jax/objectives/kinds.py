@@ -38,7 +38,7 @@ class Kind(Protocol):
         """
 
     @classmethod
-    def build(cls, model: Any, sigma: Any, loss: Any, curriculum: Any) -> Any:
+    def build(cls, model: Any, sigma: Any, loss: Any, curriculum: Any, rtc: Any) -> Any:
         """The objective.
 
         Args:
@@ -46,6 +46,7 @@ class Kind(Protocol):
           sigma: Sigma's sizes.
           loss: constants of the loss.
           curriculum: constants of the curriculum.
+          rtc: how many actions at a chunk's start are given.
 
         Returns:
           A callable as `training.step.Objective`.

@@ -11,7 +11,9 @@ from jaxtyping import Array, Float
 from sigma_jax import xla
 from sigma_jax.backbones import kinds
 from sigma_jax.backbones.base import BackboneConfig
+from sigma_jax.errors import UserError
 from sigma_jax.objectives.bind import bind
+from sigma_jax.objectives.flow_matching import RtcConfig
 from sigma_jax.sigma import curriculum, losses
 from sigma_jax.sigma.curriculum import CurriculumConfig
 from sigma_jax.sigma.model import (
@@ -57,6 +59,7 @@ class SigmaObjective:
         sigma: SigmaConfig,
         loss: losses.LossConfig,
         curriculum: CurriculumConfig,
+        rtc: RtcConfig = RtcConfig(),
     ) -> 'SigmaObjective':
         """The objective of a policy; see `objectives.kinds.Kind`.
 
@@ -65,10 +68,19 @@ class SigmaObjective:
           sigma: Sigma's sizes.
           loss: constants of TRAF and TSAC.
           curriculum: ends and length of the ramps.
+          rtc: of the policy's own training, which is none here.
 
         Returns:
           The objective.
+
+        Raises:
+          UserError: actions at a chunk's start are to be given: the policy does not learn.
         """
+        if rtc != RtcConfig():
+            raise UserError(
+                f"config.rtc.max_delay: expected 0 for objective 'sigma', got {rtc.max_delay!r}; "
+                "the policy learns to go on from a chunk by objective 'flow_matching'"
+            )
         return cls(model, sigma, loss, curriculum)
 
     def uses_param(self, path: str) -> bool:

@@ -14,8 +14,13 @@ import numpy as np
 from jaxtyping import Float
 
 from sigma_jax.errors import UserError
+from sigma_jax.policies import chunking as going_on
+from sigma_jax.policies import draws
+from sigma_jax.policies.chunking import Chunking, ChunkingConfig
+from sigma_jax.policies.draws import Draws
 from sigma_jax.policies.protocol import IMAGES, STATE, TASK, PolicySpec, PolicyState
 from sigma_jax.processing.images import unit_range
+from sigma_jax.processing.processor import Processor
 from sigma_jax.types import Batch, Observation
 
 
@@ -33,8 +38,25 @@ class Reading(NamedTuple):
     task: str
 
 
+class Wanted(NamedTuple):
+    """What is asked of the chunks of some robots.
+
+    Attributes:
+      draws: where they begin; None: where the policy's seed, episode and frame say.
+      chunking: what they go on from; None: from nothing.
+    """
+
+    draws: Draws | None = None
+    chunking: Chunking | None = None
+
+
 class Actor(Protocol):
     """Computes chunks; keeps nothing."""
+
+    @property
+    def processor(self) -> Processor:
+        """What lies between the robot and the base."""
+        ...
 
     @property
     def spec(self) -> PolicySpec:
@@ -46,17 +68,24 @@ class Actor(Protocol):
 
         Args:
           episode: its number.
+
+        Returns:
+          The state.
         """
         ...
 
     def act(
-        self, readings: Sequence[Reading], states: Sequence[PolicyState]
+        self,
+        readings: Sequence[Reading],
+        states: Sequence[PolicyState],
+        wanted: Wanted = Wanted(),
     ) -> tuple[dict[str, Any], list[PolicyState]]:
         """Chunks for several robots.
 
         Args:
           readings: one of each.
           states: one of each, with the numbers of episode and frame that count.
+          wanted: of their chunks.
 
         Returns:
           answers: {name: [b ...]}, `actions` [b t a] among them.
@@ -75,10 +104,31 @@ class ActingPolicy:
 
     Args:
       actor: computes chunks.
+      cameras: the policy's names of those that the robot calls otherwise: {robot's: policy's}.
+      chunking: how chunks go on from those before, where a call hands over what is left of one and
+        does not say; None: each call says.
+
+    Raises:
+      UserError: a name that the policy does not know, or one for two cameras; or it has not learned
+        to go on so.
     """
 
-    def __init__(self, actor: Actor) -> None:
-        self.actor = actor
+    def __init__(
+        self,
+        actor: Actor,
+        cameras: Mapping[str, str] | None = None,
+        chunking: ChunkingConfig | None = None,
+    ) -> None:
+        if chunking is not None:
+            going_on.check_learned(chunking, actor.spec.processor)
+        self.actor, self.cameras, self.chunking = actor, dict(cameras or {}), chunking
+        known, meant = self.spec.cameras, list(self.cameras.values())
+        if len(set(meant)) < len(meant) or (known and set(meant) - set(known)):
+            names = ', '.join(known) or 'whatever the policy calls them'
+            raise UserError(
+                f"cameras: expected {{robot's name: policy's name}}, the latter of {names}, each "
+                f'once, got {self.cameras!r}; correct it'
+            )
         self.state = self.initial_state()
 
     @property
@@ -88,13 +138,17 @@ class ActingPolicy:
 
     def metadata(self) -> dict[str, Any]:
         """See `policies.protocol.Policy`."""
-        return dataclasses.asdict(self.spec)
+        how = None if self.chunking is None else dataclasses.asdict(self.chunking)
+        return dataclasses.asdict(self.spec) | {'chunking': how}
 
     def initial_state(self, episode: int = 0) -> PolicyState:
         """See `policies.protocol.Policy`.
 
         Args:
           episode: its number.
+
+        Returns:
+          The state.
         """
         return self.actor.initial_state(episode)
 
@@ -102,22 +156,60 @@ class ActingPolicy:
         """See `policies.protocol.Policy`."""
         self.state = self.initial_state(self.state.episode + bool(self.state.frame))
 
+    def warm_up(self, robots: Sequence[int] = (1,)) -> None:
+        """Compiles what acting needs, so that the first robot does not wait for it.
+
+        Prompts have one length. A policy that takes any cameras is compiled for one. Where it was
+        loaded with a way to go on, that is compiled too.
+
+        Args:
+          robots: numbers of robots that will be asked for at once.
+        """
+        processor, state = self.actor.processor, self.initial_state()
+        for frame in _frames_of_each_dtype(processor):
+            seen: dict[str, Any] = {IMAGES + name: frame for name in self.spec.cameras or ('view',)}
+            seen |= {STATE: processor.statistics['state'].mean, TASK: 'move'}
+            for count in robots:
+                asked = [read_observation(seen, self.spec)] * count, [state] * count
+                for wanted in self._ways(count):
+                    self.actor.act(*asked, wanted)
+
     def infer(
-        self, observation: Mapping[str, Any], *, noise: Float[np.ndarray, 't d'] | None = None
+        self,
+        observation: Mapping[str, Any],
+        *,
+        noise: Float[np.ndarray, 't d'] | None = None,
+        seed: int | None = None,
+        prefix: Float[np.ndarray, 't2 a'] | None = None,
+        delay: int = 0,
+        chunking: ChunkingConfig | None = None,
     ) -> Mapping[str, Any]:
         """A chunk of actions for one observation; see `policies.protocol.Policy`.
 
         Args:
           observation: raw.
           noise: where the flow begins.
+          seed: of that, instead.
+          prefix: left over of the chunk before.
+          delay: steps of it that are committed.
+          chunking: how to go on from it.
 
         Returns:
           `actions` [t a] float32, raw units, and what else the actor gives.
 
         Raises:
-          UserError: an observation that lacks something, or holds something else.
+          UserError: an observation that lacks something, or holds something else; or any of the
+            others.
         """
-        answers, (self.state,) = self.infer_batch([observation], [self.state], noise=[noise])
+        answers, (self.state,) = self.infer_batch(
+            [observation],
+            [self.state],
+            noise=[noise],
+            seed=[seed],
+            prefix=[prefix],
+            delay=[delay],
+            chunking=chunking,
+        )
         return answers[0]
 
     def infer_batch(
@@ -126,32 +218,93 @@ class ActingPolicy:
         states: Sequence[PolicyState],
         *,
         noise: Sequence[Float[np.ndarray, 't d'] | None] | None = None,
+        seed: Sequence[int | None] | None = None,
+        prefix: Sequence[Float[np.ndarray, 't2 a'] | None] | None = None,
+        delay: Sequence[int] | None = None,
+        chunking: ChunkingConfig | None = None,
     ) -> tuple[list[Mapping[str, Any]], list[PolicyState]]:
         """Chunks for several robots; see `policies.protocol.Policy`.
 
         Args:
           observations: one of each robot.
           states: one of each robot.
-          noise: one of each robot, or None.
+          noise: of each robot, or None.
+          seed: of each robot, or None.
+          prefix: of each robot, or None.
+          delay: of each robot; None: 0.
+          chunking: of all.
 
         Returns:
           Answers, and states after them.
 
         Raises:
-          UserError: an observation that lacks something, or holds something else.
+          UserError: an observation that lacks something, or holds something else; or any of the
+            others.
         """
-        if any(each is not None for each in noise or ()):
-            raise UserError('expected noise=None, got numbers; a policy draws its own so far')
-        start = time.perf_counter()
-        readings = [read_observation(each, self.spec) for each in observations]
+        start, none = time.perf_counter(), [None] * len(observations)
+        begin = draws.of_robots(noise or none, seed or none, self.spec.noise_shape)
+        going = self._going_on(prefix or none, delay or [0] * len(none), chunking)
+        for state in states:
+            _check_width(state, self.initial_state())
+        readings = [read_observation(each, self.spec, self.cameras) for each in observations]
         asked = [_asked(*each) for each in zip(observations, readings, states, strict=True)]
-        answers, after = self.actor.act(readings, asked)
+        answers, after = self.actor.act(readings, asked, Wanted(begin, going))
         timing = {'infer_ms': 1e3 * (time.perf_counter() - start)}
         rows = [
             jax.tree.map(lambda x, n=n: x[n], answers) | {'timing': timing}
             for n in range(len(readings))
         ]
         return rows, [_next(*each) for each in zip(after, readings, states, strict=True)]
+
+    def _ways(self, count: int) -> list[Wanted]:
+        """What is asked of chunks, as far as it needs programs of its own."""
+        if self.chunking is None:
+            return [Wanted()]
+        left = np.zeros((self.spec.horizon, self.spec.action_dim), np.float32)
+        return [Wanted(), Wanted(None, self._going_on([left] * count, [1] * count, None))]
+
+    def _going_on(
+        self,
+        left: Sequence[Float[np.ndarray, 't2 a'] | None],
+        delays: Sequence[int],
+        config: ChunkingConfig | None,
+    ) -> Chunking | None:
+        """What the chunks go on from; None: from nothing, by which the plain program runs."""
+        config, spec = config or self.chunking, self.spec
+        if config is None:
+            if any(each is not None for each in left):
+                raise UserError(
+                    'expected prefix=None of a policy that was not told how to go on from it, got '
+                    "actions; pass chunking=ChunkingConfig('guided')"
+                )
+            return None
+        if config.mode != 'none' and spec.noise_shape is None:
+            raise UserError(
+                f"chunking.mode: expected 'none' of a policy that does not act by flow, got "
+                f'{config.mode!r}; it cannot go on from a chunk'
+            )
+        made = going_on.of_robots(config, left, delays, (spec.horizon, spec.action_dim))
+        going_on.check_learned(config, spec.processor, int(made.delay.max(initial=0)))
+        return made if going_on.counts(made) else None
+
+
+def _frames_of_each_dtype(processor: Processor) -> list[np.ndarray]:
+    """Frames of which some come to the model in whole grey levels and others do not."""
+    side = processor.image_size
+    shapes = (side, side), (2 * side, 2 * side), (side, 2 * side)
+    frames = [np.zeros((*shape, 3), np.uint8) for shape in shapes]
+    return list({processor.view(frame).dtype: frame for frame in frames}.values())
+
+
+def _check_width(state: PolicyState, fresh: PolicyState) -> None:
+    """Whether a state is one of this policy."""
+    for name in ('memory', 'tau'):
+        want, got = (np.shape(getattr(one, name)) for one in (fresh, state))
+        if want != got:
+            raise UserError(
+                f'expected a state with {name} of shape {list(want)}, got {list(got)}, that of '
+                'another policy; begin with initial_state()'
+            )
 
 
 def _asked(observation: Mapping[str, Any], reading: Reading, state: PolicyState) -> PolicyState:
@@ -214,12 +367,15 @@ def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack(rows)
 
 
-def read_observation(observation: Mapping[str, Any], spec: PolicySpec) -> Reading:
+def read_observation(
+    observation: Mapping[str, Any], spec: PolicySpec, cameras: Mapping[str, str] | None = None
+) -> Reading:
     """A raw observation in its parts, checked.
 
     Args:
       observation: see `policies.protocol.Policy.infer`.
       spec: what the policy takes.
+      cameras: {robot's name: policy's name}, where they differ.
 
     Returns:
       Frames by camera, state [p], task.
@@ -256,5 +412,20 @@ def read_observation(observation: Mapping[str, Any], spec: PolicySpec) -> Readin
         raise UserError(
             f'expected numbers in {STATE}, got {state.tolist()}; look at the reading behind it'
         )
-    frames = {name.removeprefix(IMAGES): np.asarray(observation[name]) for name in names}
-    return Reading(frames, state, task)
+    return Reading(_frames({name: observation[name] for name in names}, cameras or {}), state, task)
+
+
+def _frames(observation: Mapping[str, Any], cameras: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Frames [height width 3] under the policy's names."""
+    frames: dict[str, np.ndarray] = {}
+    for key, value in observation.items():
+        theirs, frame = key.removeprefix(IMAGES), np.asarray(value)
+        name = cameras.get(theirs, theirs)
+        if name in frames:
+            raise UserError(
+                f'expected one frame of {name}, got two ({", ".join(sorted(observation))}); rename '
+                'one, or leave it out'
+            )
+        channels_first = frame.ndim == 3 and frame.shape[0] == 3 and frame.shape[2] != 3
+        frames[name] = frame.transpose(1, 2, 0) if channels_first else frame
+    return frames

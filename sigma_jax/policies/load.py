@@ -5,20 +5,20 @@ import pathlib
 from typing import Any
 
 from sigma_jax.convert.load_base import Base, ModelConfig, open_base, read_weights
+from sigma_jax.data.shards.meta import Meta
 from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig
-from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.base_actions import check_robot
 from sigma_jax.policies.sampled_policy import BaseActor, check_acts, make_sampler, stored_weights
 from sigma_jax.processing.fitting import Robot
-from sigma_jax.processing.processor import of_policy
+from sigma_jax.processing.processor import of_policy, of_shards
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
 from sigma_jax.settings import is_a
 
 
 @dataclasses.dataclass(frozen=True)
 class Joints:
-    """A robot by the names of its joints, as `load_policy` takes one.
+    """A robot by the names of its joints, as `sj.load_policy` takes one.
 
     Attributes:
       state_names: of the robot's reading, in its order.
@@ -34,7 +34,7 @@ class Joints:
     action_names: tuple[str, ...]
 
 
-def load_policy(
+def actor_of_weights(
     folder: str | pathlib.Path,
     *,
     tokenizer: str = '',
@@ -42,8 +42,8 @@ def load_policy(
     seed: int = 0,
     dtype: str = 'float32',
     storage: QuantConfig = QuantConfig(),
-) -> ActingPolicy:
-    """A base, or a fine-tuned policy exported whole, that acts on one robot.
+) -> BaseActor:
+    """The actor of a base, or of a fine-tuned policy exported whole, on one robot.
 
     Args:
       folder: of a checkpoint in any layout, or a hub id.
@@ -56,24 +56,12 @@ def load_policy(
       storage: in what form its weights lie on the device; `sj.QuantConfig('bfloat16')`, say.
 
     Returns:
-      The policy, with its weights on the device; the first `infer` compiles it.
+      The actor, with its weights on the device.
 
     Raises:
       UserError: no checkpoint there, no statistics or tokenizer beside it, or a robot that it does
         not know.
-
-    Examples:
-      >>> policy = load_policy('demo_run/base')  # doctest: +SKIP
-      >>> policy.infer(env.observe())['actions'].shape  # doctest: +SKIP
-      (16, 6)
     """
-    if not isinstance(folder, str | pathlib.Path) or not str(folder):
-        raise UserError(f'expected the folder of a policy, got {folder!r}; name one')
-    if not isinstance(storage, QuantConfig):
-        raise UserError(
-            f'storage: expected a QuantConfig, got {storage!r}; sigma_jax.nn.quant has it, and its '
-            'kinds'
-        )
     check_named(robot)
     base = open_base(str(folder), ModelConfig(dtype))
     check_acts(base)
@@ -84,16 +72,19 @@ def load_policy(
     base, spec, horizon = read_weights(base), base.spec, base.config.action_horizon
     weights = stored_weights(base, storage)
     sampler = make_sampler(base, known, horizon, seed=seed, weights=weights)
-    side = base.config.image_size
-    processor = of_policy(base.policy, sampler.statistics, words, side, spec.prompt)
-    return ActingPolicy(BaseActor(base, processor, sampler, horizon))
+    if isinstance(robot, Meta):  # asked as its windows were
+        processor = of_shards(base.policy, sampler.statistics, words, robot, spec.prompt)
+    else:
+        side = base.config.image_size
+        processor = of_policy(base.policy, sampler.statistics, words, side, spec.prompt)
+    return BaseActor(base, processor, sampler, horizon)
 
 
 def check_named(robot: Any) -> None:
     """Checks that a robot names its joints, or counts them.
 
     Args:
-      robot: as `load_policy` takes one.
+      robot: as `sj.load_policy` takes one.
 
     Raises:
       UserError: it does neither.
@@ -108,7 +99,7 @@ def check_named(robot: Any) -> None:
 
 
 def joints_of(base: Base, robot: Robot | int | None) -> Robot:
-    """A robot as `load_policy` is given it.
+    """A robot as `sj.load_policy` is given it.
 
     Args:
       base: with its statistics.

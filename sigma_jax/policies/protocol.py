@@ -1,12 +1,18 @@
 """What a policy is to who runs a robot: one raw observation in, a chunk of raw actions out."""
 
 import dataclasses
+import io
+import pathlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
 
+from sigma_jax.errors import UserError
+from sigma_jax.files import atomic_write
+from sigma_jax.policies.chunking import ChunkingConfig
 from sigma_jax.processing.spec import ProcessorConfig
 
 # keys of an observation, LeRobot's; a camera's frame is IMAGES + its name
@@ -26,6 +32,8 @@ class PolicySpec:
       horizon: actions of a chunk, t.
       action_steps: of them, how many are carried out before the next chunk is asked for.
       processor: how it sees the world: normalisation, prompt, resize, relative joints.
+      noise_shape: (t, d), steps and numbers of the noise where its flow begins; None: it does not
+        act by flow.
     """
 
     cameras: tuple[str, ...]
@@ -34,6 +42,7 @@ class PolicySpec:
     horizon: int
     action_steps: int
     processor: ProcessorConfig
+    noise_shape: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +62,42 @@ class PolicyState:
     cameras: tuple[str, ...] = ()
     memory: Float[np.ndarray, 'd'] | None = None
     tau: Float[np.ndarray, 'e'] | None = None
+
+    def save(self, file: str | pathlib.Path) -> None:
+        """Writes it, whole or not at all.
+
+        Args:
+          file: .npz.
+        """
+        buffer = io.BytesIO()
+        known = {name: x for name, x in vars(self).items() if x is not None}
+        np.savez(buffer, **known)
+        atomic_write(pathlib.Path(file), buffer.getvalue())
+
+    @classmethod
+    def load(cls, file: str | pathlib.Path) -> 'PolicyState':
+        """What `save` wrote.
+
+        Args:
+          file: of it.
+
+        Returns:
+          The state.
+
+        Raises:
+          UserError: the file holds something else.
+        """
+        try:
+            content = io.BytesIO(pathlib.Path(file).read_bytes())
+            with np.load(content, allow_pickle=False) as found:
+                arrays: dict[str, Any] = {name: found[name] for name in found.files}
+            cameras = tuple(str(name) for name in arrays.pop('cameras'))
+            episode, frame = (int(arrays.pop(name)) for name in ('episode', 'frame'))
+            return cls(episode, frame, cameras, **arrays)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f'expected the state of a policy in {file}, got {error}; begin a new episode'
+            ) from error
 
 
 class Policy(Protocol):
@@ -88,11 +133,21 @@ class Policy(Protocol):
 
         Args:
           episode: its number; two episodes of one number have the same noise.
+
+        Returns:
+          The state.
         """
         ...
 
     def infer(
-        self, observation: Mapping[str, Any], *, noise: Float[np.ndarray, 't d'] | None = None
+        self,
+        observation: Mapping[str, Any],
+        *,
+        noise: Float[np.ndarray, 't d'] | None = None,
+        seed: int | None = None,
+        prefix: Float[np.ndarray, 't2 a'] | None = None,
+        delay: int = 0,
+        chunking: ChunkingConfig | None = None,
     ) -> Mapping[str, Any]:
         """A chunk of actions for one observation.
 
@@ -103,15 +158,23 @@ class Policy(Protocol):
             `observation.state`: joint readings [p], raw units (degrees, say), as in the data that
               the policy was trained on.
             `task`: the instruction, a text.
-          noise: where the flow begins, the model's horizon and width, normalised; None draws it by
-            seed, episode and frame.
+          noise: where the flow begins, `spec.noise_shape`, normalised; None draws it by the
+            policy's seed, episode and frame.
+          seed: of the noise of this chunk, whatever the episode and the frame: 0 to 2^32 - 1.
+          prefix: what is left over of the chunk that the robot still carries out, raw units as it
+            was given, from the step on that is due at this observation; None: nothing is.
+          delay: steps of `prefix` that will have been carried out when the new chunk comes.
+          chunking: how the new chunk goes on from `prefix`; None: as the policy was loaded.
 
         Returns:
-          `actions`: [t a], float32, raw units like the state's, the first to be carried out now.
+          `actions`: [t a], float32, raw units like the state's, the first to be carried out now;
+            the first `delay` of them are those of `prefix`, to the bit.
           `timing`: {'infer_ms'}. What else a policy tells comes beside it.
 
         Raises:
-          UserError: an observation that lacks one of these, or holds something else.
+          UserError: an observation that lacks one of these, or holds something else; noise of
+            another shape, or beside a seed; a prefix that does not fit, or no word on how to go on
+            from it.
         """
         ...
 
@@ -121,13 +184,21 @@ class Policy(Protocol):
         states: Sequence[PolicyState],
         *,
         noise: Sequence[Float[np.ndarray, 't d'] | None] | None = None,
+        seed: Sequence[int | None] | None = None,
+        prefix: Sequence[Float[np.ndarray, 't2 a'] | None] | None = None,
+        delay: Sequence[int] | None = None,
+        chunking: ChunkingConfig | None = None,
     ) -> tuple[list[Mapping[str, Any]], list[PolicyState]]:
         """Chunks for several robots, computed together.
 
         Args:
           observations: one of each robot, as for `infer`.
           states: one of each robot.
-          noise: one of each robot, or None.
+          noise: of each robot, or None.
+          seed: of each robot, or None.
+          prefix: of each robot, or None.
+          delay: of each robot; None: 0.
+          chunking: of all; None: as the policy was loaded.
 
         Returns:
           answers: one of each robot, as of `infer`.

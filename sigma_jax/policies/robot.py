@@ -44,6 +44,9 @@ class RobotSpec:
 
         Args:
           meta: what they say.
+
+        Returns:
+          The robot.
         """
         return cls(**{name: getattr(meta, name) for name in NAMES})
 

@@ -13,7 +13,9 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies import sampling
-from sigma_jax.policies.acting import Reading, windows
+from sigma_jax.policies.acting import Reading, Wanted, windows
+from sigma_jax.policies.chunking import Chunking, binds, keep_committed
+from sigma_jax.policies.draws import Draws
 from sigma_jax.policies.protocol import ACTIONS, PolicySpec, PolicyState
 from sigma_jax.processing import fitting
 from sigma_jax.processing.actions import action_scaling
@@ -39,16 +41,24 @@ class Sampler:
     weights: PyTree
     scaling: ActionScaling
 
-    def __call__(self, batch: Batch) -> Float[np.ndarray, 'b m t a']:
+    def __call__(
+        self, batch: Batch, chunking: Chunking | None = None, draws: Draws | None = None
+    ) -> Float[np.ndarray, 'b m t a']:
         """All draws for the windows of a batch.
 
         Args:
           batch: leaves [b ...].
+          chunking: what the chunks go on from, where they do; the base's kind acts by flow then
+            (`BackboneSpec.flows`). Where it binds no robot, the chunks are those of the plain
+            sampler, to the bit: its program is run.
+          draws: where they begin, if not where the policy's seed says; by flow too.
 
         Returns:
           Actions in raw units.
         """
-        return np.asarray(self.run(self.weights, self.scaling, batch))
+        if chunking is not None and not binds(chunking):
+            chunking = None
+        return np.asarray(self.run(self.weights, self.scaling, batch, chunking, draws))
 
     def of_sequences(self, batch: Mapping[str, Any]) -> Float[np.ndarray, 'b g m t a']:
         """The same of a loader's batch, some windows at a time; see `sampling.in_parts`.
@@ -156,8 +166,8 @@ class BaseActor:
     """
 
     def __init__(self, base: Base, processor: Processor, sampler: Sampler, horizon: int):
-        self.processor, self.sampler = processor, sampler
-        steps = base.policy.action_steps or horizon
+        self._processor, self.sampler = processor, sampler
+        steps, model = base.policy.action_steps or horizon, base.config
         self._spec = PolicySpec(
             cameras=processor.cameras,
             state_dim=len(sampler.statistics['state'].mean),
@@ -165,7 +175,13 @@ class BaseActor:
             horizon=horizon,
             action_steps=min(steps, horizon),
             processor=processor.config,
+            noise_shape=(model.action_horizon, model.action_dim) if base.spec.flows else None,
         )
+
+    @property
+    def processor(self) -> Processor:
+        """See `policies.acting.Actor`."""
+        return self._processor
 
     @property
     def spec(self) -> PolicySpec:
@@ -177,21 +193,31 @@ class BaseActor:
 
         Args:
           episode: its number.
+
+        Returns:
+          The state.
         """
         return PolicyState(episode)
 
     def act(
-        self, readings: Sequence[Reading], states: Sequence[PolicyState]
+        self,
+        readings: Sequence[Reading],
+        states: Sequence[PolicyState],
+        wanted: Wanted = Wanted(),
     ) -> tuple[dict[str, np.ndarray], list[PolicyState]]:
         """See `policies.acting.Actor`.
 
         Args:
           readings: one of each robot.
           states: one of each robot.
+          wanted: of their chunks.
 
         Returns:
           `actions` [b t a], float32, raw units, and the states as they were.
         """
         inputs = [self.processor.inputs(*reading) for reading in readings]
-        drawn = self.sampler(windows(inputs, states, self._spec))
-        return {ACTIONS: drawn[:, 0]}, list(states)
+        batch, chunking = windows(inputs, states, self._spec), wanted.chunking
+        actions: Any = self.sampler(batch, chunking, wanted.draws)[:, 0]
+        if chunking is not None:
+            actions = np.asarray(keep_committed(actions, chunking.prefix, chunking.delay))
+        return {ACTIONS: actions}, list(states)

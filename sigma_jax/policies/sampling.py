@@ -4,7 +4,7 @@ draw alone.
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,50 @@ from jaxtyping import Array, Float
 
 from sigma_jax import xla
 from sigma_jax.backbones import kinds
-from sigma_jax.backbones.base import Backbone, BackboneConfig
+from sigma_jax.backbones.base import Backbone, BackboneConfig, FlowBackbone
 from sigma_jax.objectives.bind import bind
+from sigma_jax.policies.chunking import Chunking, continuation
+from sigma_jax.policies.draws import Draws
 from sigma_jax.processing.actions import action_origin, unnormalize_actions
 from sigma_jax.sigma.model import window_keys
-from sigma_jax.types import Ablation, ActionScaling, Batch, PyTree, to_batch
+from sigma_jax.types import (
+    Ablation,
+    ActionScaling,
+    Batch,
+    Continuation,
+    Observation,
+    PyTree,
+    to_batch,
+)
 
 AT_ONCE = 32  # windows sampled together
 
-# (weights, scaling of the actions, batch [b ...]) -> raw actions [b m t a]
-Sample = Callable[[PyTree, ActionScaling, Batch], Float[Array, 'b m t a']]
+
+class Sample(Protocol):
+    """What `make_sampler` makes, compiled or not."""
+
+    def __call__(
+        self,
+        weights: PyTree,
+        scaling: ActionScaling,
+        batch: Batch,
+        chunking: Chunking | None = None,
+        draws: Draws | None = None,
+        /,
+    ) -> Float[Array, 'b m t a']:
+        """Samples of a policy.
+
+        Args:
+          weights: what `bind` takes.
+          scaling: of the actions.
+          batch: [b ...].
+          chunking: what the chunks go on from; None: from nothing, which is another program.
+          draws: where those begin that do not begin where seed, draw, episode and frame say; None:
+            none, which is another program too.
+
+        Returns:
+          Actions in raw units.
+        """
 
 
 def make_sampler(
@@ -40,24 +74,46 @@ def make_sampler(
       See `Sample`.
     """
 
-    def sample(weights, scaling, batch):
+    def sample(weights, scaling, batch, chunking=None, draws=None):
         backbone = bind(weights)
 
-        def sample_one(n, batch):
+        def sample_one(n, batch, chunking, draws):
             keys = window_keys(
                 jax.random.fold_in(jax.random.key(seed), n), batch.episode, batch.frame
             )
-            actions = backbone.sample_actions(keys, batch.observation)
-            origin = action_origin(batch.observation.state, scaling)
+            observation, bound = batch.observation, None
+            if chunking is not None:
+                bound = continuation(chunking, observation.state, scaling)
+            actions = (
+                backbone.sample_actions(keys, observation)
+                if bound is None and draws is None
+                else _flow(cast(FlowBackbone, backbone), keys, observation, bound, draws)
+            )
+            origin = action_origin(observation.state, scaling)
             return origin + unnormalize_actions(actions, scaling)[:, :horizon]
 
-        def all_samples(batch):
-            one = functools.partial(sample_one, batch=batch)
+        def all_samples(rows):
+            batch, chunking, draws = rows
+            one = functools.partial(sample_one, batch=batch, chunking=chunking, draws=draws)
             return jax.lax.map(one, jnp.arange(samples)).swapaxes(0, 1)
 
-        return xla.row_by_row(all_samples)(batch)
+        return xla.row_by_row(all_samples)((batch, chunking, draws))
 
     return sample
+
+
+def _flow(
+    backbone: FlowBackbone,
+    keys: Array,
+    observation: Observation,
+    bound: Continuation | None,
+    draws: Draws | None,
+) -> Float[Array, 'b t a']:
+    """A chunk that is bound, or begins elsewhere than its key says."""
+    noise = backbone.draw_noise(keys)
+    if draws is not None:
+        noise = jnp.where(draws.given[:, None, None], draws.noise, noise)
+    return backbone.flow_from(noise, observation, bound)
 
 
 def bind_frozen(config: BackboneConfig) -> Callable[[PyTree], Backbone]:

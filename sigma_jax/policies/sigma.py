@@ -2,25 +2,50 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from sigma_jax import xla
 from sigma_jax.objectives.sigma import SigmaObjective
-from sigma_jax.policies.acting import Reading, windows
+from sigma_jax.policies.acting import Reading, Wanted, windows
+from sigma_jax.policies.chunking import Chunking, keep_committed
 from sigma_jax.policies.protocol import ACTIONS, PolicySpec, PolicyState
 from sigma_jax.policies.sampled_policy import BaseActor
 from sigma_jax.processing.normalize import NormStats, normalize
+from sigma_jax.processing.processor import Processor
 from sigma_jax.sigma import adapter
-from sigma_jax.sigma.action import fuse_actions, low_level_controller
+from sigma_jax.sigma.action import apply_residual, fuse_actions, low_level_controller
 from sigma_jax.sigma.adapter import AdapterState
+from sigma_jax.sigma.config import SigmaConfig
 from sigma_jax.types import Ablation, Actions, Batch, Carry, Frozen, PyTree
 
 # (trainable, frozen, batch [b ...], gates, carry, adapter) -> (carry, answers [b ...])
 Correct = Callable[..., tuple[Carry, dict[str, Any]]]
+
+
+class Seen(NamedTuple):
+    """What Sigma makes of an observation.
+
+    Attributes:
+      actions: three branches around the base's, raw units.
+      tau: telepathy factor [b e].
+      c_act0: action condition of pass 1 [b e].
+    """
+
+    actions: Actions
+    tau: Array
+    c_act0: Array
+
+
+# as `Correct`, of a base of zeros -> (carry, what was seen, what is added to a chunk [b t a])
+Look = Callable[..., tuple[Carry, Seen, Array]]
+# (base's chunk [b t a], what was seen, gates, adapter, chunking) -> answers [b ...]
+Join = Callable[..., dict[str, Any]]
+Rest = tuple[Ablation, Carry, AdapterState | None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,7 +84,14 @@ class SigmaActor:
         steps = min(base.spec.action_steps, sigma.horizon)
         self._spec = dataclasses.replace(base.spec, horizon=sigma.horizon, action_steps=steps)
         self._correct: Correct = xla.jit(make_correct(parts.objective, limited))
+        self._look: Look = xla.jit(make_look(parts.objective))
+        self._join: Join = xla.jit(make_join(parts.objective, limited))
         self._gates = jax.tree.map(lambda x: np.asarray(x, np.float32), parts.gates)
+
+    @property
+    def processor(self) -> Processor:
+        """See `policies.acting.Actor`."""
+        return self.base.processor
 
     @property
     def spec(self) -> PolicySpec:
@@ -71,45 +103,65 @@ class SigmaActor:
 
         Args:
           episode: its number.
+
+        Returns:
+          The state.
         """
         sigma = self.parts.objective.sigma
         memory, tau = (np.zeros(n, np.float32) for n in (sigma.d_model, sigma.d_tau))
         return PolicyState(episode, memory=memory, tau=tau)
 
     def act(
-        self, readings: Sequence[Reading], states: Sequence[PolicyState]
+        self,
+        readings: Sequence[Reading],
+        states: Sequence[PolicyState],
+        wanted: Wanted = Wanted(),
     ) -> tuple[dict[str, Any], list[PolicyState]]:
         """See `policies.acting.Actor`.
 
         Args:
           readings: one of each robot.
           states: one of each robot.
+          wanted: of their chunks.
 
         Returns:
           `actions` [b t a], fused from the three branches, raw units; `motor_commands`, the same
-          within the limits; `scale`, `risk` and `reasons` of the adapter; `tau_l2`; `branches`.
-          And the states with memory and tau.
+          within the limits; `scale`, `risk` and `reasons` of the adapter; `tau_l2`; `branches`,
+          before they were fused. And the states with memory and tau.
         """
         inputs = [self.base.processor.inputs(*reading) for reading in readings]
-        chunk = self.base.sampler(windows(inputs, states, self.base.spec))[:, 0]
-        own = self.parts.statistics['state']
+        asked, parts = windows(inputs, states, self.base.spec), self.parts
+        own = parts.statistics['state']
         rows = [
             x | {'state': normalize(reading.state, own).astype(np.float32)}
             for x, reading in zip(inputs, readings, strict=True)
         ]
-        base: Any = chunk
-        batch = dataclasses.replace(windows(rows, states, self._spec), base=base)
+        seen = windows(rows, states, self._spec)
         before: Any = [np.stack([getattr(s, name) for s in states]) for name in ('memory', 'tau')]
-        carry = Carry(*before)
-        parts = self.parts
-        carry, answers = jax.device_get(
-            self._correct(parts.trainable, parts.frozen, batch, self._gates, carry, parts.adapter)
-        )
+        rest = self._gates, Carry(*before), parts.adapter
+        work = self._chunks if wanted.chunking is None else self._continued
+        carry, answers = jax.device_get(work(asked, seen, rest, wanted))
         after = [
             dataclasses.replace(state, memory=carry.memory[n], tau=carry.tau[n])
             for n, state in enumerate(states)
         ]
         return answers, after
+
+    def _chunks(self, asked: Batch, seen: Batch, rest: Rest, wanted: Wanted) -> Any:
+        """The base's chunks, and Sigma's correction of them."""
+        base: Any = self.base.sampler(asked, None, wanted.draws)[:, 0]
+        batch, parts = dataclasses.replace(seen, base=base), self.parts
+        return self._correct(parts.trainable, parts.frozen, batch, *rest)
+
+    def _continued(self, asked: Batch, seen: Batch, rest: Rest, wanted: Wanted) -> Any:
+        """The other way round: the base goes on from what is left over less what Sigma adds, so
+        that its chunk and that together do so from what is left over.
+        """
+        parts, chunking = self.parts, cast(Chunking, wanted.chunking)
+        carry, found, added = self._look(parts.trainable, parts.frozen, seen, *rest)
+        own = dataclasses.replace(chunking, prefix=chunking.prefix - np.asarray(added))
+        base = self.base.sampler(asked, own, wanted.draws)[:, 0]
+        return carry, self._join(base, found, rest[0], rest[2], chunking)
 
 
 def make_correct(objective: SigmaObjective, limited: bool) -> Correct:
@@ -122,32 +174,107 @@ def make_correct(objective: SigmaObjective, limited: bool) -> Correct:
     Returns:
       See `Correct`.
     """
-    sigma = objective.sigma
 
     def correct(trainable, frozen, batch: Batch, gates, carry, state):
         def robots(rows):
-            batch, carry = rows
-            return one_window(trainable, frozen, batch, carry, gates, state)
+            carry, seen = _look(objective, trainable, frozen, rows, gates)
+            return carry, _finish(objective.sigma, limited, rows[0].base, seen, state)
 
         return xla.row_by_row(robots)((batch, carry))
 
-    def one_window(trainable, frozen, batch: Batch, carry, gates, state):
-        one = jax.tree.map(lambda x: x[:, None], batch)  # a sequence of one window
-        carry, output = objective.forward(trainable, frozen, one, gates, carry=carry)
-        output = jax.tree.map(lambda x: x[:, 0], output)
-        actions, tau = output.actions, output.telepathy.tau
-        answers: dict[str, Any] = {'tau_l2': jnp.linalg.norm(tau, axis=-1)}
-        if state is not None:
-            base = Actions.from_trajectory(batch.base[:, : sigma.horizon], sigma.chunk)
-            actions, scale, risk, reasons = adapter.adapt(base, actions, tau, output.c_act0, state)
-            answers |= {'scale': scale, 'risk': risk, 'reasons': dataclasses.asdict(reasons)}
-        fused = fuse_actions(actions)
-        commands = low_level_controller(fused, sigma) if limited else fused
-        branches = {name: getattr(actions, name) for name in ('vec', 'chk', 'traj')}
-        return carry, answers | {
-            ACTIONS: fused,
-            'motor_commands': commands,
-            'branches': branches,
-        }
-
     return correct
+
+
+def make_look(objective: SigmaObjective) -> Look:
+    """A function to compile: what Sigma adds to a base's chunk, before there is one.
+
+    Its residual does not depend on the chunk, so a base can be bound to what is left over less what
+    will be added.
+
+    Args:
+      objective: of the Sigma.
+
+    Returns:
+      See `Look`.
+    """
+
+    def look(trainable, frozen, batch: Batch, gates, carry, state):
+        def robots(rows):
+            carry, seen = _look(objective, trainable, frozen, rows, gates)
+            added = _finish(objective.sigma, False, rows[0].base, seen, state)[ACTIONS]
+            return carry, seen, added
+
+        return xla.row_by_row(robots)((batch, carry))
+
+    return look
+
+
+def make_join(objective: SigmaObjective, limited: bool) -> Join:
+    """A function to compile: a base's chunk with what Sigma adds to it, committed steps in place.
+
+    Args:
+      objective: of the Sigma.
+      limited: as for `make_correct`.
+
+    Returns:
+      See `Join`.
+    """
+    sigma = objective.sigma
+
+    def join(base, seen: Seen, gates: Ablation, state, chunking: Chunking):
+        def robots(rows):
+            base, seen, chunking = rows
+            around = Actions.from_trajectory(base[:, : sigma.horizon], sigma.chunk)
+            gate = gates.residual if sigma.fusion == 'pi05' else 0.0
+            actions = apply_residual(seen.actions, around, jnp.ones(sigma.action_dim), gate)
+            seen = seen._replace(actions=actions)
+            return _finish(sigma, limited, base, seen, state, chunking)
+
+        return xla.row_by_row(robots)((base, seen, chunking))
+
+    return join
+
+
+def _look(
+    objective: SigmaObjective,
+    trainable: PyTree,
+    frozen: Frozen,
+    rows: tuple[Batch, Carry],
+    gates: Ablation,
+) -> tuple[Carry, Seen]:
+    """One window of each robot: memory and tau after it, and what is seen in it."""
+    one = jax.tree.map(lambda x: x[:, None], rows[0])  # a sequence of one window
+    carry, output = objective.forward(trainable, frozen, one, gates, carry=rows[1])
+    output = jax.tree.map(lambda x: x[:, 0], output)
+    return carry, Seen(output.actions, output.telepathy.tau, output.c_act0)
+
+
+def _finish(
+    sigma: SigmaConfig,
+    limited: bool,
+    base: Array,
+    seen: Seen,
+    state: AdapterState | None,
+    chunking: Chunking | None = None,
+) -> dict[str, Any]:
+    """The residual as far as it is trusted, the branches fused, committed steps, limits."""
+    actions = seen.actions
+    answers: dict[str, Any] = {'tau_l2': jnp.linalg.norm(seen.tau, axis=-1)}
+    if state is not None:
+        around = Actions.from_trajectory(base[:, : sigma.horizon], sigma.chunk)
+        actions, scale, risk, reasons = adapter.adapt(around, actions, seen.tau, seen.c_act0, state)
+        answers |= {'scale': scale, 'risk': risk, 'reasons': dataclasses.asdict(reasons)}
+    fused = _committed(fuse_actions(actions), chunking)
+    commands = low_level_controller(fused, sigma) if limited else fused
+    branches = {name: getattr(actions, name) for name in ('vec', 'chk', 'traj')}
+    return answers | {
+        ACTIONS: fused,
+        'motor_commands': _committed(commands, chunking),
+        'branches': branches,
+    }
+
+
+def _committed(actions: Array, chunking: Chunking | None) -> Array:
+    if chunking is None:
+        return actions
+    return jnp.asarray(keep_committed(actions, chunking.prefix, chunking.delay))

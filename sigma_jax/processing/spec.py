@@ -43,6 +43,8 @@ class ProcessorConfig:
     rename_map: tuple[tuple[str, str], ...] = ()
     # steps of a chunk that are carried out before the next; None: all
     action_steps: int | None = None
+    # steps of the chunk before that it has learned to go on from (`rtc.max_delay`); 0: none
+    max_delay: int = 0
 
     def scalings(self) -> dict[str, Scaling]:
         """The two scalings under the names of norm_stats.json."""
@@ -119,6 +121,8 @@ def to_json(policy: ProcessorConfig) -> str:
       JSON, which `from_json` reads.
     """
     body = dataclasses.asdict(policy) | {'rename_map': dict(policy.rename_map)}
+    if not policy.max_delay:
+        del body['max_delay']
     return json.dumps(body, indent=1) + '\n'
 
 
@@ -222,6 +226,7 @@ _CHECKS: dict[str, Any] = {
     'cameras': _sequence(str),
     'rename_map': _names,
     'action_steps': _count(1),
+    'max_delay': lambda x: x if type(x) is int and x >= 0 else _WRONG,
 }
 _EXPECTED = {
     'relative_joints': 'true or false for each joint',
@@ -234,4 +239,5 @@ _EXPECTED = {
     'cameras': 'names',
     'rename_map': "the policy's name for each of a data set's",
     'action_steps': 'a number of at least 1',
+    'max_delay': 'a number of at least 0',
 }

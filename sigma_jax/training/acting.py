@@ -27,9 +27,9 @@ from sigma_jax.types import PyTree
 
 ADAPTER = 'adapter.json'  # beside a run, where it was evaluated
 # of an export: its record, statistics of the data and of the policy's actions, LoRA factors,
-# Sigma's heads, the base where it was asked for
+# Sigma's heads, base and merged weights where they were asked for
 RECORD, OWN, POLICY = 'export.json', 'statistics/data.json', 'statistics/policy.json'
-FACTORS, HEADS, BASE = 'adapter', 'sigma.safetensors', 'base'
+FACTORS, HEADS, BASE, MERGED = 'adapter', 'sigma.safetensors', 'base', 'merged'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,8 +154,7 @@ def write(found: Acting, folder: pathlib.Path) -> dict[str, Any]:
     if found.adapter is not None:
         text = json.dumps(inference_adapter.to_dict(found.adapter), indent=1)
         (folder / ADAPTER).write_text(text)
-    file = tokenizer_file(found.tokenizer)
-    tokenizer = shutil.copyfile(file, folder / f'tokenizer{file.suffix}').name
+    tokenizer = copy_tokenizer(found.tokenizer, folder)
     return {
         'robot': found.robot.to_json(),
         'tokenizer': tokenizer,
@@ -163,6 +162,34 @@ def write(found: Acting, folder: pathlib.Path) -> dict[str, Any]:
         'relative_joints': list(statistics.relative_joints),
         'sampled': {'seed': found.sampled.seed, 'dtype': found.sampled.dtype},
     }
+
+
+def copy_tokenizer(tokenizer: str, folder: pathlib.Path) -> str:
+    """A tokenizer's file beside weights.
+
+    Args:
+      tokenizer: file, folder or hub id.
+      folder: of the weights.
+
+    Returns:
+      The name of the copy.
+    """
+    file = tokenizer_file(tokenizer)
+    return shutil.copyfile(file, folder / f'tokenizer{file.suffix}').name
+
+
+def is_weights(folder: pathlib.Path) -> bool:
+    """Whether an export holds nothing but merged weights, as that of a policy all of whose weights
+    were trained does.
+
+    Args:
+      folder: of the export.
+
+    Returns:
+      Whether it does.
+    """
+    parts = (folder / FACTORS, folder / HEADS)
+    return (folder / MERGED).is_dir() and not any(part.exists() for part in parts)
 
 
 def of_export(folder: pathlib.Path, base: str = '') -> Acting:

@@ -240,7 +240,7 @@ def objective_of(config: RunConfig, model: BackboneConfig, state_dim: int, actio
     sigma = dataclasses.replace(
         config.sigma, d_model=model.width, state_dim=state_dim, action_dim=action_dim
     )
-    return config.kind.build(model, sigma, config.loss, config.curriculum)
+    return config.kind.build(model, sigma, config.loss, config.curriculum, config.rtc)
 
 
 def stored(

@@ -17,6 +17,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn.lora import LoraConfig
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.objectives import kinds
+from sigma_jax.objectives.flow_matching import RtcConfig
 from sigma_jax.settings import check_choice, from_section, section
 from sigma_jax.sigma.config import SigmaConfig
 from sigma_jax.sigma.curriculum import CurriculumConfig
@@ -114,6 +115,7 @@ class RunConfig:
       sigma: sizes and choices of Sigma's heads.
       loss: constants of TRAF and TSAC.
       curriculum: ramps of the weights of the alignment terms.
+      rtc: chunks that go on from the one before, learned by flow matching.
       optimizer: learning rates by group, and what they share.
       ablation: gates, 1 on, 0 off.
       ablations: '' or a file such as configs/ablations.py, whose rows and seeds are trained in one
@@ -151,6 +153,7 @@ class RunConfig:
     sigma: SigmaConfig = SigmaConfig()
     loss: LossConfig = LossConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
+    rtc: RtcConfig = RtcConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ablation: Ablation = Ablation()
     ablations: str | Grid = ''
@@ -303,6 +306,7 @@ _SECTIONS: dict[str, Callable[[Any], Any]] = {
         'sigma': SigmaConfig,
         'loss': LossConfig,
         'curriculum': CurriculumConfig,
+        'rtc': RtcConfig,
         'optimizer': OptimizerConfig,
     }.items()
 } | {'model': ModelConfig.from_section, 'ablation': gates, 'ablations': _grid}

@@ -28,13 +28,13 @@ from sigma_jax.errors import UserError
 from sigma_jax.processing import normalize
 from sigma_jax.processing.spec import OURS
 from sigma_jax.training import acting
-from sigma_jax.training.acting import BASE, FACTORS, HEADS, RECORD
+from sigma_jax.training.acting import BASE, FACTORS, HEADS, MERGED, RECORD
 from sigma_jax.training.build import Blueprint, build
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.types import PyTree
 
-MERGED, STATISTICS = 'merged', 'norm_stats.json'
+STATISTICS = 'norm_stats.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +114,7 @@ def export_run(
             contents[HEADS] = "Sigma's heads; the metadata holds their SigmaConfig"
         if merge:
             save_merged(run, folder / MERGED, layout)
+            acting.copy_tokenizer(run.config.tokenizer, folder / MERGED)
             contents[MERGED] = (
                 f'base and trained weights in one checkpoint, float32, layout {layout}'
             )
@@ -206,8 +207,9 @@ def trained_assets(run: TrainedRun) -> assets.PolicyAssets:
     Returns:
       The assets.
     """
-    joints = run.plan.statistics.relative_joints
-    return assets.trained_with(base_assets(run), statistics(run), joints, run.plan.shards.meta)
+    joints, delay = run.plan.statistics.relative_joints, run.config.rtc.max_delay
+    base, meta = base_assets(run), run.plan.shards.meta
+    return assets.trained_with(base, statistics(run), joints, meta, max_delay=delay)
 
 
 def describe_adapter(run: TrainedRun, adapter: pathlib.Path, layout: str) -> None:

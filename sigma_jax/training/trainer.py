@@ -178,6 +178,7 @@ def save_policy(run: Run, out: pathlib.Path, reporter: Reporter, changed: bool =
         run.statistics.policy,
         run.statistics.relative_joints,
         run.shards.meta,
+        max_delay=run.config.rtc.max_delay,
     )
     trained = checkpoint.Checkpoint(params, run.base.config, TRAINED, (f'{step} steps',))
     with replaced_folder(out) as new:

@@ -55,6 +55,22 @@ def shards(small_run, folder, tmp_path_factory):
     return out
 
 
+def test_shapes_are_traced_once_a_config_and_given_as_a_tree_of_the_callers_own():
+    traced = []
+
+    def init(key, config):
+        traced.append(config)
+        return TOY.init_params(key, config)
+
+    spec = dataclasses.replace(TOY, init_params=init)
+    first = spec.abstract_params(ToyConfig())
+    expected = jax.eval_shape(lambda key: TOY.init_params(key, ToyConfig()), jax.random.key(0))
+    first.clear()
+    assert spec.abstract_params(ToyConfig()) == expected and len(traced) == 1
+    spec.abstract_params(ToyConfig(width=32))
+    assert len(traced) == 2
+
+
 def run_config(small_run, folder, shards, **changes) -> RunConfig:
     paths = {'base': str(folder), 'shards': str(shards), 'lora': LORA, 'ema': None}
     return RunConfig.from_dict(small_run.config(**paths | changes))

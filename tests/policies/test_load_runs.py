@@ -12,10 +12,14 @@ from sigma_jax.api.policies import load_policy
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.replay_shards import list_batches
-from sigma_jax.evaluation.trained_models import ModelCache, TrainedPolicy, TrainedSigma
+from sigma_jax.evaluation.trained_models import TrainedSigma
+from sigma_jax.policies.acting import ActingPolicy, read_observation
+from sigma_jax.policies.chunking import ChunkingConfig
 from sigma_jax.policies.protocol import IMAGES, STATE, TASK
+from sigma_jax.policies.sigma import SigmaActor
+from sigma_jax.sigma.adapter import AdapterState
 from sigma_jax.training.export import export_run
-from tests.trained_runs import make_rows, shaken
+from tests.trained_runs import make_rows
 
 COMPARED = ('actions', 'motor_commands', 'tau_l2', 'branches')
 
@@ -135,6 +139,64 @@ def test_memory_counts_and_reset_forgets_it(small_run, policy):
     assert same(policy.infer(second), alone)
 
 
+@pytest.fixture(scope='module')
+def limited(policy):
+    """The same Sigma, half of whose residual is trusted, on a robot that turns slowly."""
+    actor = policy.actor
+    objective, a = actor.parts.objective, policy.spec.action_dim
+    sigma = dataclasses.replace(objective.sigma, joint_rate=(2.0,) * a)
+    m = (1 + sigma.chunk + sigma.horizon) * a
+    none, most = np.float32(0), np.float32(1e9)
+    state = AdapterState(
+        *(np.ones(a), np.ones(m), np.zeros((1, m)), np.zeros(2)),
+        *(np.float32(1), most, most, most, none, np.float32(0.5), none, none, none),
+    )
+    parts = dataclasses.replace(
+        actor.parts, objective=dataclasses.replace(objective, sigma=sigma), adapter=state
+    )
+    return ActingPolicy(
+        SigmaActor(actor.base, parts), chunking=ChunkingConfig('lerobot', 'ones', 2.0)
+    )
+
+
+def test_a_sigma_goes_on_from_what_the_robot_carries_out(small_run, limited):
+    """Its residual as far as it is trusted, and its limits, are in the chunk that is given, which
+    goes on from the one before all the same; what it remembers is what it would without.
+    """
+    first, second = recorded(small_run, first_episode(small_run))[:2]
+    limited.reset()
+    before = limited.infer(first)['motor_commands']
+    state, left, rate = limited.state, before[4:], 2.0
+    plain, after = limited.infer(second), limited.state
+    limited.state = state
+    held = limited.infer(second, prefix=left, delay=3)
+    for name in ('actions', 'motor_commands'):
+        assert np.array_equal(held[name][:3], left[:3])
+    for name in ('memory', 'tau'):
+        assert np.array_equal(getattr(limited.state, name), getattr(after, name))
+    assert held['scale'] == plain['scale'] == 0.5 and held['tau_l2'] == plain['tau_l2']
+    added = plain['actions'] - base_chunk(limited, second, state)
+    assert np.abs(added[: len(left)]).max() > 0.3
+    np.testing.assert_allclose(held['actions'][: len(left)], left, rtol=0, atol=0.01)
+    turned = np.abs(np.diff(held['motor_commands'], axis=0)).max(0)
+    assert turned.max() > 0.99 * rate and (turned < rate + 1e-3).all()
+    assert np.abs(np.diff(held['actions'], axis=0)).max() > 2 * rate
+    limited.state = state
+    odd = np.arange(len(left))[:, None] % 2
+    jumps = left + np.where(odd, 50, -50).astype(np.float32)  # beyond all limits
+    far = limited.infer(second, prefix=jumps, delay=3)['motor_commands']
+    assert np.array_equal(far[:3], jumps[:3])
+    limited.state = state
+    again = limited.infer(second, prefix=left, chunking=ChunkingConfig('guided', 'zeros'))
+    assert same(again, plain)
+
+
+def base_chunk(policy, seen, state):
+    reading = read_observation(seen, policy.spec)
+    at = dataclasses.replace(state, episode=seen['episode'], frame=seen['frame'])
+    return policy.actor.base.act([reading], [at])[0]['actions'][0][: policy.spec.horizon]
+
+
 def test_an_export_acts_alone(small_run, run, policy, tmp_path):
     """Without run and shards, to the bit; another base is refused."""
     out = export_run(run, tmp_path / 'export', with_base=True)
@@ -153,39 +215,16 @@ def test_an_export_acts_alone(small_run, run, policy, tmp_path):
         load_policy(away)
 
 
-@pytest.mark.parametrize('kind', ['run', 'export'])
-def test_a_fine_tuned_policy_acts(small_run, rows, tmp_path, kind):
-    """LoRA by flow matching; its draws are those that evaluation compares."""
-    source = rows / 'pi05_lora' / 'seed0'
-    trained = TrainedPolicy(source, ModelCache(), samples=1, seed=0)
-    folder = source if kind == 'run' else export_run(source, tmp_path / 'out', with_base=True)
-    policy = load_policy(folder)
-    parts = shaken({'lora': trained.trainable['lora']}, 1)
-    trained.trainable = parts
-    policy.actor.sampler = dataclasses.replace(
-        policy.actor.sampler, weights=(parts, policy.actor.sampler.weights[1])
-    )
-    seen = recorded(small_run, first_episode(small_run))[1]
-    batch = policy.actor.processor.inputs(
-        {name.removeprefix(IMAGES): x for name, x in seen.items() if IMAGES in name},
-        seen[STATE],
-        seen[TASK],
-    )
-    arrays = {name: x[None, None] for name, x in batch.items()} | {
-        'episode': np.array([[seen['episode']]], np.int32),
-        'frame': np.array([[seen['frame']]], np.int32),
-    }
-    filler = np.zeros((1, 1, policy.spec.horizon, 6), np.float32)
-    yes = np.ones((1, 1), bool)
-    arrays |= {
-        'actions': filler,
-        'action_mask': np.ones(filler.shape[:3], bool),
-        'reset': yes,
-        'mask': yes,
-        'text_id': np.zeros((1, 1), np.int32),
-    }
-    want = trained.sample(arrays)[0, 0, 0]
-    assert np.array_equal(policy.infer(seen)['actions'], want)
+def test_a_fine_tuned_policy_goes_on_from_as_many_steps_as_it_was_given(small_run, rows):
+    how, seen = ChunkingConfig('trained'), recorded(small_run, first_episode(small_run))[1]
+    policy = load_policy(rows / 'pi05_lora' / 'seed0', chunking=how)
+    left = np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
+    actions = policy.infer(seen, prefix=left, delay=3)['actions']
+    assert np.array_equal(actions[:3], left[:3]) and np.abs(actions[3:9] - left[3:]).max() > 0.1
+    with pytest.raises(UserError, match='a delay of at most 3 steps, with which the policy was'):
+        policy.infer(seen, prefix=left, delay=4)
+    with pytest.raises(UserError, match='expected a policy trained with config.rtc.max_delay'):
+        load_policy(small_run.flow, chunking=how)
 
 
 def test_a_run_that_cannot_act_is_named(run, tmp_path):

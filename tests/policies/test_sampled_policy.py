@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from sigma_jax import trees
+from sigma_jax.api.policies import load_policy
 from sigma_jax.backbones import kinds
-from sigma_jax.convert import checkpoint
 from sigma_jax.convert.load_base import ModelConfig, open_base, read_weights
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.nn.quant import QuantConfig, Quantised
 from sigma_jax.policies.acting import ActingPolicy
-from sigma_jax.policies.load import Joints, joints_of, load_policy
-from sigma_jax.policies.protocol import IMAGES, STATE, TASK, Policy
+from sigma_jax.policies.load import Joints, joints_of
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK, Policy, PolicyState
 from sigma_jax.policies.sampled_policy import BaseActor, make_sampler, stored_weights
 from sigma_jax.processing.processor import of_shards
 from sigma_jax.processing.tokenizer import load_tokenizer
@@ -105,16 +105,6 @@ def test_noise_belongs_to_episode_and_frame(small_run, policy):
     second = [policy.infer(counted)['actions'] for _ in range(2)]
     every = [*first, *second]
     assert all(np.abs(x - y).max() > 1e-3 for n, x in enumerate(every) for y in every[:n])
-
-
-@pytest.mark.parametrize('layout', ['lerobot', 'openpi-pytorch'])
-def test_a_policy_written_for_others_acts_the_same(small_run, live, tmp_path, layout):
-    """An exported policy is a folder of weights like any other."""
-    out = checkpoint.save(checkpoint.load(small_run.base), small_run.base, tmp_path / 'out', layout)
-    other = load_policy(out, tokenizer=TOKENIZER, robot=open_shards(small_run.shards).meta)
-    seen = recorded(small_run, 0)
-    live.reset()
-    assert np.array_equal(live.infer(seen)['actions'], other.infer(seen)['actions'])
 
 
 def test_seeds_differ(small_run, live):
@@ -227,3 +217,62 @@ def test_steps_to_carry_out_are_the_policy_s_own(small_run, tmp_path):
         (tmp_path / 'base/policy.json').write_text(json.dumps(settings | {'action_steps': steps}))
         found = load_policy(tmp_path / 'base', tokenizer=TOKENIZER)
         assert found.spec.action_steps == want
+
+
+def test_frames_come_either_way_round_and_under_the_robots_names(small_run, live):
+    seen = recorded(small_run, 0)
+    keys = [key for key in seen if key.startswith(IMAGES)]
+    turned = {
+        key: value.transpose(2, 0, 1) if key in keys else value for key, value in seen.items()
+    }
+    want = live.infer(seen)['actions']
+    np.testing.assert_array_equal(live.infer(turned)['actions'], want)
+    names = {f'cam{n}': key.removeprefix(IMAGES) for n, key in enumerate(keys)}
+    theirs = {name: key for key, name in names.items()}
+    renamed = {
+        IMAGES + theirs[key.removeprefix(IMAGES)] if key in keys else key: value
+        for key, value in seen.items()
+    }
+    policy = ActingPolicy(live.actor, names)
+    np.testing.assert_array_equal(policy.infer(renamed)['actions'], want)
+    with pytest.raises(UserError, match=f'expected one frame of {names["cam0"]}, got two'):
+        policy.infer(renamed | {keys[0]: seen[keys[0]]})
+
+
+@pytest.mark.parametrize('cameras', [{'a': 'nobody'}, {'a': 'up', 'b': 'up'}])
+def test_names_of_cameras_that_mean_nothing(live, cameras):
+    with pytest.raises(UserError, match="cameras: expected {robot's name: policy's name}, .*up"):
+        ActingPolicy(live.actor, cameras)
+
+
+def test_after_warming_up_nothing_compiles(small_run, live, caplog):
+    """And no state has changed."""
+    before = live.state
+    live.warm_up((1, 2))
+    assert live.state is before
+    seen = [recorded(small_run, n) for n in range(3)]
+    with jax.log_compiles(), caplog.at_level('WARNING'):
+        for count in (1, 2):
+            live.infer_batch(seen[:count], [live.initial_state()] * count)
+        assert 'Compiling' not in caplog.text
+        live.infer_batch(seen, [live.initial_state()] * 3)
+    assert 'Compiling' in caplog.text
+
+
+def test_a_state_is_put_back_from_a_file(tmp_path, live):
+    rng = np.random.default_rng(0)
+    memory, tau = (rng.standard_normal(n).astype(np.float32) for n in (4, 2))
+    for state in (PolicyState(3, 7, ('front', 'wrist'), memory, tau), PolicyState(1)):
+        state.save(tmp_path / 'state.npz')
+        found = PolicyState.load(tmp_path / 'state.npz')
+        assert jax.tree.all(jax.tree.map(np.array_equal, vars(found), vars(state)))
+        assert type(found.frame) is int and found.cameras == state.cameras
+    with pytest.raises(UserError, match='expected a state with memory of shape .*, got'):
+        live.infer_batch([{}], [PolicyState(memory=memory)])
+
+
+@pytest.mark.parametrize('content', [b'', b'PK\x03\x04', b'nothing of the sort'])
+def test_a_file_that_is_no_state(tmp_path, content):
+    (tmp_path / 'state.npz').write_bytes(content)
+    with pytest.raises(UserError, match='expected the state of a policy in .*state.npz, got'):
+        PolicyState.load(tmp_path / 'state.npz')

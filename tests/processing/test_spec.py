@@ -31,6 +31,7 @@ FULL = ProcessorConfig(
     image_padding=-3.0,
     cameras=('up', 'side'),
     action_steps=20,
+    max_delay=6,
 )
 
 
@@ -40,6 +41,11 @@ FULL = ProcessorConfig(
 def test_written_and_read_back(tmp_path, policy):
     (tmp_path / 'policy.json').write_text(to_json(policy))
     assert read_policy(tmp_path) == policy
+
+
+def test_a_policy_that_goes_on_from_nothing_says_nothing_of_it():
+    """Its file is what it was before a policy could."""
+    assert 'max_delay' not in to_json(OPENPI) and '"max_delay": 6' in to_json(FULL)
 
 
 def test_absent_keys_and_an_absent_file_mean_what_they_meant_before_there_were_more(tmp_path):
@@ -93,6 +99,8 @@ def test_absent_keys_and_an_absent_file_mean_what_they_meant_before_there_were_m
         ('{"image_padding": null}', "a number for 'image_padding' in .*, got None"),
         ('{"cameras": "up"}', "names for 'cameras' in .*, got 'up'"),
         ('{"action_steps": 1.5}', "a number of at least 1 for 'action_steps' in .*, got 1.5"),
+        ('{"max_delay": -1}', "a number of at least 0 for 'max_delay' in .*, got -1"),
+        ('{"max_delay": true}', "a number of at least 0 for 'max_delay' in .*, got True"),
     ],
 )
 def test_what_policy_json_may_not_hold(tmp_path, content, message):

@@ -190,6 +190,12 @@ def test_a_policy_says_which_prompt_it_was_trained_with(make_run, base, tmp_path
         assert (found.prompt_state_dim, found.max_prompt_len) == want, folder
 
 
+def test_a_policy_says_from_how_many_steps_it_learned_to_go_on(make_run, tmp_path):
+    workdir, _ = make_run('flow_matching', ('lora',), rtc={'max_delay': 3})
+    out = export_run(workdir, tmp_path / 'out', merge=True)
+    assert [read_policy(out / name).max_delay for name in ('adapter', 'merged')] == [3, 3]
+
+
 def test_an_earlier_step_in_the_other_layout(sigma_run, base, tmp_path):
     out = export_run(sigma_run[0], tmp_path / 'out', step=2, layout='openpi-pytorch')
     assert same(peft.load(out / 'adapter', base[1]).factors, sigma_run[1][2]['lora'])

@@ -22,6 +22,7 @@ from sigma_jax.data.shards import seen
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.trained_models import TrainedSigma
+from sigma_jax.processing.spec import read_policy
 from sigma_jax.processing.tokenizer import load_tokenizer
 from sigma_jax.training import build, loop, trainer
 from sigma_jax.training.checkpoints import Checkpoints
@@ -127,6 +128,16 @@ def test_flow_matching_leaves_a_policy_with_its_statistics(small_run):
     assert sum(moved) > 0.8 * len(moved)
 
 
+def test_a_policy_that_goes_on_from_given_actions_is_trained_by_a_setting(small_run, tmp_path):
+    """Another training than without, in the same draws; the policy's own file says so."""
+    config = flow_config(small_run.shards) | {'rtc': {'max_delay': 4}}
+    trained = trainer.train(RunConfig.from_dict(config), tmp_path / 'run')
+    policy = tmp_path / 'run/policy'
+    assert [read_policy(x).max_delay for x in (policy, small_run.base)] == [4, 0]
+    found, plain = (json.loads((x / 'source.json').read_text()) for x in (policy, small_run.base))
+    assert found['digest'] != plain['digest'] and np.isfinite(float(trained.losses['loss']))
+
+
 def test_a_policy_follows_its_run(small_run, tmp_path):
     """Steps are raised and the run goes on: its weights replace the old ones, and nobody else's."""
     run = tmp_path / 'run'
@@ -213,6 +224,8 @@ def nested(config, section, **changes):
                                                                      'would never learn'),
         (lambda c: c | {'objective': 'behaviour'}, "expected 'sigma' or 'flow_matching', got "
                                                    "'behaviour'"),
+        (lambda c: nested(c, 'rtc', max_delay=3), "max_delay: expected 0 for objective 'sigma', "
+                                                  'got 3'),
         (lambda c: c | {'trainable': ('sigma', 'heads')}, r"expected some of .*, got \['heads'\]"),
         (lambda c: c | {'trainable': ('lora',)}, r"config.trainable: objective 'sigma' expects "
                                                  r"\('sigma',\)"),

@@ -29,6 +29,7 @@ SAID = {
     'state': 'normalisation of the state', 'actions': 'normalisation of the actions',
     'prompt_state_dim': "the prompt's state", 'max_prompt_len': "the prompt's length",
     'resize': 'resizing', 'image_padding': 'padding of images', 'action_steps': 'action steps',
+    'max_delay': 'steps that it goes on from',
 }  # fmt: skip
 
 
