@@ -55,7 +55,9 @@ def main() -> None:
 def load(arguments: argparse.Namespace) -> sj.Policy:
     """The policy, with its weights on the device."""
     names = 'base', 'tokenizer', 'seed', 'dtype', 'adapter', 'limited'
-    chosen = {name: getattr(arguments, name) for name in names}
+    chosen: Any = {name: getattr(arguments, name) for name in names}
+    if arguments.chunking:
+        chosen['chunking'] = sj.ChunkingConfig(arguments.chunking)
     return sj.load_policy(arguments.policy, storage=sj.QuantConfig(arguments.storage), **chosen)
 
 
@@ -90,6 +92,8 @@ def parse() -> argparse.Namespace:
     kinds = 'stored', 'bfloat16'
     add('--storage', choices=kinds, default='stored', help='of weights; default: %(default)s')
     add('--base', default='', help="of an export without its base: that base's folder")
+    how = 'how a chunk goes on from the one before: guided, lerobot or trained; default: not at all'
+    add('--chunking', default='', help=how)
     off: Any = {'action': 'store_false'}
     add('--no_adapter', dest='adapter', help="a Sigma's residual in full, unweighed", **off)
     add('--no_limits', dest='limited', help="a Sigma's commands beyond its limits, too", **off)

@@ -142,7 +142,8 @@ class _Start:
             self.reporter.say(f'the first request compiles: {why}')
             return
         with self.reporter.bars() as bars:
-            bar = bars.add('programs', total=len(self.batcher.sizes) * len(self.seen))
+            each = len(self.seen) * len(running.ways(self.batcher.policy))
+            bar = bars.add('programs', total=len(self.batcher.sizes) * each)
             await running.warm_up(
                 self.batcher,
                 self.seen,
