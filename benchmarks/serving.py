@@ -246,7 +246,8 @@ def main() -> None:
     before, after = found['memory_mib']
     console.print(
         f'{found["connections"]} connections, {found["refused"]} refused, {len(found["wrong"])} '
-        f'wrong, {found["lost"]} answers lost; memory {before:.1f} -> {after:.1f} MiB ({100 * found["growth"]:+.2f} %)'
+        f'wrong, {found["lost"]} answers lost; memory {before:.1f} -> {after:.1f} MiB '
+        f'({100 * found["growth"]:+.2f} %)'
     )
     console.print(*found['wrong'][:10], sep='\n')
     if found['wrong'] or found['growth'] > GROWTH or found['lost']:
