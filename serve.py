@@ -56,9 +56,20 @@ def load(arguments: argparse.Namespace) -> sj.Policy:
     """The policy, with its weights on the device."""
     names = 'base', 'tokenizer', 'seed', 'dtype', 'adapter', 'limited'
     chosen: Any = {name: getattr(arguments, name) for name in names}
+    chosen['cameras'] = renamed(arguments.cameras)
     if arguments.chunking:
         chosen['chunking'] = sj.ChunkingConfig(arguments.chunking)
     return sj.load_policy(arguments.policy, storage=sj.QuantConfig(arguments.storage), **chosen)
+
+
+def renamed(text: str) -> dict[str, str]:
+    """{robot's name of a camera: policy's name} of a setting."""
+    pairs = [[part.strip() for part in one.split('=')] for one in text.split(',') if one.strip()]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise sj.UserError(
+            f'expected --cameras as pairs ROBOT=POLICY, got {text!r}; write front=up,wrist=side'
+        )
+    return dict(pairs)
 
 
 def show_log() -> None:
@@ -92,6 +103,7 @@ def parse() -> argparse.Namespace:
     kinds = 'stored', 'bfloat16'
     add('--storage', choices=kinds, default='stored', help='of weights; default: %(default)s')
     add('--base', default='', help="of an export without its base: that base's folder")
+    add('--cameras', default='', help='ROBOT=POLICY,...: cameras called otherwise')
     how = 'how a chunk goes on from the one before: guided, lerobot or trained; default: not at all'
     add('--chunking', default='', help=how)
     off: Any = {'action': 'store_false'}
