@@ -17,7 +17,8 @@ DIR=$(mktemp -d)
 trap 'rm -rf "$DIR"' EXIT
 "${PYTHON:-python3.12}" -m venv "$DIR/env"
 "$DIR/env/bin/pip" -qq install --no-compile torch==2.11.0 torchvision==0.26.0 av==15.1.0 datasets==4.8.5 draccus==0.11.6 \
-  einops==0.8.2 gymnasium==1.4.0 numpy==2.2.6 pandas==2.3.3 pyarrow==26.0.1 requests==2.34.2 safetensors==0.8.0 termcolor==3.3.0
+  einops==0.8.2 gymnasium==1.4.0 numpy==2.2.6 opencv-python-headless==4.13.0.92 pandas==2.3.3 pyarrow==26.0.1 \
+  requests==2.34.2 safetensors==0.8.0 termcolor==3.3.0
 "$DIR/env/bin/pip" -qq install --no-compile --no-deps lerobot==0.6.1
 export HF_HOME="$DIR/cache" HF_HUB_OFFLINE=1
 

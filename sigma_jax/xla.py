@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def jit(function: Callable, triton: bool = False, **arguments: Any) -> jax.stages.Wrapped:
@@ -44,12 +45,25 @@ def alone() -> bool:
     return jax.default_backend() == 'cpu'
 
 
+def zeros(like: Any) -> Any:
+    """A tree of zeros.
+
+    Args:
+      like: shapes.
+
+    Returns:
+      The tree.
+    """
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+
+
 def row_by_row(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """On a CPU, a function of rows that computes each alone; elsewhere the function itself.
 
     Products of one row and of many are summed in another order. Alone, the bits of a row do not
     depend on how many there are: what a robot gets, one observation at a time, is what an
-    evaluation of many windows measures.
+    evaluation of many windows measures. A loop over one row would be unrolled, and the row's last
+    operations fused with what follows: it is one over two rows, of which the second is skipped.
 
     Args:
       function: of a tree with leaves [b ...], giving another.
@@ -60,8 +74,21 @@ def row_by_row(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     if not alone():
         return function
 
-    def one(row):
+    @jax.jit  # traced once
+    def alone_in_it(row):
         rows = jax.tree.map(lambda x: x[None], row)
         return jax.tree.map(lambda x: x[0], function(rows))
 
-    return lambda rows: jax.lax.map(one, rows)
+    def every(rows):
+        count = len(jax.tree.leaves(rows)[0])
+        rows = jax.tree.map(lambda x: jnp.concatenate([x, x]) if count == 1 else x, rows)
+        like = jax.eval_shape(alone_in_it, jax.tree.map(lambda x: x[0], rows))
+
+        def one(numbered):
+            number, row = numbered
+            return jax.lax.cond(number < count, alone_in_it, lambda _: zeros(like), row)
+
+        found = jax.lax.map(one, (jnp.arange(max(count, 2)), rows))
+        return jax.tree.map(lambda x: x[:count], found)
+
+    return every

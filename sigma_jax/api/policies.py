@@ -115,12 +115,11 @@ def actor_of(found: Acting, seed: int = 0, limited: bool = True) -> Actor:
     scaling = action_scaling(statistics.own, statistics.policy, statistics.relative_joints)
     frozen = Frozen(store_base(config, base, objective), scaling)
     if config.kind.trains_policy:
-        bind = sampling.bind_finetuned(objective.config)
-        run = xla.jit(sampling.make_sampler(bind, seed, 1, found.robot.horizon))
+        sample = sampling.sample_finetuned(objective.config, seed, 1, found.robot.horizon)
         weights = found.trainable, frozen.params
         learned = dataclasses.replace(base.policy, max_delay=config.rtc.max_delay)
         base = dataclasses.replace(base, policy=learned)
-        return _sampling(found, base, Sampler(statistics.loader, run, weights, scaling))
+        return _sampling(found, base, Sampler(statistics.loader, xla.jit(sample), weights, scaling))
     weights = stored_weights(base, config.quant, frozen.params)
     sampler = sampler_of(found.robot, base, found.sampled, samples=1, weights=weights)
     parts = TrainedParts(

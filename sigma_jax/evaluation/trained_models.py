@@ -12,6 +12,7 @@ from sigma_jax.errors import UserError
 from sigma_jax.evaluation.cost import flops
 from sigma_jax.nn import quant
 from sigma_jax.policies import sampling
+from sigma_jax.policies.sampled_policy import Sampler
 from sigma_jax.training.checkpoints import FREE, parameter_count
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
@@ -142,7 +143,9 @@ class TrainedSigma:
         Returns:
           Floating-point operations of one window.
         """
-        return flops.count(self.forward, *self.inputs(batch, self.gates)) // batch['mask'].size
+        # one episode alone may stand in a loop over two
+        two = {name: np.concatenate([x[:1], x[:1]]) for name, x in batch.items()}
+        return flops.count(self.forward, *self.inputs(two, self.gates)) // two['mask'].size
 
 
 class TrainedPolicy:
@@ -164,15 +167,13 @@ class TrainedPolicy:
         step, self.trainable = folder.trainable()
 
         def make(parts: Parts) -> Callable:
-            return sampling.make_sampler(
-                sampling.bind_finetuned(parts.objective.config),
-                seed,
-                samples,
-                parts.shards.meta.horizon,
-            )
+            horizon = parts.shards.meta.horizon
+            return sampling.sample_finetuned(parts.objective.config, seed, samples, horizon)
 
-        parts, self.run = model_cache.open(self.config, make)
-        self.frozen, self.base, self.statistics = parts.frozen, parts.base, parts.statistics.loader
+        parts, run = model_cache.open(self.config, make)
+        self.base, self.statistics = parts.base, parts.statistics.loader
+        weights = self.trainable, parts.frozen.params
+        self.sampler = Sampler(self.statistics, run, weights, parts.frozen.scaling)
         self.parameter_counts = parameter_count(self.trainable)
         self.provenance = {
             'step': step,
@@ -189,6 +190,4 @@ class TrainedPolicy:
         Returns:
           [b g m t a], raw units.
         """
-        return sampling.in_parts(
-            self.run, (self.trainable, self.frozen.params), self.frozen.scaling, batch
-        )
+        return self.sampler.of_sequences(batch)

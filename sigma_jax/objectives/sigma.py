@@ -153,6 +153,25 @@ class SigmaObjective:
         )
         return cast(tuple[Carry, SigmaOutput], found)
 
+    def window(
+        self, trainable: PyTree, frozen: Frozen, batch: Batch, ablation: Ablation, carry: Carry
+    ) -> tuple[Carry, SigmaOutput]:
+        """`forward` of the next window of each episode: all that a robot has of it.
+
+        Args:
+          trainable: as for `forward`.
+          frozen: as for `forward`.
+          batch: leaves [b ...].
+          ablation: as for `forward`.
+          carry: memory and tau before the window.
+
+        Returns:
+          Memory and tau after it, and the output [b ...].
+        """
+        sequence = jax.tree.map(lambda x: x[:, None], batch)
+        carry, output = self.forward(trainable, frozen, sequence, ablation, carry=carry)
+        return carry, jax.tree.map(lambda x: x[:, 0], output)
+
     def replay(
         self,
         trainable: PyTree,
@@ -161,7 +180,7 @@ class SigmaObjective:
         ablation: Ablation,
         carry: Carry | None = None,
     ) -> tuple[Carry, SigmaOutput]:
-        """`forward` as a robot has it, one window after the other.
+        """`window` after `window`, as a robot has them.
 
         On a CPU every window is computed alone and has the same bits whatever batch it comes in;
         elsewhere it is `forward`.
@@ -181,19 +200,18 @@ class SigmaObjective:
             batch = dataclasses.replace(batch, reset=first)
             carry = initial_carry(self.sigma, len(first))
 
-        def step(carry, window):
-            window = jax.tree.map(lambda x: x[:, None], window)
-            carry, output = self.forward(trainable, frozen, window, ablation, carry=carry)
-            return carry, jax.tree.map(lambda x: x[:, 0], output)
+        if not xla.alone():
+            return self.forward(trainable, frozen, batch, ablation, carry=carry)
 
-        def episodes(rows):
-            if xla.alone():
-                in_order = jax.tree.map(lambda x: x.swapaxes(0, 1), rows[0])
-                last, output = jax.lax.scan(step, rows[1], in_order)
-                return last, jax.tree.map(lambda x: x.swapaxes(0, 1), output)
-            return self.forward(trainable, frozen, rows[0], ablation, carry=rows[1])
+        def step(carry, windows):
+            def robots(rows):
+                return self.window(trainable, frozen, rows[0], ablation, rows[1])
 
-        return xla.row_by_row(episodes)((batch, carry))
+            return xla.row_by_row(robots)((windows, carry))
+
+        in_order = jax.tree.map(lambda x: x.swapaxes(0, 1), batch)
+        last, output = jax.lax.scan(step, carry, in_order)
+        return last, jax.tree.map(lambda x: x.swapaxes(0, 1), output)
 
     def terms(
         self,

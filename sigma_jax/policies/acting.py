@@ -241,9 +241,12 @@ class ActingPolicy:
           UserError: an observation that lacks something, or holds something else; or any of the
             others.
         """
-        start, none = time.perf_counter(), [None] * len(observations)
-        begin = draws.of_robots(noise or none, seed or none, self.spec.noise_shape)
-        going = self._going_on(prefix or none, delay or [0] * len(none), chunking)
+        start, count = time.perf_counter(), len(observations)
+        noises, seeds, left = (
+            [None] * count if each is None else each for each in (noise, seed, prefix)
+        )
+        begin = draws.of_robots(noises, seeds, self.spec.noise_shape)
+        going = self._going_on(left, [0] * count if delay is None else delay, chunking)
         for state in states:
             _check_width(state, self.initial_state())
         readings = [read_observation(each, self.spec, self.cameras) for each in observations]

@@ -169,7 +169,10 @@ class Policy(Protocol):
         Returns:
           `actions`: [t a], float32, raw units like the state's, the first to be carried out now;
             the first `delay` of them are those of `prefix`, to the bit.
-          `timing`: {'infer_ms'}. What else a policy tells comes beside it.
+          `timing`: {'infer_ms'}.
+          Of a Sigma also `motor_commands`: [t a], the same within the limits of its config;
+          `tau_l2`: length of tau; `branches`: vec, chk and traj before they were fused; and where
+          an adapter was fitted `scale`, `risk` and `reasons`.
 
         Raises:
           UserError: an observation that lacks one of these, or holds something else; noise of

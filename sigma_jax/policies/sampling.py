@@ -129,16 +129,22 @@ def bind_frozen(config: BackboneConfig) -> Callable[[PyTree], Backbone]:
     return lambda params: spec.bind(config, params)
 
 
-def bind_finetuned(config: BackboneConfig) -> Callable[[PyTree], Backbone]:
-    """How a base is bound with what was trained.
+def sample_finetuned(config: BackboneConfig, seed: int, samples: int, horizon: int) -> Sample:
+    """`make_sampler` of a base with what flow matching trained.
 
     Args:
-      config: its sizes, LoRA settings among them.
+      config: the base's sizes, LoRA settings among them.
+      seed: of the noise.
+      samples: chunks a window.
+      horizon: actions that are kept of a chunk.
 
     Returns:
-      A function of (trainable, params): LoRA factors, or whole leaves, over the base's.
+      See `Sample`; its weights are (trainable, params): LoRA factors, or whole leaves, over the
+      base's.
     """
-    return lambda weights: bind(config, weights[0], weights[1], Ablation())
+    return make_sampler(
+        lambda weights: bind(config, weights[0], weights[1], Ablation()), seed, samples, horizon
+    )
 
 
 def in_parts(

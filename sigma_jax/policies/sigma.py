@@ -243,9 +243,7 @@ def _look(
     gates: Ablation,
 ) -> tuple[Carry, Seen]:
     """One window of each robot: memory and tau after it, and what is seen in it."""
-    one = jax.tree.map(lambda x: x[:, None], rows[0])  # a sequence of one window
-    carry, output = objective.forward(trainable, frozen, one, gates, carry=rows[1])
-    output = jax.tree.map(lambda x: x[:, 0], output)
+    carry, output = objective.window(trainable, frozen, rows[0], gates, rows[1])
     return carry, Seen(output.actions, output.telepathy.tau, output.c_act0)
 
 

@@ -108,19 +108,21 @@ def test_the_weight_of_the_guidance_is_cut_at_both_ends():
 
 
 def test_given_actions_stay_and_the_others_see_them_clean():
-    """By hand: the velocity is the mean of the chunk, and its own time."""
+    """By hand: the velocity is the mean of the chunk, its own time, and the mean of all times."""
     seen = []
 
     def velocity(x, time):
         seen.append(time.shape)
-        return x.mean(1, keepdims=True) + time[..., None] + jnp.zeros_like(x)
+        means = x.mean(1, keepdims=True) + time.mean(1)[:, None, None]
+        return means + time[..., None] + jnp.zeros_like(x)
 
     given = np.arange(STEPS) < np.array([[3], [0], [8]])
     got = np.asarray(flow.integrate(velocity, NOISE, 4, bound('trained', given)))
     assert set(seen) == {(ROWS, STEPS)}
     x = np.where(given[..., None], EARLIER, NOISE)
     for time in (1.0, 0.75, 0.5, 0.25):
-        x = np.where(given[..., None], EARLIER, x - (x.mean(1, keepdims=True) + time) / 4)
+        means = x.mean(1, keepdims=True) + (time * ~given).mean(1)[:, None, None]
+        x = np.where(given[..., None], EARLIER, x - (means + time) / 4)
     np.testing.assert_allclose(got, x, rtol=0, atol=1e-6)
     assert np.array_equal(got[given], np.float32(EARLIER)[given])
 

@@ -287,7 +287,7 @@ def test_going_on_keeps_what_is_committed_and_stays_near_the_rest(policy, seen):
     before = together(policy, seen)
     moved = [x | {'frame': x['frame'] + 1, STATE: x[STATE] + 0.3} for x in seen]
     free, left = together(policy, moved), [before[0][3:], before[1][5:], None]
-    held = together(policy, moved, prefix=left, delay=[4, 0, 2])
+    held = together(policy, moved, prefix=left, delay=np.array([4, 0, 2]))
     assert np.array_equal(held[0][:4], left[0][:4]) and held[0].dtype == np.float32
     np.testing.assert_allclose(held[2], free[2], rtol=1e-5, atol=1e-3)
     for row in (0, 1):

@@ -3,23 +3,32 @@
 import dataclasses
 import json
 import shutil
+import sys
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
 
+import convert_weights
 from sigma_jax.api.policies import load_policy
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
+from sigma_jax.evaluation import measure
+from sigma_jax.evaluation.replay import CARRIED, replay
 from sigma_jax.evaluation.replay_shards import list_batches
 from sigma_jax.evaluation.trained_models import TrainedSigma
 from sigma_jax.policies.acting import ActingPolicy, read_observation
 from sigma_jax.policies.chunking import ChunkingConfig
 from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.policies.sigma import SigmaActor
-from sigma_jax.sigma.adapter import AdapterState
+from sigma_jax.sigma.adapter import AdapterConfig, AdapterState, to_dict
+from sigma_jax.training.config import RunConfig
+from sigma_jax.training.devices import Devices
 from sigma_jax.training.export import export_run
-from tests.trained_runs import make_rows
+from sigma_jax.training.run import Parts
+from tests.hub_server import serve
+from tests.trained_runs import make_rows, save
 
 COMPARED = ('actions', 'motor_commands', 'tau_l2', 'branches')
 
@@ -34,6 +43,11 @@ def rows(small_run, tmp_path_factory):
 @pytest.fixture(scope='module')
 def run(rows):
     return rows / 'sigma' / 'seed0'
+
+
+@pytest.fixture(scope='module')
+def trained(run):
+    return TrainedSigma(run)
 
 
 @pytest.fixture(scope='module')
@@ -68,10 +82,9 @@ def same(one, other, names=COMPARED) -> bool:
     return jax.tree.all(jax.tree.map(np.array_equal, *parts))
 
 
-def test_a_sigma_does_what_evaluation_measures(small_run, run, policy):
+def test_a_sigma_does_what_evaluation_measures(small_run, trained, policy):
     """Window by window with what is remembered, against whole episodes at once: the same bits."""
     episode = first_episode(small_run)
-    trained = TrainedSigma(run)
     batch = next(list_batches(trained, open_shards(small_run.shards).split('train'), 2))
     assert batch['episode'][0, 0] == episode
     measured = trained.predict(batch, trained.gates)
@@ -86,27 +99,62 @@ def test_a_sigma_does_what_evaluation_measures(small_run, run, policy):
     assert n > 2 and np.abs(policy.state.memory).max() > 0.01
 
 
-def test_an_untrained_sigma_is_its_base_to_the_bit(small_run, run, tmp_path):
-    policy = load_policy(run)
-    parts = policy.actor.parts
-    fresh = jax.tree.map(np.zeros_like, parts.trainable)
-    policy.actor.parts = dataclasses.replace(parts, trainable=fresh)
-    base = policy.actor.base
-    for seen in recorded(small_run, first_episode(small_run))[:2]:
-        state = policy.state
-        got = policy.infer(seen)
-        reading = seen[STATE]
-        chunk = base.act(
-            [
-                (
-                    {name.removeprefix(IMAGES): x for name, x in seen.items() if IMAGES in name},
-                    reading,
-                    seen[TASK],
-                )
-            ],
-            [dataclasses.replace(state, episode=seen['episode'], frame=seen['frame'])],
-        )[0]['actions'][0]
-        assert np.array_equal(got['actions'], chunk[: policy.spec.horizon])
+def test_an_adapter_weighs_as_in_evaluation(small_run, run, trained, policy, tmp_path):
+    """Beside a run, and in its export; without it the residual counts whole."""
+    split = open_shards(small_run.shards).split('train')
+    windows = replay(list_batches(trained, split, 2), trained.predict, 2, runs=(CARRIED,))
+    fitted = measure.fit_adapter(windows, AdapterConfig(ok_quantile=0.5, ok_margin=1.0))
+    shutil.copytree(run, tmp_path / 'run')
+    (tmp_path / 'run/adapter.json').write_text(json.dumps(to_dict(fitted)))
+    adapted, *want = measure.run_adapter(windows, CARRIED, fitted)
+    assert len(np.unique(want[0])) > 2  # some are trusted, others less
+    export_run(tmp_path / 'run', tmp_path / 'out')
+    episode, told = first_episode(small_run), []
+    for source in ('run', 'out'):
+        weighed = load_policy(tmp_path / source, limited=False)
+        for n, seen in enumerate(recorded(small_run, episode)):
+            answer = weighed.infer(seen)
+            for name, branch in answer['branches'].items():
+                np.testing.assert_array_equal(branch, getattr(adapted, name)[n], err_msg=name)
+            got = answer['scale'], answer['risk'], answer['reasons']
+            expected = [jax.tree.map(lambda x, n=n: x[n], part) for part in want]
+            assert jax.tree.all(
+                jax.tree.map(np.array_equal, got, (*expected[:2], vars(expected[2])))
+            )
+            np.testing.assert_array_equal(answer['motor_commands'], answer['actions'])
+            told.append(answer['timing']['infer_ms'])
+    assert min(told) > 0
+    whole, seen = load_policy(tmp_path / 'run', adapter=False), recorded(small_run, episode)[0]
+    policy.reset()
+    answer = whole.infer(seen)
+    assert same(answer, policy.infer(seen)) and not {'scale', 'risk', 'reasons'} & set(answer)
+
+
+def test_motor_commands_keep_to_the_limits(small_run, run, tmp_path):
+    """Those of the training's config; what the branches say stays as it is."""
+    shutil.copytree(run, tmp_path / 'run')
+    config = json.loads((run / 'config.json').read_text())
+    config['sigma']['joint_high'] = [0.5] * 6
+    (tmp_path / 'run/config.json').write_text(json.dumps(config))
+    seen = recorded(small_run, first_episode(small_run))[0]
+    answer = load_policy(tmp_path / 'run').infer(seen)
+    assert answer['actions'].max() > 0.6
+    np.testing.assert_array_equal(answer['motor_commands'], np.minimum(answer['actions'], 0.5))
+
+
+def test_an_untrained_sigma_is_its_base_to_the_bit(small_run, tmp_path):
+    """Heads as a training begins with them: the residual is zero, and so is nothing else."""
+    config = json.loads(json.dumps(small_run.config(steps=1)))
+    parts = Parts(RunConfig.from_dict(config), Devices(jax.local_devices()[:1]))
+    trainable, _ = parts.blueprint.start(parts.base, parts.frozen, parts.example)
+    save(tmp_path / 'fresh', config, jax.device_get(trainable))
+    fresh = load_policy(tmp_path / 'fresh')
+    meta = open_shards(small_run.shards).meta
+    base = load_policy(small_run.base, tokenizer=config['tokenizer'], robot=meta)
+    for seen in recorded(small_run, first_episode(small_run))[:3]:
+        got, want = fresh.infer(seen), base.infer(seen)
+        np.testing.assert_array_equal(got['actions'], want['actions'][: fresh.spec.horizon])
+        assert got['tau_l2'] > 0
 
 
 def test_states_are_put_back_and_robots_do_not_meet(small_run, policy):
@@ -197,20 +245,30 @@ def base_chunk(policy, seen, state):
     return policy.actor.base.act([reading], [at])[0]['actions'][0][: policy.spec.horizon]
 
 
-def test_an_export_acts_alone(small_run, run, policy, tmp_path):
-    """Without run and shards, to the bit; another base is refused."""
-    out = export_run(run, tmp_path / 'export', with_base=True)
-    away = tmp_path / 'away'
-    shutil.copytree(out, away)
-    settings = json.loads((away / 'export.json').read_text())
-    settings['config'] |= {'shards': 'nowhere', 'base': 'nowhere', 'tokenizer': 'nowhere'}
-    (away / 'export.json').write_text(json.dumps(settings))
+def test_an_export_acts_alone(small_run, run, policy, tmp_path, monkeypatch):
+    """In another place, when run, shards and base are gone; with another base it does not."""
+    here = tmp_path / 'here'
+    shutil.copytree(run, here / 'run')
+    shutil.copytree(small_run.base, here / 'base')
+    shutil.copytree(small_run.shards, here / 'shards')
+    shutil.copytree('assets/tokenizer', here / 'tokenizer')
+    config = json.loads((run / 'config.json').read_text())
+    config |= {name: str(here / name) for name in ('base', 'shards')}
+    config['tokenizer'] = str(here / 'tokenizer/tokenizer.json')
+    (here / 'run/config.json').write_text(json.dumps(config))
+    words = ['export', f'--workdir={here / "run"}', f'--out={tmp_path / "out"}', '--with_base']
+    monkeypatch.setattr(sys, 'argv', ['convert_weights.py', *words])
+    with pytest.raises(SystemExit, match='0'):
+        convert_weights.main()
+    shutil.rmtree(here)
+    away = shutil.move(tmp_path / 'out', tmp_path / 'away')
     other = load_policy(away)
     policy.reset()
     for seen in recorded(small_run, first_episode(small_run))[:3]:
         assert same(policy.infer(seen), other.infer(seen))
-    settings['base']['digest'] = 'f' * 64
-    (away / 'export.json').write_text(json.dumps(settings))
+    told = json.loads((away / 'export.json').read_text())
+    told['base']['digest'] = 'f' * 64
+    (away / 'export.json').write_text(json.dumps(told))
     with pytest.raises(UserError, match='expected the base that was trained around'):
         load_policy(away)
 
@@ -225,6 +283,27 @@ def test_a_fine_tuned_policy_goes_on_from_as_many_steps_as_it_was_given(small_ru
         policy.infer(seen, prefix=left, delay=4)
     with pytest.raises(UserError, match='expected a policy trained with config.rtc.max_delay'):
         load_policy(small_run.flow, chunking=how)
+
+
+def test_an_export_acts_by_hub_id(small_run, run, policy, tmp_path, monkeypatch):
+    """Whatever of it acting needs is fetched."""
+    export_run(run, tmp_path / 'out', with_base=True)
+    files = {
+        file.relative_to(tmp_path / 'out').as_posix(): file.read_bytes()
+        for file in (tmp_path / 'out').rglob('*')
+        if file.is_file()
+    }
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
+    seen = recorded(small_run, first_episode(small_run))[0]
+    with serve(files) as (endpoint, _, _):
+        template = endpoint + '/{repo_id}/resolve/{revision}/{filename}'
+        monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+        shutil.rmtree(tmp_path / 'out')
+        other = load_policy('robots/tiny@v1')
+    policy.reset()
+    assert same(policy.infer(seen), other.infer(seen))
 
 
 def test_a_run_that_cannot_act_is_named(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import jax
@@ -276,3 +277,15 @@ def test_a_file_that_is_no_state(tmp_path, content):
     (tmp_path / 'state.npz').write_bytes(content)
     with pytest.raises(UserError, match='expected the state of a policy in .*state.npz, got'):
         PolicyState.load(tmp_path / 'state.npz')
+
+
+def test_a_state_with_a_pickle_in_it_runs_nothing(tmp_path):
+    class Harmless:
+        def __reduce__(self):
+            return (pathlib.Path(tmp_path / 'ran').touch, ())
+
+    arrays = {'memory': np.array([Harmless()], object), 'cameras': np.array([], str)}
+    np.savez(tmp_path / 'state.npz', episode=0, frame=0, **arrays)
+    with pytest.raises(UserError, match='expected the state of a policy in .*state.npz, got'):
+        PolicyState.load(tmp_path / 'state.npz')
+    assert not (tmp_path / 'ran').exists()

@@ -301,6 +301,7 @@ def of_policy(inputs: Inputs, training: Training) -> Measured:
         policy.statistics,
         policy.base.policy,
         batch_cache=inputs.batch_cache,
+        prompt=policy.base.spec.prompt,
     )
     total = count_batches(inputs.split, inputs.episodes_at_once)
     bar = inputs.bars.add(f'{training.row} {training.seed}', total=total)

@@ -114,9 +114,9 @@ def of_sample(config: BackboneConfig, batch: Batch) -> int:
       The count.
     """
     lead = batch.mask.ndim
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape[lead:]), x.dtype), batch)
-    a_joint: Any = jax.ShapeDtypeStruct(one.actions.shape[-1:], 'float32')
+    two = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape[lead:]), x.dtype), batch)
+    a_joint: Any = jax.ShapeDtypeStruct(two.actions.shape[-1:], 'float32')
     scaling = ActionScaling(*[a_joint] * len(dataclasses.fields(ActionScaling)))
     params = kinds.of(config).abstract_params(config)
-    sample = sampling.make_sampler(sampling.bind_frozen(config), 0, 1, one.actions.shape[-2])
-    return flops.count(sample, params, scaling, one)
+    sample = sampling.make_sampler(sampling.bind_frozen(config), 0, 1, two.actions.shape[-2])
+    return flops.count(sample, params, scaling, two) // 2  # one alone may stand in a loop over two
