@@ -158,6 +158,14 @@ def named(base):
     return dataclasses.replace(base, norm_stats={})
 
 
+def test_a_training_is_told_by_its_base(unread, small_run):
+    """Its config says which, before a checkpoint is read."""
+    whole = sj.forecast_serving(small_run.base, card='l4')
+    told = sj.forecast_serving(small_run.flow, card='l4')
+    assert told.parts['weights'] == whole.parts['weights']
+    assert 'what was learned beside the base is left out' in told.notes
+
+
 def test_a_card_that_is_none(small_run):
     with pytest.raises(UserError, match="expected a card out of a100, h100, .*, got 'gtx'"):
         sj.forecast_serving(small_run.base, card='gtx')
