@@ -75,18 +75,18 @@ def row_by_row(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return function
 
     @jax.jit  # traced once
-    def alone_in_it(row):
+    def one_row(row):
         rows = jax.tree.map(lambda x: x[None], row)
         return jax.tree.map(lambda x: x[0], function(rows))
 
     def every(rows):
         count = len(jax.tree.leaves(rows)[0])
         rows = jax.tree.map(lambda x: jnp.concatenate([x, x]) if count == 1 else x, rows)
-        like = jax.eval_shape(alone_in_it, jax.tree.map(lambda x: x[0], rows))
+        like = jax.eval_shape(one_row, jax.tree.map(lambda x: x[0], rows))
 
         def one(numbered):
             number, row = numbered
-            return jax.lax.cond(number < count, alone_in_it, lambda _: zeros(like), row)
+            return jax.lax.cond(number < count, one_row, lambda _: zeros(like), row)
 
         found = jax.lax.map(one, (jnp.arange(max(count, 2)), rows))
         return jax.tree.map(lambda x: x[:count], found)
