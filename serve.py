@@ -47,6 +47,9 @@ def main() -> None:
     reporter = sj.ConsoleReporter(Console(stderr=True), soft_wrap=True)
     reporter.say(f'reading {arguments.policy}')
     policy = load(arguments)
+    sys.setswitchinterval(
+        0.001
+    )  # the server and the policy take turns; 5 ms would be an answer late
     answered = sj.serve(policy, config, reporter=reporter)
     sys.stderr.flush()
     os._exit(0 if answered else 1)  # where the policy still compiles, Python would wait for it

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -149,6 +150,7 @@ class _Start:
                 self.seen,
                 lambda size, done, *_: bar.update(done, note=f'batch of {size}'),
             )
+        gc.freeze()  # what compiling left is not looked through again and again
         self.reporter.say('ready: every program is compiled')
 
 
