@@ -43,6 +43,7 @@ def main() -> None:
         found = sj.forecast_serving(arguments.policy, **asked)
         show_serving_forecast(found, Console())
         sys.exit(0 if found.fits else 1)
+    config.check()
     show_log()
     reporter = sj.ConsoleReporter(Console(stderr=True), soft_wrap=True)
     reporter.say(f'reading {arguments.policy}')
