@@ -167,11 +167,13 @@ def test_states_are_put_back_and_robots_do_not_meet(small_run, policy):
     policy.state = kept
     assert same(policy.infer(seen[1]), want)
     fresh = policy.initial_state(kept.episode)
-    (one, other), (after, _) = policy.infer_batch([seen[1], seen[2]], [kept, fresh])
+    (one, other), (after, second) = policy.infer_batch([seen[1], seen[2]], [kept, fresh])
     assert same(one, want)
     policy.state = fresh
     alone = policy.infer(seen[2])
     assert same(other, alone)
+    for name in ('memory', 'tau'):
+        assert np.array_equal(getattr(second, name), getattr(policy.state, name))
     assert after.frame == kept.frame + 1 and after.memory is not kept.memory
 
 
