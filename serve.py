@@ -43,10 +43,14 @@ def main() -> None:
         found = sj.forecast_serving(arguments.policy, **asked)
         show_serving_forecast(found, Console())
         sys.exit(0 if found.fits else 1)
+    config.check()
     show_log()
     reporter = sj.ConsoleReporter(Console(stderr=True), soft_wrap=True)
     reporter.say(f'reading {arguments.policy}')
     policy = load(arguments)
+    sys.setswitchinterval(
+        0.001
+    )  # the server and the policy take turns; 5 ms would be an answer late
     answered = sj.serve(policy, config, reporter=reporter)
     sys.stderr.flush()
     os._exit(0 if answered else 1)  # where the policy still compiles, Python would wait for it
@@ -55,8 +59,21 @@ def main() -> None:
 def load(arguments: argparse.Namespace) -> sj.Policy:
     """The policy, with its weights on the device."""
     names = 'base', 'tokenizer', 'seed', 'dtype', 'adapter', 'limited'
-    chosen = {name: getattr(arguments, name) for name in names}
+    chosen: Any = {name: getattr(arguments, name) for name in names}
+    chosen['cameras'] = renamed(arguments.cameras)
+    if arguments.chunking:
+        chosen['chunking'] = sj.ChunkingConfig(arguments.chunking)
     return sj.load_policy(arguments.policy, storage=sj.QuantConfig(arguments.storage), **chosen)
+
+
+def renamed(text: str) -> dict[str, str]:
+    """{robot's name of a camera: policy's name} of a setting."""
+    pairs = [[part.strip() for part in one.split('=')] for one in text.split(',') if one.strip()]
+    if not all(len(pair) == 2 and all(pair) for pair in pairs):
+        raise sj.UserError(
+            f'expected --cameras as pairs ROBOT=POLICY, got {text!r}; write front=up,wrist=side'
+        )
+    return dict(pairs)
 
 
 def show_log() -> None:
@@ -90,6 +107,9 @@ def parse() -> argparse.Namespace:
     kinds = 'stored', 'bfloat16'
     add('--storage', choices=kinds, default='stored', help='of weights; default: %(default)s')
     add('--base', default='', help="of an export without its base: that base's folder")
+    add('--cameras', default='', help='ROBOT=POLICY,...: cameras called otherwise')
+    how = 'how a chunk goes on from the one before: guided, lerobot or trained; default: not at all'
+    add('--chunking', default='', help=how)
     off: Any = {'action': 'store_false'}
     add('--no_adapter', dest='adapter', help="a Sigma's residual in full, unweighed", **off)
     add('--no_limits', dest='limited', help="a Sigma's commands beyond its limits, too", **off)

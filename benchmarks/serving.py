@@ -3,7 +3,7 @@
     python -m benchmarks.serving
     python -m benchmarks.serving --clients=1,4,16 --max_batch=16 --policy=runs/base --dtype=bfloat16
     python -m benchmarks.serving --clients=1,16 --max_batch=16 --policy=random
-    python -m benchmarks.serving --soak_s=1800 --clients=4
+    python -m benchmarks.serving --soak_min=30 --clients=4
 
 The server is `serve.py` in a process of its own, and so is each robot (clients/sigma_client.py),
 with two pictures of 224 pixels. Overhead is a request's whole time at the robot less what the
@@ -32,11 +32,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.serving_robots import Answered, Load, Soaked, coming_and_going, minutes, steady
+from benchmarks.serving_robots import Answered, Load, Soaked, coming_and_going, steady, windows
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 WARM = 0.2  # of a soak; until then a server's memory may grow
 GROWTH = 0.02
+WINDOW = 5  # minutes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,12 +159,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def soak(arguments: argparse.Namespace) -> dict[str, Any]:
     """Robots that come and go, and the server's memory meanwhile."""
-    robots, seconds = max(arguments.clients), arguments.soak_s
+    robots, seconds = max(arguments.clients), 60 * arguments.soak_min
     with serving(arguments) as (server, _):
         begin, sizes, over = time.time(), [], threading.Event()
 
         def watch() -> None:
-            while not over.wait(seconds / 100):
+            while not over.wait(seconds / 200):
                 sizes.append((time.time() - begin, server.resident()))
 
         watcher = threading.Thread(target=watch)
@@ -187,7 +188,10 @@ def soak(arguments: argparse.Namespace) -> dict[str, Any]:
         'lost': int(float(counted[1])) - len(answers),
         'memory_mib': [np.median(early) / 2**20, np.median(late) / 2**20],
         'growth': float(np.median(late) / np.median(early) - 1),
-        'minutes': [{'n': len(x), **quantiles(x)} for _, x in minutes(answers, begin)],
+        'minutes': [
+            {'from': n * WINDOW, 'n': len(x), **quantiles(x)}
+            for n, x in windows(answers, begin, 60 * WINDOW)
+        ],
     }
 
 
@@ -220,7 +224,7 @@ def parse() -> argparse.Namespace:
     add('--max_batch', type=int, default=0, help='as of serve.py; default: %(default)s')
     add('--max_wait_ms', type=float, default=2.0, help='default: %(default)s')
     add('--cache', default='~/.cache/sigma_jax', help='of programs; default: %(default)s')
-    add('--soak_s', type=float, default=0, help='seconds of robots that come and go')
+    add('--soak_min', type=float, default=0, help='minutes of robots that come and go')
     add('--out', type=pathlib.Path, help='a file for all numbers, JSON')
     return parser.parse_args()
 
@@ -228,20 +232,22 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Entry point."""
     arguments, console = parse(), Console()
-    found = soak(arguments) if arguments.soak_s else measure(arguments)
+    found = soak(arguments) if arguments.soak_min else measure(arguments)
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1) + '\n')
     show(found.get('rows', [found]), console)
-    if not arguments.soak_s:
+    if not arguments.soak_min:
         text = f'/healthz while programs were compiled: {found["healthz_pages"]} times, at most '
         console.print(f'{text}{found["healthz_ms"]:.0f} ms')
         return
-    for n, one in enumerate(found['minutes']):
-        console.print(f'minute {n:2d}: {one["n"]:6d} answers, p99 {one["p99"]:.1f} ms')
+    for one in found['minutes']:
+        numbers = f'{one["n"]:6d} answers, p50 {one["p50"]:.1f} ms, p99 {one["p99"]:.1f} ms'
+        console.print(f'from minute {one["from"]:2d}: {numbers}')
     before, after = found['memory_mib']
     console.print(
         f'{found["connections"]} connections, {found["refused"]} refused, {len(found["wrong"])} '
-        f'wrong; memory {before:.1f} -> {after:.1f} MiB ({100 * found["growth"]:+.2f} %)'
+        f'wrong, {found["lost"]} answers lost; memory {before:.1f} -> {after:.1f} MiB '
+        f'({100 * found["growth"]:+.2f} %)'
     )
     console.print(*found['wrong'][:10], sep='\n')
     if found['wrong'] or found['growth'] > GROWTH or found['lost']:

@@ -117,9 +117,11 @@ def _one(client: Client, seen: list, rng: Any, found: Soaked, known: dict) -> No
         found.wrong.append(f'observation {n} was answered otherwise than before')
 
 
-def minutes(answers: list[Answered], begin: float) -> Iterator[tuple[int, list[float]]]:
-    """Whole times of each minute."""
+def windows(
+    answers: list[Answered], begin: float, seconds: float
+) -> Iterator[tuple[int, list[float]]]:
+    """Whole times, by windows of so many seconds."""
     by: dict[int, list[float]] = {}
     for one in answers:
-        by.setdefault(int((one.at_s - begin) // 60), []).append(one.whole_ms)
+        by.setdefault(int((one.at_s - begin) // seconds), []).append(one.whole_ms)
     yield from sorted(by.items())

@@ -77,12 +77,14 @@ def test_from_start_to_end(small_run, tmp_path):
         ({'max_message_mib': -1.0}, 'got 64, -1, 600, 10 and 200'),
         ({'idle_s': 0.0}, 'got 64, 32, 0, 10'),
         ({'rate': -1.0}, 'and -1; 0 stands for no bound on the rate alone'),
+        ({'host': '0.0.0.0'}, r'expected a key for what others reach \(0.0.0.0\), got none'),
+        ({'tls_key': 'nowhere'}, 'expected a certificate and its key in PEM'),
         ({'api_key_file': 'nowhere'}, 'expected a key, one word in ASCII, in nowhere, got none'),
     ],
 )
 def test_settings_that_make_no_sense(change, sentence):
     with pytest.raises(UserError, match=sentence):
-        openpi_settings(ServingConfig(**change), parse_keys('lerobot', SPEC))
+        ServingConfig(**change).check()
 
 
 def test_settings_reach_the_server(tmp_path):
@@ -156,6 +158,14 @@ def test_full_size_on_small_cards(unread, monkeypatch):
 def named(base):
     """A base of which statistics are known, as far as a forecast asks."""
     return dataclasses.replace(base, norm_stats={})
+
+
+def test_a_training_is_told_by_its_base(unread, small_run):
+    """Its config says which, before a checkpoint is read."""
+    whole = sj.forecast_serving(small_run.base, card='l4')
+    told = sj.forecast_serving(small_run.flow, card='l4')
+    assert told.parts['weights'] == whole.parts['weights']
+    assert 'what was learned beside the base is left out' in told.notes
 
 
 def test_a_card_that_is_none(small_run):

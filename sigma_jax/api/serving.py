@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from sigma_jax.policies.protocol import Policy
 from sigma_jax.policies.serving import running
 from sigma_jax.policies.serving.batching import Batcher
 from sigma_jax.policies.serving.lerobot.service import LerobotServer, LerobotSettings
+from sigma_jax.policies.serving.limits import check_key, tls_context
 from sigma_jax.policies.serving.metrics import Metrics
 from sigma_jax.policies.serving.openpi.keys import ANY, KeyMap, parse_keys
 from sigma_jax.policies.serving.openpi.server import OpenpiServer, OpenpiSettings
@@ -76,6 +78,23 @@ class ServingConfig:
     warm_up: bool = True
     compilation_cache: str = ''
 
+    def check(self) -> None:
+        """What can be seen before a policy is read; `serve` sees it too.
+
+        Raises:
+          UserError: a key that is needed and absent, a certificate that is none, a bound that makes
+            no sense.
+        """
+        check_key(self.host, read_key(self.api_key_file))
+        tls_context(self.tls_certificate, self.tls_key)
+        least = min(self.clients, self.max_message_mib, self.idle_s, self.drain_s)
+        if least <= 0 or self.rate < 0:
+            raise UserError(
+                'expected clients, max_message_mib, idle_s and drain_s above 0 and a rate of 0 or '
+                f'more, got {self.clients}, {self.max_message_mib:g}, {self.idle_s:g}, '
+                f'{self.drain_s:g} and {self.rate:g}; 0 stands for no bound on the rate alone'
+            )
+
 
 def serve(
     policy: Policy, config: ServingConfig = ServingConfig(), *, reporter: Reporter = SILENT
@@ -94,6 +113,7 @@ def serve(
       UserError: a setting that makes no sense, an address that cannot be had, or a key that is
         needed and absent.
     """
+    config.check()
     enable_compilation_cache(config.compilation_cache, least_s=0.0)
     metrics, keys = Metrics(), parse_keys(config.keys, policy.spec)
     settings = openpi_settings(config, keys)
@@ -142,12 +162,14 @@ class _Start:
             self.reporter.say(f'the first request compiles: {why}')
             return
         with self.reporter.bars() as bars:
-            bar = bars.add('programs', total=len(self.batcher.sizes) * len(self.seen))
+            each = len(self.seen) * len(running.ways(self.batcher.policy))
+            bar = bars.add('programs', total=len(self.batcher.sizes) * each)
             await running.warm_up(
                 self.batcher,
                 self.seen,
                 lambda size, done, *_: bar.update(done, note=f'batch of {size}'),
             )
+        gc.freeze()  # what compiling left is not looked through again and again
         self.reporter.say('ready: every program is compiled')
 
 
@@ -174,15 +196,8 @@ def openpi_settings(config: ServingConfig, keys: KeyMap) -> OpenpiSettings:
       Settings of the server.
 
     Raises:
-      UserError: a key's file that is not there or empty, or a bound that makes no sense.
+      UserError: a key's file that is not there or empty.
     """
-    least = min(config.clients, config.max_message_mib, config.idle_s, config.drain_s)
-    if least <= 0 or config.rate < 0:
-        raise UserError(
-            'expected clients, max_message_mib, idle_s and drain_s above 0 and a rate of 0 or '
-            f'more, got {config.clients}, {config.max_message_mib:g}, {config.idle_s:g}, '
-            f'{config.drain_s:g} and {config.rate:g}; 0 stands for no bound on the rate alone'
-        )
     return OpenpiSettings(
         host=config.host,
         port=config.port,

@@ -16,6 +16,9 @@ from sigma_jax.policies import sampling
 from sigma_jax.policies.sampled_policy import check_acts
 from sigma_jax.processing.processor import TEXT_LENGTH
 from sigma_jax.processing.spec import PROMPT_LENGTH
+from sigma_jax.training.acting import BASE, RECORD, read_record
+from sigma_jax.training.config import RunConfig
+from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.memory import size
 from sigma_jax.training.memory_check import GIB, USABLE
 from sigma_jax.types import ActionScaling, Batch, Observation
@@ -99,12 +102,13 @@ def forecast_serving(
     max_batch: int = 0,
     views: int = 0,
 ) -> ServingForecast:
-    """Says what serving a base or a policy exported whole takes, from shapes alone.
+    """Says what serving a policy takes, from shapes alone.
 
     Args:
-      source: folder of a checkpoint in any layout, or a hub id.
+      source: as for `load_policy`. Of a training or its export the base is counted; what was
+        learned beside it takes a few percent more.
       card: of `CARDS`.
-      dtype: of matrix products.
+      dtype: of matrix products; a training says it itself.
       max_batch: requests computed together, at most; 0: 8.
       views: cameras; 0: as many as the policy names, or 2.
 
@@ -121,8 +125,10 @@ def forecast_serving(
     """
     if card not in CARDS:
         raise UserError(f'expected a card out of {", ".join(CARDS)}, got {card!r}; name one')
-    base, known = open_base(str(source), ModelConfig(dtype)), CARDS[card]
-    check_acts(base)
+    where, model, notes = named_base(source, ModelConfig(dtype))
+    base, known = open_base(where, model), CARDS[card]
+    if not notes:  # a training has its statistics elsewhere
+        check_acts(base)
     count = views or len(base.policy.cameras) or VIEWS
     most = max_batch or MAX_BATCH
     call = _sampler(base), base.shapes, _scaling(base), _one(base, count)
@@ -136,8 +142,37 @@ def forecast_serving(
     read = parts['weights'] / (known.gb_s * 1e9)
     work = flops.count(*call) / peak
     least = {b: 1e3 * max(b * work, read) for b in sorted({1, most})}
+    dtype = base.config.dtype
     note = f'{count} views, a prompt of {_prompt(base)} tokens, products in {dtype}'
-    return ServingForecast(card, parts, int(USABLE * known.gib * GIB), least, (*base.notes, note))
+    told = *base.notes, *notes, note
+    return ServingForecast(card, parts, int(USABLE * known.gib * GIB), least, told)
+
+
+def named_base(
+    source: str | pathlib.Path, model: ModelConfig
+) -> tuple[str, ModelConfig, tuple[str, ...]]:
+    """The base that acts in a policy.
+
+    Args:
+      source: as for `load_policy`.
+      model: of weights: sizes and products; a training says them itself.
+
+    Returns:
+      Its folder or hub id, its sizes, and what is left out with it.
+
+    Raises:
+      UserError: a damaged config or export.
+    """
+    folder = RunFolder(pathlib.Path(source))
+    record, inside = folder.path / RECORD, folder.path / BASE
+    if folder.config_file.is_file():
+        config = folder.config()
+    elif record.is_file():
+        config = RunConfig.from_dict(read_record(record)['config'])
+    else:
+        return str(source), model, ()
+    where = str(inside) if inside.is_dir() else config.base
+    return where, config.model, ('what was learned beside the base is left out',)
 
 
 def _sampler(base: Base) -> sampling.Sample:

@@ -264,9 +264,8 @@ class ActingPolicy:
             others.
         """
         start, count = time.perf_counter(), len(observations)
-        noises, seeds, left = (
-            [None] * count if each is None else each for each in (noise, seed, prefix)
-        )
+        rows: Any = ([None] * count if each is None else each for each in (noise, seed, prefix))
+        noises, seeds, left = rows
         begin = draws.of_robots(noises, seeds, self.spec.noise_shape)
         going = self._going_on(left, [0] * count if delay is None else delay, chunking)
         for state in states:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from sigma_jax.api.policies import load_policy
 from sigma_jax.policies.acting import ActingPolicy
-from sigma_jax.policies.load import load_policy
 from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.policies.serving.batching import Batcher
 

@@ -27,7 +27,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from sigma_jax.policies.load import load_policy  # noqa: E402
+from sigma_jax.api.policies import load_policy  # noqa: E402
 
 PINNED = 'lerobot[async]==0.6.1'
 ROBOT = ROOT / 'tools' / 'interop' / 'lerobot_robot.py'

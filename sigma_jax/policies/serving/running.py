@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import signal
 import threading
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from sigma_jax.policies.protocol import IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK, Policy, PolicySpec
 from sigma_jax.policies.serving.batching import Batcher
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -152,17 +153,33 @@ async def warm_up(
       observations: one for each program of a size.
       on_program: is told of each.
     """
-    jobs = [(size, seen) for size in batcher.sizes for seen in observations]
-    for n, (size, seen) in enumerate(jobs):
+    jobs = [*itertools.product(batcher.sizes, observations, ways(batcher.policy))]
+    for n, (size, seen, wishes) in enumerate(jobs):
         start = time.perf_counter()
-        call = functools.partial(_once, batcher, size, seen)
+        call = functools.partial(_once, batcher, size, seen, wishes)
         await asyncio.wrap_future(batcher.call(call))
         on_program(size, n + 1, len(jobs), time.perf_counter() - start)
 
 
-def _once(batcher: Batcher, size: int, seen: Mapping[str, Any]) -> None:
+def ways(policy: Policy) -> list[Mapping[str, Any]]:
+    """What else a robot may wish for that has a program of its own.
+
+    Args:
+      policy: that acts.
+
+    Returns:
+      Nothing, first; and a chunk to go on from, where the policy does.
+    """
+    spec = policy.spec
+    if policy.metadata()['chunking'] is None:
+        return [{}]
+    return [{}, {'prefix': np.zeros((spec.horizon, spec.action_dim), np.float32), 'delay': 1}]
+
+
+def _once(batcher: Batcher, size: int, seen: Mapping[str, Any], wishes: Mapping[str, Any]) -> None:
     state = batcher.policy.initial_state()
-    batcher.policy.infer_batch([seen] * size, [state] * size)
+    rows: dict[str, Any] = {name: [x] * size for name, x in wishes.items()}
+    batcher.policy.infer_batch([seen] * size, [state] * size, **rows)
 
 
 def examples(

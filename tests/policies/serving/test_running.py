@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from sigma_jax.errors import UserError
+from sigma_jax.policies.acting import ActingPolicy
+from sigma_jax.policies.chunking import ChunkingConfig
 from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.policies.serving import running
 from sigma_jax.policies.serving.batching import Batcher
@@ -107,6 +109,17 @@ def test_every_size_is_compiled_once_for_each_example(policy):
     asyncio.run(running.warm_up(batcher, seen, lambda *one: told.append(one[:3])))
     assert policy.calls == [1, 1, 2, 2, 3, 3]
     assert told == [(size, n + 1, 6) for n, size in enumerate(policy.calls)]
+    batcher.close()
+
+
+def test_a_policy_that_goes_on_has_a_program_more(policy):
+    """That of a chunk with something left over of the one before."""
+    goes_on, asked = ActingPolicy(policy.actor, chunking=ChunkingConfig('none')), []
+    goes_on.infer_batch = lambda seen, states, **wishes: asked.append((len(seen), wishes))
+    batcher = Batcher(goes_on, 2)
+    asyncio.run(running.warm_up(batcher, running.examples(policy.spec)[:1]))
+    assert [size for size, _ in asked] == [1, 1, 2, 2] and asked[2][1] == {}
+    assert asked[3][1]['delay'] == [1, 1] and asked[3][1]['prefix'][1].shape == (16, 6)
     batcher.close()
 
 

@@ -10,7 +10,6 @@ A request is an observation, and beside it or alone:
     delay   steps of it that will have been carried out when the new one comes
 """
 
-import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -93,10 +92,12 @@ class Session:
     async def _ask(
         self, observation: Mapping[str, Any], state: PolicyState, wishes: Mapping[str, Any]
     ) -> Answer:
-        """The answer, and the state after it in the client's own episode."""
+        """The answer, and the state after it."""
         asked: dict[str, Any] = {
             name: _rows(name, wishes[name]) for name in (NOISE, PREFIX) if name in wishes
         }
+        if SEED in wishes:
+            asked[SEED] = _number(SEED, wishes[SEED])
         if (PREFIX in wishes) != (DELAY in wishes):
             raise UserError(f'expected {PREFIX} and {DELAY} together, got one alone; send both')
         if PREFIX in wishes:
@@ -106,11 +107,7 @@ class Session:
                     f'expected no {PREFIX}, since this policy does not go on from a chunk, got '
                     'one; start the server with --chunking=guided'
                 )
-        if SEED not in wishes:
-            return await self._batcher.infer(observation, state, asked)
-        drawn = dataclasses.replace(state, episode=_number(SEED, wishes[SEED]), frame=0)
-        found, after = await self._batcher.infer(observation, drawn, asked)
-        return found, dataclasses.replace(after, episode=state.episode, frame=state.frame + 1)
+        return await self._batcher.infer(observation, state, asked)
 
     def close(self) -> None:
         """The client is gone."""
@@ -144,11 +141,11 @@ def most_delay(metadata: Mapping[str, Any]) -> int:
     Returns:
       0: it does not go on at all.
     """
-    how = metadata.get('chunking')
-    if how is None or how['mode'] == 'none':
+    how = metadata['chunking']
+    if how is None:
         return 0
-    learned = metadata['processor'].get('max_delay', 0)
-    return learned if how['mode'] == 'trained' else metadata['horizon']
+    trained = how['mode'] == 'trained'
+    return metadata['processor']['max_delay'] if trained else metadata['horizon']
 
 
 def as_message(answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sigma_jax.policies.load import load_policy
+from sigma_jax.api.policies import load_policy
 from sigma_jax.policies.serving.lerobot import wire
 from tests import room
 from tests.policies.acting import TOKENIZER

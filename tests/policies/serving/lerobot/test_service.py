@@ -10,11 +10,11 @@ import time
 import numpy as np
 import pytest
 
+from sigma_jax.api.policies import load_policy
 from sigma_jax.convert.load_base import ModelConfig, open_base
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.errors import UserError
 from sigma_jax.policies.acting import ActingPolicy
-from sigma_jax.policies.load import load_policy
 from sigma_jax.policies.sampled_policy import BaseActor
 from sigma_jax.policies.serving.lerobot import wire
 from sigma_jax.policies.serving.lerobot.messages import Setup

@@ -9,6 +9,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from sigma_jax.errors import UserError
+from sigma_jax.policies.acting import ActingPolicy
+from sigma_jax.policies.chunking import ChunkingConfig
 from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.policies.serving.openpi.keys import parse_keys
 from sigma_jax.policies.serving.openpi.server import OpenpiServer, OpenpiSettings
@@ -107,6 +109,39 @@ def test_a_seed_repeats_a_draw_and_leaves_the_episode_as_it_is(policy, server):
         client.ask(seen)
         client.ask(seen | {'seed': 5})
         assert np.array_equal(client.ask(seen)['actions'], third)
+
+
+def test_a_seed_or_noise_is_as_in_process(policy, server):
+    seen, noise = observation(), np.ones(policy.spec.noise_shape, np.float32)
+    with server.client() as client:
+        for wish in ({'seed': 3}, {'noise': noise}):
+            policy.state = policy.initial_state()
+            want = policy.infer(seen, **wish)['actions']
+            client.ask({'reset': True, 'episode': 0})
+            assert np.array_equal(client.ask(seen | wish)['actions'], want)
+        assert 'got both' in client.ask(seen | {'seed': 3, 'noise': noise})
+
+
+def test_a_chunk_goes_on_from_what_is_left_as_in_process(policy):
+    """Its committed steps to the bit, the rest as `infer` gives it."""
+    goes_on, seen = ActingPolicy(policy.actor, chunking=ChunkingConfig('guided')), observation()
+    before = goes_on.infer(seen)['actions']
+    want = goes_on.infer(seen, prefix=before[4:], delay=3)['actions']
+    with serving(goes_on, max_batch=1) as server, server.client() as client:
+        assert client.metadata['max_delay'] == 16
+        assert np.array_equal(client.ask(seen)['actions'], before)
+        for wrong in ({'prefix': before}, {'delay': 1}, {'prefix': before, 'delay': -1}):
+            assert 'expected' in client.ask(seen | wrong)
+        got = client.ask(seen | {'prefix': before[4:], 'delay': 3})['actions']
+        assert np.array_equal(got, want) and np.array_equal(got[:3], before[4:7])
+
+
+def test_a_policy_that_was_not_told_how_goes_on_from_nothing(server):
+    with server.client() as client:
+        assert client.metadata['max_delay'] == 0
+        prefix = np.zeros((4, 6), np.float32)
+        told = client.ask(observation() | {'prefix': prefix, 'delay': 1})
+    assert 'start the server with --chunking=guided' in told
 
 
 def test_a_client_with_other_keys_and_no_instruction(policy):
