@@ -125,7 +125,7 @@ def parse() -> argparse.Namespace:
     option('keys', 'names that clients have: lerobot, libero, droid, aloha, or CLIENT=POLICY,...')
     option('default_prompt', 'instruction of an observation without one')
     option('max_batch', 'requests computed together, at most; 0: 8, or 1 on a CPU')
-    option('max_wait_ms', 'how long a batch waits for as many as came together before')
+    option('max_wait_ms', 'how long a batch waits for the robots that will ask again')
     option('clients', 'connections, at most')
     option('rate', 'requests a second of a client, at most; 0: no bound')
     option('max_message_mib', 'of a request')

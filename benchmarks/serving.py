@@ -222,7 +222,7 @@ def parse() -> argparse.Namespace:
     add('--clients', type=lambda x: [int(n) for n in x.split(',')], default=[1], help='default: 1')
     add('--requests', type=int, default=500, help='of each client; default: %(default)s')
     add('--max_batch', type=int, default=0, help='as of serve.py; default: %(default)s')
-    add('--max_wait_ms', type=float, default=2.0, help='default: %(default)s')
+    add('--max_wait_ms', type=float, default=10.0, help='default: %(default)s')
     add('--cache', default='~/.cache/sigma_jax', help='of programs; default: %(default)s')
     add('--soak_min', type=float, default=0, help='minutes of robots that come and go')
     add('--out', type=pathlib.Path, help='a file for all numbers, JSON')

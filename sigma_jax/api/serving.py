@@ -4,12 +4,11 @@ import asyncio
 import dataclasses
 import gc
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sigma_jax import xla
 from sigma_jax.errors import UserError
-from sigma_jax.policies.protocol import Policy
+from sigma_jax.policies.protocol import Policy, Program
 from sigma_jax.policies.serving import running
 from sigma_jax.policies.serving.batching import Batcher
 from sigma_jax.policies.serving.lerobot.service import LerobotServer, LerobotSettings
@@ -42,7 +41,7 @@ class ServingConfig:
       default_prompt: the instruction of an observation without one.
       max_batch: requests computed together, at most; 0: 8, or 1 on a CPU, which takes one row after
         the other and gains nothing.
-      max_wait_ms: how long a batch waits for as many as came together before.
+      max_wait_ms: how long a batch waits for the robots that will ask again.
       clients: connections, at most.
       rate: requests a second of a client, at most; 0: no bound.
       max_message_mib: of a request, MiB.
@@ -64,7 +63,7 @@ class ServingConfig:
     keys: str = 'lerobot'
     default_prompt: str = ''
     max_batch: int = 0
-    max_wait_ms: float = 2.0
+    max_wait_ms: float = 10.0
     clients: int = 64
     rate: float = 200.0
     max_message_mib: float = 32.0
@@ -125,7 +124,9 @@ def serve(
     if config.lerobot_port >= 0:
         shared = lerobot_settings(config, settings)
         servers.append(LerobotServer(batcher, shared, metrics, recorder))
-    start = _Start(config, reporter, batcher, running.examples(policy.spec, camera_names(keys)))
+    cameras = policy.spec.cameras or camera_names(keys)
+    programs = policy.programs(batcher.sizes, cameras) if cameras else []
+    start = _Start(config, reporter, batcher, programs)
     try:
         return asyncio.run(
             running.run(
@@ -148,7 +149,7 @@ class _Start:
     config: ServingConfig
     reporter: Reporter
     batcher: Batcher
-    seen: Sequence[Mapping[str, Any]]
+    programs: Sequence[Program]
 
     def tell(self, ports: Sequence[int]) -> None:
         scheme = 'wss' if self.config.tls_certificate else 'ws'
@@ -157,16 +158,17 @@ class _Start:
             self.reporter.say(f'serving LeRobot at {self.config.host}:{ports[1]}')
 
     async def compile_all(self) -> None:
-        if not self.config.warm_up or not self.seen:
-            why = 'warm_up is off' if self.seen else 'the policy takes any camera, keys name none'
+        if not self.config.warm_up or not self.programs:
+            why = (
+                'warm_up is off' if self.programs else 'the policy takes any camera, keys name none'
+            )
             self.reporter.say(f'the first request compiles: {why}')
             return
         with self.reporter.bars() as bars:
-            each = len(self.seen) * len(running.ways(self.batcher.policy))
-            bar = bars.add('programs', total=len(self.batcher.sizes) * each)
+            bar = bars.add('programs', total=len(self.programs))
             await running.warm_up(
                 self.batcher,
-                self.seen,
+                self.programs,
                 lambda size, done, *_: bar.update(done, note=f'batch of {size}'),
             )
         gc.freeze()  # what compiling left is not looked through again and again

@@ -7,7 +7,7 @@ samples it and corrects what came.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -19,7 +19,7 @@ from sigma_jax.policies import chunking as going_on
 from sigma_jax.policies import draws
 from sigma_jax.policies.chunking import Chunking, ChunkingConfig
 from sigma_jax.policies.draws import Draws
-from sigma_jax.policies.protocol import IMAGES, STATE, TASK, PolicySpec, PolicyState
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK, PolicySpec, PolicyState, Program
 from sigma_jax.processing.images import unit_range
 from sigma_jax.processing.processor import Processor
 from sigma_jax.types import Batch, Observation
@@ -168,9 +168,7 @@ class ActingPolicy:
         for _, program in self.programs(robots):
             program()
 
-    def programs(
-        self, robots: Sequence[int] = (1,), cameras: Sequence[str] = ()
-    ) -> list[tuple[int, Callable[[], Any]]]:
+    def programs(self, robots: Sequence[int] = (1,), cameras: Sequence[str] = ()) -> list[Program]:
         """What compiles all that acting needs, one after the other: for every length of a prompt,
         and for frames that need be resized or not where that counts. Where the policy was loaded
         with a way to go on, that too.
@@ -180,12 +178,11 @@ class ActingPolicy:
           cameras: that will come, where the policy takes any; (): one.
 
         Returns:
-          (number of robots, function that compiles and runs one program), for the smallest number
-          first.
+          The programs, for the smallest number of robots first.
         """
         processor, state = self.actor.processor, self.initial_state()
         names = self.spec.cameras or tuple(cameras) or ('view',)
-        found: list[tuple[int, Callable[[], Any]]] = []
+        found: list[Program] = []
         reading = processor.statistics['state'].mean
         for count in sorted(robots):
             for length in processor.prompt_lengths or (0,):

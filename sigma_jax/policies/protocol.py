@@ -4,7 +4,7 @@ import dataclasses
 import io
 import pathlib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,10 @@ from sigma_jax.processing.spec import ProcessorConfig
 # keys of an observation, LeRobot's; a camera's frame is IMAGES + its name
 STATE, IMAGES, TASK = 'observation.state', 'observation.images.', 'task'
 ACTIONS = 'actions'
+
+
+# (number of robots, function that compiles and runs one program for so many)
+Program = tuple[int, Callable[[], Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +130,18 @@ class Policy(Protocol):
 
     def reset(self) -> None:
         """Forgets what it saw: the next observation is the first of an episode."""
+        ...
+
+    def programs(self, robots: Sequence[int] = (1,), cameras: Sequence[str] = ()) -> list[Program]:
+        """What compiles all that acting needs, one after the other.
+
+        Args:
+          robots: numbers of robots that will be asked for at once.
+          cameras: that will come, where the policy takes any; (): one.
+
+        Returns:
+          The programs, for the smallest number of robots first.
+        """
         ...
 
     def initial_state(self, episode: int = 0) -> PolicyState:

@@ -67,8 +67,8 @@ class Batcher:
 
     A batch is made of what waits when the policy is free. It waits itself, `max_wait_s` at most,
     for as many requests as the batch before it had and came meanwhile: clients that ask again at
-    once come together, and one that is alone never waits. Batches are filled up to powers of two with their last observation,
-    so that few programs are compiled.
+    once come together, and one that is alone never waits. Batches are filled up to powers of two
+    with their last observation, so that few programs are compiled.
 
     The batcher keeps no state of a robot: who asks passes it and keeps what comes back.
 

@@ -2,24 +2,17 @@
 
 import asyncio
 import contextlib
-import functools
-import itertools
 import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
-from sigma_jax.policies.protocol import IMAGES, STATE, TASK, Policy, PolicySpec
+from sigma_jax.policies.protocol import Program
 from sigma_jax.policies.serving.batching import Batcher
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# of a robot's pictures: one that is resized, and one that may be the model's own size; where the
-# first comes in fractions of grey levels they are two programs
-PICTURES = ((480, 640), (224, 224))
 
 log = logging.getLogger(__name__)
 
@@ -143,64 +136,17 @@ def stop_event() -> Iterator[asyncio.Event]:
 
 async def warm_up(
     batcher: Batcher,
-    observations: Sequence[Mapping[str, Any]],
+    programs: Sequence[Program],
     on_program: OnProgram = lambda *_: None,
 ) -> None:
     """Compiles the programs of a policy, or fetches them from the cache; requests come in between.
 
     Args:
-      batcher: whose sizes are compiled, the smallest first.
-      observations: one for each program of a size.
+      batcher: of the policy.
+      programs: of the policy (`Policy.programs`).
       on_program: is told of each.
     """
-    jobs = [*itertools.product(batcher.sizes, observations, ways(batcher.policy))]
-    for n, (size, seen, wishes) in enumerate(jobs):
+    for n, (size, program) in enumerate(programs):
         start = time.perf_counter()
-        call = functools.partial(_once, batcher, size, seen, wishes)
-        await asyncio.wrap_future(batcher.call(call))
-        on_program(size, n + 1, len(jobs), time.perf_counter() - start)
-
-
-def ways(policy: Policy) -> list[Mapping[str, Any]]:
-    """What else a robot may wish for that has a program of its own.
-
-    Args:
-      policy: that acts.
-
-    Returns:
-      Nothing, first; and a chunk to go on from, where the policy does.
-    """
-    spec = policy.spec
-    if policy.metadata()['chunking'] is None:
-        return [{}]
-    return [{}, {'prefix': np.zeros((spec.horizon, spec.action_dim), np.float32), 'delay': 1}]
-
-
-def _once(batcher: Batcher, size: int, seen: Mapping[str, Any], wishes: Mapping[str, Any]) -> None:
-    state = batcher.policy.initial_state()
-    rows: dict[str, Any] = {name: [x] * size for name, x in wishes.items()}
-    batcher.policy.infer_batch([seen] * size, [state] * size, **rows)
-
-
-def examples(
-    spec: PolicySpec,
-    cameras: Sequence[str] = (),
-    pictures: Sequence[tuple[int, int]] = PICTURES,
-) -> list[dict[str, Any]]:
-    """Observations that a policy compiles its programs for.
-
-    Args:
-      spec: what it takes.
-      cameras: that will come, where the policy takes any.
-      pictures: sizes, (height, width).
-
-    Returns:
-      Black ones; none where it is not known which cameras will come.
-    """
-    names = spec.cameras or cameras
-    rest = {STATE: np.zeros(spec.state_dim, np.float32), TASK: 'wait'}
-    return [
-        {IMAGES + name: np.zeros((*size, 3), np.uint8) for name in names} | rest
-        for size in pictures
-        if names
-    ]
+        await asyncio.wrap_future(batcher.call(program))
+        on_program(size, n + 1, len(programs), time.perf_counter() - start)

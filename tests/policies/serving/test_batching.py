@@ -89,6 +89,36 @@ def test_a_batch_waits_for_as_many_as_came_together_before(policy, batcher):
     assert times[0] > 0.2 > times[1:].min()
 
 
+def test_robots_that_ask_in_turns_come_together(policy, batcher):
+    """One that comes while another's chunk is computed waits for that one to ask again."""
+    held = Held(batcher)
+    first = batcher.submit(observation(0), policy.initial_state())
+    held.let_go()
+    slow = policy.infer_batch
+
+    def robot(seed):
+        for _ in range(4):
+            batcher.infer_sync(observation(seed), policy.initial_state())
+
+    def infer_batch(*asked, **wishes):
+        time.sleep(0.05)
+        return slow(*asked, **wishes)
+
+    first.result(30)
+    policy.calls.clear()
+    policy.infer_batch = infer_batch
+    try:
+        robots = [threading.Thread(target=robot, args=(seed,), daemon=True) for seed in range(2)]
+        robots[0].start()
+        time.sleep(0.02)
+        robots[1].start()
+        for one in robots:
+            one.join(30)
+    finally:
+        del policy.infer_batch
+    assert policy.calls[0] == 1 and policy.calls[1:4] == [2, 2, 2]
+
+
 def test_a_wrong_request_fails_alone(policy, batcher):
     held = Held(batcher)
     wrong = observation(1) | {STATE: np.zeros(5, np.float32)}

@@ -1,7 +1,6 @@
 """A server's life: it listens, compiles beside, and ends with a signal once all is answered."""
 
 import asyncio
-import dataclasses
 import os
 import signal
 import threading
@@ -13,7 +12,6 @@ import pytest
 from sigma_jax.errors import UserError
 from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.chunking import ChunkingConfig
-from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.policies.serving import running
 from sigma_jax.policies.serving.batching import Batcher
 from tests.policies.acting import ManyRobots, observation
@@ -102,25 +100,23 @@ def test_what_runs_beside_may_fail(policy, caplog):
     assert asyncio.run(work) is True and 'beside the servers failed' in caplog.text
 
 
-def test_every_size_is_compiled_once_for_each_example(policy):
+def test_every_program_is_compiled_once_and_told_of(policy):
     batcher, told = Batcher(policy, 3), []
-    policy.calls.clear()
-    seen = running.examples(policy.spec, ('up', 'side'))
-    asyncio.run(running.warm_up(batcher, seen, lambda *one: told.append(one[:3])))
-    assert policy.calls == [1, 1, 2, 2, 3, 3]
-    assert told == [(size, n + 1, 6) for n, size in enumerate(policy.calls)]
+    programs = policy.programs(batcher.sizes)
+    sizes = [size for size, _ in programs]
+    assert sorted(sizes) == sizes and set(sizes) == {1, 2, 3}
+    asyncio.run(running.warm_up(batcher, programs, lambda *one: told.append(one[:3])))
+    assert told == [(size, n + 1, len(sizes)) for n, size in enumerate(sizes)]
     batcher.close()
 
 
 def test_a_policy_that_goes_on_has_a_program_more(policy):
     """That of a chunk with something left over of the one before."""
-    goes_on, asked = ActingPolicy(policy.actor, chunking=ChunkingConfig('none')), []
-    goes_on.infer_batch = lambda seen, states, **wishes: asked.append((len(seen), wishes))
-    batcher = Batcher(goes_on, 2)
-    asyncio.run(running.warm_up(batcher, running.examples(policy.spec)[:1]))
-    assert [size for size, _ in asked] == [1, 1, 2, 2] and asked[2][1] == {}
-    assert asked[3][1]['delay'] == [1, 1] and asked[3][1]['prefix'][1].shape == (16, 6)
-    batcher.close()
+    goes_on = ActingPolicy(policy.actor, chunking=ChunkingConfig('guided'))
+    more, plain = goes_on.programs((1, 2)), policy.programs((1, 2))
+    asked = [program.args[2].chunking for _, program in more]
+    assert len(more) == 2 * len(plain) and asked[0] is None
+    assert asked[-1].prefix.shape == (2, 16, 6) and asked[-1].delay.tolist() == [1, 1]
 
 
 def test_a_request_comes_between_two_programs(policy):
@@ -130,7 +126,7 @@ def test_a_request_comes_between_two_programs(policy):
         warm = asyncio.create_task(
             running.warm_up(
                 batcher,
-                running.examples(policy.spec, ('up',)),
+                policy.programs(batcher.sizes),
                 lambda size, *_: order.append(size),
             )
         )
@@ -144,19 +140,10 @@ def test_a_request_comes_between_two_programs(policy):
     batcher.close()
 
 
-def test_examples_are_what_the_policy_takes(policy):
-    first, second = running.examples(policy.spec, ('up', 'side'))
-    assert {key for key in first} == {IMAGES + 'up', IMAGES + 'side', STATE, TASK}
-    assert first[IMAGES + 'up'].shape == (480, 640, 3) and first[STATE].shape == (6,)
-    policy.infer_batch([first, second], [policy.initial_state()] * 2)
-    assert [*running.examples(policy.spec)[0]] == [*first]  # it knows its cameras
-    assert running.examples(dataclasses.replace(policy.spec, cameras=())) == []  # which will come?
-
-
 def test_no_program_is_left_for_the_first_request(policy, monkeypatch):
     """A warm policy compiles nothing more, whatever the size of a picture."""
     batcher = Batcher(policy, 2)
-    asyncio.run(running.warm_up(batcher, running.examples(policy.spec, ('up', 'side'))))
+    asyncio.run(running.warm_up(batcher, policy.programs(batcher.sizes)))
     compiled = policy.actor.sampler.run._cache_size()
     for size in (1, 2):
         seen = observation(size=40 + size)
