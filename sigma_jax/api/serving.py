@@ -164,6 +164,7 @@ class _Start:
             )
             self.reporter.say(f'the first request compiles: {why}')
             return
+        gc.freeze()  # a look through all that is loaded would keep the servers waiting
         with self.reporter.bars() as bars:
             bar = bars.add('programs', total=len(self.programs))
             await running.warm_up(
