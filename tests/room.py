@@ -18,7 +18,7 @@ WORKER = 1.5 * GIB  # what one worker may take, its children included
 GROWN = 0.66 * GIB
 # and from here on between the tests of a module, though it has to compile some of them again
 FULL = 0.80 * GIB
-STEP = 0.2 * GIB  # by which it must have grown since the last time: what is no program stays
+STEP = 0.15 * GIB  # by which it must have grown since the last time: what is no program stays
 PROC, GROUPS = pathlib.Path('/proc'), pathlib.Path('/sys/fs/cgroup')
 
 
