@@ -8,6 +8,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # compile time counts for more than run time here (tests/quick.py)
 if os.environ['JAX_PLATFORMS'] == 'cpu':
     options = ['backend_optimization_level=0', 'llvm_disable_expensive_passes=true']
+    # parts of a program that are compiled side by side are in memory side by side
+    options.append('cpu_parallel_codegen_split_count=1')
     # XLA aborts on a flag that it does not know
     if importlib.metadata.version('jaxlib').startswith('0.10.'):
         options.append('cpu_use_fusion_emitters=false')

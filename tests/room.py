@@ -15,10 +15,10 @@ import jax
 GIB = 2**30
 WORKER = 1.5 * GIB  # what one worker may take, its children included
 # from here on a worker drops its compiled programs between modules; the next one needs the rest
-GROWN = 0.70 * GIB
+GROWN = 0.66 * GIB
 # and from here on between the tests of a module, though it has to compile some of them again
-FULL = 0.88 * GIB
-STEP = 0.2 * GIB  # by which it must have grown since the last time: what is no program stays
+FULL = 0.80 * GIB
+STEP = 0.15 * GIB  # by which it must have grown since the last time: what is no program stays
 PROC, GROUPS = pathlib.Path('/proc'), pathlib.Path('/sys/fs/cgroup')
 
 
