@@ -164,6 +164,23 @@ def write(found: Acting, folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def contents(folder: pathlib.Path) -> dict[str, str]:
+    """What `write` wrote.
+
+    Args:
+      folder: of the export.
+
+    Returns:
+      {file or folder: what it is}.
+    """
+    known = {
+        pathlib.PurePath(OWN).parts[0]: "statistics of the data and of the policy's actions",
+        ADAPTER: 'the inference adapter',
+        **{file.name: 'the tokenizer' for file in folder.glob('tokenizer.*')},
+    }
+    return {name: what for name, what in known.items() if (folder / name).exists()}
+
+
 def copy_tokenizer(tokenizer: str, folder: pathlib.Path) -> str:
     """A tokenizer's file beside weights.
 

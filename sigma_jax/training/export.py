@@ -4,7 +4,9 @@ adapter/            LoRA factors, for peft's `PeftModel.from_pretrained` (LoRA r
 sigma.safetensors   Sigma's heads, for `convert.heads.load_heads` (Sigma runs)
 norm_stats.json     statistics of the training data, in whose units the heads' residuals count
                     (Sigma runs)
-merged/             base and trained weights in one checkpoint (on request)
+statistics/, tokenizer.json, adapter.json
+                    what acting needs besides, where the base stayed frozen
+merged/, base/      base and trained weights in one checkpoint; the base (on request)
 export.json         what is what, from which step, on which base
 """
 
@@ -122,6 +124,7 @@ def export_run(
         if 'params' not in groups:
             found = acting.of_plan(run.plan, run.step, run.trainable, source)
             told['acting'] = acting.write(found, folder)
+            contents |= acting.contents(folder)
         if with_base:
             checkpoint.convert(run.source, folder / BASE, 'jax', policy_assets=base_assets(run))
             contents[BASE] = 'the base, layout jax'

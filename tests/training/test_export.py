@@ -15,6 +15,7 @@ from sigma_jax import trees
 from sigma_jax.backbones import pi05
 from sigma_jax.convert import checkpoint, heads
 from sigma_jax.convert.peft import adapter as peft
+from sigma_jax.data.shards.base_record import BaseRecord
 from sigma_jax.errors import UserError
 from sigma_jax.nn import lora
 from sigma_jax.processing import normalize
@@ -33,8 +34,8 @@ CUT = {'camera_names': ('up',), 'prompt_state_dim': 32, 'max_prompt_len': 120}
 
 
 @pytest.fixture(scope='module')
-def shards(tmp_path_factory):
-    """The two files of prepared data that an export reads."""
+def shards(base, tmp_path_factory):
+    """The files of prepared data that an export reads."""
     folder = tmp_path_factory.mktemp('shards')
     metas.write(folder, state_names=NAMES, action_names=NAMES, **CUT)
     values = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
@@ -43,6 +44,8 @@ def shards(tmp_path_factory):
         for n, key in enumerate(('state', 'actions'), 1)
     }
     (folder / 'norm_stats.json').write_text(normalize.norm_stats_json(stats))
+    record = BaseRecord(base_digest=trees.digest(base[1]))
+    (folder / 'baselines.json').write_text(record.text())
     return folder
 
 
@@ -127,7 +130,7 @@ def test_adapter_and_heads_are_the_newest_checkpoints(sigma_run, base, shards, t
     assert record['base'] == {'name': 'base', 'digest': trees.digest(base[1])}
     assert (
         set(record['files'])
-        == {'adapter', 'sigma.safetensors', 'norm_stats.json'}
+        == {'adapter', 'sigma.safetensors', 'norm_stats.json', 'statistics', 'tokenizer.json'}
         == names(out) - {'export.json'}
     )
     both = (
@@ -207,7 +210,8 @@ def test_an_earlier_step_in_the_other_layout(sigma_run, base, tmp_path):
 def test_merged_weights_are_base_and_factors_in_float32(make_run, base, tmp_path):
     workdir, steps = make_run('flow_matching', ('lora',))
     out = export_run(workdir, tmp_path / 'out', merge=True)
-    assert names(out) == {'adapter', 'merged', 'norm_stats.json', 'export.json'}
+    acting = {'statistics', 'tokenizer.json'}
+    assert names(out) == {'adapter', 'merged', 'norm_stats.json', 'export.json', *acting}
     found = checkpoint.load(out / 'merged')
     assert found.format == 'lerobot'
     want = trees.flatten(merge(base[1], steps[4]['lora'], pi05.LAYOUTS, 6.0))
