@@ -124,7 +124,9 @@ def opened(run, rows, kind, source, out):
             loaded = checkpoint.load(run.base)
             folder = checkpoint.save(loaded, run.base, out / 'weights', source)
         meta = open_shards(run.shards).meta
-        return load_policy(folder, tokenizer=TOKENIZER, robot=meta)
+        found = load_policy(folder, tokenizer=TOKENIZER, robot=meta)
+        assert found.spec.processor.max_prompt_len == meta.max_prompt_len  # as its windows
+        return found
     folder = trained_in(run, rows, kind)
     if source == 'run':
         return load_policy(folder)
