@@ -7,6 +7,7 @@ import json
 import re
 import sys
 
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -36,8 +37,10 @@ def test_there_is_one():
 
 @every
 def test_it_is_a_notebook(path):
-    nbformat = pytest.importorskip('nbformat')
-    nbformat.validate(tool.read(path))
+    found = tool.read(path)
+    nbformat.validate(found)
+    kinds = {cell['cell_type'] for cell in found['cells']}
+    assert found['nbformat'] == 4 and kinds == {'code', 'markdown'}
 
 
 @every

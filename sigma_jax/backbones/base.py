@@ -135,7 +135,8 @@ class FlowBackbone(Backbone, Protocol):
 
 
 class BackboneConfig(Protocol):
-    """What others read of a backbone's config, whatever its kind: a frozen dataclass.
+    """What others read of a backbone's config, whatever its kind: a frozen dataclass, with fields
+    that can be hashed.
 
     Attributes:
       width: of its tokens, w.
@@ -264,7 +265,7 @@ class BackboneSpec:
     public_sizes: Callable[[Any], dict[str, int]] | None = None
 
     def abstract_params(self, config: BackboneConfig) -> PyTree:
-        """Shapes and dtypes of the parameters, without allocating them.
+        """Shapes and dtypes of the parameters, without allocating them; traced once a process.
 
         Args:
           config: of this kind.
