@@ -123,7 +123,13 @@ def actor_of(found: Acting, seed: int = 0, limited: bool = True) -> Actor:
     weights = stored_weights(base, config.quant, frozen.params)
     sampler = sampler_of(found.robot, base, found.sampled, samples=1, weights=weights)
     parts = TrainedParts(
-        objective, found.trainable, frozen, statistics.own, config.ablation, found.adapter
+        objective=objective,
+        trainable=found.trainable,
+        frozen=frozen,
+        statistics=statistics.own,
+        gates=config.ablation,
+        robot=found.robot,
+        adapter=found.adapter,
     )
     return SigmaActor(_sampling(found, base, sampler), parts, limited)
 

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from sigma_jax.data.shards.meta import Meta
 from sigma_jax.errors import UserError
 
@@ -73,6 +76,18 @@ class RobotSpec:
             raise UserError(
                 f'expected the robot of an export in {where}, got {error}; export the run again'
             ) from error
+
+    def positions(self, state: Float[np.ndarray, ' p']) -> Float[np.ndarray, ' a']:
+        """Where the joints are that the actions move.
+
+        Args:
+          state: the robot's reading, raw units.
+
+        Returns:
+          One number an action: the entry of the state that has its name; NaN where none has.
+        """
+        read = dict(zip(self.state_names, state, strict=True))
+        return np.array([read.get(name, np.nan) for name in self.action_names], np.float32)
 
     def to_json(self) -> dict[str, Any]:
         """Its fields, as JSON holds them."""

@@ -13,7 +13,8 @@ from sigma_jax import xla
 from sigma_jax.objectives.sigma import SigmaObjective
 from sigma_jax.policies.acting import Reading, Wanted, windows
 from sigma_jax.policies.chunking import Chunking, keep_committed
-from sigma_jax.policies.protocol import ACTIONS, PolicySpec, PolicyState
+from sigma_jax.policies.protocol import ACTIONS, COMMANDS, PolicySpec, PolicyState
+from sigma_jax.policies.robot import RobotSpec
 from sigma_jax.policies.sampled_policy import BaseActor
 from sigma_jax.processing.normalize import NormStats, normalize
 from sigma_jax.processing.processor import Processor
@@ -46,6 +47,8 @@ Look = Callable[..., tuple[Carry, Seen, Array]]
 # (base's chunk [b t a], what was seen, gates, adapter, chunking) -> answers [b ...]
 Join = Callable[..., dict[str, Any]]
 Rest = tuple[Ablation, Carry, AdapterState | None]
+# (chunk [b t a], joints of its robots [b a], chunking) -> the chunk within the limits
+Control = Callable[..., Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,6 +61,7 @@ class TrainedParts:
       frozen: the base's weights, as a run stores them, and the scaling of actions.
       statistics: by which its states are normalised.
       gates: those it was trained with.
+      robot: whose data it learned from.
       adapter: fitted on calibration episodes; None: the residual counts whole.
     """
 
@@ -66,6 +70,7 @@ class TrainedParts:
     frozen: Frozen
     statistics: NormStats
     gates: Ablation
+    robot: RobotSpec
     adapter: AdapterState | None = None
 
 
@@ -83,9 +88,11 @@ class SigmaActor:
         sigma = parts.objective.sigma
         steps = min(base.spec.action_steps, sigma.horizon)
         self._spec = dataclasses.replace(base.spec, horizon=sigma.horizon, action_steps=steps)
-        self._correct: Correct = xla.jit(make_correct(parts.objective, limited))
+        self._correct: Correct = xla.jit(make_correct(parts.objective))
         self._look: Look = xla.jit(make_look(parts.objective))
-        self._join: Join = xla.jit(make_join(parts.objective, limited))
+        self._join: Join = xla.jit(make_join(parts.objective))
+        some = limited and any((sigma.joint_low, sigma.joint_high, sigma.joint_rate))
+        self._control: Control | None = xla.jit(make_control(sigma)) if some else None
         self._gates = jax.tree.map(lambda x: np.asarray(x, np.float32), parts.gates)
 
     @property
@@ -126,8 +133,9 @@ class SigmaActor:
 
         Returns:
           `actions` [b t a], fused from the three branches, raw units; `motor_commands`, the same
-          within the limits; `scale`, `risk` and `reasons` of the adapter; `tau_l2`; `branches`,
-          before they were fused. And the states with memory and tau.
+          within the limits, of which that on the change a step counts from the joints that were
+          read; `scale`, `risk` and `reasons` of the adapter; `tau_l2`; `branches`, before they were
+          fused. And the states with memory and tau.
         """
         inputs = [self.base.processor.inputs(*reading) for reading in readings]
         asked, parts = windows(inputs, states, self.base.spec), self.parts
@@ -140,7 +148,12 @@ class SigmaActor:
         before: Any = [np.stack([getattr(s, name) for s in states]) for name in ('memory', 'tau')]
         rest = self._gates, Carry(*before), parts.adapter
         work = self._chunks if wanted.chunking is None else self._continued
-        carry, answers = jax.device_get(work(asked, seen, rest, wanted))
+        carry, answers = work(asked, seen, rest, wanted)
+        commands = answers[ACTIONS]
+        if self._control is not None:
+            present = np.stack([parts.robot.positions(reading.state) for reading in readings])
+            commands = self._control(commands, present, wanted.chunking)
+        carry, answers = jax.device_get((carry, answers | {COMMANDS: commands}))
         after = [
             dataclasses.replace(state, memory=carry.memory[n], tau=carry.tau[n])
             for n, state in enumerate(states)
@@ -164,12 +177,11 @@ class SigmaActor:
         return carry, self._join(base, found, rest[0], rest[2], chunking)
 
 
-def make_correct(objective: SigmaObjective, limited: bool) -> Correct:
+def make_correct(objective: SigmaObjective) -> Correct:
     """A function to compile: what Sigma makes of the base's chunk.
 
     Args:
       objective: of the Sigma.
-      limited: whether `motor_commands` keep to the limits of its config.
 
     Returns:
       See `Correct`.
@@ -178,7 +190,7 @@ def make_correct(objective: SigmaObjective, limited: bool) -> Correct:
     def correct(trainable, frozen, batch: Batch, gates, carry, state):
         def robots(rows):
             carry, seen = _look(objective, trainable, frozen, rows, gates)
-            return carry, _finish(objective.sigma, limited, rows[0].base, seen, state)
+            return carry, _finish(objective.sigma, rows[0].base, seen, state)
 
         return xla.row_by_row(robots)((batch, carry))
 
@@ -201,7 +213,7 @@ def make_look(objective: SigmaObjective) -> Look:
     def look(trainable, frozen, batch: Batch, gates, carry, state):
         def robots(rows):
             carry, seen = _look(objective, trainable, frozen, rows, gates)
-            added = _finish(objective.sigma, False, rows[0].base, seen, state)[ACTIONS]
+            added = _finish(objective.sigma, rows[0].base, seen, state)[ACTIONS]
             return carry, seen, added
 
         return xla.row_by_row(robots)((batch, carry))
@@ -209,12 +221,11 @@ def make_look(objective: SigmaObjective) -> Look:
     return look
 
 
-def make_join(objective: SigmaObjective, limited: bool) -> Join:
+def make_join(objective: SigmaObjective) -> Join:
     """A function to compile: a base's chunk with what Sigma adds to it, committed steps in place.
 
     Args:
       objective: of the Sigma.
-      limited: as for `make_correct`.
 
     Returns:
       See `Join`.
@@ -228,11 +239,32 @@ def make_join(objective: SigmaObjective, limited: bool) -> Join:
             gate = gates.residual if sigma.fusion == 'pi05' else 0.0
             actions = apply_residual(seen.actions, around, jnp.ones(sigma.action_dim), gate)
             seen = seen._replace(actions=actions)
-            return _finish(sigma, limited, base, seen, state, chunking)
+            return _finish(sigma, base, seen, state, chunking)
 
         return xla.row_by_row(robots)((base, seen, chunking))
 
     return join
+
+
+def make_control(sigma: SigmaConfig) -> Control:
+    """A function to compile: the limits of a config on chunks, committed steps in place.
+
+    A chunk whose first steps are committed goes on from these. Any other goes on from where the
+    joints are, which the observation says: no state, and the same again for the same observation.
+
+    Args:
+      sigma: with the limits.
+
+    Returns:
+      See `Control`.
+    """
+
+    def control(actions, present, chunking: Chunking | None):
+        if chunking is not None:
+            present = jnp.where(chunking.delay[:, None] > 0, jnp.nan, present)
+        return _committed(low_level_controller(actions, sigma, present), chunking)
+
+    return control
 
 
 def _look(
@@ -249,27 +281,21 @@ def _look(
 
 def _finish(
     sigma: SigmaConfig,
-    limited: bool,
     base: Array,
     seen: Seen,
     state: AdapterState | None,
     chunking: Chunking | None = None,
 ) -> dict[str, Any]:
-    """The residual as far as it is trusted, the branches fused, committed steps, limits."""
+    """The residual as far as it is trusted, the branches fused, committed steps."""
     actions = seen.actions
     answers: dict[str, Any] = {'tau_l2': jnp.linalg.norm(seen.tau, axis=-1)}
     if state is not None:
         around = Actions.from_trajectory(base[:, : sigma.horizon], sigma.chunk)
         actions, scale, risk, reasons = adapter.adapt(around, actions, seen.tau, seen.c_act0, state)
         answers |= {'scale': scale, 'risk': risk, 'reasons': dataclasses.asdict(reasons)}
-    fused = _committed(fuse_actions(actions), chunking)
-    commands = low_level_controller(fused, sigma) if limited else fused
     branches = {name: getattr(actions, name) for name in ('vec', 'chk', 'traj')}
-    return answers | {
-        ACTIONS: fused,
-        'motor_commands': _committed(commands, chunking),
-        'branches': branches,
-    }
+    fused = _committed(fuse_actions(actions), chunking)
+    return answers | {ACTIONS: fused, 'branches': branches}
 
 
 def _committed(actions: Array, chunking: Chunking | None) -> Array:

@@ -340,10 +340,11 @@ def low_level_controller(
       command: commands u, raw units.
       config: `joint_low`, `joint_high` and `joint_rate` (per step) in raw units; None: no limit.
       previous: the command before the first step or the measured joint position, raw units; without
-        it the first step has no rate limit.
+        it, and in joints where it is NaN, the first step has no rate limit.
 
     Returns:
-      Commands within the limits, raw units.
+      Commands within the limits, raw units. From outside the joint limits they come back as fast as
+      the rate allows.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -364,7 +365,9 @@ def low_level_controller(
         )
     )
     command = jnp.clip(command, low, high)
-    start = command[..., 0, :] if previous is None else previous
+    start = first = command[..., 0, :]
+    if previous is not None:
+        start = jnp.where(jnp.isnan(previous), first, previous)
 
     def step(last, target):
         now = jnp.clip(target, last - rate, last + rate)

@@ -61,7 +61,8 @@ class SigmaConfig:
       noise_scale: 0, or 1: refinement starts from keyed noise.
       joint_low: lower limits of the low-level controller, raw units; None: no limit.
       joint_high: upper limits, likewise.
-      joint_rate: largest change a step, likewise.
+      joint_rate: largest change a step, likewise. A robot's first step counts from its reading of
+        the joint that has the action's name: leave it out where actions are no positions.
       dtype: of the large matrix products; parameters, norms, softmax and outputs are float32.
 
     Raises:

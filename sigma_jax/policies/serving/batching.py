@@ -20,6 +20,7 @@ from sigma_jax.policies.protocol import Policy, PolicyState
 Answer = tuple[Mapping[str, Any], PolicyState]
 NO_WISHES: Mapping[str, Any] = {}
 USUAL = {'delay': 0}  # what stands for a robot that wishes nothing, where it is not None
+CHUNKING = 'chunking'  # the wish that a policy takes once for all robots
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +257,7 @@ class Batcher:
             )
             batch: list[_Request] = []
             while self._waiting and len(batch) < self._max_batch:
-                if isinstance(self._waiting[0], _Task):
+                if not _fits(batch, self._waiting[0]):
                     break
                 batch.append(self._waiting.popleft())  # type: ignore[arg-type]
             return batch
@@ -282,10 +283,12 @@ class Batcher:
     def _infer(self, batch: Sequence[_Request]) -> list[Answer]:
         size = next(size for size in self.sizes if size >= len(batch))
         padded = [*batch, *[batch[-1]] * (size - len(batch))]
-        names = sorted({name for one in batch for name in one.wishes})
+        names = sorted({name for one in batch for name in one.wishes} - {CHUNKING})
         wishes: dict[str, Any] = {
             name: [one.wishes.get(name, USUAL.get(name)) for one in padded] for name in names
         }
+        if CHUNKING in batch[0].wishes:
+            wishes[CHUNKING] = batch[0].wishes[CHUNKING]
         answers, states = self.policy.infer_batch(
             [one.observation for one in padded], [one.state for one in padded], **wishes
         )
@@ -318,6 +321,13 @@ def padded_sizes(max_batch: int) -> tuple[int, ...]:
     """
     powers = (2**n for n in range(max_batch.bit_length()))
     return tuple(sorted({*(size for size in powers if size <= max_batch), max_batch}))
+
+
+def _fits(batch: Sequence[_Request], item: _Request | _Task) -> bool:
+    """Whether a request can be computed with others: its chunk goes on in the same way."""
+    if isinstance(item, _Task):
+        return False
+    return not batch or batch[0].wishes.get(CHUNKING) == item.wishes.get(CHUNKING)
 
 
 def _alone(error: Exception) -> Exception:
