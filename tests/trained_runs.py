@@ -25,6 +25,22 @@ def save(folder, config, trainable):
     (folder / 'config.json').write_text(json.dumps(config))
 
 
+def of_another_robot(base: pathlib.Path) -> None:
+    """Makes a base one whose training saw another robot: it has statistics of its own, and joints
+    that count from the state, so that no units but the right ones give its actions.
+    """
+    file = base / 'norm_stats.json'
+    told = json.loads(file.read_text())
+    for one, widen in zip(told['norm_stats'].values(), (1.5, 0.6), strict=True):
+        for name, row in one.items():
+            move = 0.0 if name == 'std' else 0.2
+            one[name] = [widen * x + move * (n + 1) for n, x in enumerate(row)]
+    file.write_text(json.dumps(told))
+    settings = json.loads((base / 'policy.json').read_text())
+    settings['relative_joints'] = [True, False, False, True, False, True]
+    (base / 'policy.json').write_text(json.dumps(settings))
+
+
 def shaken(trainable, seed):
     """No zero hides a path."""
     rng = np.random.default_rng(seed)

@@ -142,6 +142,23 @@ def test_motor_commands_keep_to_the_limits(small_run, run, tmp_path):
     np.testing.assert_array_equal(answer['motor_commands'], np.minimum(answer['actions'], 0.5))
 
 
+def test_relative_joints_count_from_where_the_robot_is(small_run, run, policy, tmp_path):
+    """Those of the base: the same chunk, from the reading on. What Sigma adds stays as it is."""
+    shutil.copytree(run, tmp_path / 'run')
+    shutil.copytree(small_run.base, tmp_path / 'base')
+    config = json.loads((run / 'config.json').read_text()) | {'base': str(tmp_path / 'base')}
+    (tmp_path / 'run/config.json').write_text(json.dumps(config))
+    flags = [True, False, False, True, False, True]
+    (tmp_path / 'base/policy.json').write_text(json.dumps({'relative_joints': flags}))
+    other, seen = load_policy(tmp_path / 'run'), recorded(small_run, first_episode(small_run))[1]
+    policy.reset()
+    got, want = other.infer(seen)['branches'], policy.infer(seen)['branches']
+    counted = np.where(flags, seen[STATE], 0)
+    assert np.abs(seen[STATE]).min() > 0.01
+    for name, branch in want.items():
+        np.testing.assert_allclose(got[name], branch + counted, rtol=1e-4, atol=1e-3)
+
+
 def test_an_untrained_sigma_is_its_base_to_the_bit(small_run, tmp_path):
     """Heads as a training begins with them: the residual is zero, and so is nothing else."""
     config = json.loads(json.dumps(small_run.config(steps=1)))
@@ -239,6 +256,50 @@ def test_a_sigma_goes_on_from_what_the_robot_carries_out(small_run, limited):
     limited.state = state
     again = limited.infer(second, prefix=left, chunking=ChunkingConfig('guided', 'zeros'))
     assert same(again, plain)
+
+
+def within_rate(actions, start, rate=2.0) -> np.ndarray:
+    """A chunk of which no step is further than `rate` from the one before, from `start` on."""
+    found = []
+    for target in actions:
+        start = np.clip(target, start - np.float32(rate), start + np.float32(rate))
+        found.append(start)
+    return np.stack(found)
+
+
+def test_a_chunk_begins_within_reach_of_where_the_robot_is(small_run, limited):
+    """From its reading on, or from the steps that are committed, however many robots there are."""
+    first, second = recorded(small_run, first_episode(small_run))[:2]
+    far = second | {STATE: second[STATE] - np.float32(25)}
+    fresh = limited.initial_state()
+    answers = []
+    for seen in (first, second, far):
+        limited.state = fresh
+        answers.append(limited.infer(seen))
+        want = within_rate(answers[-1]['actions'], seen[STATE])
+        assert np.array_equal(answers[-1]['motor_commands'], want)
+    assert np.abs(answers[2]['actions'][0] - far[STATE]).min() > 10
+    left = answers[0]['motor_commands'][4:]
+    for delay in (0, 3):
+        limited.state = fresh
+        held = limited.infer(far, prefix=left, delay=delay)
+        want = within_rate(held['actions'], held['actions'][0] if delay else far[STATE])
+        assert np.array_equal(held['motor_commands'], want)
+    prefixes = [left, None, None]
+    both, _ = limited.infer_batch(
+        [far, first, second], [fresh] * 3, prefix=prefixes, delay=[3, 0, 0]
+    )
+    for one, alone in zip(both, (held, *answers[:2]), strict=True):
+        assert same(one, alone, (*COMPARED, 'scale', 'risk'))
+
+
+def test_a_joint_that_is_not_read_begins_where_it_is_told(policy):
+    """By name, whatever the order; some robots do not read what they move."""
+    robot = policy.actor.parts.robot
+    names = 'grip', *robot.state_names[:0:-1]
+    other = dataclasses.replace(robot, action_names=names)
+    got = other.positions(np.arange(6, dtype=np.float32))
+    np.testing.assert_array_equal(got, [np.nan, 5, 4, 3, 2, 1])
 
 
 def base_chunk(policy, seen, state):

@@ -1,5 +1,6 @@
 """What a policy does live is, to the bit, what an evaluation of recorded windows measures: kinds of
-policies by where they are opened from.
+policies by where they are opened from. The base learned from another robot than the data's, so
+that whoever takes one's units for the other's is found.
 """
 
 import functools
@@ -14,6 +15,7 @@ import pytest
 from configs import data_so101
 from sigma_jax.api.policies import load_policy
 from sigma_jax.convert import checkpoint
+from sigma_jax.convert.load_base import ModelConfig, open_base, robot_statistics
 from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.data.shards.plan import DataConfig
 from sigma_jax.data.shards.prepare import prepare
@@ -26,7 +28,7 @@ from sigma_jax.training.config import RunConfig
 from sigma_jax.training.export import export_run
 from sigma_jax.training.folder import RunFolder
 from tests.small_run import SmallRun, flow_config
-from tests.trained_runs import make_rows, save, shaken
+from tests.trained_runs import make_rows, of_another_robot, save, shaken
 
 TOKENIZER = 'assets/tokenizer/tokenizer.json'
 MATRIX = [
@@ -56,13 +58,38 @@ def many(root: pathlib.Path) -> SmallRun:
     }
     prepare(DataConfig.from_settings(settings), run.shards)
     trainer.train(RunConfig.from_dict(flow_config(run.shards)), run.flow)
+    return finished(run)
+
+
+def few(small_run: SmallRun, root: pathlib.Path) -> SmallRun:
+    """`small_run` around another base."""
+    run = SmallRun(root / 'shards', root / 'flow')
+    shutil.copytree(small_run.shards, run.shards, ignore=shutil.ignore_patterns('baselines*'))
+    shutil.copytree(small_run.flow, run.flow)
+    return finished(run)
+
+
+def finished(run: SmallRun) -> SmallRun:
+    of_another_robot(run.base)
     base_actions.write_baselines(open_shards(run.shards), run.baseline_config())
     return run
 
 
 @pytest.fixture(scope='module', params=['few', pytest.param('many', marks=pytest.mark.slow)])
 def run(request, small_run, tmp_path_factory):
-    return small_run if request.param == 'few' else many(tmp_path_factory.mktemp('many'))
+    root = tmp_path_factory.mktemp(request.param)
+    return few(small_run, root) if request.param == 'few' else many(root)
+
+
+def test_the_base_has_units_of_its_own(run):
+    """Else nothing below would show which were taken."""
+    base, meta = open_base(str(run.base), ModelConfig()), open_shards(run.shards).meta
+    theirs, own = robot_statistics(base, meta), open_shards(run.shards).statistics
+    for name in ('state', 'actions'):
+        for part in ('mean', 'std', 'low', 'span'):
+            a, b = (np.asarray(getattr(one[name], part)) for one in (theirs, own))
+            assert np.abs(a - b).min() > 1e-3, (name, part)
+    assert 0 < sum(base.policy.relative_joints) < len(meta.action_names)
 
 
 @pytest.fixture(scope='module')

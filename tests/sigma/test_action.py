@@ -120,6 +120,10 @@ def test_low_level_controller_clamps_joints_and_rates():
         expected.append(last)
     motor_commands = action.low_level_controller(command, limits, previous)
     assert ref.close(motor_commands, np.stack(expected, 1))
+    unread = np.where([True, False], np.nan, previous)
+    half = np.asarray(action.low_level_controller(command, limits, unread))
+    assert ref.close(half[:, 0, 0], np.clip(command[:, 0, 0], -1, 1))
+    assert np.array_equal(half[:, :, 1], motor_commands[:, :, 1])
     free = action.low_level_controller(command, limits)
     assert ref.close(free[:, 0], np.clip(command[:, 0], [-1, -2], [1, 2]))
 

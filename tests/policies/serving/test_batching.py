@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sigma_jax.errors import UserError
+from sigma_jax.policies.chunking import ChunkingConfig
 from sigma_jax.policies.protocol import STATE
 from sigma_jax.policies.serving.batching import Batcher, padded_sizes
 from tests.policies.acting import Held, ManyRobots, observation
@@ -58,6 +59,31 @@ def test_robots_that_ask_at_once_are_computed_together_and_filled_up(policy, bat
         want, _ = alone(policy, observation(n), states[n])
         np.testing.assert_allclose(answer['actions'], want, rtol=1e-4, atol=1e-3)
         assert (state.episode, state.frame) == (n, 1)
+
+
+def test_chunks_that_go_on_are_what_infer_gives_bit_for_bit(policy, batcher):
+    """Beside robots that have none yet, and others that go on in another way."""
+    guided, other = ChunkingConfig('guided'), ChunkingConfig('lerobot', 'ones', 2.0)
+    left = policy.infer(observation(9))['actions'][4:]
+    held, fresh = {'prefix': left, 'delay': 3}, policy.initial_state()
+    wishes = [
+        {'chunking': guided} | held,
+        {'chunking': guided},
+        {'chunking': other} | held,
+        {},
+        {'seed': 5},
+    ]
+    want = []
+    for n, wish in enumerate(wishes):
+        policy.state = fresh
+        want.append(policy.infer(observation(n), **wish)['actions'])
+    policy.calls.clear()
+    busy = Held(batcher)
+    asked = [batcher.submit(observation(n), fresh, wish) for n, wish in enumerate(wishes)]
+    busy.let_go()
+    for expected, one in zip(want, asked, strict=True):
+        assert np.array_equal(one.result(60)[0]['actions'], expected)
+    assert policy.calls == [2, 1, 2]
 
 
 def test_no_batch_is_larger_than_the_bound(policy, batcher):

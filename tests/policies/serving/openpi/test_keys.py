@@ -68,6 +68,15 @@ def test_an_aloha_client_with_folders_and_pictures_channels_first():
     assert list(keys_of(found)) == [IMAGES + 'base_0_rgb', IMAGES + 'right_wrist_0_rgb']
 
 
+def test_a_policy_that_takes_any_camera_sees_them_in_the_maps_order():
+    """Neither the client's order nor that of its names counts."""
+    keys = parse_keys(f'wrist=side,front=up,{STATE}={STATE},{TASK}={TASK}', FREE)
+    pictures = {'front': picture(1), 'wrist': picture(2)}
+    for names_of in (pictures, dict(reversed(pictures.items()))):
+        found = translate(names_of | {STATE: np.zeros(8), TASK: 'x'}, keys)
+        assert list(keys_of(found).items()) == [(IMAGES + 'side', 2), (IMAGES + 'up', 1)]
+
+
 def test_lerobots_keys_pass_as_they_are():
     seen = {IMAGES + 'top': picture(3), STATE: [1, 2.5], TASK: 'x'}
     found = translate(seen, parse_keys('lerobot', FREE))

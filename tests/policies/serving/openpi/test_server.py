@@ -55,6 +55,18 @@ def test_answers_are_the_policys_own_bit_for_bit(policy, server):
             assert np.array_equal(answer['actions'], want)
 
 
+def test_frames_may_come_in_any_order(policy, server):
+    """Of a policy that names its cameras."""
+    seen, cameras = observation(), [IMAGES + name for name in ('up', 'side')]
+    assert policy.spec.cameras == ('up', 'side')
+    want, _ = alone(policy, seen)
+    swapped = dict(zip(cameras, reversed([seen[name] for name in cameras]), strict=True))
+    with server.client() as client:
+        assert np.array_equal(client.ask(dict(reversed(seen.items())))['actions'], want)
+    with server.client() as client:
+        assert np.abs(client.ask(seen | swapped)['actions'] - want).max() > 1e-3
+
+
 def test_what_is_told_on_connecting(policy, server):
     with server.client() as client:
         told = client.metadata
