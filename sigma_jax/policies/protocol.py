@@ -18,6 +18,7 @@ from sigma_jax.processing.spec import ProcessorConfig
 # keys of an observation, LeRobot's; a camera's frame is IMAGES + its name
 STATE, IMAGES, TASK = 'observation.state', 'observation.images.', 'task'
 ACTIONS = 'actions'
+COMMANDS = 'motor_commands'  # of a Sigma: its actions within the limits of its config
 
 
 # (number of robots, function that compiles and runs one program for so many)

@@ -13,7 +13,7 @@ from sigma_jax import xla
 from sigma_jax.objectives.sigma import SigmaObjective
 from sigma_jax.policies.acting import Reading, Wanted, windows
 from sigma_jax.policies.chunking import Chunking, keep_committed
-from sigma_jax.policies.protocol import ACTIONS, PolicySpec, PolicyState
+from sigma_jax.policies.protocol import ACTIONS, COMMANDS, PolicySpec, PolicyState
 from sigma_jax.policies.sampled_policy import BaseActor
 from sigma_jax.processing.normalize import NormStats, normalize
 from sigma_jax.processing.processor import Processor
@@ -267,7 +267,7 @@ def _finish(
     branches = {name: getattr(actions, name) for name in ('vec', 'chk', 'traj')}
     return answers | {
         ACTIONS: fused,
-        'motor_commands': _committed(commands, chunking),
+        COMMANDS: _committed(commands, chunking),
         'branches': branches,
     }
 

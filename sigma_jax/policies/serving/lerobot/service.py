@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 from sigma_jax.errors import UserError, few
-from sigma_jax.policies.protocol import ACTIONS, PolicySpec
+from sigma_jax.policies.protocol import ACTIONS, COMMANDS, PolicySpec
 from sigma_jax.policies.serving import metrics as counted
 from sigma_jax.policies.serving.batching import Batcher
 from sigma_jax.policies.serving.lerobot import answers, messages, wire
@@ -25,7 +25,6 @@ from sigma_jax.policies.serving.metrics import Metrics
 from sigma_jax.policies.serving.recording import Recorder
 
 SERVICE = 'transport.AsyncInference'
-COMMANDS = 'motor_commands'  # of an answer: its actions within the limits of a Sigma's config
 LONGEST = 800  # letters of a status; gRPC carries it in a header
 
 log = logging.getLogger(__name__)
