@@ -60,7 +60,8 @@ class Seats:
     def __init__(self, right: Sequence[np.ndarray], end: float):
         self._right, self._end = right, end
         self._context = multiprocessing.get_context('forkserver')
-        self._context.set_forkserver_preload(['benchmarks.serving', *_lerobot_modules()])
+        preloaded = 'benchmarks.serving_soak', 'rich.console', 'rich.table', *_lerobot_modules()
+        self._context.set_forkserver_preload([*preloaded])
         self._one = threading.Lock()  # who starts a process also reads what others ended with
 
     def fill(self, kind: str, load: Load, number: int) -> Met:
@@ -142,6 +143,7 @@ def soak(arguments: argparse.Namespace, load: Load) -> dict[str, Any]:
         'robots': robots,
         'minutes': arguments.soak_min,
         'memory_mib': [size / 2**20 for size in memory],
+        'samples': [(arguments.soak_min * at, size / 2**20) for at, size in sizes],
         'growth': float(memory[1] / memory[0] - 1),
         'counts': counts,
         'kinds': {kind: summary(one, begin, seconds) for kind, one in met.items()},
@@ -198,9 +200,11 @@ def summary(met: Met, begin: float, seconds: float) -> dict[str, Any]:
     by: dict[int, list[float]] = {}
     for at, took in met.answers:
         by.setdefault(int((at - begin) // length), []).append(took)
-    whole = range(round(seconds / length))  # a robot's last answer may come after the end
+    whole = round(seconds / length)  # a robot's last answer may come after the end
     windows = [
-        {'from_s': n * length, 'n': len(by[n]), **quantiles(by[n])} for n in whole if n in by
+        {'from_s': n * length, 'n': len(x), **quantiles(x)}
+        for n, x in sorted(by.items())
+        if n < whole
     ]
     late = [one['p99'] for one in windows]
     half = len(late) // 2
