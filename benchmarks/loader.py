@@ -71,7 +71,9 @@ def make_source(out: pathlib.Path, episodes: int, length: int) -> pathlib.Path:
     """A LeRobot v3.0 data set of `episodes` x `length` frames."""
     rng = np.random.default_rng(0)
     surface = texture(rng)
-    with LeRobotWriter(out, Recording(JOINTS, CAMERAS, HEIGHT, WIDTH, FPS), VIDEO) as writer:
+    with LeRobotWriter(
+        out, Recording(JOINTS, dict.fromkeys(CAMERAS, (HEIGHT, WIDTH)), FPS), VIDEO
+    ) as writer:
         for n in range(episodes):
             walk = np.cumsum(rng.normal(size=(length + 1, len(JOINTS))), axis=0).astype(np.float32)
             films = {camera: film(rng, surface, length) for camera in CAMERAS}

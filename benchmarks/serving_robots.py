@@ -1,16 +1,22 @@
 """Robots that load a server, each in a process of its own, without jax."""
 
+import contextlib
 import dataclasses
 import os
+import signal
+import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
 
 import numpy as np
 
 from clients.sigma_client import Client
 
 PROMPT = 'put the brick into the box'
+WRONG = 0.03  # of a visit's requests
+LONGEST = 300  # requests of a visit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +24,13 @@ class Load:
     """What robots do.
 
     Attributes:
-      uri: of the server.
+      port: of the server.
       keys: of the pictures.
       size: of a picture's side, pixels.
       state_dim: numbers of a state.
     """
 
-    uri: str
+    port: int
     keys: tuple[str, ...]
     size: int
     state_dim: int
@@ -37,6 +43,10 @@ class Load:
         state = rng.uniform(-20, 20, self.state_dim).astype(np.float32)
         return pictures | {'observation.state': state, 'task': PROMPT}
 
+    def episode(self, step: int) -> dict[str, Any]:
+        """What every robot of a soak sees at a step."""
+        return self.observation(step % 8)
+
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
@@ -48,80 +58,156 @@ class Answered:
     infer_ms: float
 
 
-def ask(client: Client, observation: dict[str, Any], **wishes: Any) -> tuple[Answered, Any]:
+def ask(client: Client, observation: dict[str, Any]) -> Answered:
     """One request, timed."""
     at = time.time()
     start = time.perf_counter()
-    answer = client.infer(observation, **wishes)
+    answer = client.infer(observation)
     whole = 1e3 * (time.perf_counter() - start)
-    timing = answer['server_timing']['infer_ms'], answer['policy_timing']['infer_ms']
-    return Answered(at, whole, *timing), answer['actions']
+    return Answered(
+        at, whole, answer['server_timing']['infer_ms'], answer['policy_timing']['infer_ms']
+    )
 
 
 def steady(load: Load, number: int, begin: float, count: int) -> list[Answered]:
     """One robot that asks so many times without a pause, from a common beginning on."""
-    client, seen = Client(load.uri), load.observation(number)
+    client, seen = Client(f'ws://127.0.0.1:{load.port}'), load.observation(number)
     for _ in range(5):
         client.infer(seen)
     time.sleep(max(begin - time.time(), 0))
-    return [ask(client, seen)[0] for _ in range(count)]
+    return [ask(client, seen) for _ in range(count)]
 
 
-@dataclasses.dataclass
-class Soaked:
-    """What one robot of a soak met."""
-
-    answers: list[Answered] = dataclasses.field(default_factory=list)
-    refused: int = 0
-    connections: int = 0
-    wrong: list[str] = dataclasses.field(default_factory=list)
+def quantiles(values: Sequence[float]) -> dict[str, float]:
+    """The middle, and what one of a hundred exceeds."""
+    return {'p50': float(np.quantile(values, 0.5)), 'p99': float(np.quantile(values, 0.99))}
 
 
-def coming_and_going(load: Load, number: int, end: float) -> Soaked:
-    """A robot that connects, asks some times, says something wrong now and then, and leaves with or
-    without a word, until the end. One seed has one answer, whoever asks.
+class Robot(Protocol):
+    """A connection to a server."""
+
+    def ask(self, step: int) -> np.ndarray:
+        """What is to be carried out, [t a], for what is seen at a step."""
+
+    def ask_wrong(self, step: int) -> bool:
+        """Sends something that is wrong; whether it was refused."""
+
+    def close(self) -> None:
+        """Leaves."""
+
+
+class OpenpiRobot:
+    """One that speaks openpi's protocol."""
+
+    def __init__(self, load: Load):
+        self._load, self._client = load, Client(f'ws://127.0.0.1:{load.port}', patience_s=0)
+
+    def ask(self, step: int) -> np.ndarray:
+        """See `Robot`."""
+        answer = self._client.infer(self._load.episode(step))
+        return answer.get('motor_commands', answer['actions'])
+
+    def ask_wrong(self, step: int) -> bool:
+        """See `Robot`."""
+        try:
+            self._client.infer(self._load.episode(step) | {'observation.state': np.zeros(3)})
+        except RuntimeError:
+            return True
+        return False
+
+    def close(self) -> None:
+        """See `Robot`."""
+        socket: Any = self._client._socket
+        socket.close()
+
+
+class LerobotRobot:
+    """One that speaks LeRobot's protocol; the environment must have grpcio."""
+
+    def __init__(self, load: Load):
+        from tests.policies.serving.lerobot import client
+
+        self._load, self._wire = load, client
+        self._robot = client.Robot(load.port)
+        names = [key.removeprefix('observation.images.') for key in load.keys]
+        self._names = dict(zip(load.keys, names, strict=True))
+        picture = {'dtype': 'image', 'shape': (load.size, load.size, 3)}
+        state = {'dtype': 'float32', 'shape': (load.state_dim,), 'names': self._joints()}
+        features = {'observation.state': state, **dict.fromkeys(load.keys, picture)}
+        self._robot.start(lerobot_features=features)
+
+    def ask(self, step: int) -> np.ndarray:
+        """See `Robot`."""
+        self._send(step)
+        chunk = self._robot.actions()
+        if [one.timestep for one in chunk] != [*range(step, step + len(chunk))] or not chunk:
+            raise ValueError(f'expected actions from step {step} on, got {len(chunk)} others')
+        return np.stack([one.action for one in chunk])
+
+    def ask_wrong(self, step: int) -> bool:
+        """See `Robot`."""
+        import grpc
+
+        try:
+            self._send(step, **{self._joints()[0]: float('nan')})
+        except grpc.RpcError as error:
+            found: Any = error
+            return found.code() == grpc.StatusCode.INVALID_ARGUMENT
+        return False
+
+    def close(self) -> None:
+        """See `Robot`."""
+        self._robot.close()
+
+    def _joints(self) -> list[str]:
+        return [f'joint_{n}.pos' for n in range(self._load.state_dim)]
+
+    def _send(self, step: int, **changes: float) -> None:
+        seen = self._load.episode(step)
+        readings = {name: seen[key] for key, name in self._names.items()} | {'task': seen['task']}
+        readings |= zip(self._joints(), seen['observation.state'].tolist(), strict=True)
+        fields = {'timestamp': time.time(), 'timestep': step, 'observation': readings | changes}
+        self._robot.send(self._wire.pickled('TimedObservation', fields | {'must_go': False}))
+
+
+ROBOTS = {'openpi': OpenpiRobot, 'LeRobot': LerobotRobot}
+
+
+def visit(kind: str, load: Load, seed: Sequence[int], end: float, told: Connection) -> None:
+    """A robot that comes, asks some times, says something wrong now and then, and leaves: with a
+    word, without one, or killed while it waits.
+
+    It tells ('answer', at_s, whole_ms, step, actions), ('refused',), ('killed',) and
+    ('wrong', text).
     """
-    found, rng = Soaked(), np.random.default_rng([number, os.getpid()])
-    seen = [load.observation(n) for n in range(8)]
-    known: dict[int, np.ndarray] = {}
-    while time.time() < end:
-        client = Client(load.uri)
-        found.connections += 1
-        for _ in range(rng.integers(5, 100)):
+    rng = np.random.default_rng(seed)
+    try:
+        robot = ROBOTS[kind](load)
+        steps = int(rng.integers(5, LONGEST))
+        for step in range(steps):
             if time.time() >= end:
                 break
-            _one(client, seen, rng, found, known)
-        if client.connections > 1:
-            found.wrong.append(f'a connection broke {client.connections - 1} times')
-        socket: Any = client._socket
-        if rng.random() < 0.5:
-            socket.close()
-        else:
-            socket.socket.close()  # as a robot that lost its power
-    return found
+            if rng.random() < WRONG:
+                refused = robot.ask_wrong(step)
+                told.send(('refused',) if refused else ('wrong', 'a wrong request was answered'))
+            at, start = time.time(), time.perf_counter()
+            actions = robot.ask(step)
+            told.send(('answer', at, 1e3 * (time.perf_counter() - start), step, actions))
+        _leave(robot, steps, rng, told)
+    except Exception as error:
+        told.send(('wrong', f'{kind}: {type(error).__name__}: {error}'))
+    os._exit(0)
 
 
-def _one(client: Client, seen: list, rng: Any, found: Soaked, known: dict) -> None:
-    if rng.random() < 0.03:
-        try:
-            client.infer({'observation.state': np.full(3, np.nan)})
-            found.wrong.append('a wrong request was answered')
-        except RuntimeError:
-            found.refused += 1
-        return
-    n = int(rng.integers(len(seen)))
-    answered, actions = ask(client, seen[n], seed=n)
-    found.answers.append(answered)
-    first = known.setdefault(n, actions)
-    if np.abs(actions - first).max() > 1e-4 * np.abs(first).max():
-        found.wrong.append(f'observation {n} was answered otherwise than before')
-
-
-def windows(
-    answers: list[Answered], begin: float, seconds: float
-) -> Iterator[tuple[int, list[float]]]:
-    """Whole times, by windows of so many seconds."""
-    by: dict[int, list[float]] = {}
-    for one in answers:
-        by.setdefault(int((one.at_s - begin) // seconds), []).append(one.whole_ms)
-    yield from sorted(by.items())
+def _leave(robot: Robot, step: int, rng: np.random.Generator, told: Connection) -> None:
+    """A third says goodbye, a third does not, a third is killed with a request under way."""
+    how = rng.integers(3)
+    if how == 0:
+        robot.close()
+    elif how == 1:
+        told.send(('killed',))
+        kill = os.getpid(), signal.SIGKILL
+        threading.Timer(rng.uniform(0, 0.02), os.kill, kill).start()
+        with contextlib.suppress(Exception):
+            robot.ask(step)
+        time.sleep(60)

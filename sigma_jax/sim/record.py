@@ -161,9 +161,8 @@ def record(
             f'expected at least one episode and one worker, got {plan.episodes} and '
             f'{workers}; raise them'
         )
-    with LeRobotWriter(
-        out, Recording(JOINT_NAMES, CAMERAS, plan.height, plan.width, FPS), plan.video
-    ) as writer:
+    cameras = dict.fromkeys(CAMERAS, (plan.height, plan.width))
+    with LeRobotWriter(out, Recording(JOINT_NAMES, cameras, FPS), plan.video) as writer:
         for demonstration in _demonstrations(plan, workers):
             rollout = demonstration.rollout
             writer.add_episode(

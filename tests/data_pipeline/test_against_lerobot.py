@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.reference, pytest.mark.filterwarnings('ignore')]
 lerobot_reader = importlib.import_module('benchmarks.lerobot_reader')
 HORIZON, STRIDE, EPISODES = 16, 4, 20
 JOINTS = tuple(f'joint_{i}.pos' for i in range(6))
+SIZES = {'up': (96, 128), 'side': (64, 110)}
 
 
 def as_pixels(image) -> np.ndarray:
@@ -90,11 +91,12 @@ def test_golden_v21_through_lerobot_s_converter(tmp_path):
     assert compare(open_dataset(source), theirs) == compare(open_dataset(new), theirs) == 20
 
 
-def moving(episode: int, length: int, camera: int) -> np.ndarray:
+def moving(episode: int, length: int, camera: str) -> np.ndarray:
     """Textured frames that show episode, frame and camera."""
-    rng = np.random.default_rng((episode, camera))
+    rng, (height, width) = np.random.default_rng((episode, len(camera))), SIZES[camera]
     surface = np.kron(rng.integers(0, 256, (20, 30, 3)), np.ones((8, 8, 1))).astype(np.uint8)
-    return np.stack([np.roll(surface, (2 * n, 3 * n), (0, 1))[:96, :128] for n in range(length)])
+    rolled = (np.roll(surface, (2 * n, 3 * n), (0, 1)) for n in range(length))
+    return np.stack([image[:height, :width] for image in rolled])
 
 
 @pytest.fixture(scope='module', params=['av1', 'h264'])
@@ -102,12 +104,12 @@ def twenty(request, tmp_path_factory) -> Path:
     """A v3.0 data set of 20 episodes and 2 cameras, one video file a camera."""
     out = tmp_path_factory.mktemp(request.param) / 'data'
     with LeRobotWriter(
-        out, Recording(JOINTS, ('up', 'side'), 96, 128), VideoSettings(request.param, gop=20)
+        out, Recording(JOINTS, SIZES), VideoSettings(request.param, gop=20)
     ) as writer:
         for n in range(EPISODES):
             rng, length = np.random.default_rng(n), 24 + n
             walk = np.cumsum(rng.normal(size=(length + 1, 6)), axis=0).astype(np.float32)
-            films = {name: moving(n, length, i) for i, name in enumerate(('up', 'side'))}
+            films = {name: moving(n, length, name) for name in SIZES}
             writer.add_episode(walk[:-1], walk[1:], films, recordings.TASKS[n % 2])
     return out
 

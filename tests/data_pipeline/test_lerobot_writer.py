@@ -2,7 +2,9 @@
 against numpy.
 """
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import av
@@ -13,12 +15,13 @@ import pytest
 from sigma_jax.data.lerobot import stats as lerobot_stats
 from sigma_jax.data.lerobot.tables import Recording
 from sigma_jax.data.lerobot.writer import LeRobotWriter
-from sigma_jax.data.video.encode import VideoSettings
+from sigma_jax.data.sources import open_source
+from sigma_jax.data.video.encode import VideoSettings, VideoWriter
 from sigma_jax.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / 'data' / 'lerobot' / 'v3.0'
 JOINTS = tuple(json.loads((GOLDEN / 'meta/info.json').read_text())['features']['action']['names'])
-RECORDING = Recording(JOINTS, ('up', 'side'), 96, 128)
+RECORDING = Recording(JOINTS, {'up': (96, 128), 'side': (96, 128)})
 LENGTHS = (20, 25, 30)
 TASKS = ('pick up the lego', 'place it in the box', 'pick up the lego')
 
@@ -202,6 +205,48 @@ def broken(change):
     return state, action, images, task
 
 
+def test_each_camera_has_its_own_size(tmp_path):
+    sizes = {'up': (96, 128), 'side': (64, 46)}
+    state, action, images, task = episode(0)
+    images['side'] = images['up'][:, :64, :46]
+    with LeRobotWriter(tmp_path / 'set', Recording(JOINTS, sizes)) as writer:
+        writer.add_episode(state, action, images, task)
+    found = open_source(tmp_path / 'set')
+    for camera, size in sizes.items():
+        key = f'observation.images.{camera}'
+        info = json.loads((tmp_path / 'set/meta/info.json').read_text())['features'][key]
+        assert info['shape'] == [*size, 3]
+        assert (info['info']['video.height'], info['info']['video.width']) == size
+        frames = [*found.read_episode(0).frames(key)]
+        assert len(frames) == len(state)
+        for shown, meant in zip(frames, images[camera], strict=True):
+            assert np.abs(shown.astype(int) - meant).mean() < 12
+
+
+def test_an_episode_that_could_not_be_written_spoils_none_before_it(tmp_path, monkeypatch):
+    out, write = tmp_path / 'set', VideoWriter.write
+    writer = LeRobotWriter(out, RECORDING, VideoSettings(gop=10))
+    writer.add_episode(*episode(0))
+
+    def full(video, images):
+        write(video, images[:7])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(VideoWriter, 'write', full)
+    with pytest.raises(OSError, match='No space'):
+        writer.add_episode(*episode(1))
+    writer.finish()
+    (found,) = (open_source(out).read_episode(n) for n in open_source(out).episodes)
+    state, action, images, _ = episode(0)
+    np.testing.assert_array_equal(found.actions, action.astype(np.float32))
+    for camera in ('up', 'side'):
+        frames = np.stack([*found.frames(f'observation.images.{camera}')])
+        assert np.abs(frames.astype(int) - images[camera]).mean() < 12
+    stats = json.loads((out / 'meta/stats.json').read_text())
+    assert stats['action']['count'] == stats['observation.images.up']['count'] == [len(state)]
+    assert pq.read_table(out / 'data/chunk-000/file-000.parquet').num_rows == len(state)
+
+
 @pytest.mark.parametrize(
     ('change', 'message'),
     [('nan', 'NaN'), ('short', 'actions of shape'), ('camera', 'side'), ('size', '48')],
@@ -218,4 +263,4 @@ def test_bad_video_settings_are_refused():
     with pytest.raises(UserError, match="'av1', 'h264'"):
         VideoSettings(codec='mpeg2')
     with pytest.raises(UserError, match='even image height'):
-        Recording(JOINTS, ('up',), 95, 128)
+        Recording(JOINTS, {'up': (95, 128)})

@@ -4,7 +4,7 @@ And the Hugging Face and pandas metadata that lerobot 0.4.4 writes.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,30 +24,27 @@ class Recording:
 
     Attributes:
       joints: names of the entries of a state, and of an action where `actions` is empty.
-      cameras: names; camera `up` becomes the feature `observation.images.up`.
-      height: of every image, pixels.
-      width: of every image, pixels.
+      cameras: {name: (height, width) of its images in pixels}; camera `up` becomes the feature
+        `observation.images.up`.
       fps: frames per second.
       robot_type: as LeRobot spells it.
       actions: names of the entries of an action, where they are not the joints.
     """
 
     joints: tuple[str, ...]
-    cameras: tuple[str, ...]
-    height: int
-    width: int
+    cameras: Mapping[str, tuple[int, int]]
     fps: int = 30
     robot_type: str = 'so101_follower'
     actions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises UserError for odd image sizes."""
-        if self.height % 2 or self.width % 2:
-            size = f'{self.height} x {self.width}'
-            raise UserError(
-                'expected an even image height and width for yuv420p video, got '
-                f'{size}; round them up'
-            )
+        for camera, (height, width) in self.cameras.items():
+            if height % 2 or width % 2:
+                raise UserError(
+                    'expected an even image height and width for yuv420p video, got '
+                    f'{height} x {width} of {camera}; round them up'
+                )
 
     @property
     def action_names(self) -> tuple[str, ...]:
@@ -55,9 +52,9 @@ class Recording:
         return self.actions or self.joints
 
     @property
-    def image_keys(self) -> tuple[str, ...]:
-        """Feature names of the cameras."""
-        return tuple(f'observation.images.{camera}' for camera in self.cameras)
+    def image_sizes(self) -> dict[str, tuple[int, int]]:
+        """{feature of a camera: (height, width)}."""
+        return {f'observation.images.{camera}': size for camera, size in self.cameras.items()}
 
 
 def info(recording: Recording, codec: str, episodes: int, frames: int, tasks: int) -> dict:
@@ -157,12 +154,12 @@ def episodes_table(rows: Sequence[dict], recording: Recording) -> pa.Table:
             kind = pa.list_(pa.string())
         elif name.startswith('stats/'):
             _, feature, key = name.split('/')
-            kind = _stats_type(feature, key, recording.image_keys)
+            kind = _stats_type(feature, key, recording.image_sizes)
         fields.append(pa.field(name, kind))
     return pa.Table.from_pylist(list(rows), schema=pa.schema(fields))
 
 
-def _stats_type(feature: str, key: str, images: Sequence[str]) -> pa.DataType:
+def _stats_type(feature: str, key: str, images: Collection[str]) -> pa.DataType:
     if key == 'count' or (feature in INDEX_COLUMNS and key in ('min', 'max')):
         return pa.list_(pa.int64())
     deep = pa.list_(pa.list_(pa.list_(pa.float64())))
@@ -228,27 +225,31 @@ def features(recording: Recording, codec: str) -> dict:
         key: {'dtype': 'float32', 'shape': [len(names)], 'names': list(names)}
         for key, names in numbers.items()
     }
-    video = {
-        'video.height': recording.height,
-        'video.width': recording.width,
-        'video.codec': codec,
-        'video.pix_fmt': 'yuv420p',
+    features |= {
+        key: _video(size, codec, recording.fps) for key, size in recording.image_sizes.items()
     }
-    video |= {
-        'video.is_depth_map': False,
-        'video.fps': recording.fps,
-        'video.channels': 3,
-        'has_audio': False,
-    }
-    shape = [recording.height, recording.width, 3]
-    image = {
-        'dtype': 'video',
-        'shape': shape,
-        'names': ['height', 'width', 'channels'],
-        'info': video,
-    }
-    features |= {key: image for key in recording.image_keys}
     features['timestamp'] = {'dtype': 'float32', 'shape': [1], 'names': None}
     return features | {
         name: {'dtype': 'int64', 'shape': [1], 'names': None} for name in INDEX_COLUMNS
+    }
+
+
+def _video(size: tuple[int, int], codec: str, fps: int) -> dict:
+    """The feature of a camera."""
+    height, width = size
+    info = {
+        'video.height': height,
+        'video.width': width,
+        'video.codec': codec,
+        'video.pix_fmt': 'yuv420p',
+        'video.is_depth_map': False,
+        'video.fps': fps,
+        'video.channels': 3,
+        'has_audio': False,
+    }
+    return {
+        'dtype': 'video',
+        'shape': [height, width, 3],
+        'names': ['height', 'width', 'channels'],
+        'info': info,
     }

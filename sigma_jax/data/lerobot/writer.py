@@ -5,6 +5,7 @@ The layout, the columns, their types and the Hugging Face and pandas metadata ar
 0.4.4 writes. The data set appears under its name only when it is complete.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -28,7 +29,8 @@ _FLOATS = ['action.list.element', 'observation.state.list.element', 'timestamp']
 
 class LeRobotWriter:
     """Writes one data set, episode by episode; use it as a context manager, an exception leaves
-    nothing behind.
+    nothing behind. After an episode that could not be written no other fits; `finish` keeps those
+    before it.
 
     Args:
       out: the new data set's folder.
@@ -55,7 +57,9 @@ class LeRobotWriter:
         self._tasks: dict[str, int] = {}
         self._rows: list[dict] = []
         self._columns: dict[str, list[np.ndarray]] = {}
-        self._histograms = {key: np.zeros((3, 256), dtype=np.int64) for key in recording.image_keys}
+        self._histograms = {
+            key: np.zeros((3, 256), dtype=np.int64) for key in recording.image_sizes
+        }
         self._sampled = 0
         self._frames = 0
         self._schema = tables.data_schema(recording)
@@ -69,12 +73,11 @@ class LeRobotWriter:
         self._videos = {
             key: VideoWriter(
                 self._path(tables.VIDEO_PATH, video_key=key),
-                recording.height,
-                recording.width,
+                *size,
                 recording.fps,
                 self._settings,
             )
-            for key in recording.image_keys
+            for key, size in recording.image_sizes.items()
         }
 
     def add_episode(
@@ -85,30 +88,31 @@ class LeRobotWriter:
         Args:
           states: [T, p] joint positions, raw units.
           actions: [T, a] joint targets, raw units.
-          images: {camera: uint8 [T, height, width, 3]}.
+          images: {camera: uint8 [T, height, width, 3]}, of each camera's own size.
           task: the instruction.
 
         Raises:
           UserError: where shapes or lengths disagree, or a value is not finite.
         """
         self._check(states, actions, images)
-        task_index = self._tasks.setdefault(task, len(self._tasks))
+        task_index = self._tasks.get(task, len(self._tasks))
         columns = self._numeric_columns(states, actions, task_index)
+        sampled = len(lerobot_stats.sampled_frames(len(states)))
+        pairs = [*zip(self.recording.cameras, self.recording.image_sizes, strict=True)]
+        for camera, key in pairs:  # rows follow their frames: those of a failed episode lie behind
+            self._videos[key].write(images[camera])
         self._parquet.write_table(tables.table(columns, self._schema))
-        stats = {
-            key: lerobot_stats.numeric_stats(columns[key])
-            for key in ('action', 'observation.state')
-        }
-        for camera, key in zip(self.recording.cameras, self.recording.image_keys, strict=True):
-            stats[key] = self._write_images(key, images[camera])
-        stats |= {
-            key: lerobot_stats.numeric_stats(columns[key])
-            for key in ('timestamp', *tables.INDEX_COLUMNS)
-        }
-        self._rows.append(self._episode_row(len(states), task, stats))
+        histograms = {key: lerobot_stats.image_histogram(images[camera]) for camera, key in pairs}
+        shown = {key: lerobot_stats.image_stats(x, sampled) for key, x in histograms.items()}
+        counted = {key: lerobot_stats.numeric_stats(values) for key, values in columns.items()}
+        stats = {key: counted.pop(key) for key in ('action', 'observation.state')}
+        self._rows.append(self._episode_row(len(states), task, stats | shown | counted))
+        self._tasks[task] = task_index
         for key, values in columns.items():
             self._columns.setdefault(key, []).append(values)
-        self._sampled += len(lerobot_stats.sampled_frames(len(states)))
+        for key, histogram in histograms.items():
+            self._histograms[key] += histogram
+        self._sampled += sampled
         self._frames += len(states)
 
     def finish(self) -> Path:
@@ -139,7 +143,8 @@ class LeRobotWriter:
 
     def abort(self) -> None:
         """Closes and removes everything written so far."""
-        self._close()
+        with contextlib.suppress(Exception):  # on a full disk nothing can be closed
+            self._close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> 'LeRobotWriter':
@@ -173,14 +178,16 @@ class LeRobotWriter:
             'states': (states, (length, len(self.recording.joints))),
             'actions': (actions, (length, len(self.recording.action_names))),
         }
-        image_shape = (length, self.recording.height, self.recording.width, 3)
         missing = [camera for camera in self.recording.cameras if camera not in images]
         if missing or not length:
             raise UserError(
-                f'expected frames of the cameras {self.recording.cameras}, got {length}, without '
-                f'{missing}'
+                f'expected frames of the cameras {", ".join(self.recording.cameras)}, got '
+                f'{length}, without {missing}'
             )
-        shapes |= {camera: (images[camera], image_shape) for camera in self.recording.cameras}
+        shapes |= {
+            camera: (images[camera], (length, *size, 3))
+            for camera, size in self.recording.cameras.items()
+        }
         for name, (values, shape) in shapes.items():
             if values.shape != shape:
                 raise UserError(
@@ -206,12 +213,6 @@ class LeRobotWriter:
             'task_index': np.full_like(frames, task_index),
         }
 
-    def _write_images(self, key: str, images: np.ndarray) -> lerobot_stats.Stats:
-        self._videos[key].write(images)
-        histogram = lerobot_stats.image_histogram(images)
-        self._histograms[key] += histogram
-        return lerobot_stats.image_stats(histogram, len(lerobot_stats.sampled_frames(len(images))))
-
     def _episode_row(
         self, length: int, task: str, stats: Mapping[str, lerobot_stats.Stats]
     ) -> dict:
@@ -219,7 +220,7 @@ class LeRobotWriter:
         row = {'episode_index': len(self._rows), 'tasks': [task], 'length': length}
         row |= {f'data/{name}': 0 for name in _FIRST}
         row |= {'dataset_from_index': self._frames, 'dataset_to_index': self._frames + length}
-        for key in self.recording.image_keys:
+        for key in self.recording.image_sizes:
             row |= {f'videos/{key}/{name}': 0 for name in _FIRST}
             row[f'videos/{key}/from_timestamp'] = self._frames / fps
             row[f'videos/{key}/to_timestamp'] = (self._frames + length) / fps

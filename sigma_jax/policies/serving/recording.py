@@ -2,8 +2,10 @@
 
 A row is a request: what the robot saw, and the first action of its answer. Requests come when they
 come; the data set's clock is `fps`. Beside it, in `chunks/`, lies what a row does not hold: all
-actions of every answer, and when it was asked for; and, where Rerun is installed, in `rerun/` each
-episode for its viewer.
+actions of every answer, a Sigma's `motor_commands`, and when it was answered; and, where Rerun is
+installed, in `rerun/` each episode for its viewer.
+
+Nothing here keeps an answer waiting or loses one: what cannot be written is told in the log.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import logging
 import pathlib
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +25,12 @@ from sigma_jax.data.lerobot.tables import Recording
 from sigma_jax.data.lerobot.writer import LeRobotWriter
 from sigma_jax.data.video.encode import VideoSettings
 from sigma_jax.errors import UserError
-from sigma_jax.policies.protocol import ACTIONS, IMAGES, STATE, TASK, PolicySpec
+from sigma_jax.policies.protocol import ACTIONS, COMMANDS, IMAGES, STATE, TASK, PolicySpec
 from sigma_jax.policies.serving import rrd
 
 VIDEO = VideoSettings(codec='h264', crf=20, preset='veryfast')
 LONGEST, LARGEST = 500, 256 * 2**20  # requests and bytes of an episode; then another begins
+MOST = 4 * LARGEST  # bytes of episodes that wait to be written; then one is left out
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +40,8 @@ class _Row:
     frames: Mapping[str, np.ndarray]  # by camera, even sides
     state: np.ndarray
     task: str
-    actions: np.ndarray
-    came: float
+    chunk: Mapping[str, np.ndarray]  # actions [t a], and a Sigma's motor commands
+    time_s: float  # of the answer
 
 
 class Recorder:
@@ -69,6 +73,8 @@ class Recorder:
             (self._beside / name).mkdir()
         self._writer: LeRobotWriter | None = None
         self._episodes = 0
+        self._waiting, self._count = 0, threading.Lock()  # bytes
+        self._whole = True
         self._thread = ThreadPoolExecutor(1, 'recorder')
 
     def episode(self) -> 'Episode':
@@ -79,62 +85,76 @@ class Recorder:
         """Writes what is there, and gives the data set its name.
 
         Returns:
-          The data set; None where nothing was recorded.
+          The data set; None where nothing was recorded, or it could not be finished.
         """
         self._thread.shutdown()
-        if self._writer is not None and not self._episodes:
-            self._writer.abort()
-        if self._writer is None or not self._episodes:
+        try:
+            if self._writer is not None and self._episodes:
+                self._writer.finish()
+                for name in self._folders:
+                    (self._beside / name).rename(self.out / name)
+                return self.out
+        except Exception as error:
+            log.warning('%d recorded episodes are lost: %s', self._episodes, error)
+        finally:
             shutil.rmtree(self._beside, ignore_errors=True)
-            return None
-        self._writer.finish()
-        for name in self._folders:
-            (self._beside / name).rename(self.out / name)
-        self._beside.rmdir()
-        return self.out
+        if self._writer is not None:
+            self._writer.abort()
+        return None
 
-    def keep(self, rows: Sequence[_Row]) -> None:
+    def keep(self, rows: Sequence[_Row], size: int) -> None:
         """Writes an episode in the recorder's thread.
 
         Args:
           rows: its requests.
+          size: their bytes.
         """
-        self._thread.submit(self._write, rows)
+        with self._count:
+            fits = self._waiting + size <= MOST
+            self._waiting += size if fits else 0
+        if fits:
+            self._thread.submit(self._write, rows, size)
+        else:
+            _leave_out(rows, 'robots are faster than the encoder')
 
-    def _write(self, rows: Sequence[_Row]) -> None:
+    def _write(self, rows: Sequence[_Row], size: int) -> None:
         try:
-            self._add(rows)
+            if self._whole:
+                self._add(rows)
+            else:
+                _leave_out(rows, 'one before it could not be written')
         except Exception as error:
-            log.warning('an episode of %d requests is not recorded: %s', len(rows), error)
+            _leave_out(rows, error)
+        finally:
+            with self._count:
+                self._waiting -= size
 
     def _add(self, rows: Sequence[_Row]) -> None:
         writer = self._writer or self._open(rows[0])
-        cameras = writer.recording.cameras
+        cameras = [name for name in writer.recording.cameras if name in rows[0].frames]
         images = {name: np.stack([row.frames[name] for row in rows]) for name in cameras}
         states = np.stack([row.state for row in rows])
-        actions = np.stack([row.actions for row in rows])
-        writer.add_episode(states, actions[:, 0], images, rows[0].task)
-        name, times = f'episode_{self._episodes:06d}', np.array([row.came for row in rows])
+        chunks = {name: np.stack([row.chunk[name] for row in rows]) for name in rows[0].chunk}
+        try:
+            writer.add_episode(states, chunks[ACTIONS][:, 0], images, rows[0].task)
+        except UserError:
+            raise
+        except Exception:  # of the disk: no other episode fits behind this one
+            self._whole = False
+            raise
+        name, times = f'episode_{self._episodes:06d}', np.array([row.time_s for row in rows])
         self._episodes += 1
-        np.savez(self._beside / 'chunks' / f'{name}.npz', actions=actions, time_s=times)
+        np.savez(self._beside / 'chunks' / f'{name}.npz', time_s=times, **chunks)
         if 'rerun' in self._folders:
-            told = ((row.came, row.frames, row.state, row.actions) for row in rows)
+            told = ((row.time_s, row.frames, row.state, row.chunk) for row in rows)
             rrd.write(self._beside / 'rerun' / f'{name}.rrd', rows[0].task, told)
 
     def _open(self, row: _Row) -> LeRobotWriter:
         """The data set, with the cameras of the first episode."""
-        height, width, _ = next(iter(row.frames.values())).shape
+        sizes = {name: (frame.shape[0], frame.shape[1]) for name, frame in row.frames.items()}
         widths = self._spec.state_dim, self._spec.action_dim
         joints, actions = (tuple(f'joint_{n}' for n in range(width)) for width in widths)
-        recording = Recording(
-            joints,
-            tuple(row.frames),
-            height,
-            width,
-            self._fps,
-            robot_type='unknown',
-            actions=actions,
-        )
+        recording = Recording(joints, sizes, self._fps, robot_type='unknown', actions=actions)
         self._writer = LeRobotWriter(self.out, recording, VIDEO)
         return self._writer
 
@@ -167,15 +187,20 @@ class Episode:
             for key, frame in observation.items()
             if key.startswith(IMAGES)
         }
-        state, actions = np.asarray(observation[STATE]), np.asarray(answer[ACTIONS])
+        state, told = np.asarray(observation[STATE]), (ACTIONS, COMMANDS)
+        chunk = {name: np.asarray(answer[name]) for name in told if name in answer}
         self._bytes += sum(frame.nbytes for frame in frames.values())
-        self._rows.append(_Row(frames, state, observation[TASK], actions, time.time()))
+        self._rows.append(_Row(frames, state, observation[TASK], chunk, time.time()))
 
     def end(self) -> None:
         """What was kept is an episode; the next request begins another."""
         if self._rows:
-            self._recorder.keep(self._rows)
+            self._recorder.keep(self._rows, self._bytes)
         self._rows, self._bytes = [], 0
+
+
+def _leave_out(rows: Sequence[_Row], why: object) -> None:
+    log.warning('an episode of %d requests is not recorded: %s', len(rows), why)
 
 
 def _even(frame: np.ndarray) -> np.ndarray:

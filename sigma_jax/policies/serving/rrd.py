@@ -18,25 +18,27 @@ def installed() -> bool:
 def write(
     path: pathlib.Path,
     task: str,
-    rows: Iterable[tuple[float, Mapping[str, np.ndarray], np.ndarray, np.ndarray]],
+    rows: Iterable[tuple[float, Mapping[str, np.ndarray], np.ndarray, Mapping[str, np.ndarray]]],
 ) -> None:
-    """Writes one episode: pictures, state and actions on the clock of its requests.
+    """Writes one episode: pictures, state and actions on the clock of its answers.
 
     Args:
       path: of the new file, .rrd.
       task: the instruction.
-      rows: (when it was asked for, seconds since 1970; frames by camera; state [p]; actions [t a]).
+      rows: (when it was answered, seconds since 1970; frames by camera; state [p]; by name what was
+        answered [t a]: the first step is drawn as NAME, all of them are in chunk/NAME).
     """
     import rerun
 
     stream: Any = rerun.RecordingStream('sigma_jax', recording_id=path.stem)
     stream.save(path)
     stream.log('task', rerun.TextDocument(task), static=True)
-    for came, frames, state, actions in rows:
-        stream.set_time('asked', timestamp=came)
+    for time_s, frames, state, chunk in rows:
+        stream.set_time('answered', timestamp=time_s)
         for camera, frame in frames.items():
             stream.log(f'camera/{camera}', rerun.Image(frame).compress(jpeg_quality=QUALITY))
         stream.log('state', rerun.Scalars(state))
-        stream.log('action', rerun.Scalars(actions[0]))
-        stream.log('chunk', rerun.Tensor(actions, dim_names=('step', 'joint')))
+        for name, steps in chunk.items():
+            stream.log(name, rerun.Scalars(steps[0]))
+            stream.log(f'chunk/{name}', rerun.Tensor(steps, dim_names=('step', 'joint')))
     stream.disconnect()
