@@ -144,7 +144,8 @@ class Recorder:
             raise
         name, times = f'episode_{self._episodes:06d}', np.array([row.time_s for row in rows])
         self._episodes += 1
-        np.savez(self._beside / 'chunks' / f'{name}.npz', time_s=times, **chunks)
+        kept: dict[str, Any] = {'time_s': times, **chunks}
+        np.savez(self._beside / 'chunks' / f'{name}.npz', **kept)
         if 'rerun' in self._folders:
             told = ((row.time_s, row.frames, row.state, row.chunk) for row in rows)
             rrd.write(self._beside / 'rerun' / f'{name}.rrd', rows[0].task, told)
