@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parse()
     config = settings(arguments)
     if arguments.check:
-        asked = {name: getattr(arguments, name) for name in ('card', 'dtype', 'max_batch')}
+        asked = {name: getattr(arguments, name) for name in ('card', 'base', 'dtype', 'max_batch')}
         found = sj.forecast_serving(arguments.policy, **asked)
         show_serving_forecast(found, Console())
         sys.exit(0 if found.fits else 1)
@@ -106,7 +106,7 @@ def parse() -> argparse.Namespace:
     add('--dtype', default='float32', help='of matrix products; default: %(default)s')
     kinds = 'stored', 'bfloat16'
     add('--storage', choices=kinds, default='stored', help='of weights; default: %(default)s')
-    add('--base', default='', help="of an export without its base: that base's folder")
+    add('--base', default='', help='of a training: its base, if it is elsewhere')
     add('--cameras', default='', help='ROBOT=POLICY,...: cameras called otherwise')
     how = 'how a chunk goes on from the one before: guided, lerobot or trained; default: not at all'
     add('--chunking', default='', help=how)

@@ -200,7 +200,7 @@ def test_what_evaluate_cannot_take(arguments, sentence):
     ('name', 'sentence'),
     [
         ('train_log.csv', 'folder of a checkpoint, got .*the folder of a training; export it'),
-        ('export.json', "record of an export that can act in .*, got none of 'acting'; export the"),
+        ('export.json', "record of a policy that can act in .*, got none of 'acting'; export the"),
     ],
 )
 def test_other_folders_of_this_project_are_known(tmp_path, name, sentence):

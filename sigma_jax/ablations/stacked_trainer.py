@@ -244,6 +244,7 @@ def save_members(run: AblationRun, folder: RunFolder, position: dict, bars: Bars
             if checkpoints.latest() != int(state.step):
                 checkpoints.save(state, position, config)
         own.write_config(config)
+        loop.keep_record(run, own)
         if (folder.path / seen.FILE).is_file():
             atomic_write(own.path / seen.FILE, (folder.path / seen.FILE).read_bytes())
         bar.advance()

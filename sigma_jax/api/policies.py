@@ -19,7 +19,8 @@ from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.fitting import Robot
 from sigma_jax.processing.processor import of_shards
 from sigma_jax.processing.tokenizer import check_vocab, load_tokenizer
-from sigma_jax.training.acting import MERGED, RECORD, Acting, is_weights, of_export, of_run
+from sigma_jax.training.acting import MERGED, Acting, is_weights, of_export, of_run
+from sigma_jax.training.acting_record import RECORD
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.materialise import store_base
 from sigma_jax.types import Frozen
@@ -44,8 +45,9 @@ def load_policy(
     Args:
       source: a folder or a hub id: weights in any layout (a base, or a policy exported whole); or a
         training, of Sigma or of the policy by flow matching: its folder or its export. A training
-        says the rest itself.
-      base: of an export: its base, where it does not lie in it; '' is where the training had it.
+        says the rest itself, and needs no shards.
+      base: of a training: its base, where it does not lie in the export; '' is where the training
+        had it.
       tokenizer: of weights: file, folder or hub id; '' takes the one beside them.
       robot: of weights: what names its joints (a data set, `sj.Joints`), or how many it has; None
         takes as many as the statistics beside them have, which openpi pads to the model's width.
@@ -81,7 +83,7 @@ def load_policy(
         )
     folder = RunFolder(local_path(source))
     if folder.config_file.is_file() and folder.steps:
-        found = of_run(folder)
+        found = of_run(folder, base=str(base))
     elif (folder.path / RECORD).is_file() and not is_weights(folder.path):
         found = of_export(folder.path, str(base))
     else:

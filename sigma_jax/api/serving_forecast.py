@@ -12,12 +12,13 @@ from sigma_jax.api.serving import MAX_BATCH
 from sigma_jax.convert.load_base import Base, ModelConfig, open_base
 from sigma_jax.errors import UserError
 from sigma_jax.evaluation.cost import flops, live
+from sigma_jax.hub.download import is_hub_id, local_path
 from sigma_jax.policies import sampling
 from sigma_jax.policies.sampled_policy import check_acts
 from sigma_jax.processing.processor import TEXT_LENGTH
 from sigma_jax.processing.spec import PROMPT_LENGTH
-from sigma_jax.training.acting import BASE, RECORD, read_record
-from sigma_jax.training.config import RunConfig
+from sigma_jax.training.acting import MERGED, base_of, is_weights
+from sigma_jax.training.acting_record import RECORD
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.memory import size
 from sigma_jax.training.memory_check import GIB, USABLE
@@ -98,6 +99,7 @@ def forecast_serving(
     source: str | pathlib.Path,
     *,
     card: str,
+    base: str | pathlib.Path = '',
     dtype: str = 'float32',
     max_batch: int = 0,
     views: int = 0,
@@ -108,6 +110,7 @@ def forecast_serving(
       source: as for `load_policy`. Of a training or its export the base is counted; what was
         learned beside it takes a few percent more.
       card: of `CARDS`.
+      base: of a training: its base, as for `load_policy`.
       dtype: of matrix products; a training says it itself.
       max_batch: requests computed together, at most; 0: 8.
       views: cameras; 0: as many as the policy names, or 2.
@@ -125,15 +128,14 @@ def forecast_serving(
     """
     if card not in CARDS:
         raise UserError(f'expected a card out of {", ".join(CARDS)}, got {card!r}; name one')
-    where, model, notes = named_base(source, ModelConfig(dtype))
-    base, known = open_base(where, model), CARDS[card]
+    opened, notes = acting_base(source, ModelConfig(dtype), str(base))
+    known, count = CARDS[card], views or len(opened.policy.cameras) or VIEWS
     if not notes:  # a training has its statistics elsewhere
-        check_acts(base)
-    count = views or len(base.policy.cameras) or VIEWS
+        check_acts(opened)
     most = max_batch or MAX_BATCH
-    call = _sampler(base), base.shapes, _scaling(base), _one(base, count)
+    call = _sampler(opened), opened.shapes, _scaling(opened), _one(opened, count)
     parts = {
-        'weights': size(base.shapes),
+        'weights': size(opened.shapes),
         'a batch': most * size(call[-1]),
         'while it is computed': most * live.peak(*call),
         'programs and libraries': int(OVERHEAD * GIB),
@@ -142,37 +144,35 @@ def forecast_serving(
     read = parts['weights'] / (known.gb_s * 1e9)
     work = flops.count(*call) / peak
     least = {b: 1e3 * max(b * work, read) for b in sorted({1, most})}
-    dtype = base.config.dtype
-    note = f'{count} views, a prompt of {_prompt(base)} tokens, products in {dtype}'
-    told = *base.notes, *notes, note
+    dtype = opened.config.dtype
+    note = f'{count} views, a prompt of {_prompt(opened)} tokens, products in {dtype}'
+    told = *opened.notes, *notes, note
     return ServingForecast(card, parts, int(USABLE * known.gib * GIB), least, told)
 
 
-def named_base(
-    source: str | pathlib.Path, model: ModelConfig
-) -> tuple[str, ModelConfig, tuple[str, ...]]:
-    """The base that acts in a policy.
+def acting_base(
+    source: str | pathlib.Path, model: ModelConfig, base: str = ''
+) -> tuple[Base, tuple[str, ...]]:
+    """The base that acts in a policy, its weights unread.
 
     Args:
       source: as for `load_policy`.
       model: of weights: sizes and products; a training says them itself.
+      base: of a training: its base; '': where the training had it.
 
     Returns:
-      Its folder or hub id, its sizes, and what is left out with it.
+      base: opened.
+      notes: what is left out with it.
 
     Raises:
-      UserError: a damaged config or export.
+      UserError: nothing there, a damaged config or record, or no base.
     """
-    folder = RunFolder(pathlib.Path(source))
-    record, inside = folder.path / RECORD, folder.path / BASE
-    if folder.config_file.is_file():
-        config = folder.config()
-    elif record.is_file():
-        config = RunConfig.from_dict(read_record(record)['config'])
-    else:
-        return str(source), model, ()
-    where = str(inside) if inside.is_dir() else config.base
-    return where, config.model, ('what was learned beside the base is left out',)
+    folder = local_path(source) if is_hub_id(source) else pathlib.Path(source)
+    if is_weights(folder):
+        return open_base(str(folder / MERGED), model), ()
+    if RunFolder(folder).config_file.is_file() or (folder / RECORD).is_file():
+        return base_of(folder, base)[2], ('what was learned beside the base is left out',)
+    return open_base(str(source), model), ()
 
 
 def _sampler(base: Base) -> sampling.Sample:

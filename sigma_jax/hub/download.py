@@ -28,6 +28,8 @@ CHECKPOINT = (
     'base/params/**',  # of an export with its base
     'assets/**',
     'tokenizer.*',
+    '*/tokenizer.*',
+    'checkpoints/step_*',  # of a training
 )
 TABLES = ('meta/*.json', 'meta/*.jsonl', 'meta/*.parquet', 'data/*.parquet')  # `*` crosses folders
 RECORDS = (

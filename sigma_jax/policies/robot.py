@@ -74,7 +74,7 @@ class RobotSpec:
             return cls(**{name: _typed(name, found[name]) for name in NAMES})
         except (TypeError, ValueError) as error:
             raise UserError(
-                f'expected the robot of an export in {where}, got {error}; export the run again'
+                f'expected the robot of a policy in {where}, got {error}; export the run again'
             ) from error
 
     def positions(self, state: Float[np.ndarray, ' p']) -> Float[np.ndarray, ' a']:

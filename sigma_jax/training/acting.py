@@ -1,61 +1,46 @@
-"""All that acting needs of a training: taken from its folder, or from an export that needs neither
-shards nor run.
+"""All that acting needs of a training: taken from its folder or from its export, neither of which
+needs shards.
 """
 
 import dataclasses
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 from sigma_jax.convert import heads
-from sigma_jax.convert.load_base import Base, open_base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.convert.peft import adapter as peft
-from sigma_jax.data.shards.base_record import BaseRecord
 from sigma_jax.errors import UserError
-from sigma_jax.policies.base_actions import check_baselines
-from sigma_jax.policies.robot import RobotSpec
-from sigma_jax.processing import normalize
-from sigma_jax.processing.tokenizer import tokenizer_file
 from sigma_jax.sigma import adapter as inference_adapter
 from sigma_jax.sigma.adapter import AdapterState
-from sigma_jax.training.build import Blueprint, RunStatistics, build, objective_of
+from sigma_jax.training import acting_record
+from sigma_jax.training.acting_record import KEPT, OWN, RECORD, Surroundings
+from sigma_jax.training.build import Blueprint, build, objective_of
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.folder import RunFolder
 from sigma_jax.types import PyTree
 
 ADAPTER = 'adapter.json'  # beside a run, where it was evaluated
-# of an export: its record, statistics of the data and of the policy's actions, LoRA factors,
-# Sigma's heads, base and merged weights where they were asked for
-RECORD, OWN, POLICY = 'export.json', 'statistics/data.json', 'statistics/policy.json'
+OF_EXPORT = 'config', 'step'  # what its record says, too
+# of an export: LoRA factors, Sigma's heads, base and merged weights where they were asked for
 FACTORS, HEADS, BASE, MERGED = 'adapter', 'sigma.safetensors', 'base', 'merged'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Acting:
+class Acting(Surroundings):
     """A trained checkpoint, ready to be put around its base.
 
     Attributes:
       config: all settings of its training.
       step: of the checkpoint.
-      base: opened, its weights unread.
-      robot: whose data it learned from.
-      statistics: by which states and actions are scaled.
       trainable: what it learned, by group, numpy.
-      sampled: how the base is sampled.
-      tokenizer: file.
       adapter: weighs Sigma's residual; None: none was fitted.
     """
 
     config: RunConfig
     step: int
-    base: Base
-    robot: RobotSpec
-    statistics: RunStatistics
     trainable: PyTree
-    sampled: BaseRecord
-    tokenizer: str
     adapter: AdapterState | None = None
 
     @property
@@ -66,21 +51,29 @@ class Acting:
         return objective_of(self.config, self.base.config, *widths)
 
 
-def of_run(folder: RunFolder, step: int | None = None) -> Acting:
-    """A checkpoint of a training.
+def of_run(folder: RunFolder, step: int | None = None, base: str = '') -> Acting:
+    """A checkpoint of a training, on a machine that need not have its shards.
 
     Args:
       folder: of the training.
       step: which; None is the newest.
+      base: its base; '': where the training had it.
 
     Returns:
       What acting needs.
 
     Raises:
-      UserError: no checkpoint of that step, no base or shards, or a damaged adapter beside it.
+      UserError: no checkpoint of that step, no base, a damaged record or adapter; or no shards,
+        where the training is from before it kept a record.
     """
-    chosen, trainable = folder.trainable(step)
-    return of_plan(build(folder.config()), chosen, trainable, folder)
+    learned, kept = folder.trainable(step), folder.path / KEPT
+    if not kept.is_dir():
+        config = folder.config()
+        plan = build(dataclasses.replace(config, base=base or config.base))
+        return of_plan(plan, *learned, folder)
+    told, config, opened = base_of(folder.path, base)
+    around = acting_record.read(kept, told, opened, config)
+    return _acting(around, config, learned, folder.path)
 
 
 def of_plan(plan: Blueprint, step: int, trainable: PyTree, folder: RunFolder) -> Acting:
@@ -98,19 +91,19 @@ def of_plan(plan: Blueprint, step: int, trainable: PyTree, folder: RunFolder) ->
     Raises:
       UserError: shards without the base's actions, or a damaged adapter.
     """
-    sampled = BaseRecord(base_digest=plan.base.digest)
-    if plan.kind.needs_base_actions:
-        sampled = check_baselines(plan.shards, plan.base.digest)
+    around = acting_record.of_shards(plan, plan.base)
+    return _acting(around, plan.config, (step, trainable), folder.path)
+
+
+def _acting(
+    around: Surroundings, config: RunConfig, learned: tuple[int, PyTree], folder: pathlib.Path
+) -> Acting:
     return Acting(
-        plan.config,
-        step,
-        plan.base,
-        RobotSpec.of(plan.shards.meta),
-        plan.statistics,
-        trainable,
-        sampled,
-        plan.config.tokenizer,
-        read_adapter(folder.path / ADAPTER),
+        **vars(around),
+        config=config,
+        step=learned[0],
+        trainable=learned[1],
+        adapter=read_adapter(folder / ADAPTER),
     )
 
 
@@ -147,21 +140,10 @@ def write(found: Acting, folder: pathlib.Path) -> dict[str, Any]:
     Returns:
       What `export.json` is to say under 'acting'.
     """
-    statistics = found.statistics
-    (folder / OWN).parent.mkdir()
-    (folder / OWN).write_text(normalize.norm_stats_json(statistics.own))
-    (folder / POLICY).write_text(normalize.norm_stats_json(statistics.policy))
     if found.adapter is not None:
         text = json.dumps(inference_adapter.to_dict(found.adapter), indent=1)
         (folder / ADAPTER).write_text(text)
-    tokenizer = copy_tokenizer(found.tokenizer, folder)
-    return {
-        'robot': found.robot.to_json(),
-        'tokenizer': tokenizer,
-        'stats_from': 'data' if statistics.loader is statistics.own else 'base',
-        'relative_joints': list(statistics.relative_joints),
-        'sampled': {'seed': found.sampled.seed, 'dtype': found.sampled.dtype},
-    }
+    return acting_record.write(found, found.config, folder)
 
 
 def contents(folder: pathlib.Path) -> dict[str, str]:
@@ -179,20 +161,6 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
         **{file.name: 'the tokenizer' for file in folder.glob('tokenizer.*')},
     }
     return {name: what for name, what in known.items() if (folder / name).exists()}
-
-
-def copy_tokenizer(tokenizer: str, folder: pathlib.Path) -> str:
-    """A tokenizer's file beside weights.
-
-    Args:
-      tokenizer: file, folder or hub id.
-      folder: of the weights.
-
-    Returns:
-      The name of the copy.
-    """
-    file = tokenizer_file(tokenizer)
-    return shutil.copyfile(file, folder / f'tokenizer{file.suffix}').name
 
 
 def is_weights(folder: pathlib.Path) -> bool:
@@ -222,57 +190,37 @@ def of_export(folder: pathlib.Path, base: str = '') -> Acting:
     Raises:
       UserError: a damaged export, one of an earlier version, or no base.
     """
-    told = read_record(folder / RECORD)
-    acting, config = told['acting'], RunConfig.from_dict(told['config'])
-    where = folder / BASE if (folder / BASE).is_dir() else base or config.base
-    opened = open_base(str(where), config.model, config.lora)
-    robot = RobotSpec.from_json(acting['robot'], str(folder / RECORD))
-    widths = {'state': len(robot.state_names), 'actions': len(robot.action_names)}
-    of_base = acting['stats_from'] == 'base'
-    scalings = opened.policy.scalings() if of_base else None
-    own = normalize.read_norm_stats(folder / OWN, widths)
-    policy = normalize.read_norm_stats(folder / POLICY, widths, scalings)
-    relative = tuple(acting['relative_joints'])
+    told, config, opened = base_of(folder, base)
     trainable: dict[str, PyTree] = {}
     if (folder / FACTORS).is_dir():
         trainable['lora'] = peft.load(folder / FACTORS, opened.config).factors
     if (folder / HEADS).is_file():
         trainable['sigma'] = heads.load_heads(folder / HEADS)[0]
-    return Acting(
-        config,
-        told['step'],
-        opened,
-        robot,
-        RunStatistics(own, policy, policy if of_base else own, relative),
-        trainable,
-        BaseRecord(base_digest=told['base']['digest'], **acting['sampled']),
-        str(folder / pathlib.PurePath(acting['tokenizer']).name),
-        read_adapter(folder / ADAPTER),
-    )
+    around = acting_record.read(folder, told, opened, config)
+    return _acting(around, config, (told['step'], trainable), folder)
 
 
-def read_record(file: pathlib.Path) -> dict[str, Any]:
-    """The record of an export.
+def base_of(folder: pathlib.Path, base: str = '') -> tuple[Mapping[str, Any], RunConfig, Base]:
+    """What a training was, and its base, without a weight read.
 
     Args:
-      file: export.json.
+      folder: of a training, or of its export.
+      base: its base, where it does not lie in the export; '': where the training had it.
 
     Returns:
-      What it says.
+      told: its record; empty for a training from before it kept one.
+      config: of the training.
+      base: opened.
 
     Raises:
-      UserError: it is damaged, or of a version that did not note what acting needs.
+      UserError: a damaged config or record, or no base.
     """
-    try:
-        told = json.loads(file.read_text())
-        parts = told['acting'], told['config'], told['base']['digest'], told['step']
-        if not isinstance(parts[0], dict):
-            raise TypeError(f'acting {parts[0]!r}')
-        for name in ('robot', 'tokenizer', 'stats_from', 'relative_joints', 'sampled'):
-            parts[0][name]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f'expected the record of an export that can act in {file}, got none of {error}; '
-            'export the run again'
-        ) from error
-    return told
+    run, inside = RunFolder(folder), folder / BASE
+    if run.config_file.is_file():
+        config, kept = run.config(), folder / KEPT
+        told = acting_record.read_record(kept / RECORD) if kept.is_dir() else {}
+    else:
+        told = acting_record.read_record(folder / RECORD, *OF_EXPORT)
+        config = RunConfig.from_dict(told['config'])
+        base = str(inside) if inside.is_dir() else base
+    return told, config, acting_record.open_named(config, told, base)

@@ -29,8 +29,9 @@ from sigma_jax.convert.source import Source, from_memory
 from sigma_jax.errors import UserError
 from sigma_jax.processing import normalize
 from sigma_jax.processing.spec import OURS
-from sigma_jax.training import acting
-from sigma_jax.training.acting import BASE, FACTORS, HEADS, MERGED, RECORD
+from sigma_jax.training import acting, acting_record
+from sigma_jax.training.acting import BASE, FACTORS, HEADS, MERGED
+from sigma_jax.training.acting_record import RECORD
 from sigma_jax.training.build import Blueprint, build
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.folder import RunFolder
@@ -116,7 +117,7 @@ def export_run(
             contents[HEADS] = "Sigma's heads; the metadata holds their SigmaConfig"
         if merge:
             save_merged(run, folder / MERGED, layout)
-            acting.copy_tokenizer(run.config.tokenizer, folder / MERGED)
+            acting_record.copy_tokenizer(run.config.tokenizer, folder / MERGED)
             contents[MERGED] = (
                 f'base and trained weights in one checkpoint, float32, layout {layout}'
             )

@@ -7,6 +7,7 @@
 In it lie:
 
     config.json        what was asked for
+    acting/            what acting needs beside a checkpoint (`training/acting_record.py`)
     checkpoints/       step_<n>/ each
     train_log.csv      and tensorboard/
     episodes.json      from which episodes it learned (`data/shards/seen.py`)

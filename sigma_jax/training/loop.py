@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from sigma_jax.errors import UserError
 from sigma_jax.files import is_full_disk, writer_lock
-from sigma_jax.training import feature_cache
+from sigma_jax.training import acting_record, feature_cache
 from sigma_jax.training.checkpoints import Checkpoints
 from sigma_jax.training.compilation import gc_disabled
 from sigma_jax.training.config import RunConfig
@@ -168,6 +168,7 @@ def work(
             reporter.say(line)
         folder.write_config(run.config)
         note_episodes(run, folder)
+        keep_record(run, folder)
         start = int(run.state.step)
         with one.logs(folder, start), reporter.bars() as bars:
             loop(one, batches, saved, bars, stop)
@@ -202,6 +203,17 @@ def note_episodes(run: Any, folder: RunFolder) -> None:
     """
     if shards := getattr(run, 'shards', None):
         folder.note_episodes(shards.meta, run.config.base)
+
+
+def keep_record(run: Any, folder: RunFolder) -> None:
+    """Writes down what acting needs beside what is learned, so that it needs no shards.
+
+    Args:
+      run: with base and data, if it has some.
+      folder: a work folder.
+    """
+    if blueprint := getattr(run, 'blueprint', None):
+        acting_record.keep(blueprint, run.base, folder.path)
 
 
 def check_steps(reached: int, steps: int, folder: RunFolder) -> None:

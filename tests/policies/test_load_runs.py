@@ -378,5 +378,5 @@ def test_a_run_that_cannot_act_is_named(run, tmp_path):
     old = tmp_path / 'export'
     old.mkdir()
     (old / 'export.json').write_text('{"config": {}}')
-    with pytest.raises(UserError, match='expected the record of an export that can act'):
+    with pytest.raises(UserError, match='expected the record of a policy that can act'):
         load_policy(old)
