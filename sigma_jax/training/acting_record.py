@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from sigma_jax import __version__, files
-from sigma_jax.convert.load_base import Base, open_base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.data.shards.base_record import KINDS, BaseRecord
 from sigma_jax.errors import UserError
+from sigma_jax.hub.download import local_path
 from sigma_jax.policies.base_actions import check_baselines
 from sigma_jax.policies.robot import RobotSpec
 from sigma_jax.processing import normalize
@@ -201,28 +202,30 @@ def read_record(file: pathlib.Path, *also: str) -> dict[str, Any]:
     return told
 
 
-def open_named(config: RunConfig, told: Mapping[str, Any], base: str = '') -> Base:
-    """The base of a training, its weights unread.
+def find_base(config: RunConfig, told: Mapping[str, Any], base: str = '') -> str:
+    """Where the base of a training lies here; one on a hub is fetched.
 
     Args:
       config: of the training.
       told: its record, or {}.
-      base: where it is; '': where the training had it.
+      base: its name; '': as the training had it.
 
     Returns:
-      The base.
+      Its folder; '' where the training drew its weights.
 
     Raises:
       UserError: it is not there; says how to name it.
     """
     where, on_hub = base or config.base, told.get('acting', {}).get('base_on_hub', True)
+    if not where:
+        return ''
     if not base and not on_hub and not pathlib.Path(where).exists():  # nor asked of a hub
         raise UserError(
             f'expected the base that was trained around at {where}, got nothing there; name it '
             'with base='
         )
     try:
-        return open_base(where, config.model, config.lora)
+        return str(local_path(where))
     except UserError as error:
         raise UserError(
             f'expected the base that was trained around at {where}, got: {error}; if it is '
