@@ -20,7 +20,7 @@ from sigma_jax.data.shards.base_record import KINDS, BaseRecord
 from sigma_jax.errors import UserError
 from sigma_jax.hub.download import local_path
 from sigma_jax.policies.base_actions import check_baselines
-from sigma_jax.policies.robot import RobotSpec
+from sigma_jax.policies.robot import ANEW, RobotSpec
 from sigma_jax.processing import normalize
 from sigma_jax.processing.tokenizer import tokenizer_file
 from sigma_jax.settings import is_a
@@ -191,13 +191,15 @@ def read_record(file: pathlib.Path, *also: str) -> dict[str, Any]:
         sampled = acting['sampled']
         wrong += [name for name in sampled if not is_a(KINDS[name], sampled[name])]
         wrong += [name for name in also if name not in told]
+        if acting['stats_from'] not in ('base', 'data'):
+            wrong.append('stats_from')
+        if not all(isinstance(flag, bool) for flag in acting['relative_joints']):
+            wrong.append('relative_joints')
         if wrong or not isinstance(digest, str):
             raise TypeError(wrong[0] if wrong else f'digest {digest!r}')
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f'expected the record of a policy that can act in {file}, got none of {error}; '
-            'export the run again, or run train.py with its settings and workdir, which writes it '
-            'anew'
+            f'expected the record of a policy that can act in {file}, got none of {error}; {ANEW}'
         ) from error
     return told
 
