@@ -7,12 +7,16 @@ import email.utils
 import hashlib
 import http.server
 import json
+import pathlib
 import re
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
+
+import huggingface_hub.constants
+import pytest
 
 REVISION = 'a' * 40
 SIGNATURE = 'X-Amz-Signature=0123456789abcdef'
@@ -147,6 +151,23 @@ def serve(
         ).start()
         yield f'http://127.0.0.1:{server.server_port}', asked, filled
         server.shutdown()
+
+
+@contextlib.contextmanager
+def on_hub(
+    folder: pathlib.Path, cache: pathlib.Path, patch: pytest.MonkeyPatch
+) -> Iterator[list[tuple]]:
+    """While the block runs `robots/tiny@v1` is what is in a folder now; gives what was asked."""
+    found = [file for file in folder.rglob('*') if file.is_file()]
+    files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
+    patch.setenv('NO_PROXY', '127.0.0.1')
+    constants = huggingface_hub.constants
+    patch.setattr(constants, 'HF_HUB_CACHE', str(cache))
+    with serve(files) as (endpoint, asked, _):
+        template = endpoint + '/{repo_id}/resolve/{revision}/{filename}'
+        patch.setattr(constants, 'ENDPOINT', endpoint)
+        patch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+        yield asked
 
 
 def http_date(seconds_from_now: float) -> str:

@@ -2,19 +2,26 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 
 from sigma_jax.backbones import pi05
+from sigma_jax.data.shards.directory import open_shards
 from sigma_jax.nn import lora
 from sigma_jax.objectives.sigma import init_sigma
+from sigma_jax.policies.protocol import IMAGES, STATE, TASK
+from sigma_jax.training import loop
 from sigma_jax.training.checkpoints import Checkpoints
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
+from sigma_jax.training.folder import RunFolder
 from sigma_jax.training.run import Parts
 from sigma_jax.training.step import TrainState
 from tests.small_run import SmallRun, flow_config
+
+COMPARED = ('actions', 'motor_commands', 'tau_l2', 'branches')
 
 
 def save(folder, config, trainable):
@@ -79,3 +86,44 @@ def make_rows(small_run: SmallRun, rows: pathlib.Path) -> None:
         json.loads(json.dumps(flow | {'stats_from': 'base', 'rtc': {'max_delay': 3}})),
         {'lora': fresh['lora']},
     )
+
+
+def alone(run: pathlib.Path, out: pathlib.Path, **changes: str) -> pathlib.Path:
+    """A copy of a training with the record that its first step would have begun with, whose config
+    names shards and tokenizer that are not there, and what else changes.
+    """
+    shutil.copytree(run, out)
+    folder = RunFolder(out)
+    if not (out / 'acting').is_dir():
+        loop.keep_record(Parts(folder.config(), Devices(jax.local_devices()[:1])), folder)
+    gone = {'shards': 'nowhere/shards', 'tokenizer': 'nowhere/tokenizer.json'}
+    config = json.loads(folder.config_file.read_text()) | gone | changes
+    folder.config_file.write_text(json.dumps(config))
+    return out
+
+
+def recorded(small_run, episode: int, split='train') -> list[dict]:
+    """An episode's windows as a robot would have seen them."""
+    records = open_shards(small_run.shards).split(split).records()
+    meta, index, seen = records.meta, records.index, []
+    for n in np.flatnonzero(np.asarray(index.episode) == episode).tolist():
+        frames = zip(meta.camera_names, records[n].images, strict=True)
+        seen.append(
+            {IMAGES + name: frame for name, frame in frames}
+            | {
+                STATE: records[n].state,
+                TASK: meta.tasks[index.text_id[n]],
+                'episode': int(index.episode[n]),
+                'frame': int(index.frame[n]),
+            }
+        )
+    return seen
+
+
+def first_episode(small_run) -> int:
+    return int(open_shards(small_run.shards).split('train').records().index.episode[0])
+
+
+def same(one, other, names=COMPARED) -> bool:
+    parts = [{name: answer[name] for name in names} for answer in (one, other)]
+    return jax.tree.all(jax.tree.map(np.array_equal, *parts))

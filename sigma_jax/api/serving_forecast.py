@@ -128,10 +128,11 @@ def forecast_serving(
     """
     if card not in CARDS:
         raise UserError(f'expected a card out of {", ".join(CARDS)}, got {card!r}; name one')
-    opened, notes = acting_base(source, ModelConfig(dtype), str(base))
-    known, count = CARDS[card], views or len(opened.policy.cameras) or VIEWS
+    where, model, notes = named_base(source, ModelConfig(dtype), str(base))
+    opened, known = open_base(where, model), CARDS[card]
     if not notes:  # a training has its statistics elsewhere
         check_acts(opened)
+    count = views or len(opened.policy.cameras) or VIEWS
     most = max_batch or MAX_BATCH
     call = _sampler(opened), opened.shapes, _scaling(opened), _one(opened, count)
     parts = {
@@ -150,10 +151,10 @@ def forecast_serving(
     return ServingForecast(card, parts, int(USABLE * known.gib * GIB), least, told)
 
 
-def acting_base(
+def named_base(
     source: str | pathlib.Path, model: ModelConfig, base: str = ''
-) -> tuple[Base, tuple[str, ...]]:
-    """The base that acts in a policy, its weights unread.
+) -> tuple[str, ModelConfig, tuple[str, ...]]:
+    """The base that acts in a policy.
 
     Args:
       source: as for `load_policy`.
@@ -161,18 +162,18 @@ def acting_base(
       base: of a training: its base; '': where the training had it.
 
     Returns:
-      base: opened.
-      notes: what is left out with it.
+      Its folder, its sizes, and what is left out with it.
 
     Raises:
       UserError: nothing there, a damaged config or record, or no base.
     """
     folder = local_path(source) if is_hub_id(source) else pathlib.Path(source)
     if is_weights(folder):
-        return open_base(str(folder / MERGED), model), ()
-    if RunFolder(folder).config_file.is_file() or (folder / RECORD).is_file():
-        return base_of(folder, base)[2], ('what was learned beside the base is left out',)
-    return open_base(str(source), model), ()
+        return str(folder / MERGED), model, ()
+    if not RunFolder(folder).config_file.is_file() and not (folder / RECORD).is_file():
+        return str(folder), model, ()
+    _, config, where = base_of(folder, base)
+    return where, config.model, ('what was learned beside the base is left out',)
 
 
 def _sampler(base: Base) -> sampling.Sample:

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from sigma_jax.data.shards.meta import Meta
 from sigma_jax.errors import UserError
 
+ANEW = 'export the run again, or run train.py with its settings and workdir, which writes it anew'
+
 
 @dataclasses.dataclass(frozen=True)
 class RobotSpec:
@@ -74,7 +76,7 @@ class RobotSpec:
             return cls(**{name: _typed(name, found[name]) for name in NAMES})
         except (TypeError, ValueError) as error:
             raise UserError(
-                f'expected the robot of a policy in {where}, got {error}; export the run again'
+                f'expected the robot of a policy in {where}, got {error}; {ANEW}'
             ) from error
 
     def positions(self, state: Float[np.ndarray, ' p']) -> Float[np.ndarray, ' a']:

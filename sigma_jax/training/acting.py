@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sigma_jax.convert import heads
-from sigma_jax.convert.load_base import Base
+from sigma_jax.convert.load_base import open_base
 from sigma_jax.convert.peft import adapter as peft
 from sigma_jax.errors import UserError
 from sigma_jax.sigma import adapter as inference_adapter
@@ -66,13 +66,11 @@ def of_run(folder: RunFolder, step: int | None = None, base: str = '') -> Acting
       UserError: no checkpoint of that step, no base, a damaged record or adapter; or no shards,
         where the training is from before it kept a record.
     """
-    learned, kept = folder.trainable(step), folder.path / KEPT
-    if not kept.is_dir():
-        config = folder.config()
-        plan = build(dataclasses.replace(config, base=base or config.base))
-        return of_plan(plan, *learned, folder)
-    told, config, opened = base_of(folder.path, base)
-    around = acting_record.read(kept, told, opened, config)
+    learned, (told, config, where) = folder.trainable(step), base_of(folder.path, base)
+    if not told:
+        return of_plan(build(dataclasses.replace(config, base=where)), *learned, folder)
+    opened = open_base(where, config.model, config.lora)
+    around = acting_record.read(folder.path / KEPT, told, opened, config)
     return _acting(around, config, learned, folder.path)
 
 
@@ -190,7 +188,8 @@ def of_export(folder: pathlib.Path, base: str = '') -> Acting:
     Raises:
       UserError: a damaged export, one of an earlier version, or no base.
     """
-    told, config, opened = base_of(folder, base)
+    told, config, where = base_of(folder, base)
+    opened = open_base(where, config.model, config.lora)
     trainable: dict[str, PyTree] = {}
     if (folder / FACTORS).is_dir():
         trainable['lora'] = peft.load(folder / FACTORS, opened.config).factors
@@ -200,8 +199,8 @@ def of_export(folder: pathlib.Path, base: str = '') -> Acting:
     return _acting(around, config, (told['step'], trainable), folder)
 
 
-def base_of(folder: pathlib.Path, base: str = '') -> tuple[Mapping[str, Any], RunConfig, Base]:
-    """What a training was, and its base, without a weight read.
+def base_of(folder: pathlib.Path, base: str = '') -> tuple[Mapping[str, Any], RunConfig, str]:
+    """What a training was, and where its base lies here.
 
     Args:
       folder: of a training, or of its export.
@@ -210,7 +209,7 @@ def base_of(folder: pathlib.Path, base: str = '') -> tuple[Mapping[str, Any], Ru
     Returns:
       told: its record; empty for a training from before it kept one.
       config: of the training.
-      base: opened.
+      base: its folder; '' where the training drew its weights.
 
     Raises:
       UserError: a damaged config or record, or no base.
@@ -223,4 +222,4 @@ def base_of(folder: pathlib.Path, base: str = '') -> tuple[Mapping[str, Any], Ru
         told = acting_record.read_record(folder / RECORD, *OF_EXPORT)
         config = RunConfig.from_dict(told['config'])
         base = str(inside) if inside.is_dir() else base
-    return told, config, acting_record.open_named(config, told, base)
+    return told, config, acting_record.find_base(config, told, base)

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sigma_jax import __version__, files
-from sigma_jax.convert.load_base import Base, open_base
+from sigma_jax.convert.load_base import Base
 from sigma_jax.data.shards.base_record import KINDS, BaseRecord
 from sigma_jax.errors import UserError
+from sigma_jax.hub.download import local_path
 from sigma_jax.policies.base_actions import check_baselines
-from sigma_jax.policies.robot import RobotSpec
+from sigma_jax.policies.robot import ANEW, RobotSpec
 from sigma_jax.processing import normalize
 from sigma_jax.processing.tokenizer import tokenizer_file
 from sigma_jax.settings import is_a
@@ -190,39 +191,43 @@ def read_record(file: pathlib.Path, *also: str) -> dict[str, Any]:
         sampled = acting['sampled']
         wrong += [name for name in sampled if not is_a(KINDS[name], sampled[name])]
         wrong += [name for name in also if name not in told]
+        if acting['stats_from'] not in ('base', 'data'):
+            wrong.append('stats_from')
+        if not all(isinstance(flag, bool) for flag in acting['relative_joints']):
+            wrong.append('relative_joints')
         if wrong or not isinstance(digest, str):
             raise TypeError(wrong[0] if wrong else f'digest {digest!r}')
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f'expected the record of a policy that can act in {file}, got none of {error}; '
-            'export the run again, or run train.py with its settings and workdir, which writes it '
-            'anew'
+            f'expected the record of a policy that can act in {file}, got none of {error}; {ANEW}'
         ) from error
     return told
 
 
-def open_named(config: RunConfig, told: Mapping[str, Any], base: str = '') -> Base:
-    """The base of a training, its weights unread.
+def find_base(config: RunConfig, told: Mapping[str, Any], base: str = '') -> str:
+    """Where the base of a training lies here; one on a hub is fetched.
 
     Args:
       config: of the training.
       told: its record, or {}.
-      base: where it is; '': where the training had it.
+      base: its name; '': as the training had it.
 
     Returns:
-      The base.
+      Its folder; '' where the training drew its weights.
 
     Raises:
       UserError: it is not there; says how to name it.
     """
     where, on_hub = base or config.base, told.get('acting', {}).get('base_on_hub', True)
+    if not where:
+        return ''
     if not base and not on_hub and not pathlib.Path(where).exists():  # nor asked of a hub
         raise UserError(
             f'expected the base that was trained around at {where}, got nothing there; name it '
             'with base='
         )
     try:
-        return open_base(where, config.model, config.lora)
+        return str(local_path(where))
     except UserError as error:
         raise UserError(
             f'expected the base that was trained around at {where}, got: {error}; if it is '

@@ -206,7 +206,10 @@ def real(small_run, tmp_path_factory):
 
 def test_every_member_is_a_training_that_evaluation_opens(real, small_run):
     workdir, members, state = real
-    trained = TrainedSigma(stacked_trainer.place(RunFolder(workdir), members[1]).path)
+    place = stacked_trainer.place(RunFolder(workdir), members[1]).path
+    record = 'acting/export.json'  # what it acts by
+    assert (place / record).read_bytes() == (workdir / record).read_bytes()
+    trained = TrainedSigma(place)
     alone = jax.device_get(stacked.member_state(state, 1))
     assert trees.digest(trained.trainable) == trees.digest(alone.ema)
     assert trained.provenance['seed'] == 7 and trained.provenance['step'] == 0

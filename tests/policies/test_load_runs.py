@@ -5,7 +5,6 @@ import json
 import shutil
 import sys
 
-import huggingface_hub.constants
 import jax
 import numpy as np
 import pytest
@@ -20,17 +19,14 @@ from sigma_jax.evaluation.replay_shards import list_batches
 from sigma_jax.evaluation.trained_models import TrainedSigma
 from sigma_jax.policies.acting import ActingPolicy, read_observation
 from sigma_jax.policies.chunking import ChunkingConfig
-from sigma_jax.policies.protocol import IMAGES, STATE, TASK
 from sigma_jax.policies.sigma import SigmaActor
 from sigma_jax.sigma.adapter import AdapterConfig, AdapterState, to_dict
 from sigma_jax.training.config import RunConfig
 from sigma_jax.training.devices import Devices
 from sigma_jax.training.export import export_run
 from sigma_jax.training.run import Parts
-from tests.hub_server import serve
-from tests.trained_runs import make_rows, save
-
-COMPARED = ('actions', 'motor_commands', 'tau_l2', 'branches')
+from tests.hub_server import on_hub
+from tests.trained_runs import first_episode, make_rows, recorded, same, save
 
 
 @pytest.fixture(scope='module')
@@ -53,33 +49,6 @@ def trained(run):
 @pytest.fixture(scope='module')
 def policy(run):
     return load_policy(run)
-
-
-def recorded(small_run, episode: int, split='train') -> list[dict]:
-    """An episode's windows as a robot would have seen them."""
-    records = open_shards(small_run.shards).split(split).records()
-    meta, index, seen = records.meta, records.index, []
-    for n in np.flatnonzero(np.asarray(index.episode) == episode).tolist():
-        frames = zip(meta.camera_names, records[n].images, strict=True)
-        seen.append(
-            {IMAGES + name: frame for name, frame in frames}
-            | {
-                STATE: records[n].state,
-                TASK: meta.tasks[index.text_id[n]],
-                'episode': int(index.episode[n]),
-                'frame': int(index.frame[n]),
-            }
-        )
-    return seen
-
-
-def first_episode(small_run) -> int:
-    return int(open_shards(small_run.shards).split('train').records().index.episode[0])
-
-
-def same(one, other, names=COMPARED) -> bool:
-    parts = [{name: answer[name] for name in names} for answer in (one, other)]
-    return jax.tree.all(jax.tree.map(np.array_equal, *parts))
 
 
 def test_a_sigma_does_what_evaluation_measures(small_run, trained, policy):
@@ -351,18 +320,8 @@ def test_a_fine_tuned_policy_goes_on_from_as_many_steps_as_it_was_given(small_ru
 def test_an_export_acts_by_hub_id(small_run, run, policy, tmp_path, monkeypatch):
     """Whatever of it acting needs is fetched."""
     export_run(run, tmp_path / 'out', with_base=True)
-    files = {
-        file.relative_to(tmp_path / 'out').as_posix(): file.read_bytes()
-        for file in (tmp_path / 'out').rglob('*')
-        if file.is_file()
-    }
-    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
-    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
     seen = recorded(small_run, first_episode(small_run))[0]
-    with serve(files) as (endpoint, _, _):
-        template = endpoint + '/{repo_id}/resolve/{revision}/{filename}'
-        monkeypatch.setattr(huggingface_hub.constants, 'ENDPOINT', endpoint)
-        monkeypatch.setattr(huggingface_hub.constants, 'HUGGINGFACE_CO_URL_TEMPLATE', template)
+    with on_hub(tmp_path / 'out', tmp_path / 'cache', monkeypatch):
         shutil.rmtree(tmp_path / 'out')
         other = load_policy('robots/tiny@v1')
     policy.reset()

@@ -28,18 +28,22 @@ from sigma_jax.training.config import RunConfig
 from sigma_jax.training.export import export_run
 from sigma_jax.training.folder import RunFolder
 from tests.small_run import SmallRun, flow_config
-from tests.trained_runs import make_rows, of_another_robot, save, shaken
+from tests.trained_runs import alone, make_rows, of_another_robot, save, shaken
 
 TOKENIZER = 'assets/tokenizer/tokenizer.json'
+AWAY = {'base': 'nowhere/base'}
 MATRIX = [
     ('base', 'jax'),
     ('base', 'lerobot'),
     ('base', 'openpi-pytorch'),
     ('lora', 'run'),
+    ('lora', 'run alone'),
     ('lora', 'export'),
     ('all_weights', 'run'),
+    ('all_weights', 'run alone'),
     ('all_weights', 'export'),
     ('sigma', 'run'),
+    ('sigma', 'run alone'),
     ('sigma', 'export'),
     ('sigma', 'export and base'),
 ]
@@ -144,7 +148,9 @@ def _measured(run, rows, kind) -> dict:
 
 
 def opened(run, rows, kind, source, out):
-    """The policy from its source; of an export nothing of the training can be found."""
+    """The policy from its source; of an export nothing of the training can be found, of a run alone
+    no shards.
+    """
     if kind == 'base':
         folder = run.base
         if source != 'jax':
@@ -157,6 +163,10 @@ def opened(run, rows, kind, source, out):
     folder = trained_in(run, rows, kind)
     if source == 'run':
         return load_policy(folder)
+    if source == 'run alone':
+        drawn = kind == 'all_weights'  # it began without a base
+        named = {} if drawn else {'base': shutil.copytree(run.base, out / 'base')}
+        return load_policy(alone(folder, out / 'run', **({} if drawn else AWAY)), **named)
     if kind == 'all_weights':
         export_run(folder, out / 'export', merge=True)
         return load_policy(out / 'export', robot=open_shards(run.shards).meta)
