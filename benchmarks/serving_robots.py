@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -139,7 +139,7 @@ class LerobotRobot:
     def ask(self, step: int) -> np.ndarray:
         """See `Robot`."""
         self._send(step)
-        chunk = self._robot.actions()
+        chunk: list[Any] = self._robot.actions()
         if [one.timestep for one in chunk] != [*range(step, step + len(chunk))] or not chunk:
             raise ValueError(f'expected actions from step {step} on, got {len(chunk)} others')
         return np.stack([one.action for one in chunk])
@@ -170,7 +170,7 @@ class LerobotRobot:
         self._robot.send(self._wire.pickled('TimedObservation', fields | {'must_go': False}))
 
 
-ROBOTS = {'openpi': OpenpiRobot, 'LeRobot': LerobotRobot}
+ROBOTS: dict[str, Callable[[Load], Robot]] = {'openpi': OpenpiRobot, 'LeRobot': LerobotRobot}
 
 
 def visit(kind: str, load: Load, seed: Sequence[int], end: float, told: Connection) -> None:

@@ -91,7 +91,7 @@ class Seats:
                 except EOFError:
                     return
                 if what == 'answer':
-                    self._take(*about, met)
+                    self.take(met, *about)
                 elif what == 'wrong':
                     met.wrong.append(about[0])
                 else:
@@ -101,7 +101,8 @@ class Seats:
         met.lost += not killed
         met.wrong.append(f'{kind}: no answer in {SILENCE_S} s')
 
-    def _take(self, at: float, took: float, step: int, actions: np.ndarray, met: Met) -> None:
+    def take(self, met: Met, at: float, took: float, step: int, actions: np.ndarray) -> None:
+        """Counts an answer, and compares it."""
         met.answers.append((at, took))
         right = self._right[step]
         if actions.shape != right.shape or not np.isfinite(actions).all():

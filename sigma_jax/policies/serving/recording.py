@@ -142,10 +142,10 @@ class Recorder:
         except Exception:  # of the disk: no other episode fits behind this one
             self._whole = False
             raise
-        name, times = f'episode_{self._episodes:06d}', np.array([row.time_s for row in rows])
+        name = f'episode_{self._episodes:06d}'
         self._episodes += 1
-        kept: dict[str, Any] = {'time_s': times, **chunks}
-        np.savez(self._beside / 'chunks' / f'{name}.npz', **kept)
+        arrays: dict[str, Any] = {**chunks, 'time_s': np.array([row.time_s for row in rows])}
+        np.savez(self._beside / 'chunks' / f'{name}.npz', **arrays)
         if 'rerun' in self._folders:
             told = ((row.time_s, row.frames, row.state, row.chunk) for row in rows)
             rrd.write(self._beside / 'rerun' / f'{name}.rrd', rows[0].task, told)
