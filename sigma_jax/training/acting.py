@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from sigma_jax import trees
 from sigma_jax.convert import heads
 from sigma_jax.convert.load_base import open_base
 from sigma_jax.convert.peft import adapter as peft
@@ -22,9 +23,11 @@ from sigma_jax.training.folder import RunFolder
 from sigma_jax.types import PyTree
 
 ADAPTER = 'adapter.json'  # beside a run, where it was evaluated
-OF_EXPORT = 'config', 'step'  # what its record says, too
+# what the record of an export says, too
+OF_EXPORT = {'config': Mapping, 'step': int, 'objective': str, 'weights': str, 'files': Mapping}
 # of an export: LoRA factors, Sigma's heads, base and merged weights where they were asked for
 FACTORS, HEADS, BASE, MERGED = 'adapter', 'sigma.safetensors', 'base', 'merged'
+LEARNED = {'lora': FACTORS, 'sigma': HEADS}  # where a group of what was trained lies
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,14 +192,37 @@ def of_export(folder: pathlib.Path, base: str = '') -> Acting:
       UserError: a damaged export, one of an earlier version, or no base.
     """
     told, config, where = base_of(folder, base)
+    _check_whole(folder, told, config)
     opened = open_base(where, config.model, config.lora)
     trainable: dict[str, PyTree] = {}
     if (folder / FACTORS).is_dir():
-        trainable['lora'] = peft.load(folder / FACTORS, opened.config).factors
+        trainable['lora'] = _factors(folder, told, opened.config)
     if (folder / HEADS).is_file():
         trainable['sigma'] = heads.load_heads(folder / HEADS)[0]
     around = acting_record.read(folder, told, opened, config)
     return _acting(around, config, (told['step'], trainable), folder)
+
+
+def _check_whole(folder: pathlib.Path, told: Mapping[str, Any], config: RunConfig) -> None:
+    """Whether an export still holds what was trained and fitted; without, it would act otherwise."""
+    held = [LEARNED[group] for group in config.trainable if group in LEARNED]
+    held += [ADAPTER] * (ADAPTER in told['files'])
+    if missing := [name for name in held if not (folder / name).exists()]:
+        raise UserError(
+            f'expected {" and ".join(missing)} in {folder}, as its record says, got none; copy '
+            'the whole export again'
+        )
+
+
+def _factors(folder: pathlib.Path, told: Mapping[str, Any], model: Any) -> PyTree:
+    """LoRA factors of an export, the same that were written, as far as its record says."""
+    factors = peft.load(folder / FACTORS, model).factors
+    if trees.digest(factors) != told.get('factors_digest', trees.digest(factors)):
+        raise UserError(
+            f'expected in {folder / FACTORS} the factors that were written, got others; copy the '
+            'export again'
+        )
+    return factors
 
 
 def base_of(folder: pathlib.Path, base: str = '') -> tuple[Mapping[str, Any], RunConfig, str]:
@@ -219,7 +245,7 @@ def base_of(folder: pathlib.Path, base: str = '') -> tuple[Mapping[str, Any], Ru
         config, kept = run.config(), folder / KEPT
         told = acting_record.read_record(kept / RECORD) if kept.is_dir() else {}
     else:
-        told = acting_record.read_record(folder / RECORD, *OF_EXPORT)
+        told = acting_record.read_record(folder / RECORD, OF_EXPORT)
         config = RunConfig.from_dict(told['config'])
         base = str(inside) if inside.is_dir() else base
     return told, config, acting_record.find_base(config, told, base)

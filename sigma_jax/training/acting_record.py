@@ -30,6 +30,7 @@ from sigma_jax.training.config import RunConfig
 KEPT = 'acting'  # folder of a training that holds its record
 # the record, statistics of the data and of the policy's actions
 RECORD, OWN, POLICY = 'export.json', 'statistics/data.json', 'statistics/policy.json'
+NOTHING: Mapping[str, type] = {}
 _FIELDS = {
     'robot': Mapping,
     'tokenizer': str,
@@ -171,12 +172,12 @@ def read(folder: pathlib.Path, told: Mapping[str, Any], base: Base, config: RunC
     )
 
 
-def read_record(file: pathlib.Path, *also: str) -> dict[str, Any]:
+def read_record(file: pathlib.Path, also: Mapping[str, type] = NOTHING) -> dict[str, Any]:
     """A record.
 
     Args:
       file: export.json.
-      *also: what it has to say beside what acting needs.
+      also: what it has to say beside what acting needs, {name: kind}.
 
     Returns:
       What it says.
@@ -190,7 +191,7 @@ def read_record(file: pathlib.Path, *also: str) -> dict[str, Any]:
         wrong = [name for name, kind in _FIELDS.items() if not isinstance(acting[name], kind)]
         sampled = acting['sampled']
         wrong += [name for name in sampled if not is_a(KINDS[name], sampled[name])]
-        wrong += [name for name in also if name not in told]
+        wrong += [name for name, kind in also.items() if not is_a(kind, told[name])]
         if acting['stats_from'] not in ('base', 'data'):
             wrong.append('stats_from')
         if not all(isinstance(flag, bool) for flag in acting['relative_joints']):

@@ -98,6 +98,7 @@ def export_run(
             f"weights at step {run.step}; export them merged, or use the run's own folder policy"
         )
     contents = {STATISTICS: 'statistics that the weights were trained with'}
+    told: dict[str, Any] = {}
     with files.atomic_folder(out) as folder:
         (folder / STATISTICS).write_text(normalize.norm_stats_json(statistics(run)))
         if 'lora' in groups and 'params' not in groups:
@@ -105,6 +106,8 @@ def export_run(
             peft.save(
                 factors, run.config.lora, model, folder / FACTORS, layout=layout, base=base_model
             )
+            written = peft.load(folder / FACTORS, model).factors
+            told['factors_digest'] = trees.digest(written)
             if run.trains_policy:
                 describe_adapter(run, folder / FACTORS, layout)
             contents[FACTORS] = (
@@ -121,7 +124,6 @@ def export_run(
             contents[MERGED] = (
                 f'base and trained weights in one checkpoint, float32, layout {layout}'
             )
-        told: dict[str, Any] = {}
         if 'params' not in groups:
             found = acting.of_plan(run.plan, run.step, run.trainable, source)
             told['acting'] = acting.write(found, folder)

@@ -328,6 +328,47 @@ def test_an_export_acts_by_hub_id(small_run, run, policy, tmp_path, monkeypatch)
     assert same(policy.infer(seen), other.infer(seen))
 
 
+@pytest.fixture(scope='module')
+def exported(run, tmp_path_factory):
+    adapted = shutil.copytree(run, tmp_path_factory.mktemp('exported') / 'run')
+    fitted = AdapterState(*[np.float32(1)] * len(dataclasses.fields(AdapterState)))
+    (adapted / 'adapter.json').write_text(json.dumps(to_dict(fitted)))
+    return export_run(adapted, adapted.parent / 'out')
+
+
+@pytest.mark.parametrize('name', ['adapter', 'sigma.safetensors', 'adapter.json'])
+def test_an_export_without_what_was_trained_is_refused(exported, tmp_path, name):
+    """It would act as something that nobody measured."""
+    assert load_policy(exported)
+    folder = shutil.copytree(exported, tmp_path / 'out')
+    (folder / name).rename(tmp_path / 'gone')
+    with pytest.raises(UserError, match=f'expected {name} in .*, as its record says, got none'):
+        load_policy(folder)
+
+
+def test_factors_are_those_that_were_written(exported, tmp_path):
+    """Other numbers are refused; an export that does not know its own is taken at its word."""
+    folder = shutil.copytree(exported, tmp_path / 'out')
+    weights, record = folder / 'adapter/adapter_model.safetensors', folder / 'export.json'
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-8] + bytes(8))
+    with pytest.raises(UserError, match='adapter the factors that were written, got others; copy'):
+        load_policy(folder)
+    told = json.loads(record.read_text())
+    del told['factors_digest']
+    record.write_text(json.dumps(told))
+    assert load_policy(folder)
+
+
+@pytest.mark.parametrize('name', ['config', 'step', 'objective', 'weights', 'files'])
+def test_a_damaged_record_of_an_export_is_named(exported, tmp_path, name):
+    folder = shutil.copytree(exported, tmp_path / 'out')
+    told = json.loads((folder / 'export.json').read_text()) | {name: None}
+    (folder / 'export.json').write_text(json.dumps(told))
+    with pytest.raises(UserError, match=f'record of a policy that can act in .*got none of {name}'):
+        load_policy(folder)
+
+
 def test_a_run_that_cannot_act_is_named(run, tmp_path):
     broken = tmp_path / 'run'
     shutil.copytree(run, broken)
