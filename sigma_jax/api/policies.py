@@ -13,6 +13,7 @@ from sigma_jax.policies import load, sampling
 from sigma_jax.policies.acting import ActingPolicy, Actor
 from sigma_jax.policies.base_actions import sampler_of
 from sigma_jax.policies.chunking import ChunkingConfig
+from sigma_jax.policies.draws import check_seed
 from sigma_jax.policies.sampled_policy import BaseActor, Sampler, stored_weights
 from sigma_jax.policies.sigma import SigmaActor, TrainedParts
 from sigma_jax.processing.actions import action_scaling
@@ -66,8 +67,9 @@ def load_policy(
       The policy, with its weights on the device. `warm_up` or the first `infer` compiles it.
 
     Raises:
-      UserError: nothing there, nothing that acts, no statistics or tokenizer beside it, or a robot
-        or camera that it does not know; or one that has not learned to go on so.
+      UserError: nothing there, nothing that acts, a base where none applies, no statistics or
+        tokenizer beside it, or a robot or camera that it does not know; or one that has not learned
+        to go on so.
 
     Examples:
       >>> policy = load_policy('demo_run/sigma')  # doctest: +SKIP
@@ -81,12 +83,18 @@ def load_policy(
             f'storage: expected a QuantConfig, got {storage!r}; sigma_jax.nn.quant has it, and its '
             'kinds'
         )
+    check_seed(seed)
     folder = RunFolder(local_path(source))
     if folder.config_file.is_file() and folder.steps:
         found = of_run(folder, base=str(base))
     elif (folder.path / RECORD).is_file() and not is_weights(folder.path):
         found = of_export(folder.path, str(base))
     else:
+        if base:
+            raise UserError(
+                f'expected base= of a training alone, got {base} for the weights in {folder.path}, '
+                'which are whole; leave it out'
+            )
         weights = folder.path / MERGED if is_weights(folder.path) else folder.path
         actor = load.actor_of_weights(
             weights, tokenizer=tokenizer, robot=robot, seed=seed, dtype=dtype, storage=storage
@@ -140,7 +148,10 @@ def _sampling(found: Acting, base: Base, sampler: Sampler) -> BaseActor:
     """The base for the robot of the training, asked as its windows were."""
     words, spec = load_tokenizer(found.tokenizer), base.spec
     check_vocab(words, base.config.vocab_size)
-    processor = of_shards(base.policy, sampler.statistics, words, found.robot, spec.prompt)
+    reads_text = not found.config.kind.trains_policy
+    processor = of_shards(
+        base.policy, sampler.statistics, words, found.robot, spec.prompt, reads_text=reads_text
+    )
     return BaseActor(base, processor, sampler, found.robot.horizon)
 
 

@@ -6,6 +6,7 @@ samples it and corrects what came.
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -16,29 +17,14 @@ from jaxtyping import Float
 
 from sigma_jax.errors import UserError
 from sigma_jax.policies import chunking as going_on
-from sigma_jax.policies import draws
+from sigma_jax.policies import draws, given
 from sigma_jax.policies.chunking import Chunking, ChunkingConfig
 from sigma_jax.policies.draws import Draws
-from sigma_jax.policies.protocol import IMAGES, STATE, TASK, PolicySpec, PolicyState, Program
+from sigma_jax.policies.observation import Reading, read_observation
+from sigma_jax.policies.protocol import ACTIONS, COMMANDS, PolicySpec, PolicyState, Program
 from sigma_jax.processing.images import unit_range
 from sigma_jax.processing.processor import Processor
 from sigma_jax.types import Batch, Observation
-
-
-class Reading(NamedTuple):
-    """An observation in its parts.
-
-    Attributes:
-      frames: by camera.
-      state: [p], raw units.
-      task: the instruction.
-      prompt_length: tokens to which its prompt is padded at least.
-    """
-
-    frames: dict[str, np.ndarray]
-    state: Float[np.ndarray, ' p']
-    task: str
-    prompt_length: int = 0
 
 
 class Wanted(NamedTuple):
@@ -103,7 +89,8 @@ class ActingPolicy:
     The noise of a chunk belongs to seed, episode and frame: `reset` begins the next episode, and
     each `infer` is a frame of it. An observation may name both itself (`episode`, `frame`), as
     those of a data set do. Cameras stay the same until `reset`: one that drops out would be masked
-    in silence otherwise.
+    in silence otherwise. Where the policy names none, the first observation of an episode says
+    their order.
 
     Args:
       actor: computes chunks.
@@ -152,23 +139,31 @@ class ActingPolicy:
 
         Returns:
           The state.
+
+        Raises:
+          UserError: no number from 0 to 2^31 - 1.
         """
-        return self.actor.initial_state(episode)
+        return self.actor.initial_state(given.number('episode', episode))
 
     def reset(self) -> None:
         """See `policies.protocol.Policy`."""
         self.state = self.initial_state(self.state.episode + bool(self.state.frame))
 
-    def warm_up(self, robots: Sequence[int] = (1,)) -> None:
-        """Compiles what acting needs, so that the first robot does not wait for it.
+    def warm_up(self, robots: Sequence[int] = (1,), cameras: Sequence[str] = ()) -> None:
+        """Compiles what acting needs, so that the first robot does not wait for it; chunks of a
+        `seed` or of `noise` too. A way to go on that a call names with `chunking=` is compiled when
+        it is first asked for: load the policy with it.
 
         Args:
           robots: numbers of robots that will be asked for at once.
+          cameras: that will come, where the policy takes any; (): one.
         """
-        for _, program in self.programs(robots):
+        for _, program in self.programs(robots, cameras, drawn=True):
             program()
 
-    def programs(self, robots: Sequence[int] = (1,), cameras: Sequence[str] = ()) -> list[Program]:
+    def programs(
+        self, robots: Sequence[int] = (1,), cameras: Sequence[str] = (), *, drawn: bool = False
+    ) -> list[Program]:
         """What compiles all that acting needs, one after the other: for every length of a prompt,
         and for frames that need be resized or not where that counts. Where the policy was loaded
         with a way to go on, that too.
@@ -176,6 +171,7 @@ class ActingPolicy:
         Args:
           robots: numbers of robots that will be asked for at once.
           cameras: that will come, where the policy takes any; (): one.
+          drawn: whether chunks of a seed or of given noise, too.
 
         Returns:
           The programs, for the smallest number of robots first.
@@ -188,7 +184,7 @@ class ActingPolicy:
             for length in processor.prompt_lengths or (0,):
                 for frame in _frames_of_each_dtype(processor):
                     one = Reading(dict.fromkeys(names, frame), reading, 'move', length)
-                    for wanted in self._ways(count):
+                    for wanted in self._ways(count, drawn):
                         asked = [one] * count, [state] * count, wanted
                         found.append((count, functools.partial(self.actor.act, *asked)))
         return found
@@ -260,16 +256,27 @@ class ActingPolicy:
           UserError: an observation that lacks something, or holds something else; or any of the
             others.
         """
-        start, count = time.perf_counter(), len(observations)
-        rows: Any = ([None] * count if each is None else each for each in (noise, seed, prefix))
-        noises, seeds, left = rows
+        start, observations = time.perf_counter(), given.of_each('an observation', observations)
+        count = len(observations)
+        states = given.of_each('a state', states, count)
+        wishes = {'noise': noise, 'seed': seed, 'prefix': prefix}
+        noises, seeds, left = (
+            [None] * count if each is None else given.of_each(name, each, count)
+            for name, each in wishes.items()
+        )
         begin = draws.of_robots(noises, seeds, self.spec.noise_shape)
-        going = self._going_on(left, [0] * count if delay is None else delay, chunking)
+        delays = [0] * count if delay is None else given.of_each('delay', delay, count)
+        going = self._going_on(left, delays, chunking)
         for state in states:
-            _check_width(state, self.initial_state())
-        readings = [read_observation(each, self.spec, self.cameras) for each in observations]
+            _check_state(state, self.initial_state())
+        readings = [
+            _in_order(read_observation(seen, self.spec, self.cameras), state)
+            for seen, state in zip(observations, states, strict=True)
+        ]
+        _check_cameras(readings, self.spec)
         asked = [_asked(*each) for each in zip(observations, readings, states, strict=True)]
         answers, after = self.actor.act(readings, asked, Wanted(begin, going))
+        _check_finite(answers)
         timing = {'infer_ms': 1e3 * (time.perf_counter() - start)}
         rows = [
             jax.tree.map(lambda x, n=n: x[n], answers) | {'timing': timing}
@@ -277,12 +284,17 @@ class ActingPolicy:
         ]
         return rows, [_next(*each) for each in zip(after, readings, states, strict=True)]
 
-    def _ways(self, count: int) -> list[Wanted]:
+    def _ways(self, count: int, drawn: bool) -> list[Wanted]:
         """What is asked of chunks, as far as it needs programs of its own."""
-        if self.chunking is None:
-            return [Wanted()]
-        left = np.zeros((self.spec.horizon, self.spec.action_dim), np.float32)
-        return [Wanted(), Wanted(None, self._going_on([left] * count, [1] * count, None))]
+        begin: list[Draws | None] = [None]
+        going: list[Chunking | None] = [None]
+        if self.chunking is not None:
+            left = np.zeros((self.spec.horizon, self.spec.action_dim), np.float32)
+            going.append(self._going_on([left] * count, [1] * count, None))
+        if drawn and self.spec.noise_shape is not None:
+            nothing = [None] * count
+            begin.append(draws.of_robots(nothing, [0] * count, self.spec.noise_shape))
+        return [Wanted(*one) for one in itertools.product(begin, going)]
 
     def _going_on(
         self,
@@ -291,7 +303,7 @@ class ActingPolicy:
         config: ChunkingConfig | None,
     ) -> Chunking | None:
         """What the chunks go on from; None: from nothing, by which the plain program runs."""
-        config, spec = config or self.chunking, self.spec
+        config, spec = self.chunking if config is None else config, self.spec
         if config is None:
             if any(each is not None for each in left):
                 raise UserError(
@@ -299,6 +311,7 @@ class ActingPolicy:
                     "actions; pass chunking=ChunkingConfig('guided')"
                 )
             return None
+        going_on.check_learned(config, spec.processor)
         if config.mode != 'none' and spec.noise_shape is None:
             raise UserError(
                 f"chunking.mode: expected 'none' of a policy that does not act by flow, got "
@@ -317,8 +330,10 @@ def _frames_of_each_dtype(processor: Processor) -> list[np.ndarray]:
     return list({processor.view(frame).dtype: frame for frame in frames}.values())
 
 
-def _check_width(state: PolicyState, fresh: PolicyState) -> None:
+def _check_state(state: PolicyState, fresh: PolicyState) -> None:
     """Whether a state is one of this policy."""
+    if not isinstance(state, PolicyState):
+        raise UserError(f'expected a PolicyState, got {state!r}; begin with initial_state()')
     for name in ('memory', 'tau'):
         want, got = (np.shape(getattr(one, name)) for one in (fresh, state))
         if want != got:
@@ -328,15 +343,45 @@ def _check_width(state: PolicyState, fresh: PolicyState) -> None:
             )
 
 
+def _in_order(reading: Reading, state: PolicyState) -> Reading:
+    """The frames in the order of the episode's first observation, those of new cameras last."""
+    names = dict.fromkeys((*state.cameras, *reading.frames))
+    return reading._replace(
+        frames={name: reading.frames[name] for name in names if name in reading.frames}
+    )
+
+
+def _check_cameras(readings: Sequence[Reading], spec: PolicySpec) -> None:
+    """Whether robots can be computed together, where the policy has no views of its own."""
+    if not spec.cameras and len({len(reading.frames) for reading in readings}) > 1:
+        sets = '; '.join(f'{n}: {", ".join(one.frames)}' for n, one in enumerate(readings))
+        raise UserError(
+            f'expected as many cameras of each robot, got other ones ({sets}); ask for the robots '
+            'one by one'
+        )
+
+
+def _check_finite(answers: Mapping[str, Any]) -> None:
+    """Whether every robot has actions that can be carried out."""
+    known = [name for name in (ACTIONS, COMMANDS) if name in answers]
+    rows = [np.isfinite(answers[name]).all((1, 2)) for name in known]
+    if bad := np.flatnonzero(~np.all(rows, axis=0)).tolist():
+        raise UserError(
+            f'expected finite actions, got NaN or infinity for robot {", ".join(map(str, bad))}; '
+            'its state, noise or prefix lies far outside what the policy knows'
+        )
+
+
 def _asked(observation: Mapping[str, Any], reading: Reading, state: PolicyState) -> PolicyState:
     """The state with the numbers that the observation names."""
     if set(state.cameras) - set(reading.frames):
         raise UserError(
             f'expected the cameras of this episode ({", ".join(state.cameras)}), got '
-            f'{", ".join(sorted(reading.frames))}; call reset where a camera is taken away'
+            f'{", ".join(reading.frames)}; call reset where a camera is taken away'
         )
     episode, frame = (
-        int(observation.get(name, getattr(state, name))) for name in ('episode', 'frame')
+        given.number(name, observation.get(name, getattr(state, name)))
+        for name in ('episode', 'frame')
     )
     return dataclasses.replace(state, episode=episode, frame=frame)
 
@@ -347,7 +392,7 @@ def _next(after: PolicyState, reading: Reading, before: PolicyState) -> PolicySt
         after,
         episode=before.episode,
         frame=before.frame + 1,
-        cameras=tuple(sorted(reading.frames)),
+        cameras=tuple(reading.frames),
     )
 
 
@@ -391,67 +436,3 @@ def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
     if len({row.dtype for row in rows}) > 1:
         rows = [unit_range(row) if row.dtype == np.uint8 else row for row in rows]
     return np.stack(rows)
-
-
-def read_observation(
-    observation: Mapping[str, Any], spec: PolicySpec, cameras: Mapping[str, str] | None = None
-) -> Reading:
-    """A raw observation in its parts, checked.
-
-    Args:
-      observation: see `policies.protocol.Policy.infer`.
-      spec: what the policy takes.
-      cameras: {robot's name: policy's name}, where they differ.
-
-    Returns:
-      Frames by camera, state [p], task.
-
-    Raises:
-      UserError: a key that is absent, a state of another width or with NaN or infinity in it, or a
-        task that is no text. Frames are checked where they are resized (`Processor.inputs`).
-    """
-    names = tuple(key for key in observation if key.startswith(IMAGES))
-    if missing := [key for key in (STATE, TASK) if key not in observation]:
-        raise UserError(
-            f'expected {" and ".join(missing)} in an observation, got {sorted(observation)}; name '
-            'its parts as LeRobot does'
-        )
-    if not names:
-        views = ' or '.join(IMAGES + name for name in spec.cameras or ('NAME',))
-        raise UserError(
-            f'expected a frame of some camera ({views}), got {sorted(observation)}; pass one at '
-            'least'
-        )
-    task = observation[TASK]
-    if not isinstance(task, str):
-        raise UserError(
-            f'expected {TASK} as a text, got {type(task).__name__}; pass the instruction of this '
-            'one robot'
-        )
-    state = np.asarray(observation[STATE], np.float32)
-    if state.shape != (spec.state_dim,):
-        raise UserError(
-            f'expected {STATE} of {spec.state_dim} numbers, got shape {list(state.shape)}; pass '
-            'the joints that the policy was trained on, in their order'
-        )
-    if not np.isfinite(state).all():
-        raise UserError(
-            f'expected numbers in {STATE}, got {state.tolist()}; look at the reading behind it'
-        )
-    return Reading(_frames({name: observation[name] for name in names}, cameras or {}), state, task)
-
-
-def _frames(observation: Mapping[str, Any], cameras: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """Frames [height width 3] under the policy's names."""
-    frames: dict[str, np.ndarray] = {}
-    for key, value in observation.items():
-        theirs, frame = key.removeprefix(IMAGES), np.asarray(value)
-        name = cameras.get(theirs, theirs)
-        if name in frames:
-            raise UserError(
-                f'expected one frame of {name}, got two ({", ".join(sorted(observation))}); rename '
-                'one, or leave it out'
-            )
-        channels_first = frame.ndim == 3 and frame.shape[0] == 3 and frame.shape[2] != 3
-        frames[name] = frame.transpose(1, 2, 0) if channels_first else frame
-    return frames

@@ -16,6 +16,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from sigma_jax.errors import UserError
+from sigma_jax.policies.given import floats
 from sigma_jax.processing.actions import action_origin, normalize_actions
 from sigma_jax.processing.spec import ProcessorConfig
 from sigma_jax.settings import is_a
@@ -75,8 +76,13 @@ def check_learned(config: ChunkingConfig, policy: ProcessorConfig, delay: int = 
       delay: most steps that are committed.
 
     Raises:
-      UserError: it was trained without given actions, or with fewer, and is to go on from them.
+      UserError: no settings; or it was trained without given actions, or with fewer, and is to go
+        on from them.
     """
+    if not isinstance(config, ChunkingConfig):
+        raise UserError(
+            f"chunking: expected ChunkingConfig('guided'), say, got {config!r}; pass one"
+        )
     if config.mode != 'trained':
         return
     if not policy.max_delay:
@@ -153,7 +159,7 @@ def of_robots(
     prefix = np.zeros((len(left), *shape), np.float32)
     counts = np.zeros(len(left), np.int32)
     for row, (actions, delay) in enumerate(zip(left, delays, strict=True)):
-        if not isinstance(delay, int | np.integer) or delay < 0:
+        if isinstance(delay, bool) or not isinstance(delay, int | np.integer) or delay < 0:
             raise UserError(f'expected a delay of 0 or more steps, got {delay!r}; correct it')
         if actions is not None:
             given = _checked(actions, shape[1])[: shape[0]]
@@ -198,7 +204,7 @@ def counts(chunking: Chunking) -> bool:
 
 
 def _checked(actions: Float[np.ndarray, 't2 a'], width: int) -> Float[np.ndarray, 't2 a']:
-    given = np.asarray(actions, np.float32)
+    given = floats(actions)
     if given.ndim != 2 or given.shape[1] != width:
         raise UserError(
             f'expected actions [steps {width}] left over of a chunk, got shape '

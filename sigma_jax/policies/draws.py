@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from sigma_jax.errors import UserError
+from sigma_jax.policies.given import floats
 
 SEEDS = 2**32
 
@@ -73,16 +74,29 @@ def seeded(seed: int, shape: tuple[int, int]) -> Float[np.ndarray, 't d']:
     return np.asarray(jax.random.normal(jax.random.key(seed), shape))
 
 
+def check_seed(seed: int) -> None:
+    """Whether a number is a seed.
+
+    Args:
+      seed: given.
+
+    Raises:
+      UserError: it is none from 0 to 2^32 - 1.
+    """
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < SEEDS:
+        raise UserError(f'expected seed from 0 to {SEEDS - 1}, got {seed!r}; choose one')
+
+
 def _begin(noise, seed, shape):
     if noise is not None and seed is not None:
         raise UserError('expected noise or seed, got both; leave one out')
     if seed is not None:
-        if not isinstance(seed, int | np.integer) or not 0 <= seed < SEEDS:
-            raise UserError(f'expected seed from 0 to {SEEDS - 1}, got {seed!r}; choose one')
+        check_seed(seed)
         return seeded(int(seed), shape)
     if noise is None:
         return np.zeros(shape, np.float32)
-    found = np.asarray(noise)
+    found = np.asarray(noise) if hasattr(noise, '__array__') else floats(noise)
     if found.shape != shape or found.dtype.kind != 'f':
         raise UserError(
             f'expected noise of floats {list(shape)}, got {found.dtype} {list(found.shape)}; draw '

@@ -76,7 +76,9 @@ def actor_of_weights(
     weights = stored_weights(base, storage)
     sampler = make_sampler(base, known, horizon, seed=seed, weights=weights)
     if isinstance(robot, Meta):  # asked as its windows were
-        processor = of_shards(base.policy, sampler.statistics, words, robot, spec.prompt)
+        processor = of_shards(
+            base.policy, sampler.statistics, words, robot, spec.prompt, reads_text=False
+        )
     else:
         side = base.config.image_size
         processor = of_policy(

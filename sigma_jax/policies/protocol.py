@@ -31,7 +31,7 @@ class PolicySpec:
 
     Attributes:
       cameras: names of its views in order, by which frames are named; (): any, in the order in
-        which they come.
+        which the first observation of an episode has them.
       state_dim: numbers of the robot's reading, p.
       action_dim: numbers of an action, a.
       horizon: actions of a chunk, t.
@@ -57,7 +57,8 @@ class PolicyState:
     Attributes:
       episode: its number; with `frame` it keys the noise of a chunk.
       frame: observations seen since the episode began.
-      cameras: those seen in it; one that drops out is refused.
+      cameras: those seen in it, in the order of the first observation; one that drops out is
+        refused.
       memory: m_t of Sigma [d]; None without Sigma.
       tau: of the last window [e]; None without Sigma.
     """
@@ -73,7 +74,12 @@ class PolicyState:
 
         Args:
           file: .npz.
+
+        Raises:
+          UserError: its folder is not there.
         """
+        if not pathlib.Path(file).parent.is_dir():
+            raise UserError(f'expected a folder for {file}, got none; make it')
         buffer = io.BytesIO()
         known = {name: x for name, x in vars(self).items() if x is not None}
         np.savez(buffer, **known)
@@ -130,7 +136,10 @@ class Policy(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forgets what it saw: the next observation is the first of an episode."""
+        """Forgets what it saw: the next observation is the first of an episode. That has the next
+        number, where the one before had a frame, and with it other noise: for the same chunks
+        again, put back a state (`initial_state(0)`), or name `seed` or `noise`.
+        """
         ...
 
     def programs(self, robots: Sequence[int] = (1,), cameras: Sequence[str] = ()) -> list[Program]:
@@ -172,6 +181,8 @@ class Policy(Protocol):
           observation: raw, as the robot gives it.
             `observation.images.NAME`: the frame of a camera, uint8 [height width 3] or
               [3 height width], any size; a camera that is absent is masked, but not all may be.
+              Where the policy names no cameras (`spec.cameras`), the order in which the first
+              observation of an episode has them is that of its views: have it as in training.
             `observation.state`: joint readings [p], raw units (degrees, say), as in the data that
               the policy was trained on.
             `task`: the instruction, a text.
@@ -180,7 +191,8 @@ class Policy(Protocol):
           seed: of the noise of this chunk, whatever the episode and the frame: 0 to 2^32 - 1.
           prefix: what is left over of the chunk that the robot still carries out, raw units as it
             was given, from the step on that is due at this observation; None: nothing is.
-          delay: steps of `prefix` that will have been carried out when the new chunk comes.
+          delay: steps of `prefix` that will have been carried out when the new chunk comes; no more
+            than it has count.
           chunking: how the new chunk goes on from `prefix`; None: as the policy was loaded.
 
         Returns:

@@ -13,9 +13,10 @@ from sigma_jax.errors import UserError
 from sigma_jax.nn import quant
 from sigma_jax.nn.quant import QuantConfig
 from sigma_jax.policies import sampling
-from sigma_jax.policies.acting import Reading, Wanted, windows
+from sigma_jax.policies.acting import Wanted, windows
 from sigma_jax.policies.chunking import Chunking, binds, keep_committed
 from sigma_jax.policies.draws import Draws
+from sigma_jax.policies.observation import Reading
 from sigma_jax.policies.protocol import ACTIONS, PolicySpec, PolicyState
 from sigma_jax.processing import fitting
 from sigma_jax.processing.actions import action_scaling

@@ -11,8 +11,9 @@ from jaxtyping import Array
 
 from sigma_jax import xla
 from sigma_jax.objectives.sigma import SigmaObjective
-from sigma_jax.policies.acting import Reading, Wanted, windows
+from sigma_jax.policies.acting import Wanted, windows
 from sigma_jax.policies.chunking import Chunking, keep_committed
+from sigma_jax.policies.observation import Reading
 from sigma_jax.policies.protocol import ACTIONS, COMMANDS, PolicySpec, PolicyState
 from sigma_jax.policies.robot import RobotSpec
 from sigma_jax.policies.sampled_policy import BaseActor

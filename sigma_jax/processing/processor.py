@@ -329,6 +329,7 @@ def of_policy(
         image_size,
         prompt,
         config.cameras,
+        longest,  # nothing of it reads a task alone: the prompt bounds it
         prompt_lengths=(*shorter, longest) if shorter else (),
     )
 
@@ -339,6 +340,8 @@ def of_shards(
     tokenizer: Tokenizer,
     meta: Recorded,
     prompt: Prompt,
+    *,
+    reads_text: bool = True,
 ) -> Processor:
     """The processor of a policy on the robot that some shards were recorded with.
 
@@ -350,19 +353,21 @@ def of_shards(
       tokenizer: the policy's.
       meta: what the shards say.
       prompt: how its kind writes one.
+      reads_text: whether a task alone is read, as a Sigma does; else the prompt alone bounds it.
 
     Returns:
       The processor.
     """
     pairs = zip(meta.camera_names, meta.camera_keys, strict=True)
+    cut = cut_with(config, meta)
     return Processor(
-        cut_with(config, meta),
+        cut,
         statistics,
         tokenizer,
         meta.image_size,
         prompt,
         tuple(config.view(name, key) for name, key in pairs),
-        meta.max_text_len,
+        meta.max_text_len if reads_text else cut.max_prompt_len or PROMPT_LENGTH,
     )
 
 
@@ -391,6 +396,12 @@ def cut_with(config: ProcessorConfig, meta: Recorded) -> ProcessorConfig:
 @functools.lru_cache(maxsize=2**16)  # at most 65 MB a process; windows come back every epoch
 def _tokens(tokenizer: Tokenizer, parts: tuple[str, ...], length: int, what: str) -> Tokens:
     """Padded ids of a prompt or text, not to be written to."""
-    tokens, mask = pad_tokens(encode_parts(tokenizer, parts), length, what)
+    ids = encode_parts(tokenizer, parts)
+    if len(ids) > length:
+        raise UserError(
+            f'expected a {what} of at most {length} tokens, as many as the policy reads, got '
+            f'{len(ids)}; shorten the task'
+        )
+    tokens, mask = pad_tokens(ids, length)
     tokens.flags.writeable = mask.flags.writeable = False
     return tokens, mask

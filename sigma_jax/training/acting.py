@@ -204,7 +204,7 @@ def of_export(folder: pathlib.Path, base: str = '') -> Acting:
 
 
 def _check_whole(folder: pathlib.Path, told: Mapping[str, Any], config: RunConfig) -> None:
-    """Whether an export still holds what was trained and fitted; without, it would act otherwise."""
+    """Whether an export still holds what was trained and fitted; else it would act otherwise."""
     held = [LEARNED[group] for group in config.trainable if group in LEARNED]
     held += [ADAPTER] * (ADAPTER in told['files'])
     if missing := [name for name in held if not (folder / name).exists()]:

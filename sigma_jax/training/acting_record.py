@@ -223,9 +223,10 @@ def find_base(config: RunConfig, told: Mapping[str, Any], base: str = '') -> str
     if not where:
         return ''
     if not base and not on_hub and not pathlib.Path(where).exists():  # nor asked of a hub
+        here = '' if pathlib.Path(where).is_absolute() else f', seen from {pathlib.Path.cwd()}'
         raise UserError(
-            f'expected the base that was trained around at {where}, got nothing there; name it '
-            'with base='
+            f'expected the base that was trained around at {where}, got nothing there{here}; name '
+            'it with base='
         )
     try:
         return str(local_path(where))

@@ -17,8 +17,9 @@ from sigma_jax.evaluation import measure
 from sigma_jax.evaluation.replay import CARRIED, replay
 from sigma_jax.evaluation.replay_shards import list_batches
 from sigma_jax.evaluation.trained_models import TrainedSigma
-from sigma_jax.policies.acting import ActingPolicy, read_observation
+from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.chunking import ChunkingConfig
+from sigma_jax.policies.observation import read_observation
 from sigma_jax.policies.sigma import SigmaActor
 from sigma_jax.sigma.adapter import AdapterConfig, AdapterState, to_dict
 from sigma_jax.training.config import RunConfig
@@ -303,6 +304,18 @@ def test_an_export_acts_alone(small_run, run, policy, tmp_path, monkeypatch):
     (away / 'export.json').write_text(json.dumps(told))
     with pytest.raises(UserError, match='expected the base that was trained around'):
         load_policy(away)
+
+
+def test_only_what_reads_a_task_alone_is_bound_by_it(small_run, rows, policy):
+    """A Sigma says what it reads; of a fine-tuned policy the prompt alone counts."""
+    seen = recorded(small_run, first_episode(small_run))[0]
+    longest = policy.actor.processor.max_text_len
+    long = seen | {'task': 'a ' * longest}  # and the token that begins a text
+    policy.reset()
+    with pytest.raises(UserError, match=f'text of at most {longest} tokens, as many as the policy'):
+        policy.infer(long)
+    tuned = load_policy(rows / 'pi05_lora' / 'seed0')
+    assert np.isfinite(tuned.infer(long)['actions']).all()
 
 
 def test_a_fine_tuned_policy_goes_on_from_as_many_steps_as_it_was_given(small_run, rows):

@@ -69,7 +69,7 @@ def test_a_base_that_is_elsewhere_is_asked_for(small_run, rows, run, tmp_path, m
     with on_hub(run, tmp_path / 'cache', monkeypatch) as asked:
         for opens in (load_policy, lambda folder: sj.forecast_serving(folder, card='l4')):
             with pytest.raises(
-                UserError, match='at nowhere/base, got nothing there; name it with base='
+                UserError, match='at nowhere/base, got nothing there, seen from /.*; name it with'
             ):
                 opens(run)
         assert not asked

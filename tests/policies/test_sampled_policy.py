@@ -1,5 +1,6 @@
 """A base that acts by itself: what it does in a window's place is what lies beside the shards."""
 
+import copy
 import dataclasses
 import json
 import pathlib
@@ -21,8 +22,10 @@ from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.load import Joints, joints_of
 from sigma_jax.policies.protocol import IMAGES, STATE, TASK, Policy, PolicyState
 from sigma_jax.policies.sampled_policy import BaseActor, make_sampler, stored_weights
+from sigma_jax.policies.serving.batching import Batcher
 from sigma_jax.processing.processor import of_shards
 from sigma_jax.processing.tokenizer import load_tokenizer
+from tests.policies.acting import Held
 
 TOKENIZER = 'assets/tokenizer/tokenizer.json'
 NAMES = ('shoulder_pan', 'shoulder_lift', 'elbow_flex', 'wrist_flex', 'wrist_roll', 'gripper')
@@ -119,7 +122,7 @@ def test_seeds_differ(small_run, live):
         ({STATE: None}, r"expected observation.state in an observation, got \['episode'"),
         ({TASK: None}, 'expected task in an observation, got'),
         ({IMAGES + 'up': None, IMAGES + 'side': None}, r'a frame of some camera \(.*images.up or'),
-        ({IMAGES + 'side': None}, r'the cameras of this episode \(side, up\), got up; call reset'),
+        ({IMAGES + 'side': None}, r'the cameras of this episode \(up, side\), got up; call reset'),
         ({IMAGES + 'top': np.zeros((28, 28, 3), np.uint8)}, r"cameras out of .*, got \['top'\]"),
         ({IMAGES + 'up': np.zeros((28, 28, 3))}, r'of uint8 \[height width 3\], got float64'),
         ({IMAGES + 'up': np.zeros((28, 28), np.uint8)}, r'of uint8 .*, got uint8 \[28, 28\]'),
@@ -128,7 +131,22 @@ def test_seeds_differ(small_run, live):
         ({STATE: np.array([0, 0, np.nan, 0, 0, 0])}, r'expected numbers in observation.state, got'),
         ({STATE: np.array([0, 0, np.inf, 0, 0, 0])}, r'expected numbers in observation.state, got'),
         ({TASK: ['lift', 'push']}, 'expected task as a text, got list; pass the instruction'),
-        ({TASK: 'lift it ' * 200}, 'expected a prompt of at most .* tokens'),
+        ({TASK: 'lift it ' * 200}, 'prompt of at most .* tokens, as many as the policy reads, got'),
+        ({TASK: 'lift \ud800'}, r"expected task as a text, got 'lift .ud800'; pass"),
+        ({STATE: 'abc'}, 'expected numbers in observation.state, got abc; look'),
+        ({STATE: [[1], [2, 3], 1, 1, 1, 1]}, 'expected numbers in observation.state, got'),
+        ({STATE: ['1'] * 6}, 'expected numbers in observation.state, got'),
+        ({STATE: np.ones(6, bool)}, 'expected numbers in observation.state, got'),
+        ({STATE: np.ones(6) * 1j}, 'expected numbers in observation.state, got'),
+        ({STATE: np.full(6, 1e300)}, 'expected numbers in observation.state, got'),
+        ({IMAGES + 'up': np.zeros((0, 5, 3), np.uint8)}, r'of uint8 .*, got ndarray \[0, 5, 3\]'),
+        ({IMAGES + 'up': [[[0, 0, 0]]]}, 'images.up as an array of uint8 .*, got list'),
+        ({'episode': 'a'}, "expected episode as a whole number from 0 to 2147483647, got 'a'"),
+        ({'frame': 2**40}, 'expected frame as a whole number from 0 to 2147483647, got 1099'),
+        ({'frame': float('nan')}, 'expected frame as a whole number .*, got nan'),
+        ({'frame': 1.5}, 'expected frame as a whole number .*, got 1.5'),
+        ({3: 4}, r'expected an observation by names .*, got keys \[.*3\]; name its parts'),
+        ({STATE: np.full(6, 3e38)}, 'finite actions, got NaN or infinity for robot 0; its'),
     ],
 )  # fmt: skip
 def test_a_wrong_observation_is_reported_in_a_sentence(small_run, policy, change, message):
@@ -138,6 +156,97 @@ def test_a_wrong_observation_is_reported_in_a_sentence(small_run, policy, change
     with pytest.raises(UserError, match=message):
         policy.infer({key: x for key, x in wrong.items() if x is not None})
     policy.infer(recorded(small_run, 0))  # and nothing is broken
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'observations': []}, 'expected an observation of each robot in a list, got 0; pass one'),
+        ({'observations': None}, 'an observation of each robot in a list, got None'),
+        ({'observations': [None, None]}, 'expected an observation by names .*, got None'),
+        ({'states': [PolicyState()]}, 'expected a state of each of 2 robots in a list, got 1'),
+        ({'states': [PolicyState(), None]}, 'expected a PolicyState, got None; begin with'),
+        ({'seed': 1}, 'expected seed of each of 2 robots in a list, got 1; pass one of each'),
+        ({'seed': [1]}, 'expected seed of each of 2 robots in a list, got 1'),
+        ({'delay': 2}, 'expected delay of each of 2 robots in a list, got 2'),
+        ({'prefix': np.zeros((16, 6))}, 'expected prefix of each of 2 robots in a list, got 16'),
+        ({'noise': [None, [[0.0], [1.0, 2.0]]]}, r'noise of floats \[16, 8\], got float32 \[\]'),
+    ],
+)
+def test_rows_that_are_not_of_each_robot_are_named(small_run, policy, change, message):
+    asked = {
+        'observations': [recorded(small_run, 0)] * 2,
+        'states': [policy.initial_state()] * 2,
+        **change,
+    }
+    with pytest.raises(UserError, match=message):
+        policy.infer_batch(**asked)
+
+
+def test_robots_may_come_in_any_row(small_run, policy):
+    seen, states = recorded(small_run, 0), [policy.initial_state()]
+    one, _ = policy.infer_batch((x for x in [seen]), tuple(states))
+    assert np.array_equal(one[0]['actions'], policy.infer_batch([seen], states)[0][0]['actions'])
+
+
+def test_a_robot_far_outside_is_named_and_the_others_are_answered(small_run, policy):
+    """By a batcher, which asks for each alone where it cannot for all."""
+    seen = [recorded(small_run, n) for n in range(3)]
+    far = seen[:1] + [seen[1] | {STATE: np.full(6, 3e38)}] + seen[2:]
+    with pytest.raises(UserError, match='NaN or infinity for robot 1; its state'):
+        policy.infer_batch(far, [policy.initial_state()] * 3)
+    batcher = Batcher(policy, 4)
+    held = Held(batcher)
+    answers = [batcher.submit(each, policy.initial_state()) for each in far]
+    held.let_go()
+    assert [one.exception(60) is None for one in answers] == [True, False, True]
+    batcher.close()
+
+
+def test_numbers_of_episodes_are_whole(live):
+    for number in (2**31, -1, 'a', True, 1.0):
+        with pytest.raises(UserError, match='expected episode as a whole number from 0 to'):
+            live.initial_state(number)
+    assert live.initial_state(np.int64(7)).episode == 7
+
+
+@pytest.fixture(scope='module')
+def unnamed(live):
+    """A policy that names no cameras."""
+    actor = copy.copy(live.actor)
+    actor._processor = dataclasses.replace(
+        actor.processor,
+        cameras=(),
+        config=dataclasses.replace(actor.processor.config, cameras=()),
+    )
+    actor._spec = dataclasses.replace(actor.spec, cameras=())
+    return ActingPolicy(actor)
+
+
+def test_the_first_observation_says_the_order_of_cameras(small_run, unnamed):
+    """Later ones go by name; the state keeps it."""
+    seen = recorded(small_run, 0)
+    turned = {key: seen[key] for key in reversed(seen)}
+    _, (state,) = unnamed.infer_batch([turned], [unnamed.initial_state()])
+    assert state.cameras == ('side', 'up')
+    answers = [unnamed.infer_batch([one], [state])[0][0]['actions'] for one in (turned, seen)]
+    assert np.array_equal(*answers)
+    fresh = [unnamed.infer_batch([one], [PolicyState(frame=1)])[0][0] for one in (turned, seen)]
+    assert np.array_equal(fresh[0]['actions'], answers[0])
+    assert np.abs(fresh[1]['actions'] - answers[0]).max() > 1e-4
+
+
+def test_robots_with_other_cameras_are_asked_apart(small_run, unnamed):
+    seen = recorded(small_run, 0)
+    fewer = {key: x for key, x in seen.items() if key != IMAGES + 'side'}
+    with pytest.raises(UserError, match=r'as many cameras of each .* \(0: up, side; 1: up\); ask'):
+        unnamed.infer_batch([seen, fewer], [unnamed.initial_state()] * 2)
+
+
+def test_a_task_may_be_as_long_as_the_prompt_where_nothing_else_reads_it(small_run, live):
+    live.reset()
+    assert live.infer(recorded(small_run, 0) | {TASK: 'a b c d e ' * 12})['actions'].size
+    live.reset()
 
 
 def test_a_camera_may_be_absent_from_an_episode_s_start(small_run, policy):
@@ -198,6 +307,9 @@ def test_folders_that_are_no_policy(small_run, tmp_path, monkeypatch, base):
 
     refused('expected a checkpoint at', folder=tmp_path / 'nowhere')
     refused("expected the folder of a policy, got ''", folder='')
+    refused('expected base= of a training alone, got /x for the weights in', base='/x')
+    refused('expected seed from 0 to 4294967295, got -1', seed=-1)
+    refused("chunking: expected ChunkingConfig.*, got 'guided'; pass one", chunking='guided')
     refused('expected tokenizer.json or tokenizer.model in', tokenizer='')
     refused('expected a robot of up to 8 actions', robot=9)
     refused('7', robot=7)
@@ -253,6 +365,7 @@ def test_after_warming_up_nothing_compiles(small_run, live, caplog):
     with jax.log_compiles(), caplog.at_level('WARNING'):
         for count in (1, 2):
             live.infer_batch(seen[:count], [live.initial_state()] * count)
+            live.infer_batch(seen[:count], [live.initial_state()] * count, seed=[1] * count)
         assert 'Compiling' not in caplog.text
         live.infer_batch(seen, [live.initial_state()] * 3)
     assert 'Compiling' in caplog.text
@@ -266,6 +379,8 @@ def test_a_state_is_put_back_from_a_file(tmp_path, live):
         found = PolicyState.load(tmp_path / 'state.npz')
         assert jax.tree.all(jax.tree.map(np.array_equal, vars(found), vars(state)))
         assert type(found.frame) is int and found.cameras == state.cameras
+    with pytest.raises(UserError, match='expected a folder for .*nowhere/x, got none; make it'):
+        state.save(tmp_path / 'nowhere/x')
     with pytest.raises(UserError, match='expected a state with memory of shape .*, got'):
         live.infer_batch([{}], [PolicyState(memory=memory)])
 
@@ -297,6 +412,13 @@ def test_prompts_are_padded_to_the_first_length_that_holds_them(small_run, live)
         alone = live.infer(one)['actions']
         np.testing.assert_allclose(answer['actions'], alone, rtol=1e-4, atol=1e-3)
     live.reset()
+
+
+def test_warming_up_knows_the_cameras_that_will_come(unnamed):
+    found = unnamed.programs(cameras=('left', 'right'))
+    assert list(found[0][1].args[0][0].frames) == ['left', 'right']
+    ways = [program.args[2].draws for _, program in unnamed.programs(drawn=True)]
+    assert [way is None for way in ways] == [True, False] * len(found)
 
 
 def test_programs_are_one_a_length_and_number_of_robots(live):

@@ -125,6 +125,6 @@ def test_inputs_that_do_not_fit(tokenizer):
         np.stack([frames()['up']] * 2),
     )
     refused(
-        'expected a prompt of at most 20 tokens, got 38',
+        'a prompt of at most 20 tokens, as many as the policy reads, got 38; shorten the task',
         policy=dataclasses.replace(policy, max_prompt_len=20),
     )
