@@ -19,6 +19,7 @@ from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.chunking import ChunkingConfig
 from sigma_jax.policies.protocol import STATE
 from sigma_jax.policies.sampled_policy import BaseActor, make_sampler
+from sigma_jax.policies.serving.batching import Batcher
 from sigma_jax.processing.actions import action_scaling
 from sigma_jax.processing.processor import of_shards
 from sigma_jax.processing.spec import ProcessorConfig
@@ -28,6 +29,7 @@ from sigma_jax.types import ActionScaling, to_batch
 from tests import golden
 from tests.backbones import lerobot_chunking as lerobot
 from tests.loading import make_loader
+from tests.policies.acting import Held
 from tests.policies.test_sampled_policy import recorded
 
 TOKENIZER = 'assets/tokenizer/tokenizer.json'
@@ -350,7 +352,6 @@ NOISE = np.zeros((16, 8), np.float32)
         ({'seed': 2**32}, 'expected seed from 0 to 4294967295, got 4294967296'),
         ({'seed': 1.5}, 'expected seed from 0 to 4294967295, got 1.5'),
         ({'seed': True}, 'expected seed from 0 to 4294967295, got True'),
-        ({'noise': NOISE + 1e30}, 'expected finite actions, got NaN or infinity for robot 0'),
         ({'chunking': 'guided'}, "chunking: expected ChunkingConfig.*, got 'guided'; pass one"),
         ({'prefix': 'x', 'delay': 1}, r'actions \[steps 6\] .*, got shape \[\]; pass them'),
         ({'prefix': np.full((4, 6), 1e30), 'delay': 1}, 'expected finite actions, got NaN or'),
@@ -366,6 +367,22 @@ def test_what_a_call_may_not_ask_for(policy, seen, wanted, message):
     with pytest.raises(UserError, match=message):
         policy.infer(seen[0], **wanted)
     assert policy.state is before
+
+
+def test_a_robot_far_outside_is_named_and_the_others_are_answered(policy, seen):
+    """By a batcher, which asks for each alone where it cannot for all."""
+    left = [np.zeros((4, 6)), np.full((4, 6), 1e30), None]
+    with pytest.raises(UserError, match='NaN or infinity for robot 1; its state'):
+        together(policy, seen, prefix=left, delay=[1, 1, 0])
+    batcher = Batcher(policy, 4)
+    held = Held(batcher)
+    answers = [
+        batcher.submit(one, policy.initial_state(), {'prefix': prefix, 'delay': 1})
+        for one, prefix in zip(seen, left, strict=True)
+    ]
+    held.let_go()
+    assert [one.exception(60) is None for one in answers] == [True, False, True]
+    batcher.close()
 
 
 def test_a_policy_that_was_not_told_how_to_go_on_asks(policy, seen):

@@ -310,7 +310,8 @@ def test_only_what_reads_a_task_alone_is_bound_by_it(small_run, rows, policy):
     """A Sigma says what it reads; of a fine-tuned policy the prompt alone counts."""
     seen = recorded(small_run, first_episode(small_run))[0]
     longest = policy.actor.processor.max_text_len
-    long = seen | {'task': 'a ' * longest}  # and the token that begins a text
+    low = np.full(6, -1e3, np.float32)  # few digits in a prompt
+    long = seen | {'task': 'a ' * longest, STATE: low}  # and the token that begins a text
     policy.reset()
     with pytest.raises(UserError, match=f'text of at most {longest} tokens, as many as the policy'):
         policy.infer(long)

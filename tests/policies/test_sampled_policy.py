@@ -22,10 +22,9 @@ from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.load import Joints, joints_of
 from sigma_jax.policies.protocol import IMAGES, STATE, TASK, Policy, PolicyState
 from sigma_jax.policies.sampled_policy import BaseActor, make_sampler, stored_weights
-from sigma_jax.policies.serving.batching import Batcher
 from sigma_jax.processing.processor import of_shards
 from sigma_jax.processing.tokenizer import load_tokenizer
-from tests.policies.acting import Held
+from tests.policies.acting import observation
 
 TOKENIZER = 'assets/tokenizer/tokenizer.json'
 NAMES = ('shoulder_pan', 'shoulder_lift', 'elbow_flex', 'wrist_flex', 'wrist_roll', 'gripper')
@@ -146,7 +145,6 @@ def test_seeds_differ(small_run, live):
         ({'frame': float('nan')}, 'expected frame as a whole number .*, got nan'),
         ({'frame': 1.5}, 'expected frame as a whole number .*, got 1.5'),
         ({3: 4}, r'expected an observation by names .*, got keys \[.*3\]; name its parts'),
-        ({STATE: np.full(6, 3e38)}, 'finite actions, got NaN or infinity for robot 0; its'),
     ],
 )  # fmt: skip
 def test_a_wrong_observation_is_reported_in_a_sentence(small_run, policy, change, message):
@@ -189,20 +187,6 @@ def test_robots_may_come_in_any_row(small_run, policy):
     assert np.array_equal(one[0]['actions'], policy.infer_batch([seen], states)[0][0]['actions'])
 
 
-def test_a_robot_far_outside_is_named_and_the_others_are_answered(small_run, policy):
-    """By a batcher, which asks for each alone where it cannot for all."""
-    seen = [recorded(small_run, n) for n in range(3)]
-    far = seen[:1] + [seen[1] | {STATE: np.full(6, 3e38)}] + seen[2:]
-    with pytest.raises(UserError, match='NaN or infinity for robot 1; its state'):
-        policy.infer_batch(far, [policy.initial_state()] * 3)
-    batcher = Batcher(policy, 4)
-    held = Held(batcher)
-    answers = [batcher.submit(each, policy.initial_state()) for each in far]
-    held.let_go()
-    assert [one.exception(60) is None for one in answers] == [True, False, True]
-    batcher.close()
-
-
 def test_numbers_of_episodes_are_whole(live):
     for number in (2**31, -1, 'a', True, 1.0):
         with pytest.raises(UserError, match='expected episode as a whole number from 0 to'):
@@ -223,9 +207,9 @@ def unnamed(live):
     return ActingPolicy(actor)
 
 
-def test_the_first_observation_says_the_order_of_cameras(small_run, unnamed):
+def test_the_first_observation_says_the_order_of_cameras(unnamed):
     """Later ones go by name; the state keeps it."""
-    seen = recorded(small_run, 0)
+    seen = observation()
     turned = {key: seen[key] for key in reversed(seen)}
     _, (state,) = unnamed.infer_batch([turned], [unnamed.initial_state()])
     assert state.cameras == ('side', 'up')
