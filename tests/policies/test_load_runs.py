@@ -19,6 +19,7 @@ from sigma_jax.evaluation.replay_shards import list_batches
 from sigma_jax.evaluation.trained_models import TrainedSigma
 from sigma_jax.policies.acting import ActingPolicy, read_observation
 from sigma_jax.policies.chunking import ChunkingConfig
+from sigma_jax.policies.protocol import STATE
 from sigma_jax.policies.sigma import SigmaActor
 from sigma_jax.sigma.adapter import AdapterConfig, AdapterState, to_dict
 from sigma_jax.training.config import RunConfig
