@@ -27,7 +27,7 @@ from sigma_jax.training.devices import Devices
 from sigma_jax.training.export import export_run
 from sigma_jax.training.run import Parts
 from tests.hub_server import on_hub
-from tests.trained_runs import first_episode, make_rows, recorded, same, save
+from tests.trained_runs import COMPARED, first_episode, make_rows, recorded, same, save
 
 
 @pytest.fixture(scope='module')
