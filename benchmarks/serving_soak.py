@@ -12,6 +12,7 @@ server computed one request at a time, to rounding where it did several. Found a
   a p99 whose windows are 25 % above those before, the later half against the earlier
 
 Without grpcio only openpi's protocol is driven.
+In less than ten minutes a server's memory is still warming up.
 """
 
 import argparse

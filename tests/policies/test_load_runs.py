@@ -20,6 +20,7 @@ from sigma_jax.evaluation.trained_models import TrainedSigma
 from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.chunking import ChunkingConfig
 from sigma_jax.policies.observation import read_observation
+from sigma_jax.policies.protocol import STATE
 from sigma_jax.policies.sigma import SigmaActor
 from sigma_jax.sigma.adapter import AdapterConfig, AdapterState, to_dict
 from sigma_jax.training.config import RunConfig
@@ -27,7 +28,7 @@ from sigma_jax.training.devices import Devices
 from sigma_jax.training.export import export_run
 from sigma_jax.training.run import Parts
 from tests.hub_server import on_hub
-from tests.trained_runs import first_episode, make_rows, recorded, same, save
+from tests.trained_runs import COMPARED, first_episode, make_rows, recorded, same, save
 
 
 @pytest.fixture(scope='module')
