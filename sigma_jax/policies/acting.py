@@ -303,7 +303,7 @@ class ActingPolicy:
         config: ChunkingConfig | None,
     ) -> Chunking | None:
         """What the chunks go on from; None: from nothing, by which the plain program runs."""
-        config, spec = self.chunking if config is None else config, self.spec
+        config, spec = config or self.chunking, self.spec
         if config is None:
             if any(each is not None for each in left):
                 raise UserError(
