@@ -307,17 +307,15 @@ def test_an_export_acts_alone(small_run, run, policy, tmp_path, monkeypatch):
         load_policy(away)
 
 
-def test_only_what_reads_a_task_alone_is_bound_by_it(small_run, rows, policy):
+def test_only_what_reads_a_task_alone_is_bound_by_it(rows, policy):
     """A Sigma says what it reads; of a fine-tuned policy the prompt alone counts."""
-    seen = recorded(small_run, first_episode(small_run))[0]
-    longest = policy.actor.processor.max_text_len
-    low = np.full(6, -1e3, np.float32)  # few digits in a prompt
-    long = seen | {'task': 'a ' * longest, STATE: low}  # and the token that begins a text
-    policy.reset()
-    with pytest.raises(UserError, match=f'text of at most {longest} tokens, as many as the policy'):
-        policy.infer(long)
-    tuned = load_policy(rows / 'pi05_lora' / 'seed0')
-    assert np.isfinite(tuned.infer(long)['actions']).all()
+    reads = policy.actor.processor
+    task = 'a ' * reads.max_text_len  # and the token that begins a text
+    sentence = f'text of at most {reads.max_text_len} tokens, as many as the policy reads, got'
+    with pytest.raises(UserError, match=sentence):
+        reads.text(task)
+    tuned = load_policy(rows / 'pi05_lora' / 'seed0').actor.processor
+    assert tuned.text(task)[1].sum() == reads.max_text_len + 1
 
 
 def test_a_fine_tuned_policy_goes_on_from_as_many_steps_as_it_was_given(small_run, rows):
