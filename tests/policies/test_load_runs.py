@@ -310,12 +310,12 @@ def test_an_export_acts_alone(small_run, run, policy, tmp_path, monkeypatch):
 def test_only_what_reads_a_task_alone_is_bound_by_it(rows, policy):
     """A Sigma says what it reads; of a fine-tuned policy the prompt alone counts."""
     reads = policy.actor.processor
-    task = 'a ' * reads.max_text_len  # and the token that begins a text
+    task = 'a ' * reads.max_text_len
     sentence = f'text of at most {reads.max_text_len} tokens, as many as the policy reads, got'
     with pytest.raises(UserError, match=sentence):
         reads.text(task)
     tuned = load_policy(rows / 'pi05_lora' / 'seed0').actor.processor
-    assert tuned.text(task)[1].sum() == reads.max_text_len + 1
+    assert tuned.text(task)[1].sum() > reads.max_text_len
 
 
 def test_a_fine_tuned_policy_goes_on_from_as_many_steps_as_it_was_given(small_run, rows):
