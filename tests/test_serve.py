@@ -140,6 +140,13 @@ def test_cameras_that_clients_name_are_compiled_for():
     assert camera_names(parse_keys('libero', SPEC)) == ['base_0_rgb', 'left_wrist_0_rgb']
 
 
+def test_a_signal_while_the_policy_is_read_ends_it_at_once():
+    with started(f'--policy={TINY}') as process:
+        line_with(process, 'reading')
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == -signal.SIGTERM
+
+
 def test_a_signal_while_it_compiles_ends_it_in_time(small_run):
     """With what it still computes, in the bound."""
     options = f'--policy={small_run.base}', f'--keys={KEYS},task=task', '--drain_s=0.5'
