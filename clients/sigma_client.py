@@ -1,11 +1,10 @@
 """A robot's side of a served policy: numpy, websockets and msgpack. Copy this one file.
 
 robot = Chunks(Client('ws://gpu-machine:8000', api_key='...'))
-arm.move(robot.act(observation))  # in a loop, at the rate of the policy's actions
-"""
+arm.move(robot.act(observation))  # in a loop, at the rate of the policy's actions"""
 
-import concurrent.futures
-import time
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter, sleep
 
 import msgpack
 import numpy as np
@@ -24,15 +23,14 @@ def write(x):
 
 def read(x):
     """The other way; arrays are not to be written to."""
-    if b'__npgeneric__' in x:
-        return np.dtype(x[b'dtype']).type(x[b'data'])
-    whole = b'__ndarray__' in x
-    return np.frombuffer(x[b'data'], x[b'dtype']).reshape(x[b'shape']) if whole else x
+    if b'__ndarray__' in x:
+        return np.frombuffer(x[b'data'], x[b'dtype']).reshape(x[b'shape'])
+    return np.dtype(x[b'dtype']).type(x[b'data']) if b'__npgeneric__' in x else x
 
 
 class Client:
-    """Asks for chunks. A connection that breaks is made again, for `patience_s` at most: to the
-    server another episode. `connections` counts them; `ssl` is a context for wss://."""
+    """Asks for chunks. A connection that breaks, unless for good, is made again for `patience_s` at
+    most: to the server another episode. `connections` counts; `ssl` is a context for wss://."""
 
     def __init__(self, uri, api_key='', patience_s=60.0, ssl=None):
         key = {'Authorization': f'Api-Key {api_key}'} if api_key else None
@@ -48,21 +46,22 @@ class Client:
         return msgpack.unpackb(answer, object_hook=read)
 
     def _try(self, message):
-        end = time.monotonic() + self._patience_s
+        end = perf_counter() + self._patience_s
         while True:
             try:
                 if self._socket is None:
-                    socket = self._connect().__enter__()  # whatever websockets' `connect` returns
-                    hello, self._socket = socket.recv(10), socket
-                    self.connections += 1
+                    s = self._connect().__enter__()  # whatever websockets' `connect` returns
+                    hello, self._socket, self.connections = s.recv(10), s, self.connections + 1
                 if message is not None:
                     self._socket.send(message)
                 return hello if message is None else self._socket.recv()
             except (ConnectionClosed, OSError, InvalidStatus) as error:
-                self._socket, answer = None, getattr(error, 'response', None)
-                if getattr(answer, 'status_code', 503) != 503 or time.monotonic() > end:
-                    raise
-                time.sleep(0.2)
+                self._socket, why = None, getattr(error, 'response', getattr(error, 'rcvd', None))
+                code = getattr(why, 'status_code', getattr(why, 'code', 503))
+                if code < 500 or code in (1002, 1003, 1008, 1009) or perf_counter() > end:
+                    said = f'{error} {getattr(why, "body", b"").decode()}'.strip()
+                    raise ConnectionError(f'expected an answer, got: {said}') from error
+                sleep(0.2)
 
 
 class Chunks:
@@ -70,11 +69,10 @@ class Chunks:
     it comes meanwhile, and goes on from what is left. With `wait` the robot stands still for it."""
 
     def __init__(self, client, steps=None, wait=False):
-        self.client, self._wait = client, wait
+        self.client, self._wait, self._pool = client, wait, ThreadPoolExecutor(1)
         self.steps = steps or client.metadata['action_steps']
-        self._late = [0 if wait else 1]  # steps that were carried out while a chunk was computed
+        self._late = [0 if wait else 1]  # steps that passed while a chunk was computed
         self._chunk, self._at, self._asked = (), 0, None
-        self._pool = concurrent.futures.ThreadPoolExecutor(1)
 
     def reset(self):
         """The next observation is the first of an episode."""
@@ -87,13 +85,15 @@ class Chunks:
         if self._asked is None and self._at >= min(self.steps, len(self._chunk)) - delay:
             most = 0 if self._wait or left <= 0 else self.client.metadata.get('max_delay', 0)
             rest = {'prefix': self._chunk[self._at :], 'delay': min(delay, most, left)}
+            self._since, self._then = self._at, perf_counter()
             self._asked = self._pool.submit(self.client.infer, observation, **rest if most else {})
-            self._since = self._at
         if self._asked and (self._wait or left <= 0 or self._asked.done()):
-            asked, self._asked, late = self._asked, None, self._at - self._since
+            asked, self._asked = self._asked, None
+            late, now = self._at - self._since, perf_counter()
             answer = asked.result()
             self._chunk = answer.get('motor_commands', answer['actions'])
-            self._late = [*self._late[-9:], late] if late else self._late
+            stood = (perf_counter() - now) / (now - self._then) * late  # still, for so many steps
+            self._late = [*self._late[-9:], late + int(stood + 0.9)] if late else self._late
             self._at = min(late, len(self._chunk) - 1)
         self._at += 1
         return self._chunk[self._at - 1]

@@ -21,12 +21,14 @@ from sigma_jax.cli.tables import show_serving_forecast
 from sigma_jax.convert.load_base import ModelConfig, open_base
 from sigma_jax.errors import UserError
 from sigma_jax.policies.protocol import PolicySpec
+from sigma_jax.policies.serving import running
 from sigma_jax.policies.serving.openpi.keys import parse_keys
 from sigma_jax.processing.spec import ProcessorConfig
 from tests.policies.acting import TOKENIZER, observation
 
 pytestmark = pytest.mark.usefixtures('in_time')
 ROOT = pathlib.Path(__file__).parents[1]
+TINY = ROOT / 'assets' / 'pi05_tiny'
 SPEC = PolicySpec((), 6, 6, 16, 16, ProcessorConfig())
 KEYS = 'observation.images.up=up,observation.images.side=side,observation.state=observation.state'
 
@@ -73,10 +75,20 @@ def test_from_start_to_end(small_run, tmp_path):
 @pytest.mark.parametrize(
     ('change', 'sentence'),
     [
-        ({'clients': 0}, 'clients, max_message_mib, idle_s and drain_s above 0 .* got 0, 32'),
-        ({'max_message_mib': -1.0}, 'got 64, -1, 600, 10 and 200'),
-        ({'idle_s': 0.0}, 'got 64, 32, 0, 10'),
-        ({'rate': -1.0}, 'and -1; 0 stands for no bound on the rate alone'),
+        ({'clients': 0}, 'expected clients from 1 to 1,000,000, got 0; choose one'),
+        ({'max_message_mib': -1.0}, 'expected max_message_mib from 0.001 to .* got -1.0'),
+        ({'idle_s': float('inf')}, 'expected idle_s .* got inf'),
+        ({'drain_s': 0.0}, 'expected drain_s .* got 0.0'),
+        ({'rate': -1.0}, 'expected rate from 0 to .*, got -1.0; 0 stands for no bound'),
+        ({'rate': float('nan')}, 'expected rate .* got nan'),
+        ({'max_wait_ms': float('nan')}, 'expected max_wait_ms .* got nan'),
+        ({'max_batch': -1}, 'expected max_batch .* got -1; 0 stands for 8, or 1 on a CPU'),
+        ({'port': 99999}, 'expected port from 0 to 65,535, got 99999; 0 takes a free one'),
+        ({'port': -5}, 'expected port .* got -5'),
+        ({'lerobot_port': 99999}, 'expected lerobot_port from -1 to 65,535, got 99999'),
+        ({'record_fps': 0}, 'expected record_fps from 1 to 1,000, got 0'),
+        ({'compilation_cache': '/proc/x'}, 'expected compilation_cache where files can be written'),
+        ({'record': '/proc/x/set'}, 'expected record where files can be written, got /proc/x'),
         ({'host': '0.0.0.0'}, r'expected a key for what others reach \(0.0.0.0\), got none'),
         ({'tls_key': 'nowhere'}, 'expected a certificate and its key in PEM'),
         ({'api_key_file': 'nowhere'}, 'expected a key, one word in ASCII, in nowhere, got none'),
@@ -85,6 +97,27 @@ def test_from_start_to_end(small_run, tmp_path):
 def test_settings_that_make_no_sense(change, sentence):
     with pytest.raises(UserError, match=sentence):
         ServingConfig(**change).check()
+
+
+@pytest.mark.parametrize(
+    ('change', 'renamed', 'sentence'),
+    [
+        ({'lerobot_joints': 'a, b'}, None, r'expected lerobot_joints as 6 names, got 2 \(a, b\)'),
+        ({'default_prompt': 'word ' * 300}, None, 'default_prompt: expected .* tokens'),
+        ({}, {'front': 'up'}, 'takes any by their order, got front; leave --cameras out'),
+    ],
+)
+def test_settings_that_do_not_fit_the_policy(monkeypatch, change, renamed, sentence):
+    monkeypatch.setattr(running, 'run', lambda *_, **__: pytest.fail('it serves'))
+    policy = sj.load_policy(TINY, tokenizer=TOKENIZER, cameras=renamed)
+    with pytest.raises(UserError, match=sentence):
+        sj.serve(policy, ServingConfig(port=0, **change))
+
+
+def test_a_seed_that_is_none():
+    with started(f'--policy={TINY}', '--seed=-1') as process:
+        assert 'expected --seed from 0 to 4294967295, got -1' in process.communicate(timeout=60)[1]
+        assert process.returncode == 2
 
 
 def test_settings_reach_the_server(tmp_path):
@@ -107,6 +140,13 @@ def test_cameras_that_clients_name_are_compiled_for():
     assert camera_names(parse_keys('libero', SPEC)) == ['base_0_rgb', 'left_wrist_0_rgb']
 
 
+def test_a_signal_while_the_policy_is_read_ends_it_at_once():
+    with started(f'--policy={TINY}') as process:
+        line_with(process, 'reading')
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == -signal.SIGTERM
+
+
 def test_a_signal_while_it_compiles_ends_it_in_time(small_run):
     """With what it still computes, in the bound."""
     options = f'--policy={small_run.base}', f'--keys={KEYS},task=task', '--drain_s=0.5'
@@ -122,11 +162,10 @@ def test_a_signal_while_it_compiles_ends_it_in_time(small_run):
 
 
 def test_weights_are_told_as_they_lie_there_and_a_batch_as_it_is(unread):
-    tiny = ROOT / 'assets' / 'pi05_tiny'
-    found = sj.forecast_serving(tiny, card='l4', max_batch=4)
-    stored = (tiny / 'model.safetensors').stat().st_size
+    found = sj.forecast_serving(TINY, card='l4', max_batch=4)
+    stored = (TINY / 'model.safetensors').stat().st_size
     assert 0.9 * stored < found.parts['weights'] < stored
-    pictures = 4 * 2 * open_base(str(tiny), ModelConfig()).config.image_size ** 2 * 3
+    pictures = 4 * 2 * open_base(str(TINY), ModelConfig()).config.image_size ** 2 * 3
     assert pictures < found.parts['a batch'] < pictures + 20_000
     assert found.fits and found.notes[-1] == '2 views, a prompt of 200 tokens, products in float32'
 

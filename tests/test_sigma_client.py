@@ -217,7 +217,35 @@ def test_its_patience_ends(policy):
 def test_a_wrong_key_is_told_at_once(policy):
     with serving(policy, OpenpiSettings(port=0, key='right')) as server:
         start = time.perf_counter()
-        with pytest.raises(sigma_client.InvalidStatus, match='401'):
+        with pytest.raises(ConnectionError, match='HTTP 401 expected the key of this server'):
             connect(server, api_key='wrong')
         assert time.perf_counter() - start < 5
         assert connect(server, api_key='right').connections == 1
+
+
+def test_a_message_that_is_too_long_is_told_once(policy):
+    with serving(
+        policy, OpenpiSettings(port=0, rate=0, bounds=wire.Bounds(bytes=10_000))
+    ) as server:
+        client = connect(server)
+        start = time.perf_counter()
+        with pytest.raises(ConnectionError, match=r'expected an answer, got: .*1009 .*10000 bytes'):
+            client.infer(observation(size=100))
+        assert time.perf_counter() - start < 5 and client.connections == 1
+        assert 'actions' in client.infer(observation()) and client.connections == 2
+
+
+def test_it_learns_how_late_chunks_are_even_where_it_carries_out_whole_ones(server):
+    """Five steps late: the robot stands still once, then never again."""
+    robot, step = sigma_client.Chunks(connect(server), steps=16), 0.02
+    asked = robot.client.infer
+    robot.client.infer = lambda *seen, **rest: (time.sleep(4.5 * step), asked(*seen, **rest))[1]
+    robot.act(observation())
+    stood = []
+    for _ in range(64):
+        time.sleep(step)
+        start = time.perf_counter()
+        robot.act(observation())
+        stood.append(time.perf_counter() - start > step)
+    assert sum(stood) == 1 and stood[15] and 4 <= max(robot._late) <= 8
+    settle(robot)

@@ -3,11 +3,14 @@
 import asyncio
 import dataclasses
 import gc
+import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
 
 from sigma_jax import xla
 from sigma_jax.errors import UserError
+from sigma_jax.policies.acting import ActingPolicy
 from sigma_jax.policies.protocol import Policy, Program
 from sigma_jax.policies.serving import running
 from sigma_jax.policies.serving.batching import Batcher
@@ -19,11 +22,25 @@ from sigma_jax.policies.serving.openpi.server import OpenpiServer, OpenpiSetting
 from sigma_jax.policies.serving.openpi.wire import Bounds
 from sigma_jax.policies.serving.recording import Recorder
 from sigma_jax.policies.serving.running import Server
+from sigma_jax.processing.processor import Processor
 from sigma_jax.training.compilation import enable_compilation_cache
 from sigma_jax.training.progress import SILENT, Reporter
 
 MIB = 2**20
 MAX_BATCH = 8
+MOST = 1_000_000  # of what has no bound of its own; gRPC counts milliseconds in 31 bits
+BOUNDS: dict[str, tuple[float, float, str]] = {  # least, most, what to do
+    'port': (0, 65535, '0 takes a free one'),
+    'lerobot_port': (-1, 65535, '0 takes a free one, -1 serves none'),
+    'max_batch': (0, MOST, '0 stands for 8, or 1 on a CPU'),
+    'max_wait_ms': (0, MOST, 'choose one'),
+    'clients': (1, MOST, 'choose one'),
+    'rate': (0, MOST, '0 stands for no bound'),
+    'max_message_mib': (0.001, MOST, 'choose one'),
+    'idle_s': (0.001, MOST, 'choose one'),
+    'drain_s': (0.001, MOST, 'choose one'),
+    'record_fps': (1, 1000, 'choose one'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +99,45 @@ class ServingConfig:
 
         Raises:
           UserError: a key that is needed and absent, a certificate that is none, a bound that makes
-            no sense.
+            no sense, a folder that cannot be written.
         """
         check_key(self.host, read_key(self.api_key_file))
         tls_context(self.tls_certificate, self.tls_key)
-        least = min(self.clients, self.max_message_mib, self.idle_s, self.drain_s)
-        if least <= 0 or self.rate < 0:
-            raise UserError(
-                'expected clients, max_message_mib, idle_s and drain_s above 0 and a rate of 0 or '
-                f'more, got {self.clients}, {self.max_message_mib:g}, {self.idle_s:g}, '
-                f'{self.drain_s:g} and {self.rate:g}; 0 stands for no bound on the rate alone'
+        for name, (least, most, do) in BOUNDS.items():
+            if not least <= (value := getattr(self, name)) <= most:
+                raise UserError(f'expected {name} from {least:,} to {most:,}, got {value!r}; {do}')
+        if self.compilation_cache:
+            check_writable(
+                'compilation_cache',
+                pathlib.Path(os.path.expandvars(self.compilation_cache)).expanduser(),
             )
+        if self.record:
+            check_writable('record', pathlib.Path(self.record).parent)
+
+    def check_for(self, policy: Policy) -> None:
+        """What can be seen once the policy is there; `serve` sees it too.
+
+        Args:
+          policy: that is served.
+
+        Raises:
+          UserError: a setting that does not fit it.
+        """
+        joints = joint_names(self.lerobot_joints)
+        if joints and len(joints) != policy.spec.state_dim:
+            raise UserError(
+                f'expected lerobot_joints as {policy.spec.state_dim} names, got {len(joints)} '
+                f'({", ".join(joints)}); name each joint of the state'
+            )
+        if not isinstance(policy, ActingPolicy):
+            return
+        if policy.cameras and not policy.spec.cameras:
+            raise UserError(
+                'expected no cameras to rename, since this policy takes any by their order, got '
+                f'{", ".join(policy.cameras)}; leave --cameras out'
+            )
+        if self.default_prompt:
+            check_task(policy.actor.processor, self.default_prompt)
 
 
 def serve(
@@ -113,6 +158,7 @@ def serve(
         needed and absent.
     """
     config.check()
+    config.check_for(policy)
     enable_compilation_cache(config.compilation_cache, least_s=0.0)
     metrics, keys = Metrics(), parse_keys(config.keys, policy.spec)
     settings = openpi_settings(config, keys)
@@ -226,7 +272,6 @@ def lerobot_settings(config: ServingConfig, shared: OpenpiSettings) -> LerobotSe
     Returns:
       Settings of the server.
     """
-    names = (name.strip() for name in config.lerobot_joints.split(','))
     return LerobotSettings(
         host=shared.host,
         port=config.lerobot_port,
@@ -237,8 +282,58 @@ def lerobot_settings(config: ServingConfig, shared: OpenpiSettings) -> LerobotSe
         clients=shared.clients,
         rate=shared.rate,
         idle_s=shared.idle_s,
-        joints=tuple(name for name in names if name),
+        joints=joint_names(config.lerobot_joints),
     )
+
+
+def joint_names(text: str) -> tuple[str, ...]:
+    """Names of a setting.
+
+    Args:
+      text: names, by commas.
+
+    Returns:
+      In order, without blanks; () of ''.
+    """
+    return tuple(name.strip() for name in text.split(',') if name.strip())
+
+
+def check_task(processor: Processor, task: str) -> None:
+    """Whether an instruction fits the prompt of a policy, at an average state.
+
+    Args:
+      processor: the policy's.
+      task: the instruction.
+
+    Raises:
+      UserError: it is too long.
+    """
+    state = processor.normalized(processor.statistics['state'].mean)
+    try:
+        processor.prompt(task, state)
+        processor.text(task)
+    except UserError as error:
+        raise UserError(f'default_prompt: {error}') from error
+
+
+def check_writable(setting: str, folder: pathlib.Path) -> None:
+    """Whether files can be written to a folder, which is made where it is absent.
+
+    Args:
+      setting: that names it.
+      folder: to be written to.
+
+    Raises:
+      UserError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f'expected {setting} where files can be written, got {folder} '
+            f'({error.strerror}); choose a folder of yours'
+        ) from error
 
 
 def read_key(file: str) -> str:

@@ -101,7 +101,7 @@ class Batcher:
         if max_batch < 1 or max_wait_s < 0:
             raise UserError(
                 f'expected batches of at least 1 and a wait of at least 0 seconds, got {max_batch} '
-                f'and {max_wait_s}; 8 and 0.002 are the defaults'
+                f'and {max_wait_s}; choose others'
             )
         self.policy = policy
         self._max_batch, self._max_wait_s = max_batch, max_wait_s

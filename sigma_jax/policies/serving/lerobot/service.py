@@ -75,7 +75,8 @@ class LerobotServer:
       recorder: keeps what comes and goes; None: nothing does.
 
     Raises:
-      UserError: an address that others reach, without a key; a certificate that cannot be read.
+      UserError: an address that others reach, without a key; a certificate that cannot be read; or
+        grpcio is missing.
 
     Examples:
       >>> async def serve(batcher):
@@ -93,6 +94,7 @@ class LerobotServer:
     ):
         check_key(settings.host, settings.key)
         tls_context(settings.certificate, settings.private_key)
+        self._grpc = import_grpc()  # what is missing is told before any door opens
         self._batcher, self._settings = batcher, settings
         self._metrics = metrics or Metrics()
         self._sessions = Sessions(
@@ -118,10 +120,9 @@ class LerobotServer:
           The port.
 
         Raises:
-          UserError: grpcio is missing, the address is taken, or the certificate cannot be read.
+          UserError: the address is taken, or the certificate cannot be read.
         """
-        grpc = import_grpc()
-        settings = self._settings
+        grpc, settings = self._grpc, self._settings
         self._server = grpc.aio.server(
             options=[
                 ('grpc.max_receive_message_length', 2 * wire.PART),
@@ -141,7 +142,6 @@ class LerobotServer:
                 f'expected a free address, got {address}, which cannot be had; choose another port'
             ) from error
         await self._server.start()
-        log.info('serving LeRobot clients at %s:%d', settings.host, port)
         return port
 
     async def stop(self, grace_s: float = 10.0) -> bool:

@@ -145,9 +145,7 @@ class OpenpiServer:
                 f'expected a free address, got {settings.host}:{settings.port} '
                 f'({error.strerror}); choose another --port'
             ) from error
-        port = next(iter(self._server.sockets)).getsockname()[1]
-        log.info('serving openpi clients at %s:%d', settings.host, port)
-        return port
+        return next(iter(self._server.sockets)).getsockname()[1]
 
     async def stop(self, grace_s: float = 10.0) -> bool:
         """Refuses new clients and requests, answers those that are there, and closes.
