@@ -138,7 +138,9 @@ def copy_tokenizer(tokenizer: str, folder: pathlib.Path) -> str:
     return shutil.copyfile(file, folder / f'tokenizer{file.suffix}').name
 
 
-def read(folder: pathlib.Path, told: Mapping[str, Any], base: Base, config: RunConfig) -> Any:
+def read(
+    folder: pathlib.Path, told: Mapping[str, Any], base: Base, config: RunConfig
+) -> Surroundings:
     """What `write` wrote.
 
     Args:
@@ -148,7 +150,7 @@ def read(folder: pathlib.Path, told: Mapping[str, Any], base: Base, config: RunC
       config: of the training.
 
     Returns:
-      The `Surroundings`.
+      What the policy acts with.
 
     Raises:
       UserError: damaged statistics, or a damaged robot.
