@@ -423,3 +423,10 @@ def test_comings_and_goings_are_logged(policy, caplog):
         ask_once(server, {'x': 1})
     text = caplog.text
     assert 'connected' in text and 'refused: expected keys out of' in text and 'gone' in text
+
+
+def test_a_page_that_is_none(server):
+    status, _, text = server.get('/nope')
+    assert status == 404 and text.startswith(
+        'expected /healthz, /metrics or a websocket, got /nope'
+    )
