@@ -81,10 +81,10 @@ class LeRobotWriter:
             key: VideoWriter(
                 self._path(tables.VIDEO_PATH, video_key=key),
                 *size,
-                recording.fps,
+                self.recording.fps,
                 self._settings,
             )
-            for key, size in recording.image_sizes.items()
+            for key, size in self.recording.image_sizes.items()
         }
 
     def add_episode(
