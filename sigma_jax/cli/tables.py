@@ -79,7 +79,10 @@ def show_serving_forecast(forecast: ServingForecast, console: Console) -> None:
         table.add_row(name, f'{size / GIB:.2f}')
     table.add_row('all', f'{forecast.total / GIB:.2f}')
     console.print(table)
-    times = ', '.join(f'{ms:.1f} ms for {batch}' for batch, ms in forecast.least_ms.items())
+    times = ', '.join(
+        f'{ms:.1f} ms for {batch}' if ms >= 0.1 else f'< 0.1 ms for {batch}'
+        for batch, ms in forecast.least_ms.items()
+    )
     for line in (f'at the least {times} at once', *forecast.notes, forecast.verdict):
         console.print(line, highlight=False, soft_wrap=True)
 

@@ -63,6 +63,13 @@ class LeRobotWriter:
         self._sampled = 0
         self._frames = 0
         self._schema = tables.data_schema(recording)
+        try:
+            self._open()
+        except BaseException:  # on a full disk, say
+            self.abort()
+            raise
+
+    def _open(self) -> None:
         self._parquet = pq.ParquetWriter(
             self._path(tables.DATA_PATH),
             self._schema,
@@ -74,10 +81,10 @@ class LeRobotWriter:
             key: VideoWriter(
                 self._path(tables.VIDEO_PATH, video_key=key),
                 *size,
-                recording.fps,
+                self.recording.fps,
                 self._settings,
             )
-            for key, size in recording.image_sizes.items()
+            for key, size in self.recording.image_sizes.items()
         }
 
     def add_episode(

@@ -125,6 +125,13 @@ class Recorder:
                 _leave_out(rows, 'one before it could not be written')
         except Exception as error:
             _leave_out(rows, error)
+            if not self._whole:
+                log.warning(
+                    'expected room for what is recorded, got none at %s: nothing more is, and '
+                    'robots are answered as ever; free some, and start the server again with '
+                    'another --record',
+                    self.out.parent,
+                )
         finally:
             with self._count:
                 self._waiting -= size
@@ -156,7 +163,11 @@ class Recorder:
         widths = self._spec.state_dim, self._spec.action_dim
         joints, actions = (tuple(f'joint_{n}' for n in range(width)) for width in widths)
         recording = Recording(joints, sizes, self._fps, robot_type='unknown', actions=actions)
-        self._writer = LeRobotWriter(self.out, recording, VIDEO)
+        try:
+            self._writer = LeRobotWriter(self.out, recording, VIDEO)
+        except Exception:  # of the disk, too
+            self._whole = False
+            raise
         return self._writer
 
 

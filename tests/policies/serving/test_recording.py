@@ -155,6 +155,19 @@ def test_a_disk_that_stays_full_leaves_nothing_and_breaks_nothing(tmp_path, capl
     assert '1 recorded episodes are lost: [Errno 28]' in caplog.text
 
 
+def test_a_disk_that_is_full_before_the_first_episode_is_told_once(tmp_path, caplog, monkeypatch):
+    """What was begun goes; later episodes are left out without another try."""
+    recorder = Recorder(tmp_path / 'set', SPEC)
+    monkeypatch.setattr('sigma_jax.data.lerobot.writer.VideoWriter', full_disk)
+    for _ in range(2):
+        keep(recorder, episode := recorder.episode(), range(2))
+        episode.end()
+    assert recorder.close() is None and list(tmp_path.iterdir()) == []
+    told = [line.getMessage() for line in caplog.records]
+    assert sum('free some, and start the server again' in text for text in told) == 1
+    assert sum('2 requests is not recorded' in text for text in told) == 2
+
+
 def test_robots_that_are_faster_than_the_encoder_fill_no_memory(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(recording, 'MOST', 4 * 2 * 64 * 64 * 3)
     recorder = Recorder(tmp_path / 'set', SPEC)

@@ -111,7 +111,7 @@ def parse_keys(text: str, spec: PolicySpec) -> KeyMap:
 def _with_pair(keys: KeyMap, pair: str) -> KeyMap:
     """A map with one pair more, which replaces what its key was before."""
     theirs, equals, ours = (part.strip() for part in pair.partition('='))
-    if not theirs or not equals:
+    if not theirs or not equals or '=' in ours:
         raise UserError(f'expected keys as pairs CLIENT=POLICY, got {pair!r}; write observation=up')
     found = dataclasses.replace(
         keys,
@@ -132,11 +132,18 @@ def _with_pair(keys: KeyMap, pair: str) -> KeyMap:
     return dataclasses.replace(found, cameras=cameras)
 
 
+def _told(keys: KeyMap) -> str:
+    """A map as a setting would say it."""
+    pairs = [*keys.cameras, *[(key, STATE) for key in keys.state]]
+    pairs += [(keys.task, TASK)] if keys.task else []
+    return ','.join(f'{theirs}={ours}' for theirs, ours in pairs)
+
+
 def _check(keys: KeyMap, spec: PolicySpec) -> None:
     if not keys.cameras or not keys.state or not keys.task:
         raise UserError(
-            f'expected keys for a camera, {STATE} and {TASK}, got {keys}; add CLIENT=POLICY pairs '
-            'for all three'
+            f'expected keys for a camera, {STATE} and {TASK}, got {_told(keys) or "none"}; add '
+            'CLIENT=POLICY pairs for all three'
         )
     known = set(spec.cameras)
     unknown = [
@@ -217,7 +224,7 @@ def _frame(key: str, value: Any) -> np.ndarray:
         )
     if not 0 < min(value.shape) <= max(value.shape) <= SIDE:
         raise UserError(
-            f'expected {key} with sides of 1 to {SIDE} pixels, got {_what(value)}; make it smaller'
+            f'expected {key} with sides of 1 to {SIDE} pixels, got {_what(value)}; resize it'
         )
     return value
 
@@ -226,7 +233,8 @@ def _state(seen: Mapping[str, Any], keys: KeyMap) -> np.ndarray:
     """The robot's reading, float32 [p]."""
     if missing := [key for key in keys.state if key not in seen]:
         raise UserError(
-            f'expected {missing[0]} in an observation, got {_few(sorted(seen))}; add it'
+            f'expected {missing[0]} in an observation, got {_few(sorted(seen)) or "nothing"}; '
+            'add it'
         )
     parts = []
     for key in keys.state:

@@ -190,6 +190,9 @@ class OpenpiServer:
             del response.headers['Content-Type']
             response.headers['Content-Type'] = CONTENT_TYPE
             return response
+        if 'Upgrade' not in request.headers and path != '/':
+            text = f'expected /healthz, /metrics or a websocket, got {path[:100]}; ask for one\n'
+            return socket.respond(HTTPStatus.NOT_FOUND, text)
         if len(self._clients) >= self._settings.clients:
             text = f'expected at most {self._settings.clients} clients, got one more; come later\n'
             return socket.respond(HTTPStatus.SERVICE_UNAVAILABLE, text)

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from sigma_jax.errors import UserError
+from sigma_jax.policies.draws import SEEDS
 from sigma_jax.policies.protocol import ACTIONS, PolicyState
 from sigma_jax.policies.serving.batching import Answer, Batcher
 from sigma_jax.policies.serving.openpi.keys import KeyMap, flatten, translate
@@ -26,7 +27,7 @@ from sigma_jax.policies.serving.recording import Episode
 RESET, EPISODE, SEED, NOISE = 'reset', 'episode', 'seed', 'noise'
 PREFIX, DELAY = 'prefix', 'delay'
 WISHES = RESET, EPISODE, SEED, NOISE, PREFIX, DELAY
-LARGEST = 2**31  # of an episode's number and a seed
+LARGEST = {EPISODE: 2**31, SEED: SEEDS}  # below which their numbers are; others as episodes
 
 
 class Session:
@@ -102,6 +103,12 @@ class Session:
             raise UserError(f'expected {PREFIX} and {DELAY} together, got one alone; send both')
         if PREFIX in wishes:
             asked[DELAY] = _number(DELAY, wishes[DELAY])
+            horizon, given = self._batcher.policy.spec.horizon, len(asked[PREFIX])
+            if given > horizon:
+                raise UserError(
+                    f'expected {PREFIX} of at most {horizon} actions, got {given}; send what is '
+                    'left of the chunk before'
+                )
             if not most_delay(self._batcher.policy.metadata()):
                 raise UserError(
                     f'expected no {PREFIX}, since this policy does not go on from a chunk, got '
@@ -181,15 +188,17 @@ def _rows(name: str, value: Any) -> Float[np.ndarray, 't d']:
     with np.errstate(over='ignore'):  # what is too large becomes infinite, and is refused
         given = value.astype(np.float32) if right else None
     if given is None or not np.isfinite(given).all():
-        raise UserError(f'expected {name} as finite floats [t d], got others; send an array')
+        axes = '[t d]' if name == NOISE else '[t2 a]'
+        raise UserError(f'expected {name} as finite floats {axes}, got others; send an array')
     return given
 
 
 def _number(name: str, value: Any) -> int:
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not 0 <= value < LARGEST:
+    below = LARGEST.get(name, LARGEST[EPISODE])
+    if not whole or not 0 <= value < below:
         raise UserError(
-            f'expected {name} as a whole number from 0 to below {LARGEST}, got '
+            f'expected {name} as a whole number from 0 to below {below}, got '
             f'{value if whole else type(value).__name__}'
         )
     return int(value)

@@ -147,7 +147,7 @@ def _array(found: Mapping[str, Any]) -> np.ndarray:
     dtype = _dtype(found.get('dtype'))
     whole = isinstance(shape, list) and len(shape) <= 8
     if not whole or not all(type(n) is int and 0 <= n < SIDE for n in shape):  # type: ignore
-        raise UserError(f'expected the shape of an array as a list of sizes, got {_short(shape)}')
+        raise UserError(f'expected the shape of an array as a list of sizes, got {shape!r:.60}')
     assert isinstance(shape, list)
     count = math.prod(shape)
     if not isinstance(data, bytes) or len(data) != count * dtype.itemsize:

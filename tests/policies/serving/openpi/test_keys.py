@@ -170,3 +170,15 @@ def test_the_default_instruction_stands_in():
     keys = parse_keys('libero', PI05)
     assert translate(seen, keys, 'be careful')[TASK] == 'be careful'
     assert translate(GOOD, keys, 'be careful')[TASK] == 'x'
+
+
+def test_what_a_setting_lacks_is_told_as_a_setting_says_it():
+    with pytest.raises(UserError, match='got a=up; add CLIENT=POLICY pairs for all three'):
+        parse_keys('a=up', FREE)
+    with pytest.raises(UserError, match="expected keys as pairs CLIENT=POLICY, got 'a=b=c'"):
+        parse_keys('a=b=c', FREE)
+
+
+def test_an_observation_of_nothing_is_told_so():
+    with pytest.raises(UserError, match='expected .*state in an observation, got nothing; add it'):
+        translate({}, PRESETS['lerobot'])

@@ -144,8 +144,14 @@ def test_a_chunk_goes_on_from_what_is_left_as_in_process(policy):
         assert np.array_equal(client.ask(seen)['actions'], before)
         for wrong in ({'prefix': before}, {'delay': 1}, {'prefix': before, 'delay': -1}):
             assert 'expected' in client.ask(seen | wrong)
+        long = client.ask(seen | {'prefix': np.concatenate([before, before]), 'delay': 3})
+        assert long.startswith('expected prefix of at most 16 actions, got 32; send what is left')
+        others = client.ask(seen | {'prefix': before[0], 'delay': 3})
+        assert others.startswith('expected prefix as finite floats [t2 a], got others')
         got = client.ask(seen | {'prefix': before[4:], 'delay': 3})['actions']
         assert np.array_equal(got, want) and np.array_equal(got[:3], before[4:7])
+        assert 'actions' in client.ask(seen | {'seed': 2**32 - 1})
+        assert '0 to below 4294967296' in client.ask(seen | {'seed': 2**32})
 
 
 def test_a_policy_that_was_not_told_how_goes_on_from_nothing(server):
@@ -417,3 +423,10 @@ def test_comings_and_goings_are_logged(policy, caplog):
         ask_once(server, {'x': 1})
     text = caplog.text
     assert 'connected' in text and 'refused: expected keys out of' in text and 'gone' in text
+
+
+def test_a_page_that_is_none(server):
+    status, _, text = server.get('/nope')
+    assert status == 404 and text.startswith(
+        'expected /healthz, /metrics or a websocket, got /nope'
+    )

@@ -130,6 +130,7 @@ BAD = {
     'long dtype': (array(dtype='<f4' * 1000), r"got '<f4<f4.*\.\.\."),
     'no shape': (array(shape=...), 'expected the shape of an array as a list of sizes, got None'),
     'shape -1': (array(shape=[-1]), 'as a list of sizes'),
+    'a shape told': (array(shape=[-1]), r'sizes, got \[-1\]'),
     'shape of truths': (array(shape=[True, 2]), 'as a list of sizes'),
     'shape of halves': (array(shape=[2.0]), 'as a list of sizes'),
     'shape of many': (array(shape=[1] * 9), 'as a list of sizes'),
