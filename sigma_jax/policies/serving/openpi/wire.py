@@ -9,6 +9,7 @@ whatever it says of itself. The package msgpack-numpy reads the same form, and f
 
 import dataclasses
 import math
+import reprlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -147,7 +148,8 @@ def _array(found: Mapping[str, Any]) -> np.ndarray:
     dtype = _dtype(found.get('dtype'))
     whole = isinstance(shape, list) and len(shape) <= 8
     if not whole or not all(type(n) is int and 0 <= n < SIDE for n in shape):  # type: ignore
-        raise UserError(f'expected the shape of an array as a list of sizes, got {shape!r:.60}')
+        told = reprlib.repr(shape)
+        raise UserError(f'expected the shape of an array as a list of sizes, got {told:.60}')
     assert isinstance(shape, list)
     count = math.prod(shape)
     if not isinstance(data, bytes) or len(data) != count * dtype.itemsize:
