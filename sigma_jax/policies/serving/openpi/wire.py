@@ -9,8 +9,8 @@ whatever it says of itself. The package msgpack-numpy reads the same form, and f
 
 import dataclasses
 import math
-import reprlib
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
