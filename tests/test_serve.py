@@ -103,7 +103,11 @@ def test_settings_that_make_no_sense(change, sentence):
     ('change', 'renamed', 'sentence'),
     [
         ({'lerobot_joints': 'a, b'}, None, r'expected lerobot_joints as 6 names, got 2 \(a, b\)'),
-        ({'default_prompt': 'word ' * 300}, None, 'default_prompt: expected .* tokens'),
+        (
+            {'default_prompt': 'word ' * 300},
+            None,
+            'expected a default_prompt that the policy can read, got: .* tokens',
+        ),
         ({}, {'front': 'up'}, 'takes any by their order, got front; leave --cameras out'),
     ],
 )

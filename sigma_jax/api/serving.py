@@ -313,7 +313,9 @@ def check_task(processor: Processor, task: str) -> None:
         processor.prompt(task, state)
         processor.text(task)
     except UserError as error:
-        raise UserError(f'default_prompt: {error}') from error
+        raise UserError(
+            f'expected a default_prompt that the policy can read, got: {error}'
+        ) from error
 
 
 def check_writable(setting: str, folder: pathlib.Path) -> None:
