@@ -34,6 +34,9 @@ from benchmarks.serving_server import Running, serving
 GROWTH, DRIFT, ROUNDING = 0.02, 0.25, 1e-4
 SILENCE_S = 60  # after which an answer is lost
 WINDOW_S = 300  # or a sixth of the soak, so that there are six at least
+# LeRobot's protocol knows a robot by its address: one that comes by the port of a robot that left
+# without a word begins that one's next episode, of other noise
+EPISODES = {'openpi': 1, 'LeRobot': 3}
 SERVER = '--clients=1024', '--idle_s=60'  # robots that left without a word keep their seats so long
 
 
@@ -54,11 +57,11 @@ class Seats:
     """Robots that come and go, in processes that a clean one forks.
 
     Args:
-      right: what is to be answered, by step.
+      right: what is to be answered, by episode and step.
       end: when the last leaves, seconds since 1970.
     """
 
-    def __init__(self, right: Sequence[np.ndarray], end: float):
+    def __init__(self, right: Sequence[Sequence[np.ndarray]], end: float):
         self._right, self._end = right, end
         self._context = multiprocessing.get_context('forkserver')
         preloaded = 'benchmarks.serving_soak', 'rich.console', 'rich.table', *_lerobot_modules()
@@ -84,7 +87,7 @@ class Seats:
 
     def _listen(self, kind: str, receiving: Any, met: Met) -> None:
         """What one robot tells, to its end."""
-        killed = False
+        killed, right = False, self._right[0]
         with receiving:
             while receiving.poll(SILENCE_S):
                 try:
@@ -92,7 +95,8 @@ class Seats:
                 except EOFError:
                     return
                 if what == 'answer':
-                    self.take(met, *about)
+                    right = self.begun(kind, about[-1]) if about[-2] == 0 else right
+                    self.take(met, right, *about)
                 elif what == 'wrong':
                     met.wrong.append(about[0])
                 else:
@@ -102,14 +106,32 @@ class Seats:
         met.lost += not killed
         met.wrong.append(f'{kind}: no answer in {SILENCE_S} s')
 
-    def take(self, met: Met, at: float, took: float, step: int, actions: np.ndarray) -> None:
-        """Counts an answer, and compares it."""
+    def begun(self, kind: str, actions: np.ndarray) -> Sequence[np.ndarray]:
+        """The episode of which this is the first answer, or nearly; all others must be of it."""
+        return min(self._right[: EPISODES[kind]], key=lambda right: off(actions, right[0]))
+
+    def take(
+        self,
+        met: Met,
+        right: Sequence[np.ndarray],
+        at: float,
+        took: float,
+        step: int,
+        actions: np.ndarray,
+    ) -> None:
+        """Counts an answer, and compares it with that of its step."""
         met.answers.append((at, took))
-        right = self._right[step]
-        if actions.shape != right.shape or not np.isfinite(actions).all():
+        if np.isinf(found := off(actions, right[step])):
             met.wrong.append(f'step {step}: {list(actions.shape)} or not finite')
-            return
-        met.off = max(met.off, float(np.abs(actions - right).max() / np.abs(right).max()))
+        else:
+            met.off = max(met.off, found)
+
+
+def off(actions: np.ndarray, right: np.ndarray) -> float:
+    """The largest difference, relative to the largest action; infinity where there is none."""
+    if actions.shape != right.shape or not np.isfinite(actions).all():
+        return np.inf
+    return float(np.abs(actions - right).max() / np.abs(right).max())
 
 
 def soak(arguments: argparse.Namespace, load: Load) -> dict[str, Any]:
@@ -160,13 +182,18 @@ def in_a_process(work: Any, *given: Any) -> Any:
         return pool.submit(work, *given).result()
 
 
-def right_answers(arguments: argparse.Namespace, load: Load) -> list[np.ndarray]:
-    """What the policy itself gives, by step of an episode."""
+def right_answers(arguments: argparse.Namespace, load: Load) -> list[list[np.ndarray]]:
+    """What the policy itself gives, by episode and step."""
     import sigma_jax as sj
 
     policy = sj.load_policy(arguments.policy, tokenizer=arguments.tokenizer, dtype=arguments.dtype)
-    answers = [policy.infer(load.episode(step)) for step in range(LONGEST)]
-    return [np.asarray(one.get('motor_commands', one['actions'])) for one in answers]
+    episodes: list[list[np.ndarray]] = []
+    while len(episodes) < max(EPISODES.values()):
+        policy.reset()
+        answers = [policy.infer(load.episode(step)) for step in range(LONGEST)]
+        rows = [np.asarray(one.get('motor_commands', one['actions'])) for one in answers]
+        episodes.append(rows)
+    return episodes
 
 
 def joined(parts: Sequence[Met]) -> Met:
