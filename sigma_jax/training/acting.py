@@ -165,8 +165,8 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
 
 
 def is_weights(folder: pathlib.Path) -> bool:
-    """Whether an export holds nothing but merged weights, as that of a policy all of whose weights
-    were trained does.
+    """Whether an export is one of nothing but merged weights, as that of a policy all of whose
+    weights were trained. One that lacks its other parts is not: its record says how it acts.
 
     Args:
       folder: of the export.
@@ -174,8 +174,13 @@ def is_weights(folder: pathlib.Path) -> bool:
     Returns:
       Whether it does.
     """
-    parts = (folder / FACTORS, folder / HEADS)
-    return (folder / MERGED).is_dir() and not any(part.exists() for part in parts)
+    parts, record = (folder / FACTORS, folder / HEADS), folder / RECORD
+    if not (folder / MERGED).is_dir() or any(part.exists() for part in parts):
+        return False
+    try:
+        return not record.is_file() or 'acting' not in json.loads(record.read_text())
+    except (OSError, ValueError, TypeError):  # damaged: who reads it says so
+        return False
 
 
 def of_export(folder: pathlib.Path, base: str = '') -> Acting:

@@ -28,14 +28,7 @@ from sigma_jax.training.devices import Devices
 from sigma_jax.training.export import export_run
 from sigma_jax.training.run import Parts
 from tests.hub_server import on_hub
-from tests.trained_runs import COMPARED, first_episode, make_rows, recorded, same, save
-
-
-@pytest.fixture(scope='module')
-def rows(small_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('acting') / 'rows'
-    make_rows(small_run, folder)
-    return folder
+from tests.trained_runs import COMPARED, first_episode, recorded, same, save
 
 
 @pytest.fixture(scope='module')
@@ -357,6 +350,15 @@ def test_an_export_without_what_was_trained_is_refused(exported, tmp_path, name)
     (folder / name).rename(tmp_path / 'gone')
     with pytest.raises(UserError, match=f'expected {name} in .*, as its record says, got none'):
         load_policy(folder)
+
+
+def test_merged_weights_do_not_stand_for_all_that_was_trained(run, tmp_path):
+    """Beside them lie Sigma's heads; without these it would act as a base."""
+    out = export_run(run, tmp_path / 'out', merge=True)
+    shutil.rmtree(out / 'adapter')
+    (out / 'sigma.safetensors').unlink()
+    with pytest.raises(UserError, match='expected sigma.safetensors and adapter in .*, got none'):
+        load_policy(out)
 
 
 def test_factors_are_those_that_were_written(exported, tmp_path):

@@ -21,14 +21,7 @@ from sigma_jax.training.export import export_run
 from sigma_jax.training.folder import RunFolder
 from tests.hub_server import on_hub
 from tests.small_run import flow_config
-from tests.trained_runs import alone, first_episode, make_rows, recorded, same
-
-
-@pytest.fixture(scope='module')
-def rows(small_run, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('alone') / 'rows'
-    make_rows(small_run, folder)
-    return folder
+from tests.trained_runs import alone, first_episode, recorded, same
 
 
 @pytest.fixture(scope='module')
@@ -174,7 +167,8 @@ def test_the_script_serves_a_run_around_the_base_that_it_names(small_run, run, m
     with pytest.raises(SystemExit, match='0'):
         serve.main()
     seen = recorded(small_run, first_episode(small_run))[0]
-    assert serve.load(serve.parse()).infer(seen)['actions'].shape == (16, 6)
+    want = load_policy(run, base=small_run.base).infer(seen)
+    assert same(serve.load(serve.parse()).infer(seen), want)
 
 
 def test_an_export_of_all_weights_is_told_by_what_acts(small_run, tmp_path, unread):
