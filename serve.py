@@ -60,10 +60,6 @@ def load(arguments: argparse.Namespace) -> sj.Policy:
     """The policy, with its weights on the device."""
     names = 'base', 'tokenizer', 'seed', 'dtype', 'adapter', 'limited'
     chosen: Any = {name: getattr(arguments, name) for name in names}
-    if not 0 <= arguments.seed < 2**32:
-        raise sj.UserError(
-            f'expected --seed from 0 to {2**32 - 1}, got {arguments.seed}; choose one'
-        )
     chosen['cameras'] = renamed(arguments.cameras)
     if arguments.chunking:
         chosen['chunking'] = sj.ChunkingConfig(arguments.chunking)

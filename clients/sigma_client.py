@@ -59,7 +59,7 @@ class Client:
                 self._socket, why = None, getattr(error, 'response', getattr(error, 'rcvd', None))
                 code = getattr(why, 'status_code', getattr(why, 'code', 503))
                 if code < 500 or code in (1002, 1003, 1008, 1009) or perf_counter() > end:
-                    said = f'{error} {getattr(why, "body", b"").decode()}'.strip()
+                    said = f'{error} {getattr(why, "body", b"").decode(errors="replace")}'.strip()
                     raise ConnectionError(f'expected an answer, got: {said}') from error
                 sleep(0.2)
 

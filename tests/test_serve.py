@@ -120,7 +120,8 @@ def test_settings_that_do_not_fit_the_policy(monkeypatch, change, renamed, sente
 
 def test_a_seed_that_is_none():
     with started(f'--policy={TINY}', '--seed=-1') as process:
-        assert 'expected --seed from 0 to 4294967295, got -1' in process.communicate(timeout=60)[1]
+        told = process.communicate(timeout=60)[1]
+        assert 'expected seed from 0 to 4294967295, got -1; choose one' in told
         assert process.returncode == 2
 
 

@@ -15,6 +15,7 @@ import jax
 from jaxtyping import Array, Bool, Float, Int
 
 from sigma_jax.backbones.names import NameTable
+from sigma_jax.errors import UserError
 from sigma_jax.nn.lora import LoraConfig, MatrixLayout
 from sigma_jax.nn.quant import FLOAT32
 from sigma_jax.processing.processor import Prompt
@@ -206,8 +207,15 @@ def no_hints(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def no_sizes(*_: Any) -> Any:
-    """Raises NotImplementedError: this kind has no checkpoints of that sort."""
-    raise NotImplementedError('this kind of backbone reads no sizes from such arrays')
+    """The reader of sizes of a kind without public checkpoints.
+
+    Raises:
+      UserError: always.
+    """
+    raise UserError(
+        'expected a checkpoint that convert_weights.py wrote, got arrays from elsewhere, whose '
+        'sizes this kind of backbone does not know; convert it, or give its spec a reader of sizes'
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

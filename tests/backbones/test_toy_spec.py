@@ -87,6 +87,11 @@ def test_a_spec_is_found_by_name_config_and_names():
         kinds.of(object())
 
 
+def test_tensors_from_elsewhere_tell_nothing_to_a_kind_without_public_checkpoints():
+    with pytest.raises(UserError, match='expected a checkpoint that convert_weights.py wrote'):
+        TOY.from_tensors({}, {})
+
+
 def test_a_config_names_its_kind_and_sizes():
     model = ModelConfig.from_section({'kind': 'toy', 'width': 8, 'dtype': 'bfloat16'})
     assert model.sizes == ToyConfig(width=8) and model.build().dtype == 'bfloat16'
