@@ -148,3 +148,11 @@ def test_a_namespace_loads_nothing_until_a_name_of_it_is_used():
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'sigma_jax' has no attribute 'trian'"):
         _ = sj.trian
+
+
+@pytest.mark.parametrize('script', ['convert_weights', 'prepare_data', 'train', 'evaluate'])
+def test_only_the_server_needs_what_serving_does(script):
+    """An installation without extras has none of these."""
+    gone = ('websockets', 'prometheus_client', 'grpc', 'gymnasium', 'mujoco')
+    hide = f'import sys; sys.modules |= dict.fromkeys({gone!r}); import {script}'
+    assert run(hide).returncode == 0, run(hide).stderr[-400:]

@@ -1,7 +1,7 @@
 """Results as tables on a console: an ablation's last losses, a forecast, a proof, a preparation."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -11,9 +11,11 @@ from rich.text import Text
 from sigma_jax.ablations.stacked import mean_and_std
 from sigma_jax.ablations.summary import SHOWN
 from sigma_jax.api.conversion import Proof
-from sigma_jax.api.serving_forecast import ServingForecast
 from sigma_jax.convert.parity.verify import COSINE
 from sigma_jax.training.memory_check import GIB, Forecast
+
+if TYPE_CHECKING:
+    from sigma_jax.api.serving_forecast import ServingForecast  # its modules need an extra
 
 
 def ablation_table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
@@ -67,7 +69,7 @@ def show_forecast(forecast: Forecast, console: Console) -> None:
     console.print(forecast.verdict, highlight=False, soft_wrap=True)
 
 
-def show_serving_forecast(forecast: ServingForecast, console: Console) -> None:
+def show_serving_forecast(forecast: 'ServingForecast', console: Console) -> None:
     """What serving takes in GiB, the least time of a batch, what was assumed, and the verdict.
 
     Args:
