@@ -88,7 +88,7 @@ def show_log() -> None:
     logging.getLogger('sigma_jax.policies.serving.openpi.server.socket').setLevel(logging.CRITICAL)
 
 
-def settings(arguments: argparse.Namespace) -> sj.ServingConfig:
+def settings(arguments: argparse.Namespace) -> 'sj.ServingConfig':
     """What `sj.serve` takes of the command line."""
     names = {field.name for field in dataclasses.fields(sj.ServingConfig)}
     return sj.ServingConfig(**{k: v for k, v in vars(arguments).items() if k in names})

@@ -150,9 +150,19 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         _ = sj.trian
 
 
+# an installation without extras has none of these
+EXTRAS = 'websockets', 'prometheus_client', 'grpc', 'gymnasium', 'mujoco'
+PLAIN = f'import sys; sys.modules |= dict.fromkeys({EXTRAS!r}); '
+
+
 @pytest.mark.parametrize('script', ['convert_weights', 'prepare_data', 'train', 'evaluate'])
 def test_only_the_server_needs_what_serving_does(script):
-    """An installation without extras has none of these."""
-    gone = ('websockets', 'prometheus_client', 'grpc', 'gymnasium', 'mujoco')
-    hide = f'import sys; sys.modules |= dict.fromkeys({gone!r}); import {script}'
-    assert run(hide).returncode == 0, run(hide).stderr[-400:]
+    found = run(f'{PLAIN}import {script}')
+    assert found.returncode == 0, found.stderr[-400:]
+
+
+@pytest.mark.parametrize('argument', ['--help', '--policy=runs/base'])
+def test_the_server_says_what_it_needs(argument):
+    found = run(f'{PLAIN}import serve; sys.argv = ["serve.py", {argument!r}]; serve.main()')
+    assert found.returncode == 2 and 'Traceback' not in found.stderr
+    assert "; run `pip install 'sigma_jax[serve]'`" in found.stderr

@@ -172,7 +172,7 @@ def is_weights(folder: pathlib.Path) -> bool:
       folder: of the export.
 
     Returns:
-      Whether it does.
+      Whether it is.
     """
     parts, record = (folder / FACTORS, folder / HEADS), folder / RECORD
     if not (folder / MERGED).is_dir() or any(part.exists() for part in parts):

@@ -136,9 +136,6 @@ def test_only_the_action_expert_is_differentiated(model, monkeypatch):
     seals['denoise'] = True
     with pytest.raises(Asked):  # by the expert's own actions: a seal does tell
         trace()
-    seals['denoise'] = True
-    with pytest.raises(Asked):
-        trace()
 
 
 def test_a_gradient_through_the_cache_would_be_seen(model):
